@@ -1,0 +1,1 @@
+"""Superposed Decoding: the algorithm and the engine that runs it on a causal language model."""

@@ -1,0 +1,156 @@
+"""The one place where the model runs: prompts, superposed decode steps and verification passes."""
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from superdraft.decoding.errors import UnsupportedModelError
+from superdraft.decoding.kv_cache import SlotKVCache, probe_layer_shapes
+
+SELF_CHECK_TOKENS = 6
+
+
+class ModelRunner:
+    """Runs a transformers causal LM over the slots of a KV cache.
+
+    Any architecture works that takes `inputs_embeds`, a `Cache`, a 4-D attention mask and position ids; a short check
+    when it is built compares it with the plain, uncached model and refuses the ones where that is not so.
+
+    Args:
+        model: the model, in evaluation mode.
+        num_slots: sequences that can run at once.
+        max_model_len: positions of each slot.
+
+    Raises:
+        UnsupportedModelError: the model cannot be run this way.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_slots: int, max_model_len: int) -> None:
+        self.model = model
+        self.device: torch.device = model.device
+        self.num_slots = num_slots
+        self.max_model_len = max_model_len
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self._embedding = model.get_input_embeddings()
+        self._can_keep_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        config = model.config.get_text_config()
+        self._layer_types: set[str] = set(getattr(config, "layer_types", None) or ())
+        self._sliding_window: int | None = getattr(config, "sliding_window", None)
+        with torch.inference_mode():
+            like = self._embedding(torch.zeros(1, dtype=torch.long, device=self.device))
+            self.cache = SlotKVCache(probe_layer_shapes(model), num_slots, max_model_len, like)
+        self._self_check()
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """Outputs of the model's embedding module, shape [N, D]."""
+        embeddings: Tensor = self._embedding(torch.tensor(token_ids, device=self.device))
+        return embeddings
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, token_ids: Sequence[int], start: int = 0) -> Tensor:
+        """Run T tokens of a prompt into a slot, from position `start` on.
+
+        Returns:
+            Logits after the last of them, shape [1, V].
+        """
+        self.cache.select(slot, [start], len(token_ids))
+        ids = torch.tensor([token_ids], device=self.device)
+        positions = torch.arange(start, start + len(token_ids), device=self.device).unsqueeze(0)
+        return self._forward(positions, input_ids=ids)
+
+    @torch.inference_mode()
+    def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
+        """One decode step of slots [0, B): one row and one new position for each.
+
+        Args:
+            embeddings: superposed embeddings, shape [B, D].
+            lengths: positions that each slot holds already, length B.
+
+        Returns:
+            Logits, shape [B, V].
+        """
+        self.cache.select(0, list(lengths), 1)
+        positions = torch.tensor(lengths, device=self.device).unsqueeze(1)
+        return self._forward(positions, inputs_embeds=embeddings.unsqueeze(1))
+
+    @torch.inference_mode()
+    def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
+        """The exact next-token log-probabilities along whole token sequences, without cache or superposition.
+
+        Args:
+            token_ids: R sequences, none empty.
+            start: first position wanted; what comes before is context only.
+
+        Returns:
+            For each sequence of length T the log-softmax after its tokens from `start` on, shape [T - start, V],
+            float32.
+        """
+        longest = max(len(ids) for ids in token_ids)
+        # Padding on the right: under a causal mask it cannot reach the real tokens before it.
+        rows = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in token_ids]
+        # A vocabulary's worth of logits for every prompt token would be the largest tensor of all: leave them out.
+        keep = {"logits_to_keep": longest - start} if self._can_keep_logits else {}
+        logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False, **keep).logits
+        logits = logits[:, start - longest :]
+        return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
+
+    def _forward(self, positions: Tensor, **inputs: Tensor) -> Tensor:
+        keep = {"logits_to_keep": 1} if self._can_keep_logits else {}
+        output = self.model(
+            attention_mask=self._attention_mask(positions),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **keep,
+            **inputs,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def _attention_mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """What each new position may see: additive, shape [B, 1, T, read_length], or one such mask a layer type."""
+        keys = torch.arange(self.cache.read_length, device=self.device)
+        distance = positions[:, None, :, None] - keys
+        full = self._additive(distance >= 0)
+        if self._sliding_window is None:
+            return full
+        sliding = self._additive((distance >= 0) & (distance < self._sliding_window))
+        if len(self._layer_types) > 1:
+            return {"full_attention": full, "sliding_attention": sliding}
+        return full if self._layer_types == {"full_attention"} else sliding
+
+    def _additive(self, visible: Tensor) -> Tensor:
+        dtype = self.model.dtype
+        return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+    def _self_check(self) -> None:
+        """Slots, masks and embeddings against the plain model, on a few tokens and two slots of different lengths."""
+        count = min(SELF_CHECK_TOKENS, self.max_model_len)
+        ids = [(7 * i + 1) % min(self.vocab_size, 100) for i in range(count)]
+        try:
+            expected = self.exact_logprobs([ids, ids[1:]])
+            self.prefill(0, ids[:-1])
+            rows, lengths = [ids[-1]], [count - 1]
+            if self.num_slots > 1:
+                self.prefill(1, ids[1:-1])
+                rows, lengths = [ids[-1]] * 2, [count - 1, count - 2]
+            got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
+        except UnsupportedModelError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} cannot be run with embeddings as input over a KV cache in slots: {error}"
+            ) from error
+        wanted = torch.stack([logprobs[-1] for logprobs in expected[: len(rows)]])
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.05
+        difference = float((got.exp() - wanted.exp()).abs().max())
+        if not difference <= tolerance:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} gives other probabilities with embeddings as input and a KV cache in "
+                f"slots than on its own (largest difference {difference:.3g}, allowed {tolerance}), so Superposed Decoding "
+                "would be wrong on it. Use another model."
+            )

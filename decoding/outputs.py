@@ -1,0 +1,103 @@
+"""What the engine answers. Plain values: no tensors, nothing of HTTP."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from superdraft.decoding.errors import SuperdraftError
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's exact log-probability under the language model, by a verification pass.
+
+    Attributes:
+        token_id: the token.
+        text: its text as it stands in the draft; bytes that are no whole character show as U+FFFD.
+        logprob: natural log; None for the first token of a prompt, which nothing precedes.
+        top: the most probable alternatives, best first, as (token id, text, log-probability).
+    """
+
+    token_id: int
+    text: str
+    logprob: float | None
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOutput:
+    """One finished draft.
+
+    Attributes:
+        index: rank, 0 is the best.
+        text: what goes on right after the prompt's last character.
+        token_ids: the draft's tokens, without the end-of-text token. With a stop string these are the tokens that
+            were decoded, so their text may be longer than `text`.
+        tokens: the text of each token.
+        score: mean over the tokens of ln p_f, the interpolated score (eq. 6), the end-of-text token included.
+        token_logprobs: for each token, its log-probability in the step that chose it. The first is exact; the later
+            ones come from the shared, superposed forward and are approximations.
+        finish_reason: "stop" (end of text or a stop string) or "length".
+        exact_logprobs: from the verification pass, if one was asked for.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    score: float
+    token_logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    exact_logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Work done for one request.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt as it was fed to the model.
+        completion_tokens: tokens of all drafts together.
+        cached_tokens: prompt tokens whose keys and values came from an earlier request.
+        forward_rows: model rows of all decode steps: one a step for superposed decoding, whatever k is. The
+            prompt's own pass is not counted; a verification pass counts one row for each token it checks.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    forward_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall-clock milliseconds of one request. `ngram_ms` is part of `prefill_ms` and `decode_ms`."""
+
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    ngram_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOutput:
+    """The answer to one request: its drafts, best first."""
+
+    request_id: str
+    drafts: tuple[DraftOutput, ...]
+    usage: Usage
+    timings: Timings
+    prompt_token_ids: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one engine step has to say of one request. Exactly one of `output` and `error` is set; it is terminal."""
+
+    request_id: str
+    output: GenerationOutput | None = None
+    error: SuperdraftError | None = None

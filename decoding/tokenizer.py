@@ -1,0 +1,146 @@
+"""Text to token ids and back, with the exact bytes of every token.
+
+Drafts are compared, cut at stop strings and shown by their *bytes*: a token may hold part of a character, and decoding
+a token by itself often loses its leading space. The table of token bytes makes both exact.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from superdraft.decoding.errors import UnsupportedModelError
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The printable stand-ins of byte-level BPE (GPT-2): character -> byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return alphabet
+
+
+def _decoder_types(node: Any) -> Iterable[str]:
+    """The `type` of a tokenizers decoder and of the decoders inside it."""
+    if isinstance(node, dict):
+        if "type" in node:
+            yield node["type"]
+        for child in node.get("decoders", []):
+            yield from _decoder_types(child)
+
+
+def valid_utf8_prefix(data: bytes) -> str:
+    """`data` as text, without a character that is still incomplete at its end; other broken bytes become U+FFFD."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data":
+            return data[: error.start].decode("utf-8")
+        # Broken inside: show the damage, but still hold back an unfinished character at the end.
+        for cut in range(1, 4):
+            tail = data[-cut:]
+            if tail[0] >= 0xC0:
+                try:
+                    tail.decode("utf-8")
+                except UnicodeDecodeError as tail_error:
+                    if tail_error.reason == "unexpected end of data":
+                        data = data[:-cut]
+                break
+        return data.decode("utf-8", errors="replace")
+
+
+class Tokenizer:
+    """A transformers tokenizer with what Superposed Decoding needs of it.
+
+    Args:
+        hf_tokenizer: a transformers tokenizer.
+        model_vocab_size: rows of the model's output; ids from the tokenizer's size up to here have no text (padding
+            rows) and are never drafted.
+        eos_token_ids: ids that end a text beside the tokenizer's own, from the model's generation settings.
+    """
+
+    def __init__(
+        self,
+        hf_tokenizer: Any,
+        model_vocab_size: int | None = None,
+        eos_token_ids: Iterable[int] = (),
+    ) -> None:
+        self.hf_tokenizer = hf_tokenizer
+        self.vocab_size = model_vocab_size or len(hf_tokenizer)
+        own_eos = hf_tokenizer.eos_token_id
+        # Chat models name the end of a turn as their end of text and keep the base model's own end beside it.
+        base_eos = self.vocabulary.get("<|endoftext|>")
+        ends = {own_eos, base_eos, *eos_token_ids} - {None}
+        self.eos_token_ids: frozenset[int] = frozenset(ends)
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, added tokens included."""
+        return dict(self.hf_tokenizer.get_vocab())
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        added = self.hf_tokenizer.added_tokens_decoder
+        return set(self.hf_tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+    @cached_property
+    def suppressed_token_ids(self) -> tuple[int, ...]:
+        """Ids that never appear in a draft: special tokens that do not end a text, and ids without a token."""
+        known = set(self.vocabulary.values())
+        no_text = {i for i in range(self.vocab_size) if i not in known}
+        return tuple(sorted((self._special_ids | no_text) - self.eos_token_ids))
+
+    @property
+    def start_token_id(self) -> int | None:
+        """The token that stands for an empty prompt: the border between documents, else begin of text."""
+        border = self.vocabulary.get("<|endoftext|>")
+        candidates = (border, self.hf_tokenizer.bos_token_id, min(self.eos_token_ids, default=None))
+        return next((token_id for token_id in candidates if token_id is not None), None)
+
+    def encode(self, text: str) -> list[int]:
+        """`text` as token ids, with the special tokens that the model wants in front of it."""
+        return list(self.hf_tokenizer.encode(text, verbose=False))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids` as it stands in a running text, special tokens left out."""
+        return valid_utf8_prefix(b"".join(self.token_bytes[i] for i in token_ids))
+
+    def token_text(self, token_id: int) -> str:
+        """One token for people to read: its text, or its name if it is special; broken characters show as U+FFFD."""
+        if token_id in self._special_ids:
+            return str(self.hf_tokenizer.convert_ids_to_tokens(token_id))
+        return self.token_bytes[token_id].decode("utf-8", errors="replace")
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes that each id adds to a text, shape [vocab_size]; none for special tokens and padding ids."""
+        table = [b""] * max(self.vocab_size, max(self.vocabulary.values()) + 1)
+        to_bytes = self._token_to_bytes()
+        added = self.hf_tokenizer.added_tokens_decoder
+        for token, token_id in self.vocabulary.items():
+            if token_id in self._special_ids:
+                continue
+            table[token_id] = token.encode() if token_id in added else to_bytes(token)
+        return tuple(table)
+
+    def _token_to_bytes(self) -> Any:
+        backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
+        types = set(_decoder_types(json.loads(backend.to_str())["decoder"])) if backend is not None else set()
+        if "ByteLevel" in types:
+            alphabet = _byte_level_alphabet()
+            return lambda token: bytes(alphabet[char] for char in token)
+        if types & {"ByteFallback", "Metaspace", "Replace"} or backend is None:
+            return _sentencepiece_bytes
+        raise UnsupportedModelError(
+            f"The tokenizer's decoder ({', '.join(sorted(types)) or 'none'}) is neither byte-level nor SentencePiece-"
+            "like, so the text of its tokens is not known exactly. Use a model with a tokenizer of one of these kinds."
+        )
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    match = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(match[1], 16)]) if match else token.replace("▁", " ").encode()

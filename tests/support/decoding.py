@@ -1,0 +1,81 @@
+"""Engines over tiny models, a counter of model rows, and scorers for tests."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine import Engine, build_engine
+from superdraft.decoding.model_loader import LoadedModel
+from superdraft.decoding.outputs import GenerationOutput, StepOutput
+from transformers import PreTrainedModel
+
+from support.models import tiny_model, tiny_tokenizer
+
+
+def tiny_engine(architecture: str = "llama", *, seed: int = 0, **config: object) -> tuple[Engine, PreTrainedModel]:
+    model = tiny_model(architecture, seed)
+    loaded = LoadedModel(model, tiny_tokenizer(), architecture, Path())
+    return build_engine(loaded, EngineConfig(**({"max_model_len": 96, "num_slots": 4} | config))), model
+
+
+def run_all(engine: Engine) -> dict[str, StepOutput]:
+    """Step until nothing is left; fails if a request is answered twice."""
+    outputs: dict[str, StepOutput] = {}
+    while engine.has_unfinished:
+        for output in engine.step():
+            assert output.request_id not in outputs
+            assert (output.output is None) != (output.error is None)
+            outputs[output.request_id] = output
+    assert engine.step() == []
+    return outputs
+
+
+def texts(output: GenerationOutput) -> list[str]:
+    return [draft.text for draft in output.drafts]
+
+
+@contextlib.contextmanager
+def counted_rows(model: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
+    """The (rows, positions) of every forward pass, as the model itself sees them."""
+    shapes: list[tuple[int, int]] = []
+
+    def note(_module: object, _args: object, kwargs: dict) -> None:
+        tensor = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
+        shapes.append((tensor.shape[0], tensor.shape[1]))
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield shapes
+    finally:
+        handle.remove()
+
+
+class HashScorer:
+    """An n-gram model out of thin air: a deterministic log-probability for each (last token, candidate)."""
+
+    order = 2
+
+    def initial_state(self, token_ids: Sequence[int]) -> int:
+        return token_ids[-1]
+
+    def score(self, states: Sequence[int], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [
+            [-0.1 - (state * 31 + x * 17) % 23 / 4 for x in row] for state, row in zip(states, candidates, strict=True)
+        ]
+
+    def advance(self, state: int, token_id: int) -> int:
+        return token_id
+
+
+class FailingScorer(HashScorer):
+    """Raises after a number of calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def score(self, states: Sequence[int], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
+        if self.calls == 0:
+            raise RuntimeError("scorer broke on a secret prompt")
+        self.calls -= 1
+        return super().score(states, candidates)

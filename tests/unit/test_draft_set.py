@@ -1,0 +1,188 @@
+"""draft_set, scoring, superposition and ranking against the plain-loop oracle, and their invariants."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from support.oracle import OracleResult, oracle_answer, run_oracle
+
+from superdraft.decoding.draft_set import Draft, DraftSet, advance
+from superdraft.decoding.draft_text import TokenAppender
+from superdraft.decoding.ranking import rank
+from superdraft.decoding.scoring import Candidates, interpolate, tempered_logprobs, top_candidates
+from superdraft.decoding.superposition import draft_weights
+
+VOCAB = 12
+# Two tokens share a text and one is a prefix of another, so that different token sequences can read the same.
+TOKEN_BYTES = (b"a", b"b", b"ab", b"a", b" c", b" d", b"e", b"f", b"g", b"h", b"", b"")
+SPECIAL = 10
+EOS = 11
+
+
+def text_of(tokens: list[int]) -> bytes:
+    return b"".join(TOKEN_BYTES[token] for token in tokens)
+
+
+class TableNgram:
+    """A bigram table: probability of x after the last token; missing means no support."""
+
+    def __init__(self, table: dict[tuple[int, int], float]) -> None:
+        self.table = table
+
+    def __call__(self, tokens: list[int], x: int) -> float:
+        return self.table.get((tokens[-1] if tokens else -1, x), 0.0)
+
+
+def run_product(logits, ngram, *, k, m, tau, alpha, penalty) -> tuple[DraftSet, list[list[float]]]:
+    drafts = DraftSet()
+    extend = TokenAppender(TOKEN_BYTES, frozenset({EOS}))
+    weights = []
+    for step, row in enumerate(logits):
+        if drafts.is_done:
+            break
+        if step > 0:
+            weights.append(drafts.weights.tolist())
+        (candidates,) = top_candidates(torch.tensor([row], dtype=torch.float32), [m], torch.tensor([SPECIAL]))
+        ngram_logprobs = None
+        if ngram is not None:
+            probs = [[ngram(list(draft.token_ids), x) for x in candidates.token_ids] for draft in drafts.alive]
+            with np.errstate(divide="ignore"):
+                ngram_logprobs = np.log(np.array(probs))
+        scores = interpolate(tempered_logprobs(candidates.logits, tau), ngram_logprobs, alpha, penalty)
+        drafts = advance(drafts, candidates, scores, k, extend)
+    return drafts, weights
+
+
+# Multiples of 1/64 are exact in float32, and distinct within a row: both sides see the same numbers and no ties.
+distinct_row = st.lists(st.integers(-400, 400), min_size=VOCAB, max_size=VOCAB, unique=True).map(
+    lambda row: [value / 64 for value in row]
+)
+tables = st.dictionaries(
+    st.tuples(st.integers(-1, VOCAB - 1), st.integers(0, VOCAB - 1)),
+    st.floats(1e-6, 1.0),
+    max_size=80,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    logits=st.lists(distinct_row, min_size=1, max_size=6),
+    table=st.none() | tables,
+    k=st.integers(1, 5),
+    m=st.integers(1, 30),
+    tau=st.sampled_from([0.06, 0.3, 1.0, 2.5]),
+    alpha=st.sampled_from([0.0, 0.3, 0.54, 1.0]),
+    penalty=st.sampled_from([0.0, 3.0, 200.0]),
+)
+def test_equals_the_oracle(logits, table, k, m, tau, alpha, penalty):
+    ngram = None if table is None else TableNgram(table)
+    settings_ = {"k": k, "m": m, "tau": tau, "alpha": alpha, "penalty": penalty}
+    expected = run_oracle(logits, ngram, **settings_, eos={EOS}, suppressed={SPECIAL}, text_of=text_of)
+    got, weights = run_product(logits, ngram, **settings_)
+    assume(not expected.tied)
+    assert_same(got, weights, expected)
+    answer = oracle_answer(expected, k, text_of)
+    means = [round(d.score / max(d.length, 1), 6) for d in (*expected.alive, *expected.finished)]
+    if len(set(means)) == len(means):
+        assert [list(draft.token_ids) for draft in rank(got, k)] == [draft.tokens for draft in answer]
+
+
+def assert_same(got: DraftSet, weights: list[list[float]], expected: OracleResult) -> None:
+    for ours, theirs in ((got.alive, expected.alive), (got.finished, expected.finished)):
+        assert [list(draft.token_ids) for draft in ours] == [draft.tokens for draft in theirs]
+        assert [draft.logprob for draft in ours] == pytest.approx([draft.score for draft in theirs], abs=1e-5)
+        assert [draft.num_scored for draft in ours] == [draft.length for draft in theirs]
+    assert len(weights) == len(expected.weights)
+    for ours, theirs in zip(weights, expected.weights, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    logits=st.lists(distinct_row, min_size=1, max_size=6),
+    table=st.none() | tables,
+    k=st.integers(1, 5),
+    m=st.integers(1, 30),
+)
+def test_invariants_hold_at_every_step(logits, table, k, m):
+    ngram = None if table is None else TableNgram(table)
+    for steps in range(1, len(logits) + 1):
+        drafts, weights = run_product(logits[:steps], ngram, k=k, m=m, tau=0.5, alpha=0.5, penalty=200.0)
+        assert len(drafts.alive) <= k
+        assert len(drafts.finished) <= k
+        assert len({draft.text for draft in drafts.alive}) == len(drafts.alive)
+        assert all(SPECIAL not in draft.token_ids and EOS not in draft.token_ids for draft in drafts.alive)
+        for gamma in weights:
+            assert sum(gamma) == pytest.approx(1.0)
+            assert min(gamma) >= 0
+        shown = rank(drafts, k)
+        assert 1 <= len(shown) <= k
+        assert len({draft.text for draft in shown}) == len(shown)
+        assert all(draft.finish_reason in ("stop", "length") for draft in shown)
+
+
+def test_a_hand_worked_step():
+    """Two drafts, two tokens, a bigram that prefers another token for each: each draft takes its own."""
+    drafts = DraftSet((Draft((4,), b" c", -1.0, 1, (-1.0,)), Draft((5,), b" d", -1.5, 1, (-1.5,))))
+    candidates = Candidates([6, 7], np.array([0.0, 0.0]), np.log([0.5, 0.5]))
+    lm = np.log([0.5, 0.5])
+    ngram = np.log([[0.9, 0.1], [0.2, 0.8]])
+    scores = interpolate(lm, ngram, alpha=0.5, penalty=200)
+    after = advance(drafts, candidates, scores, 2, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
+    # -1 + (ln .5 + ln .9)/2 = -1.399; -1.5 + (ln .5 + ln .8)/2 = -1.958; -1 + (ln .5 + ln .1)/2 = -2.498
+    assert [draft.token_ids for draft in after.alive] == [(4, 6), (5, 7)]
+    assert [draft.logprob for draft in after.alive] == pytest.approx([-1.39925, -1.95815], abs=1e-5)
+    # gamma = e^-1.39925 / (e^-1.39925 + e^-1.95815)
+    assert after.weights.tolist() == pytest.approx([0.63618, 0.36382], abs=1e-4)
+    assert after.alive[0].token_logprobs == pytest.approx((-1.0, np.log(0.5)))
+
+
+def test_a_draft_without_any_support_pays_the_penalty_and_keeps_its_order():
+    lm = np.log([0.7, 0.3])
+    none, some = [-np.inf, -np.inf], [-np.inf, np.log(0.4)]
+    scores = interpolate(lm, np.array([none, some]), alpha=0.5, penalty=10)
+    assert scores[0].tolist() == pytest.approx((0.5 * lm - 10).tolist())
+    assert scores[1].tolist() == [-np.inf, pytest.approx(0.5 * np.log(0.3) + 0.5 * np.log(0.4))]
+
+
+def test_alpha_one_ignores_the_language_model_but_for_its_cut():
+    scores = interpolate(np.array([-1.0, -np.log(50)]), np.log([[0.2, 0.8]]), alpha=1, penalty=200)
+    assert scores[0].tolist() == pytest.approx(np.log([0.2, 0.8]).tolist())
+
+
+def test_equal_scores_go_to_the_better_parent_then_the_likelier_token():
+    drafts = DraftSet((Draft((4,), b" c", 0.0, 1, (0.0,)), Draft((5,), b" d", 0.0, 1, (0.0,))))
+    candidates = Candidates([6, 7], np.zeros(2), np.zeros(2))
+    after = advance(drafts, candidates, np.zeros((1, 2)), 3, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
+    assert [draft.token_ids for draft in after.alive] == [(4, 6), (4, 7), (5, 6)]
+
+
+def test_an_ended_draft_does_not_forbid_a_living_one_with_the_same_text():
+    drafts = DraftSet(
+        (Draft((4,), b" c", -1.0, 1, (-1.0,)),), finished=(Draft((4, 6), b" ce", -0.5, 2, (0.0, 0.0), "stop"),)
+    )
+    candidates = Candidates([6], np.zeros(1), np.zeros(1))
+    after = advance(drafts, candidates, np.zeros((1, 1)), 2, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
+    assert [draft.text for draft in after.alive] == [b" ce"]
+
+
+def test_weights_survive_scores_far_below_zero():
+    assert draft_weights([-5000.0, -5000.0]).tolist() == [0.5, 0.5]
+    assert draft_weights([-1.0, -5000.0]).tolist() == [1.0, 0.0]
+
+
+def test_ranking_is_by_score_per_token_and_drops_what_says_nothing():
+    ended = (Draft((), b"", -0.01, 1, (-0.01,), "stop"), Draft((4,), b" c", -1.0, 2, (-0.5,), "stop"))
+    drafts = DraftSet((Draft((4, 6), b" ce", -0.8, 2, (0.0, 0.0)), Draft((5, 6), b" de", -3.0, 2, (0.0, 0.0))), ended)
+    assert [(draft.text, draft.finish_reason) for draft in rank(drafts, 3)] == [
+        (b" ce", "length"),
+        (b" c", "stop"),
+        (b" de", "length"),
+    ]
+    assert [draft.text for draft in rank(DraftSet((), ended[:1]), 3)] == [b""]
+
+
+def test_ranking_shows_a_text_once():
+    alive = (Draft((2,), b"ab", -0.8, 1, (0.0,)), Draft((0, 1), b"ab", -3.0, 2, (0.0, 0.0)))
+    assert [draft.token_ids for draft in rank(DraftSet(alive), 3)] == [(2,)]

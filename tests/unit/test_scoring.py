@@ -1,0 +1,79 @@
+"""The cut to m candidates, and parameters."""
+
+import numpy as np
+import pytest
+import torch
+
+from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.scoring import tempered_logprobs, top_candidates
+
+NONE = torch.tensor([], dtype=torch.long)
+
+
+def test_rows_of_a_batch_may_want_different_numbers_of_candidates():
+    logits = torch.tensor([[1.0, 3.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
+    first, second = top_candidates(logits, [1, 3], NONE)
+    assert first.token_ids == [1]
+    assert second.token_ids == [3, 2, 1]
+    expected = torch.log_softmax(logits[1], dim=-1)[[3, 2, 1]].tolist()
+    assert second.logprobs.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_suppressed_tokens_are_left_out_but_count_in_the_models_distribution():
+    (row,) = top_candidates(torch.tensor([[5.0, 4.0, 3.0]]), [3], torch.tensor([0]))
+    assert row.token_ids == [1, 2]
+    assert row.logprobs[0] == pytest.approx(float(torch.log_softmax(torch.tensor([5.0, 4.0, 3.0]), 0)[1]))
+
+
+def test_a_row_that_is_no_numbers_has_no_candidates_and_does_not_touch_the_next():
+    logits = torch.tensor([[float("nan"), 1.0], [0.0, 1.0], [float("inf"), 0.0], [float("-inf"), 0.0]])
+    rows = top_candidates(logits, [2] * 4, NONE)
+    assert [row.token_ids for row in rows] == [[], [1, 0], [], [1]]
+
+
+def test_low_precision_logits_do_not_overflow_the_normaliser():
+    (row,) = top_candidates(torch.full((1, 50_000), 300.0, dtype=torch.bfloat16), [1], NONE)
+    assert row.logprobs[0] == pytest.approx(-np.log(50_000), abs=1e-3)
+
+
+def test_cutting_after_the_softmax_is_the_same_as_a_softmax_over_the_cut():
+    logits = torch.tensor([2.0, -1.0, 0.5, 3.0, 1.0])
+    probs = torch.softmax(logits / 0.3, 0)
+    kept = torch.topk(probs, 3)
+    expected = (kept.values / kept.values.sum()).log()
+    assert tempered_logprobs(logits[kept.indices].double().numpy(), 0.3) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_a_tiny_temperature_does_not_underflow_to_nothing():
+    assert tempered_logprobs(np.array([10.0, -40.0]), 0.001).tolist() == [0.0, -50_000.0]
+
+
+def test_m_is_k_squared_unless_said():
+    assert GenerationParams(num_drafts=4).num_candidates == 16
+    assert GenerationParams(num_drafts=4, candidates_per_draft=5).num_candidates == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_drafts", 0),
+        ("num_drafts", True),
+        ("num_drafts", 2.0),
+        ("max_tokens", -1),
+        ("alpha", 1.01),
+        ("alpha", float("nan")),
+        ("tau", 0.0),
+        ("tau", float("inf")),
+        ("candidates_per_draft", 0),
+        ("penalty", -1),
+        ("selection", "magic"),
+        ("stop", ("",)),
+        ("verify_top", 21),
+    ],
+)
+def test_bad_parameters_are_refused_by_name(name, value):
+    with pytest.raises(InvalidRequestError) as caught:
+        GenerationParams(**{name: value})
+    assert caught.value.param == {"verify_top": "logprobs"}.get(name, name)
+    assert "must be" in str(caught.value)
