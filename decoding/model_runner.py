@@ -151,6 +151,6 @@ class ModelRunner:
         if not difference <= tolerance:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} gives other probabilities with embeddings as input and a KV cache in "
-                f"slots than on its own (largest difference {difference:.3g}, allowed {tolerance}), so Superposed Decoding "
-                "would be wrong on it. Use another model."
+                f"slots than on its own (largest difference {difference:.3g}, allowed {tolerance}), so Superposed "
+                "Decoding would be wrong on it. Use another model."
             )

@@ -28,7 +28,7 @@ def test_one_row_and_one_slot_whatever_k_is(k):
 
 
 def test_the_cache_is_allocated_once_and_has_one_slot_a_request():
-    engine, model = tiny_engine(num_slots=3)
+    engine, _ = tiny_engine(num_slots=3)
     cache = engine._runner.cache
     addresses = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
     # 2 layers, keys and values, 3 slots, 2 heads, 96 positions, 8 numbers of 4 bytes

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine import Engine, build_engine
+from superdraft.decoding.model_loader import load_model
 from superdraft.decoding.params import GenerationParams
 
 GREEDY = {"num_drafts": 1, "alpha": 0.0}
@@ -75,8 +76,9 @@ PROMPTS += [f"{number}. The {subject} is" for number, subject in enumerate(SUBJE
 
 def test_default_model(default_model):
     assert len(PROMPTS) == 50
-    engine = build_engine(default_model, EngineConfig(max_model_len=128, num_slots=1))
+    loaded = load_model(str(default_model))
+    engine = build_engine(loaded, EngineConfig(max_model_len=128, num_slots=1))
     for prompt in PROMPTS:
         ids = engine.tokenizer.encode(prompt)
         draft = engine.generate(prompt, GenerationParams(max_tokens=8, **GREEDY)).drafts[0]
-        assert list(draft.token_ids) == transformers_greedy(default_model.model, engine, ids, 8), prompt
+        assert list(draft.token_ids) == transformers_greedy(loaded.model, engine, ids, 8), prompt

@@ -1,0 +1,1 @@
+"""HTTP in, drafts out: the service and the command line."""

@@ -1,0 +1,62 @@
+"""What the wires share: field types of requests and the answers of the model routes."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
+
+TokenIds = list[int]
+Prompt = str | TokenIds
+
+MAX_TOKEN_ID = 2**31 - 1
+
+
+def _refuse_lookalikes(value: Any) -> Any:
+    """Pydantic would take true for 1 and "3" for 3."""
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number")
+    return value
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or not all(isinstance(item, str) and item for item in strings):
+        raise ValueError("must be a string or a list of strings, none of them empty")
+    return tuple(strings)
+
+
+def is_token_ids(value: Any) -> bool:
+    """Whether a JSON value is a list of token ids. The engine checks them against the vocabulary."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value)
+
+
+Number = Annotated[float, BeforeValidator(_refuse_lookalikes), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_refuse_lookalikes)]
+Stop = Annotated[
+    tuple[str, ...],
+    PlainValidator(_stop_strings),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+def without_nulls(data: Any) -> Any:
+    """A JSON object without its null fields: null means "the default" on the OpenAI wire."""
+    if not isinstance(data, dict):
+        return data
+    return {name: value for name, value in data.items() if value is not None}
+
+
+class ModelCard(BaseModel):
+    """One served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "superdraft"
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """Every name that `model` takes."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

@@ -1,0 +1,122 @@
+"""`POST /v1/drafts`: the native wire. Unknown fields are an error."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+
+from superdraft.server import examples
+from superdraft.server.schemas import Integer, Number, Prompt, Stop, is_token_ids, without_nulls
+
+NgramChoice = str | dict[str, float] | None
+
+
+def _prompt(value: Any) -> Prompt:
+    if isinstance(value, str) or is_token_ids(value):
+        return value  # type: ignore[no-any-return]
+    raise ValueError("must be a string or a list of token ids")
+
+
+def _ngram_model(value: Any) -> NgramChoice:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, dict) and value:
+        weights = value.values()
+        if all(type(weight) in (int, float) and 0 < weight < math.inf for weight in weights):
+            return value
+    raise ValueError("must be null, a name, or an object of names with weights above 0")
+
+
+_PROMPT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}
+_NGRAM_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+        {"type": "null"},
+    ]
+}
+
+
+class DraftsRequest(BaseModel):
+    """A request for drafts. A null field means its default, except `ngram_model`, where null means none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [examples.DRAFTS_REQUEST]})
+
+    prompt: Annotated[Prompt, PlainValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
+    model: str | None = Field(default=None, description="Absent: the served model.")
+    num_drafts: Integer = Field(default=3, ge=1, description="k; there may be fewer distinct drafts.")
+    max_tokens: Integer = Field(default=16, ge=0, description="New tokens of each draft, at most.")
+    alpha: Number | None = Field(
+        default=None, ge=0, le=1, description="Weight of the n-gram model; absent: the server's."
+    )
+    tau: Number | None = Field(
+        default=None, ge=0.001, le=100, description="Temperature of the language model's part; absent: the server's."
+    )
+    candidates_per_draft: Integer | None = Field(
+        default=None, ge=1, description="m, the next tokens that every draft may go on with; absent: k squared."
+    )
+    ngram_model: Annotated[NgramChoice, PlainValidator(_ngram_model), WithJsonSchema(_NGRAM_SCHEMA)] = Field(
+        default=None, description="A loaded n-gram model, or {name: weight}; null: none; absent: the server's default."
+    )
+    stop: Stop = Field(default=(), description="A draft ends before the first of these.")
+    seed: Integer | None = Field(
+        default=None, ge=-(2**63), lt=2**63, description="Accepted; superposed decoding is deterministic."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls_are_defaults(cls, data: Any) -> Any:
+        kept = without_nulls(data)
+        if isinstance(data, dict) and "ngram_model" in data:
+            kept["ngram_model"] = data["ngram_model"]
+        return kept
+
+    @property
+    def uses_default_ngram_model(self) -> bool:
+        """Whether the request leaves the n-gram model to the server."""
+        return "ngram_model" not in self.model_fields_set
+
+
+class Draft(BaseModel):
+    """One draft; index 0 is the best. `token_logprobs` after the first are those of the shared, superposed forward."""
+
+    index: int
+    text: str
+    tokens: list[str]
+    token_ids: list[int]
+    score: float
+    token_logprobs: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+class DraftsUsage(BaseModel):
+    """Work done. `forward_rows`: model rows of all decode steps, one a step whatever k is."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+    forward_rows: int
+
+
+class DraftsTimings(BaseModel):
+    """Milliseconds; `ngram_ms` is part of the prefill's and the decode's."""
+
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    ngram_ms: float
+    total_ms: float
+
+
+class DraftsResponse(BaseModel):
+    """The answer of the native wire."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.DRAFTS_RESPONSE]})
+
+    id: str
+    model: str
+    drafts: list[Draft]
+    usage: DraftsUsage
+    timings: DraftsTimings
+    warnings: list[str]

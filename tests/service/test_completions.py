@@ -1,0 +1,259 @@
+"""`POST /v1/completions` over a fake engine."""
+
+import json
+import math
+
+import pytest
+
+from superdraft.server.schemas_openai import CompletionRequest
+
+PATH = "/v1/completions"
+
+
+def ask(client, **body):
+    response = client.post(PATH, json={"prompt": "hi", "max_tokens": 2, **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refusal(client, **body):
+    response = client.post(PATH, json={"prompt": "hi", "max_tokens": 2, **body})
+    assert response.status_code == 400, response.text
+    return response.json()["error"]
+
+
+def test_answer_has_openais_shape(client):
+    answer = ask(client, n=3)
+    assert answer["id"].startswith("cmpl-")
+    assert len(answer["id"]) == len("cmpl-") + 32
+    assert answer["object"] == "text_completion"
+    assert isinstance(answer["created"], int)
+    assert answer["model"] == "tiny"
+    assert answer["system_fingerprint"] is None
+    assert answer["choices"] == [
+        {"index": i, "text": text, "logprobs": None, "finish_reason": "length"}
+        for i, text in enumerate([" red0 red1", " green0 green1", " blue0 blue1"])
+    ]
+    assert answer["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 6,
+        "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
+    assert answer["warnings"] == []
+
+
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", "", "application/json"])
+def test_body_is_json_whatever_the_content_type(client, content_type):
+    body = json.dumps({"prompt": "hi", "n": 3}).encode()
+    response = client.post(PATH, content=body, headers={"content-type": content_type})
+    assert response.status_code == 200
+    assert len(response.json()["choices"]) == 3
+
+
+def test_null_means_the_default(client, engine):
+    nulls = dict.fromkeys(set(CompletionRequest.model_fields) - {"prompt"})
+    answer = ask(client, **nulls)
+    assert len(answer["choices"]) == 1
+    assert engine.seen[0].params.max_tokens == 16
+    assert answer["warnings"] == []
+
+
+def test_null_prompt_is_an_empty_one(client, engine):
+    ask(client, prompt=None)
+    assert engine.seen[0].token_ids == ()
+
+
+def test_batch_of_prompts_numbers_choices_by_prompt(client):
+    answer = ask(client, prompt=["a", "bcd"], n=2, echo=True)
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "a red0 red1"),
+        (1, "a green0 green1"),
+        (2, "bcd red0 red1"),
+        (3, "bcd green0 green1"),
+    ]
+    assert answer["usage"]["prompt_tokens"] == 4
+    assert answer["usage"]["completion_tokens"] == 8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fed"), [([104, 105], [(104, 105)]), ([[104], [105, 106]], [(104,), (105, 106)]), (["a"], [(97,)])]
+)
+def test_prompts_as_token_ids(client, engine, prompt, fed):
+    ask(client, prompt=prompt)
+    assert [job.token_ids for job in engine.seen] == fed
+
+
+def test_echo_of_token_ids_is_their_text(client):
+    assert ask(client, prompt=[104, 105], echo=True)["choices"][0]["text"] == "hi red0 red1"
+
+
+def test_fewer_distinct_drafts_are_fewer_choices_and_indices_keep_their_meaning(client, engine):
+    engine.max_distinct_drafts = 1
+    answer = ask(client, prompt=["a", "b"], n=3)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 3]
+
+
+def test_best_of_decodes_more_drafts_than_it_shows(client, engine):
+    answer = ask(client, n=2, best_of=5)
+    assert engine.seen[0].params.num_drafts == 5
+    assert len(answer["choices"]) == 2
+    assert answer["usage"]["completion_tokens"] == 4
+
+
+def test_stop_is_a_string_or_a_long_list(client, engine):
+    answer = ask(client, stop=" red1")
+    assert answer["choices"][0] == {"index": 0, "text": " red0", "logprobs": None, "finish_reason": "stop"}
+    ask(client, stop=[f"</{i}>" for i in range(40)])
+    assert len(engine.seen[1].params.stop) == 40
+
+
+def test_logprobs_in_the_legacy_shape(client, engine):
+    choice = ask(client, logprobs=1)["choices"][0]
+    assert engine.seen[0].params.verify_top == 1
+    assert choice["logprobs"] == {
+        "tokens": [" red0", " red1"],
+        "token_logprobs": [-1.0, -9999.0],
+        "top_logprobs": [{" alt": -0.125, " red0": -1.0}, {" alt": -0.125, " red1": -9999.0}],
+        "text_offset": [0, 5],
+    }
+
+
+def test_zero_logprobs_still_gives_the_drafts_own(client):
+    logprobs = ask(client, logprobs=0)["choices"][0]["logprobs"]
+    assert logprobs["top_logprobs"] == [{" red0": -1.0}, {" red1": -9999.0}]
+
+
+def test_logprobs_with_echo_start_with_the_prompt(client):
+    logprobs = ask(client, logprobs=1, echo=True)["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["h", "i", " red0", " red1"]
+    assert logprobs["token_logprobs"] == [None, -0.5, -1.0, -9999.0]
+    assert logprobs["top_logprobs"][0] is None
+    assert logprobs["text_offset"] == [0, 1, 2, 7]
+
+
+def test_logprobs_leave_out_tokens_behind_a_stop_string(client):
+    logprobs = ask(client, logprobs=0, stop=[" red1"])["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == [" red0"]
+
+
+def test_no_tokens_with_echo_gives_the_prompt(client):
+    choice = ask(client, max_tokens=0, echo=True, logprobs=1)["choices"][0]
+    assert choice["text"] == "hi"
+    assert choice["logprobs"]["tokens"] == ["h", "i"]
+
+
+def test_sampling_parameters_warn_that_they_have_no_effect(client):
+    body = {"prompt": "hi", "temperature": 0.2, "seed": 7, "top_p": 1, "logit_bias": {"5": -1}}
+    response = client.post(PATH, json=body)
+    warnings = response.json()["warnings"]
+    assert [warning.split()[0] for warning in warnings] == ["temperature", "logit_bias", "seed"]
+    assert response.headers["x-superdraft-warnings"] == " | ".join(warnings)
+
+
+def test_engine_warnings_are_passed_on_once(client, engine):
+    engine.warnings = ("The prompt was cut → there.",)
+    response = client.post(PATH, json={"prompt": ["a", "b"]})
+    assert response.json()["warnings"] == ["The prompt was cut → there."]
+    assert response.headers["x-superdraft-warnings"] == "The prompt was cut ? there."
+
+
+def test_unknown_fields_are_accepted(client):
+    ask(client, top_k=40, cache_prompt=True, extra={"deep": [1]})
+
+
+@pytest.mark.parametrize("model", ["tiny", "superdraft"])
+def test_served_names(client, model):
+    assert ask(client, model=model)["model"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 0),
+        ("n", 33),
+        ("n", True),
+        ("n", "3"),
+        ("n", 1.5),
+        ("best_of", 33),
+        ("max_tokens", -1),
+        ("max_tokens", 10**9),
+        ("max_tokens", 10**30),
+        ("logprobs", 6),
+        ("temperature", 2.5),
+        ("temperature", -0.1),
+        ("top_p", 1.5),
+        ("frequency_penalty", 3),
+        ("presence_penalty", -3),
+        ("logit_bias", {"5": 200}),
+        ("logit_bias", [1]),
+        ("seed", 2**70),
+        ("stop", ""),
+        ("stop", ["a", ""]),
+        ("stop", {"a": 1}),
+        ("prompt", []),
+        ("prompt", ["a", 1]),
+        ("prompt", [1, -1]),
+        ("prompt", [True]),
+        ("prompt", [1.0]),
+        ("prompt", {"a": 1}),
+        ("prompt", 5),
+        ("prompt", ["x"] * 33),
+        ("suffix", "end"),
+        ("stream", True),
+        ("stream_options", {"include_usage": True}),
+    ],
+)
+def test_wrong_values_are_400_and_name_the_field(client, field, value):
+    error = refusal(client, **{field: value})
+    assert error["param"] == field
+    assert error["message"].startswith(field)
+    assert error["type"] == "invalid_request_error"
+
+
+def test_message_names_limit_and_value(client):
+    assert refusal(client, temperature=2.5)["message"] == "temperature should be less than or equal to 2, got 2.5."
+
+
+def test_best_of_below_n(client):
+    assert refusal(client, n=3, best_of=2)["param"] == "best_of"
+
+
+def test_missing_prompt(client):
+    error = client.post(PATH, json={"n": 1}).json()["error"]
+    assert (error["param"], error["code"]) == ("prompt", "missing")
+
+
+def test_prompt_text_is_never_in_an_error(client):
+    secret = "my very secret prompt"
+    for body in ({"prompt": [secret, 1]}, {"prompt": secret, "stop": {"a": secret}}, {"prompt": secret * 10}):
+        response = client.post(PATH, json=body)
+        assert response.status_code == 400
+        assert "secret" not in response.text
+
+
+def test_too_long_prompt_is_a_context_error(client):
+    error = refusal(client, prompt="x" * 100)
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+
+
+def test_one_bad_prompt_of_a_batch_cancels_the_others(client, engine):
+    refusal(client, prompt=["ok", "x" * 100, "fine"])
+    assert ask(client, prompt="again")["choices"]
+    assert engine.jobs == {}
+
+
+def test_unknown_model(client):
+    response = client.post(PATH, json={"prompt": "hi", "model": "gpt-4"})
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert response.json()["error"]["param"] == "model"
+
+
+def test_answer_is_strict_json(client):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    response = client.post(PATH, json={"prompt": "hi", "logprobs": 5, "max_tokens": 4})
+    values = json.loads(response.content, parse_constant=refuse)["choices"][0]["logprobs"]["token_logprobs"]
+    assert all(math.isfinite(value) for value in values)

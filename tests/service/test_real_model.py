@@ -1,0 +1,87 @@
+"""The whole product on the default model: text in, drafts out."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from superdraft.server.app import create_app
+from superdraft.server.loading import load_service
+from superdraft.server.settings import Settings
+
+PROMPT = "Thank you for your email. I will"
+
+
+@pytest.fixture(scope="module")
+def real_client(default_model):
+    settings = Settings(max_model_len=256)
+    loaded = load_service(settings)
+    app = create_app(
+        settings,
+        loaded.engine,
+        model_name=loaded.model_name,
+        ngram_models=loaded.ngram_models,
+        alpha=loaded.alpha,
+        tau=loaded.tau,
+    )
+    with TestClient(app) as client:
+        yield client
+
+
+def ask(client, path, **body):
+    response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_three_different_drafts(real_client):
+    answer = ask(real_client, "/v1/completions", prompt=PROMPT, n=3, max_tokens=10)
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert len(set(texts)) == 3
+    assert all(text.startswith(" ") for text in texts)
+    assert answer["usage"]["prompt_tokens"] == 8
+
+
+def test_one_row_a_step_and_scores_best_first(real_client):
+    answer = ask(real_client, "/v1/drafts", prompt=PROMPT, num_drafts=8, max_tokens=6)
+    assert answer["usage"]["forward_rows"] == 5  # the first token comes from the prompt's pass
+    scores = [draft["score"] for draft in answer["drafts"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all("".join(draft["tokens"]) == draft["text"] for draft in answer["drafts"])
+
+
+def test_first_logprob_is_the_verified_one(real_client):
+    draft = ask(real_client, "/v1/drafts", prompt=PROMPT, num_drafts=1, max_tokens=4)["drafts"][0]
+    choice = ask(real_client, "/v1/completions", prompt=PROMPT, max_tokens=4, logprobs=1)["choices"][0]
+    assert choice["text"] == draft["text"]
+    assert choice["logprobs"]["tokens"] == draft["tokens"]
+    assert choice["logprobs"]["token_logprobs"][0] == pytest.approx(draft["token_logprobs"][0], abs=1e-3)
+
+
+def test_echo_without_new_tokens_scores_the_prompt(real_client):
+    text = "Cafés 🦙 are nice"
+    choice = ask(real_client, "/v1/completions", prompt=text, max_tokens=0, echo=True, logprobs=1)["choices"][0]
+    logprobs = choice["logprobs"]
+    assert choice["text"] == text
+    assert logprobs["token_logprobs"][0] is None
+    assert all(value < 0 for value in logprobs["token_logprobs"][1:])
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        if "\ufffd" not in token:
+            assert text.startswith(token, offset)
+
+
+def test_batch_equals_one_by_one(real_client):
+    prompts = [PROMPT, "Once upon a time"]
+    together = ask(real_client, "/v1/completions", prompt=prompts, n=2, max_tokens=5)["choices"]
+    alone = [
+        choice
+        for prompt in prompts
+        for choice in ask(real_client, "/v1/completions", prompt=prompt, n=2, max_tokens=5)["choices"]
+    ]
+    assert [choice["text"] for choice in together] == [choice["text"] for choice in alone]
+
+
+def test_limits_of_the_real_engine_are_400(real_client):
+    for field, value in (("prompt", "word " * 300), ("prompt", [10**6]), ("max_tokens", 256)):
+        body = {"prompt": PROMPT, field: value}
+        response = real_client.post("/v1/completions", json=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == field

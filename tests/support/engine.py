@@ -1,0 +1,148 @@
+"""A fake engine: drafts made of the prompt's length, one step a token, everything on demand."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SuperdraftError
+from superdraft.decoding.outputs import DraftOutput, GenerationOutput, StepOutput, Timings, TokenLogprob, Usage
+from superdraft.decoding.params import GenerationParams
+
+WORDS = ("red", "green", "blue", "white", "black", "amber")
+
+
+class FakeTokenizer:
+    """One token a character."""
+
+    vocabulary: ClassVar = {chr(i): i for i in range(128)}
+    eos_token_ids = frozenset({0})
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(char) for char in text]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(chr(i) for i in token_ids)
+
+
+@dataclass
+class Job:
+    request_id: str
+    token_ids: tuple[int, ...]
+    params: GenerationParams
+    scorer: Any
+    steps_left: int
+
+
+@dataclass
+class FakeEngine:
+    """Draft i of a request is `max_tokens` tokens of the form " red1".
+
+    Set `gate` to hold every step until it is set; `on_step` runs at the start of each step and may raise; `fail` maps a
+    request id to the error that it ends with.
+    """
+
+    config: EngineConfig = field(default_factory=EngineConfig)
+    max_distinct_drafts: int = len(WORDS)
+    max_model_len: int = 64
+    on_step: Callable[[], None] = lambda: None
+    gate: threading.Event | None = None
+    fail: dict[str, SuperdraftError] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    seen: list[Job] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.jobs)
+
+    def add_request(
+        self, request_id: str, prompt: str | Sequence[int], params: GenerationParams, scorer: Any = None
+    ) -> None:
+        self.threads.add(threading.current_thread().name)
+        token_ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        if params.num_drafts > self.config.max_num_drafts:
+            raise InvalidRequestError("num_drafts is over the limit.", param="num_drafts")
+        if params.max_tokens > self.config.max_tokens:
+            raise InvalidRequestError("max_tokens is over the limit.", param="max_tokens")
+        if any(i >= 0x110000 for i in token_ids):
+            raise InvalidRequestError("prompt holds an id outside the vocabulary.", param="prompt")
+        if len(token_ids) + params.max_tokens > self.max_model_len:
+            raise PromptTooLongError(f"The prompt of {len(token_ids)} tokens does not fit.")
+        job = Job(request_id, token_ids, params, scorer, max(1, params.max_tokens))
+        self.jobs[request_id] = job
+        self.seen.append(job)
+
+    def cancel(self, request_id: str) -> bool:
+        self.cancelled.append(request_id)
+        return self.jobs.pop(request_id, None) is not None
+
+    def step(self) -> list[StepOutput]:
+        self.threads.add(threading.current_thread().name)
+        if self.gate is not None:
+            self.gate.wait(timeout=10)
+        self.on_step()
+        outputs = []
+        for job in list(self.jobs.values()):
+            job.steps_left -= 1
+            if error := self.fail.get(job.request_id):
+                outputs.append(StepOutput(job.request_id, error=error))
+            elif job.steps_left <= 0:
+                outputs.append(StepOutput(job.request_id, output=self.output_of(job)))
+            else:
+                continue
+            del self.jobs[job.request_id]
+        return outputs
+
+    def generate(self, prompt: str | Sequence[int], params: GenerationParams, scorer: Any = None) -> GenerationOutput:
+        self.add_request("generate", prompt, params, scorer)
+        while True:
+            for answer in self.step():
+                assert answer.output is not None
+                return answer.output
+
+    def output_of(self, job: Job) -> GenerationOutput:
+        params = job.params
+        drafts = tuple(self._draft(i, params) for i in range(min(params.num_drafts, self.max_distinct_drafts)))
+        prompt_logprobs = None
+        if params.echo_logprobs:
+            prompt_logprobs = tuple(
+                TokenLogprob(token_id, chr(token_id), None if at == 0 else -0.5, () if at == 0 else ((1, "x", -0.25),))
+                for at, token_id in enumerate(job.token_ids)
+            )
+        return GenerationOutput(
+            request_id=job.request_id,
+            drafts=drafts,
+            usage=Usage(len(job.token_ids), sum(len(draft.tokens) for draft in drafts), 2, params.max_tokens),
+            timings=Timings(0.1, 1.0, 2.0, 0.5, 3.1),
+            prompt_token_ids=job.token_ids,
+            warnings=self.warnings,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _draft(self, index: int, params: GenerationParams) -> DraftOutput:
+        tokens = tuple(f" {WORDS[index]}{i}" for i in range(params.max_tokens))
+        text, reason = "".join(tokens), "length"
+        for stop in params.stop:
+            if stop in text:
+                text, reason = text[: text.index(stop)], "stop"
+        exact = None
+        if params.verify_top is not None:
+            exact = tuple(
+                TokenLogprob(i, token, float("-inf") if i == 1 else -1.0, ((7, " alt", -0.125),)[: params.verify_top])
+                for i, token in enumerate(tokens)
+            )
+        return DraftOutput(
+            index=index,
+            text=text,
+            token_ids=tuple(range(len(tokens))),
+            tokens=tokens,
+            score=-0.5 - index,
+            token_logprobs=tuple(float("-inf") if i == 2 else -0.5 for i in range(len(tokens))),
+            finish_reason=reason,  # type: ignore[arg-type]
+            exact_logprobs=exact,
+        )

@@ -1,0 +1,295 @@
+"""Exactly one terminal answer for every request, whatever happens to the engine."""
+
+import asyncio
+import threading
+
+import pytest
+from support.engine import FakeEngine
+
+from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError
+from superdraft.decoding.outputs import GenerationOutput, StepOutput
+from superdraft.decoding.params import GenerationParams
+from superdraft.server.async_engine import AsyncEngine
+
+SHORT = GenerationParams(max_tokens=2)
+LONG = GenerationParams(max_tokens=50)
+
+
+def run(engine, scenario, timeout_s=10):
+    """Run `scenario(async_engine)` with the engine started; afterwards its thread must be gone."""
+
+    async def main():
+        async_engine = AsyncEngine(engine)
+        async_engine.start()
+        try:
+            return await asyncio.wait_for(scenario(async_engine), timeout_s)
+        finally:
+            await async_engine.stop(grace_s=0)
+
+    before = threading.active_count()
+    try:
+        return asyncio.run(main())
+    finally:
+        assert not any(thread.name == "superdraft-engine" for thread in threading.enumerate())
+        assert threading.active_count() <= before
+
+
+async def until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it never came")
+
+
+def test_many_requests_each_get_their_own_answer():
+    engine = FakeEngine()
+
+    async def scenario(async_engine):
+        works = [async_engine.generate(f"r{i}", "x" * i, GenerationParams(max_tokens=1 + i % 5)) for i in range(50)]
+        return await asyncio.gather(*works)
+
+    outputs = run(engine, scenario)
+    assert [output.request_id for output in outputs] == [f"r{i}" for i in range(50)]
+    assert [len(output.prompt_token_ids) for output in outputs] == list(range(50))
+    assert engine.threads == {"superdraft-engine"}
+
+
+def test_refused_request_hears_why_and_others_go_on():
+    async def scenario(async_engine):
+        works = [async_engine.generate("a", "x" * 100, SHORT), async_engine.generate("b", "x", SHORT)]
+        return await asyncio.gather(*works, return_exceptions=True)
+
+    refused, fine = run(FakeEngine(), scenario)
+    assert isinstance(refused, InvalidRequestError)
+    assert isinstance(fine, GenerationOutput)
+
+
+def test_failing_sequence_leaves_the_others():
+    engine = FakeEngine(fail={"a": SequenceFailedError("bad scorer")})
+
+    async def scenario(async_engine):
+        works = [async_engine.generate(name, "x", SHORT) for name in "abc"]
+        return await asyncio.gather(*works, return_exceptions=True)
+
+    failed, *others = run(engine, scenario)
+    assert isinstance(failed, SequenceFailedError)
+    assert all(isinstance(other, GenerationOutput) for other in others)
+
+
+def test_request_id_in_use_is_refused():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        first = asyncio.create_task(async_engine.generate("same", "x", SHORT))
+        await until(lambda: engine.seen)
+        second = asyncio.create_task(async_engine.generate("same", "x", SHORT))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        return await asyncio.gather(first, second, return_exceptions=True)
+
+    first, second = run(engine, scenario)
+    assert isinstance(first, GenerationOutput)
+    assert isinstance(second, InvalidRequestError)
+    assert len(engine.seen) == 1
+
+
+def test_cancelled_while_running_is_dropped_from_the_engine():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        task = asyncio.create_task(async_engine.generate("a", "x", LONG))
+        await until(lambda: engine.seen)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        engine.gate.set()
+        await until(lambda: engine.cancelled == ["a"])
+        assert not engine.has_unfinished
+        return await async_engine.generate("b", "x", SHORT)
+
+    assert run(engine, scenario).request_id == "b"
+
+
+def test_cancelled_before_the_engine_saw_it():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        running = asyncio.create_task(async_engine.generate("a", "x", SHORT))
+        await until(lambda: engine.seen)  # the thread now hangs in step
+        waiting = asyncio.create_task(async_engine.generate("b", "x", LONG))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.sleep(0.01)
+        engine.gate.set()
+        await until(lambda: engine.cancelled == ["b"])
+        return await running, waiting.cancelled()
+
+    output, was_cancelled = run(engine, scenario)
+    assert output.request_id == "a"
+    assert was_cancelled
+    assert "b" not in engine.jobs
+
+
+def test_cancelling_after_the_answer_does_nothing():
+    engine = FakeEngine()
+
+    async def scenario(async_engine):
+        await async_engine.generate("a", "x", SHORT)
+        task = asyncio.create_task(async_engine.generate("b", "x", SHORT))
+        await task
+        task.cancel()
+
+    run(engine, scenario)
+    assert engine.cancelled == []
+
+
+def test_crashing_step_fails_what_runs_and_the_thread_goes_on():
+    crashes = iter([True])
+
+    def crash_once():
+        if next(crashes, False):
+            raise RuntimeError("out of memory")
+
+    async def scenario(async_engine):
+        works = [async_engine.generate(name, "x", SHORT) for name in "ab"]
+        first = await asyncio.gather(*works, return_exceptions=True)
+        return first, await async_engine.generate("c", "x", SHORT), async_engine.is_ready
+
+    first, second, ready = run(FakeEngine(on_step=crash_once), scenario)
+    assert any(isinstance(answer, SequenceFailedError) for answer in first)
+    assert all(isinstance(answer, SequenceFailedError | GenerationOutput) for answer in first)
+    assert "out of memory" not in str(first)
+    assert isinstance(second, GenerationOutput)
+    assert ready
+
+
+def test_repeated_crashes_make_it_not_ready():
+    def crash():
+        raise RuntimeError("broken")
+
+    async def scenario(async_engine):
+        states = []
+        for i in range(3):
+            states.append(async_engine.is_ready)
+            with pytest.raises(SequenceFailedError):
+                await async_engine.generate(f"r{i}", "x", SHORT)
+        return [*states, async_engine.is_ready]
+
+    assert run(FakeEngine(on_step=crash), scenario) == [True, True, True, False]
+
+
+def test_crash_in_add_request_answers_that_request():
+    engine = FakeEngine()
+
+    async def scenario(async_engine):
+        with pytest.raises(SequenceFailedError):
+            await async_engine.generate("a", None, SHORT)
+        return await async_engine.generate("b", "x", SHORT)
+
+    assert run(engine, scenario).request_id == "b"
+
+
+def test_engine_that_cannot_drop_its_requests_ends_and_answers_all():
+    class Stuck(FakeEngine):
+        def cancel(self, request_id):
+            return False
+
+    def crash():
+        raise RuntimeError("broken")
+
+    engine = Stuck(on_step=crash)
+
+    async def scenario(async_engine):
+        with pytest.raises(SequenceFailedError):
+            await async_engine.generate("a", "x", SHORT)
+        await until(lambda: not async_engine.is_ready)
+        with pytest.raises(EngineStoppedError):
+            await async_engine.generate("b", "x", SHORT)
+
+    run(engine, scenario)
+
+
+def test_request_that_the_engine_loses_is_answered():
+    class Forgetful(FakeEngine):
+        def step(self):
+            self.jobs.clear()
+            return []
+
+    async def scenario(async_engine):
+        with pytest.raises(SequenceFailedError):
+            await async_engine.generate("a", "x", SHORT)
+
+    run(Forgetful(), scenario)
+
+
+def test_empty_answer_is_an_error():
+    class Empty(FakeEngine):
+        def step(self):
+            return [StepOutput(self.jobs.popitem()[0])]
+
+    async def scenario(async_engine):
+        with pytest.raises(SequenceFailedError):
+            await async_engine.generate("a", "x", SHORT)
+
+    run(Empty(), scenario)
+
+
+def test_stop_lets_running_requests_finish_and_takes_no_more():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        running = asyncio.create_task(async_engine.generate("a", "x", LONG))
+        await until(lambda: engine.seen)
+        stopping = asyncio.create_task(async_engine.stop(grace_s=10))
+        await asyncio.sleep(0)
+        assert not async_engine.is_ready
+        with pytest.raises(EngineStoppedError):
+            await async_engine.generate("b", "x", SHORT)
+        engine.gate.set()
+        await stopping
+        return await running
+
+    assert run(engine, scenario).request_id == "a"
+
+
+def test_stop_without_patience_answers_everyone():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        running = asyncio.create_task(async_engine.generate("a", "x", LONG))
+        await until(lambda: engine.seen)
+        queued = asyncio.create_task(async_engine.generate("b", "x", LONG))
+        await asyncio.sleep(0.01)
+        stopping = asyncio.create_task(async_engine.stop(grace_s=0))
+        await asyncio.sleep(0.01)
+        engine.gate.set()
+        await stopping
+        return await asyncio.gather(running, queued, return_exceptions=True)
+
+    assert [type(answer) for answer in run(engine, scenario)] == [EngineStoppedError] * 2
+
+
+def test_stop_twice_and_stop_before_start():
+    async def main():
+        never_started = AsyncEngine(FakeEngine())
+        await never_started.stop()
+        async_engine = AsyncEngine(FakeEngine())
+        async_engine.start()
+        await async_engine.stop()
+        await async_engine.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_idle_thread_sleeps():
+    steps = []
+
+    async def scenario(async_engine):
+        await async_engine.generate("a", "x", SHORT)
+        count = len(steps)
+        await asyncio.sleep(0.05)
+        return count, len(steps)
+
+    before, after = run(FakeEngine(on_step=lambda: steps.append(1)), scenario)
+    assert before == after == 2

@@ -1,0 +1,233 @@
+"""The command line: its answers, its errors in one line, and what it does not import."""
+
+import io
+import json
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+from starlette.testclient import TestClient
+from support.engine import FakeEngine
+
+from superdraft.client import client as client_module
+from superdraft.decoding.errors import UnknownModelError
+from superdraft.server import cli, cli_complete, cli_serve, doctor, loading
+from superdraft.server.app import create_app
+from superdraft.server.loading import LoadedService
+from superdraft.server.service import NgramModels
+from superdraft.server.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging():
+    import logging
+
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line: (exit code, stdout, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["superdraft", *args])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        code = caught.value.code
+        return (0 if code is None else code), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def fake_model(monkeypatch):
+    engine = FakeEngine()
+    asked = []
+
+    def load(settings):
+        asked.append(settings)
+        return LoadedService(engine, "tiny", NgramModels(), alpha=0.25, tau=0.5)
+
+    monkeypatch.setattr(loading, "load_service", load)
+    engine.asked = asked
+    return engine
+
+
+def test_version(run):
+    code, out, _ = run("--version")
+    assert code == 0
+    assert re.fullmatch(r"superdraft \d+\.\d+\.\d+\S*\n", out)
+
+
+def test_sub_commands_run_their_own_command_line(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("SUPERDRAFT_HOME", str(tmp_path))
+    code, out, _ = run("models", "list", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["cached"] is False
+    for name in ("models", "ngram", "bench"):
+        code, out, _ = run(name, "--help")
+        assert code == 0
+        assert f"superdraft {name}" in out
+    assert run("models", "no-such-command")[0] == 2
+
+
+def test_complete_in_process_prints_the_native_answer(run, fake_model):
+    code, out, err = run("complete", "hi", "-k", "2", "-n", "1", "--json", "--ngram-model", "none", "--stop", "x")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert [draft["text"] for draft in answer["drafts"]] == [" red0", " green0"]
+    assert set(answer) == {"id", "model", "drafts", "usage", "timings", "warnings"}
+    assert fake_model.asked[0].ngram_model == "none"
+    params = fake_model.seen[0].params
+    assert (params.alpha, params.tau, params.stop) == (0.25, 0.5, ("x",))
+
+
+def test_complete_shows_a_table(run, fake_model):
+    code, out, _ = run("complete", "hi", "-n", "1")
+    assert code == 0
+    assert all(text in out for text in ("red0", "green0", "blue0", "-0.500", "-1.500"))
+
+
+def test_complete_asks_a_server(run, monkeypatch):
+    engine = FakeEngine()
+    with TestClient(create_app(Settings(), engine, model_name="tiny")) as server:
+        monkeypatch.setattr(client_module.httpx, "Client", lambda **options: server)
+        code, out, _ = run("complete", "hi", "--url", "http://x", "-n", "1", "--json", "--alpha", "0")
+        assert code == 0
+        assert json.loads(out)["drafts"][0]["text"] == " red0"
+        assert engine.seen[0].params.alpha == 0
+
+
+def test_complete_reads_standard_input(run, fake_model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("né\n".encode())))
+    assert run("complete", "-", "--json")[0] == 0
+    assert fake_model.seen[0].token_ids == (ord("n"), ord("é"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("complete", "hi", "-k", "0"), "num_drafts should be greater than or equal to 1, got 0."),
+        (("complete", "hi", "--alpha", "2"), "alpha should be less than or equal to 1, got 2."),
+        (("complete", "x" * 100), "does not fit"),
+        (("complete", "hi\udcff"), "not valid UTF-8"),
+        (("complete", "hi", "--url", "http://127.0.0.1:1"), "No server answers at http://127.0.0.1:1"),
+        (("serve", "--port", "99999"), "--port should be"),
+        (("serve", "--log-level", "loud"), "--log-level should be"),
+        (("serve", "--host", "no.such.host.invalid"), "no.such.host.invalid"),
+    ],
+)
+def test_expected_errors_are_one_line(run, fake_model, args, message):
+    code, out, err = run(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith("superdraft: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_port_in_use_is_told_before_the_model_loads(run, fake_model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = run("serve", "--port", str(port))
+    assert code == 2
+    assert f"port {port}" in err
+    assert fake_model.asked == []
+
+
+def test_broken_model_is_one_line(run, monkeypatch):
+    def load(settings):
+        raise UnknownModelError("no model is known as 'x'.")
+
+    monkeypatch.setattr(loading, "load_service", load)
+    for args in (("serve", "--port", "0"), ("complete", "hi")):
+        assert run(*args)[::2] == (2, "superdraft: no model is known as 'x'.\n")
+
+
+def test_missing_package_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "structlog", None)
+    monkeypatch.delitem(sys.modules, "superdraft.server.log_config")
+    code, _, err = run("complete", "hi")
+    assert code == 2
+    assert "pip install 'superdraft[server]'" in err
+
+
+def test_unexpected_errors_are_not_hidden(monkeypatch):
+    def broken(settings):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(loading, "load_service", broken)
+    monkeypatch.setattr(sys, "argv", ["superdraft", "complete", "hi"])
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert cli_complete.shown("a\x1b[31m\tb\nc é") == "a\\x1b[31m\\tb\nc é"
+
+
+@pytest.mark.parametrize("args", [("--version",), ("--help",), ("complete", "hi", "--url", "http://127.0.0.1:1")])
+def test_light_commands_run_with_the_clients_packages_alone(args):
+    script = f"""
+import sys
+for name in ("torch", "transformers", "fastapi", "starlette", "uvicorn", "pydantic_settings", "structlog",
+             "kenlm", "numpy", "filelock", "platformdirs", "safetensors", "huggingface_hub"):
+    sys.modules[name] = None
+sys.argv = ["superdraft", *{args!r}]
+from superdraft.server.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "needs the server's packages" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (2 if "--url" in args else 0)
+
+
+def test_every_setting_has_a_flag():
+    import inspect
+
+    flags = set(inspect.signature(cli_serve.serve).parameters)
+    assert flags == set(Settings.model_fields)
+
+
+def test_doctor_says_ok_or_what_to_do(run, monkeypatch):
+    def broken(settings):
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr(doctor, "check_ngram_model", lambda settings: doctor.Finding(True, "fits"))
+    monkeypatch.setattr(doctor, "check_model", lambda settings: doctor.Finding(True, "complete"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code, out, _ = run("doctor", "--port", port)
+    assert code == 0, out
+    assert len(out.splitlines()) == 7
+    assert all(line.startswith("ok ") for line in out.splitlines())
+
+    monkeypatch.setattr(doctor, "check_model", broken)
+    code, out, _ = run("doctor", "--port", port)
+    assert code == 1
+    assert "FAIL model         OSError: disk on fire" in out.splitlines()
+
+
+def test_doctor_tells_a_missing_model_and_a_taken_port(monkeypatch, tmp_path):
+    settings = Settings(home=tmp_path)
+    finding = doctor.check_model(settings)
+    assert not finding.ok
+    assert "superdraft models pull smollm2-135m" in finding.detail
+    assert "superdraft models pull" in doctor.check_ngram_model(settings).detail
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        findings = dict(doctor.run_checks(Settings(home=tmp_path, port=port)))
+    assert not findings["port"].ok
+    assert "--port" in findings["port"].detail
+    assert findings["kenlm"].ok

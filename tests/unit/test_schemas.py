@@ -1,0 +1,74 @@
+"""Pieces of the wire formats that need no server."""
+
+import math
+
+import pytest
+
+from superdraft.decoding.outputs import TokenLogprob
+from superdraft.server.completions import LOGPROB_FLOOR, floored, legacy_logprobs
+from superdraft.server.error_map import describe
+from superdraft.server.schemas_native import DraftsRequest
+from superdraft.server.schemas_openai import CompletionRequest
+
+
+def offsets(text, *tokens):
+    return legacy_logprobs(text, [TokenLogprob(0, token, -1.0) for token in tokens]).text_offset
+
+
+def test_offsets_of_plain_tokens_are_where_they_stand():
+    assert offsets("ab abab", "ab", " ab", "ab") == [0, 2, 5]
+
+
+def test_parts_of_a_character_stand_where_it_starts():
+    assert offsets("né🦙 x", "n", "é", "\ufffd", "\ufffd", " x") == [0, 1, 2, 2, 3]
+
+
+def test_part_with_a_leading_space():
+    assert offsets("a 🦙 b", "a", " \ufffd", "\ufffd", "\ufffd", " b") == [0, 1, 1, 1, 3]
+
+
+def test_special_token_that_has_no_text_takes_no_room():
+    assert offsets("ab", "", "a", "b") == [0, 0, 1]
+
+
+def test_tokens_past_the_cut_are_left_out():
+    assert offsets("ab", "ab", "ab") == [0]
+    assert offsets("", "ab") == []
+
+
+def test_alternatives_with_the_same_text_keep_the_likelier():
+    token = TokenLogprob(5, "x", -3.0, ((1, "\ufffd", -0.5), (2, "\ufffd", -0.7)))
+    assert legacy_logprobs("x", [token]).top_logprobs == [{"\ufffd": -0.5, "x": -3.0}]
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan, -1e12])
+def test_floor(value):
+    assert floored(value) == LOGPROB_FLOOR
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3, "3"),
+        pytest.param(10**5000, "a larger integer", id="huge"),
+        (0.5, "0.5"),
+        (math.inf, "a number that is not finite"),
+        (True, "true"),
+        (None, "null"),
+        ("secret", "a string of 6 characters"),
+        (["secret"], "a list of 1"),
+        ({"secret": 1}, "an object"),
+    ],
+)
+def test_values_in_messages_quote_no_text(value, text):
+    assert describe(value) == text
+
+
+def test_null_ngram_model_differs_from_an_absent_one():
+    assert DraftsRequest.model_validate({"prompt": "x"}).uses_default_ngram_model
+    assert not DraftsRequest.model_validate({"prompt": "x", "ngram_model": None}).uses_default_ngram_model
+
+
+def test_ignored_parameters_are_those_off_their_default():
+    request = CompletionRequest.model_validate({"prompt": "x", "temperature": 1, "top_p": 0.9, "seed": 0})
+    assert request.ignored_parameters() == ["top_p", "seed"]
