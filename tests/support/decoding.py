@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from support.models import tiny_model, tiny_tokenizer
+from transformers import PreTrainedModel
+
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine import Engine, build_engine
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
-from transformers import PreTrainedModel
-
-from support.models import tiny_model, tiny_tokenizer
 
 
 def tiny_engine(architecture: str = "llama", *, seed: int = 0, **config: object) -> tuple[Engine, PreTrainedModel]:

@@ -44,7 +44,7 @@ def run_oracle(
     suppressed: set[int],
     text_of: Callable[[list[int]], bytes],
 ) -> OracleResult:
-    """`logits[step]` is what the shared row gives at that step; `ngram(tokens, x)` is a probability, 0 for no support."""
+    """`logits[step]` is what the shared row gives then; `ngram(tokens, x)` is a probability, 0 for no support."""
     alive = [OracleDraft([], 0.0, 0)]
     finished: list[OracleDraft] = []
     weights: list[list[float]] = []
