@@ -1,0 +1,194 @@
+"""The manifest of an n-gram model: what it is, what it was built from, and whether its binary is whole.
+
+A model is a folder with `model.bin` (a KenLM binary) and `manifest.json`. The manifest is written last, so a folder
+that has one once held a complete binary; its size and SHA-256 tell whether it still does. KenLM maps a binary into
+memory and trusts every byte of it, so nothing is handed to KenLM before both are checked.
+"""
+
+import hashlib
+import json
+import os
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from superdraft.ngram_models.errors import (
+    BrokenNgramModelError,
+    NgramModelNotFoundError,
+    TokenizerMismatchError,
+)
+
+FORMAT_VERSION: Final = 1
+MANIFEST_FILE: Final = "manifest.json"
+BINARY_FILE: Final = "model.bin"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerIdentity:
+    """The tokenizer whose ids are the model's words."""
+
+    name: str
+    fingerprint: str
+    vocabulary_size: int
+    end_of_text_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSummary:
+    """What the model was built from. Tokens include the end-of-text tokens."""
+
+    description: str
+    num_tokens: int
+    num_documents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Settings of Superposed Decoding that were tuned on this model."""
+
+    alpha: float
+    tau: float
+    candidates_per_draft: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that is known about one n-gram model.
+
+    Attributes:
+        name: the name it is asked for by.
+        order: the longest n-gram, in tokens.
+        licence: SPDX expression or a sentence, of the model as a whole.
+        binary_sha256: of `model.bin`, in hex.
+        binary_bytes: size of `model.bin`.
+        prune: counts up to which n-grams were left out, one an order.
+        quantize_bits: bits of a quantised probability; None: full floats.
+        backoff_quantize_bits: bits of a quantised back-off weight; None: full floats.
+        build_tool: program and version that built it.
+        tuning: None if nothing was tuned.
+    """
+
+    name: str
+    order: int
+    tokenizer: TokenizerIdentity
+    corpus: CorpusSummary
+    licence: str
+    binary_sha256: str
+    binary_bytes: int
+    prune: tuple[int, ...]
+    quantize_bits: int | None
+    backoff_quantize_bits: int | None
+    build_tool: str
+    tuning: Tuning | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` in one step: a reader sees the old one or the new one, never a part."""
+        partial = folder / f".{MANIFEST_FILE}.partial"
+        document = {"format_version": FORMAT_VERSION, **asdict(self)}
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(document, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / MANIFEST_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read the manifest of a model's folder.
+
+        Raises:
+            NgramModelNotFoundError: the folder is no n-gram model.
+            BrokenNgramModelError: the manifest cannot be read, lacks a field or is of another format version.
+        """
+        path = folder / MANIFEST_FILE
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise NgramModelNotFoundError(
+                f"{folder} is no n-gram model: it has no {MANIFEST_FILE} (an interrupted build leaves none). "
+                "Build it again."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise BrokenNgramModelError(f"{path} cannot be read ({error}). Build the model again.") from None
+        version = document.pop("format_version", None) if isinstance(document, dict) else None
+        if version != FORMAT_VERSION:
+            raise BrokenNgramModelError(
+                f"{path} has format version {version!r}; this version of superdraft reads {FORMAT_VERSION}. "
+                "Build the model again, or install the version that built it."
+            )
+        try:
+            return _decode(cls, document, "manifest")
+        except ValueError as error:
+            raise BrokenNgramModelError(f"{path} is damaged: {error}. Build the model again.") from None
+
+    def verify_tokenizer(self, fingerprint: str) -> None:
+        """Check that the model's words are the tokens of the tokenizer with this fingerprint.
+
+        Raises:
+            TokenizerMismatchError: they are those of another one.
+        """
+        if fingerprint != self.tokenizer.fingerprint:
+            raise TokenizerMismatchError(
+                f"The n-gram model {self.name!r} was built for the tokenizer of {self.tokenizer.name!r} "
+                f"({self.tokenizer.fingerprint[:12]}), but the language model's tokenizer is another one "
+                f"({fingerprint[:12]}). Use an n-gram model built for it (superdraft ngram build), or none."
+            )
+
+    def verify_binary(self, folder: Path) -> Path:
+        """The path of the binary, after its size and SHA-256 were found right.
+
+        Raises:
+            BrokenNgramModelError: the binary is missing or is not the one that the manifest describes.
+        """
+        path = folder / BINARY_FILE
+        try:
+            size = path.stat().st_size
+            if size != self.binary_bytes:
+                problem = f"it has {size} bytes instead of {self.binary_bytes}"
+            elif file_sha256(path) != self.binary_sha256:
+                problem = "its SHA-256 is not the manifest's"
+            else:
+                return path
+        except OSError as error:
+            problem = f"it cannot be read ({error.strerror})"
+        raise BrokenNgramModelError(f"{path} is damaged: {problem}. Build or fetch the model {self.name!r} again.")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _decode(kind: type[T], value: object, where: str) -> T:
+    """`value`, parsed JSON, as the dataclass `kind`; a ValueError names the first field that does not fit."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is not an object")
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if missing := [name for name in names if name not in value]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    if surplus := sorted(set(value) - set(names)):
+        raise ValueError(f"{where} has the unknown field {', '.join(surplus)}")
+    return kind(**{name: _decode_field(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _decode_field(hint: Any, value: object, where: str) -> object:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _decode(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is not a list")
+        return tuple(_decode_field(typing.get_args(hint)[0], item, where) for item in value)
+    expected = (int, float) if hint is float else hint
+    if isinstance(value, bool) or not isinstance(value, expected):
+        raise ValueError(f"{where} is not of type {hint.__name__}")
+    return value

@@ -1,0 +1,110 @@
+"""Next-token log-probabilities from a KenLM model over token ids."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+import kenlm
+
+from superdraft.ngram_models.vocabulary import WordTable
+
+UnknownPolicy = Literal["unk", "zero"]
+
+# KenLM speaks log10; natural logarithms everywhere else.
+_LN_10 = math.log(10)
+
+
+class KenLMScorer:
+    """Scores tokens after the real tokens of each draft; a state follows its draft.
+
+    A state is a `kenlm.State`: immutable by convention, hashable, and equal for two contexts that no n-gram of the
+    model tells apart. After an end-of-text token a new text begins, so the state is the begin-of-sentence state.
+
+    Args:
+        model: a `kenlm.Model` whose words are those of `WordTable`.
+        vocabulary_size: number of ids of the tokenizer.
+        end_of_text_ids: the ids that are the model's `</s>`.
+        unknown: a token that the corpus lacks gets KenLM's probability of `<unk>` ("unk": such a token does not kill a
+            draft) or none, `-inf` ("zero": a draft without any supported candidate then takes Superposed Decoding's
+            penalty path, as with raw frequency tables).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        vocabulary_size: int,
+        end_of_text_ids: Collection[int],
+        unknown: UnknownPolicy = "unk",
+    ) -> None:
+        self._model = model
+        self._base_score = model.BaseScore
+        self._words = WordTable(vocabulary_size, end_of_text_ids)
+        self._end_of_text_ids = frozenset(end_of_text_ids)
+        self._known_ids = frozenset(token_id for token_id, word in self._words.items() if word in model)
+        self._unknown_has_no_support = unknown == "zero"
+        self._text_start = kenlm.State()
+        model.BeginSentenceWrite(self._text_start)
+        # BaseScore must write its out-state somewhere; nothing reads this one.
+        self._discarded = kenlm.State()
+
+    @property
+    def order(self) -> int:
+        """The longest n-gram of the model, in tokens."""
+        return int(self._model.order)
+
+    def is_known(self, token_id: int) -> bool:
+        """Whether the corpus held this token."""
+        return token_id in self._known_ids
+
+    def text_start_state(self) -> kenlm.State:
+        """The state at the begin of a text."""
+        return self._text_start
+
+    def initial_state(self, token_ids: Sequence[int]) -> kenlm.State:
+        """The state after `token_ids`, of which the last `order - 1` matter.
+
+        They are taken as the middle of a text, unless an end-of-text token among them starts a new one.
+        """
+        state = kenlm.State()
+        self._model.NullContextWrite(state)
+        for token_id in token_ids[-(self.order - 1) :]:
+            state = self.advance(state, token_id)
+        return state
+
+    def score(self, states: Sequence[kenlm.State], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Natural-log probabilities of every candidate of every draft, in one call.
+
+        Args:
+            states: one a draft; length k.
+            candidates: the token ids to score after each state, length k. Drafts with equal states that pass the same
+                list object are looked up once and share one row of the answer.
+
+        Returns:
+            k lists; entry [i][j] is `ln p(candidates[i][j] | states[i])`.
+        """
+        base_score, words, discarded = self._base_score, self._words, self._discarded
+        rows: dict[tuple[kenlm.State, int], list[float]] = {}
+        scores = []
+        for state, token_ids in zip(states, candidates, strict=True):
+            key = (state, id(token_ids))
+            row = rows.get(key)
+            if row is None:
+                row = [base_score(state, words[token_id], discarded) * _LN_10 for token_id in token_ids]
+                if self._unknown_has_no_support:
+                    row = self._without_unknown(row, token_ids)
+                rows[key] = row
+            scores.append(row)
+        return scores
+
+    def _without_unknown(self, row: list[float], token_ids: Sequence[int]) -> list[float]:
+        known = self._known_ids
+        return [p if token_id in known else -math.inf for p, token_id in zip(row, token_ids, strict=True)]
+
+    def advance(self, state: kenlm.State, token_id: int) -> kenlm.State:
+        """The state after one more token."""
+        if token_id in self._end_of_text_ids:
+            return self._text_start
+        next_state = kenlm.State()
+        self._base_score(state, self._words[token_id], next_state)
+        return next_state

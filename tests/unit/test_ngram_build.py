@@ -1,0 +1,224 @@
+import json
+import subprocess
+import sys
+from itertools import repeat
+from pathlib import Path
+
+import pytest
+from support.ngram import END_OF_TEXT_IDS, FAILING_TOOL, FINGERPRINT, write_fake_tools, write_tool
+
+from superdraft.ngram_models.build import BuildOptions, build_ngram_model
+from superdraft.ngram_models.errors import BuildToolMissingError, CorpusError, NgramBuildError, NgramModelNotFoundError
+from superdraft.ngram_models.manifest import Manifest, TokenizerIdentity
+from superdraft.ngram_models.registry import list_ngram_models, load_ngram_model
+from superdraft.ngram_models.tools import Tools, find_tools
+
+TOY_TOKENIZER = TokenizerIdentity("toy", FINGERPRINT, 100, END_OF_TEXT_IDS)
+
+
+@pytest.fixture
+def tools(tmp_path):
+    return find_tools(write_fake_tools(tmp_path / "bin"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "models" / "tiny"
+
+
+def build(sequences, folder, tools, options=None, **others):
+    options = options or BuildOptions(order=3, prune=(0, 0, 1))
+    fixed = {"tokenizer": TOY_TOKENIZER, "description": "toy", "licence": "CC0-1.0"}
+    return build_ngram_model(sequences, folder, tools=tools, options=options, **fixed, **others)
+
+
+def noted(tools, name):
+    return json.loads((tools.lmplz.parent / f"{name}.json").read_text())
+
+
+def nothing_is_left(folder):
+    return not folder.exists() and not list(folder.parent.iterdir())
+
+
+def test_every_text_is_a_line_of_words_and_cut_ones_are_marked(folder, tools):
+    manifest = build(iter([[3, 4, 0, 5], [2, 6, 6, 2, 0], [], [99, 3]]), folder, tools)
+    lines = (tools.lmplz.parent / "stdin.txt").read_text()
+    assert lines == "3 4\n5 <cut>\n6 6\n99 3 <cut>\n"
+    assert (manifest.corpus.num_tokens, manifest.corpus.num_documents) == (11, 4)
+
+
+def test_the_tools_are_told_the_options(folder, tools):
+    options = BuildOptions(order=3, prune=(0, 1), quantize_bits=7, backoff_quantize_bits=5, memory="30%")
+    build([[3, 0]], folder, tools, options)
+    estimate, pack = noted(tools, "lmplz"), noted(tools, "build_binary")
+    assert " ".join(estimate[:-1]) == "--order 3 --discount_fallback --prune 0 1 --memory 30% --temp_prefix"
+    assert pack[0] == "-T"
+    assert pack[2:-2] == ["-a", "22", "-q", "7", "-b", "5", "trie"]
+    # All temporary files lie beside the model, on its disk, and are gone.
+    assert Path(estimate[-1]).parent == Path(pack[1]).parent
+    assert Path(pack[1]).is_relative_to(folder.parent)
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize(("bits", "backoff_bits", "arguments"), [(None, None, []), (6, None, ["-q", "6", "-b", "6"])])
+def test_quantisation_can_be_left_out(folder, tools, bits, backoff_bits, arguments):
+    options = BuildOptions(order=3, prune=(0,), quantize_bits=bits, backoff_quantize_bits=backoff_bits)
+    manifest = build([[3, 0]], folder, tools, options)
+    assert noted(tools, "build_binary")[4:-3] == arguments
+    assert (manifest.quantize_bits, manifest.backoff_quantize_bits) == (bits, backoff_bits or bits)
+
+
+def test_pruning_beyond_the_order_is_not_used(folder, tools):
+    manifest = build([[3, 0]], folder, tools, BuildOptions(order=3))
+    assert noted(tools, "lmplz")[3:7] == ["--prune", "0", "0", "1"]
+    assert manifest.prune == (0, 0, 1)
+
+
+def test_the_model_loads_and_its_manifest_tells_what_was_given(folder, tools):
+    manifest = build([[3, 4, 0]], folder, tools)
+    loaded = load_ngram_model(folder, fingerprint=FINGERPRINT)
+    assert loaded.manifest == manifest
+    assert (manifest.name, manifest.licence, manifest.corpus.description) == ("tiny", "CC0-1.0", "toy")
+    assert manifest.tokenizer == TOY_TOKENIZER
+    assert manifest.prune == (0, 0, 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "model.bin"]
+
+
+def test_progress_tells_the_stages_and_the_tokens(folder, tools):
+    seen = []
+    build(repeat([3] * 60_000, 4), folder, tools, progress=lambda stage, tokens: seen.append((stage, tokens)))
+    assert seen == [("read", 120_000), ("read", 240_000), ("estimate", 240_000), ("pack", 240_000)]
+
+
+def test_a_rebuilt_model_replaces_the_old_one(folder, tools):
+    build([[3, 4, 0]], folder, tools)
+    build([[3, 4, 0]] * 5, folder, tools)
+    assert Manifest.read(folder).corpus.num_documents == 5
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+
+
+def test_a_failed_rebuild_leaves_the_old_model(folder, tools):
+    build([[3, 4, 0]], folder, tools)
+    with pytest.raises(CorpusError):
+        build([[3, 4, 0], [1000]], folder, tools)
+    assert load_ngram_model(folder, fingerprint=FINGERPRINT).manifest.corpus.num_documents == 1
+
+
+def test_other_folders_are_not_replaced(folder, tools):
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(NgramBuildError, match="exists and is no n-gram model"):
+        build([[3, 0]], folder, tools)
+    assert (folder / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("sequences", [[], [[]], [[0, 2, 0]]])
+def test_a_corpus_without_tokens_is_refused(folder, tools, sequences):
+    with pytest.raises(CorpusError, match="holds no tokens"):
+        build(sequences, folder, tools)
+    assert nothing_is_left(folder)
+
+
+@pytest.mark.parametrize("token_id", [100, -1])
+def test_token_ids_of_another_tokenizer_are_refused(folder, tools, token_id):
+    with pytest.raises(CorpusError, match=f"token id {token_id}, but the tokenizer has 100 tokens"):
+        build([[3, 4, 0], [3, token_id]], folder, tools)
+    assert nothing_is_left(folder)
+
+
+def test_a_corpus_that_breaks_off_leaves_nothing(folder, tools):
+    def sequences():
+        yield [3, 4, 0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(sequences(), folder, tools)
+    assert nothing_is_left(folder)
+
+
+def test_a_failing_lmplz_is_told_at_once_with_its_own_words(folder, tools):
+    write_tool(tools.lmplz.parent, "lmplz", FAILING_TOOL)
+    # An endless corpus: it ends only because lmplz is fed as it is read, and stops when lmplz does.
+    with pytest.raises(NgramBuildError, match="lmplz failed with exit code 3: cannot do that"):
+        build(repeat([3, 4, 5, 0]), folder, tools)
+    assert nothing_is_left(folder)
+
+
+def test_a_failing_build_binary_is_told(folder, tools):
+    write_tool(tools.lmplz.parent, "build_binary", FAILING_TOOL)
+    with pytest.raises(NgramBuildError, match="build_binary failed with exit code 3: cannot do that"):
+        build([[3, 0]], folder, tools)
+    assert nothing_is_left(folder)
+
+
+def test_a_tool_that_cannot_be_started_is_told(folder, tools):
+    missing = Tools(Path("/nowhere/lmplz"), tools.build_binary, "")
+    with pytest.raises(BuildToolMissingError, match="/nowhere/lmplz cannot be started"):
+        build([[3, 0]], folder, missing)
+    assert nothing_is_left(folder)
+
+
+def test_a_killed_build_leaves_nothing_that_loads(tmp_path, tools):
+    home = tmp_path / "home"
+    script = """
+import os, sys
+from pathlib import Path
+from superdraft.ngram_models.build import BuildOptions, _pack, build_ngram_model
+from superdraft.ngram_models import build
+from superdraft.ngram_models.manifest import TokenizerIdentity
+from superdraft.ngram_models.tools import find_tools
+def pack_then_die(*arguments):
+    _pack(*arguments)
+    os._exit(9)  # as if killed when the binary is there and its manifest is not
+build._pack = pack_then_die
+build_ngram_model([[3, 0]], Path(sys.argv[1]), tokenizer=TokenizerIdentity("toy", "a", 100, (0,)),
+                  tools=find_tools(Path(sys.argv[2])), options=BuildOptions(order=3, prune=(0,)),
+                  description="", licence="")
+"""
+    target = home / "ngram" / "tiny"
+    done = subprocess.run([sys.executable, "-c", script, target, tools.lmplz.parent], check=False, timeout=60)
+    assert done.returncode == 9
+    (leftover,) = (home / "ngram").iterdir()
+    assert (leftover / "new" / "model.bin").is_file()
+    assert not {leftover.name, "tiny"} & {model.name for model in list_ngram_models(home)}
+    for path in (target, leftover, leftover / "new"):
+        with pytest.raises(NgramModelNotFoundError):
+            load_ngram_model(path, fingerprint="a")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": 7}, "between 2 and 6, got 7"),
+        ({"order": 1}, "between 2 and 6, got 1"),
+        ({"prune": (1, 1)}, "start with 0"),
+        ({"prune": (0, 2, 1)}, "do not fall"),
+        ({"prune": ()}, "start with 0"),
+        ({"quantize_bits": 26}, "1 to 25 bits, got 26"),
+        ({"backoff_quantize_bits": 0}, "1 to 25 bits, got 0"),
+        ({"quantize_bits": None}, "only be quantised if"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        BuildOptions(**options)
+
+
+def real_tools():
+    try:
+        return find_tools()
+    except BuildToolMissingError:
+        return None
+
+
+@pytest.mark.skipif(real_tools() is None, reason="KenLM's lmplz is not installed here: make lmplz builds it")
+def test_the_real_tools_build_a_model_that_predicts_its_corpus(folder):
+    manifest = build([[3, 4, 5, 0]] * 30 + [[3, 6, 5]] * 3, folder, real_tools(), BuildOptions(order=4, memory="64M"))
+    scorer = load_ngram_model(folder, fingerprint=FINGERPRINT).scorer
+    assert scorer.order == manifest.order == 4
+    state = scorer.initial_state([0, 3])
+    after_3 = scorer.score([state], [[4, 6, 5, 7]])[0]
+    assert after_3[0] > after_3[1] > after_3[2] > after_3[3]
+    # All 33 texts have 5 last, but only 30 end there.
+    ends = scorer.score([scorer.initial_state([3, 4, 5]), scorer.initial_state([3, 6, 5])], [[0], [0]])
+    assert ends[0] > ends[1]

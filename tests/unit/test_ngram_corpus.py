@@ -1,0 +1,138 @@
+import gzip
+import io
+import struct
+import sys
+
+import pytest
+import zstandard
+
+from superdraft.ngram_models.corpus import read_sequences
+from superdraft.ngram_models.errors import CorpusError
+
+
+def encode(texts):
+    """Every character is a token, so that the texts can be read off the sequences."""
+    return [[ord(char) for char in text] for text in texts]
+
+
+def read(*sources, **options):
+    return list(read_sequences(map(str, sources), encode=encode, end_of_text_id=0, **options))
+
+
+def texts(*sources):
+    return ["".join(map(chr, sequence)).removesuffix("\0") for sequence in read(*sources)]
+
+
+def write(path, data):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def test_blank_lines_separate_documents(tmp_path):
+    path = write(tmp_path / "a.txt", "\n\nfirst line\nsecond line\r\n \t\nnext\n\n\n\nlast")
+    assert texts(path) == ["first line\nsecond line", "next", "last"]
+
+
+def test_every_document_of_text_ends(tmp_path):
+    path = write(tmp_path / "a.txt", "a\n\nb")
+    assert read(path) == [[97, 0], [98, 0]]
+    assert list(read_sequences([str(path)], encode=encode, end_of_text_id=None)) == [[97], [98]]
+
+
+def test_more_documents_than_one_batch_stay_in_order(tmp_path):
+    documents = [str(number) for number in range(600)]
+    assert texts(write(tmp_path / "a.txt", "\n\n".join(documents))) == documents
+
+
+def test_compressed_text_of_several_frames(tmp_path):
+    compress = zstandard.ZstdCompressor().compress
+    frames = write(tmp_path / "a.txt.zst", compress(b"one\n") + compress(b"\ntwo\n"))
+    assert texts(frames) == ["one", "two"]
+    assert texts(write(tmp_path / "b.txt.gz", gzip.compress("drei\n\nvier über".encode()))) == ["drei", "vier über"]
+
+
+def test_jsonl_takes_the_text_field(tmp_path):
+    lines = '{"text": "a\\nb", "id": 1}\n\n{"text": ""}\n{"text": "c\u2028d"}\n{"text": "\\ud83d"}\n'
+    assert texts(write(tmp_path / "a.jsonl", lines)) == ["a\nb", "c\u2028d", "?"]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"body": "x"}', '{"text": 1}'])
+def test_a_bad_jsonl_line_is_named_by_its_number_and_not_quoted(tmp_path, line):
+    path = write(tmp_path / "a.jsonl", f'{{"text": "fine"}}\n\n{line}\n')
+    with pytest.raises(CorpusError, match=r"a\.jsonl, line 3: not a JSON object") as caught:
+        read(path)
+    assert "body" not in str(caught.value)
+
+
+def test_token_files_hold_rows(tmp_path):
+    data = struct.pack("<5H", 1, 258, 65535, 0, 7)
+    path = write(tmp_path / "a.u16", data)
+    assert read(path) == [[1, 258, 65535, 0, 7]]
+    assert read(path, row_tokens=2) == [[1, 258], [65535, 0], [7]]
+    packed = write(tmp_path / "b.u16.zst", zstandard.ZstdCompressor().compress(data))
+    assert read(packed, row_tokens=3) == [[1, 258, 65535], [0, 7]]
+
+
+def test_rows_do_not_depend_on_how_the_file_is_read(tmp_path):
+    ids = list(range(50_000)) * 2
+    data = struct.pack(f"<{len(ids)}H", *ids)
+    compress = zstandard.ZstdCompressor().compress
+    for path in (
+        write(tmp_path / "a.u16", data),
+        write(tmp_path / "b.u16.zst", compress(data[:70_001]) + compress(data[70_001:])),
+        write(tmp_path / "c.u16.gz", gzip.compress(data)),
+    ):
+        rows = read(path, row_tokens=30_000)
+        assert [len(row) for row in rows] == [30_000, 30_000, 30_000, 10_000]
+        assert [token_id for row in rows for token_id in row] == ids
+
+
+def test_half_a_token_is_an_error(tmp_path):
+    with pytest.raises(CorpusError, match="odd number of bytes"):
+        read(write(tmp_path / "a.u16", b"\1\0\2"))
+
+
+def test_folders_are_read_in_order_and_other_files_left_out(tmp_path):
+    write(tmp_path / "sub" / "c.jsonl", '{"text": "third"}')
+    write(tmp_path / "b.md", "second")
+    write(tmp_path / "a.txt.gz", gzip.compress(b"first"))
+    write(tmp_path / "picture.png", b"\x89PNG")
+    assert texts(tmp_path) == ["first", "second", "third"]
+
+
+def test_a_folder_without_a_corpus_is_an_error(tmp_path):
+    write(tmp_path / "picture.png", b"\x89PNG")
+    with pytest.raises(CorpusError, match="has no file that ends in"):
+        read(tmp_path)
+
+
+def test_standard_input_is_text(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfone\n\ntwo\n")))
+    assert texts("-") == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"fine\n\n\xff", r"a\.txt is not UTF-8"),
+        ("a.txt.gz", gzip.compress(b"a long enough text " * 50)[:-20], r"a\.txt\.gz cannot be read"),
+        ("a.txt.gz", b"plain", r"a\.txt\.gz cannot be read"),
+        ("a.txt.zst", b"plain", r"a\.txt\.zst cannot be read"),
+        ("a.u16.zst", b"plain", r"a\.u16\.zst cannot be read"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, data, message):
+    with pytest.raises(CorpusError, match=message):
+        read(write(tmp_path / name, data))
+
+
+def test_a_truncated_zst_file_is_not_read_as_a_shorter_corpus(tmp_path):
+    whole = zstandard.ZstdCompressor().compress(bytes(range(256)) * 2000)
+    with pytest.raises(CorpusError, match="cannot be read"):
+        read(write(tmp_path / "a.u16.zst", whole[:-50]))
+
+
+def test_a_missing_source_is_named(tmp_path):
+    with pytest.raises(CorpusError, match="nowhere does not exist"):
+        read(tmp_path / "nowhere")

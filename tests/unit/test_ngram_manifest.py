@@ -1,0 +1,160 @@
+import json
+
+import pytest
+from support.ngram import FINGERPRINT, tiny_manifest, write_tiny_model
+
+from superdraft.ngram_models.errors import (
+    BrokenNgramModelError,
+    NgramModelNotFoundError,
+    TokenizerMismatchError,
+)
+from superdraft.ngram_models.manifest import BINARY_FILE, MANIFEST_FILE, Manifest, Tuning, file_sha256
+from superdraft.ngram_models.registry import find_ngram_model, list_ngram_models, load_ngram_model
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def folder(home):
+    folder = home / "ngram" / "tiny"
+    write_tiny_model(folder)
+    return folder
+
+
+def edit_manifest(folder, **changes):
+    path = folder / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def load(name_or_path, home=None, fingerprint=FINGERPRINT):
+    return load_ngram_model(name_or_path, fingerprint=fingerprint, home=home)
+
+
+def test_a_manifest_reads_back_as_it_was_written(tmp_path):
+    manifest = tiny_manifest(tuning=Tuning(alpha=0.5, tau=0.1, candidates_per_draft=9), quantize_bits=7)
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_FILE]
+
+
+def test_models_load_by_name_and_by_path(folder, home):
+    by_name = load("tiny", home)
+    assert by_name.folder == folder
+    assert by_name.scorer.order == 3
+    assert by_name.manifest.corpus.num_tokens == 12
+    assert load(folder).manifest == by_name.manifest
+
+
+def test_the_users_own_model_hides_a_shipped_one(home):
+    write_tiny_model(home / "ngram" / "smollm2-135m")
+    assert find_ngram_model("smollm2-135m", home) == home / "ngram" / "smollm2-135m"
+
+
+def test_a_model_for_another_tokenizer_is_refused_by_name(folder):
+    with pytest.raises(TokenizerMismatchError, match=r"'tiny' was built for the tokenizer of 'toy' \(aaaaaaaaaaaa\)"):
+        load(folder, fingerprint="b" * 64)
+
+
+def test_a_truncated_binary_never_reaches_kenlm(folder):
+    data = (folder / BINARY_FILE).read_bytes()
+    (folder / BINARY_FILE).write_bytes(data[:-1])
+    with pytest.raises(BrokenNgramModelError, match=f"{len(data) - 1} bytes instead of {len(data)}"):
+        load(folder)
+
+
+def test_a_flipped_bit_is_found(folder):
+    data = bytearray((folder / BINARY_FILE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / BINARY_FILE).write_bytes(data)
+    with pytest.raises(BrokenNgramModelError, match="SHA-256"):
+        load(folder)
+
+
+def test_a_missing_binary_is_told(folder):
+    (folder / BINARY_FILE).unlink()
+    with pytest.raises(BrokenNgramModelError, match=r"model\.bin is damaged: it cannot be read"):
+        load(folder)
+
+
+def test_a_whole_binary_that_is_no_model_is_told(folder):
+    binary = folder / BINARY_FILE
+    binary.write_bytes(b"not a model\n")
+    edit_manifest(folder, binary_bytes=12, binary_sha256=file_sha256(binary))
+    with pytest.raises(BrokenNgramModelError, match="KenLM cannot load"):
+        load(folder)
+
+
+def test_a_manifest_of_another_binary_is_told(folder):
+    edit_manifest(folder, order=6)
+    with pytest.raises(BrokenNgramModelError, match="is of order 3, its manifest says 6"):
+        load(folder)
+
+
+def test_a_folder_without_a_manifest_is_no_model(folder):
+    (folder / MANIFEST_FILE).unlink()
+    with pytest.raises(NgramModelNotFoundError, match=r"no manifest\.json"):
+        load(folder)
+
+
+def test_an_unknown_format_version_is_told(folder):
+    edit_manifest(folder, format_version=2)
+    with pytest.raises(BrokenNgramModelError, match="format version 2; this version of superdraft reads 1"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": "6"}, "manifest.order is not of type int"),
+        ({"order": True}, "manifest.order is not of type int"),
+        ({"prune": 1}, "manifest.prune is not a list"),
+        ({"prune": [0, None]}, "manifest.prune is not of type int"),
+        ({"corpus": {"description": "x"}}, "manifest.corpus lacks num_tokens, num_documents"),
+        ({"tokenizer": None}, "manifest.tokenizer is not an object"),
+        ({"surprise": 1}, "unknown field surprise"),
+    ],
+)
+def test_a_damaged_manifest_names_the_field(folder, changes, message):
+    edit_manifest(folder, **changes)
+    with pytest.raises(BrokenNgramModelError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+def test_a_manifest_that_is_no_json_object_is_told(folder, text):
+    (folder / MANIFEST_FILE).write_bytes(text.encode("latin-1"))
+    with pytest.raises(BrokenNgramModelError, match=r"manifest\.json"):
+        load(folder)
+
+
+def test_an_unknown_name_lists_the_known_ones(folder, home):
+    with pytest.raises(NgramModelNotFoundError, match=r"'teeny'.*Known: .*tiny"):
+        load("teeny", home)
+
+
+def test_a_file_is_no_model(folder):
+    with pytest.raises(NgramModelNotFoundError, match="is a file; an n-gram model is a folder"):
+        load(folder / BINARY_FILE)
+
+
+def test_the_list_shows_broken_models_and_leaves_unfinished_builds_out(folder, home):
+    write_tiny_model(home / "ngram" / "broken")
+    edit_manifest(home / "ngram" / "broken", format_version=9)
+    write_tiny_model(home / "ngram" / ".half.x.partial")
+    (home / "ngram" / "empty").mkdir()
+    listed = {model.name: model for model in list_ngram_models(home)}
+    assert {"broken", "tiny"} <= set(listed)
+    assert not {".half.x.partial", "empty"} & set(listed)
+    assert listed["tiny"].manifest.order == 3
+    assert "format version 9" in listed["broken"].problem
+
+
+def test_the_home_folder_is_the_variable_or_the_cache(monkeypatch, tmp_path, folder, home):
+    monkeypatch.setenv("SUPERDRAFT_HOME", str(home))
+    assert find_ngram_model("tiny") == folder
+    monkeypatch.setenv("SUPERDRAFT_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(NgramModelNotFoundError):
+        find_ngram_model("tiny")
