@@ -18,7 +18,7 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.server.loading import load_service
 from superdraft.server.settings import Settings
 
-# 15 tokens of prompt and 10 new ones are the paper's setting (section 4.3).
+# As in the paper (section 4.3): a prompt of about 15 tokens, 10 new ones.
 PROMPT = "Thank you for your email about the meeting next week. I will"
 TOKENS_PER_RUN = 10
 

@@ -1,15 +1,72 @@
-"""Checks of a request before it becomes a sequence: limits, the prompt's tokens, the room in the context."""
+"""How a request becomes a sequence: limits, the prompt's tokens, token healing, the room in the context."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Sequence as Seq
+from typing import Any, Literal
 
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.draft_set import Draft, DraftSet
+from superdraft.decoding.draft_text import TokenAppender
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
+from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.penalties import check_logit_bias
+from superdraft.decoding.sampling import make_generator
+from superdraft.decoding.sequence import Branch, Sequence
+from superdraft.decoding.token_healing import TokenIndex, keep_forced_tokens, plan_healing
 from superdraft.decoding.tokenizer import Tokenizer
 
 
-def check_limits(params: GenerationParams, config: EngineConfig, max_model_len: int) -> None:
+def admit(
+    request_id: str,
+    prompt: str | Seq[int],
+    params: GenerationParams,
+    scorer: NgramScorer[Any] | None,
+    tokenizer: Tokenizer,
+    config: EngineConfig,
+    max_model_len: int,
+    num_slots: int,
+    token_index: TokenIndex,
+) -> Sequence:
+    """A sequence, ready to be scheduled, with its first branch.
+
+    Raises:
+        InvalidRequestError: the prompt or a parameter is outside the limits.
+    """
+    check_limits(params, config, max_model_len, num_slots)
+    check_logit_bias(params.logit_bias, tokenizer.vocab_size)
+    token_ids = prompt_token_ids(prompt, tokenizer)
+    token_ids, warnings = fit_to_context(token_ids, params.max_tokens, max_model_len, config.prompt_too_long)
+    plan = None
+    # Exact log-probabilities are those of the prompt's own tokens followed by the draft's: nothing may be taken back.
+    if params.token_healing and isinstance(prompt, str) and params.verify_top is None and params.max_tokens > 0:
+        plan = plan_healing(prompt, token_ids, tokenizer)
+        plan = keep_forced_tokens(plan, tokenizer.token_bytes, token_index) if plan is not None else None
+    kept, prefix = token_ids, b""
+    healed: tuple[int, ...] = ()
+    if plan is not None:
+        kept, prefix = list(plan.token_ids), plan.prefix
+        # A start token may stand for a prompt of which nothing was left.
+        healed = tuple(token_ids[len(kept) :] if token_ids[: len(kept)] == kept else token_ids)
+    stop = (*params.stop, "\n", "\r") if params.single_line else params.stop
+    extend = TokenAppender(tokenizer.token_bytes, tokenizer.eos_token_ids, tuple(string.encode() for string in stop))
+    if params.alpha == 0 or not params.strategy.endswith("superposed"):
+        scorer = None
+    sequence = Sequence(
+        request_id,
+        kept,
+        params,
+        scorer,
+        extend,
+        max_positions=max_model_len,
+        healed_token_ids=healed,
+        warnings=warnings,
+    )
+    root = Draft(ngram_state=scorer.initial_state(kept) if scorer is not None else None, healing=prefix)
+    sequence.branches.append(Branch(sequence, DraftSet((root,)), make_generator(params.seed, 0)))
+    return sequence
+
+
+def check_limits(params: GenerationParams, config: EngineConfig, max_model_len: int, num_slots: int) -> None:
     """Compare a request with the engine's limits.
 
     Raises:
@@ -17,6 +74,7 @@ def check_limits(params: GenerationParams, config: EngineConfig, max_model_len: 
     """
     limits = (
         ("num_drafts", params.num_drafts, config.max_num_drafts),
+        ("num_branches", params.num_rows, num_slots),
         ("candidates_per_draft", params.num_candidates, config.max_candidates_per_draft),
         ("max_tokens", params.max_tokens, min(config.max_tokens, max_model_len - 1)),
     )
@@ -27,7 +85,7 @@ def check_limits(params: GenerationParams, config: EngineConfig, max_model_len: 
             )
 
 
-def prompt_token_ids(prompt: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
+def prompt_token_ids(prompt: str | Seq[int], tokenizer: Tokenizer) -> list[int]:
     """The prompt as token ids, at least one: an empty prompt becomes the token that starts a text.
 
     Raises:

@@ -10,7 +10,10 @@ class EngineConfig:
 
     Attributes:
         max_model_len: the longest prompt and draft together, in tokens; the model's own context if that is shorter.
-        num_slots: KV-cache slots, one a running sequence; the memory for all is taken at start.
+        kv_memory_bytes: memory for all keys and values, taken at start and never grown.
+        num_slots: KV-cache slots, one a running branch; None: as many as fit in three quarters of that memory, at most
+            64. What is left keeps prompts for reuse.
+        max_prefill_tokens: prompt tokens that may be run between two decode steps.
         max_num_drafts: largest k a request may ask for.
         max_candidates_per_draft: largest m a request may ask for.
         max_tokens: most new tokens a draft may ask for.
@@ -18,7 +21,9 @@ class EngineConfig:
     """
 
     max_model_len: int = 2048
-    num_slots: int = 4
+    kv_memory_bytes: int = 2 * 1024**3
+    num_slots: int | None = None
+    max_prefill_tokens: int = 256
     max_num_drafts: int = 32
     max_candidates_per_draft: int = 1024
     max_tokens: int = 512

@@ -3,7 +3,7 @@
 Pure values: a step takes a draft set and scores and returns a new draft set.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,12 +20,15 @@ class Draft:
 
     Attributes:
         token_ids: its tokens; an end-of-text token is not kept.
-        text: the bytes that it adds to the prompt, cut before a stop string.
+        pieces: the bytes that each token adds to the prompt; none for one that only repeats what was typed.
+        text: all of them together, cut before a stop string.
         logprob: its score, the sum of ln p_f over its tokens (eq. 6), end of text included.
         num_scored: how many terms that sum has.
         token_logprobs: ln p of each token in the step that chose it, at temperature 1, without the n-gram model.
         finish_reason: None while it is alive.
         ngram_state: the n-gram model's state after prompt and draft; belongs to this draft alone.
+        healing: what the draft still has to repeat of a word that was typed half, before it adds anything (token
+            healing).
     """
 
     token_ids: tuple[int, ...] = ()
@@ -35,6 +38,8 @@ class Draft:
     token_logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     ngram_state: Hashable = None
+    healing: bytes = b""
+    pieces: tuple[bytes, ...] = ()
 
     @property
     def mean_logprob(self) -> float:
@@ -70,7 +75,9 @@ class DraftSet:
         return not self.alive
 
 
-def advance(drafts: DraftSet, candidates: Candidates, scores: Floats, num_drafts: int, extend: Extend) -> DraftSet:
+def advance(
+    drafts: DraftSet, candidates: Sequence[Candidates], scores: Sequence[Floats], num_drafts: int, extend: Extend
+) -> DraftSet:
     """Choose the next k drafts among all children of the alive ones.
 
     The rule is the reference code's, also at the first step, where the only parent is the prompt. (The paper's eq. 1
@@ -79,39 +86,39 @@ def advance(drafts: DraftSet, candidates: Candidates, scores: Floats, num_drafts
 
     Args:
         drafts: the draft set so far, n drafts alive.
-        candidates: the m tokens that any draft may go on with.
-        scores: ln p_f, shape [n, m] or [1, m] when all drafts share one row; `-inf` is never chosen.
+        candidates: for each of them the m tokens that it may go on with; mostly one object that all share.
+        scores: for each of them ln p_f, shape [m]; `-inf` is never chosen.
         num_drafts: k.
         extend: makes a child of a draft.
 
     Returns:
         The new draft set. Fewer than k drafts are alive when fewer children exist.
     """
-    parents = np.array([draft.logprob for draft in drafts.alive])
-    totals = (parents[:, np.newaxis] + scores).ravel()
-    num_tokens = len(candidates.token_ids)
+    totals = np.concatenate([draft.logprob + row for draft, row in zip(drafts.alive, scores, strict=True)])
+    starts = np.cumsum([0, *(len(row) for row in scores)])
     alive: list[Draft] = []
     ended: list[Draft] = []
     # Distinct as text. Alive and ended ones are told apart: an alive draft may have the text of an ended one and grow
     # past it.
-    alive_texts: set[bytes] = set()
-    ended_texts = {draft.text for draft in drafts.finished}
+    alive_texts: set[tuple[bytes, bytes]] = set()
+    ended_texts = {(draft.text, draft.healing) for draft in drafts.finished}
     # A stable sort: equal scores go to the better parent, then to the likelier token, on every machine.
     for flat in np.argsort(-totals, kind="stable").tolist():
         if len(alive) + len(ended) == 2 * num_drafts or totals[flat] == -np.inf:
             break
-        parent, token = divmod(flat, num_tokens)
-        child = extend(drafts.alive[parent], candidates.token_ids[token])
+        parent = int(np.searchsorted(starts, flat, side="right")) - 1
+        token = flat - int(starts[parent])
+        child = extend(drafts.alive[parent], candidates[parent].token_ids[token])
         group, texts = (alive, alive_texts) if child.finish_reason is None else (ended, ended_texts)
-        if child.text in texts:
+        if (child.text, child.healing) in texts:
             continue
-        texts.add(child.text)
+        texts.add((child.text, child.healing))
         group.append(
             replace(
                 child,
                 logprob=float(totals[flat]),
                 num_scored=child.num_scored + 1,
-                token_logprobs=(*child.token_logprobs, float(candidates.logprobs[token])),
+                token_logprobs=(*child.token_logprobs, float(candidates[parent].logprobs[token])),
             )
         )
     finished = sorted((*drafts.finished, *ended), key=lambda draft: -draft.logprob)

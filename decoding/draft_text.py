@@ -24,11 +24,18 @@ class TokenAppender:
         """The child of `draft` with one more token; its finish reason is "stop" if it ends here."""
         if token_id in self.eos_token_ids:
             return replace(draft, finish_reason="stop")
-        text = draft.text + self.token_bytes[token_id]
-        token_ids = (*draft.token_ids, token_id)
+        token = self.token_bytes[token_id]
+        # While a draft heals, its tokens first repeat what was typed: only what goes beyond that is its own text.
+        piece = token[len(draft.healing) :]
+        text = draft.text + piece
+        child = replace(
+            draft,
+            token_ids=(*draft.token_ids, token_id),
+            pieces=(*draft.pieces, piece),
+            text=text,
+            healing=draft.healing[len(token) :],
+        )
         # The draft's own text held no stop string, so a new one ends inside the new token's bytes.
         starts = [text.find(stop, max(0, len(draft.text) - len(stop) + 1)) for stop in self.stop]
         first = min((start for start in starts if start >= 0), default=None)
-        if first is None:
-            return replace(draft, token_ids=token_ids, text=text)
-        return replace(draft, token_ids=token_ids, text=text[:first], finish_reason="stop")
+        return child if first is None else replace(child, text=text[:first], finish_reason="stop")

@@ -2,13 +2,15 @@
 
 One engine step is one forward pass of the model:
 
-- a *prefill* runs a prompt and chooses each draft's first token, or
-- a *decode step* feeds every running request **one** superposed embedding, the weighted sum of its k drafts' last
-tokens, and
-  so needs one row and one KV-cache slot a request, whatever k is.
+- a *prefill* runs a prompt, or a chunk of a long one, and at its end chooses each draft's first token, or
+- a *decode step* feeds every running branch **one** superposed embedding, the weighted sum of its k drafts' last
+  tokens, and so needs one row and one KV-cache slot a branch, whatever k is.
 
-Either way the model's m most probable next tokens are shared by the k drafts of a request; the n-gram model, which sees
+Either way the model's m most probable next tokens are shared by the k drafts of a branch; the n-gram model, which sees
 each draft's real tokens, tells which of the k*m children are coherent; the best k live on.
+
+Every strategy is a number of branches times a number of drafts: superposed 1 x k, sample n x 1, greedy 1 x 1, and
+sample+superposed n x k. They share one batch.
 
 The engine belongs to one thread. Nothing here locks.
 """
@@ -16,29 +18,24 @@ The engine belongs to one thread. Nothing here locks.
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-
-from superdraft.decoding.admission import check_limits, fit_to_context, prompt_token_ids
+from superdraft.decoding.admission import admit
+from superdraft.decoding.answer import answer, snapshot
+from superdraft.decoding.branches import BranchSteps
+from superdraft.decoding.choosing import TokenChooser
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.draft_set import Draft, DraftSet, advance
-from superdraft.decoding.draft_text import TokenAppender
-from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError
+from superdraft.decoding.draft_set import DraftSet
+from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError, SupersededError
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.model_runner import ModelRunner
 from superdraft.decoding.ngram import NgramScorer
-from superdraft.decoding.outputs import DraftOutput, GenerationOutput, StepOutput, Timings, Usage
+from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.ranking import rank
-from superdraft.decoding.scheduler import Batch, Scheduler
-from superdraft.decoding.scoring import Candidates, interpolate, tempered_logprobs, top_candidates
+from superdraft.decoding.scheduler import Decode, Prefill, Scheduler
 from superdraft.decoding.sequence import Sequence
 from superdraft.decoding.superposition import superpose
-from superdraft.decoding.tokenizer import Tokenizer, valid_utf8_prefix
-from superdraft.decoding.verification import verify
+from superdraft.decoding.tokenizer import Tokenizer
 
 
 class Engine:
@@ -61,19 +58,35 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = config
         self.max_model_len = runner.max_model_len
+        self.num_slots = runner.num_slots
         self._runner = runner
         self._clock = clock
-        self._scheduler = Scheduler(runner.num_slots)
+        self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens)
+        self._chooser = TokenChooser(tokenizer, runner.device, clock)
+        self._steps = BranchSteps(runner, self._chooser, self._scheduler)
         self._sequences: dict[str, Sequence] = {}
-        self._suppressed = torch.tensor(tokenizer.suppressed_token_ids, dtype=torch.long, device=runner.device)
+        self._sessions: dict[str, Sequence] = {}
+        self._ended: list[StepOutput] = []
 
     @property
     def has_unfinished(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._sequences)
+        return bool(self._sequences or self._ended)
+
+    @property
+    def num_used_slots(self) -> int:
+        """KV-cache slots in use; the others are free."""
+        return self._scheduler.num_used_slots
 
     def add_request(
-        self, request_id: str, prompt: str | Seq[int], params: GenerationParams, scorer: NgramScorer[Any] | None = None
+        self,
+        request_id: str,
+        prompt: str | Seq[int],
+        params: GenerationParams,
+        scorer: NgramScorer[Any] | None = None,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         """Queue a request.
 
@@ -82,23 +95,33 @@ class Engine:
             prompt: text, or token ids that are fed as they are.
             params: what is wanted.
             scorer: the n-gram model; None means the language model alone.
+            session_id: a typing session; an unfinished request of the same session ends, superseded by this one.
+            timeout_s: answer after this time with the drafts so far.
 
         Raises:
             InvalidRequestError: the prompt or a parameter is outside this engine's limits.
         """
         if request_id in self._sequences:
             raise InvalidRequestError(f"A request {request_id!r} is running; use another id.", param="request_id")
-        check_limits(params, self.config, self.max_model_len)
-        token_ids = prompt_token_ids(prompt, self.tokenizer)
-        token_ids, warnings = fit_to_context(
-            token_ids, params.max_tokens, self.max_model_len, self.config.prompt_too_long
+        sequence = admit(
+            request_id,
+            prompt,
+            params,
+            scorer,
+            self.tokenizer,
+            self.config,
+            self.max_model_len,
+            self.num_slots,
+            self._chooser.token_index,
         )
-        stop = tuple(string.encode() for string in params.stop)
-        extend = TokenAppender(self.tokenizer.token_bytes, self.tokenizer.eos_token_ids, stop)
-        if params.alpha == 0:
-            scorer = None
-        drafts = DraftSet((Draft(ngram_state=scorer.initial_state(token_ids)),)) if scorer is not None else DraftSet()
-        sequence = Sequence(request_id, token_ids, params, scorer, extend, self._clock(), warnings, drafts=drafts)
+        sequence.arrival_s = self._clock()
+        sequence.deadline_s = None if timeout_s is None else sequence.arrival_s + timeout_s
+        if session_id is not None:
+            sequence.session_id = session_id
+            older = self._sessions.get(session_id)
+            if older is not None:
+                self._ended.append(self._end(older, SupersededError("A newer request of this session took its place.")))
+            self._sessions[session_id] = sequence
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
 
@@ -114,28 +137,16 @@ class Engine:
         """One forward pass: a prompt, or one more token for the drafts of every running request.
 
         Returns:
-            An output for each request that ended in this step. A fault of one request ends that one alone.
+            An output for each request that ended, and a snapshot for each that goes on and wants them. A fault of one
+            request ends that one alone.
         """
-        batch = self._scheduler.schedule()
-        if batch is None:
-            return []
-        started_s = self._clock()
-        outcomes: list[Exception | None]
-        try:
-            rows = self._forward(batch)
-        except Exception as fault:  # out of memory, say: all that were in this pass are lost, others are not
-            outcomes = [fault] * len(batch.sequences)
-        else:
-            outcomes = [self._try_choose(sequence, row) for sequence, row in zip(batch.sequences, rows, strict=True)]
-        elapsed_s = self._clock() - started_s
-        outputs = []
-        for sequence, error in zip(batch.sequences, outcomes, strict=True):
-            if batch.is_prefill:
-                sequence.start_s, sequence.prefill_s = started_s, elapsed_s
-            else:
-                sequence.decode_s += elapsed_s
-            if error is not None or sequence.is_done:
-                outputs.append(self._finish(sequence, error))
+        outputs, self._ended = self._ended, []
+        outputs += self._expire()
+        work = self._scheduler.schedule()
+        if isinstance(work, Prefill):
+            outputs += self._prefill(work)
+        elif isinstance(work, Decode):
+            outputs += self._decode(work)
         return outputs
 
     def generate(
@@ -150,73 +161,99 @@ class Engine:
                 if step_output.output is not None:
                     return step_output.output
 
-    # One step of the method
+    # The two kinds of step
 
-    def _forward(self, batch: Batch) -> list[Candidates]:
-        """Run the model for a batch; every sequence's m most probable next tokens."""
-        if batch.is_prefill:
-            (sequence,) = batch.sequences
-            logits = self._runner.prefill(sequence.slot or 0, sequence.prompt_token_ids)
-            sequence.num_computed = len(sequence.prompt_token_ids)
-        else:
-            last_tokens = [draft.token_ids[-1] for sequence in batch.sequences for draft in sequence.drafts.alive]
-            weights = [sequence.drafts.weights for sequence in batch.sequences]
-            superposed = superpose(self._runner.embed(last_tokens), weights)
-            logits = self._runner.decode(superposed, [sequence.num_computed for sequence in batch.sequences])
-            for sequence in batch.sequences:
-                sequence.num_computed += 1
-                sequence.forward_rows += 1
-        nums = [sequence.params.num_candidates for sequence in batch.sequences]
-        return top_candidates(logits, nums, self._suppressed)
-
-    def _try_choose(self, sequence: Sequence, candidates: Candidates) -> Exception | None:
+    def _prefill(self, work: Prefill) -> list[StepOutput]:
+        sequence = work.sequence
+        (branch,) = sequence.branches
+        started_s = self._clock()
+        if sequence.start_s is None:
+            sequence.start_s = started_s
         try:
-            if not sequence.is_done:  # max_tokens may be 0: then the prompt's pass was all
-                self._choose(sequence, candidates)
-        except Exception as error:  # an n-gram model from outside may raise anything
-            return error
-        return None
+            if branch.num_computed == 0:
+                self._steps.reuse_prefix(sequence, branch)
+            start = branch.num_computed
+            chunk = sequence.prompt_token_ids[start : start + work.max_tokens]
+            self._scheduler.charge(len(chunk))
+            logits = self._steps.run_tokens(branch, chunk)
+            if sequence.num_unfed_tokens > 0:
+                sequence.prefill_s += self._clock() - started_s
+                return []
+            self._steps.keep_prefix(sequence, branch)
+            self._steps.start(sequence, branch)
+            if sequence.params.max_tokens > 0:
+                for twin in sequence.branches:
+                    self._steps.choose_from(twin, logits.clone())
+        except Exception as fault:  # out of memory, a scorer from outside: whatever it is, it is this sequence's alone
+            return [self._end(sequence, fault)]
+        sequence.prefill_s += self._clock() - started_s
+        return self._report(sequence)
 
-    def _choose(self, sequence: Sequence, candidates: Candidates) -> None:
-        """Score the children of the sequence's drafts and keep the best k."""
-        if not candidates.token_ids:
-            raise SequenceFailedError(
-                "The model's output holds values that are not numbers; this request cannot go on."
-            )
-        params, scorer, alive = sequence.params, sequence.scorer, sequence.drafts.alive
-        ngram_logprobs = None
-        if scorer is not None:
-            started_s = self._clock()
-            states = [draft.ngram_state for draft in alive]
-            ngram_logprobs = np.asarray(scorer.score(states, [candidates.token_ids] * len(alive)), dtype=np.float64)
-            sequence.ngram_s += self._clock() - started_s
-        lm_logprobs = tempered_logprobs(candidates.logits, params.tau)
-        scores = interpolate(lm_logprobs, ngram_logprobs, params.alpha, params.penalty)
-        chosen = advance(sequence.drafts, candidates, scores, params.num_drafts, sequence.extend)
-        if scorer is not None:
-            started_s = self._clock()
-            chosen = DraftSet(
-                tuple(
-                    replace(draft, ngram_state=scorer.advance(draft.ngram_state, draft.token_ids[-1]))
-                    for draft in chosen.alive
-                ),
-                chosen.finished,
-            )
-            sequence.ngram_s += self._clock() - started_s
-        sequence.drafts = chosen
-        sequence.num_steps += 1
+    def _decode(self, work: Decode) -> list[StepOutput]:
+        """One superposed embedding, one row, one position for every branch."""
+        branches = work.branches
+        sequences = list(dict.fromkeys(branch.sequence for branch in branches))
+        started_s = self._clock()
+        faults: dict[Sequence, Exception] = {}
+        try:
+            last_tokens = [draft.token_ids[-1] for branch in branches for draft in branch.drafts.alive]
+            superposed = superpose(self._runner.embed(last_tokens), [branch.drafts.weights for branch in branches])
+            logits = self._runner.decode(superposed, [branch.num_computed for branch in branches]).float()
+            for branch in branches:
+                branch.num_computed += 1
+                branch.sequence.forward_rows += 1
+            shared = self._chooser.shared_candidates(logits, branches)
+        except Exception as fault:  # out of memory, say: all that were in this pass are lost, those that wait are not
+            faults = dict.fromkeys(sequences, fault)
+        else:
+            for branch, row, candidates in zip(branches, logits, shared, strict=True):
+                try:
+                    self._steps.choose(branch, row, candidates)
+                    self._steps.reset_if_due(branch)
+                except Exception as fault:  # an n-gram model from outside may raise anything
+                    faults[branch.sequence] = fault
+        elapsed_s = self._clock() - started_s
+        outputs = []
+        for sequence in sequences:
+            sequence.decode_s += elapsed_s
+            outputs += [self._end(sequence, faults[sequence])] if sequence in faults else self._report(sequence)
+        return outputs
 
     # What comes out
 
-    def _finish(self, sequence: Sequence, error: Exception | None) -> StepOutput:
-        """The request's one answer; its slot is free afterwards."""
+    def _report(self, sequence: Sequence) -> list[StepOutput]:
+        """The answer if the sequence is done; else its done branches give their slots back."""
+        if sequence.is_done:
+            return [self._end(sequence)]
+        for branch in sequence.branches:
+            if branch.is_done and branch.slot is not None:
+                self._steps.move(self._scheduler.end(branch))
+        if sequence.params.snapshots:
+            return [StepOutput(sequence.request_id, snapshot=snapshot(sequence))]
+        return []
+
+    def _expire(self) -> list[StepOutput]:
+        """Answer those whose time is over with the drafts that they have."""
+        now_s = self._clock()
+        outputs = []
+        for sequence in list(self._sequences.values()):
+            if sequence.deadline_s is not None and now_s >= sequence.deadline_s:
+                sequence.warnings.append("The time was over before all tokens were written: the drafts are cut short.")
+                for branch in sequence.branches:
+                    if branch.num_steps == 0:
+                        branch.drafts = DraftSet((), ())
+                outputs.append(self._end(sequence))
+        return outputs
+
+    def _end(self, sequence: Sequence, error: Exception | None = None) -> StepOutput:
+        """The request's one terminal output; its slots are free afterwards."""
         output = None
         try:
             if error is None:
-                output = self._output(sequence)
+                output = answer(sequence, self.tokenizer, self._runner, self._clock())
         except Exception as late_error:
             error = late_error
-        self._release(sequence, failed=error is not None)
+        self._release(sequence, failed=error is not None and not isinstance(error, SupersededError))
         if error is None:
             return StepOutput(sequence.request_id, output=output)
         if not isinstance(error, SuperdraftError):
@@ -228,57 +265,15 @@ class Engine:
         return StepOutput(sequence.request_id, error=error)
 
     def _release(self, sequence: Sequence, failed: bool = False) -> None:
-        if failed and sequence.slot is not None:
-            self._runner.cache.clear(sequence.slot)
-        move = self._scheduler.remove(sequence)
-        if move is not None:
-            self._runner.cache.move(move.source, move.target, move.length)
+        if failed:
+            for branch in sequence.branches:
+                if branch.slot is not None:
+                    self._runner.cache.clear(branch.slot)
+        for move in self._scheduler.remove(sequence):
+            self._steps.move(move)
         del self._sequences[sequence.request_id]
-
-    def _output(self, sequence: Sequence) -> GenerationOutput:
-        params = sequence.params
-        drafts = rank(sequence.drafts, params.num_drafts)
-        prompt = sequence.prompt_token_ids
-        verification = None
-        if params.verify_top is not None:
-            token_ids = [draft.token_ids for draft in drafts]
-            verification = verify(
-                self._runner, self.tokenizer, prompt, token_ids, params.verify_top, params.echo_logprobs
-            )
-            sequence.forward_rows += verification.num_rows
-        outputs = tuple(
-            DraftOutput(
-                index=index,
-                text=valid_utf8_prefix(draft.text),
-                token_ids=draft.token_ids,
-                tokens=tuple(self.tokenizer.token_text(token_id) for token_id in draft.token_ids),
-                score=draft.mean_logprob,
-                token_logprobs=draft.token_logprobs[: len(draft.token_ids)],
-                finish_reason=draft.finish_reason or "length",
-                exact_logprobs=verification.drafts[index] if verification else None,
-            )
-            for index, draft in enumerate(drafts)
-        )
-        return GenerationOutput(
-            request_id=sequence.request_id,
-            drafts=outputs,
-            usage=Usage(
-                prompt_tokens=len(prompt),
-                completion_tokens=sum(len(draft.token_ids) for draft in drafts),
-                cached_tokens=0,
-                forward_rows=sequence.forward_rows,
-            ),
-            timings=Timings(
-                queue_ms=1e3 * (sequence.start_s - sequence.arrival_s),
-                prefill_ms=1e3 * sequence.prefill_s,
-                decode_ms=1e3 * sequence.decode_s,
-                ngram_ms=1e3 * sequence.ngram_s,
-                total_ms=1e3 * (self._clock() - sequence.arrival_s),
-            ),
-            prompt_token_ids=tuple(prompt),
-            warnings=tuple(sequence.warnings),
-            prompt_logprobs=verification.prompt if verification else None,
-        )
+        if sequence.session_id is not None and self._sessions.get(sequence.session_id) is sequence:
+            del self._sessions[sequence.session_id]
 
 
 def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
@@ -286,10 +281,11 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
 
     Raises:
         UnsupportedModelError: Superposed Decoding cannot run on this model.
+        ModelLoadError: the KV cache does not fit in the memory that the config gives it.
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_model_len = min(config.max_model_len, context or config.max_model_len)
-    runner = ModelRunner(loaded.model, config.num_slots, max_model_len)
+    runner = ModelRunner(loaded.model, max_model_len, config.kv_memory_bytes, config.num_slots)
     generation = loaded.model.generation_config
     ends = generation.eos_token_id if generation is not None else None
     eos_token_ids = [ends] if isinstance(ends, int) else (ends or [])

@@ -11,6 +11,7 @@
     │   └── UnsupportedModelError  it loads, but Superposed Decoding cannot run on it
     └── EngineError
         ├── SequenceFailedError    one sequence failed; the others go on (HTTP 500)
+        ├── SupersededError        a newer request of the same typing session took its place (HTTP 499)
         └── EngineStoppedError     the engine is shutting down (HTTP 503)
 
 Messages state what was wrong, the limit, the value and the remedy. They never quote prompt text.
@@ -66,6 +67,10 @@ class EngineError(SuperdraftError):
 
 class SequenceFailedError(EngineError):
     """One sequence failed (its scorer raised, its logits are not numbers); the others go on."""
+
+
+class SupersededError(EngineError):
+    """A newer request of the same session took this one's place."""
 
 
 class EngineStoppedError(EngineError):

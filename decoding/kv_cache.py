@@ -2,11 +2,13 @@
 
 Index arithmetic, all ranges half-open::
 
-    pool      keys and values of one layer          [num_slots, H, max_len, Dh]
-    slot      one branch's row of the pool; its k drafts share it
+    slots     keys and values of one layer          [num_slots, H, max_len, Dh]
+    slot      one branch's row of them; its k drafts share it
     active    slots [0, num_active) are those of the running sequences, so that a decode step over all of them reads
-              the pool through a view and copies nothing; whoever ends a sequence moves the last one into the hole
+              the slots through a view and copies nothing; whoever ends a sequence moves the last one into the hole
     length    positions [0, length) of a slot hold real keys and values; what lies beyond is masked
+    pool      keys and values of prompts that may come again, a position for each token, in any order
+              [num_prefix_positions, H, Dh]; which token lies where is known to `prefix_cache`
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from superdraft.decoding.errors import UnsupportedModelError
+from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,55 @@ class LayerShape:
     num_heads: int
     key_dim: int
     value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """How a memory budget is divided.
+
+    Attributes:
+        num_slots: slots of running branches.
+        max_len: positions of each.
+        num_prefix_positions: positions of the prefix pool.
+        bytes_per_position: keys and values of all layers.
+    """
+
+    num_slots: int
+    max_len: int
+    num_prefix_positions: int
+    bytes_per_position: int
+
+
+MAX_DEFAULT_SLOTS = 64
+MAX_PREFIX_POSITIONS = 100_000  # with a tiny model the book-keeping would outgrow the keys and values
+
+
+def plan_cache(
+    shapes: list[LayerShape], item_bytes: int, memory_bytes: int, max_len: int, num_slots: int | None
+) -> CachePlan:
+    """Divide the memory: three quarters for slots unless their number is given, the rest for prompts to be reused.
+
+    Args:
+        shapes: one entry a layer.
+        item_bytes: bytes of one number.
+        memory_bytes: the budget for all keys and values.
+        max_len: positions of a slot.
+        num_slots: wanted slots; None: as many as fit, at most 64.
+
+    Raises:
+        ModelLoadError: the slots do not fit.
+    """
+    per_position = item_bytes * sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in shapes)
+    slot_bytes = per_position * max_len
+    fitting = memory_bytes // slot_bytes
+    if fitting < (num_slots or 1):
+        raise ModelLoadError(
+            f"kv_memory is {memory_bytes / 1e6:.0f} MB, but {num_slots or 1} slots of max_model_len {max_len} need "
+            f"{(num_slots or 1) * slot_bytes / 1e6:.0f} MB. Raise kv_memory, or lower max_model_len or num_slots."
+        )
+    slots = num_slots or min(MAX_DEFAULT_SLOTS, max(1, fitting * 3 // 4))
+    num_prefix_positions = min(MAX_PREFIX_POSITIONS, (memory_bytes - slots * slot_bytes) // per_position)
+    return CachePlan(slots, max_len, num_prefix_positions, per_position)
 
 
 def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
@@ -66,16 +117,19 @@ class _Window:
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
-    """One layer's pool. transformers calls `update` from inside each attention layer."""
+    """One layer's slots and pool. transformers calls `update` from inside each attention layer."""
 
     is_sliding = False
 
-    def __init__(self, shape: LayerShape, num_slots: int, max_len: int, window: _Window, like: Tensor) -> None:
+    def __init__(self, shape: LayerShape, plan: CachePlan, window: _Window, like: Tensor) -> None:
         super().__init__()
-        size = (num_slots, shape.num_heads, max_len)
+        size = (plan.num_slots, shape.num_heads, plan.max_len)
         # Zeros and not empty memory: a NaN beyond a slot's length would survive the mask.
-        self.keys: Tensor = torch.zeros(*size, shape.key_dim, dtype=like.dtype, device=like.device)
-        self.values: Tensor = torch.zeros(*size, shape.value_dim, dtype=like.dtype, device=like.device)
+        self.keys: Tensor = like.new_zeros(*size, shape.key_dim)
+        self.values: Tensor = like.new_zeros(*size, shape.value_dim)
+        pool = (plan.num_prefix_positions, shape.num_heads)
+        self.pool_keys: Tensor = like.new_zeros(*pool, shape.key_dim)
+        self.pool_values: Tensor = like.new_zeros(*pool, shape.value_dim)
         self.is_initialized = True
         self._window = window
 
@@ -109,25 +163,27 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
 
 
 class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
-    """A KV cache of `num_slots` slots, allocated once.
+    """Keys and values of all slots and of the prefix pool, allocated once and never grown.
 
     Args:
         shapes: one entry a layer.
-        num_slots: slots, one a branch.
-        max_len: positions of a slot.
+        plan: sizes.
         like: gives dtype and device.
     """
 
-    def __init__(self, shapes: list[LayerShape], num_slots: int, max_len: int, like: Tensor) -> None:
-        self.num_slots = num_slots
-        self.max_len = max_len
+    def __init__(self, shapes: list[LayerShape], plan: CachePlan, like: Tensor) -> None:
+        self.plan = plan
         self._window = _Window()
-        super().__init__(layers=[_SlotLayer(shape, num_slots, max_len, self._window, like) for shape in shapes])
+        super().__init__(layers=[_SlotLayer(shape, plan, self._window, like) for shape in shapes])
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the whole pool."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        """Memory of slots and pool."""
+        return sum(
+            tensor.nbytes
+            for layer in self.layers
+            for tensor in (layer.keys, layer.values, layer.pool_keys, layer.pool_values)
+        )
 
     @property
     def read_length(self) -> int:
@@ -155,6 +211,23 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         for layer in self.layers:
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    @torch.inference_mode()
+    def load_prefix(self, slot: int, positions: list[int]) -> None:
+        """Copy these positions of the pool to the beginning of a slot."""
+        index = torch.tensor(positions, device=self.layers[0].keys.device)
+        for layer in self.layers:
+            layer.keys[slot, :, : len(positions)] = layer.pool_keys[index].transpose(0, 1)
+            layer.values[slot, :, : len(positions)] = layer.pool_values[index].transpose(0, 1)
+
+    @torch.inference_mode()
+    def save_prefix(self, slot: int, start: int, positions: list[int]) -> None:
+        """Copy a slot's positions from `start` on to these positions of the pool."""
+        index = torch.tensor(positions, device=self.layers[0].keys.device)
+        stop = start + len(positions)
+        for layer in self.layers:
+            layer.pool_keys[index] = layer.keys[slot, :, start:stop].transpose(0, 1)
+            layer.pool_values[index] = layer.values[slot, :, start:stop].transpose(0, 1)
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:

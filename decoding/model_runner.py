@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.kv_cache import SlotKVCache, probe_layer_shapes
+from superdraft.decoding.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes
 
 SELF_CHECK_TOKENS = 6
 
@@ -21,17 +21,20 @@ class ModelRunner:
 
     Args:
         model: the model, in evaluation mode.
-        num_slots: sequences that can run at once.
         max_model_len: positions of each slot.
+        kv_memory_bytes: memory for all keys and values.
+        num_slots: branches that can run at once; None: as many as fit.
 
     Raises:
         UnsupportedModelError: the model cannot be run this way.
+        ModelLoadError: the slots do not fit in the memory.
     """
 
-    def __init__(self, model: PreTrainedModel, num_slots: int, max_model_len: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, max_model_len: int, kv_memory_bytes: int, num_slots: int | None = None
+    ) -> None:
         self.model = model
         self.device: torch.device = model.device
-        self.num_slots = num_slots
         self.max_model_len = max_model_len
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self._embedding = model.get_input_embeddings()
@@ -41,7 +44,10 @@ class ModelRunner:
         self._sliding_window: int | None = getattr(config, "sliding_window", None)
         with torch.inference_mode():
             like = self._embedding(torch.zeros(1, dtype=torch.long, device=self.device))
-            self.cache = SlotKVCache(probe_layer_shapes(model), num_slots, max_model_len, like)
+        shapes = probe_layer_shapes(model)
+        plan = plan_cache(shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots)
+        self.num_slots = plan.num_slots
+        self.cache = SlotKVCache(shapes, plan, like)
         self._self_check()
 
     @torch.inference_mode()

@@ -95,9 +95,50 @@ class GenerationOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftSnapshot:
+    """One draft while it grows.
+
+    Attributes:
+        text: as it stands now; a later step may replace it.
+        score: mean of ln p_f so far.
+    """
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The drafts of one request after a step, best first.
+
+    Attributes:
+        num_steps: tokens chosen so far.
+        drafts: the best k; none while all still repeat a word that was typed half (token healing).
+        stable_text: what every one of them begins with and no later step can change.
+    """
+
+    num_steps: int
+    drafts: tuple[DraftSnapshot, ...]
+    stable_text: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one engine step has to say of one request. Exactly one of `output` and `error` is set; it is terminal."""
+    """What one engine step has to say of one request. Exactly one of the three is set.
+
+    Attributes:
+        request_id: whose it is.
+        snapshot: not terminal; only for requests that asked for snapshots.
+        output: terminal, the answer.
+        error: terminal, why there is none.
+    """
 
     request_id: str
+    snapshot: Snapshot | None = None
     output: GenerationOutput | None = None
     error: SuperdraftError | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Nothing more comes for this request."""
+        return self.snapshot is None

@@ -7,6 +7,8 @@ from superdraft.decoding.errors import InvalidRequestError
 DEFAULT_ALPHA = 0.54
 DEFAULT_TAU = 0.06
 SELECTIONS = ("paper",)
+STRATEGIES = ("superposed", "sample", "greedy", "sample+superposed")
+TRIMS = ("none", "word", "sentence")
 
 
 def _check(ok: bool, param: str, value: object, limit: str) -> None:
@@ -20,6 +22,10 @@ def _is_int(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_within(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,22 @@ class GenerationParams:
         verify_top: None: no verification. An integer n: one more pass over the finished drafts gives each token's exact
             log-probability and its n most probable alternatives.
         echo_logprobs: with `verify_top`: the prompt's own log-probabilities too.
+        strategy: "superposed": one branch of k drafts. "sample": `num_branches` nucleus samples, one row each.
+            "greedy": one draft, the language model alone. "sample+superposed": `num_branches` nucleus samples of a
+            few tokens, then k superposed drafts from each (section 4.5).
+        num_branches: n, rows of the sampling strategies; None: as many as `num_drafts`.
+        temperature: of sampling; 0 takes the most probable token.
+        top_p: of sampling: the smallest set of tokens with this probability.
+        seed: of sampling and of resets; None: another one each time.
+        reset_every: superposed: every s steps draw one draft by its probability and go on from it alone (section 5.3).
+        logit_bias: (token id, what is added to its logit) before the cut to m candidates; -100 or less forbids a token.
+        frequency_penalty: taken from a token's logit for each time the draft has it already.
+        presence_penalty: taken from a token's logit once if the draft has it already.
+        token_healing: a text prompt that ends inside a word gives drafts that finish the word.
+        single_line: a draft ends before its first line break.
+        trim: "word" cuts a last word that may be unfinished, "sentence" cuts after the first whole sentence.
+        min_score: drafts with a lower score are left out; the answer may then be empty.
+        snapshots: report the drafts after every step, not only at the end.
     """
 
     num_drafts: int = 3
@@ -51,6 +73,20 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
     verify_top: int | None = None
     echo_logprobs: bool = False
+    strategy: str = "superposed"
+    num_branches: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    reset_every: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    token_healing: bool = False
+    single_line: bool = False
+    trim: str = "none"
+    min_score: float | None = None
+    snapshots: bool = False
 
     def __post_init__(self) -> None:
         k, m = self.num_drafts, self.candidates_per_draft
@@ -66,8 +102,46 @@ class GenerationParams:
         _check(all(isinstance(s, str) and s for s in self.stop), "stop", list(self.stop), "strings that are not empty")
         top = self.verify_top
         _check(top is None or (_is_int(top) and 0 <= top <= 20), "logprobs", top, "an integer from 0 to 20, or null")
+        self._check_sampling()
+        _check(self.trim in TRIMS, "trim", self.trim, f"one of {', '.join(TRIMS)}")
+        low = self.min_score
+        _check(low is None or (_is_number(low) and low <= 0), "min_score", low, "a number of at most 0, or null")
+
+    def _check_sampling(self) -> None:
+        n, reset, seed = self.num_branches, self.reset_every, self.seed
+        _check(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
+        _check(n is None or (_is_int(n) and n >= 1), "num_branches", n, "an integer of at least 1, or null")
+        _check(
+            n in (None, 1) or self.strategy.startswith("sample"), "num_branches", n, f"1 with strategy {self.strategy}"
+        )
+        _check(_is_within(self.temperature, 0, 2), "temperature", self.temperature, "a number from 0 to 2")
+        _check(_is_within(self.top_p, 1e-6, 1), "top_p", self.top_p, "a number from 0.000001 to 1")
+        _check(seed is None or (_is_int(seed) and abs(seed) < 2**63), "seed", seed, "an integer of 64 bits, or null")
+        _check(
+            reset is None or (_is_int(reset) and reset >= 1), "reset_every", reset, "an integer of at least 1, or null"
+        )
+        _check(
+            reset is None or self.strategy == "superposed", "reset_every", reset, f"null with strategy {self.strategy}"
+        )
+        for name in ("frequency_penalty", "presence_penalty"):
+            _check(_is_within(getattr(self, name), -2, 2), name, getattr(self, name), "a number from -2 to 2")
+        for token_id, bias in self.logit_bias:
+            _check(_is_int(token_id) and token_id >= 0, "logit_bias", token_id, "keyed by token ids")
+            _check(_is_within(bias, -100, 100), "logit_bias", bias, "a number from -100 to 100 for each token id")
+
+    @property
+    def num_rows(self) -> int:
+        """Branches, that is model rows of a decode step and KV-cache slots."""
+        if not self.strategy.startswith("sample"):
+            return 1
+        return self.num_drafts if self.num_branches is None else self.num_branches
+
+    @property
+    def drafts_per_branch(self) -> int:
+        """How many drafts share a branch (k)."""
+        return self.num_drafts if self.strategy.endswith("superposed") else 1
 
     @property
     def num_candidates(self) -> int:
         """m, with the default of k squared filled in."""
-        return self.num_drafts**2 if self.candidates_per_draft is None else self.candidates_per_draft
+        return self.drafts_per_branch**2 if self.candidates_per_draft is None else self.candidates_per_draft

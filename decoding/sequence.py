@@ -3,32 +3,71 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from numpy.random import Generator
+
 from superdraft.decoding.draft_set import DraftSet, Extend
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 
 
 @dataclass(slots=True, eq=False)
+class Branch:
+    """One row of the model: a KV-cache slot and the drafts that share it.
+
+    Attributes:
+        sequence: the request it belongs to.
+        drafts: its draft set.
+        rng: for sampling and resets.
+        slot: its KV-cache slot while it runs.
+        num_computed: positions of the slot that hold keys and values.
+        num_steps: tokens that each alive draft has, those of token healing included.
+        num_healing_steps: the first of them, in which every draft was still repeating what had been typed.
+        num_exact: tokens of the drafts, from the first on, whose keys and values are those of real tokens.
+    """
+
+    sequence: "Sequence"
+    drafts: DraftSet
+    rng: Generator
+    slot: int | None = None
+    num_computed: int = 0
+    num_steps: int = 0
+    num_healing_steps: int = 0
+    num_exact: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """All its tokens are chosen, no draft is left to grow, or its slot is full."""
+        num_new = self.num_steps - self.num_healing_steps
+        return (
+            num_new >= self.sequence.params.max_tokens
+            or self.drafts.is_done
+            or self.num_computed >= self.sequence.max_positions
+        )
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
-    """One request on its way: WAITING (no slot) -> running (a slot) -> gone.
+    """One request on its way: waiting -> prefilling (one slot) -> running (a slot for each branch) -> answered.
 
     Attributes:
         request_id: the caller's name for it.
-        prompt_token_ids: what the model is fed, never empty.
+        prompt_token_ids: what the model is fed, never empty; without the tokens that token healing took back.
         params: what was asked for.
         scorer: the n-gram model; None when it has no say.
         extend: adds a token to one of its drafts.
         arrival_s: the clock when it was added.
-        slot: its KV-cache slot while it runs.
-        num_computed: positions of the slot that hold keys and values: prompt, then one for each decode step.
-        drafts: its draft set.
-        num_steps: tokens that each alive draft has.
+        max_positions: positions that its slots have.
+        session_id: the typing session it belongs to.
+        deadline_s: the clock at which it is answered with what it has.
+        healed_token_ids: the prompt's tokens that token healing took back.
+        warnings: what the answer should tell the caller.
+        branches: its rows; the first one exists from the start, the others after the prompt's pass.
+        num_cached_tokens: prompt tokens that came from the prefix cache.
         forward_rows: model rows of its decode steps and of its verification pass.
         start_s: the clock when it got a slot.
-        prefill_s: how long its prompt's pass took.
+        prefill_s: how long its prompt's passes took.
         decode_s: how long its decode steps took, waiting for nobody.
         ngram_s: the part of both that the n-gram model took.
-        warnings: what the answer should tell the caller.
     """
 
     request_id: str
@@ -36,19 +75,26 @@ class Sequence:
     params: GenerationParams
     scorer: NgramScorer[Any] | None
     extend: Extend
-    arrival_s: float
+    max_positions: int
+    arrival_s: float = 0.0
+    session_id: str | None = None
+    deadline_s: float | None = None
+    healed_token_ids: tuple[int, ...] = ()
     warnings: list[str] = field(default_factory=list)
-    slot: int | None = None
-    num_computed: int = 0
-    drafts: DraftSet = field(default_factory=DraftSet)
-    num_steps: int = 0
+    branches: list[Branch] = field(default_factory=list)
+    num_cached_tokens: int = 0
     forward_rows: int = 0
-    start_s: float = 0.0
+    start_s: float | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
     ngram_s: float = 0.0
 
     @property
+    def num_unfed_tokens(self) -> int:
+        """Prompt tokens without keys and values yet."""
+        return len(self.prompt_token_ids) - self.branches[0].num_computed
+
+    @property
     def is_done(self) -> bool:
-        """All its tokens are chosen, or no draft is left to grow."""
-        return self.num_steps >= self.params.max_tokens or self.drafts.is_done
+        """Every branch is done."""
+        return all(branch.is_done for branch in self.branches)

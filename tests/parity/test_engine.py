@@ -31,8 +31,10 @@ def test_the_cache_is_allocated_once_and_has_one_slot_a_request():
     engine, _ = tiny_engine(num_slots=3)
     cache = engine._runner.cache
     addresses = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
-    # 2 layers, keys and values, 3 slots, 2 heads, 96 positions, 8 numbers of 4 bytes
-    assert cache.num_bytes == 2 * 2 * 3 * 2 * 96 * 8 * 4
+    # 2 layers, keys and values, 2 heads, 8 numbers of 4 bytes; 3 slots of 96 positions, and the rest for prefixes
+    assert cache.plan.bytes_per_position == 2 * 2 * 2 * 8 * 4
+    assert cache.plan.num_prefix_positions == 1_000_000 // 256 - 3 * 96
+    assert cache.num_bytes == (1_000_000 // 256) * 256
     for number in range(7):
         engine.add_request(str(number), PROMPTS[number % 5], params(num_drafts=4), HashScorer())
     run_all(engine)

@@ -16,18 +16,23 @@ from superdraft.decoding.outputs import GenerationOutput, StepOutput
 def tiny_engine(architecture: str = "llama", *, seed: int = 0, **config: object) -> tuple[Engine, PreTrainedModel]:
     model = tiny_model(architecture, seed)
     loaded = LoadedModel(model, tiny_tokenizer(), architecture, Path())
-    return build_engine(loaded, EngineConfig(**({"max_model_len": 96, "num_slots": 4} | config))), model
+    return build_engine(
+        loaded, EngineConfig(**({"max_model_len": 96, "num_slots": 4, "kv_memory_bytes": 1_000_000} | config))
+    ), model
 
 
 def run_all(engine: Engine) -> dict[str, StepOutput]:
-    """Step until nothing is left; fails if a request is answered twice."""
+    """Step until nothing is left; the terminal outputs. Fails if a request is answered twice or a slot is lost."""
     outputs: dict[str, StepOutput] = {}
     while engine.has_unfinished:
         for output in engine.step():
             assert output.request_id not in outputs
-            assert (output.output is None) != (output.error is None)
-            outputs[output.request_id] = output
+            assert [output.snapshot, output.output, output.error].count(None) == 2
+            if output.is_terminal:
+                outputs[output.request_id] = output
+        assert 0 <= engine.num_used_slots <= engine.num_slots
     assert engine.step() == []
+    assert engine.num_used_slots == 0
     return outputs
 
 

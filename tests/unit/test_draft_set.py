@@ -34,6 +34,10 @@ class TableNgram:
         return self.table.get((tokens[-1] if tokens else -1, x), 0.0)
 
 
+def rows_for(drafts: DraftSet, scores: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(scores, (len(drafts.alive), scores.shape[1]))
+
+
 def run_product(logits, ngram, *, k, m, tau, alpha, penalty) -> tuple[DraftSet, list[list[float]]]:
     drafts = DraftSet()
     extend = TokenAppender(TOKEN_BYTES, frozenset({EOS}))
@@ -50,7 +54,7 @@ def run_product(logits, ngram, *, k, m, tau, alpha, penalty) -> tuple[DraftSet, 
             with np.errstate(divide="ignore"):
                 ngram_logprobs = np.log(np.array(probs))
         scores = interpolate(tempered_logprobs(candidates.logits, tau), ngram_logprobs, alpha, penalty)
-        drafts = advance(drafts, candidates, scores, k, extend)
+        drafts = advance(drafts, [candidates] * len(drafts.alive), rows_for(drafts, scores), k, extend)
     return drafts, weights
 
 
@@ -129,7 +133,7 @@ def test_a_hand_worked_step():
     lm = np.log([0.5, 0.5])
     ngram = np.log([[0.9, 0.1], [0.2, 0.8]])
     scores = interpolate(lm, ngram, alpha=0.5, penalty=200)
-    after = advance(drafts, candidates, scores, 2, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
+    after = advance(drafts, [candidates] * 2, scores, 2, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
     # -1 + (ln .5 + ln .9)/2 = -1.399; -1.5 + (ln .5 + ln .8)/2 = -1.958; -1 + (ln .5 + ln .1)/2 = -2.498
     assert [draft.token_ids for draft in after.alive] == [(4, 6), (5, 7)]
     assert [draft.logprob for draft in after.alive] == pytest.approx([-1.39925, -1.95815], abs=1e-5)
@@ -154,7 +158,7 @@ def test_alpha_one_ignores_the_language_model_but_for_its_cut():
 def test_equal_scores_go_to_the_better_parent_then_the_likelier_token():
     drafts = DraftSet((Draft((4,), b" c", 0.0, 1, (0.0,)), Draft((5,), b" d", 0.0, 1, (0.0,))))
     candidates = Candidates([6, 7], np.zeros(2), np.zeros(2))
-    after = advance(drafts, candidates, np.zeros((1, 2)), 3, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
+    after = advance(drafts, [candidates] * 2, np.zeros((2, 2)), 3, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
     assert [draft.token_ids for draft in after.alive] == [(4, 6), (4, 7), (5, 6)]
 
 
@@ -163,7 +167,7 @@ def test_an_ended_draft_does_not_forbid_a_living_one_with_the_same_text():
         (Draft((4,), b" c", -1.0, 1, (-1.0,)),), finished=(Draft((4, 6), b" ce", -0.5, 2, (0.0, 0.0), "stop"),)
     )
     candidates = Candidates([6], np.zeros(1), np.zeros(1))
-    after = advance(drafts, candidates, np.zeros((1, 1)), 2, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
+    after = advance(drafts, [candidates], np.zeros((1, 1)), 2, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
     assert [draft.text for draft in after.alive] == [b" ce"]
 
 

@@ -1,0 +1,138 @@
+"""From a sequence that has ended to its answer: drafts ranked, cut for display, made distinct, verified."""
+
+import re
+from dataclasses import dataclass
+
+from superdraft.decoding.display import stable_prefix, tokens_within, trim_text
+from superdraft.decoding.draft_set import Draft, DraftSet
+from superdraft.decoding.model_runner import ModelRunner
+from superdraft.decoding.outputs import (
+    DraftOutput,
+    DraftSnapshot,
+    FinishReason,
+    GenerationOutput,
+    Snapshot,
+    Timings,
+    Usage,
+)
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.ranking import rank
+from superdraft.decoding.sequence import Sequence
+from superdraft.decoding.tokenizer import Tokenizer, valid_utf8_prefix
+from superdraft.decoding.verification import verify
+
+_LAST_WORD = re.compile(r"\s*\S*$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A draft as it is shown."""
+
+    draft: Draft
+    text: str
+    token_ids: tuple[int, ...]
+    pieces: tuple[bytes, ...]
+    token_logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+def all_drafts(sequence: Sequence) -> DraftSet:
+    """The drafts of all branches together; those that have not finished the typed word yet are left out."""
+    alive = (draft for branch in sequence.branches for draft in branch.drafts.alive if not draft.healing)
+    finished = (draft for branch in sequence.branches for draft in branch.drafts.finished)
+    return DraftSet(tuple(alive), tuple(finished))
+
+
+def snapshot(sequence: Sequence) -> Snapshot:
+    """The drafts as they stand between two steps."""
+    params = sequence.params
+    drafts = all_drafts(sequence)
+    ranked = rank(drafts, params.num_rows * params.drafts_per_branch)
+    return Snapshot(
+        num_steps=max(branch.num_steps for branch in sequence.branches),
+        drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), draft.mean_logprob) for draft in ranked),
+        stable_text=_stable_text(drafts, params),
+    )
+
+
+def _stable_text(drafts: DraftSet, params: GenerationParams) -> str:
+    """What all drafts begin with, and so all their children; without what trimming may still take away."""
+    common = stable_prefix([draft.text for draft in (*drafts.alive, *drafts.finished)])
+    if params.trim != "none":
+        common = _LAST_WORD.sub("", common)
+    return trim_text(common, "stop", params.single_line, params.trim)
+
+
+def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s: float) -> GenerationOutput:
+    """The answer to a request that ends now."""
+    params, prompt = sequence.params, sequence.prompt_token_ids
+    shown = _shown_drafts(sequence)
+    verification = None
+    if params.verify_top is not None and shown:
+        token_ids = [draft.token_ids for draft in shown]
+        verification = verify(runner, tokenizer, prompt, token_ids, params.verify_top, params.echo_logprobs)
+        sequence.forward_rows += verification.num_rows
+    outputs = tuple(
+        DraftOutput(
+            index=index,
+            text=draft.text,
+            token_ids=draft.token_ids,
+            tokens=tuple(piece.decode("utf-8", errors="replace") for piece in draft.pieces),
+            score=draft.draft.mean_logprob,
+            token_logprobs=draft.token_logprobs,
+            finish_reason=draft.finish_reason,
+            exact_logprobs=verification.drafts[index] if verification else None,
+        )
+        for index, draft in enumerate(shown)
+    )
+    started_s = now_s if sequence.start_s is None else sequence.start_s
+    return GenerationOutput(
+        request_id=sequence.request_id,
+        drafts=outputs,
+        usage=Usage(
+            prompt_tokens=len(prompt) + len(sequence.healed_token_ids),
+            completion_tokens=sum(len(draft.token_ids) for draft in outputs),
+            cached_tokens=sequence.num_cached_tokens,
+            forward_rows=sequence.forward_rows,
+        ),
+        timings=Timings(
+            queue_ms=1e3 * (started_s - sequence.arrival_s),
+            prefill_ms=1e3 * sequence.prefill_s,
+            decode_ms=1e3 * sequence.decode_s,
+            ngram_ms=1e3 * sequence.ngram_s,
+            total_ms=1e3 * (now_s - sequence.arrival_s),
+        ),
+        prompt_token_ids=(*prompt, *sequence.healed_token_ids),
+        warnings=tuple(sequence.warnings),
+        prompt_logprobs=verification.prompt if verification else None,
+    )
+
+
+def _shown_drafts(sequence: Sequence) -> list[_Shown]:
+    """The best drafts, each cut for display, no text twice, none below the wanted score."""
+    params = sequence.params
+    drafts = all_drafts(sequence)
+    ranked = rank(drafts, len(drafts.alive) + len(drafts.finished))
+    by_text: dict[str, _Shown] = {}
+    for draft in ranked:
+        if params.min_score is None or draft.mean_logprob >= params.min_score:
+            shown = _cut(draft, params)
+            by_text.setdefault(shown.text, shown)
+    if len(by_text) > 1:
+        by_text.pop("", None)
+    return list(by_text.values())[: params.num_rows * params.drafts_per_branch]
+
+
+def _cut(draft: Draft, params: GenerationParams) -> _Shown:
+    """One draft's shown text, and the tokens that text comes from."""
+    # A token without bytes of its own repeated what had been typed.
+    visible = [entry for entry in zip(draft.token_ids, draft.pieces, draft.token_logprobs, strict=False) if entry[1]]
+    token_ids, pieces, logprobs = zip(*visible, strict=True) if visible else ((), (), ())
+    text, finish_reason = draft.text, draft.finish_reason or "length"
+    if len(pieces) > params.max_tokens:  # the token that finished the typed word was one too many
+        pieces = pieces[: params.max_tokens]
+        text, finish_reason = text[: sum(map(len, pieces))], "length"
+    whole = valid_utf8_prefix(text)
+    shown = trim_text(whole, finish_reason, params.single_line, params.trim)
+    num_tokens = len(pieces) if shown == whole else tokens_within(pieces, len(shown.encode()))
+    return _Shown(draft, shown, token_ids[:num_tokens], pieces[:num_tokens], logprobs[:num_tokens], finish_reason)

@@ -1,0 +1,128 @@
+"""What happens to a branch: it takes a prompt, chooses tokens, forks, resets, gives up healing."""
+
+from collections.abc import Sequence as Seq
+
+from torch import Tensor
+
+from superdraft.decoding.choosing import NothingMatchesError, TokenChooser
+from superdraft.decoding.draft_set import Draft, DraftSet
+from superdraft.decoding.model_runner import ModelRunner
+from superdraft.decoding.prefix_cache import PrefixCache
+from superdraft.decoding.sampling import choose_by_weight, make_generator
+from superdraft.decoding.scheduler import Scheduler, SlotMove
+from superdraft.decoding.scoring import Candidates
+from superdraft.decoding.sequence import Branch, Sequence
+
+
+class BranchSteps:
+    """Steps of single branches; keeps the slots' tensors in line with what the scheduler says of the slots.
+
+    Args:
+        runner: the model and its KV cache.
+        chooser: chooses next tokens.
+        scheduler: gives out the slots.
+    """
+
+    def __init__(self, runner: ModelRunner, chooser: TokenChooser, scheduler: Scheduler) -> None:
+        self._runner = runner
+        self._chooser = chooser
+        self._scheduler = scheduler
+        self._prefixes = PrefixCache(runner.cache.plan.num_prefix_positions)
+
+    def run_tokens(self, branch: Branch, token_ids: Seq[int]) -> Tensor:
+        """Feed real tokens to a branch's slot; logits after the last one, float32, shape [1, V]."""
+        assert branch.slot is not None
+        logits = self._runner.prefill(branch.slot, token_ids, branch.num_computed).float()
+        branch.num_computed += len(token_ids)
+        return logits
+
+    def choose(self, branch: Branch, logits: Tensor, shared: Candidates) -> None:
+        """Choose the next tokens of one branch from its logits, shape [V]."""
+        try:
+            self._chooser.choose(branch, logits, shared)
+        except NothingMatchesError:
+            self.choose_from(branch, self._unheal(branch))
+
+    def choose_from(self, branch: Branch, logits: Tensor) -> None:
+        """Do the same outside a decode step; logits have shape [1, V]."""
+        (shared,) = self._chooser.shared_candidates(logits, [branch])
+        self.choose(branch, logits[0], shared)
+
+    def _unheal(self, branch: Branch) -> Tensor:
+        """Give up token healing: start again with the tokens that it took back."""
+        sequence = branch.sequence
+        branch.num_computed = len(sequence.prompt_token_ids)
+        branch.num_steps = branch.num_healing_steps = 0
+        warning = "No token continues the last word of the prompt; it was completed without token healing."
+        if warning not in sequence.warnings:
+            sequence.warnings.append(warning)
+        logits = self.run_tokens(branch, sequence.healed_token_ids)
+        state = None
+        if sequence.scorer is not None:
+            state = sequence.scorer.initial_state([*sequence.prompt_token_ids, *sequence.healed_token_ids])
+        branch.drafts = DraftSet((Draft(ngram_state=state),))
+        return logits
+
+    def start(self, sequence: Sequence, first: Branch) -> None:
+        """Begin drafting, the prompt being through: a slot for each branch, all with the prompt's keys and values."""
+        self.move(self._scheduler.start())
+        for index in range(1, sequence.params.num_rows):
+            twin = self.fork(first, first.drafts)
+            twin.rng = make_generator(sequence.params.seed, index)
+
+    def fork(self, branch: Branch, drafts: DraftSet) -> Branch:
+        """A new branch of the same request that continues from here with `drafts`, in a slot of its own.
+
+        The caller divides the drafts: what goes to the new branch should leave the old one's `drafts`.
+        """
+        twin = Branch(
+            branch.sequence,
+            drafts,
+            branch.rng,
+            num_computed=branch.num_computed,
+            num_steps=branch.num_steps,
+            num_healing_steps=branch.num_healing_steps,
+            num_exact=branch.num_exact,
+        )
+        self.move(self._scheduler.fork(branch, twin))
+        branch.sequence.branches.append(twin)
+        return twin
+
+    def reset_if_due(self, branch: Branch) -> None:
+        """Every s steps: draw one draft by its probability and go on from it alone (section 5.3).
+
+        What the slot holds of the last steps are superposed inputs. The chosen draft's real tokens take their place, so
+        drafting restarts from an exact context.
+        """
+        every = branch.sequence.params.reset_every
+        num_new = branch.num_steps - branch.num_healing_steps
+        if every is None or num_new == 0 or num_new % every or branch.is_done:
+            return
+        chosen = branch.drafts.alive[choose_by_weight(branch.drafts.weights, branch.rng)]
+        branch.drafts = DraftSet((chosen,), branch.drafts.finished)
+        real_tokens = chosen.token_ids[branch.num_exact :]
+        branch.num_computed -= len(real_tokens) - 1
+        logits = self.run_tokens(branch, real_tokens)
+        branch.sequence.forward_rows += len(real_tokens)
+        branch.num_exact = len(chosen.token_ids)
+        self.choose_from(branch, logits)
+
+    def reuse_prefix(self, sequence: Sequence, branch: Branch) -> None:
+        """Take what an earlier prompt left of this one. The last token is always run: its logits are needed."""
+        assert branch.slot is not None
+        positions = self._prefixes.match(sequence.prompt_token_ids[:-1])
+        if positions:
+            self._runner.cache.load_prefix(branch.slot, positions)
+        branch.num_computed = sequence.num_cached_tokens = len(positions)
+
+    def keep_prefix(self, sequence: Sequence, branch: Branch) -> None:
+        """Keep the prompt's keys and values for the next request; at this point they all come from real tokens."""
+        assert branch.slot is not None
+        start, positions = self._prefixes.insert(sequence.prompt_token_ids)
+        if positions:
+            self._runner.cache.save_prefix(branch.slot, start, positions)
+
+    def move(self, move: SlotMove | None) -> None:
+        """Copy what the scheduler moved, if it moved anything."""
+        if move is not None:
+            self._runner.cache.move(move.source, move.target, move.length)

@@ -1,0 +1,100 @@
+"""A model runner without a model: its logits depend on all that a slot was fed, so a mix-up of slots changes drafts."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from support.models import VOCAB_SIZE, tiny_tokenizer
+from torch import Tensor
+
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.kv_cache import CachePlan
+from superdraft.decoding.tokenizer import Tokenizer
+
+WIDTH = 4
+
+
+class ManualClock:
+    """A clock that stands still until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class FakeCache:
+    """Slots hold what was fed at each position, as bytes. Reading a position that was never written is a failure."""
+
+    def __init__(self, num_slots: int, max_len: int, num_prefix_positions: int) -> None:
+        self.plan = CachePlan(num_slots, max_len, num_prefix_positions, bytes_per_position=1)
+        self.slots: list[list[bytes | None]] = [[None] * max_len for _ in range(num_slots)]
+        self.pool: list[bytes | None] = [None] * num_prefix_positions
+
+    def move(self, source: int, target: int, length: int) -> None:
+        assert source != target
+        self.slots[target][:length] = self.slots[source][:length]
+
+    def clear(self, slot: int) -> None:
+        self.slots[slot] = [None] * self.plan.max_len
+
+    def load_prefix(self, slot: int, positions: list[int]) -> None:
+        self.slots[slot][: len(positions)] = [self.pool[position] for position in positions]
+
+    def save_prefix(self, slot: int, start: int, positions: list[int]) -> None:
+        for offset, position in enumerate(positions):
+            assert self.slots[slot][start + offset] is not None
+            self.pool[position] = self.slots[slot][start + offset]
+
+
+class FakeRunner:
+    """What the engine uses of `ModelRunner`. Counts rows and prompt tokens."""
+
+    def __init__(self, num_slots: int = 4, max_model_len: int = 64, num_prefix_positions: int = 200) -> None:
+        self.num_slots = num_slots
+        self.max_model_len = max_model_len
+        self.vocab_size = VOCAB_SIZE
+        self.device = torch.device("cpu")
+        self.cache = FakeCache(num_slots, max_model_len, num_prefix_positions)
+        self.prefilled: list[int] = []
+        self.decoded: list[int] = []
+        table = np.random.default_rng(0).standard_normal((VOCAB_SIZE, WIDTH)).astype(np.float32)
+        self._embeddings = torch.from_numpy(table)
+
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        return self._embeddings[list(token_ids)]
+
+    def prefill(self, slot: int, token_ids: Sequence[int], start: int = 0) -> Tensor:
+        assert token_ids
+        self.prefilled.append(len(token_ids))
+        for offset, row in enumerate(self.embed(token_ids)):
+            self._write(slot, start + offset, row)
+        return self._logits(slot, start + len(token_ids)).unsqueeze(0)
+
+    def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
+        assert len(embeddings) == len(lengths) <= self.num_slots
+        self.decoded.append(len(lengths))
+        for slot, (row, length) in enumerate(zip(embeddings, lengths, strict=True)):
+            self._write(slot, length, row)
+        return torch.stack([self._logits(slot, length + 1) for slot, length in enumerate(lengths)])
+
+    def _write(self, slot: int, position: int, row: Tensor) -> None:
+        # Rounded: a blend is a sum whose order may differ between batches.
+        self.cache.slots[slot][position] = np.round(row.numpy(), 3).tobytes()
+
+    def _logits(self, slot: int, length: int) -> Tensor:
+        fed = self.cache.slots[slot][:length]
+        assert None not in fed, "a position was read that nothing was written to"
+        seed = int.from_bytes(hashlib.blake2b(b"".join(fed), digest_size=8).digest(), "little")
+        return torch.from_numpy(np.random.default_rng(seed).standard_normal(VOCAB_SIZE).astype(np.float32) * 3)
+
+
+def fake_engine(
+    *, num_slots: int = 4, max_model_len: int = 64, num_prefix_positions: int = 200, **config: object
+) -> tuple[Engine, FakeRunner, ManualClock]:
+    runner, clock = FakeRunner(num_slots, max_model_len, num_prefix_positions), ManualClock()
+    engine = Engine(runner, Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig(**config), clock)
+    return engine, runner, clock

@@ -1,0 +1,123 @@
+"""The engine under churn, over a fake model: exactly one answer each, no slot lost, nobody's drafts mixed up."""
+
+import random
+from collections import Counter
+
+import pytest
+from support.decoding import HashScorer, run_all
+from support.fake_runner import fake_engine
+
+from superdraft.decoding.errors import SupersededError
+from superdraft.decoding.params import GenerationParams
+
+WORDS = [
+    "thank",
+    "you",
+    "for",
+    "the",
+    "email",
+    "I",
+    "will",
+    "be",
+    "back",
+    "soon",
+    "with",
+    "more",
+    "of",
+    "it",
+    "naïve",
+    "café",
+    "日本",
+]
+
+
+def some_request(rng: random.Random) -> tuple[str, GenerationParams]:
+    strategy = rng.choice(["superposed"] * 3 + ["sample", "greedy", "sample+superposed"])
+    prompt = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))[: rng.randint(1, 60)]
+    params = GenerationParams(
+        strategy=strategy,
+        num_drafts=rng.randint(1, 3),
+        num_branches=rng.randint(1, 3) if strategy.startswith("sample") else None,
+        max_tokens=rng.randint(0, 8),
+        tau=0.5,
+        alpha=rng.choice([0.0, 0.4]),
+        seed=rng.randint(0, 9),
+        reset_every=rng.choice([None, 2]) if strategy == "superposed" else None,
+        token_healing=rng.random() < 0.5,
+        single_line=rng.random() < 0.2,
+        trim=rng.choice(["none", "word", "sentence"]),
+        snapshots=rng.random() < 0.3,
+        frequency_penalty=rng.choice([0.0, 1.0]),
+        logit_bias=rng.choice([(), ((65, 5.0), (66, -100.0))]),
+    )
+    return prompt, params
+
+
+@pytest.mark.parametrize("num_prefix_positions", [0, 40, 2000])
+def test_every_request_is_answered_once_and_as_if_it_were_alone(num_prefix_positions):
+    rng = random.Random(num_prefix_positions)
+    requests = {str(i): some_request(rng) for i in range(150)}
+    engine, _, _ = fake_engine(
+        num_slots=5, max_model_len=96, num_prefix_positions=num_prefix_positions, max_prefill_tokens=7
+    )
+    waiting = list(requests)
+    together = {}
+    while waiting or engine.has_unfinished:
+        for _ in range(rng.randint(0, 2)):
+            if waiting:
+                name = waiting.pop()
+                engine.add_request(name, *requests[name], HashScorer())
+        for output in engine.step():
+            if output.is_terminal:
+                assert output.request_id not in together
+                together[output.request_id] = output.output
+    assert engine.num_used_slots == 0
+    assert sorted(together) == sorted(requests)
+    for name, (prompt, params) in requests.items():
+        alone = fake_engine(num_slots=5, max_model_len=96, num_prefix_positions=0)[0].generate(
+            prompt, params, HashScorer()
+        )
+        assert [(d.text, d.token_ids, d.finish_reason) for d in together[name].drafts] == [
+            (d.text, d.token_ids, d.finish_reason) for d in alone.drafts
+        ]
+        assert together[name].usage.forward_rows == alone.usage.forward_rows
+
+
+def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
+    rng = random.Random(7)
+    engine, _, clock = fake_engine(num_slots=6, max_model_len=96)
+    open_requests: dict[str, str | None] = {}
+    ends: Counter[str] = Counter()
+    accepted = 0
+    number = 0
+    while number < 10_000 or engine.has_unfinished:
+        clock.now_s += 0.01
+        for _ in range(rng.randint(0, 6) if number < 10_000 else 0):
+            number += 1
+            prompt, params = some_request(rng)
+            session = f"s{rng.randrange(12)}" if rng.random() < 0.7 else None
+            timeout_s = rng.choice([None, None, 0.03, 0.2])
+            engine.add_request(str(number), prompt, params, HashScorer(), session_id=session, timeout_s=timeout_s)
+            open_requests[str(number)] = session
+            accepted += 1
+        if open_requests and rng.random() < 0.4:
+            victim = rng.choice(list(open_requests))
+            # A superseded request is over, but its error is only handed out by the next step.
+            if engine.cancel(victim):
+                del open_requests[victim]
+                ends["cancelled"] += 1
+        for output in engine.step():
+            if not output.is_terminal:
+                assert output.request_id in open_requests
+                continue
+            del open_requests[output.request_id]  # raises if it was answered before
+            if isinstance(output.error, SupersededError):
+                ends["superseded"] += 1
+            else:
+                assert output.error is None, output.error.__cause__
+                ends["cut short" if output.output.warnings else "answered"] += 1
+    assert not open_requests
+    assert engine.num_used_slots == 0
+    assert sum(ends.values()) == accepted >= 10_000
+    assert min(ends[kind] for kind in ("cancelled", "superseded", "answered", "cut short")) > 100
+    assert run_all(engine) == {}

@@ -1,0 +1,64 @@
+"""The prefix cache against a brute-force model of it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from superdraft.decoding.prefix_cache import PrefixCache
+
+prompts = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), max_size=40)
+
+
+def keep(cache: PrefixCache, pool: dict[int, tuple[int, ...]], tokens: list[int]) -> None:
+    """Insert, and note for each position which prefix it stands for, as the tensors would."""
+    start, positions = cache.insert(tokens)
+    for offset, position in enumerate(positions):
+        pool[position] = tuple(tokens[: start + offset + 1])
+
+
+@given(prompts, st.integers(0, 25))
+def test_what_is_found_is_what_was_written_there(sequences, size):
+    cache, pool = PrefixCache(size), {}
+    for tokens in sequences:
+        found = cache.match(tokens)
+        assert [pool[position] for position in found] == [tuple(tokens[: i + 1]) for i in range(len(found))]
+        keep(cache, pool, tokens)
+        assert cache.num_used <= size
+        # What was just kept is found whole, or as much of it as the pool can hold.
+        assert len(cache.match(tokens)) == min(len(tokens), size)
+
+
+@given(prompts)
+def test_with_room_for_all_the_longest_common_prefix_is_found(sequences):
+    cache, pool = PrefixCache(1000), {}
+    seen: list[list[int]] = []
+    for tokens in sequences:
+        longest = max(
+            (i for other in seen for i in range(len(tokens) + 1) if tokens[:i] == other[:i] and i <= len(other)),
+            default=0,
+        )
+        assert len(cache.match(tokens)) == longest
+        keep(cache, pool, tokens)
+        seen.append(tokens)
+
+
+def test_the_least_recently_used_tokens_leave_first_and_from_the_end():
+    cache = PrefixCache(6)
+    cache.insert([1, 2, 3])
+    cache.insert([7, 8])
+    assert cache.match([1]) == [0]  # 1 is used again, 2 and 3 are not
+    cache.insert([9, 9, 9])  # one position is free, two must go: 3, then 2
+    assert len(cache.match([1, 2, 3])) == 1
+    assert len(cache.match([7, 8])) == 2
+
+
+def test_only_the_new_tokens_of_a_grown_prompt_are_written():
+    cache = PrefixCache(10)
+    assert cache.insert([1, 2, 3]) == (0, [0, 1, 2])
+    assert cache.insert([1, 2, 3, 4]) == (3, [3])
+    assert cache.insert([1, 2]) == (2, [])
+
+
+def test_a_pool_of_nothing_keeps_nothing():
+    cache = PrefixCache(0)
+    assert cache.insert([1, 2]) == (0, [])
+    assert cache.match([1, 2]) == []
