@@ -62,8 +62,11 @@ class Superdraft:
             prompt: text or token ids.
             num_drafts: k.
             max_tokens: new tokens of each draft, at most.
-            options: further fields of `POST /v1/drafts`: `model`, `alpha`, `tau`, `candidates_per_draft`,
-                `ngram_model` (None: no n-gram model), `stop`. Those not given are the server's defaults.
+            options: further fields of `POST /v1/drafts`, but `stream`: `model`, `stop`, `session_id`, `timeout_ms`;
+                `ngram_model` (None: no n-gram model), `alpha`, `tau`, `candidates_per_draft`; `strategy`,
+                `num_branches`, `temperature`, `top_p`, `seed`, `reset_every`; `logit_bias`, `frequency_penalty`,
+                `presence_penalty`; `token_healing`, `single_line`, `trim`, `min_score`. Those not given are the
+                server's defaults.
 
         Raises:
             ConnectionFailedError: no server answers there.

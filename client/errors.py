@@ -9,6 +9,7 @@
     └── StatusError                it answered with an error
         ├── BadRequestError        400, 413: mend the request
         ├── AuthenticationError    401, 403
+        ├── SupersededError        499: a newer request of the same session took its place
         ├── NotFoundError          404: the model or the route
         ├── OverloadedError        429, 503: try again later
         └── ServerError            other 5xx
@@ -72,6 +73,10 @@ class NotFoundError(StatusError):
     """The server has no such model or route."""
 
 
+class SupersededError(StatusError):
+    """A newer request of the same session took this one's place; nothing is wrong."""
+
+
 class OverloadedError(StatusError):
     """The server is busy or shutting down; try again later."""
 
@@ -88,6 +93,7 @@ def error_class(status: int) -> type[StatusError]:
         401: AuthenticationError,
         403: AuthenticationError,
         404: NotFoundError,
+        499: SupersededError,
         429: OverloadedError,
         503: OverloadedError,
     }

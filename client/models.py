@@ -34,7 +34,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Work done; `forward_rows` are the model rows of all decode steps, one a step whatever k is."""
+    """Work done; `forward_rows` are the model rows of all decode steps: one a step and branch, whatever k is."""
 
     prompt_tokens: int
     completion_tokens: int

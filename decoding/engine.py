@@ -128,10 +128,13 @@ class Engine:
     def cancel(self, request_id: str) -> bool:
         """Forget a request at once; no output follows for it. False if it is not here (any more)."""
         sequence = self._sequences.get(request_id)
-        if sequence is None:
-            return False
-        self._release(sequence)
-        return True
+        if sequence is not None:
+            self._release(sequence)
+            return True
+        # Superseded since the last step: its error has not been handed out yet.
+        num_ended = len(self._ended)
+        self._ended = [output for output in self._ended if output.request_id != request_id]
+        return len(self._ended) < num_ended
 
     def step(self) -> list[StepOutput]:
         """One forward pass: a prompt, or one more token for the drafts of every running request.

@@ -8,7 +8,8 @@ from fastapi import FastAPI
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.server import error_map, routes_admin, routes_native, routes_openai
-from superdraft.server.async_engine import AsyncEngine, DecodingEngine
+from superdraft.server.async_engine import AsyncEngine
+from superdraft.server.engine_protocol import DecodingEngine
 from superdraft.server.request_context import RequestContextMiddleware
 from superdraft.server.service import NgramModels, Service
 from superdraft.server.settings import Settings
@@ -43,7 +44,7 @@ def create_app(
         try:
             yield
         finally:
-            await async_engine.stop()
+            await async_engine.stop(settings.shutdown_grace_s)
 
     app = FastAPI(title="Superdraft", version=version("superdraft"), description=_DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings

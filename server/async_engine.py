@@ -1,93 +1,37 @@
 """The bridge between the event loop and the engine.
 
-One thread owns the engine. Coroutines post commands on a queue; the thread answers through
-`loop.call_soon_threadsafe`. Nothing in the engine needs a lock.
+One thread owns the engine. Coroutines post commands on a queue, which the thread carries out between two steps; it
+answers through `loop.call_soon_threadsafe`. Nothing in the engine needs a lock.
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
-from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SuperdraftError
+from superdraft.decoding.errors import (
+    EngineError,
+    EngineStoppedError,
+    InvalidRequestError,
+    SequenceFailedError,
+    SuperdraftError,
+)
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.server.engine_protocol import DecodingEngine
+from superdraft.server.output_stream import OutputStream
 
 MAX_CONSECUTIVE_FAILURES = 3
 _STOPPING = "The server is shutting down and takes no more requests; send it again to another one."
 
 log = structlog.get_logger(__name__)
-
-
-class TextTokenizer(Protocol):
-    """What the server asks of the engine's tokenizer."""
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of these token ids."""
-
-
-class DecodingEngine(Protocol):
-    """What the server asks of `superdraft.decoding.engine.Engine`. All but the attributes is for one thread only."""
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """The model's tokenizer."""
-
-    @property
-    def config(self) -> EngineConfig:
-        """The engine's limits."""
-
-    @property
-    def max_model_len(self) -> int:
-        """The longest prompt and draft together, in tokens."""
-
-    @property
-    def has_unfinished(self) -> bool:
-        """Whether `step` has something to do."""
-
-    def add_request(
-        self,
-        request_id: str,
-        prompt: str | Sequence[int],
-        params: GenerationParams,
-        scorer: NgramScorer[Any] | None = None,
-    ) -> None:
-        """Queue a request. Raises InvalidRequestError."""
-
-    def cancel(self, request_id: str) -> bool:
-        """Forget a request; no output follows for it."""
-
-    def step(self) -> list[StepOutput]:
-        """Advance every running sequence."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """Where the terminal answer of one request goes."""
-
-    loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[GenerationOutput]"
-
-    def send(self, answer: GenerationOutput | SuperdraftError) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self._settle, answer)
-        except RuntimeError:  # the caller's loop is closed: nobody is left to hear
-            log.debug("answer_dropped", reason="the event loop is closed")
-
-    def _settle(self, answer: GenerationOutput | SuperdraftError) -> None:
-        if self.future.done():  # cancelled meanwhile
-            return
-        if isinstance(answer, GenerationOutput):
-            self.future.set_result(answer)
-        else:
-            self.future.set_exception(answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +40,15 @@ class _Add:
     prompt: str | Sequence[int]
     params: GenerationParams
     scorer: NgramScorer[Any] | None
-    reply: _Reply
+    session_id: str | None
+    timeout_s: float | None
+    stream: OutputStream
 
 
 @dataclass(frozen=True, slots=True)
 class _Cancel:
     request_id: str
+    stream: OutputStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +59,13 @@ class _Stop:
 class AsyncEngine:
     """Runs an engine in a thread of its own and awaits its answers.
 
-    Every request that `generate` accepts gets exactly one terminal answer, whatever happens to the engine.
+    Every accepted request gets exactly one terminal answer, whatever happens to the engine.
     """
 
     def __init__(self, engine: DecodingEngine) -> None:
         self._engine = engine
         self._commands: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
-        self._replies: dict[str, _Reply] = {}  # touched by the engine thread alone
+        self._streams: dict[str, OutputStream] = {}  # touched by the engine thread alone
         self._gate = threading.Lock()  # closes `_accepting` and the queue together
         self._accepting = False
         self._failures = 0
@@ -146,24 +93,66 @@ class AsyncEngine:
         prompt: str | Sequence[int],
         params: GenerationParams,
         scorer: NgramScorer[Any] | None = None,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> GenerationOutput:
         """Queue a request and wait for its drafts. Cancelling the awaiting task cancels the request.
 
         Raises:
             InvalidRequestError: the engine refuses the prompt or the parameters.
             SequenceFailedError: this request failed.
+            SupersededError: a newer request of the same session took its place.
             EngineStoppedError: the engine stops, or has stopped.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[GenerationOutput] = loop.create_future()
-        self._post(_Add(request_id, prompt, params, scorer, _Reply(loop, future)))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._commands.put(_Cancel(request_id))
-            raise
+        outputs = await self.stream(request_id, prompt, params, scorer, session_id=session_id, timeout_s=timeout_s)
+        with contextlib.closing(outputs):
+            async for output in outputs:
+                if output.error is not None:
+                    raise output.error
+                if output.output is not None:
+                    return output.output
+        raise AssertionError("a stream ended without a terminal output")
 
-    async def stop(self, grace_s: float = 10.0) -> None:
+    async def stream(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: GenerationParams,
+        scorer: NgramScorer[Any] | None = None,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> OutputStream:
+        """Queue a request; returns when the engine has taken it.
+
+        Args:
+            request_id: a name that no unfinished request has.
+            prompt: text or token ids.
+            params: what is wanted; with `snapshots`, the stream holds one for each step, unless the reader is slower.
+            scorer: the n-gram model; None: the language model alone.
+            session_id: this request ends an unfinished older one of the same session.
+            timeout_s: after so many seconds the drafts are answered as they are then.
+
+        Returns:
+            The outputs. Closing the stream before its end cancels the request at the next step boundary.
+
+        Raises:
+            InvalidRequestError: the engine refuses the prompt or the parameters.
+            EngineStoppedError: the engine stops, or has stopped.
+        """
+        outputs = OutputStream(
+            asyncio.get_running_loop(), lambda stream: self._commands.put(_Cancel(request_id, stream))
+        )
+        self._post(_Add(request_id, prompt, params, scorer, session_id, timeout_s, outputs))
+        try:
+            await outputs.accepted()
+        except asyncio.CancelledError:
+            outputs.close()
+            raise
+        return outputs
+
+    async def stop(self, grace_s: float) -> None:
         """Take no more requests, let the running ones finish for `grace_s` seconds, then end the thread."""
         with self._gate:
             self._accepting = False
@@ -206,57 +195,76 @@ class AsyncEngine:
         match command:
             case _Add():
                 self._add(command)
-            case _Cancel(request_id):
-                if self._replies.pop(request_id, None) is not None:
+            case _Cancel(request_id, stream):
+                if self._streams.get(request_id) is stream:
+                    del self._streams[request_id]
                     self._engine.cancel(request_id)
             case _Stop(deadline):
-                self._deadline = deadline
+                self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
 
     def _add(self, command: _Add) -> None:
-        if command.request_id in self._replies:
-            command.reply.send(InvalidRequestError(f"The request id {command.request_id} is in use.", param="id"))
+        if command.request_id in self._streams:
+            error = InvalidRequestError(f"The request id {command.request_id} is in use.", param="id")
+            command.stream.refuse(error)
             return
         try:
-            self._engine.add_request(command.request_id, command.prompt, command.params, command.scorer)
+            self._engine.add_request(
+                command.request_id,
+                command.prompt,
+                command.params,
+                command.scorer,
+                session_id=command.session_id,
+                timeout_s=command.timeout_s,
+            )
         except SuperdraftError as error:
-            command.reply.send(error)
+            command.stream.refuse(error)
         except Exception:
             log.exception("add_request_failed", engine_request_id=command.request_id)
-            command.reply.send(SequenceFailedError("The engine failed on this request; the server's log says why."))
+            command.stream.refuse(SequenceFailedError("The engine failed on this request; the server's log says why."))
         else:
-            self._replies[command.request_id] = command.reply
+            self._streams[command.request_id] = command.stream
+            command.stream.accept()
 
     def _step(self) -> None:
         try:
             outputs = self._engine.step()
         except Exception:
             self._failures += 1
-            log.exception("engine_step_failed", consecutive=self._failures, requests=len(self._replies))
+            log.exception("engine_step_failed", consecutive=self._failures, requests=len(self._streams))
             self._abandon_all()
             return
         self._failures = 0
         for output in outputs:
-            self._answer(output)
-        if self._replies and not self._engine.has_unfinished:
-            log.error("engine_lost_requests", requests=len(self._replies))
+            self._deliver(output)
+        if self._streams and not self._engine.has_unfinished:
+            log.error("engine_lost_requests", requests=len(self._streams))
             self._abandon_all()
 
-    def _answer(self, output: StepOutput) -> None:
-        reply = self._replies.pop(output.request_id, None)
-        answer = output.error if output.error is not None else output.output
-        if reply is None:
+    def _deliver(self, output: StepOutput) -> None:
+        stream = self._streams.get(output.request_id)
+        if stream is None:
             log.error("output_of_unknown_request", engine_request_id=output.request_id)
-        else:
-            reply.send(answer or SequenceFailedError("The engine gave an empty answer; this is a bug in the server."))
+            return
+        if output.is_terminal:
+            del self._streams[output.request_id]
+            if output.output is None and output.error is None:
+                error = SequenceFailedError("The engine gave an empty answer; this is a bug in the server.")
+                output = StepOutput(output.request_id, error=error)
+        stream.send(output)
 
     def _abandon_all(self) -> None:
         """After a failed step, whose state cannot be trusted: drop every request, and tell its caller."""
-        for request_id, reply in list(self._replies.items()):
-            del self._replies[request_id]
-            reply.send(SequenceFailedError("The engine failed while decoding; the server's log says why. Try again."))
-            self._engine.cancel(request_id)
+        self._end_all(SequenceFailedError, "The engine failed while decoding; the server's log says why. Try again.")
         if self._engine.has_unfinished:
             raise RuntimeError("the engine holds requests that it cannot drop")
+
+    def _end_all(self, kind: type[EngineError], message: str) -> None:
+        ended = dict(self._streams)
+        self._streams.clear()
+        for request_id, stream in ended.items():
+            stream.send(StepOutput(request_id, error=kind(message)))
+        for request_id in ended:
+            self._engine.cancel(request_id)
 
     def _close(self) -> None:
         """Refuse what comes, answer what is left."""
@@ -265,7 +273,5 @@ class AsyncEngine:
         while not self._commands.empty():
             command = self._commands.get()
             if isinstance(command, _Add):
-                command.reply.send(EngineStoppedError(_STOPPING))
-        for reply in self._replies.values():
-            reply.send(EngineStoppedError("The server shut down before this request was finished; send it again."))
-        self._replies.clear()
+                command.stream.refuse(EngineStoppedError(_STOPPING))
+        self._end_all(EngineStoppedError, "The server shut down before this request was finished; send it again.")

@@ -1,15 +1,17 @@
-"""`superdraft bench`: what a step costs."""
+"""`superdraft bench`: what a step costs, and what a server carries."""
 
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Measure the engine.", no_args_is_help=True, pretty_exceptions_enable=False)
+from superdraft.server.errors import CommandError
+
+app = typer.Typer(help="Measure the engine and the server.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
 def group() -> None:
-    """Measure the engine."""
+    """Measure the engine and the server."""
 
 
 @app.command()
@@ -23,3 +25,40 @@ def step(
     from superdraft.benchmarks.step import main
 
     main(model=model, num_drafts=num_drafts or [3, 8], steps=steps, as_json=as_json)
+
+
+@app.command()
+def load(
+    clients: Annotated[list[int] | None, typer.Option(min=1, help="People typing. Repeatable.  [default: 4]")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long they type, for each combination.")] = 60.0,
+    strategy: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: superposed]")] = None,
+    num_drafts: Annotated[
+        list[int] | None, typer.Option("--num-drafts", "-k", min=1, help="Repeatable.  [default: 3]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens of each draft.")] = 10,
+    closed: Annotated[bool, typer.Option("--closed", help="Ask again when answered, and type no keys.")] = False,
+    url: Annotated[str | None, typer.Option(help="A running server; without it one is started here.")] = None,
+    model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    kv_memory: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Let people type against a server. Exit code 1 if a request has no answer or ends in an error."""
+    from superdraft.benchmarks.load import main
+
+    given = {"--model": model, "--dtype": dtype, "--kv-memory": kv_memory}
+    if url is not None and any(given.values()):
+        raise CommandError("--model, --dtype and --kv-memory are for a server that is started here, without --url.")
+    all_answered = main(
+        num_clients=clients or [4],
+        seconds=seconds,
+        strategies=strategy or ["superposed"],
+        num_drafts=num_drafts or [3],
+        max_tokens=max_tokens,
+        is_closed=closed,
+        url=url,
+        serve_options=[part for flag, value in given.items() if value is not None for part in (flag, value)],
+        as_json=as_json,
+    )
+    if not all_answered:
+        raise typer.Exit(1)

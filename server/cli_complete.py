@@ -66,9 +66,9 @@ def _complete_there(body: dict[str, Any], model: str | None, ngram_model: str | 
 def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | None) -> Completion:
     from pydantic import ValidationError
 
+    from superdraft.server.drafts import drafts_response, generation_params, request_warnings
     from superdraft.server.error_map import invalid_request
     from superdraft.server.log_config import configure_logging
-    from superdraft.server.routes_native import drafts_response, generation_params, request_warnings
     from superdraft.server.schemas_native import DraftsRequest
     from superdraft.server.settings import load_settings
 
@@ -83,7 +83,7 @@ def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | N
 
     loaded = load_service(settings)
     scorer = loaded.ngram_models.default_scorer
-    params = generation_params(request, loaded.alpha, loaded.tau)
+    params = generation_params(request, alpha=loaded.alpha, tau=loaded.tau, token_healing=settings.token_healing)
     output = loaded.engine.generate(request.prompt, params, scorer)
     name = settings.served_model_name or loaded.model_name
     answer = drafts_response("drafts-local", name, output, request_warnings(request, scorer))

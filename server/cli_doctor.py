@@ -8,6 +8,7 @@ import typer
 def doctor(
     model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
     ngram_model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    kv_memory: Annotated[str | None, typer.Option(help="As in serve.")] = None,
     host: Annotated[str | None, typer.Option(help="As in serve.")] = None,
     port: Annotated[int | None, typer.Option(help="As in serve.")] = None,
 ) -> None:

@@ -30,13 +30,27 @@ def serve(  # one parameter a setting; None: the environment's value or the defa
         bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Prompt and draft, in tokens.  [default: 2048]")] = None,
-    num_slots: Annotated[int | None, typer.Option(help="Requests decoded together.  [default: 4]")] = None,
+    kv_memory: Annotated[str | None, typer.Option(help="For the KV cache, taken at start.  [default: 2GiB]")] = None,
+    num_slots: Annotated[
+        int | None, typer.Option(help="Branches decoded together.  [default: as many as fit, at most 64]")
+    ] = None,
+    max_prefill_tokens: Annotated[
+        int | None, typer.Option(help="Prompt tokens between two decode steps.  [default: 256]")
+    ] = None,
     max_num_drafts: Annotated[int | None, typer.Option(help="Largest k.  [default: 32]")] = None,
     max_batch_prompts: Annotated[int | None, typer.Option(help="Prompts in a request.  [default: 32]")] = None,
     prompt_too_long: Annotated[str | None, typer.Option(help="error or truncate_left.  [default: error]")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request.  [default: 1048576]")] = None,
+    max_timeout_ms: Annotated[int | None, typer.Option(help="Largest timeout of a request.  [default: 60000]")] = None,
+    token_healing: Annotated[
+        bool | None,
+        typer.Option("--token-healing/--no-token-healing", help="Finish a half typed word.  [default: on]"),
+    ] = None,
     default_alpha: Annotated[float | None, typer.Option(help="Weight of the n-gram model, 0 to 1.")] = None,
     default_tau: Annotated[float | None, typer.Option(help="Temperature of the language model's part.")] = None,
+    shutdown_grace_s: Annotated[
+        float | None, typer.Option(help="Seconds for running requests at shutdown.  [default: 10]")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.  [default: info]")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.  [default: console]")] = None,
 ) -> None:
@@ -74,9 +88,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 def run_server(settings: "Settings", listener: socket.socket) -> None:
     """Load the model, then answer on `listener` until a signal comes."""
-    import uvicorn
-
     from superdraft.server.app import create_app
+    from superdraft.server.http_server import HttpServer
     from superdraft.server.loading import load_service
 
     loaded = load_service(settings)
@@ -88,16 +101,9 @@ def run_server(settings: "Settings", listener: socket.socket) -> None:
         alpha=loaded.alpha,
         tau=loaded.tau,
     )
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=30)
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                _banner(settings, listener, app.state.service)
-
+    server = HttpServer(app, on_started=lambda: _banner(settings, listener, app.state.service))
     try:
-        Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn raises the signal again after a clean shutdown
         sys.exit(130)
 

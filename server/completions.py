@@ -7,6 +7,8 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogprob
 from superdraft.decoding.params import GenerationParams
+from superdraft.server.request_warnings import SAMPLING, strategy_warnings
+from superdraft.server.schemas import bias_pairs
 from superdraft.server.schemas_openai import (
     Choice,
     CompletionRequest,
@@ -39,7 +41,25 @@ def generation_params(body: CompletionRequest, service: Service) -> GenerationPa
         stop=body.stop,
         verify_top=body.logprobs,
         echo_logprobs=body.echo and body.logprobs is not None,
+        strategy=body.strategy,
+        temperature=body.temperature,
+        top_p=body.top_p if body.strategy in SAMPLING else 1.0,  # OpenAI takes 0, and elsewhere it has no effect
+        seed=body.seed,
+        logit_bias=bias_pairs(body.logit_bias),
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        token_healing=_heals(body, service.settings.token_healing),
     )
+
+
+def _heals(body: CompletionRequest, default: bool) -> bool:
+    """Whether half typed words are finished.
+
+    Not where the answer places tokens in the prompt's text or beside the draft's: the healed token covers both.
+    """
+    if body.echo or body.logprobs is not None or not isinstance(body.prompt[0], str):
+        return False
+    return default if body.token_healing is None else body.token_healing
 
 
 def _refuse_unsupported(body: CompletionRequest) -> None:
@@ -65,10 +85,12 @@ def _check_drafts(body: CompletionRequest, config: EngineConfig) -> None:
 
 def request_warnings(body: CompletionRequest) -> list[str]:
     """What in the request has no effect."""
-    return [
-        f"{name} has no effect: superposed decoding is deterministic and does not sample."
-        for name in body.ignored_parameters()
-    ]
+    warnings = strategy_warnings(body)
+    if body.token_healing and (body.echo or body.logprobs is not None):
+        warnings.append("token_healing has no effect with echo or logprobs.")
+    elif body.token_healing and not isinstance(body.prompt[0], str):
+        warnings.append("token_healing has no effect: the prompt is given as token ids.")
+    return warnings
 
 
 def choices_of(body: CompletionRequest, prompt_index: int, prompt_text: str, output: GenerationOutput) -> list[Choice]:

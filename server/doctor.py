@@ -16,7 +16,7 @@ from superdraft.server.settings import Settings
 
 MIN_PYTHON = (3, 11)
 MIN_KENLM_ORDER = 6
-MIN_FREE_BYTES = 1024**3  # the default model in float32, its tokenizer, torch and the KV cache
+MODEL_BYTES = 1024**3  # the default model in float32, its tokenizer and torch
 _MEMORY_TABLE = Path("/proc/meminfo")
 
 
@@ -72,13 +72,17 @@ def check_torch(settings: Settings) -> Finding:
     return Finding(True, f"{torch.__version__} on the CPU, {torch.get_num_threads()} threads")
 
 
-def check_memory(_: Settings) -> Finding:
-    """Memory that is free for the model."""
+def check_memory(settings: Settings) -> Finding:
+    """Memory that is free for the model and the KV cache."""
     free = _free_bytes()
     if free is None:
         return Finding(True, "not known on this system")
-    if free < MIN_FREE_BYTES:
-        return Finding(False, f"{free / 1e9:.1f} GB are free, the default model needs about 1; close other programs")
+    needed = MODEL_BYTES + settings.kv_memory
+    if free < needed:
+        remedy = "close other programs or lower --kv-memory"
+        return Finding(
+            False, f"{free / 1e9:.1f} GB are free, the default model and its cache need {needed / 1e9:.1f}; {remedy}"
+        )
     return Finding(True, f"{free / 1e9:.1f} GB free")
 
 

@@ -1,11 +1,13 @@
 """Every failure in one JSON shape, OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
 
-`_ERRORS` is the one table from exception to status. No message holds prompt text or a traceback.
+`_ERRORS` is the one table from exception to status, for JSON answers and event streams alike. No message holds prompt
+text or a traceback.
 """
 
 import http
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -14,10 +16,17 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SuperdraftError
+from superdraft.decoding.errors import (
+    EngineStoppedError,
+    InvalidRequestError,
+    SequenceFailedError,
+    SuperdraftError,
+    SupersededError,
+)
 
 log = structlog.get_logger(__name__)
 
+CLIENT_CLOSED_REQUEST = 499  # nginx's number: nobody waits for this answer any more
 _MAX_QUOTED = 80
 
 
@@ -53,40 +62,58 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
-# exception -> (HTTP status, type, code unless the exception has its own); the first match counts
-_ERRORS: tuple[tuple[type[Exception], int, str, str], ...] = (
-    (InvalidRequestError, 400, "invalid_request_error", "invalid_value"),
-    (MalformedBodyError, 400, "invalid_request_error", "invalid_json"),
-    (NotFoundError, 404, "not_found_error", "not_found"),
-    (BodyTooLargeError, 413, "invalid_request_error", "body_too_large"),
-    (EngineStoppedError, 503, "overloaded_error", "shutting_down"),
-    (SequenceFailedError, 500, "server_error", "sequence_failed"),
-    (SuperdraftError, 500, "server_error", "engine_failed"),
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an exception is answered."""
+
+    status: int
+    detail: ErrorDetail
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> ErrorResponse:
+        """The JSON to send."""
+        return ErrorResponse(error=self.detail)
+
+    def log(self) -> None:
+        """Note it, if it is the server's fault."""
+        if self.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("request_failed", status=self.status, error=self.detail.message)
+
+
+_NO_RETRY = {"x-should-retry": "false"}
+_RETRY_SOON = {"retry-after-ms": "1000", "retry-after": "1"}
+
+# exception -> (HTTP status, type, code unless the exception has its own, headers); the first match counts
+_ERRORS: tuple[tuple[type[Exception], int, str, str, Mapping[str, str]], ...] = (
+    (InvalidRequestError, 400, "invalid_request_error", "invalid_value", {}),
+    (MalformedBodyError, 400, "invalid_request_error", "invalid_json", {}),
+    (NotFoundError, 404, "not_found_error", "not_found", {}),
+    (BodyTooLargeError, 413, "invalid_request_error", "body_too_large", {}),
+    (SupersededError, CLIENT_CLOSED_REQUEST, "cancelled_error", "superseded", _NO_RETRY),
+    (EngineStoppedError, 503, "overloaded_error", "shutting_down", _RETRY_SOON),
+    (SequenceFailedError, 500, "server_error", "sequence_failed", {}),
+    (SuperdraftError, 500, "server_error", "engine_failed", {}),
 )
 
 
-def error_response(
-    status: int,
-    message: str,
-    *,
-    kind: str,
-    code: str,
-    param: str | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    """An answer in OpenAI's error shape."""
-    detail = ErrorDetail(message=message, type=kind, param=param, code=code)
-    return JSONResponse(ErrorResponse(error=detail).model_dump(), status, headers=headers)
+def failure_of(error: Exception) -> Failure:
+    """The answer for an exception; one that is not in the table is an internal error that tells nothing."""
+    for kind_of_error, status, kind, code, headers in _ERRORS:
+        if isinstance(error, kind_of_error):
+            code, param = getattr(error, "code", code), getattr(error, "param", None)
+            return Failure(status, ErrorDetail(message=str(error), type=kind, param=param, code=code), headers)
+    message = "The server failed on this request; its log says why, under the request id in x-request-id."
+    return Failure(500, ErrorDetail(message=message, type="server_error", code="internal_error"))
 
 
 def response_of(error: Exception) -> JSONResponse:
-    """The answer for an exception; one that is not in the table is an internal error that tells nothing."""
-    for kind_of_error, status, kind, code in _ERRORS:
-        if isinstance(error, kind_of_error):
-            code, param = getattr(error, "code", code), getattr(error, "param", None)
-            return error_response(status, str(error), kind=kind, code=code, param=param)
-    message = "The server failed on this request; its log says why, under the request id in x-request-id."
-    return error_response(500, message, kind="server_error", code="internal_error")
+    """`failure_of` as a whole answer."""
+    return _response(failure_of(error))
+
+
+def _response(failure: Failure) -> JSONResponse:
+    return JSONResponse(failure.body.model_dump(), failure.status, headers=failure.headers)
 
 
 def install(app: FastAPI) -> None:
@@ -97,14 +124,13 @@ def install(app: FastAPI) -> None:
 
 
 async def _on_expected(_: Request, error: Exception) -> JSONResponse:
-    response = response_of(error)
-    if response.status_code >= 500:
-        log.error("request_failed", status=response.status_code, error=str(error))
-    return response
+    failure = failure_of(error)
+    failure.log()
+    return _response(failure)
 
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)  # noqa: S101 (what it is registered for)
+    assert isinstance(error, HTTPException)
     status, where = error.status_code, f"{request.method} {request.url.path[:_MAX_QUOTED]}"
     if status == http.HTTPStatus.NOT_FOUND:
         message, code = f"There is no {where} here; GET /docs lists what there is.", "route_not_found"
@@ -113,7 +139,9 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
         message, code = f"{where} is not allowed; this path takes {allowed}.", "method_not_allowed"
     else:
         message, code = str(error.detail), http.HTTPStatus(status).name.lower()
-    return error_response(status, message, kind="invalid_request_error", code=code, headers=error.headers)
+    return _response(
+        Failure(status, ErrorDetail(message=message, type="invalid_request_error", code=code), error.headers or {})
+    )
 
 
 def invalid_request(error: ValidationError) -> InvalidRequestError:

@@ -40,6 +40,7 @@ COMPLETION_RESPONSE: dict[str, Any] = {
 DRAFTS_REQUEST: dict[str, Any] = {"prompt": "Thank you for your email. I will", "num_drafts": 3, "max_tokens": 10}
 DRAFTS_RESPONSE: dict[str, Any] = {
     "id": "drafts-654a5c1d4e4b40499d25453adbe1e3f2",
+    "object": "drafts",
     "model": "smollm2-135m",
     "drafts": [
         {

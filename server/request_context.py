@@ -9,11 +9,10 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from superdraft.server.error_map import response_of
+from superdraft.server.error_map import CLIENT_CLOSED_REQUEST, response_of
 from superdraft.server.service import ClientGoneError
 
 REQUEST_ID_HEADER = "x-request-id"
-CLIENT_CLOSED_REQUEST = 499  # nginx's number: nobody reads the answer, the log line tells
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 log = structlog.get_logger(__name__)

@@ -1,13 +1,18 @@
 """What the wires share: field types of requests and the answers of the model routes."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 TokenIds = list[int]
 Prompt = str | TokenIds
 
 MAX_TOKEN_ID = 2**31 - 1
+MAX_LOGIT_BIASES = 1024
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
+
+Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
 
 
 def _refuse_lookalikes(value: Any) -> Any:
@@ -24,6 +29,12 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     return tuple(strings)
 
 
+def _keyed_by_token_ids(biases: dict[str, float]) -> dict[str, float]:
+    if not all(_TOKEN_ID.fullmatch(key) and int(key) <= MAX_TOKEN_ID for key in biases):
+        raise ValueError("must have token ids as keys")
+    return biases
+
+
 def is_token_ids(value: Any) -> bool:
     """Whether a JSON value is a list of token ids. The engine checks them against the vocabulary."""
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value)
@@ -31,11 +42,22 @@ def is_token_ids(value: Any) -> bool:
 
 Number = Annotated[float, BeforeValidator(_refuse_lookalikes), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_refuse_lookalikes)]
+Boolean = Annotated[bool, Field(strict=True)]
+LogitBias = Annotated[
+    dict[str, Annotated[Number, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_LOGIT_BIASES),
+    AfterValidator(_keyed_by_token_ids),
+]
 Stop = Annotated[
     tuple[str, ...],
     PlainValidator(_stop_strings),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
+
+
+def bias_pairs(biases: LogitBias) -> tuple[tuple[int, float], ...]:
+    """(token id, bias) of each entry."""
+    return tuple((int(token_id), bias) for token_id, bias in biases.items())
 
 
 def without_nulls(data: Any) -> Any:

@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from superdraft.server import examples
-from superdraft.server.schemas import Integer, Number, Prompt, Stop, is_token_ids, without_nulls
+from superdraft.server.schemas import (
+    Boolean,
+    Integer,
+    LogitBias,
+    Number,
+    Prompt,
+    Stop,
+    Strategy,
+    is_token_ids,
+    without_nulls,
+)
 
 NgramChoice = str | dict[str, float] | None
 
@@ -59,9 +69,32 @@ class DraftsRequest(BaseModel):
         default=None, description="A loaded n-gram model, or {name: weight}; null: none; absent: the server's default."
     )
     stop: Stop = Field(default=(), description="A draft ends before the first of these.")
-    seed: Integer | None = Field(
-        default=None, ge=-(2**63), lt=2**63, description="Accepted; superposed decoding is deterministic."
+    strategy: Strategy = Field(default="superposed", description="How drafts are decoded.")
+    num_branches: Integer | None = Field(
+        default=None, ge=1, description="Rows of the sampling strategies; absent: as many as num_drafts."
     )
+    temperature: Number = Field(default=1.0, ge=0, le=2, description="Of sampling; 0 takes the most probable token.")
+    top_p: Number = Field(default=1.0, ge=1e-6, le=1, description="Of sampling: the nucleus' probability.")
+    seed: Integer | None = Field(
+        default=None, ge=-(2**63), lt=2**63, description="Of sampling and resets; absent: another one each time."
+    )
+    reset_every: Integer | None = Field(
+        default=None, ge=1, description="Superposed: every so many steps go on from one drawn draft alone."
+    )
+    logit_bias: LogitBias = Field(default={}, description="{token id: added to its logit}; -100 forbids a token.")
+    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2, description="For each time a draft has the token.")
+    presence_penalty: Number = Field(default=0.0, ge=-2, le=2, description="Once, if a draft has the token.")
+    token_healing: Boolean | None = Field(
+        default=None, description="Finish a half typed word; absent: the server's default. Text prompts only."
+    )
+    single_line: Boolean = Field(default=False, description="A draft ends before its first line break.")
+    trim: Literal["none", "word", "sentence"] = Field(default="none", description="Cut what is half finished.")
+    min_score: Number | None = Field(default=None, le=0, description="Leave out drafts with a lower score.")
+    session_id: str | None = Field(
+        default=None, min_length=1, max_length=128, description="A newer request of a session ends the older one."
+    )
+    timeout_ms: Integer | None = Field(default=None, gt=0, description="Answer the drafts so far after this time.")
+    stream: Boolean = Field(default=False, description="Server-sent events: the drafts after each step.")
 
     @model_validator(mode="before")
     @classmethod
@@ -90,7 +123,7 @@ class Draft(BaseModel):
 
 
 class DraftsUsage(BaseModel):
-    """Work done. `forward_rows`: model rows of all decode steps, one a step whatever k is."""
+    """Work done. `forward_rows`: model rows of all decode steps, one a step and branch, whatever k is."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -115,8 +148,27 @@ class DraftsResponse(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [examples.DRAFTS_RESPONSE]})
 
     id: str
+    object: Literal["drafts"] = "drafts"
     model: str
     drafts: list[Draft]
     usage: DraftsUsage
     timings: DraftsTimings
     warnings: list[str]
+
+
+class SnapshotDraft(BaseModel):
+    """One draft while it grows; a later step may replace it."""
+
+    index: int
+    text: str
+    score: float
+
+
+class DraftsSnapshot(BaseModel):
+    """An event of the native stream: the drafts after a step. `stable_text`: what all of them begin with for good."""
+
+    object: Literal["drafts.snapshot"] = "drafts.snapshot"
+    id: str
+    step: int
+    stable_text: str
+    drafts: list[SnapshotDraft]

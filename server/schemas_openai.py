@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from superdraft.server import examples
-from superdraft.server.schemas import Integer, Number, Prompt, Stop, is_token_ids, without_nulls
+from superdraft.server.schemas import (
+    Boolean,
+    Integer,
+    LogitBias,
+    Number,
+    Prompt,
+    Stop,
+    Strategy,
+    is_token_ids,
+    without_nulls,
+)
 
 _PROMPT_SCHEMA = {
     "anyOf": [
@@ -27,17 +37,6 @@ def _prompts(value: Any) -> list[Prompt]:
         if all(isinstance(item, str) for item in value) or all(is_token_ids(item) for item in value):
             return value
     raise ValueError("must be a string, a list of token ids, or a list of either that is not empty")
-
-
-# The parameters of sampling. Superposed Decoding samples nothing: they are checked, and otherwise without effect.
-_SAMPLING_DEFAULTS: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "frequency_penalty": 0.0,
-    "presence_penalty": 0.0,
-    "logit_bias": {},
-    "seed": None,
-}
 
 
 class CompletionRequest(BaseModel):
@@ -63,12 +62,17 @@ class CompletionRequest(BaseModel):
     stream: bool = Field(default=False, description="Not supported yet.")
     stream_options: dict[str, Any] | None = Field(default=None, description="Only with stream.")
     user: str | None = None
-    temperature: Number = Field(default=1.0, ge=0, le=2, description="Without effect.")
-    top_p: Number = Field(default=1.0, ge=0, le=1, description="Without effect.")
-    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2, description="Without effect.")
-    presence_penalty: Number = Field(default=0.0, ge=-2, le=2, description="Without effect.")
-    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] = Field(default={}, description="Without effect.")
-    seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="Without effect.")
+    temperature: Number = Field(default=1.0, ge=0, le=2, description="Of the sampling strategies.")
+    top_p: Number = Field(default=1.0, ge=0, le=1, description="Of the sampling strategies.")
+    seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="Of the sampling strategies.")
+    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2, description="For each time a draft has the token.")
+    presence_penalty: Number = Field(default=0.0, ge=-2, le=2, description="Once, if a draft has the token.")
+    logit_bias: LogitBias = Field(default={}, description="{token id: added to its logit}; -100 forbids a token.")
+    strategy: Strategy = Field(default="superposed", description="Beyond OpenAI: how drafts are decoded.")
+    token_healing: Boolean | None = Field(
+        default=None,
+        description="Beyond OpenAI: finish a half typed word; absent: the server's default. Not with echo or logprobs.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -81,10 +85,6 @@ class CompletionRequest(BaseModel):
     def num_drafts(self) -> int:
         """k: the drafts to decode, of which n are shown."""
         return self.n if self.best_of is None else self.best_of
-
-    def ignored_parameters(self) -> list[str]:
-        """The sampling parameters that ask for something else than their default."""
-        return [name for name, default in _SAMPLING_DEFAULTS.items() if getattr(self, name) != default]
 
 
 class Logprobs(BaseModel):

@@ -100,7 +100,7 @@ class Service:
 def get_service(request: Request) -> Service:
     """The service of the app that a request came to."""
     service = request.app.state.service
-    assert isinstance(service, Service)  # noqa: S101 (set by create_app)
+    assert isinstance(service, Service)
     return service
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from superdraft.decoding.config import EngineConfig
@@ -30,13 +30,18 @@ class Settings(BaseSettings):
     dtype: str = "auto"
     trust_remote_code: bool = False
     max_model_len: int = Field(default=2048, ge=1)
-    num_slots: int = Field(default=4, ge=1)
+    kv_memory: ByteSize = Field(default=ByteSize(2 * 1024**3), ge=1, description="of the KV cache, all taken at start")
+    num_slots: int | None = Field(default=None, ge=1, description="None: as many as fit in kv_memory, at most 64")
+    max_prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens between two decode steps")
     max_num_drafts: int = Field(default=32, ge=1)
     max_batch_prompts: int = Field(default=32, ge=1, description="most prompts in one /v1/completions request")
     prompt_too_long: Literal["error", "truncate_left"] = "error"
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
+    max_timeout_ms: int = Field(default=60_000, ge=1, description="largest timeout_ms of a request")
+    token_healing: bool = Field(default=True, description="for text prompts of requests that don't say")
     default_alpha: float | None = Field(default=None, ge=0, le=1, description="None: tuned for the n-gram model")
     default_tau: float | None = Field(default=None, ge=0.001, le=100, description="None: tuned for the n-gram model")
+    shutdown_grace_s: float = Field(default=10.0, ge=0, le=3600, description="for running requests at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
@@ -44,7 +49,9 @@ class Settings(BaseSettings):
         """The part of the settings that the engine keeps."""
         return EngineConfig(
             max_model_len=self.max_model_len,
+            kv_memory_bytes=int(self.kv_memory),
             num_slots=self.num_slots,
+            max_prefill_tokens=self.max_prefill_tokens,
             max_num_drafts=self.max_num_drafts,
             max_candidates_per_draft=max(1024, self.max_num_drafts**2),  # the default, k squared, is always allowed
             prompt_too_long=self.prompt_too_long,

@@ -143,12 +143,43 @@ def test_no_tokens_with_echo_gives_the_prompt(client):
     assert choice["logprobs"]["tokens"] == ["h", "i"]
 
 
-def test_sampling_parameters_warn_that_they_have_no_effect(client):
-    body = {"prompt": "hi", "temperature": 0.2, "seed": 7, "top_p": 1, "logit_bias": {"5": -1}}
+def test_sampling_parameters_warn_that_they_have_no_effect(client, engine):
+    body = {"prompt": "hi", "temperature": 0.2, "seed": 7, "top_p": 0, "logit_bias": {"5": -1}, "presence_penalty": 1}
     response = client.post(PATH, json=body)
     warnings = response.json()["warnings"]
-    assert [warning.split()[0] for warning in warnings] == ["temperature", "logit_bias", "seed"]
+    assert [warning.split()[0] for warning in warnings] == ["temperature", "top_p", "seed"]
     assert response.headers["x-superdraft-warnings"] == " | ".join(warnings)
+    params = engine.seen[0].params
+    assert (params.logit_bias, params.presence_penalty) == (((5, -1.0),), 1.0)
+
+
+def test_strategy_beyond_openai_samples(client, engine):
+    fields = {"temperature": 0.2, "seed": 7, "top_p": 0.5, "frequency_penalty": 1}
+    assert ask(client, n=3, strategy="sample", **fields)["warnings"] == []
+    params = engine.seen[0].params
+    assert (params.strategy, params.num_rows) == ("sample", 3)
+    assert {name: getattr(params, name) for name in fields} == fields
+    assert ask(client, n=2, strategy="greedy")["warnings"] == ["n has no effect with strategy greedy."]
+
+
+@pytest.mark.parametrize(
+    ("fields", "healed"),
+    [
+        ({}, True),
+        ({"token_healing": False}, False),
+        ({"prompt": ["a", "b"]}, True),
+        ({"prompt": [104]}, False),
+        ({"prompt": [[104], [105]]}, False),
+        ({"echo": True}, False),
+        ({"logprobs": 0}, False),
+        ({"logprobs": 1, "token_healing": True}, False),
+        ({"prompt": [104], "token_healing": True}, False),
+    ],
+)
+def test_token_healing_is_on_for_text_unless_tokens_are_shown(client, engine, fields, healed):
+    warnings = ask(client, **fields)["warnings"]
+    assert {job.params.token_healing for job in engine.seen} == {healed}
+    assert len(warnings) == (1 if fields.get("token_healing") else 0)
 
 
 def test_engine_warnings_are_passed_on_once(client, engine):
@@ -187,6 +218,9 @@ def test_served_names(client, model):
         ("presence_penalty", -3),
         ("logit_bias", {"5": 200}),
         ("logit_bias", [1]),
+        ("logit_bias", {"word": 1}),
+        ("strategy", "beam"),
+        ("token_healing", "on"),
         ("seed", 2**70),
         ("stop", ""),
         ("stop", ["a", ""]),

@@ -1,8 +1,14 @@
 """`POST /v1/drafts` over a fake engine."""
 
+import functools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
+from support.serving import eventually
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
@@ -41,6 +47,7 @@ def test_answer_has_the_documented_shape(client):
     assert [draft["index"] for draft in answer["drafts"]] == [0, 1]
     del answer["drafts"]
     assert answer == {
+        "object": "drafts",
         "model": "tiny",
         "usage": {
             "prompt_tokens": 2,
@@ -102,8 +109,8 @@ def test_wrong_ngram_models(ngram_client, choice):
 
 
 def test_unknown_field_is_an_error_that_names_it(client):
-    error = refused(client, temperature=1)
-    assert (error["param"], error["code"]) == ("temperature", "unknown_field")
+    error = refused(client, temprature=1)
+    assert (error["param"], error["code"]) == ("temprature", "unknown_field")
 
 
 @pytest.mark.parametrize(
@@ -120,16 +127,173 @@ def test_unknown_field_is_an_error_that_names_it(client):
         ("prompt", [[1]]),
         ("seed", "x"),
         ("stop", [1]),
+        ("strategy", "beam"),
+        ("strategy", ["sample"]),
+        ("num_branches", 0),
+        ("num_branches", 2),  # superposed has one branch
+        ("temperature", 2.5),
+        ("temperature", True),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("reset_every", 0),
+        ("logit_bias", {"5": 101}),
+        ("logit_bias", {"5": "1"}),
+        ("logit_bias", {"word": 1}),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {str(2**31): 1}),
+        ("logit_bias", {str(i): 1 for i in range(1025)}),
+        ("logit_bias", [[5, 1]]),
+        ("frequency_penalty", 2.1),
+        ("presence_penalty", -2.1),
+        ("token_healing", "yes"),
+        ("token_healing", 1),
+        ("single_line", 0),
+        ("trim", "line"),
+        ("min_score", 0.5),
+        ("session_id", ""),
+        ("session_id", "x" * 129),
+        ("session_id", 5),
+        ("timeout_ms", 0),
+        ("timeout_ms", 1.5),
+        ("timeout_ms", 60_001),
+        ("stream", "true"),
     ],
 )
 def test_wrong_values_name_the_field(client, field, value):
     assert refused(client, **{field: value})["param"] == field
 
 
-def test_what_has_no_effect_is_said(client, ngram_client):
-    warnings = client.post(PATH, json={"prompt": "hi", "seed": 3, "alpha": 0.5}).json()["warnings"]
-    assert [warning.split()[0] for warning in warnings] == ["seed", "alpha"]
-    assert ngram_client.post(PATH, json={"prompt": "hi", "alpha": 0.5}).json()["warnings"] == []
+def test_every_new_field_reaches_the_engine(client, engine):
+    fields = {
+        "num_branches": 2,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 11,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "single_line": True,
+        "trim": "word",
+        "min_score": -2.5,
+    }
+    body = {"strategy": "sample", "logit_bias": {"5": -100, "0": 1.5}, **fields}
+    assert client.post(PATH, json={"prompt": "hi", **body}).json()["warnings"] == []
+    params = engine.seen[0].params
+    assert {name: getattr(params, name) for name in fields} == fields
+    assert (params.strategy, params.logit_bias) == ("sample", ((5, -100.0), (0, 1.5)))
+    client.post(PATH, json={"prompt": "hi", "reset_every": 4})
+    assert engine.seen[1].params.reset_every == 4
+
+
+@pytest.mark.parametrize("strategy", ["sample", "greedy", "sample+superposed"])
+def test_resets_are_for_superposed_alone(client, strategy):
+    assert refused(client, strategy=strategy, reset_every=4)["param"] == "reset_every"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "healed"),
+    [
+        ("hi", {}, True),
+        ("hi", {"token_healing": False}, False),
+        ("hi", {"token_healing": None}, True),
+        ([104], {}, False),
+        ([104], {"token_healing": True}, False),
+    ],
+)
+def test_token_healing_is_on_for_text(client, engine, prompt, fields, healed):
+    warnings = client.post(PATH, json={"prompt": prompt, **fields}).json()["warnings"]
+    assert engine.seen[0].params.token_healing is healed
+    assert len(warnings) == (1 if fields.get("token_healing") and not healed else 0)
+
+
+def test_token_healing_off_by_setting(make_client, engine):
+    client = make_client(token_healing=False)
+    for fields in ({}, {"token_healing": True}):
+        client.post(PATH, json={"prompt": "hi", **fields})
+    assert [job.params.token_healing for job in engine.seen] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "in_vain"),
+    [
+        ({"alpha": 0.5, "tau": 1, "candidates_per_draft": 4}, []),
+        ({"temperature": 0.5, "top_p": 0.5, "seed": 1}, ["temperature", "top_p", "seed"]),
+        ({"temperature": 1, "top_p": 1.0}, []),
+        ({"seed": 1, "reset_every": 3}, []),
+        (
+            {"strategy": "sample", "alpha": 0.5, "tau": 1, "candidates_per_draft": 4, "ngram_model": "mail"},
+            ["alpha", "tau", "candidates_per_draft", "ngram_model"],
+        ),
+        ({"strategy": "sample", "alpha": 0, "ngram_model": None, "seed": 1, "temperature": 0.5}, []),
+        ({"strategy": "sample+superposed", "alpha": 0.5, "tau": 1, "temperature": 0.5, "seed": 1}, []),
+        (
+            {"strategy": "greedy", "alpha": 0.5, "temperature": 0.5, "seed": 1, "num_drafts": 3},
+            ["num_drafts", "alpha", "temperature", "seed"],
+        ),
+        ({"strategy": "greedy", "num_drafts": 1, "logit_bias": {"5": 1}, "frequency_penalty": 1}, []),
+    ],
+)
+def test_what_has_no_effect_is_said(ngram_client, fields, in_vain):
+    warnings = ngram_client.post(PATH, json={"prompt": "hi", **fields}).json()["warnings"]
+    assert [warning.split()[0] for warning in warnings] == in_vain
+
+
+def test_alpha_without_an_ngram_model_is_said(client):
+    for alpha, count in ((0.5, 1), (0, 0)):
+        assert len(client.post(PATH, json={"prompt": "hi", "alpha": alpha}).json()["warnings"]) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "session_id"),
+    [
+        ({}, None, None),
+        ({"session_id": "a" * 128}, None, "a" * 128),
+        ({}, "from header", "from header"),
+        ({"session_id": "body"}, "header", "body"),
+        ({"session_id": None}, "header", "header"),
+    ],
+)
+def test_session_from_body_or_header(client, engine, body, header, session_id):
+    headers = {} if header is None else {"x-session-id": header}
+    assert client.post(PATH, json={"prompt": "hi", **body}, headers=headers).status_code == 200
+    assert engine.seen[0].session_id == session_id
+
+
+@pytest.mark.parametrize("header", ["", "x" * 129])
+def test_wrong_session_header(client, header):
+    response = client.post(PATH, json={"prompt": "hi"}, headers={"x-session-id": header})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "session_id"
+
+
+def test_newer_request_of_a_session_ends_the_older_with_499(client, engine):
+    engine.gate = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        ask = functools.partial(client.post, PATH, json={"prompt": "hi", "session_id": "me"})
+        older = pool.submit(ask)
+        assert eventually(lambda: len(engine.seen) == 1)
+        other = pool.submit(client.post, PATH, json={"prompt": "hi", "session_id": "you"})
+        newer = pool.submit(ask)
+        time.sleep(0.02)  # both are queued: the engine hangs in a step of the older
+        engine.gate.set()
+        assert (older.result().status_code, newer.result().status_code) == (499, 200)
+        assert other.result().status_code == 200
+    assert older.result().headers["x-should-retry"] == "false"
+    assert older.result().json()["error"]["code"] == "superseded"
+
+
+def test_time_over_is_an_answer_with_a_warning(client, engine):
+    engine.on_step = lambda: time.sleep(0.02)
+    response = client.post(PATH, json={"prompt": "hi", "max_tokens": 50, "timeout_ms": 70})
+    assert response.status_code == 200
+    assert response.json()["warnings"] == ["Time was over."]
+    assert 1 <= len(response.json()["drafts"][0]["tokens"]) < 10
+
+
+def test_largest_timeout_is_a_setting(make_client, engine):
+    client = make_client(max_timeout_ms=500)
+    assert "500" in refused(client, timeout_ms=501)["message"]
+    assert client.post(PATH, json={"prompt": "hi", "timeout_ms": 500}).status_code == 200
+    assert engine.seen[0].timeout_s == 0.5
 
 
 def test_failed_sequence_is_a_500_in_the_error_shape(client, engine: FakeEngine):

@@ -41,7 +41,7 @@ def test_three_different_drafts(real_client):
 
 
 def test_one_row_a_step_and_scores_best_first(real_client):
-    answer = ask(real_client, "/v1/drafts", prompt=PROMPT, num_drafts=8, max_tokens=6)
+    answer = ask(real_client, "/v1/drafts", prompt=PROMPT, num_drafts=8, max_tokens=6, token_healing=False)
     assert answer["usage"]["forward_rows"] == 5  # the first token comes from the prompt's pass
     scores = [draft["score"] for draft in answer["drafts"]]
     assert scores == sorted(scores, reverse=True)
@@ -49,7 +49,7 @@ def test_one_row_a_step_and_scores_best_first(real_client):
 
 
 def test_first_logprob_is_the_verified_one(real_client):
-    draft = ask(real_client, "/v1/drafts", prompt=PROMPT, num_drafts=1, max_tokens=4)["drafts"][0]
+    draft = ask(real_client, "/v1/drafts", prompt=PROMPT, num_drafts=1, max_tokens=4, token_healing=False)["drafts"][0]
     choice = ask(real_client, "/v1/completions", prompt=PROMPT, max_tokens=4, logprobs=1)["choices"][0]
     assert choice["text"] == draft["text"]
     assert choice["logprobs"]["tokens"] == draft["tokens"]
@@ -85,3 +85,19 @@ def test_limits_of_the_real_engine_are_400(real_client):
         response = real_client.post("/v1/completions", json=body)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == field
+
+
+def test_half_typed_word_is_finished(real_client):
+    healed = ask(real_client, "/v1/drafts", prompt="Please let me kn", max_tokens=4)
+    assert all(draft["text"].startswith("ow ") for draft in healed["drafts"])
+    choices = ask(real_client, "/v1/completions", prompt="Please let me kn", max_tokens=4, n=3)["choices"]
+    assert [choice["text"] for choice in choices] == [draft["text"] for draft in healed["drafts"]]
+
+
+def test_three_samples_take_three_rows_a_step(real_client):
+    body = {"prompt": PROMPT, "strategy": "sample", "seed": 1, "max_tokens": 5, "token_healing": False}
+    first = ask(real_client, "/v1/drafts", **body)
+    assert first["usage"]["forward_rows"] == 3 * 4
+    assert [draft["text"] for draft in ask(real_client, "/v1/drafts", **body)["drafts"]] == [
+        draft["text"] for draft in first["drafts"]
+    ]

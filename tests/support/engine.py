@@ -1,13 +1,23 @@
 """A fake engine: drafts made of the prompt's length, one step a token, everything on demand."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SuperdraftError
-from superdraft.decoding.outputs import DraftOutput, GenerationOutput, StepOutput, Timings, TokenLogprob, Usage
+from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SuperdraftError, SupersededError
+from superdraft.decoding.outputs import (
+    DraftOutput,
+    DraftSnapshot,
+    GenerationOutput,
+    Snapshot,
+    StepOutput,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from superdraft.decoding.params import GenerationParams
 
 WORDS = ("red", "green", "blue", "white", "black", "amber")
@@ -32,12 +42,19 @@ class Job:
     token_ids: tuple[int, ...]
     params: GenerationParams
     scorer: Any
-    steps_left: int
+    session_id: str | None = None
+    timeout_s: float | None = None
+    start_s: float = field(default_factory=time.monotonic)
+    num_steps: int = 0
+
+    @property
+    def is_late(self) -> bool:
+        return self.timeout_s is not None and time.monotonic() - self.start_s >= self.timeout_s
 
 
 @dataclass
 class FakeEngine:
-    """Draft i of a request is `max_tokens` tokens of the form " red1".
+    """Draft i of a request is `max_tokens` tokens of the form " red1", fewer if time is over.
 
     Set `gate` to hold every step until it is set; `on_step` runs at the start of each step and may raise; `fail` maps a
     request id to the error that it ends with.
@@ -54,14 +71,22 @@ class FakeEngine:
     jobs: dict[str, Job] = field(default_factory=dict)
     seen: list[Job] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self.jobs)
+        return bool(self.jobs or self.superseded)
 
     def add_request(
-        self, request_id: str, prompt: str | Sequence[int], params: GenerationParams, scorer: Any = None
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: GenerationParams,
+        scorer: Any = None,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         self.threads.add(threading.current_thread().name)
         token_ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
@@ -73,7 +98,10 @@ class FakeEngine:
             raise InvalidRequestError("prompt holds an id outside the vocabulary.", param="prompt")
         if len(token_ids) + params.max_tokens > self.max_model_len:
             raise PromptTooLongError(f"The prompt of {len(token_ids)} tokens does not fit.")
-        job = Job(request_id, token_ids, params, scorer, max(1, params.max_tokens))
+        for older in [job for job in self.jobs.values() if session_id is not None and job.session_id == session_id]:
+            del self.jobs[older.request_id]
+            self.superseded.append(older.request_id)
+        job = Job(request_id, token_ids, params, scorer, session_id, timeout_s)
         self.jobs[request_id] = job
         self.seen.append(job)
 
@@ -86,17 +114,25 @@ class FakeEngine:
         if self.gate is not None:
             self.gate.wait(timeout=10)
         self.on_step()
-        outputs = []
+        outputs = [StepOutput(name, error=SupersededError("A newer one came.")) for name in self.superseded]
+        self.superseded.clear()
         for job in list(self.jobs.values()):
-            job.steps_left -= 1
+            job.num_steps += 1
             if error := self.fail.get(job.request_id):
                 outputs.append(StepOutput(job.request_id, error=error))
-            elif job.steps_left <= 0:
+            elif job.num_steps >= job.params.max_tokens or job.is_late:
                 outputs.append(StepOutput(job.request_id, output=self.output_of(job)))
             else:
+                if job.params.snapshots:
+                    outputs.append(StepOutput(job.request_id, snapshot=self.snapshot_of(job)))
                 continue
             del self.jobs[job.request_id]
         return outputs
+
+    def snapshot_of(self, job: Job) -> Snapshot:
+        drafts = [self._draft(i, job) for i in range(job.params.num_drafts)]
+        snapshots = tuple(DraftSnapshot(draft.text, float("-inf") if draft.index else draft.score) for draft in drafts)
+        return Snapshot(job.num_steps, snapshots, drafts[0].text if len(drafts) == 1 else " ")
 
     def generate(self, prompt: str | Sequence[int], params: GenerationParams, scorer: Any = None) -> GenerationOutput:
         self.add_request("generate", prompt, params, scorer)
@@ -107,7 +143,7 @@ class FakeEngine:
 
     def output_of(self, job: Job) -> GenerationOutput:
         params = job.params
-        drafts = tuple(self._draft(i, params) for i in range(min(params.num_drafts, self.max_distinct_drafts)))
+        drafts = tuple(self._draft(i, job) for i in range(min(params.num_drafts, self.max_distinct_drafts)))
         prompt_logprobs = None
         if params.echo_logprobs:
             prompt_logprobs = tuple(
@@ -120,12 +156,13 @@ class FakeEngine:
             usage=Usage(len(job.token_ids), sum(len(draft.tokens) for draft in drafts), 2, params.max_tokens),
             timings=Timings(0.1, 1.0, 2.0, 0.5, 3.1),
             prompt_token_ids=job.token_ids,
-            warnings=self.warnings,
+            warnings=(*self.warnings, "Time was over.") if job.is_late else self.warnings,
             prompt_logprobs=prompt_logprobs,
         )
 
-    def _draft(self, index: int, params: GenerationParams) -> DraftOutput:
-        tokens = tuple(f" {WORDS[index]}{i}" for i in range(params.max_tokens))
+    def _draft(self, index: int, job: Job) -> DraftOutput:
+        params = job.params
+        tokens = tuple(f" {WORDS[index]}{i}" for i in range(min(params.max_tokens, job.num_steps)))
         text, reason = "".join(tokens), "length"
         for stop in params.stop:
             if stop in text:

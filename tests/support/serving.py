@@ -6,16 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import uvicorn
 from fastapi import FastAPI
+
+from superdraft.server.http_server import HttpServer
 
 
 @contextlib.contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
-    """Serve `app` with uvicorn on a free port of 127.0.0.1; yields its URL."""
+    """Serve `app` on a free port of 127.0.0.1; yields its URL. Leaving the context shuts the server down."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+        server = HttpServer(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

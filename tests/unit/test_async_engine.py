@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from support.engine import FakeEngine
+from support.engine_thread import run, until
 
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
@@ -13,33 +14,6 @@ from superdraft.server.async_engine import AsyncEngine
 
 SHORT = GenerationParams(max_tokens=2)
 LONG = GenerationParams(max_tokens=50)
-
-
-def run(engine, scenario, timeout_s=10):
-    """Run `scenario(async_engine)` with the engine started; afterwards its thread must be gone."""
-
-    async def main():
-        async_engine = AsyncEngine(engine)
-        async_engine.start()
-        try:
-            return await asyncio.wait_for(scenario(async_engine), timeout_s)
-        finally:
-            await async_engine.stop(grace_s=0)
-
-    before = threading.active_count()
-    try:
-        return asyncio.run(main())
-    finally:
-        assert not any(thread.name == "superdraft-engine" for thread in threading.enumerate())
-        assert threading.active_count() <= before
-
-
-async def until(condition):
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("it never came")
 
 
 def test_many_requests_each_get_their_own_answer():
@@ -273,11 +247,11 @@ def test_stop_without_patience_answers_everyone():
 def test_stop_twice_and_stop_before_start():
     async def main():
         never_started = AsyncEngine(FakeEngine())
-        await never_started.stop()
+        await never_started.stop(grace_s=1)
         async_engine = AsyncEngine(FakeEngine())
         async_engine.start()
-        await async_engine.stop()
-        await async_engine.stop()
+        await async_engine.stop(grace_s=1)
+        await async_engine.stop(grace_s=1)
 
     asyncio.run(asyncio.wait_for(main(), 10))
 

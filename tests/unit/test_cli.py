@@ -6,10 +6,12 @@ import re
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
+from support.serving import serving
 
 from superdraft.client import client as client_module
 from superdraft.decoding.errors import UnknownModelError
@@ -120,6 +122,8 @@ def test_complete_reads_standard_input(run, fake_model, monkeypatch):
         (("complete", "hi", "--url", "http://127.0.0.1:1"), "No server answers at http://127.0.0.1:1"),
         (("serve", "--port", "99999"), "--port should be"),
         (("serve", "--log-level", "loud"), "--log-level should be"),
+        (("serve", "--kv-memory", "lots"), "--kv-memory could not parse"),
+        (("bench", "load", "--url", "http://127.0.0.1:1", "--model", "x"), "without --url"),
         (("serve", "--host", "no.such.host.invalid"), "no.such.host.invalid"),
     ],
 )
@@ -173,6 +177,27 @@ def test_control_characters_do_not_reach_the_terminal():
     assert cli_complete.shown("a\x1b[31m\tb\nc é") == "a\\x1b[31m\\tb\nc é"
 
 
+def test_bench_load_against_a_server(run):
+    engine = FakeEngine(max_model_len=2000, on_step=lambda: time.sleep(0.001))
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        options = ("--url", url, "--clients", "3", "--seconds", "0.5", "--strategy", "sample", "--json")
+        code, out, _ = run("bench", "load", *options)
+        assert code == 0
+        assert run("bench", "load", "--closed", *options)[0] == 0
+    (row,) = json.loads(out)["rows"]
+    assert row["clients"] == 3
+    assert row["sent"] == row["answered"] == sum(row["answers"].values()) > 0
+    assert {job.session_id for job in engine.seen} == {"load-0", "load-1", "load-2"}
+
+
+def test_bench_load_fails_when_an_answer_is_an_error(run):
+    engine = FakeEngine(max_model_len=1)  # no prompt fits
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        code, out, _ = run("bench", "load", "--url", url, "--clients", "1", "--seconds", "0.2", "--json")
+    assert code == 1
+    assert set(json.loads(out)["rows"][0]["answers"]) == {"400"}
+
+
 @pytest.mark.parametrize("args", [("--version",), ("--help",), ("complete", "hi", "--url", "http://127.0.0.1:1")])
 def test_light_commands_run_with_the_clients_packages_alone(args):
     script = f"""
@@ -206,13 +231,13 @@ def test_doctor_says_ok_or_what_to_do(run, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    code, out, _ = run("doctor", "--port", port)
+    code, out, _ = run("doctor", "--port", port, "--kv-memory", "1MB")
     assert code == 0, out
     assert len(out.splitlines()) == 7
     assert all(line.startswith("ok ") for line in out.splitlines())
 
     monkeypatch.setattr(doctor, "check_model", broken)
-    code, out, _ = run("doctor", "--port", port)
+    code, out, _ = run("doctor", "--port", port, "--kv-memory", "1MB")
     assert code == 1
     assert "FAIL model         OSError: disk on fire" in out.splitlines()
 
@@ -231,3 +256,11 @@ def test_doctor_tells_a_missing_model_and_a_taken_port(monkeypatch, tmp_path):
     assert not findings["port"].ok
     assert "--port" in findings["port"].detail
     assert findings["kenlm"].ok
+
+
+def test_doctor_counts_the_cache_into_the_memory(monkeypatch):
+    monkeypatch.setattr(doctor, "_free_bytes", lambda: 3 * 10**9)
+    assert doctor.check_memory(Settings(kv_memory="1GiB")).ok
+    finding = doctor.check_memory(Settings(kv_memory="2GiB"))
+    assert not finding.ok
+    assert "--kv-memory" in finding.detail

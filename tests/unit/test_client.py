@@ -16,6 +16,7 @@ from superdraft.client.errors import (
     RequestTimeoutError,
     ServerError,
     StatusError,
+    SupersededError,
 )
 
 ANSWER = {
@@ -67,7 +68,7 @@ def test_request_holds_what_was_given_and_no_more():
         return httpx.Response(200, json=ANSWER)
 
     with scripted(handler, api_key="key") as client:
-        client.complete((1, 2), num_drafts=5, max_tokens=4, ngram_model=None, alpha=0.2)
+        client.complete((1, 2), num_drafts=5, max_tokens=4, ngram_model=None, strategy="sample", logit_bias={5: -100})
         client.complete("hi")
     assert str(seen[0].url) == "http://server:8000/v1/drafts"
     assert seen[0].headers["authorization"] == "Bearer key"
@@ -76,7 +77,8 @@ def test_request_holds_what_was_given_and_no_more():
         "num_drafts": 5,
         "max_tokens": 4,
         "ngram_model": None,
-        "alpha": 0.2,
+        "strategy": "sample",
+        "logit_bias": {"5": -100},
     }
     assert json.loads(seen[1].content) == {"prompt": "hi", "num_drafts": 3, "max_tokens": 16}
 
@@ -93,6 +95,7 @@ def test_base_url_with_or_without_v1(url):
         (413, BadRequestError),
         (401, AuthenticationError),
         (404, NotFoundError),
+        (499, SupersededError),
         (429, OverloadedError),
         (503, OverloadedError),
         (500, ServerError),

@@ -4,11 +4,12 @@ import math
 
 import pytest
 
+from superdraft.decoding.errors import EngineStoppedError, PromptTooLongError, SupersededError
 from superdraft.decoding.outputs import TokenLogprob
 from superdraft.server.completions import LOGPROB_FLOOR, floored, legacy_logprobs
-from superdraft.server.error_map import describe
+from superdraft.server.error_map import describe, failure_of
+from superdraft.server.schemas import bias_pairs
 from superdraft.server.schemas_native import DraftsRequest
-from superdraft.server.schemas_openai import CompletionRequest
 
 
 def offsets(text, *tokens):
@@ -69,6 +70,17 @@ def test_null_ngram_model_differs_from_an_absent_one():
     assert not DraftsRequest.model_validate({"prompt": "x", "ngram_model": None}).uses_default_ngram_model
 
 
-def test_ignored_parameters_are_those_off_their_default():
-    request = CompletionRequest.model_validate({"prompt": "x", "temperature": 1, "top_p": 0.9, "seed": 0})
-    assert request.ignored_parameters() == ["top_p", "seed"]
+def test_bias_pairs_are_numbers():
+    assert bias_pairs({"0": 1.5, "12": -100.0}) == ((0, 1.5), (12, -100.0))
+
+
+def test_one_table_answers_an_error_with_status_and_headers():
+    superseded = failure_of(SupersededError("newer"))
+    assert (superseded.status, superseded.headers) == (499, {"x-should-retry": "false"})
+    stopped = failure_of(EngineStoppedError("bye"))
+    assert (stopped.status, stopped.headers) == (503, {"retry-after-ms": "1000", "retry-after": "1"})
+    too_long = failure_of(PromptTooLongError("long"))  # the most special class is not in the table
+    assert (too_long.status, too_long.detail.code) == (400, "context_length_exceeded")
+    unknown = failure_of(KeyError("secret"))
+    assert unknown.status == 500
+    assert "secret" not in unknown.detail.message

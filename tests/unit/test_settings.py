@@ -54,6 +54,28 @@ def test_wrong_variable_is_named(monkeypatch):
 
 
 def test_engine_config_allows_k_squared_candidates():
-    config = load_settings({"max_num_drafts": 40, "num_slots": 2, "prompt_too_long": "truncate_left"}).engine_config()
+    config = load_settings({"max_num_drafts": 40, "prompt_too_long": "truncate_left"}).engine_config()
     assert config.max_candidates_per_draft == 1600
-    assert (config.num_slots, config.prompt_too_long) == (2, "truncate_left")
+    assert config.prompt_too_long == "truncate_left"
+
+
+def test_memory_and_slots_reach_the_engine(monkeypatch):
+    config = load_settings().engine_config()
+    assert (config.kv_memory_bytes, config.num_slots, config.max_prefill_tokens) == (2 * 1024**3, None, 256)
+    monkeypatch.setenv("SUPERDRAFT_KV_MEMORY", "1.5GiB")
+    config = load_settings({"num_slots": 3, "max_prefill_tokens": 64}).engine_config()
+    assert (config.kv_memory_bytes, config.num_slots, config.max_prefill_tokens) == (3 * 2**29, 3, 64)
+
+
+@pytest.mark.parametrize(("text", "size"), [("512MB", 512 * 10**6), ("2GiB", 2**31), ("1000", 1000), (4096, 4096)])
+def test_sizes_are_numbers_with_or_without_a_unit(text, size):
+    assert load_settings({"kv_memory": text}).kv_memory == size
+
+
+@pytest.mark.parametrize(
+    "flags", [{"kv_memory": "lots"}, {"kv_memory": "0"}, {"num_slots": 0}, {"shutdown_grace_s": -1}]
+)
+def test_wrong_sizes_name_the_flag(flags):
+    (name,) = flags
+    with pytest.raises(SettingsError, match=f"^--{name.replace('_', '-')} "):
+        load_settings(flags)

@@ -1,0 +1,225 @@
+"""`POST /v1/drafts` with `stream`: strict server-sent events, slow readers, readers that leave."""
+
+import itertools
+import json
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+from support.decoding import tiny_engine
+from support.serving import eventually, serving
+
+from superdraft.decoding.errors import SequenceFailedError
+from superdraft.server import streaming
+from superdraft.server.app import create_app
+from superdraft.server.settings import Settings
+
+PATH = "/v1/drafts"
+
+
+def parsed(content: bytes) -> list:
+    """The events of a stream; only `data:` lines, keep-alive comments and blank lines between are let pass."""
+    assert content.endswith(b"\n\n")
+    events = []
+    for block in content.decode("utf-8").removesuffix("\n\n").split("\n\n"):
+        assert "\n" not in block
+        if block != ": keep-alive":
+            assert block.startswith("data: ")
+            events.append(block.removeprefix("data: "))
+    assert events.pop() == "[DONE]"
+    assert "[DONE]" not in events
+    return [json.loads(event, parse_constant=pytest.fail) for event in events]
+
+
+def ask(client, **body):
+    response = client.post(PATH, json={"prompt": "hi", "max_tokens": 3, "num_drafts": 2, "stream": True, **body})
+    streams = response.status_code == 200 and body.get("stream", True)
+    assert response.headers["content-type"].partition(";")[0] == (
+        "text/event-stream" if streams else "application/json"
+    )
+    return response
+
+
+@pytest.fixture
+def stepwise(engine):
+    """The engine waits in every step until the test lets one go."""
+    permits = threading.Semaphore(0)
+    engine.on_step = lambda: permits.acquire(timeout=5)
+    yield permits
+    engine.on_step = lambda: None
+    permits.release(1000)
+
+
+def send(url, **body):
+    """A raw connection on which a streaming request was sent."""
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps({"prompt": "hi", "max_tokens": 50, "stream": True, **body}).encode()
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((host, int(port)))
+    connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+    return connection
+
+
+def test_snapshots_then_the_unary_answer(client, engine):
+    engine.on_step = lambda: time.sleep(0.02)  # so that the reader keeps up
+    first, second, answer = parsed(ask(client).content)
+    assert first == {
+        "object": "drafts.snapshot",
+        "id": answer["id"],
+        "step": 1,
+        "stable_text": " ",
+        "drafts": [{"index": 0, "text": " red0", "score": -0.5}, {"index": 1, "text": " green0", "score": -9999.0}],
+    }
+    assert (second["step"], second["drafts"][0]["text"]) == (2, " red0 red1")
+    unary = ask(client, stream=False).json()
+    assert answer | {"id": ""} == unary | {"id": ""}
+
+
+def test_warnings_are_in_the_last_event(client):
+    assert parsed(ask(client, seed=1).content)[-1]["warnings"] == ["seed has no effect with strategy superposed."]
+
+
+def test_only_streams_ask_the_engine_for_snapshots(client, engine):
+    ask(client)
+    ask(client, stream=False)
+    assert [job.params.snapshots for job in engine.seen] == [True, False]
+
+
+def test_events_come_while_the_engine_works(url, stepwise):
+    stepwise.release()
+    with httpx.stream("POST", url + PATH, json={"prompt": "hi", "max_tokens": 3, "stream": True}) as response:
+        lines = response.iter_lines()
+        assert json.loads(next(lines).removeprefix("data: "))["step"] == 1
+        next(lines)
+        stepwise.release()
+        assert json.loads(next(lines).removeprefix("data: "))["step"] == 2
+        stepwise.release()
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"num_drafts": 0}, 400, "num_drafts"),
+        ({"prompt": "x" * 100}, 400, "prompt"),
+        ({"model": "other"}, 404, "model"),
+    ],
+)
+def test_refusals_are_ordinary_errors(client, body, status, param):
+    response = ask(client, **body)
+    assert response.status_code == status
+    assert response.json()["error"]["param"] == param
+
+
+def test_error_in_mid_stream_is_an_event(client, engine):
+    def fail_after_two_steps():
+        for job in engine.jobs.values():
+            if job.num_steps == 2:
+                engine.fail[job.request_id] = SequenceFailedError("No numbers.")
+        time.sleep(0.02)
+
+    engine.on_step = fail_after_two_steps
+    *snapshots, last = parsed(ask(client, max_tokens=9).content)
+    assert [event["step"] for event in snapshots] == [1, 2]
+    assert last == {
+        "error": {"message": "No numbers.", "type": "server_error", "param": None, "code": "sequence_failed"}
+    }
+
+
+def test_bug_while_rendering_is_an_event_that_tells_nothing(client, monkeypatch):
+    def broken(*args):
+        raise KeyError("the secret prompt")
+
+    monkeypatch.setattr("superdraft.server.routes_native.drafts_response", broken)
+    (*_, last) = parsed(ask(client).content)
+    assert last["error"]["code"] == "internal_error"
+    assert "secret" not in str(last)
+
+
+def test_superseded_stream_ends_with_the_error(url, engine, stepwise):
+    body = {"prompt": "hi", "session_id": "me"}
+    with httpx.stream("POST", url + PATH, json={**body, "stream": True}, timeout=10) as older:
+        newer = threading.Thread(target=httpx.post, args=(url + PATH,), kwargs={"json": body})
+        newer.start()
+        time.sleep(0.05)
+        stepwise.release(100)
+        events = parsed(older.read())
+        newer.join(5)
+    assert events[-1]["error"]["code"] == "superseded"
+    assert len(engine.seen) == 2
+
+
+def test_time_over_ends_the_stream_with_the_drafts_so_far(client, engine):
+    engine.on_step = lambda: time.sleep(0.02)
+    answer = parsed(ask(client, max_tokens=50, timeout_ms=50).content)[-1]
+    assert answer["object"] == "drafts"
+    assert answer["warnings"] == ["Time was over."]
+
+
+def test_keep_alive_while_nothing_comes(client, engine, monkeypatch):
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.02)
+    engine.on_step = lambda: time.sleep(0.1)
+    content = ask(client, max_tokens=2).content
+    assert content.startswith(b": keep-alive\n\n")
+    assert content.count(b": keep-alive\n\n") >= 4
+    assert len(parsed(content)) == 2
+
+
+def test_reader_that_leaves_cancels_its_request(url, engine):
+    engine.on_step = lambda: time.sleep(0.02)  # a second, for fifty tokens
+    with send(url) as connection:
+        assert b"data:" in connection.recv(4096) + connection.recv(4096)
+    assert eventually(lambda: engine.cancelled == [engine.seen[0].request_id], timeout_s=0.8)
+    assert engine.jobs == {}
+
+
+def test_reader_that_leaves_before_the_engine_took_it(url, engine, stepwise):
+    with send(url, stream=False):
+        assert eventually(lambda: len(engine.seen) == 1)
+        with send(url):
+            time.sleep(0.05)  # queued behind the step that the engine hangs in
+        time.sleep(0.05)
+        stepwise.release(1000)
+        assert eventually(lambda: len(engine.cancelled) == 1 and not engine.jobs)
+    assert engine.cancelled != [engine.seen[0].request_id]
+
+
+def test_reader_that_stops_reading_holds_nobody(engine):
+    """Megabytes of snapshots for one who reads none of them: the engine goes on, and others are served."""
+    engine.max_model_len = engine.config.max_tokens
+    engine.on_step = lambda: time.sleep(0.001)
+    with (
+        serving(create_app(Settings(), engine, model_name="tiny")) as url,
+        send(url, max_tokens=500, num_drafts=6) as stalled,
+    ):
+        assert eventually(lambda: len(engine.seen) == 1)
+        assert httpx.post(url + PATH, json={"prompt": "h"}).status_code == 200
+        assert eventually(lambda: not engine.jobs)
+        assert engine.cancelled == []
+        content = b""
+        while not content.endswith(b"0\r\n\r\n"):
+            content += stalled.recv(1 << 16)
+    events = [line for line in content.split(b"\n") if line.startswith(b"data: ")]
+    assert events[-1] == b"data: [DONE]"
+    assert json.loads(events[-2].removeprefix(b"data: "))["object"] == "drafts"
+    assert len(events) < 480  # latest wins: what the sockets could not hold was never sent
+
+
+def test_stream_of_a_real_engine_grows_into_its_answer():
+    engine, _ = tiny_engine()
+    with TestClient(create_app(Settings(), engine, model_name="tiny")) as client:
+        body = {"prompt": "Thank you for", "max_tokens": 12, "num_drafts": 3}
+        *snapshots, answer = parsed(ask(client, **body).content)
+        unary = ask(client, stream=False, **body).json()
+    texts = [draft["text"] for draft in answer["drafts"]]
+    assert texts == [draft["text"] for draft in unary["drafts"]]
+    steps = [snapshot["step"] for snapshot in snapshots]
+    assert steps
+    assert steps == sorted(set(steps))
+    for earlier, later in itertools.pairwise(snapshot["stable_text"] for snapshot in snapshots):
+        assert later.startswith(earlier)
+    assert all(text.startswith(snapshots[-1]["stable_text"]) for text in texts)

@@ -1,0 +1,33 @@
+"""Running a scenario against an engine thread, and waiting inside it."""
+
+import asyncio
+import threading
+
+from superdraft.server.async_engine import AsyncEngine
+
+
+def run(engine, scenario, timeout_s=10):
+    """Run `scenario(async_engine)` with the engine started; afterwards its thread must be gone."""
+
+    async def main():
+        async_engine = AsyncEngine(engine)
+        async_engine.start()
+        try:
+            return await asyncio.wait_for(scenario(async_engine), timeout_s)
+        finally:
+            await async_engine.stop(grace_s=0)
+
+    before = threading.active_count()
+    try:
+        return asyncio.run(main())
+    finally:
+        assert not any(thread.name == "superdraft-engine" for thread in threading.enumerate())
+        assert threading.active_count() <= before
+
+
+async def until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it never came")

@@ -1,0 +1,186 @@
+"""Streams of outputs: snapshots, one terminal output, and what closing, lateness and shutdown do to them."""
+
+import asyncio
+import collections
+import random
+import threading
+import time
+
+import pytest
+from support.engine import FakeEngine
+from support.engine_thread import run, until
+
+from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SupersededError
+from superdraft.decoding.params import GenerationParams
+
+SHORT = GenerationParams(max_tokens=2)
+LONG = GenerationParams(max_tokens=50)
+STREAMED = GenerationParams(max_tokens=4, snapshots=True)
+
+
+def test_stream_is_snapshots_and_one_terminal_output():
+    engine = FakeEngine(on_step=lambda: time.sleep(0.01))
+
+    async def scenario(async_engine):
+        outputs = await async_engine.stream("a", "x", STREAMED)
+        return [output async for output in outputs], await anext(outputs, "over")
+
+    outputs, after = run(engine, scenario)
+    assert [output.is_terminal for output in outputs] == [False, False, False, True]
+    assert [output.snapshot.num_steps for output in outputs[:-1]] == [1, 2, 3]
+    assert after == "over"
+
+
+def test_slow_reader_gets_the_latest_output_alone():
+    engine = FakeEngine()
+
+    async def scenario(async_engine):
+        outputs = await async_engine.stream("a", "x", STREAMED)
+        await until(lambda: not engine.jobs)
+        await asyncio.sleep(0.01)
+        return [output async for output in outputs]
+
+    (only,) = run(engine, scenario)
+    assert only.output.request_id == "a"
+
+
+def test_generate_waits_through_snapshots():
+    async def scenario(async_engine):
+        return await async_engine.generate("a", "x", STREAMED)
+
+    assert run(FakeEngine(), scenario).request_id == "a"
+
+
+def test_stream_of_a_refused_request_raises_before_it_starts():
+    async def scenario(async_engine):
+        with pytest.raises(InvalidRequestError):
+            await async_engine.stream("a", "x" * 100, STREAMED)
+        return await async_engine.generate("a", "x", SHORT)
+
+    engine = FakeEngine()
+    assert run(engine, scenario).request_id == "a"
+    assert engine.cancelled == []
+
+
+def test_error_is_the_streams_last_output():
+    engine = FakeEngine(fail={"a": SequenceFailedError("bad scorer")})
+
+    async def scenario(async_engine):
+        return [output async for output in await async_engine.stream("a", "x", STREAMED)]
+
+    assert isinstance(run(engine, scenario)[-1].error, SequenceFailedError)
+
+
+@pytest.mark.parametrize("num_read", [0, 2])
+def test_closing_a_stream_cancels_at_the_next_step(num_read):
+    engine = FakeEngine(on_step=lambda: time.sleep(0.005))
+
+    async def scenario(async_engine):
+        outputs = await async_engine.stream("a", "x", GenerationParams(max_tokens=50, snapshots=True))
+        for _ in range(num_read):
+            assert not (await anext(outputs)).is_terminal
+        steps = engine.seen[0].num_steps
+        outputs.close()
+        outputs.close()
+        await until(lambda: engine.cancelled == ["a"])
+        assert engine.seen[0].num_steps <= steps + 2
+        assert await anext(outputs, "over") == "over"
+
+    run(engine, scenario)
+    assert not engine.has_unfinished
+
+
+def test_closing_a_stream_after_its_end_cancels_nothing():
+    engine = FakeEngine()
+
+    async def scenario(async_engine):
+        read = await async_engine.stream("a", "x", STREAMED)
+        assert [output async for output in read]
+        read.close()
+        unread = await async_engine.stream("b", "x", STREAMED)
+        await until(lambda: not engine.jobs)
+        await asyncio.sleep(0.01)
+        unread.close()
+        await async_engine.generate("c", "x", SHORT)
+
+    run(engine, scenario)
+    assert engine.cancelled == []
+
+
+def test_late_cancel_spares_a_newer_request_of_the_same_id():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        first = asyncio.create_task(async_engine.generate("same", "x", SHORT))
+        await until(lambda: engine.seen)
+        refused = asyncio.create_task(async_engine.stream("same", "x", SHORT))
+        await asyncio.sleep(0.01)
+        refused.cancel()
+        await asyncio.sleep(0.01)
+        engine.gate.set()
+        return await first
+
+    assert run(engine, scenario).request_id == "same"
+    assert engine.cancelled == []
+
+
+def test_session_and_timeout_reach_the_engine():
+    engine = FakeEngine(on_step=lambda: time.sleep(0.002))
+
+    async def scenario(async_engine):
+        older = asyncio.create_task(async_engine.generate("a", "x", LONG, session_id="me"))
+        await until(lambda: engine.seen)
+        newer = async_engine.generate("b", "x", LONG, session_id="me", timeout_s=0.02)
+        return await asyncio.gather(older, newer, return_exceptions=True)
+
+    older, newer = run(engine, scenario)
+    assert isinstance(older, SupersededError)
+    assert newer.warnings == ("Time was over.",)
+
+
+def test_stop_ends_streams_and_empties_the_engine():
+    engine = FakeEngine(on_step=lambda: time.sleep(0.005))
+
+    async def scenario(async_engine):
+        outputs = await async_engine.stream("a", "x", GenerationParams(max_tokens=60, snapshots=True))
+        await anext(outputs)
+        await async_engine.stop(grace_s=0.02)
+        return [output async for output in outputs]
+
+    assert isinstance(run(engine, scenario)[-1].error, EngineStoppedError)
+    assert not engine.has_unfinished
+
+
+def test_random_churn_ends_every_request_once():
+    """Hundreds of requests that are answered, superseded, late, closed half read or cancelled: nothing is left over."""
+    engine = FakeEngine(on_step=lambda: time.sleep(0.0002))
+    chance = random.Random(5)
+    ended = collections.Counter()
+
+    async def one(async_engine, i):
+        params = GenerationParams(max_tokens=chance.randint(1, 20), snapshots=chance.random() < 0.5)
+        session_id = chance.choice([None, "s", "t"])
+        timeout_s = chance.choice([None, 0.001])
+        try:
+            await asyncio.sleep(chance.random() * 0.3)
+            outputs = await async_engine.stream(f"r{i}", "x", params, session_id=session_id, timeout_s=timeout_s)
+            if chance.random() < 0.3:
+                outputs.close()
+                ended["closed"] += 1
+                return
+            terminals = [output async for output in outputs if output.is_terminal]
+            assert len(terminals) == 1
+            ended["error" if terminals[0].error else "output"] += 1
+        except asyncio.CancelledError:
+            ended["cancelled"] += 1
+
+    async def scenario(async_engine):
+        tasks = [asyncio.create_task(one(async_engine, i)) for i in range(600)]
+        for task in chance.sample(tasks, 100):
+            asyncio.get_running_loop().call_later(0.1 + chance.random() * 0.2, task.cancel)
+        await asyncio.gather(*tasks)
+        await until(lambda: not engine.has_unfinished)
+
+    run(engine, scenario)
+    assert ended.total() == 600
+    assert all(ended[kind] for kind in ("closed", "error", "output", "cancelled"))
