@@ -21,19 +21,34 @@ class BranchSteps:
         runner: the model and its KV cache.
         chooser: chooses next tokens.
         scheduler: gives out the slots.
+        prefixes: knows which prompts are kept.
     """
 
-    def __init__(self, runner: ModelRunner, chooser: TokenChooser, scheduler: Scheduler) -> None:
+    def __init__(self, runner: ModelRunner, chooser: TokenChooser, scheduler: Scheduler, prefixes: PrefixCache) -> None:
         self._runner = runner
         self._chooser = chooser
         self._scheduler = scheduler
-        self._prefixes = PrefixCache(runner.cache.plan.num_prefix_positions)
+        self._prefixes = prefixes
 
     def run_tokens(self, branch: Branch, token_ids: Seq[int]) -> Tensor:
         """Feed real tokens to a branch's slot; logits after the last one, float32, shape [1, V]."""
         assert branch.slot is not None
-        logits = self._runner.prefill(branch.slot, token_ids, branch.num_computed).float()
+        logits = self._runner.prefill([branch.slot], [token_ids], [branch.num_computed]).float()
         branch.num_computed += len(token_ids)
+        return logits
+
+    def run_prompts(self, sequences: Seq[Sequence], max_tokens: int) -> Tensor:
+        """Feed the next tokens of some prompts, at most `max_tokens` each; logits after them, float32, shape [P, V]."""
+        slots, tokens, starts = [], [], []
+        for sequence in sequences:
+            branch = sequence.branches[0]
+            assert branch.slot is not None
+            slots.append(branch.slot)
+            starts.append(branch.num_computed)
+            tokens.append(sequence.prompt_token_ids[branch.num_computed : branch.num_computed + max_tokens])
+        logits = self._runner.prefill(slots, tokens, starts).float()
+        for sequence, chunk in zip(sequences, tokens, strict=True):
+            sequence.branches[0].num_computed += len(chunk)
         return logits
 
     def choose(self, branch: Branch, logits: Tensor, shared: Candidates) -> None:
@@ -65,7 +80,7 @@ class BranchSteps:
 
     def start(self, sequence: Sequence, first: Branch) -> None:
         """Begin drafting, the prompt being through: a slot for each branch, all with the prompt's keys and values."""
-        self.move(self._scheduler.start())
+        self.move(self._scheduler.start(sequence))
         for index in range(1, sequence.params.num_rows):
             twin = self.fork(first, first.drafts)
             twin.rng = make_generator(sequence.params.seed, index)

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any
 
+from torch import Tensor
+
 from superdraft.decoding.admission import admit
 from superdraft.decoding.answer import answer, snapshot
 from superdraft.decoding.branches import BranchSteps
@@ -32,8 +34,9 @@ from superdraft.decoding.model_runner import ModelRunner
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prefix_cache import PrefixCache
 from superdraft.decoding.scheduler import Decode, Prefill, Scheduler
-from superdraft.decoding.sequence import Sequence
+from superdraft.decoding.sequence import Branch, Sequence
 from superdraft.decoding.superposition import superpose
 from superdraft.decoding.tokenizer import Tokenizer
 
@@ -61,9 +64,10 @@ class Engine:
         self.num_slots = runner.num_slots
         self._runner = runner
         self._clock = clock
-        self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens)
+        self._prefixes = PrefixCache(runner.cache.plan.num_prefix_positions)
+        self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens, self._num_unfed)
         self._chooser = TokenChooser(tokenizer, runner.device, clock)
-        self._steps = BranchSteps(runner, self._chooser, self._scheduler)
+        self._steps = BranchSteps(runner, self._chooser, self._scheduler, self._prefixes)
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}
         self._ended: list[StepOutput] = []
@@ -166,31 +170,44 @@ class Engine:
 
     # The two kinds of step
 
+    def _num_unfed(self, sequence: Sequence) -> int:
+        """Prompt tokens that would have to be run; the last one always is, since its logits are needed."""
+        return len(sequence.prompt_token_ids) - len(self._prefixes.match(sequence.prompt_token_ids[:-1]))
+
     def _prefill(self, work: Prefill) -> list[StepOutput]:
-        sequence = work.sequence
-        (branch,) = sequence.branches
+        """Some prompts' tokens in one forward; those that are through choose their drafts' first tokens."""
         started_s = self._clock()
-        if sequence.start_s is None:
-            sequence.start_s = started_s
+        firsts = [sequence.branches[0] for sequence in work.sequences]
         try:
-            if branch.num_computed == 0:
-                self._steps.reuse_prefix(sequence, branch)
-            start = branch.num_computed
-            chunk = sequence.prompt_token_ids[start : start + work.max_tokens]
-            self._scheduler.charge(len(chunk))
-            logits = self._steps.run_tokens(branch, chunk)
-            if sequence.num_unfed_tokens > 0:
-                sequence.prefill_s += self._clock() - started_s
-                return []
+            for sequence, branch in zip(work.sequences, firsts, strict=True):
+                if sequence.start_s is None:
+                    sequence.start_s = started_s
+                    self._steps.reuse_prefix(sequence, branch)
+            logits = self._steps.run_prompts(work.sequences, work.max_tokens)
+        except Exception as error:  # out of memory, say: all that were in this pass are lost, those that wait are not
+            return [self._end(sequence, error) for sequence in work.sequences]
+        outputs = []
+        for sequence, branch, row in zip(work.sequences, firsts, logits, strict=True):
+            is_through = sequence.num_unfed_tokens == 0
+            fault = self._start(sequence, branch, row) if is_through else None
+            sequence.prefill_s += self._clock() - started_s
+            if fault is not None:
+                outputs.append(self._end(sequence, fault))
+            elif is_through:
+                outputs += self._report(sequence)
+        return outputs
+
+    def _start(self, sequence: Sequence, branch: Branch, logits: Tensor) -> Exception | None:
+        """The prompt is through: keep it for reuse, fork the branches, choose first tokens from its logits [V]."""
+        try:
             self._steps.keep_prefix(sequence, branch)
             self._steps.start(sequence, branch)
             if sequence.params.max_tokens > 0:
                 for twin in sequence.branches:
-                    self._steps.choose_from(twin, logits.clone())
-        except Exception as fault:  # out of memory, a scorer from outside: whatever it is, it is this sequence's alone
-            return [self._end(sequence, fault)]
-        sequence.prefill_s += self._clock() - started_s
-        return self._report(sequence)
+                    self._steps.choose_from(twin, logits.clone().unsqueeze(0))
+        except Exception as fault:  # an n-gram model from outside may raise anything: it is this sequence's alone
+            return fault
+        return None
 
     def _decode(self, work: Decode) -> list[StepOutput]:
         """One superposed embedding, one row, one position for every branch."""

@@ -11,6 +11,7 @@ Index arithmetic, all ranges half-open::
               [num_prefix_positions, H, Dh]; which token lies where is known to `prefix_cache`
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,12 +108,16 @@ def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
 
 @dataclass(slots=True)
 class _Window:
-    """The part of the pool that the forward in progress writes and reads; shared by all layers."""
+    """The part of the slots that the forward in progress writes and reads; shared by all layers.
 
-    first_slot: int = 0
-    starts: Tensor | None = None  # [B], on the device
-    start: int = 0  # of the only row, when there is one
-    num_rows: int = 0
+    `slots` is a slice where it can be: reading is then a view. For one row `positions` is a slice too; for several it
+    is a tensor [B, T], beside `write_slots` [B, 1].
+    """
+
+    slots: slice | Tensor
+    write_slots: slice | Tensor
+    positions: slice | Tensor
+    length: int = 0
     read_length: int = 0
 
 
@@ -139,19 +144,16 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Write [B, H, T, Dh] at each row's start; give back what those rows may read, [B, H, read_length, Dh]."""
         window = self._window
-        slots = slice(window.first_slot, window.first_slot + window.num_rows)
-        if window.num_rows == 1:
-            positions = slice(window.start, window.start + key_states.shape[2])
-            self.keys[slots, :, positions] = key_states
-            self.values[slots, :, positions] = value_states
+        if isinstance(window.positions, slice):
+            self.keys[window.slots, :, window.positions] = key_states
+            self.values[window.slots, :, window.positions] = value_states
         else:
-            rows = torch.arange(slots.start, slots.stop, device=key_states.device)
-            self.keys[rows, :, window.starts] = key_states[:, :, 0]
-            self.values[rows, :, window.starts] = value_states[:, :, 0]
-        return self.keys[slots, :, : window.read_length], self.values[slots, :, : window.read_length]
+            self.keys[window.write_slots, :, window.positions] = key_states.transpose(1, 2)
+            self.values[window.write_slots, :, window.positions] = value_states.transpose(1, 2)
+        return self.keys[window.slots, :, : window.read_length], self.values[window.slots, :, : window.read_length]
 
     def get_seq_length(self) -> int:
-        return self._window.start
+        return self._window.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 (the interface's)
         return self._window.read_length, 0
@@ -173,7 +175,7 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     def __init__(self, shapes: list[LayerShape], plan: CachePlan, like: Tensor) -> None:
         self.plan = plan
-        self._window = _Window()
+        self._window = _Window(slice(0), slice(0), slice(0))
         super().__init__(layers=[_SlotLayer(shape, plan, self._window, like) for shape in shapes])
 
     @property
@@ -190,20 +192,29 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         """Positions of every selected slot that the forward in progress reads."""
         return self._window.read_length
 
-    def select(self, first_slot: int, starts: list[int], num_tokens: int) -> None:
-        """Point the next forward at slots [first_slot, first_slot + B).
+    def select(self, slots: Sequence[int], starts: Sequence[int], num_tokens: int) -> Tensor:
+        """Point the next forward at some slots.
 
         Args:
-            first_slot: slot of the first row.
-            starts: each row's length so far, that is where its new positions begin; length B.
-            num_tokens: T, new positions of every row; more than one only for a single row.
+            slots: one a row. Rows of 0, 1, 2, ... are read through a view, others are copied.
+            starts: each row's length so far, that is where its new positions begin; start + T must fit.
+            num_tokens: T, new positions of every row.
+
+        Returns:
+            The new positions, shape [B, T].
         """
-        window = self._window
-        window.first_slot = first_slot
-        window.num_rows = len(starts)
-        window.start = max(starts)
-        window.starts = torch.tensor(starts, device=self.layers[0].keys.device)
-        window.read_length = max(starts) + num_tokens
+        window, device = self._window, self.layers[0].keys.device
+        positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(num_tokens, device=device)
+        window.length = max(starts)
+        window.read_length = window.length + num_tokens
+        if len(slots) == 1:
+            window.slots = slice(slots[0], slots[0] + 1)
+            window.positions = slice(starts[0], starts[0] + num_tokens)
+        else:
+            index = torch.tensor(slots, device=device)
+            window.slots = slice(0, len(slots)) if list(slots) == list(range(len(slots))) else index
+            window.write_slots, window.positions = index.unsqueeze(1), positions
+        return positions
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:

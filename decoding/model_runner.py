@@ -57,16 +57,29 @@ class ModelRunner:
         return embeddings
 
     @torch.inference_mode()
-    def prefill(self, slot: int, token_ids: Sequence[int], start: int = 0) -> Tensor:
-        """Run T tokens of a prompt into a slot, from position `start` on.
+    def prefill(self, slots: Sequence[int], token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Run tokens of P prompts into their slots, in one forward.
+
+        Args:
+            slots: one a prompt.
+            token_ids: for each prompt the tokens to run, at least one.
+            starts: for each prompt the position of the first of them.
 
         Returns:
-            Logits after the last of them, shape [1, V].
+            Logits after each prompt's last token, shape [P, V].
         """
-        self.cache.select(slot, [start], len(token_ids))
-        ids = torch.tensor([token_ids], device=self.device)
-        positions = torch.arange(start, start + len(token_ids), device=self.device).unsqueeze(0)
-        return self._forward(positions, input_ids=ids)
+        widest = max(len(ids) for ids in token_ids)
+        if max(starts) + widest > self.max_model_len and len(slots) > 1:
+            # Padding would run over the end of a slot.
+            rows = zip(slots, token_ids, starts, strict=True)
+            return torch.cat([self.prefill([slot], [ids], [start]) for slot, ids, start in rows])
+        positions = self.cache.select(slots, starts, widest)
+        # What padding writes lies behind the prompt's end, where later tokens overwrite it before they read it.
+        padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in token_ids]
+        last = torch.tensor([len(ids) - 1 for ids in token_ids], device=self.device)
+        kept, inverse = torch.unique(last, return_inverse=True)
+        logits = self._forward(positions, kept, input_ids=torch.tensor(padded, device=self.device))
+        return logits[torch.arange(len(slots), device=self.device), inverse]
 
     @torch.inference_mode()
     def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -79,9 +92,8 @@ class ModelRunner:
         Returns:
             Logits, shape [B, V].
         """
-        self.cache.select(0, list(lengths), 1)
-        positions = torch.tensor(lengths, device=self.device).unsqueeze(1)
-        return self._forward(positions, inputs_embeds=embeddings.unsqueeze(1))
+        positions = self.cache.select(range(len(lengths)), lengths, 1)
+        return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
 
     @torch.inference_mode()
     def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
@@ -104,18 +116,18 @@ class ModelRunner:
         logits = logits[:, start - longest :]
         return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
 
-    def _forward(self, positions: Tensor, **inputs: Tensor) -> Tensor:
-        keep = {"logits_to_keep": 1} if self._can_keep_logits else {}
-        output = self.model(
+    def _forward(self, positions: Tensor, kept: Tensor | None, **inputs: Tensor) -> Tensor:
+        """Logits of the columns `kept` of each row, or of all, shape [B, T, V]."""
+        keep = {"logits_to_keep": kept} if self._can_keep_logits and kept is not None else {}
+        logits: Tensor = self.model(
             attention_mask=self._attention_mask(positions),
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
             **keep,
             **inputs,
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+        ).logits
+        return logits if keep or kept is None else logits[:, kept]
 
     def _attention_mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """What each new position may see: additive, shape [B, 1, T, read_length], or one such mask a layer type."""
@@ -139,11 +151,10 @@ class ModelRunner:
         ids = [(7 * i + 1) % min(self.vocab_size, 100) for i in range(count)]
         try:
             expected = self.exact_logprobs([ids, ids[1:]])
-            self.prefill(0, ids[:-1])
             rows, lengths = [ids[-1]], [count - 1]
             if self.num_slots > 1:
-                self.prefill(1, ids[1:-1])
                 rows, lengths = [ids[-1]] * 2, [count - 1, count - 2]
+            self.prefill(range(len(rows)), [ids[:-1], ids[1:-1]][: len(rows)], [0] * len(rows))
             got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
         except UnsupportedModelError:
             raise

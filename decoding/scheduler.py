@@ -1,6 +1,7 @@
 """Who runs in the next step. Plain lists: no tensors, no clock."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from superdraft.decoding.sequence import Branch, Sequence
@@ -8,9 +9,14 @@ from superdraft.decoding.sequence import Branch, Sequence
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """The next step runs at most `max_tokens` more tokens of one prompt into its slot."""
+    """The next step runs prompts into their slots: several short ones to their ends, or a chunk of a long one.
 
-    sequence: Sequence
+    Attributes:
+        sequences: whose prompts.
+        max_tokens: most tokens of each.
+    """
+
+    sequences: list[Sequence]
     max_tokens: int
 
 
@@ -31,26 +37,32 @@ class SlotMove:
 
 
 class Scheduler:
-    """First come, first served, in turns: prompts, then a decode step, then prompts again.
+    """First come, first served; prompts and decode steps take turns.
 
-    Between two decode steps at most `max_prefill_tokens` tokens of prompts are run, so that a long prompt cannot stall
-    the drafts that are being written; it is cut into chunks instead. One prompt is prefilled at a time.
+    One prefill lies between two decode steps, of at most `max_prefill_tokens` tokens with padding. All waiting prompts
+    that fit are run together: typists send many prompts with one or two new tokens each, and one pass over the weights
+    serves them all. A prompt that is longer than that is cut into chunks, one such prompt at a time, and takes turns
+    with the short ones, so that it neither stalls the drafts that are being written nor is stalled itself.
 
-    Running branches always hold the slots [0, number running), so that a decode step is one contiguous block. The
-    prompt being prefilled uses the slot behind them.
+    Running branches always hold the slots [0, number running), so that a decode step is one contiguous block. Prompts
+    of a batch use the slots behind them, where their branches will run; a long prompt uses the last slot.
 
     Args:
         num_slots: branches that can run at once.
         max_prefill_tokens: prompt tokens between two decode steps.
+        num_unfed: how many tokens of a waiting prompt would have to be run now.
     """
 
-    def __init__(self, num_slots: int, max_prefill_tokens: int) -> None:
+    def __init__(self, num_slots: int, max_prefill_tokens: int, num_unfed: Callable[[Sequence], int]) -> None:
         self.num_slots = num_slots
         self._max_prefill_tokens = max_prefill_tokens
-        self._budget = max_prefill_tokens
+        self._num_unfed = num_unfed
         self._waiting: deque[Sequence] = deque()
-        self._prefilling: Sequence | None = None
+        self._long: Sequence | None = None
+        self._batch: list[Sequence] = []
         self._running: list[Branch] = []
+        self._decode_is_next = False
+        self._long_is_next = False
 
     @property
     def num_waiting(self) -> int:
@@ -59,8 +71,18 @@ class Scheduler:
 
     @property
     def num_used_slots(self) -> int:
-        """Slots of running branches and of the prompt being prefilled."""
-        return len(self._running) + (self._prefilling is not None)
+        """Slots of running branches and of prompts being prefilled."""
+        return len(self._running) + len(self._batch) + (self._long is not None)
+
+    @property
+    def can_fork(self) -> bool:
+        """A slot is free behind the running ones."""
+        return not self._batch and len(self._running) + self._reserved < self.num_slots
+
+    @property
+    def _reserved(self) -> int:
+        """Slots that the long prompt's branches will need."""
+        return self._long.params.num_rows if self._long is not None else 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. It must not want more branches than there are slots."""
@@ -68,46 +90,71 @@ class Scheduler:
 
     def schedule(self) -> Prefill | Decode | None:
         """The next step's work; None when there is none."""
-        if self._prefilling is None and self._waiting:
-            wanted = self._waiting[0].params.num_rows
-            if len(self._running) + wanted <= self.num_slots:
-                self._prefilling = self._waiting.popleft()
-                self._prefilling.branches[0].slot = len(self._running)
-        # Without running branches nobody waits for the decode step that would renew the budget.
-        if self._prefilling is not None and not self._running:
-            self._budget = self._max_prefill_tokens
-        if self._prefilling is not None and self._budget > 0:
-            return Prefill(self._prefilling, self._budget)
-        self._budget = self._max_prefill_tokens
-        return Decode(list(self._running)) if self._running else None
+        decode = Decode(list(self._running)) if self._running else None
+        if decode is not None and self._decode_is_next:
+            self._decode_is_next = False
+            return decode
+        prefill = self._next_prefill()
+        self._decode_is_next = prefill is not None
+        return prefill or decode
 
-    def charge(self, num_tokens: int) -> None:
-        """Count prompt tokens that were run since the last decode step; at least one a prompt."""
-        self._budget -= max(num_tokens, 1)
+    def _next_prefill(self) -> Prefill | None:
+        if not self._long_is_next or self._long is None:
+            self._take_waiting()
+            if self._batch:
+                self._long_is_next = True
+                return Prefill(list(self._batch), self._max_prefill_tokens)
+        self._long_is_next = False
+        return Prefill([self._long], self._max_prefill_tokens) if self._long is not None else None
 
-    def start(self) -> SlotMove | None:
-        """The prompt that was being prefilled is through: its first branch runs from now on.
+    def _take_waiting(self) -> None:
+        """Move those that wait into the batch, as many as fit; set a long prompt aside, if there is none yet."""
+        widest = 0
+        next_slot = len(self._running)
+        while self._waiting:
+            sequence = self._waiting[0]
+            rows, num_unfed = sequence.params.num_rows, self._num_unfed(sequence)
+            if next_slot + self._reserved + rows > self.num_slots:
+                return
+            if num_unfed > self._max_prefill_tokens:
+                if self._long is not None:
+                    return
+                self._long = self._waiting.popleft()
+                self._long.branches[0].slot = self.num_slots - 1
+                continue
+            widest = max(widest, num_unfed)
+            # Rows of a batch are padded to the widest.
+            if self._batch and widest * (len(self._batch) + 1) > self._max_prefill_tokens:
+                return
+            self._batch.append(self._waiting.popleft())
+            sequence.branches[0].slot = next_slot
+            next_slot += rows
+
+    def start(self, sequence: Sequence) -> SlotMove | None:
+        """A prompt is through: its first branch runs from now on.
+
+        Sequences of a batch are started (or removed) in its order, each with all its forks before the next.
 
         Returns:
-            The copy that brings it to the end of the running ones, if some of these ended in the meantime.
+            The copy that brings it to the end of the running ones, if it is not there already.
         """
-        assert self._prefilling is not None
-        (branch,) = self._prefilling.branches
-        self._prefilling = None
+        (branch,) = sequence.branches
+        if sequence is self._long:
+            self._long = None
+        else:
+            self._batch.remove(sequence)
         assert branch.slot is not None
         source, branch.slot = branch.slot, len(self._running)
         self._running.append(branch)
         return SlotMove(source, branch.slot, branch.num_computed) if source != branch.slot else None
 
-    @property
-    def can_fork(self) -> bool:
-        """A slot is free behind the running ones; the prompt that is being prefilled has that place."""
-        return self._prefilling is None and len(self._running) < self.num_slots
-
     def fork(self, branch: Branch, twin: Branch) -> SlotMove:
-        """Give `twin` a slot of its own, if `can_fork`; the returned copy makes it continue where `branch` is."""
+        """Give `twin` a slot of its own; the returned copy makes it continue where `branch` is.
+
+        Between two steps only if `can_fork`.
+        """
         assert branch.slot is not None
-        assert self.can_fork
+        assert len(self._running) < self.num_slots
         twin.slot = len(self._running)
         self._running.append(twin)
         return SlotMove(branch.slot, twin.slot, branch.num_computed)
@@ -130,8 +177,11 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> list[SlotMove]:
         """Forget a sequence, wherever it is; the copies that close the holes, in order."""
-        if sequence is self._prefilling:
-            self._prefilling = None
+        if sequence is self._long or sequence in self._batch:
+            if sequence is self._long:
+                self._long = None
+            else:
+                self._batch.remove(sequence)
             sequence.branches[0].slot = None
             return []
         running = [branch for branch in sequence.branches if branch.slot is not None]

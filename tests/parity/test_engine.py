@@ -58,13 +58,28 @@ def test_alone_equals_in_a_batch_equals_in_a_used_slot(architecture):
             assert [d.score for d in got.drafts] == pytest.approx([d.score for d in expected.drafts], abs=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompts_of_different_lengths_share_a_forward(architecture):
+    engine, model = tiny_engine(architecture, max_model_len=24)
+    runner = engine._runner
+    prompts = [[5, 6, 7], [9] * 10, [11], [8, 30, 40, 50, 60]]
+    with counted_rows(model) as shapes:
+        got = runner.prefill([3, 1, 0, 2], prompts, [0] * 4)
+        # Now each goes on with another number of tokens; the second one's padding would run over the end of its slot.
+        more = runner.prefill([3, 1, 0], [[70], [71, 72], [73] * 15], [3, 10, 1])
+    assert shapes == [(4, 10), (1, 1), (1, 2), (1, 15)]
+    for logits, ids in [*zip(got, prompts, strict=True), (more[0], [5, 6, 7, 70]), (more[1], [*[9] * 10, 71, 72])]:
+        with torch.inference_mode():
+            assert torch.allclose(logits, model(input_ids=torch.tensor([ids])).logits[0, -1], atol=2e-3)
+
+
 def test_a_one_hot_superposition_equals_an_ordinary_token(tmp_path):
     """Gemma's embedding module scales; OPT projects what comes out of it."""
     for architecture in ARCHITECTURES:
         engine, model = tiny_engine(architecture)
         ids = engine.tokenizer.encode(PROMPTS[0])
         runner = engine._runner
-        runner.prefill(0, ids[:-1])
+        runner.prefill([0], [ids[:-1]], [0])
         got = runner.decode(runner.embed([ids[-1]]), [len(ids) - 1])
         with torch.inference_mode():
             expected = model(input_ids=torch.tensor([ids])).logits[0, -1]

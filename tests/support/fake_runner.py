@@ -59,7 +59,7 @@ class FakeRunner:
         self.vocab_size = VOCAB_SIZE
         self.device = torch.device("cpu")
         self.cache = FakeCache(num_slots, max_model_len, num_prefix_positions)
-        self.prefilled: list[int] = []
+        self.prefilled: list[list[int]] = []
         self.decoded: list[int] = []
         table = np.random.default_rng(0).standard_normal((VOCAB_SIZE, WIDTH)).astype(np.float32)
         self._embeddings = torch.from_numpy(table)
@@ -67,12 +67,16 @@ class FakeRunner:
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         return self._embeddings[list(token_ids)]
 
-    def prefill(self, slot: int, token_ids: Sequence[int], start: int = 0) -> Tensor:
-        assert token_ids
-        self.prefilled.append(len(token_ids))
-        for offset, row in enumerate(self.embed(token_ids)):
-            self._write(slot, start + offset, row)
-        return self._logits(slot, start + len(token_ids)).unsqueeze(0)
+    def prefill(self, slots: Sequence[int], token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        assert len(set(slots)) == len(slots)
+        self.prefilled.append([len(ids) for ids in token_ids])
+        logits = []
+        for slot, ids, start in zip(slots, token_ids, starts, strict=True):
+            assert ids
+            for offset, row in enumerate(self.embed(ids)):
+                self._write(slot, start + offset, row)
+            logits.append(self._logits(slot, start + len(ids)))
+        return torch.stack(logits)
 
     def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
         assert len(embeddings) == len(lengths) <= self.num_slots

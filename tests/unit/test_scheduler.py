@@ -20,19 +20,24 @@ def sequence(name: str, num_tokens: int = 4, rows: int = 1) -> Sequence:
     return new
 
 
+def new_scheduler(num_slots: int, max_prefill_tokens: int) -> Scheduler:
+    return Scheduler(num_slots, max_prefill_tokens, lambda waiting: waiting.num_unfed_tokens)
+
+
 def prefill(scheduler: Scheduler, work: Prefill) -> list[SlotMove]:
-    """What the engine does with a prefill: run a chunk; at the end start the first branch and fork the others."""
-    (branch,) = work.sequence.branches
-    num_tokens = min(work.max_tokens, work.sequence.num_unfed_tokens)
-    branch.num_computed += num_tokens
-    scheduler.charge(num_tokens)
-    if work.sequence.num_unfed_tokens:
-        return []
-    moves = [scheduler.start()]
-    for _ in range(work.sequence.params.num_rows - 1):
-        twin = Branch(work.sequence, DraftSet(), default_rng(0), num_computed=branch.num_computed)
-        moves.append(scheduler.fork(branch, twin))
-        work.sequence.branches.append(twin)
+    """What the engine does with a prefill: run the tokens; start those that are through, and fork their branches."""
+    moves: list[SlotMove | None] = []
+    for one in work.sequences:
+        one.branches[0].num_computed += min(work.max_tokens, one.num_unfed_tokens)
+    for one in work.sequences:
+        (branch,) = one.branches
+        if one.num_unfed_tokens:
+            continue
+        moves.append(scheduler.start(one))
+        for _ in range(one.params.num_rows - 1):
+            twin = Branch(one, DraftSet(), default_rng(0), num_computed=branch.num_computed)
+            moves.append(scheduler.fork(branch, twin))
+            one.branches.append(twin)
     return [move for move in moves if move is not None]
 
 
@@ -41,57 +46,72 @@ def trace(scheduler: Scheduler, steps: int) -> list[tuple]:
     for _ in range(steps):
         work = scheduler.schedule()
         if isinstance(work, Prefill):
-            before = work.sequence.branches[0].num_computed
+            before = [one.branches[0].num_computed for one in work.sequences]
             prefill(scheduler, work)
-            events.append(("prefill", work.sequence.request_id, work.sequence.branches[0].num_computed - before))
+            after = [one.branches[0].num_computed for one in work.sequences]
+            run = {one.request_id: y - x for one, x, y in zip(work.sequences, before, after, strict=True)}
+            events.append(("prefill", run))
         elif isinstance(work, Decode):
             events.append(("decode", [branch.sequence.request_id for branch in work.branches]))
     return events
 
 
-def test_several_short_prompts_go_between_two_decode_steps():
-    scheduler = Scheduler(8, max_prefill_tokens=10)
-    for name in "abcd":
-        scheduler.add(sequence(name, 4))
-    assert trace(scheduler, 6) == [
-        ("prefill", "a", 4),
-        ("prefill", "b", 4),
-        ("prefill", "c", 2),
-        ("decode", ["a", "b"]),
-        ("prefill", "c", 2),
-        ("prefill", "d", 4),
+def test_short_prompts_that_fit_with_their_padding_are_run_together():
+    scheduler = new_scheduler(8, max_prefill_tokens=12)
+    for name, num_tokens in zip("abcd", (2, 4, 3, 1), strict=True):
+        scheduler.add(sequence(name, num_tokens))
+    # 3 rows padded to 4 tokens are 12; a fourth would be 16
+    assert trace(scheduler, 4) == [
+        ("prefill", {"a": 2, "b": 4, "c": 3}),
+        ("decode", ["a", "b", "c"]),
+        ("prefill", {"d": 1}),
+        ("decode", ["a", "b", "c", "d"]),
     ]
 
 
-def test_a_long_prompt_is_cut_into_chunks_and_drafts_go_on_in_between():
-    scheduler = Scheduler(4, max_prefill_tokens=10)
+def test_a_long_prompt_is_cut_into_chunks_and_neither_stalls_drafts_nor_short_prompts():
+    scheduler = new_scheduler(4, max_prefill_tokens=10)
     scheduler.add(sequence("short", 3))
     scheduler.add(sequence("long", 25))
-    assert trace(scheduler, 7) == [
-        ("prefill", "short", 3),
-        ("prefill", "long", 7),
-        ("decode", ["short"]),
-        ("prefill", "long", 10),
-        ("decode", ["short"]),
-        ("prefill", "long", 8),
-        ("decode", ["short", "long"]),
+    scheduler.add(sequence("other", 3))
+    assert trace(scheduler, 8) == [
+        ("prefill", {"short": 3, "other": 3}),
+        ("decode", ["short", "other"]),
+        ("prefill", {"long": 10}),
+        ("decode", ["short", "other"]),
+        ("prefill", {"long": 10}),
+        ("decode", ["short", "other"]),
+        ("prefill", {"long": 5}),
+        ("decode", ["short", "other", "long"]),
     ]
+
+
+def test_short_prompts_take_turns_with_the_long_one():
+    scheduler = new_scheduler(8, max_prefill_tokens=10)
+    scheduler.add(sequence("long", 25))
+    trace(scheduler, 1)
+    kinds = []
+    for number in range(4):
+        scheduler.add(sequence(f"s{number}", 2))
+        kinds += [list(run) for kind, run in trace(scheduler, 2) if kind == "prefill"]
+    assert kinds[:4] == [["s0"], ["long"], ["s1", "s2"], ["long"]]
 
 
 def test_a_request_with_many_branches_waits_for_its_slots_and_is_not_overtaken():
-    scheduler = Scheduler(4, max_prefill_tokens=100)
+    scheduler = new_scheduler(4, max_prefill_tokens=100)
     first, wide, last = sequence("first", 4, rows=2), sequence("wide", 4, rows=3), sequence("last", 4)
     for one in (first, wide, last):
         scheduler.add(one)
-    assert trace(scheduler, 3) == [("prefill", "first", 4), ("decode", ["first"] * 2), ("decode", ["first"] * 2)]
+    both = ("decode", ["first"] * 2)
+    assert trace(scheduler, 3) == [("prefill", {"first": 4}), both, both]
     scheduler.end(first.branches[0])
     everybody = ["first", "wide", "wide", "wide"]
-    assert trace(scheduler, 3) == [("prefill", "wide", 4), ("decode", everybody), ("decode", everybody)]
+    assert trace(scheduler, 3) == [("prefill", {"wide": 4}), ("decode", everybody), ("decode", everybody)]
     assert scheduler.num_waiting == 1
 
 
 def test_the_last_running_branch_moves_into_the_hole():
-    scheduler = Scheduler(3, max_prefill_tokens=100)
+    scheduler = new_scheduler(3, max_prefill_tokens=100)
     a, b, c = (sequence(name) for name in "abc")
     for one in (a, b, c):
         scheduler.add(one)
@@ -104,23 +124,36 @@ def test_the_last_running_branch_moves_into_the_hole():
     assert scheduler.schedule() is None
 
 
-def test_a_prompt_whose_neighbours_ended_moves_up_when_it_starts():
-    scheduler = Scheduler(4, max_prefill_tokens=5)
-    a, b = sequence("a", 2), sequence("b", 8)
+def test_a_long_prompt_waits_in_the_last_slot_and_moves_up_when_it_starts():
+    scheduler = new_scheduler(4, max_prefill_tokens=5)
+    a, long = sequence("a", 2), sequence("long", 8)
     scheduler.add(a)
-    scheduler.add(b)
-    trace(scheduler, 2)  # a runs in slot 0, b is half through in slot 1
-    assert scheduler.remove(a) == []
+    scheduler.add(long)
+    trace(scheduler, 3)  # a runs in slot 0, the long one is half through in slot 3
+    assert (a.branches[0].slot, long.branches[0].slot) == (0, 3)
+    assert not scheduler.remove(a)
     work = scheduler.schedule()
     assert isinstance(work, Prefill)
-    assert prefill(scheduler, work) == [SlotMove(source=1, target=0, length=8)]
-    assert b.branches[0].slot == 0
+    assert prefill(scheduler, work) == [SlotMove(source=3, target=0, length=8)]
+    assert long.branches[0].slot == 0
+
+
+def test_the_next_of_a_batch_moves_up_if_the_one_before_it_ended_at_once():
+    scheduler = new_scheduler(4, max_prefill_tokens=50)
+    a, b = sequence("a", 2), sequence("b", 3)
+    scheduler.add(a)
+    scheduler.add(b)
+    scheduler.schedule()
+    a.branches[0].num_computed, b.branches[0].num_computed = 2, 3
+    assert scheduler.start(a) is None
+    assert scheduler.remove(a) == []
+    assert scheduler.start(b) == SlotMove(source=1, target=0, length=3)
 
 
 @given(st.lists(st.integers(0, 9), max_size=80), st.integers(1, 5), st.integers(1, 12), st.randoms())
 def test_slots_stay_compact_and_hold_what_belongs_there(actions, num_slots, budget, rng: random.Random):
     """`memory[slot]` is whose keys and values a slot holds, kept up to date by the moves alone."""
-    scheduler = Scheduler(num_slots, budget)
+    scheduler = new_scheduler(num_slots, budget)
     here: list[Sequence] = []
     memory: dict[int, Sequence] = {}
     for number, action in enumerate(actions):
@@ -132,7 +165,8 @@ def test_slots_stay_compact_and_hold_what_belongs_there(actions, num_slots, budg
             work = scheduler.schedule()
             moves = []
             if isinstance(work, Prefill):
-                memory[work.sequence.branches[0].slot] = work.sequence
+                memory.update({one.branches[0].slot: one for one in work.sequences})
+                assert len({one.branches[0].slot for one in work.sequences}) == len(work.sequences)
                 moves = prefill(scheduler, work)
         elif action == 8:
             moves = scheduler.remove(here.pop(rng.randrange(len(here))))
