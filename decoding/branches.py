@@ -22,6 +22,9 @@ class BranchSteps:
         chooser: chooses next tokens.
         scheduler: gives out the slots.
         prefixes: knows which prompts are kept.
+
+    Attributes:
+        num_run_tokens: real tokens fed so far.
     """
 
     def __init__(self, runner: ModelRunner, chooser: TokenChooser, scheduler: Scheduler, prefixes: PrefixCache) -> None:
@@ -29,12 +32,14 @@ class BranchSteps:
         self._chooser = chooser
         self._scheduler = scheduler
         self._prefixes = prefixes
+        self.num_run_tokens = 0
 
     def run_tokens(self, branch: Branch, token_ids: Seq[int]) -> Tensor:
         """Feed real tokens to a branch's slot; logits after the last one, float32, shape [1, V]."""
         assert branch.slot is not None
         logits = self._runner.prefill([branch.slot], [token_ids], [branch.num_computed]).float()
         branch.num_computed += len(token_ids)
+        self.num_run_tokens += len(token_ids)
         return logits
 
     def run_prompts(self, sequences: Seq[Sequence], max_tokens: int) -> Tensor:
@@ -49,6 +54,7 @@ class BranchSteps:
         logits = self._runner.prefill(slots, tokens, starts).float()
         for sequence, chunk in zip(sequences, tokens, strict=True):
             sequence.branches[0].num_computed += len(chunk)
+            self.num_run_tokens += len(chunk)
         return logits
 
     def choose(self, branch: Branch, logits: Tensor, shared: Candidates) -> None:

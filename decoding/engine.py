@@ -78,6 +78,16 @@ class Engine:
         return bool(self._sequences or self._ended)
 
     @property
+    def kv_bytes_per_position(self) -> int:
+        """Memory of one token's keys and values in all layers."""
+        return self._runner.cache.plan.bytes_per_position
+
+    @property
+    def num_prefilled_tokens(self) -> int:
+        """Real tokens run so far, of all requests; what came from the prefix cache is not among them."""
+        return self._steps.num_run_tokens
+
+    @property
     def num_used_slots(self) -> int:
         """KV-cache slots in use; the others are free."""
         return self._scheduler.num_used_slots

@@ -196,7 +196,7 @@ def _estimate(lines: _TrainingLines, partial: Path, tools: Tools, options: Build
 
 
 def _feed(process: "subprocess.Popen[bytes]", lines: _TrainingLines, report: Progress) -> None:
-    assert process.stdin is not None  # noqa: S101 (for the type checker)
+    assert process.stdin is not None
     process.stdin.writelines(lines)
     if lines.num_documents == 0:
         raise CorpusError("The corpus holds no tokens.")

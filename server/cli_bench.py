@@ -1,5 +1,6 @@
 """`superdraft bench`: what a step costs, and what a server carries."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +26,21 @@ def step(
     from superdraft.benchmarks.step import main
 
     main(model=model, num_drafts=num_drafts or [3, 8], steps=steps, as_json=as_json)
+
+
+@app.command("typing")
+def key_presses(
+    model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="As in serve.")] = "auto",
+    prompts: Annotated[Path | None, typer.Option(help="JSON lines with a field prompt.  [default: built in]")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts to type.")] = 200,
+    keys: Annotated[int, typer.Option(min=1, help="Key presses of each prompt.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Type prompts key by key: what the reuse of prefixes saves."""
+    from superdraft.benchmarks.key_presses import main
+
+    main(model=model, dtype=dtype, prompts=prompts, num_prompts=limit, num_keys=keys, as_json=as_json)
 
 
 @app.command()

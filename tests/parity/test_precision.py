@@ -1,0 +1,34 @@
+"""How far batches, slots and prefixes may move the logits in bfloat16: not further than one rounding of them."""
+
+import pytest
+import torch
+from support.models import tiny_model
+
+from superdraft.decoding.model_runner import ModelRunner
+
+ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")
+# bfloat16 keeps 8 bits: neighbouring numbers near the largest logit differ by 1/128 of it. Four layers' worth of
+# operations in another order may move a logit by a few of these steps.
+TOLERANCE_STEPS = 6
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_alone_in_a_batch_in_a_used_slot_and_after_a_prefix_hit(architecture):
+    # Weights of the usual width: with wide random ones every layer multiplies the rounding errors.
+    model = tiny_model(architecture, initializer_range=0.05).to(torch.bfloat16)
+    runner = ModelRunner(model, 64, 1_000_000, num_slots=4)
+    prompt, others = [5, 80, 31, 7, 7, 99, 120], [[3, 4, 5], [9] * 11, [200]]
+    alone = runner.prefill([0], [prompt], [0])[0]
+    tolerance = TOLERANCE_STEPS * float(alone.abs().max()) / 128
+
+    def assert_same(logits: torch.Tensor) -> None:
+        assert float((logits.float() - alone.float()).abs().max()) <= tolerance
+
+    assert_same(runner.prefill([2, 0, 3, 1], [others[0], prompt, *others[1:]], [0] * 4)[1])
+    assert_same(runner.prefill([1], [prompt], [0])[0])  # a slot that somebody else has used
+    positions = list(range(10, 15))
+    runner.cache.save_prefix(1, 0, positions)
+    runner.cache.load_prefix(3, positions)
+    assert_same(runner.prefill([3], [prompt[5:]], [5])[0])
+    runner.prefill([0, 1], [prompt[:-1], others[0]], [0, 0])
+    assert_same(runner.decode(runner.embed([prompt[-1], 8]), [len(prompt) - 1, 3])[0])
