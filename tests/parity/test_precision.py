@@ -7,7 +7,7 @@ from support.models import tiny_model
 from superdraft.decoding.model_runner import ModelRunner
 
 ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")
-# bfloat16 keeps 8 bits: neighbouring numbers near the largest logit differ by 1/128 of it. Four layers' worth of
+# bfloat16 keeps 8 bits: neighbouring numbers near the largest logit differ by 1/128 of it. Two layers' worth of
 # operations in another order may move a logit by a few of these steps.
 TOLERANCE_STEPS = 6
 
