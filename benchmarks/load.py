@@ -65,7 +65,7 @@ class Tally:
         num_sent: requests.
         num_in_time: of those, answered before the deadline.
         num_drafted_in_time: of those, with drafts (status 200).
-        statuses: answers; "no answer" for a request whose connection broke or that took too long.
+        statuses: answers; for a request without one why not: the client's error, "ReadTimeout" or "ReadError" for two.
         latencies_ms: of the answers with drafts.
         usages: likewise.
     """
@@ -190,8 +190,8 @@ async def _ask(http: httpx.AsyncClient, load: Load, client: int, prompt: str, ta
     started_s = time.perf_counter()
     try:
         response = await http.post("/v1/drafts", json=body)
-    except httpx.HTTPError:
-        tally.statuses["no answer"] += 1
+    except httpx.HTTPError as error:
+        tally.statuses[type(error).__name__] += 1
         return
     ended_s = time.perf_counter()
     in_time, drafted = ended_s <= tally.deadline_s, response.status_code == httpx.codes.OK
@@ -204,7 +204,7 @@ async def _ask(http: httpx.AsyncClient, load: Load, client: int, prompt: str, ta
 
 
 def _row(load: Load, tally: Tally) -> dict[str, Any]:
-    answered = sum(count for status, count in tally.statuses.items() if status != "no answer")
+    answered = sum(count for status, count in tally.statuses.items() if status.isdigit())
     prefilled = [usage["prompt_tokens"] - usage["cached_tokens"] for usage in tally.usages]
     return {
         "clients": load.num_clients,

@@ -42,12 +42,14 @@ class LoadedModel:
         tokenizer: its tokenizer.
         name: what to call it: the known name, the folder's or file's name, or the hub id.
         path: the folder or `.gguf` file it came from; None for a hub id.
+        quantise: dtype int4 was asked for: the weights are bfloat16 and shall be kept in 4 bits too.
     """
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
     name: str
     path: Path | None
+    quantise: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def load_model(
         spec: a known name, a local folder, a `.gguf` file, or a hub id.
         home: folder of the known models; None means the default one.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: "auto" (float32 on the CPU, bfloat16 on a GPU), "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16", "float16", "int4" (CPU only) or "auto": bfloat16 on a GPU, int4 on a CPU with
+            bfloat16 instructions, float32 on others.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
@@ -93,7 +96,7 @@ def load_model(
         ModelLoadError: the device or dtype cannot be had, or the model could not be fetched.
     """
     target = _device(device)
-    torch_dtype = _dtype(dtype, target)
+    torch_dtype, quantise = _dtype(dtype, target)
     source = _locate(spec, home)
     if source.path is not None and source.gguf is None:
         _check_weight_files(source.path)
@@ -106,7 +109,7 @@ def load_model(
     model.requires_grad_(False).eval()
     check_config(model.config, source.name)  # again, for models that brought their own classes
     check_model_class(type(model), model.config, source.name)
-    return LoadedModel(model, tokenizer, source.name, source.path)
+    return LoadedModel(model, tokenizer, source.name, source.path, quantise)
 
 
 def load_tokenizer(
@@ -253,12 +256,21 @@ def _device(device: str) -> torch.device:
     return found
 
 
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+def _dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, bool]:
+    """The weights' type, and whether they shall be quantised."""
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = "bfloat16" if device.type == "cuda" else "int4" if _has_fast_bfloat16() else "float32"
+    if dtype == "int4" and device.type == "cpu":
+        return torch.bfloat16, True
     if dtype not in _DTYPES:
-        raise ModelLoadError(f"dtype must be auto, {', '.join(_DTYPES)}, got {dtype!r}.")
-    return _DTYPES[dtype]
+        names = ", ".join((*_DTYPES, "int4"))
+        raise ModelLoadError(f"dtype must be auto, {names} (int4 on a CPU only), got {dtype!r} on {device.type}.")
+    return _DTYPES[dtype], False
+
+
+def _has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices itself; without it they are slower than float32 ones."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextlib.contextmanager

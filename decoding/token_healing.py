@@ -156,8 +156,3 @@ def keep_forced_tokens(plan: HealingPlan, token_bytes: Sequence[bytes], index: T
 def remaining_after(prefix: bytes, token: bytes) -> bytes:
     """What of a healing prefix is still to be reproduced after a token that agrees with it."""
     return prefix[len(token) :]
-
-
-def visible(token: bytes, prefix: bytes) -> bytes:
-    """What a token that agrees with the prefix adds to the text beyond it: nothing while the prefix lasts."""
-    return token[len(prefix) :]

@@ -25,12 +25,15 @@ def serve(  # one parameter a setting; None: the environment's value or the defa
     ] = None,
     home: Annotated[Path | None, typer.Option(help="Cache folder of models.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 or int4 (CPU only).")] = None,
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Prompt and draft, in tokens.  [default: 2048]")] = None,
     kv_memory: Annotated[str | None, typer.Option(help="For the KV cache, taken at start.  [default: 2GiB]")] = None,
+    num_threads: Annotated[
+        int | None, typer.Option(help="Processor cores for the model.  [default: all but one]")
+    ] = None,
     num_slots: Annotated[
         int | None, typer.Option(help="Branches decoded together.  [default: as many as fit, at most 64]")
     ] = None,

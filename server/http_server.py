@@ -10,6 +10,9 @@ from fastapi import FastAPI
 from superdraft.server.service import Service
 
 _SLACK_S = 5.0  # for the last answers to be written
+# Longer than clients keep idle connections (httpx: 5 s, as uvicorn by default; Node: 4 s): when the server closes one
+# just as a request is sent on it, the client sees a reset and no answer.
+_KEEP_ALIVE_S = 75
 
 
 class HttpServer(uvicorn.Server):
@@ -28,7 +31,14 @@ class HttpServer(uvicorn.Server):
         self._engine, self._grace_s = service.engine, service.settings.shutdown_grace_s
         self._on_started = on_started
         timeout_s = round(self._grace_s + _SLACK_S)
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=timeout_s))
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=timeout_s,
+        )
+        super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 import structlog
+import torch
 
 from superdraft.decoding.engine import Engine, build_engine
 from superdraft.decoding.model_loader import load_model
@@ -43,6 +44,9 @@ def load_service(settings: Settings) -> LoadedService:
         ModelLoadError: the model cannot be used.
         NgramModelError: a named n-gram model cannot be used.
     """
+    # One core less than torch takes by itself: the event loop shares the machine, and two threads on one core wait for
+    # each other at every operation.
+    torch.set_num_threads(settings.num_threads or max(1, torch.get_num_threads() - 1))
     loaded = load_model(
         settings.model,
         home=settings.home,

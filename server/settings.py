@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     max_model_len: int = Field(default=2048, ge=1)
     kv_memory: ByteSize = Field(default=ByteSize(2 * 1024**3), ge=1, description="of the KV cache, all taken at start")
     num_slots: int | None = Field(default=None, ge=1, description="None: as many as fit in kv_memory, at most 64")
+    num_threads: int | None = Field(default=None, ge=1, description="on a CPU; None: all cores but one, for the network")
     max_prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens between two decode steps")
     max_num_drafts: int = Field(default=32, ge=1)
     max_batch_prompts: int = Field(default=32, ge=1, description="most prompts in one /v1/completions request")

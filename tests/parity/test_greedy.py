@@ -76,7 +76,7 @@ PROMPTS += [f"{number}. The {subject} is" for number, subject in enumerate(SUBJE
 
 def test_default_model(default_model):
     assert len(PROMPTS) == 50
-    loaded = load_model(str(default_model))
+    loaded = load_model(str(default_model), dtype="float32")
     engine = build_engine(loaded, EngineConfig(max_model_len=128, num_slots=1))
     for prompt in PROMPTS:
         ids = engine.tokenizer.encode(prompt)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.models import ARCHITECTURES, tiny_model, tiny_model_folder, tiny_tokenizer
 
+from superdraft.decoding import model_loader
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
 from superdraft.decoding.model_loader import load_model, load_tokenizer
 
@@ -34,7 +35,7 @@ def error_of(kind: type[ModelLoadError], spec: object, **options) -> str:
 def test_a_folder_loads_ready_to_decode(tmp_path, architecture, capfd):
     folder = tiny_model_folder(tmp_path, architecture)
     capfd.readouterr()
-    loaded = load_model(str(folder), device="cpu")
+    loaded = load_model(str(folder), device="cpu", dtype="float32")
     assert capfd.readouterr() == ("", "")
     assert (loaded.name, loaded.path) == (architecture, folder)
     assert not loaded.model.training
@@ -59,7 +60,19 @@ def test_tiny_models_vary_their_greedy_output(architecture):
 
 def test_dtype_is_taken_from_the_option(llama):
     assert load_model(str(llama), device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
-    assert "dtype must be auto, float32, bfloat16, float16, got 'int8'" in error_of(ModelLoadError, llama, dtype="int8")
+    limit = "dtype must be auto, float32, bfloat16, float16, int4 (int4 on a CPU only), got 'int8' on cpu"
+    assert limit in error_of(ModelLoadError, llama, device="cpu", dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("is_fast", "dtype", "quantise"), [(True, torch.bfloat16, True), (False, torch.float32, False)]
+)
+def test_a_cpu_gets_four_bits_if_it_is_quick_at_bfloat16(llama, monkeypatch, is_fast, dtype, quantise):
+    monkeypatch.setattr(model_loader, "_has_fast_bfloat16", lambda: is_fast)
+    loaded = load_model(str(llama), device="cpu")
+    assert (loaded.model.dtype, loaded.quantise) == (dtype, quantise)
+    loaded = load_model(str(llama), device="cpu", dtype="int4")
+    assert (loaded.model.dtype, loaded.quantise) == (torch.bfloat16, True)
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta"])

@@ -1,0 +1,155 @@
+"""Linear layers whose weights are kept in 4 or 8 bits, beside bfloat16 for wide inputs.
+
+A decode step of a few rows takes as long as reading the weights does, so fewer bits a weight make it faster. From some
+number of rows on arithmetic counts, and there the processor's bfloat16 matrix units win: each layer keeps both forms
+and takes the one that suits the number of rows. Kernels: torch's own, `_weight_int4pack_mm_for_cpu` and
+`_weight_int8pack_mm`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+GROUP_SIZE = 32
+INT4_MAX_ROWS = 16  # measured on a processor with AMX, see docs/performance.md
+INT8_MAX_ROWS = 16
+_LEVELS = 15
+_FEWEST_LEVELS = 8
+_EXACT_MISFIT = 0.05  # of a step; bfloat16 rounds the eighth step by 0.016 of one
+_SAMPLE_GROUPS = 256
+
+
+class DenseLinear:
+    """y = x W^T + b, for weights in any floating-point type.
+
+    Args:
+        weight: shape [N, K].
+        bias: shape [N], or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        return nn.functional.linear(rows, self.weight, self.bias)
+
+
+class Int4Linear(DenseLinear):
+    """The same with 4-bit weights for up to `INT4_MAX_ROWS` rows.
+
+    Each group of 32 weights has a scale and a zero point: w = scale * (q - 8) + zero, q = 0..15.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        levels, scales, zeros = quantise_int4(weight.float())
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+        self._scales_and_zeros = torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous().to(weight.dtype)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        if flat.shape[0] > INT4_MAX_ROWS:
+            return super().__call__(rows)
+        product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            flat, self._packed, GROUP_SIZE, self._scales_and_zeros
+        )
+        product = product if self.bias is None else product + self.bias
+        return product.view(*rows.shape[:-1], -1)
+
+
+class Int8Linear(DenseLinear):
+    """The same with 8-bit weights, a scale for each output, for up to `INT8_MAX_ROWS` rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        scales = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
+        self._levels = (weight.float() / scales[:, None]).round_().to(torch.int8)
+        self._scales = scales.to(weight.dtype)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        if flat.shape[0] > INT8_MAX_ROWS:
+            return super().__call__(rows)
+        product = torch._weight_int8pack_mm(flat, self._levels, self._scales)
+        product = product if self.bias is None else product + self.bias
+        return product.view(*rows.shape[:-1], -1)
+
+
+def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round to 16 evenly spaced values a group.
+
+    Weights that were quantised this way before (GGUF's Q4_0 and Q4_1) are found again exactly, up to bfloat16's
+    rounding, even where a group does not use all 16 values.
+
+    Args:
+        weight: shape [N, K], K a multiple of 32, float32.
+
+    Returns:
+        Levels 0..15 [N, K] int32; scales [N, K / 32]; zeros [N, K / 32], the value of level 8.
+    """
+    groups = weight.reshape(-1, GROUP_SIZE)
+    lows = groups.amin(dim=-1, keepdim=True)
+    levels, scales, misfits = _round_to_grid(groups, lows, _LEVELS)
+    for used in range(_LEVELS - 1, _FEWEST_LEVELS - 1, -1):
+        inexact = (misfits > _EXACT_MISFIT).nonzero().squeeze(-1)
+        few = inexact[:_SAMPLE_GROUPS]
+        if not bool((_round_to_grid(groups[few], lows[few], used)[2] <= _EXACT_MISFIT).any()):
+            continue  # as with any weights that were not quantised before: a coarser grid would only be worse
+        finer = _round_to_grid(groups[inexact], lows[inexact], used)
+        fits = finer[2] <= _EXACT_MISFIT
+        for found, value in zip((levels, scales, misfits), finer, strict=True):
+            found[inexact[fits]] = value[fits]
+    zeros = lows + 8 * scales
+    shape = (weight.shape[0], -1)
+    return levels.view(shape).to(torch.int32), scales.view(shape), zeros.view(shape)
+
+
+def _round_to_grid(groups: Tensor, lows: Tensor, used: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels [G, 32] and scales [G, 1] if each group spans `used` steps; its largest error in steps [G]."""
+    scales = ((groups.amax(dim=-1, keepdim=True) - lows) / used).clamp(min=1e-8)
+    exact = (groups - lows) / scales
+    levels = exact.round()
+    return levels, scales, (exact - levels).abs().amax(dim=-1)
+
+
+def quantised(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
+    """The form with the fewest bits that suits it: 8 for the output head, 4 elsewhere, dense where shapes forbid it."""
+    num_outputs, num_inputs = linear.weight.shape
+    if is_head:
+        return Int8Linear(linear.weight, linear.bias) if num_inputs % 32 == 0 else linear
+    fits = num_outputs % 16 == 0 and num_inputs % GROUP_SIZE == 0
+    return Int4Linear(linear.weight, linear.bias) if fits else linear
+
+
+class QuantisedModule(nn.Module):
+    """A `quantised` layer as a module, for models that run through transformers' own forward."""
+
+    def __init__(self, linear: DenseLinear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self._linear = linear
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        return self._linear(rows)
+
+
+def quantise_modules(model: nn.Module, head: nn.Module | None) -> None:
+    """Replace every linear layer of a model by its `quantised` form, in place.
+
+    Args:
+        model: any architecture whose linear layers are `nn.Linear`; others stay as they are.
+        head: the one of them that is the output head.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(
+                    parent,
+                    name,
+                    QuantisedModule(quantised(DenseLinear(child.weight, child.bias), is_head=child is head)),
+                )

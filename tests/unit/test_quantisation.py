@@ -1,0 +1,104 @@
+"""Linear layers in 4 and 8 bits."""
+
+import pytest
+import torch
+from torch import nn
+
+from superdraft.decoding.quantisation import (
+    GROUP_SIZE,
+    INT4_MAX_ROWS,
+    INT8_MAX_ROWS,
+    DenseLinear,
+    Int4Linear,
+    Int8Linear,
+    QuantisedModule,
+    quantise_int4,
+    quantise_modules,
+    quantised,
+)
+
+
+def weights(num_outputs: int = 48, num_inputs: int = 96, seed: int = 0) -> torch.Tensor:
+    return torch.randn(num_outputs, num_inputs, generator=torch.Generator().manual_seed(seed)) * 0.05
+
+
+def expanded(weight: torch.Tensor) -> torch.Tensor:
+    """What the 4-bit form stands for, written out."""
+    levels, scales, zeros = quantise_int4(weight)
+    assert 0 <= int(levels.min()) <= int(levels.max()) <= 15
+    spread = [tensor.repeat_interleave(GROUP_SIZE, dim=1) for tensor in (scales, zeros)]
+    return (levels - 8) * spread[0] + spread[1]
+
+
+def test_no_weight_moves_by_more_than_half_a_step():
+    weight = weights()
+    groups = weight.view(48, -1, GROUP_SIZE)
+    step = ((groups.amax(-1) - groups.amin(-1)) / 15).repeat_interleave(GROUP_SIZE, dim=1)
+    assert bool(((expanded(weight) - weight).abs() <= step / 2 + 1e-6).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("highest", [15, 12, 8])
+def test_weights_on_a_grid_come_back_exactly(dtype, highest):
+    # As GGUF files hold them: Q4_1 uses the levels 0 and 15 of every group, Q4_0 the lowest and any other.
+    generator = torch.Generator().manual_seed(highest)
+    levels = torch.randint(0, highest + 1, (16, 2 * GROUP_SIZE), generator=generator)
+    levels[:, ::GROUP_SIZE], levels[:, 1::GROUP_SIZE] = 0, highest
+    scales = (0.01 + torch.rand(16, 2, generator=generator) / 50).repeat_interleave(GROUP_SIZE, dim=1)
+    weight = (levels - 8) * scales
+    rounding = 0.0 if dtype == torch.float32 else 2**-7
+    error = (expanded(weight.to(dtype).float()) - weight).abs()
+    assert bool((error <= 1e-6 + rounding * weight.abs().max()).all())
+    found, _, _ = quantise_int4(weight.to(dtype).float())
+    assert torch.equal(found, levels.int())
+
+
+def test_a_constant_group_is_kept():
+    assert torch.allclose(expanded(torch.full((16, GROUP_SIZE), 0.25)), torch.full((16, GROUP_SIZE), 0.25), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Int4Linear, Int8Linear])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 96), (2, 3, 96)])
+def test_a_few_rows_are_near_the_dense_product(kind, has_bias, shape):
+    weight = weights().bfloat16()
+    bias = torch.linspace(-1, 1, 48).bfloat16() if has_bias else None
+    rows = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    got = kind(weight, bias)(rows)
+    exact = expanded(weight.float()) if kind is Int4Linear else weight.float()
+    expected = nn.functional.linear(rows.float(), exact, None if bias is None else bias.float())
+    assert got.shape == (*shape[:-1], 48)
+    assert got.dtype == torch.bfloat16
+    # bfloat16 keeps 8 bits of scales and sums.
+    assert float((got.float() - expected).abs().max()) <= 0.03 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("kind", "max_rows"), [(Int4Linear, INT4_MAX_ROWS), (Int8Linear, INT8_MAX_ROWS)])
+def test_many_rows_take_the_dense_weights(kind, max_rows):
+    weight = weights().bfloat16()
+    rows = torch.randn(max_rows + 1, 96).bfloat16()
+    layer = kind(weight, None)
+    assert torch.equal(layer(rows), nn.functional.linear(rows, weight))
+    assert not torch.equal(layer(rows[:max_rows]), nn.functional.linear(rows[:max_rows], weight))
+
+
+def test_shapes_without_a_kernel_stay_dense():
+    odd = DenseLinear(weights(48, 40).bfloat16(), None)
+    assert quantised(odd) is odd
+    assert quantised(odd, is_head=True) is odd
+    assert type(quantised(DenseLinear(weights().bfloat16(), None))) is Int4Linear
+    assert type(quantised(DenseLinear(weights().bfloat16(), None), is_head=True)) is Int8Linear
+
+
+def test_modules_are_replaced_wherever_they_are():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 16), nn.ReLU())).bfloat16()
+    head = nn.Linear(16, 16).bfloat16()
+    model.append(head)
+    rows = torch.randn(3, 32).bfloat16()
+    with torch.inference_mode():
+        before = model(rows)
+        quantise_modules(model, head)
+        after = model(rows)
+    assert [type(m) for m in model.modules() if isinstance(m, nn.Linear)] == []
+    assert sum(isinstance(m, QuantisedModule) for m in model.modules()) == 3
+    assert float((after - before).abs().max()) <= 0.2 * float(before.abs().max())
