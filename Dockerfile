@@ -29,6 +29,7 @@ COPY decoding decoding
 COPY ngram_models ngram_models
 COPY client client
 COPY benchmarks benchmarks
+COPY evaluation evaluation
 RUN /opt/venv/bin/pip wheel --no-deps --wheel-dir /wheels . \
     && /opt/venv/bin/pip install "$(echo /wheels/superdraft-*.whl)[server]"
 

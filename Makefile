@@ -7,7 +7,7 @@ PORT ?= 8000
 ARGS ?=
 TORCH_INDEX ?=
 
-PACKAGES := server decoding ngram_models client benchmarks
+PACKAGES := server decoding ngram_models client benchmarks evaluation
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)

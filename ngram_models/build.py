@@ -1,33 +1,39 @@
-"""Building a KenLM model over token ids with KenLM's own `lmplz` and `build_binary`."""
+"""Building a KenLM model over token ids with KenLM's own `lmplz` and `build_binary`.
 
+A build has three stages. Each leaves files that are named by a digest of all they were made from, so the next run of a
+build that was killed takes up what is finished and still right, and removes the rest:
+
+1. read: the corpus, tokenised, in shards;
+2. estimate: `lmplz` makes an ARPA file of them;
+3. pack: `build_binary` makes the binary, the manifest is written, and the folder of both is renamed to the model's.
+"""
+
+import hashlib
+import json
 import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from superdraft.ngram_models.errors import BuildToolMissingError, CorpusError, NgramBuildError
-from superdraft.ngram_models.manifest import (
-    BINARY_FILE,
-    MANIFEST_FILE,
-    CorpusSummary,
-    Manifest,
-    TokenizerIdentity,
-    file_sha256,
-)
+from superdraft.ngram_models.corpus import Document
+from superdraft.ngram_models.disk_space import check_disk_space, memory_bytes
+from superdraft.ngram_models.encoder import Encoder
+from superdraft.ngram_models.errors import CorpusError
+from superdraft.ngram_models.manifest import BINARY_FILE, CorpusSummary, Manifest, TokenizerIdentity, file_sha256
+from superdraft.ngram_models.programs import run_program
+from superdraft.ngram_models.shards import Shard, ShardFolder, rename_durably, training_lines
 from superdraft.ngram_models.tools import Tools
-from superdraft.ngram_models.vocabulary import CUT, WordTable, split_at_end_of_text
+from superdraft.ngram_models.work_folder import WorkFolder, work_folder
 
 # The Python package of KenLM is compiled for orders up to 6; a trie needs at least 2.
 MIN_ORDER, MAX_ORDER = 2, 6
 _MAX_QUANTIZE_BITS = 25
 # Bits of a pointer that may be taken out of the trie's nodes; the largest value compresses most.
 _POINTER_COMPRESSION_BITS = "22"
-_PROGRESS_EVERY_TOKENS = 100_000
+
+_ARPA_COUNT = re.compile(rb"ngram \d+=(\d+)")
 
 Stage = Literal["read", "estimate", "pack"]
 Progress = Callable[[Stage, int], None]
@@ -44,7 +50,7 @@ class BuildOptions:
             tokens are never left out.
         quantize_bits: bits of a probability, 1 to 25; None: full floats.
         backoff_quantize_bits: bits of a back-off weight, 1 to 25; None: as many as of a probability.
-        memory: how much `lmplz` may use, as its `-S`: "4G", "80%".
+        memory: how much KenLM's programs may use for sorting: "4G", or "50%" of what the machine has.
 
     Raises:
         ValueError: a value is out of range.
@@ -67,190 +73,145 @@ class BuildOptions:
                 raise ValueError(f"The quantisation must be 1 to {_MAX_QUANTIZE_BITS} bits, got {bits}.")
         if self.quantize_bits is None and self.backoff_quantize_bits is not None:
             raise ValueError("Back-off weights can only be quantised if probabilities are.")
+        memory_bytes(self.memory)
 
 
 def build_ngram_model(
-    sequences: Iterable[Sequence[int]],
+    documents: Iterable[Document],
     folder: Path,
     *,
     tokenizer: TokenizerIdentity,
     tools: Tools,
+    encoder: Encoder | None = None,
     options: BuildOptions | None = None,
     description: str,
     licence: str,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Build a model from token sequences and put it at `folder`.
+    """Build a model from a corpus and put it at `folder`.
 
-    The tokens are streamed to `lmplz`; sequences are never held together. N-grams do not cross the end of a sequence
-    or an end-of-text token. All work is done in a temporary folder beside `folder`, which is renamed when it is
-    complete, so a build that is killed leaves nothing that loads. A model that is already at `folder` is replaced at
-    the end.
+    N-grams do not cross the end of a document or an end-of-text token. All work is done in a folder beside `folder`,
+    which takes the model's place when it is complete, so a build that is killed leaves nothing that loads; the next
+    one with the same documents goes on where it stopped. A model that is already at `folder` is replaced at the end.
 
     Args:
-        sequences: token ids. Only an end-of-text id ends a text; a sequence that stops without one counts as cut off,
-            so samples of a fixed length do not teach the model that texts end anywhere.
+        documents: texts, or sequences of token ids; read once, never held together. Only an end-of-text id ends a
+            token sequence; one that stops without it counts as cut off, so samples of a fixed length do not teach the
+            model that texts end anywhere.
         folder: where the model goes; its last part is the model's name.
         tokenizer: whose ids the tokens are.
         tools: KenLM's programs.
+        encoder: of that tokenizer; needed if there are documents of text.
         options: None: the defaults.
         description: of the corpus, for the manifest.
         licence: of the model, for the manifest.
-        progress: called with the stage and the number of tokens read so far.
+        progress: called with the stage and the number of tokens that it has done.
 
     Raises:
-        NgramBuildError: `folder` is something else than a model, or a program failed.
+        NgramBuildError: `folder` is something else than a model, another process builds it, a program failed, or
+            the disk has too little room.
         CorpusError: there are no tokens, or one is not in the vocabulary.
     """
     options = options or BuildOptions()
-    _refuse_to_replace_other_things(folder)
     report = progress or (lambda _stage, _num_tokens: None)
-    with _folder_beside(folder) as partial:
-        lines = _TrainingLines(sequences, tokenizer, report)
-        _estimate(lines, partial, tools, options, report)
-        report("pack", lines.num_tokens)
-        _pack(partial, tools, options)
+    with work_folder(folder) as work:
+        shards = _read(documents, ShardFolder(work.shards, tokenizer, encoder), report)
+        corpus = CorpusSummary(
+            description, sum(shard.num_tokens for shard in shards), sum(shard.num_documents for shard in shards)
+        )
+        arpa = _estimate(shards, work, tools, options, report)
+        report("pack", corpus.num_tokens)
+        _pack(arpa, work, tools, options)
         manifest = Manifest(
             name=folder.name,
             order=options.order,
             tokenizer=tokenizer,
-            corpus=CorpusSummary(description, lines.num_tokens, lines.num_documents),
+            corpus=corpus,
             licence=licence,
-            binary_sha256=file_sha256(partial / BINARY_FILE),
-            binary_bytes=(partial / BINARY_FILE).stat().st_size,
+            binary_sha256=file_sha256(work.new / BINARY_FILE),
+            binary_bytes=(work.new / BINARY_FILE).stat().st_size,
             prune=options.prune[: options.order],
             quantize_bits=options.quantize_bits,
             backoff_quantize_bits=options.backoff_quantize_bits or options.quantize_bits,
             build_tool=f"{tools.version}: lmplz, build_binary",
+            ngram_counts=_ngram_counts(arpa),
         )
-        manifest.write(partial)
-        _replace(folder, partial)
+        manifest.write(work.new)
+        work.publish()
     return manifest
 
 
 def estimate_command(tools: Tools, options: BuildOptions, temporary: Path) -> list[str]:
     """`lmplz`, from its standard input to its standard output."""
-    prune = [str(count) for count in options.prune[: options.order]]
     # The fallback discounts are for corpora so small that Kneser-Ney's cannot be estimated; else it changes nothing.
-    command = [str(tools.lmplz), "--order", str(options.order), "--discount_fallback", "--prune", *prune]
+    command = [str(tools.lmplz), "--order", str(options.order), "--discount_fallback", "--prune", *_prune(options)]
     return [*command, "--memory", options.memory, "--temp_prefix", f"{temporary}{os.sep}"]
 
 
-def pack_command(tools: Tools, options: BuildOptions, arpa: Path, binary: Path) -> list[str]:
+def pack_command(tools: Tools, options: BuildOptions, arpa: Path, binary: Path, temporary: Path) -> list[str]:
     """`build_binary`, from an ARPA file to a trie with compressed pointers."""
-    command = [str(tools.build_binary), "-T", f"{arpa.parent}{os.sep}", "-a", _POINTER_COMPRESSION_BITS]
+    command = [str(tools.build_binary), "-T", f"{temporary}{os.sep}", "-S", options.memory]
+    command += ["-a", _POINTER_COMPRESSION_BITS]
     if options.quantize_bits is not None:
         command += ["-q", str(options.quantize_bits), "-b", str(options.backoff_quantize_bits or options.quantize_bits)]
     return [*command, "trie", str(arpa), str(binary)]
 
 
-class _TrainingLines:
-    """The sequences as lines of words, one a text, counting what passes."""
-
-    def __init__(self, sequences: Iterable[Sequence[int]], tokenizer: TokenizerIdentity, report: Progress) -> None:
-        self._sequences = sequences
-        self._vocabulary_size = tokenizer.vocabulary_size
-        self._end_of_text_ids = frozenset(tokenizer.end_of_text_ids)
-        self._words = WordTable(tokenizer.vocabulary_size, tokenizer.end_of_text_ids)
-        self._report = report
-        self.num_tokens = 0
-        self.num_documents = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        words, next_report = self._words, _PROGRESS_EVERY_TOKENS
-        for sequence in self._sequences:
-            self._check(sequence)
-            for text, ended in split_at_end_of_text(sequence, self._end_of_text_ids):
-                line = " ".join([words[token_id] for token_id in text])
-                # lmplz ends every line with </s>. A text that was cut off gets a word of its own there, else the
-                # model would learn from it that any word may end a text.
-                yield (line + "\n" if ended else f"{line} {CUT}\n").encode("ascii")
-                self.num_documents += 1
-            self.num_tokens += len(sequence)
-            if self.num_tokens >= next_report:
-                self._report("read", self.num_tokens)
-                next_report = self.num_tokens + _PROGRESS_EVERY_TOKENS
-
-    def _check(self, sequence: Sequence[int]) -> None:
-        if sequence and not 0 <= min(sequence) <= max(sequence) < self._vocabulary_size:
-            wrong = next(token_id for token_id in sequence if not 0 <= token_id < self._vocabulary_size)
-            raise CorpusError(
-                f"The corpus holds the token id {wrong}, but the tokenizer has {self._vocabulary_size} tokens: "
-                "it was made with another tokenizer."
-            )
+def _prune(options: BuildOptions) -> list[str]:
+    return [str(count) for count in options.prune[: options.order]]
 
 
-def _estimate(lines: _TrainingLines, partial: Path, tools: Tools, options: BuildOptions, report: Progress) -> None:
-    with (partial / "model.arpa").open("wb") as arpa, (partial / "lmplz.log").open("wb") as log:
-        process = _started(estimate_command(tools, options, partial), arpa.fileno(), log.fileno())
-        # A broken pipe means that lmplz stopped early; its exit status and its log tell why.
-        with suppress(BrokenPipeError), process:
-            try:
-                _feed(process, lines, report)
-            except BrokenPipeError:
-                raise
-            except BaseException:
-                process.kill()
-                raise
-    _check_exit("lmplz", process.returncode, partial / "lmplz.log")
-
-
-def _feed(process: "subprocess.Popen[bytes]", lines: _TrainingLines, report: Progress) -> None:
-    assert process.stdin is not None
-    process.stdin.writelines(lines)
-    if lines.num_documents == 0:
+def _read(documents: Iterable[Document], folder: ShardFolder, report: Progress) -> list[Shard]:
+    shards: list[Shard] = []
+    num_tokens = 0
+    for shard in folder.shards(documents):
+        shards.append(shard)
+        num_tokens += shard.num_tokens
+        report("read", num_tokens)
+    is_empty = not any(shard.num_documents for shard in shards)
+    folder.remove_others([] if is_empty else shards)
+    if is_empty:
         raise CorpusError("The corpus holds no tokens.")
-    report("estimate", lines.num_tokens)
+    return shards
 
 
-def _started(command: list[str], stdout: int, stderr: int) -> "subprocess.Popen[bytes]":
-    try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr)
-    except OSError as error:
-        raise BuildToolMissingError(f"{command[0]} cannot be started: {error.strerror}.") from None
+def _estimate(shards: list[Shard], work: WorkFolder, tools: Tools, options: BuildOptions, report: Progress) -> Path:
+    """The ARPA file of the shards: an earlier run's if it was made of the same, else a new one."""
+    # The memory is not among them: it changes how lmplz works, not what it finds.
+    made_from = {
+        "shards": [shard.digest for shard in shards],
+        "order": options.order,
+        "prune": _prune(options),
+        "tool": tools.version,
+    }
+    arpa = work.path / f"{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]}.arpa"
+    finished = arpa.exists()
+    for other in work.path.glob("*.arpa*"):
+        if other != arpa:
+            other.unlink()
+    if finished:
+        return arpa
+    num_tokens = sum(shard.num_tokens for shard in shards)
+    check_disk_space(work.path, num_tokens, options.order, options.prune)
+    partial = arpa.with_suffix(".arpa.partial")
+    lines = training_lines(shards, lambda num_tokens: report("estimate", num_tokens))
+    command = estimate_command(tools, options, work.temporary)
+    run_program(command, stdin=lines, stdout=partial, log=work.temporary / "lmplz.log")
+    return rename_durably(partial, arpa)
 
 
-def _pack(partial: Path, tools: Tools, options: BuildOptions) -> None:
-    command = pack_command(tools, options, partial / "model.arpa", partial / BINARY_FILE)
-    log = partial / "build_binary.log"
-    with log.open("wb") as file:
-        try:
-            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
-        except OSError as error:
-            raise BuildToolMissingError(f"{command[0]} cannot be started: {error.strerror}.") from None
-    _check_exit("build_binary", done.returncode, log)
-    for path in partial.iterdir():
-        if path.name != BINARY_FILE:
-            path.unlink()
+def _pack(arpa: Path, work: WorkFolder, tools: Tools, options: BuildOptions) -> None:
+    command = pack_command(tools, options, arpa, work.new / BINARY_FILE, work.temporary)
+    run_program(command, stdout=work.temporary / "build_binary.out", log=work.temporary / "build_binary.log")
 
 
-def _check_exit(program: str, exit_code: int, log: Path) -> None:
-    if exit_code != 0:
-        tail = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-600:]
-        raise NgramBuildError(f"{program} failed with exit code {exit_code}: {tail}")
-
-
-def _refuse_to_replace_other_things(folder: Path) -> None:
-    is_model = (folder / MANIFEST_FILE).is_file()
-    if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
-        raise NgramBuildError(f"{folder} exists and is no n-gram model. Choose another name or remove it.")
-
-
-@contextmanager
-def _folder_beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder on the same file system as `folder`, named so that nobody looks for models in it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
-        # mkdtemp's own folder is for its maker alone; the model must get the usual permissions.
-        (temporary / "new").mkdir()
-        yield temporary / "new"
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Put `new` at `folder`; what was there goes away with the temporary folder."""
-    if folder.exists():
-        folder.rename(new.parent / "old")
-    new.rename(folder)
+def _ngram_counts(arpa: Path) -> tuple[int, ...]:
+    """The counts per order in the head of an ARPA file, which ends at the first empty line."""
+    counts = []
+    with arpa.open("rb") as lines:
+        for line in lines:
+            if match := _ARPA_COUNT.match(line):
+                counts.append(int(match[1]))
+            elif counts:
+                break
+    return tuple(counts)

@@ -10,7 +10,7 @@ import json
 import os
 import types
 import typing
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -70,6 +70,7 @@ class Manifest:
         backoff_quantize_bits: bits of a quantised back-off weight; None: full floats.
         build_tool: program and version that built it.
         tuning: None if nothing was tuned.
+        ngram_counts: how many n-grams of each order, from 1 up, it holds; None: not recorded (older builds).
     """
 
     name: str
@@ -84,6 +85,7 @@ class Manifest:
     backoff_quantize_bits: int | None
     build_tool: str
     tuning: Tuning | None = None
+    ngram_counts: tuple[int, ...] | None = None
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` in one step: a reader sees the old one or the new one, never a part."""
@@ -169,12 +171,12 @@ def _decode(kind: type[T], value: object, where: str) -> T:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is not an object")
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if missing := [name for name in names if name not in value]:
+    members = fields(kind)  # type: ignore[arg-type]
+    if missing := [member.name for member in members if member.default is MISSING and member.name not in value]:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
-    if surplus := sorted(set(value) - set(names)):
+    if surplus := sorted(set(value) - {member.name for member in members}):
         raise ValueError(f"{where} has the unknown field {', '.join(surplus)}")
-    return kind(**{name: _decode_field(hints[name], value[name], f"{where}.{name}") for name in names})
+    return kind(**{name: _decode_field(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 
 
 def _decode_field(hint: Any, value: object, where: str) -> object:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from superdraft.ngram_models.corpus import Document
 from superdraft.ngram_models.scorer import KenLMScorer
 
 
@@ -24,21 +25,24 @@ class HeldOutResult:
 
 
 class HeldOutTail:
-    """Iterates over all sequences but the last ones, which it keeps for measuring.
+    """Iterates over all documents but the last ones, which it keeps for measuring.
 
     Args:
-        sequences: iterated once.
-        num_held_out: how many of the last sequences are kept.
+        documents: iterated once.
+        num_held_out: how many of the last documents are kept.
+
+    Attributes:
+        tail: the documents that were kept, in order.
     """
 
-    def __init__(self, sequences: Iterable[Sequence[int]], num_held_out: int) -> None:
-        self._sequences = sequences
+    def __init__(self, documents: Iterable[Document], num_held_out: int) -> None:
+        self._documents = documents
         self._num_held_out = num_held_out
-        self.tail: deque[Sequence[int]] = deque()
+        self.tail: deque[Document] = deque()
 
-    def __iter__(self) -> Iterator[Sequence[int]]:
-        for sequence in self._sequences:
-            self.tail.append(sequence)
+    def __iter__(self) -> Iterator[Document]:
+        for document in self._documents:
+            self.tail.append(document)
             if len(self.tail) > self._num_held_out:
                 yield self.tail.popleft()
 

@@ -33,6 +33,9 @@ class CharacterTokenizer:
         assert not add_special_tokens
         return {"input_ids": [[self.get_vocab()[char] for char in text] for text in texts]}
 
+    def decode(self, token_ids):
+        return "".join(chr(ord("a") + token_id - 3) for token_id in token_ids)
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
@@ -77,7 +80,7 @@ def build(corpus, tools, *options, tokenizer="toy", output="mine"):
 
 
 def test_build_makes_a_named_model_and_list_shows_it(home, corpus, tools, model_loader):
-    result = build(corpus, tools, "--licence", "CC0-1.0", "--quantize", "0", "--backoff-quantize", "0")
+    result = build(corpus, tools, "--licence", "CC0-1.0", "--quantize-bits", "0", "--backoff-quantize-bits", "0")
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(home / "ngram" / "mine")
     vocabulary = CharacterTokenizer().get_vocab()
@@ -115,7 +118,7 @@ def test_token_files_are_read_in_rows(tmp_path, tools, model_loader):
 
 
 def test_options_reach_the_tools(corpus, tools, model_loader):
-    options = ["--prune", "0 2", "--memory", "1G", "--quantize", "7", "--backoff-quantize", "5"]
+    options = ["--prune", "0 2", "--memory", "1G", "--quantize-bits", "7", "--backoff-quantize-bits", "5"]
     assert build(corpus, tools, *options).exit_code == 0
     estimate, pack = (json.loads((tools / f"{name}.json").read_text()) for name in ("lmplz", "build_binary"))
     assert " ".join(estimate).startswith("--order 3 --discount_fallback --prune 0 2 --memory 1G")
@@ -130,6 +133,7 @@ def test_options_reach_the_tools(corpus, tools, model_loader):
         ({"tools": "nowhere"}, "lmplz and build_binary are not found in nowhere."),
         ({"options": ["--prune", "0 x"]}, "numbers with spaces between them, got '0 x'."),
         ({"options": ["--order", "7"]}, "between 2 and 6, got 7."),
+        ({"options": ["--memory", "much"]}, "The memory must be a number with"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(corpus, tools, model_loader, home, change, message):
@@ -138,7 +142,7 @@ def test_errors_are_one_line_and_exit_code_2(corpus, tools, model_loader, home, 
     assert result.exit_code == 2
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("superdraft ngram: "))
     assert message in line
-    assert not list(home.rglob("*model*"))
+    assert not list(home.rglob("*"))
 
 
 def test_list_shows_what_is_wrong_with_a_model(home):
@@ -147,3 +151,79 @@ def test_list_shows_what_is_wrong_with_a_model(home):
     result = run("list")
     assert result.exit_code == 0
     assert "format version None" in " ".join(result.stdout.split())
+
+
+def test_the_field_of_json_rows_can_be_named(tmp_path, tools, model_loader):
+    (tmp_path / "rows.jsonl").write_text('{"body": "ab", "text": "c"}\n{"body": "ba"}\n')
+    assert build(tmp_path / "rows.jsonl", tools, "--text-field", "body").exit_code == 0
+    assert (tools / "stdin.txt").read_text() == "3 4\n4 3\n"
+
+
+def test_a_hopeless_disk_is_told_before_anything_is_read(corpus, tools, model_loader, monkeypatch, home):
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: types.SimpleNamespace(free=0))
+    result = build(corpus, tools)
+    assert result.exit_code == 2
+    assert "Make room, prune more (--prune)" in result.stderr
+    assert not home.exists()
+
+
+def test_an_unfinished_build_is_named_beside_the_list(home):
+    (home / "ngram" / ".mine.build").mkdir(parents=True)
+    result = run("list")
+    assert f"mine: its build runs, or has stopped: build it again to go on, or remove {home}" in result.stderr
+    assert "mine" not in result.stdout
+
+
+def test_inspect_shows_what_the_manifest_tells(corpus, tools, model_loader):
+    build(corpus, tools)
+    shown = run("inspect", "mine").stdout
+    for text in (
+        "10 tokens in 3 documents",
+        "probabilities 8 bits, back-off weights 8 bits",
+        "toy (8 tokens)",
+        "│ 3     │ 2       │ 1 ",
+    ):
+        assert text in shown
+    counts = [line.split("│")[2].strip() for line in shown.splitlines() if line.startswith("│")]
+    assert counts == ["7", "5", "2"]
+
+
+def test_inspect_reads_manifests_without_counts(home):
+    write_tiny_model(home / "ngram" / "tiny")
+    path = home / "ngram" / "tiny" / "manifest.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "ngram_counts"}))
+    assert run("inspect", "tiny").stdout.count("not recorded") == 3
+
+
+def test_inspect_measures_a_text_and_lists_continuations(tmp_path, corpus, tools, model_loader):
+    build(corpus, tools)
+    (tmp_path / "text.txt").write_text("ba")
+    result = run("inspect", "mine", "--text", tmp_path / "text.txt", "--phrase", "ab", "--top", "2")
+    perplexity = 10 ** ((0.5 + 0.8 + 0.3 + 0.7 + 0.2 + 1.0) / 3)
+    assert f"perplexity {perplexity:.3f} on 3 tokens" in result.stdout
+    rows = [line.split("│")[1:4] for line in result.stdout.splitlines() if "'" in line and "│" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [["'c'", "5", "0.9333"], ["'a'", "3", "0.0708"]]
+
+
+def test_inspect_refuses_another_tokenizer(home, model_loader):
+    write_tiny_model(home / "ngram" / "tiny")
+    result = run("inspect", "tiny", "--phrase", "a")
+    assert result.exit_code == 2
+    assert "was built for the tokenizer of 'toy'" in result.stderr
+
+
+def test_verify_tells_what_it_checked_and_what_is_broken(home, corpus, tools, model_loader):
+    build(corpus, tools)
+    result = run("verify", "mine", "--tokenizer", "toy")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "KenLM loads it; its order is 3."
+    (home / "ngram" / "mine" / "model.bin").write_bytes(b"cut off")
+    result = run("verify", "mine")
+    assert result.exit_code == 2
+    assert "it has 7 bytes instead of" in result.stderr
+
+
+def test_verify_of_an_unknown_name_fails(home):
+    result = run("verify", "nothing")
+    assert result.exit_code == 2
+    assert "There is no n-gram model 'nothing'" in result.stderr

@@ -1,12 +1,13 @@
 import gzip
 import io
+import json
 import struct
 import sys
 
 import pytest
 import zstandard
 
-from superdraft.ngram_models.corpus import read_sequences
+from superdraft.ngram_models.corpus import MAX_TEXT_CHARACTERS, Text, corpus_size, read_documents, read_sequences
 from superdraft.ngram_models.errors import CorpusError
 
 
@@ -89,7 +90,7 @@ def test_rows_do_not_depend_on_how_the_file_is_read(tmp_path):
 
 
 def test_half_a_token_is_an_error(tmp_path):
-    with pytest.raises(CorpusError, match="odd number of bytes"):
+    with pytest.raises(CorpusError, match="does not hold 16-bit token ids"):
         read(write(tmp_path / "a.u16", b"\1\0\2"))
 
 
@@ -136,3 +137,56 @@ def test_a_truncated_zst_file_is_not_read_as_a_shorter_corpus(tmp_path):
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(CorpusError, match="nowhere does not exist"):
         read(tmp_path / "nowhere")
+
+
+def test_another_field_can_be_the_text(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"body": "a", "text": "b"}\n')
+    assert list(read_documents([str(path)], text_field="body")) == [Text("a")]
+    with pytest.raises(CorpusError, match=r'"title" string \(--text-field names another'):
+        list(read_documents([str(path)], text_field="title"))
+
+
+LINE = "x" * 99 + "\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_an_endless_document_comes_in_pieces_that_end_with_a_line(tmp_path, name):
+    text = LINE * (2 * MAX_TEXT_CHARACTERS // 100 + 50) + "end"
+    path = write(tmp_path / name, json.dumps({"text": text}) if name == "a.jsonl" else text)
+    pieces = list(read_documents([str(path)]))
+    assert "".join(piece.characters for piece in pieces) == text
+    assert [piece.is_whole for piece in pieces] == [False, False, True]
+    assert all(len(piece.characters) <= MAX_TEXT_CHARACTERS for piece in pieces)
+    assert all(piece.characters.endswith("\n") for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, name):
+    text = "x" * (MAX_TEXT_CHARACTERS + 7)
+    path = write(tmp_path / name, json.dumps({"text": text}) if name == "a.jsonl" else f"{text}\n\nnext")
+    pieces = list(read_documents([str(path)]))
+    assert pieces[:2] == [Text(text[:-7], is_whole=False), Text(text[-7:])]
+
+
+def test_only_the_last_piece_ends_the_text(tmp_path):
+    path = write(tmp_path / "a.txt", "x" * (MAX_TEXT_CHARACTERS + 1))
+    first, last = read(path)
+    assert first[-1] == ord("x")
+    assert last == [ord("x"), 0]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
+def test_progress_adds_up_to_the_size_on_disk(tmp_path, name):
+    data = b"some words\n\n" * 100_000
+    pack = {"a.txt": bytes, "a.txt.gz": gzip.compress, "a.txt.zst": zstandard.ZstdCompressor().compress}[name]
+    path = write(tmp_path / name, pack(data))
+    seen = []
+    documents = list(read_documents([str(path)], on_read=seen.append))
+    assert len(documents) == 100_000
+    size = corpus_size([str(path)])
+    assert sum(seen) == size.bytes_on_disk == path.stat().st_size
+    assert size.unpacked_bytes == size.bytes_on_disk * (1 if name == "a.txt" else 3)
+
+
+def test_the_size_of_the_standard_input_is_not_known(tmp_path):
+    assert corpus_size([str(write(tmp_path / "a.txt", "a")), "-"]) is None

@@ -34,10 +34,18 @@ def load(name_or_path, home=None, fingerprint=FINGERPRINT):
 
 
 def test_a_manifest_reads_back_as_it_was_written(tmp_path):
-    manifest = tiny_manifest(tuning=Tuning(alpha=0.5, tau=0.1, candidates_per_draft=9), quantize_bits=7)
+    manifest = tiny_manifest(tuning=Tuning(alpha=0.5, tau=0.1, candidates_per_draft=9), ngram_counts=(7, 5, 2))
     manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == manifest
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_FILE]
+
+
+def test_a_manifest_from_before_counts_were_recorded_is_read(folder):
+    path = folder / MANIFEST_FILE
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "ngram_counts"})
+    )
+    assert load(folder).manifest.ngram_counts is None
 
 
 def test_models_load_by_name_and_by_path(folder, home):

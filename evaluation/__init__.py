@@ -1,0 +1,1 @@
+"""How good the drafts are: metrics, decoders, reports, tuning."""

@@ -1,0 +1,65 @@
+"""Running KenLM's programs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from superdraft.ngram_models.errors import BuildToolMissingError, NgramBuildError
+
+_LOG_CHARACTERS = 600
+# PR_SET_PDEATHSIG is 1, SIGKILL 9; the setting outlives exec. subprocess's preexec_fn is not safe beside threads.
+_KILLED_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def run_program(command: list[str], *, stdin: Iterable[bytes] = (), stdout: Path, log: Path) -> None:
+    """Run a program to its end.
+
+    Args:
+        command: the program's path and its arguments.
+        stdin: fed to the program as it is made.
+        stdout: the file for its standard output.
+        log: the file for its standard error; its end is part of the message if the program fails.
+
+    Raises:
+        BuildToolMissingError: it cannot be started.
+        NgramBuildError: it failed.
+    """
+    if not os.access(command[0], os.X_OK):
+        raise BuildToolMissingError(f"{command[0]} cannot be started: it is not there, or is no program.")
+    with stdout.open("wb") as output, log.open("wb") as errors:
+        try:
+            process = subprocess.Popen(_dying_with_us(command), stdin=subprocess.PIPE, stdout=output, stderr=errors)
+        except OSError as error:
+            raise BuildToolMissingError(f"{command[0]} cannot be started: {error.strerror}.") from None
+        # A broken pipe means that it stopped early; its exit status and its log tell why.
+        with suppress(BrokenPipeError), process:
+            try:
+                _feed(process, stdin)
+            except BrokenPipeError:
+                raise
+            except BaseException:
+                process.kill()
+                raise
+    if process.returncode != 0:
+        tail = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-_LOG_CHARACTERS:]
+        raise NgramBuildError(f"{Path(command[0]).name} failed with exit code {process.returncode}: {tail}")
+
+
+def _feed(process: "subprocess.Popen[bytes]", stdin: Iterable[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.writelines(stdin)
+    process.stdin.close()
+    process.wait()
+
+
+def _dying_with_us(command: list[str]) -> list[str]:
+    """The command, ended by the kernel when this process is killed (on Linux).
+
+    Without it lmplz would take the end of its input for the end of the corpus and work on for nobody.
+    """
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-I", "-S", "-c", _KILLED_WITH_PARENT, *command]

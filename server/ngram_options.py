@@ -1,0 +1,53 @@
+"""What the commands that make n-gram models have in common."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from superdraft.ngram_models.home import user_models_folder
+from superdraft.ngram_models.manifest import TokenizerIdentity
+from superdraft.ngram_models.registry import is_model_name
+from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from superdraft.decoding.tokenizer import Tokenizer
+
+IN_CONTEXT: Final = "in_context"
+"""What requests call the n-grams of their own prompt."""
+
+
+def output_folder(name_or_path: str) -> Path:
+    """Where a new model goes: a name among the user's models, anything else where it says.
+
+    Raises:
+        ValueError: requests could not name such a model.
+    """
+    if name_or_path == IN_CONTEXT:
+        raise ValueError(f"{IN_CONTEXT} is the name of the prompt's own n-grams. Choose another one.")
+    return (
+        user_models_folder() / name_or_path
+        if is_model_name(name_or_path)
+        else Path(name_or_path).expanduser().resolve()
+    )
+
+
+def prune_counts(text: str) -> tuple[int, ...]:
+    """The counts of `--prune`.
+
+    Raises:
+        ValueError: it holds something else than whole numbers.
+    """
+    try:
+        return tuple(int(count) for count in shlex.split(text))
+    except ValueError:
+        raise ValueError(f"The pruning must be numbers with spaces between them, got {text!r}.") from None
+
+
+def tokenizer_identity(name: str, tokenizer: "Tokenizer") -> TokenizerIdentity:
+    """What the manifest says of the tokenizer."""
+    return TokenizerIdentity(
+        name=name,
+        fingerprint=tokenizer_fingerprint(tokenizer.vocabulary),
+        vocabulary_size=max(tokenizer.vocabulary.values()) + 1,
+        end_of_text_ids=tuple(sorted(tokenizer.eos_token_ids)),
+    )

@@ -1,0 +1,72 @@
+"""The benchmark of the n-gram model's cost."""
+
+import itertools
+import json
+import os
+
+import pytest
+from support.ngram import write_tiny_model
+
+from superdraft.benchmarks import ngram
+from superdraft.ngram_models.registry import open_scorer
+from superdraft.server.errors import CommandError
+
+
+class NumberTokenizer:
+    def __call__(self, texts, *, add_special_tokens, verbose):
+        return {"input_ids": [[3 + len(word) % 4 for word in text.split()] for text in texts]}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(ngram, "load_tokenizer", lambda _name: NumberTokenizer())
+    write_tiny_model(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def measure(folder, **options):
+    settings = {"models": [str(folder)], "text": None, "steps": 5, "cold_starts": 2, "as_json": True}
+    ngram.main(**settings | options)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the page cache cannot be emptied here")
+def test_every_shape_is_measured_warm_and_cold(folder, capsys):
+    measure(folder)
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["k"], row["m"]) for row in rows] == [(3, 9), (8, 64)]
+    for row in rows:
+        assert 0 < row["warm_us"] <= row["warm_us_p95"]
+        # Both are rounded.
+        assert row["warm_us_a_candidate"] == pytest.approx(row["warm_us"] / (row["k"] * row["m"]), rel=0.05)
+        assert 0 < row["cold_ms"] <= row["cold_ms_max"]
+
+
+def test_cold_starts_can_be_left_out(folder, capsys):
+    measure(folder, cold_starts=0, as_json=False)
+    assert "8, 64" in capsys.readouterr().out
+
+
+def test_steps_score_the_next_token_after_its_own_context():
+    tokens = list(range(100))
+    for contexts, candidates, chosen in itertools.islice(ngram._steps(tokens, 4, 3, 9), 50):
+        assert [len(row) for row in candidates] == [9, 9, 9]
+        assert [row[0] for row in candidates] == chosen
+        assert contexts == [[token - 3, token - 2, token - 1] for token in chosen]
+
+
+def test_a_step_looks_up_every_candidate_and_moves_every_draft(tmp_path):
+    scorer = open_scorer(tmp_path / "tiny", write_tiny_model(tmp_path / "tiny"))
+    scored, moved = [], []
+    original_advance = scorer.advance
+    scorer.score = lambda states, candidates: scored.append((len(states), candidates))
+    scorer.advance = lambda state, token_id: moved.append(token_id) or original_advance(state, token_id)
+    states = [scorer.initial_state([3]), scorer.initial_state([4])]
+    moved.clear()
+    ngram.run_step(scorer, states, ([[], []], [[3, 4], [5, 6]], [4, 5]))
+    assert (scored, moved) == ([(2, [[3, 4], [5, 6]])], [4, 5])
+
+
+def test_a_text_that_is_too_short_is_told(folder, tmp_path):
+    (tmp_path / "text.txt").write_text("two words")
+    with pytest.raises(CommandError, match="has 2 tokens, too few"):
+        measure(folder, text=tmp_path / "text.txt")
