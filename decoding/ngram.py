@@ -19,7 +19,10 @@ class NgramScorer(Protocol[StateT]):
         """The longest n-gram looked at, in tokens."""
 
     def initial_state(self, token_ids: Sequence[int]) -> StateT:
-        """The state after `token_ids` (the prompt). Only the last `order - 1` matter."""
+        """The state after the whole prompt `token_ids`, less what token healing took back.
+
+        Asked once a request, on the engine's thread, and again if healing is given up.
+        """
 
     def score(self, states: Sequence[StateT], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
         """Natural-log probabilities of every candidate of every draft, in one call.

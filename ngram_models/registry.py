@@ -13,7 +13,7 @@ from superdraft.ngram_models.home import user_models_folder
 from superdraft.ngram_models.manifest import MANIFEST_FILE, Manifest
 from superdraft.ngram_models.scorer import KenLMScorer, UnknownPolicy
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,11 @@ class NgramModel:
     scorer: KenLMScorer
     manifest: Manifest
     folder: Path
+
+    @property
+    def name(self) -> str:
+        """What the model is asked for by: its folder's name, which may have changed since it was built."""
+        return self.folder.absolute().name
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,20 @@ def _describe(folder: Path) -> ListedModel:
         return ListedModel(folder.name, folder, Manifest.read(folder), None)
     except NgramModelError as error:
         return ListedModel(folder.name, folder, None, str(error))
+
+
+def named_model_folder(name: str, home: Path | None = None) -> Path | None:
+    """The folder of the model that has this name; None: there is none. `name` is never taken for a path.
+
+    Args:
+        name: of one of the user's own models or of a shipped one.
+        home: as in `list_ngram_models`.
+    """
+    if is_model_name(name):
+        for parent in _folders_of_models(home):
+            if (parent / name / MANIFEST_FILE).is_file():
+                return parent / name
+    return None
 
 
 def find_ngram_model(name_or_path: str | Path, home: Path | None = None) -> Path:
@@ -130,8 +149,12 @@ def open_scorer(folder: Path, manifest: Manifest, *, unknown: UnknownPolicy = "u
         BrokenNgramModelError: the binary is damaged or is not what the manifest says.
     """
     path = manifest.verify_binary(folder)
+    # KenLM would read the whole file while it holds the interpreter's lock; mapped lazily, opening costs nothing.
+    config = kenlm.Config()
+    config.load_method = kenlm.LoadMethod.LAZY
+    config.show_progress = False
     try:
-        model = kenlm.Model(str(path))
+        model = kenlm.Model(str(path), config)
     except (OSError, RuntimeError) as error:
         raise BrokenNgramModelError(f"KenLM cannot load {path}: {error}. Build the model again.") from None
     if model.order != manifest.order:

@@ -1,5 +1,6 @@
 """Next-token log-probabilities from a KenLM model over token ids."""
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
@@ -12,6 +13,9 @@ UnknownPolicy = Literal["unk", "zero"]
 
 # KenLM speaks log10; natural logarithms everywhere else.
 _LN_10 = math.log(10)
+
+# The models of one tokenizer share one table: it holds a text for every id.
+_shared_words = functools.lru_cache(maxsize=2)(WordTable)
 
 
 class KenLMScorer:
@@ -39,9 +43,8 @@ class KenLMScorer:
     ) -> None:
         self._model = model
         self._base_score = model.BaseScore
-        self._words = WordTable(vocabulary_size, end_of_text_ids)
         self._end_of_text_ids = frozenset(end_of_text_ids)
-        self._known_ids = frozenset(token_id for token_id, word in self._words.items() if word in model)
+        self._words = _shared_words(vocabulary_size, self._end_of_text_ids)
         self._unknown_has_no_support = unknown == "zero"
         self._text_start = kenlm.State()
         model.BeginSentenceWrite(self._text_start)
@@ -55,7 +58,7 @@ class KenLMScorer:
 
     def is_known(self, token_id: int) -> bool:
         """Whether the corpus held this token."""
-        return token_id in self._known_ids
+        return self._words[token_id] in self._model
 
     def text_start_state(self) -> kenlm.State:
         """The state at the begin of a text."""
@@ -98,8 +101,7 @@ class KenLMScorer:
         return scores
 
     def _without_unknown(self, row: list[float], token_ids: Sequence[int]) -> list[float]:
-        known = self._known_ids
-        return [p if token_id in known else -math.inf for p, token_id in zip(row, token_ids, strict=True)]
+        return [p if self.is_known(token_id) else -math.inf for p, token_id in zip(row, token_ids, strict=True)]
 
     def advance(self, state: kenlm.State, token_id: int) -> kenlm.State:
         """The state after one more token."""

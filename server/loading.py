@@ -9,10 +9,13 @@ import torch
 from superdraft.decoding.engine import Engine, build_engine
 from superdraft.decoding.model_loader import load_model
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
+from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.ngram_models.in_context import DocumentCache
 from superdraft.ngram_models.manifest import Tuning
-from superdraft.ngram_models.registry import NgramModel, list_ngram_models, load_ngram_model
+from superdraft.ngram_models.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
-from superdraft.server.service import NgramModels
+from superdraft.server.ngram_folders import ModelFolders
+from superdraft.server.ngram_registry import NgramModels
 from superdraft.server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -25,9 +28,10 @@ class LoadedService:
     Attributes:
         engine: the engine, unused so far.
         model_name: the model's own name.
-        ngram_models: the loaded n-gram models.
+        ngram_models: what requests may name; the default is loaded.
         alpha: from the settings, else tuned for the n-gram model, else the paper's.
         tau: likewise.
+        candidates_per_draft: m as it was tuned for the n-gram model; None: it was not.
     """
 
     engine: Engine
@@ -35,6 +39,7 @@ class LoadedService:
     ngram_models: NgramModels
     alpha: float
     tau: float
+    candidates_per_draft: int | None
 
 
 def load_service(settings: Settings) -> LoadedService:
@@ -55,10 +60,13 @@ def load_service(settings: Settings) -> LoadedService:
         trust_remote_code=settings.trust_remote_code,
     )
     engine = build_engine(loaded, settings.engine_config())
-    ngram_model = choose_ngram_model(settings, tokenizer_fingerprint(engine.tokenizer.vocabulary))
+    fingerprint = tokenizer_fingerprint(engine.tokenizer.vocabulary)
+    ngram_model = choose_ngram_model(settings, fingerprint)
     tuning = ngram_model.manifest.tuning if ngram_model is not None else None
     alpha, tau = _defaults(settings, tuning)
-    return LoadedService(engine, loaded.name, _as_only_one(ngram_model), alpha, tau)
+    ngram_models = _ngram_models(settings, engine.tokenizer, fingerprint, ngram_model)
+    num_candidates = None if tuning is None else tuning.candidates_per_draft
+    return LoadedService(engine, loaded.name, ngram_models, alpha, tau, num_candidates)
 
 
 def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | None:
@@ -86,11 +94,22 @@ def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | Non
     return None
 
 
-def _as_only_one(ngram_model: NgramModel | None) -> NgramModels:
-    if ngram_model is None:
-        return NgramModels()
-    name = ngram_model.manifest.name
-    return NgramModels({name: ngram_model.scorer}, name)
+def _ngram_models(
+    settings: Settings, tokenizer: Tokenizer, fingerprint: str, default: NgramModel | None
+) -> NgramModels:
+    paths = {}
+    if default is not None and named_model_folder(default.name, settings.home) != default.folder:
+        paths[default.name] = default.folder  # the settings name it by path: its name alone would not find it
+    folders = ModelFolders(
+        fingerprint, home=settings.home, max_models=settings.max_ngram_models, paths=paths, first=default
+    )
+    return NgramModels(
+        default=None if default is None else default.name,
+        folders=folders,
+        documents=DocumentCache(tokenizer.eos_token_ids, max_tokens=settings.max_in_context_tokens),
+        vocabulary_size=tokenizer.vocab_size,
+        in_context_weight=settings.in_context_weight,
+    )
 
 
 def _defaults(settings: Settings, tuning: Tuning | None) -> tuple[float, float]:

@@ -1,0 +1,210 @@
+"""The n-gram models on disk: found by name at each request, loaded on first use, the last used ones kept."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
+
+import structlog
+
+from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelError, NgramModelNotFoundError
+from superdraft.ngram_models.manifest import BINARY_FILE, MANIFEST_FILE, Manifest, TokenizerIdentity
+from superdraft.ngram_models.registry import (
+    ListedModel,
+    NgramModel,
+    list_ngram_models,
+    named_model_folder,
+    open_scorer,
+)
+from superdraft.ngram_models.scorer import KenLMScorer
+
+DEFAULT_MAX_MODELS: Final = 8
+_MAX_ATTEMPTS = 3
+_REPLACING_S = 0.02
+
+T = TypeVar("T")
+_FileIdentity = tuple[int, int, int, int]
+# The manifest's identity and the binary's. A model that is replaced gets other ones.
+_Version = tuple[_FileIdentity, _FileIdentity | None]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What came of loading one version of a model; `version` None: the version is not known."""
+
+    version: _Version | None
+    outcome: NgramModel | NgramModelError
+
+
+class ModelFolders:
+    """The models on disk, and those of them that are loaded.
+
+    Each request looks at the model's files, so a model that was added or replaced is seen without a restart; those who
+    use the old one keep it, since its mapping lives as long as its scorer. Models are loaded one at a time in a thread
+    of their own; KenLM maps them. The `max_models` that were used last are kept for the next request.
+
+    For one event loop.
+
+    Args:
+        fingerprint: of the language model's tokenizer.
+        home: Superdraft's home folder, see `list_ngram_models`.
+        max_models: how many are kept, at least 1.
+        paths: models that the operator named by path, by the name that requests have for them.
+        first: a model that is loaded already, and is never dropped.
+
+    Attributes:
+        fingerprint: as given.
+        first: as given.
+    """
+
+    def __init__(
+        self,
+        fingerprint: str,
+        *,
+        home: Path | None = None,
+        max_models: int = DEFAULT_MAX_MODELS,
+        paths: Mapping[str, Path] | None = None,
+        first: NgramModel | None = None,
+    ) -> None:
+        self.fingerprint = fingerprint
+        self.first = first
+        self._max_models = max_models
+        self._home = home
+        self._paths = dict(paths or {})
+        self._kept: OrderedDict[str, _Loaded] = OrderedDict()  # least recently used first
+        self._refused: dict[str, _Loaded] = {}
+        # A model may be dropped while it is in use, and asked for again: it need not be mapped twice.
+        self._alive: WeakValueDictionary[tuple[str, TokenizerIdentity], KenLMScorer] = WeakValueDictionary()
+        self._loading: dict[str, asyncio.Task[_Loaded]] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="superdraft-ngram")
+        if first is not None:
+            self._kept[first.name] = _Loaded(self._version_of(first), first)
+            self._alive[_identity(first.manifest)] = first.scorer
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether the model is kept."""
+        return name in self._kept
+
+    async def get(self, name: str) -> NgramModel:
+        """The model of this name, as it is on disk now.
+
+        Raises:
+            NgramModelNotFoundError: there is none.
+            BrokenNgramModelError: it is damaged.
+            TokenizerMismatchError: it was built for another tokenizer.
+        """
+        version = self._version(name)
+        if version is None and name in self._kept:
+            await asyncio.sleep(_REPLACING_S)  # it may be about to be replaced, which takes two renames
+            version = self._version(name)
+        if version is None:
+            self._kept.pop(name, None)
+            self._refused.pop(name, None)
+            raise NgramModelNotFoundError(f"There is no n-gram model {name!r}.")
+        loaded = self._kept.get(name) or self._refused.get(name)
+        if loaded is None or loaded.version != version:
+            loaded = await self._load(name)
+        self._keep(name, loaded)
+        if isinstance(loaded.outcome, NgramModelError):
+            raise loaded.outcome.with_traceback(None)
+        return loaded.outcome
+
+    async def listed(self) -> list[ListedModel]:
+        """All models that have a name, sorted by it."""
+        return await self._in_thread(self._list)
+
+    def _list(self) -> list[ListedModel]:
+        models = {model.name: model for model in list_ngram_models(self._home)}
+        for name, folder in self._paths.items():
+            try:
+                models[name] = ListedModel(name, folder, Manifest.read(folder), None)
+            except NgramModelError as error:
+                models[name] = ListedModel(name, folder, None, str(error))
+        return [models[name] for name in sorted(models)]
+
+    def _keep(self, name: str, loaded: _Loaded) -> None:
+        if isinstance(loaded.outcome, NgramModelError):
+            self._kept.pop(name, None)
+            self._refused[name] = loaded
+            return
+        self._refused.pop(name, None)
+        self._kept[name] = loaded
+        self._kept.move_to_end(name)
+        droppable = [other for other in self._kept if self.first is None or other != self.first.name]
+        for other in droppable[: max(0, len(self._kept) - self._max_models)]:
+            del self._kept[other]
+
+    def _folder(self, name: str) -> Path | None:
+        return self._paths.get(name) or named_model_folder(name, self._home)
+
+    def _version(self, name: str) -> _Version | None:
+        """Which files the model consists of; None: there is no such model. A few system calls, no reading."""
+        folder = self._folder(name)
+        manifest = None if folder is None else _identity_of_file(folder / MANIFEST_FILE)
+        return None if folder is None or manifest is None else (manifest, _identity_of_file(folder / BINARY_FILE))
+
+    def _version_of(self, model: NgramModel) -> _Version | None:
+        """The version that somebody else loaded; None: it was replaced since."""
+        version = self._version(model.name)
+        try:
+            return version if Manifest.read(model.folder) == model.manifest else None
+        except NgramModelError:
+            return None
+
+    async def _load(self, name: str) -> _Loaded:
+        """Load a model, once for all requests that wait for it."""
+        task = self._loading.get(name)
+        if task is None:
+            task = asyncio.create_task(self._in_thread(lambda: self._load_here(name)))
+            self._loading[name] = task
+            task.add_done_callback(lambda _: self._loading.pop(name, None))
+        return await asyncio.shield(task)  # when one of them goes away, the others still wait
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _load_here(self, name: str) -> _Loaded:
+        for _ in range(_MAX_ATTEMPTS):
+            version = self._version(name)
+            outcome = self._open(name)
+            if version == self._version(name):
+                break  # else it was replaced meanwhile, and parts of two models may have been read
+        if isinstance(outcome, BrokenNgramModelError):
+            log.error("ngram_model_damaged", ngram_model=name, problem=str(outcome))
+        return _Loaded(version, outcome)
+
+    def _open(self, name: str) -> NgramModel | NgramModelError:
+        folder = self._folder(name)
+        if folder is None:
+            return NgramModelNotFoundError(f"There is no n-gram model {name!r}.")
+        try:
+            manifest = Manifest.read(folder)
+            manifest.verify_tokenizer(self.fingerprint)
+            scorer = self._alive.get(_identity(manifest))
+            if scorer is None:
+                scorer = open_scorer(folder, manifest)
+            else:
+                manifest.verify_binary(folder)
+        except NgramModelError as error:
+            return error
+        self._alive[_identity(manifest)] = scorer
+        return NgramModel(scorer, manifest, folder)
+
+
+def _identity(manifest: Manifest) -> tuple[str, TokenizerIdentity]:
+    """What a scorer is made of."""
+    return manifest.binary_sha256, manifest.tokenizer
+
+
+def _identity_of_file(path: Path) -> _FileIdentity | None:
+    try:
+        file = path.stat()
+    except OSError:
+        return None
+    return file.st_dev, file.st_ino, file.st_mtime_ns, file.st_size
