@@ -1,0 +1,63 @@
+"""Confidence bounds by the percentile bootstrap (Efron, 1979), over prompts.
+
+Every figure is a ratio of sums over the prompts: a mean has denominators of 1, a prompt without the figure has 0 / 0.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_RESAMPLES = 2000
+LEVEL = 0.95
+
+Ratios = NDArray[np.float64]
+"""Numerator and denominator of each prompt, shape [n, 2]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure and its confidence bounds; NaN where there is nothing to compute it from."""
+
+    value: float
+    low: float
+    high: float
+
+
+def as_ratios(values: NDArray[np.float64]) -> Ratios:
+    """Ratios whose figure is the mean of `values`, shape [n]; a NaN counts as a prompt without the figure."""
+    known = ~np.isnan(values)
+    return np.stack([np.where(known, values, 0.0), known.astype(np.float64)], axis=1)
+
+
+def interval(ratios: Ratios, seed: int = 0) -> Interval:
+    """The ratio of the sums and its bounds."""
+    return _interval(ratios[:, :, np.newaxis], np.array([1.0]), seed)
+
+
+def paired_difference(ours: Ratios, theirs: Ratios, seed: int = 0) -> Interval:
+    """Our figure less theirs; both are resampled with the same prompts, which must stand in the same order."""
+    return _interval(np.stack([ours, theirs], axis=2), np.array([1.0, -1.0]), seed)
+
+
+@lru_cache(maxsize=8)
+def _resamples(num_prompts: int, seed: int) -> NDArray[np.float64]:
+    """How often each prompt is drawn in each resample, shape [resamples, n]."""
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=NUM_RESAMPLES)
+    return counts.astype(np.float64)
+
+
+def _interval(ratios: NDArray[np.float64], signs: NDArray[np.float64], seed: int) -> Interval:
+    """The signed sum of the figures of ratios of shape [n, 2, figures], with bounds."""
+    num_prompts, _, num_figures = ratios.shape
+    totals = ratios.sum(axis=0)
+    if not totals[1].all():
+        return Interval(np.nan, np.nan, np.nan)
+    sums = (_resamples(num_prompts, seed) @ ratios.reshape(num_prompts, -1)).reshape(-1, 2, num_figures)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        samples = (sums[:, 0] / sums[:, 1]) @ signs
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.nanpercentile(samples, [tail, 100 - tail])
+    return Interval(float((totals[0] / totals[1]) @ signs), float(low), float(high))

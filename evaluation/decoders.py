@@ -1,0 +1,172 @@
+"""Decoders that can be compared: all strategies of the engine, and beam search by transformers."""
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from superdraft.decoding.admission import prompt_token_ids
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.model_loader import LoadedModel
+from superdraft.decoding.ngram import NgramScorer
+from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.tokenizer import Tokenizer
+
+_BEAM_BATCH = 16
+
+ScorerOf = Callable[[str], NgramScorer[Any] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A text whose drafts are wanted.
+
+    Attributes:
+        text: what stands in front of the cursor.
+        seed_key: what the seed is made of, so that results do not depend on the order of work.
+        domain: the kind of text.
+        is_mid_word: the text ends inside a word, which the drafts shall finish.
+    """
+
+    text: str
+    seed_key: str
+    domain: str = ""
+    is_mid_word: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedDraft:
+    """One draft; the fields are those of `decoding.outputs.DraftOutput`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float
+    token_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The drafts of one text, best first.
+
+    Attributes:
+        drafts: the drafts.
+        forward_rows: model rows of all its decode steps; the prompt's own pass is not counted.
+        wall_s: its share of the time that decoding all texts together took, prompts included.
+    """
+
+    drafts: tuple[DecodedDraft, ...]
+    forward_rows: int
+    wall_s: float
+
+
+class Decoder(Protocol):
+    """Makes drafts for many texts at once."""
+
+    def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
+        """The drafts of each text, in order."""
+
+
+class EngineDecoder:
+    """A strategy of the engine. All texts are given to it at once; it runs as many together as it has slots.
+
+    Args:
+        engine: has nothing else to do meanwhile.
+        params: seed and token healing are set for each text.
+        scorer_of: gives the n-gram model for a domain; None: the language model alone.
+        seed: each text's own seed is made from this one and its key.
+    """
+
+    def __init__(self, engine: Engine, params: GenerationParams, scorer_of: ScorerOf, seed: int = 0) -> None:
+        self._engine = engine
+        self._params = params
+        self._scorer_of = scorer_of
+        self._seed = seed
+
+    def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
+        """The drafts of each text, in order.
+
+        Raises:
+            SuperdraftError: a text is refused, or its decoding failed.
+        """
+        started_s = time.perf_counter()
+        # Prompts that are run together are padded to the longest of them: similar lengths go together.
+        for index, ask in sorted(enumerate(asks), key=lambda entry: len(entry[1].text)):
+            seed = zlib.crc32(f"{self._seed} {ask.seed_key}".encode())
+            params = replace(self._params, seed=seed, token_healing=ask.is_mid_word)
+            self._engine.add_request(str(index), ask.text, params, self._scorer_of(ask.domain))
+        outputs: dict[str, GenerationOutput] = {}
+        while self._engine.has_unfinished:
+            for step_output in self._engine.step():
+                if step_output.error is not None:
+                    raise step_output.error
+                if step_output.output is not None:
+                    outputs[step_output.request_id] = step_output.output
+        wall_s = (time.perf_counter() - started_s) / max(len(asks), 1)
+        return [_decoded(outputs[str(index)], wall_s) for index in range(len(asks))]
+
+
+def _decoded(output: GenerationOutput, wall_s: float) -> Decoded:
+    drafts = tuple(
+        DecodedDraft(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in output.drafts
+    )
+    return Decoded(drafts, output.usage.forward_rows, wall_s)
+
+
+class BeamDecoder:
+    """Beam search by transformers' `generate`: k beams, all of them returned, k rows a step.
+
+    Args:
+        loaded: the model.
+        tokenizer: its tokenizer.
+        params: `num_drafts` and `max_tokens` are used.
+    """
+
+    def __init__(self, loaded: LoadedModel, tokenizer: Tokenizer, params: GenerationParams) -> None:
+        self._model = loaded.model
+        self._tokenizer = tokenizer
+        self._params = params
+
+    def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
+        """The drafts of each text, in order; the score is the mean log-probability of a draft's tokens."""
+        decoded: list[Decoded] = []
+        for start in range(0, len(asks), _BEAM_BATCH):
+            decoded += self._decode_batch([ask.text for ask in asks[start : start + _BEAM_BATCH]])
+        return decoded
+
+    @torch.inference_mode()
+    def _decode_batch(self, texts: Sequence[str]) -> list[Decoded]:
+        started_s = time.perf_counter()
+        k, max_tokens = self._params.num_drafts, self._params.max_tokens
+        prompts = [prompt_token_ids(text, self._tokenizer) for text in texts]
+        width = max(map(len, prompts))
+        ends = sorted(self._tokenizer.eos_token_ids)
+        padding = ends[0] if ends else 0
+        answer = self._model.generate(
+            torch.tensor([[padding] * (width - len(ids)) + ids for ids in prompts], device=self._model.device),
+            attention_mask=torch.tensor(
+                [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=self._model.device
+            ),
+            num_beams=k,
+            num_return_sequences=k,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            suppress_tokens=list(self._tokenizer.suppressed_token_ids) or None,
+            eos_token_id=ends or None,
+            pad_token_id=padding,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        num_steps = answer.sequences.shape[1] - width
+        wall_s = (time.perf_counter() - started_s) / len(texts)
+        rows = zip(answer.sequences.tolist(), answer.sequences_scores.tolist(), strict=True)
+        drafts = [self._draft(ids[width:], score) for ids, score in rows]
+        return [Decoded(tuple(drafts[i * k : i * k + k]), k * (num_steps - 1), wall_s) for i in range(len(texts))]
+
+    def _draft(self, token_ids: list[int], score: float) -> DecodedDraft:
+        end = next((i for i, token_id in enumerate(token_ids) if token_id in self._tokenizer.eos_token_ids), None)
+        kept = tuple(token_ids[:end])
+        return DecodedDraft(self._tokenizer.decode(kept), kept, score, ())

@@ -1,0 +1,145 @@
+"""What a set of drafts is worth: pure functions over texts and numbers.
+
+A *word* is what white space separates; punctuation and case count, except in answers to questions.
+"""
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_BLEU_ORDER = 4
+START_WORDS = 3
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SMALLEST_COUNT = 0.1
+
+
+def words_right(draft: str, continuation: str) -> int:
+    """Length, in words, of the longest correct beginning of a draft.
+
+    Args:
+        draft: what was suggested right after the prompt's last character.
+        continuation: what is right there. A draft that begins with white space where this does not, or the other way
+            round, glues words together or tears one apart: nothing of it is right.
+    """
+    if draft[:1].isspace() != continuation[:1].isspace():
+        return 0
+    count = 0
+    for ours, theirs in zip(draft.split(), continuation.split(), strict=False):
+        if ours != theirs:
+            break
+        count += 1
+    return count
+
+
+def most_words_right(drafts: Sequence[str], continuation: str) -> int:
+    """`words_right` of the best draft; 0 without drafts."""
+    return max((words_right(draft, continuation) for draft in drafts), default=0)
+
+
+def exact_match(drafts: Sequence[str], continuation: str, num_words: int) -> bool | None:
+    """ExactMatch@N any-of-k: whether some draft's first N words are the continuation's.
+
+    None if the continuation has fewer words: such a prompt says nothing about N.
+    """
+    if len(continuation.split()) < num_words:
+        return None
+    return most_words_right(drafts, continuation) >= num_words
+
+
+def perplexity(logprobs: Sequence[float]) -> float:
+    """Exp of the mean negative log-probability (natural log) of a draft's tokens; NaN for a draft without any."""
+    return math.exp(-math.fsum(logprobs) / len(logprobs)) if logprobs else math.nan
+
+
+def distinct_starts(drafts: Sequence[str]) -> int:
+    """How many different first-three-word starts the drafts have; a draft without words has none."""
+    return len({tuple(words[:START_WORDS]) for draft in drafts if (words := draft.split())})
+
+
+def self_bleu(drafts: Sequence[str]) -> float:
+    """Mean BLEU of each draft against all the others (Zhu et al., 2018); high where drafts repeat one another.
+
+    NaN for fewer than two drafts.
+    """
+    if len(drafts) < 2:
+        return math.nan
+    split = [draft.split() for draft in drafts]
+    return math.fsum(bleu(words, split[:i] + split[i + 1 :]) for i, words in enumerate(split)) / len(split)
+
+
+def bleu(hypothesis: Sequence[str], references: Sequence[Sequence[str]], max_order: int = MAX_BLEU_ORDER) -> float:
+    """Sentence BLEU (Papineni et al., 2002) with uniform weights, 0 to 1.
+
+    An order without any match counts as 0.1 matches (Chen and Cherry, 2014, method 1), and orders that the hypothesis
+    is too short for are left out: drafts are short.
+    """
+    orders = range(1, min(max_order, len(hypothesis)) + 1)
+    if not orders or not references:
+        return 0.0
+    log_precision = 0.0
+    for order in orders:
+        counts = _ngrams(hypothesis, order)
+        most: Counter[tuple[str, ...]] = Counter()
+        for reference in references:
+            most |= _ngrams(reference, order)
+        matches = (counts & most).total()
+        if order == 1 and not matches:
+            return 0.0
+        log_precision += math.log((matches or _SMALLEST_COUNT) / counts.total()) / len(orders)
+    # The reference closest in length; of two, the shorter.
+    closest = min((len(reference) for reference in references), key=lambda n: (abs(n - len(hypothesis)), n))
+    brevity = min(0.0, 1 - closest / len(hypothesis))
+    return math.exp(brevity + log_precision)
+
+
+def _ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(words[i : i + order]) for i in range(len(words) - order + 1))
+
+
+def ngram_uniqueness(words: Sequence[str], order: int) -> float:
+    """Share of different n-grams among all n-grams of one draft: 1 if none repeats; NaN if it is too short."""
+    counts = _ngrams(words, order)
+    return len(counts) / counts.total() if counts else math.nan
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and surplus white space."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def contains_answer(draft: str, answers: Sequence[str]) -> bool:
+    """Whether a draft contains one of the answers, as whole words, after normalisation."""
+    haystack = f" {normalise_answer(draft)} "
+    return any(f" {answer} " in haystack for answer in map(normalise_answer, answers) if answer)
+
+
+def precision_at(drafts: Sequence[str], answers: Sequence[str], num_drafts: int) -> bool:
+    """P@n of one question: whether any of the first n drafts contains an answer."""
+    return any(contains_answer(draft, answers) for draft in drafts[:num_drafts])
+
+
+def coverage_accuracy(
+    scores: Sequence[float], is_right: Sequence[bool]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The coverage/accuracy curve: what is left, and how often it is right, when low scores are not shown.
+
+    Args:
+        scores: one a draft.
+        is_right: likewise.
+
+    Returns:
+        Thresholds (every score that occurs, descending), the share of drafts with at least that score, and the share
+        of those that are right; all of shape [different scores].
+    """
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    sorted_scores = np.asarray(scores, dtype=np.float64)[order]
+    num_right = np.cumsum(np.asarray(is_right, dtype=np.float64)[order])
+    last_of_each = np.flatnonzero(np.append(np.diff(sorted_scores) != 0, True)) if len(order) else order
+    num_kept = last_of_each + 1.0
+    return sorted_scores[last_of_each], num_kept / max(len(order), 1), num_right[last_of_each] / num_kept

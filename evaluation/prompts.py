@@ -1,0 +1,138 @@
+"""Prompts and questions from files of JSON lines."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import Any, TypeVar
+
+from superdraft.server.errors import CommandError
+
+_WORD = re.compile(r"\S+")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text that was cut off, and how it went on.
+
+    Attributes:
+        id: its name; no two prompts of a run have the same.
+        domain: the kind of text.
+        text: what had been typed at the cut.
+        reference: how the text went on, without the white space at the cut.
+        is_mid_word: the cut is inside a word.
+    """
+
+    id: str
+    domain: str
+    text: str
+    reference: str
+    is_mid_word: bool = False
+
+    @property
+    def continuation(self) -> str:
+        """What a perfect draft begins with: the reference, with a space before it where the text lacks one."""
+        glued = self.is_mid_word or self.text[-1:].isspace() or self.reference[:1].isspace()
+        return self.reference if glued else f" {self.reference}"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and every answer that counts as right."""
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The zero-shot prompt: the paper asks without examples, in this form."""
+        return f"Question: {self.text}\nAnswer:"
+
+
+def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: int | None = None) -> list[Prompt]:
+    """Prompts of files with the fields `prompt` and `reference`, and perhaps `id`, `domain` and `typed` (mid-word).
+
+    Args:
+        paths: the files. A prompt without `domain` is of the domain that its file is named after.
+        limit: at most so many; they are taken from the files in turns.
+        prefix_words: keep only the last words of each prompt.
+
+    Raises:
+        CommandError: a file cannot be read, a line lacks a field, or two prompts have the same id.
+    """
+
+    def parse(path: Path, number: int, row: dict[str, Any]) -> Prompt:
+        return Prompt(
+            id=str(row.get("id", f"{path.stem}-{number}")),
+            domain=str(row.get("domain", path.stem)),
+            text=_last_words(_text(row, "prompt"), prefix_words),
+            reference=_text(row, "reference"),
+            is_mid_word="typed" in row,
+        )
+
+    prompts = _read(paths, parse, limit)
+    _check_ids([prompt.id for prompt in prompts])
+    return prompts
+
+
+def read_questions(paths: Sequence[Path], limit: int | None = None) -> list[Question]:
+    """Questions of files with the fields `question` and `answers`; limit and errors as in `read_prompts`."""
+
+    def parse(path: Path, number: int, row: dict[str, Any]) -> Question:
+        answers = tuple(str(answer) for answer in row["answers"])
+        return Question(str(row.get("id", f"{path.stem}-{number}")), _text(row, "question"), answers)
+
+    questions = _read(paths, parse, limit)
+    _check_ids([question.id for question in questions])
+    return questions
+
+
+def _read(paths: Sequence[Path], parse: Callable[[Path, int, dict[str, Any]], T], limit: int | None) -> list[T]:
+    """The parsed lines of all files, one of each file in turn."""
+    files = [list(_rows(path, parse)) for path in paths]
+    missing = object()
+    in_turns = chain.from_iterable(zip_longest(*files, fillvalue=missing))
+    return list(islice((row for row in in_turns if row is not missing), limit))  # type: ignore[misc]  # not the filler
+
+
+def _rows(path: Path, parse: Callable[[Path, int, dict[str, Any]], T]) -> Iterator[T]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield parse(path, number, json.loads(line))
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}.") from None
+    except KeyError as error:
+        raise CommandError(f"{path}, line {number}: the field {error.args[0]} is missing.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CommandError(
+            f"{path}, line {number}: not a line of the expected JSON ({type(error).__name__})."
+        ) from None
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    """A text field; a text without any word cannot be measured."""
+    text = row[name]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(name)
+    return text
+
+
+def _last_words(text: str, count: int | None) -> str:
+    words = list(_WORD.finditer(text))
+    return text if count is None or len(words) <= count else text[words[-count].start() :]
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise CommandError(f"Two lines have the id {name!r}. Give each its own, or name each file once.")
+        seen.add(name)

@@ -1,0 +1,203 @@
+"""`superdraft eval`: how good the drafts are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from superdraft.server.errors import CommandError
+
+app = typer.Typer(help="Measure how good the drafts are.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+DEFAULT_DECODERS = ("greedy", "superposed", "nucleus")
+DEFAULT_NUM_DRAFTS = {"quality": [3], "diversity": [3], "keystrokes": [1, 3, 5]}
+COVERAGE_DECODERS = ("nucleus", "nucleus+superposed")
+DRAFTS_OF_A_ROW = 3  # coverage: of each sampled row that Superposed Decoding goes on from
+
+T = TypeVar("T")
+
+Files = Annotated[
+    list[Path] | None, typer.Option("--prompts", help="JSON lines with prompt and reference; several files may follow.")
+]
+QuestionFiles = Annotated[
+    list[Path] | None, typer.Option("--prompts", help="JSON lines with question and answers; several may follow.")
+]
+MoreFiles = Annotated[list[Path] | None, typer.Argument(help="More such files.", show_default=False)]
+Decoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--decoder",
+        help="superposed, nucleus, greedy, beam or nucleus+superposed; repeatable; the first is the baseline. With a "
+        "name and options: 'plain: superposed alpha=0 k=1,3'.  [default: greedy, superposed, nucleus]",
+    ),
+]
+NumDrafts = Annotated[
+    list[int] | None, typer.Option("--num-drafts", "-k", min=1, help="Drafts of a prompt. Repeatable.")
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=2, help="New tokens of each draft.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts, from the files in turns.")]
+Seed = Annotated[int, typer.Option(help="Of the sampling decoders.")]
+Selection = Annotated[str | None, typer.Option(help="The rule that picks the drafts.  [default: paper]")]
+Alpha = Annotated[float | None, typer.Option(help="The n-gram model's weight.  [default: tuned for it]")]
+Tau = Annotated[float | None, typer.Option(help="The temperature.  [default: tuned for the n-gram model]")]
+Candidates = Annotated[
+    int | None, typer.Option("--candidates-per-draft", "-m", min=1, help="m.  [default: tuned, else k squared]")
+]
+Ngram = Annotated[str, typer.Option("--ngram", help="auto, none, a name, or a mixture a=0.7,b=0.3.")]
+Model = Annotated[str, typer.Option(help="As in serve.")]
+Dtype = Annotated[str, typer.Option(help="As in serve.")]
+Device = Annotated[str, typer.Option(help="As in serve.")]
+Evaluator = Annotated[str | None, typer.Option(help="A model that judges.  [default: the drafting model]")]
+Prefix = Annotated[
+    list[int] | None, typer.Option("--prefix-words", min=1, help="Cut prompts to their last words. Repeatable.")
+]
+TypedWords = Annotated[int, typer.Option(min=0, help="Words of each reference that are typed; 0: all.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Folder of the results; an interrupted run goes on there.  [default: eval-...]"
+    ),
+]
+
+
+@app.command("quality", help="Perplexity, hits, keystrokes saved and distinctness of several decoders' drafts.")
+@app.command("keystrokes", help="Keystrokes that drafts save, for several numbers of drafts.")
+@app.command("diversity", help="How different the drafts of one prompt are, and whether a draft repeats itself.")
+def on_prompts(
+    ctx: typer.Context,
+    prompts: Files = None,
+    more: MoreFiles = None,
+    decoder: Decoders = None,
+    num_drafts: NumDrafts = None,
+    max_tokens: MaxTokens = 10,
+    limit: Limit = None,
+    seed: Seed = 0,
+    selection: Selection = None,
+    alpha: Alpha = None,
+    tau: Tau = None,
+    candidates_per_draft: Candidates = None,
+    ngram: Ngram = "auto",
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    evaluator: Evaluator = None,
+    prefix_words: Prefix = None,
+    typed_words: TypedWords = 5,
+    output: Output = None,
+) -> None:
+    """Run one of the commands on prompts: the one that was called."""
+    from superdraft.evaluation.commands import PromptJob, run_prompt_job
+    from superdraft.evaluation.decoder_spec import parse_decoders
+    from superdraft.evaluation.workbench import ModelChoice
+
+    command = ctx.info_name or ""
+    shared: dict[str, Sequence[Any]] = {
+        "num_drafts": num_drafts or DEFAULT_NUM_DRAFTS[command],
+        "max_tokens": [max_tokens],
+        "selection": _given(selection),
+        "alpha": _given(alpha),
+        "tau": _given(tau),
+        "candidates_per_draft": _given(candidates_per_draft),
+    }
+    specs = [spec for text in decoder or DEFAULT_DECODERS for spec in parse_decoders(text, ngram, shared)]
+    job = PromptJob(
+        command=command,
+        files=all_files(prompts, more),
+        limit=limit,
+        prefix_words=tuple(prefix_words or ()),
+        models=ModelChoice(model, dtype, device, evaluator),
+        decoders=tuple(specs),
+        typed_words=typed_words or None,
+        seed=seed,
+        output=output or Path(f"eval-{command}"),
+    )
+    run_prompt_job(job, Console())
+
+
+@app.command("qa", help="How often drafts answer questions: P@1, P@2, P@3.")
+@app.command("coverage", help="How often one of many drafts answers, and how far scores can be trusted.")
+def on_questions(
+    ctx: typer.Context,
+    prompts: QuestionFiles = None,
+    more: MoreFiles = None,
+    decoder: Decoders = None,
+    num_drafts: Annotated[
+        int | None, typer.Option("--num-drafts", "-k", min=1, help="qa: drafts [3]; coverage: sampled rows [100].")
+    ] = None,
+    max_tokens: MaxTokens = 10,
+    limit: Limit = None,
+    seed: Seed = 0,
+    selection: Selection = None,
+    alpha: Annotated[float, typer.Option(help="The n-gram model's weight.")] = 0.0,
+    tau: Tau = None,
+    candidates_per_draft: Candidates = None,
+    ngram: Ngram = "auto",
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    output: Output = None,
+) -> None:
+    """Run one of the commands on questions: the one that was called."""
+    from superdraft.evaluation.decoder_spec import parse_decoders
+    from superdraft.evaluation.questions import QuestionJob, run_question_job
+    from superdraft.evaluation.workbench import ModelChoice
+
+    command = ctx.info_name or ""
+    is_coverage = command == "coverage"
+    shared: dict[str, Sequence[Any]] = {
+        "num_drafts": [DRAFTS_OF_A_ROW if is_coverage else num_drafts or 3],
+        "num_branches": [num_drafts or 100] if is_coverage else [],
+        "max_tokens": [max_tokens],
+        "selection": _given(selection),
+        "alpha": [alpha],
+        "tau": _given(tau),
+        "candidates_per_draft": _given(candidates_per_draft),
+    }
+    names = decoder or (COVERAGE_DECODERS if is_coverage else DEFAULT_DECODERS)
+    job = QuestionJob(
+        command=command,
+        files=all_files(prompts, more),
+        limit=limit,
+        models=ModelChoice(model, dtype, device),
+        decoders=tuple(spec for text in names for spec in parse_decoders(text, ngram, shared)),
+        seed=seed,
+        output=output or Path(f"eval-{command}"),
+    )
+    run_question_job(job, Console())
+
+
+@app.command()
+def linearity(
+    prompts: Files = None,
+    more: MoreFiles = None,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=2, help="Superposed drafts.")] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Superposed steps.")] = 20,
+    limit: Limit = None,
+    tau: Annotated[float, typer.Option(help="The temperature.")] = 0.06,
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    output: Output = None,
+) -> None:
+    """Compare superposed forwards with the weighted sum of separate ones, step by step."""
+    from superdraft.decoding.params import GenerationParams
+    from superdraft.evaluation.linearity import LinearityJob, run_linearity_job
+    from superdraft.evaluation.workbench import ModelChoice
+
+    params = GenerationParams(num_drafts=num_drafts, max_tokens=max_tokens, alpha=0.0, tau=tau)
+    files, models = all_files(prompts, more), ModelChoice(model, dtype, device)
+    run_linearity_job(LinearityJob(files, limit, models, params, output or Path("eval-linearity")), Console())
+
+
+def all_files(first: list[Path] | None, more: list[Path] | None) -> tuple[Path, ...]:
+    """The files of --prompts and those that follow it, as a shell pattern gives them."""
+    files = (*(first or ()), *(more or ()))
+    if not files:
+        raise CommandError("--prompts FILE is missing.")
+    return files
+
+
+def _given(value: T | None) -> list[T]:
+    return [] if value is None else [value]

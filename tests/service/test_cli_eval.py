@@ -1,0 +1,254 @@
+"""`superdraft eval` and `superdraft tune` on a tiny model, from the command line to the files that they write."""
+
+import json
+import sys
+
+import pytest
+from support.models import tiny_model_folder
+from support.ngram import TINY_ARPA, tiny_manifest
+
+from superdraft.ngram_models.manifest import BINARY_FILE, Manifest, TokenizerIdentity, Tuning, file_sha256
+from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
+from superdraft.server import cli
+
+KEYS = {
+    "perplexity_best",
+    "perplexity_mean",
+    "perplexity_by_rank",
+    "exact_match_any",
+    "keystroke_savings",
+    "distinct_starts",
+    "self_bleu",
+    "mean_words",
+    "forward_rows",
+    "wall_s",
+    "n",
+}
+TEXTS = (
+    ("Thank you for your", "email. I will get back to you"),
+    ("The quick brown fox", "jumps over the lazy dog"),
+    ("Please find the report", "attached; the numbers for 2024 are on page 3"),
+    ("We're meeting at noon,", "aren't we? It's the café on the corner"),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny_model_folder(tmp_path_factory.mktemp("models"), "llama"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two domains."""
+    for domain, texts in (("mail", TEXTS[:2]), ("chat", TEXTS[2:])):
+        rows = [
+            {"id": f"{domain}-{i}", "domain": domain, "prompt": prompt, "reference": reference}
+            for i, (prompt, reference) in enumerate(texts)
+        ]
+        (tmp_path / f"{domain}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [
+        {"question": "Who sings?", "answers": ["Poison"]},
+        {"question": "Where is it?", "answers": ["Rome", "Roma"]},
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path, model):
+    """Run the command line with its output in a folder: (exit code, results, standard error)."""
+    monkeypatch.setenv("SUPERDRAFT_HOME", str(tmp_path / "home"))
+
+    def call(*args, output=tmp_path / "out", result="results.json"):
+        command = ["superdraft", *args, "--model", model, "--dtype", "float32", "-o", str(output)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        path = output / result
+        results = json.loads(path.read_text()) if path.exists() else None
+        return caught.value.code or 0, results, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def ngram_model(tmp_path, model):
+    """An n-gram model for the tiny model's tokenizer; it knows only a few of its tokens."""
+    from transformers import AutoTokenizer
+
+    vocabulary = AutoTokenizer.from_pretrained(model).get_vocab()
+    folder = tmp_path / "home" / "ngram" / "mine"
+    folder.mkdir(parents=True)
+    binary = folder / BINARY_FILE
+    binary.write_text(TINY_ARPA, encoding="ascii")
+    identity = TokenizerIdentity("tiny", tokenizer_fingerprint(vocabulary), 300, (0,))
+    manifest = tiny_manifest(
+        name="mine", tokenizer=identity, binary_sha256=file_sha256(binary), binary_bytes=binary.stat().st_size
+    )
+    manifest.write(folder)
+    return folder
+
+
+def prompt_files(folder):
+    return "--prompts", str(folder / "mail.jsonl"), str(folder / "chat.jsonl")
+
+
+def test_quality_writes_every_figure_with_its_bounds(run, files):
+    decoders = ("greedy", "superposed", "nucleus", "beam", "both: nucleus+superposed branches=2 k=2")
+    flags = [part for text in decoders for part in ("--decoder", text)]
+    code, results, err = run("eval", "quality", *prompt_files(files), *flags, "-n", "5", "--ngram", "none")
+    assert (code, err) == (0, "")
+    assert list(results["decoders"]) == ["greedy", "superposed", "nucleus", "beam", "both"]
+    assert results["baseline"] == "greedy"
+    for found in results["decoders"].values():
+        assert found.keys() >= KEYS
+        assert found["n"] == 4
+        low, high = found["ci"]["perplexity_mean"]
+        assert 1 <= low <= found["perplexity_mean"] <= high
+        assert found["perplexity_best"] <= found["perplexity_mean"]
+        assert list(found["exact_match_any"]) == ["1", "2", "3", "4", "5"]
+        assert set(found["by_domain"]) == {"mail", "chat"}
+    rows = {name: found["forward_rows"] for name, found in results["decoders"].items()}
+    assert rows == {"greedy": 1, "superposed": 1, "nucleus": 3, "beam": 3, "both": 2}
+    superposed = results["decoders"]["superposed"]
+    assert superposed["perplexity_best"] <= superposed["perplexity_by_rank"][0]
+    assert results["decoders"]["greedy"]["self_bleu"] is None
+    assert results["decoders"]["greedy"]["difference_to_baseline"]["words_right"] == 0
+    table = (files / "out" / "results.md").read_text()
+    assert "| decoder | rows | best ppl |" in table
+    assert "## EM@1 by domain" in table
+    assert (files / "out" / "quality.png").stat().st_size > 1000
+
+
+def test_what_is_done_is_not_done_again(run, files, monkeypatch):
+    from superdraft.evaluation.decoders import EngineDecoder
+
+    asked = []
+    decode = EngineDecoder.decode
+
+    def count(self, asks):
+        asked.append(len(asks))
+        return decode(self, asks)
+
+    monkeypatch.setattr(EngineDecoder, "decode", count)
+    command = ("--decoder", "superposed", "-n", "4", "--ngram", "none")
+    _, first, _ = run("eval", "diversity", *prompt_files(files), "--limit", "3", *command)
+    assert sum(asked) == 3
+    assert first["decoders"]["superposed"]["perplexity_mean"] is None  # diversity needs no judge
+    asked.clear()
+    _, second, _ = run("eval", "diversity", *prompt_files(files), *command)
+    assert sum(asked) == 1
+    assert second["decoders"]["superposed"]["n"] == 4
+    _, third, _ = run("eval", "quality", *prompt_files(files), *command)
+    assert third["decoders"]["superposed"]["perplexity_mean"] > 1
+    assert third["decoders"]["superposed"]["wall_s"] == second["decoders"]["superposed"]["wall_s"]
+    asked.clear()
+    _, fourth, _ = run("eval", "quality", *prompt_files(files), *command)
+    assert sum(asked) == 0
+    assert fourth["decoders"] == third["decoders"]
+    run("eval", "quality", *prompt_files(files), *command, "--tau", "2", "--typed-words", "1")
+    assert sum(asked) >= 4  # other settings have records of their own
+
+
+def test_keystrokes_for_several_numbers_of_drafts(run, files):
+    code, results, _ = run(
+        "eval", "keystrokes", *prompt_files(files), "--decoder", "greedy", "--decoder", "superposed", "--ngram", "none"
+    )
+    assert code == 0
+    assert list(results["decoders"]) == ["greedy", *(f"superposed num_drafts={k}" for k in (1, 3, 5))]
+    one, three, five = (results["decoders"][f"superposed num_drafts={k}"] for k in (1, 3, 5))
+    assert (one["n"], one["keystroke_savings"] is None) == (4, False)
+    assert five["settings"]["params"]["num_drafts"] == 5
+    assert three["exact_match_any"]["1"] <= 1
+    assert (files / "out" / "keystroke_savings_by_num_drafts.png").exists()
+
+
+def test_prompts_can_be_cut_to_several_lengths(run, files):
+    code, results, _ = run(
+        *("eval", "quality", *prompt_files(files), "--decoder", "greedy", "-n", "3"),
+        *("--prefix-words", "1", "--prefix-words", "3", "--typed-words", "1"),
+    )
+    assert code == 0
+    assert list(results["decoders"]) == ["greedy prefix_words=1", "greedy prefix_words=3"]
+    one, three = results["decoders"].values()
+    assert one["perplexity_mean"] != three["perplexity_mean"]
+    assert (files / "out" / "perplexity_best_by_prefix_words.png").exists()
+
+
+def test_questions(run, files):
+    code, results, _ = run("eval", "qa", "--prompts", str(files / "questions.jsonl"), "-n", "4")
+    assert code == 0
+    assert list(results["decoders"]["superposed"]["precision"]) == ["1", "2", "3"]
+    assert results["decoders"]["superposed"]["settings"]["params"]["alpha"] == 0
+    code, results, _ = run(
+        "eval", "coverage", "--prompts", str(files / "questions.jsonl"), "-n", "5", "-k", "4", output=files / "coverage"
+    )
+    assert code == 0
+    rows = {name: found["forward_rows"] for name, found in results["decoders"].items()}
+    assert rows == {"nucleus": 4, "nucleus+superposed": 4}
+    assert results["decoders"]["nucleus+superposed"]["num_drafts"] > results["decoders"]["nucleus"]["num_drafts"]
+    assert (files / "coverage" / "accuracy_by_coverage.png").exists()
+
+
+def test_linearity(run, files):
+    code, results, _ = run("eval", "linearity", *prompt_files(files), "-n", "4", "-k", "2")
+    assert code == 0
+    assert [step["step"] for step in results["steps"]] == [1, 2, 3, 4]
+    assert all(-1 <= step["ci"][0] <= step["cosine"] <= step["ci"][1] <= 1.0001 for step in results["steps"])
+    assert results["n"] == 4
+
+
+def test_tuning_writes_its_choice_where_it_is_asked_to(run, files, ngram_model):
+    options = ("--alpha", "0.3", "--tau", "0.1,1", "-m", "4", "-n", "4", "-k", "2", "--first-prompts", "2")
+    code, results, err = run("tune", *prompt_files(files), "--ngram", "mine", *options, result="tuning.json")
+    assert (code, err) == (0, "")
+    assert Manifest.read(ngram_model).tuning is None
+    tried = {(row["alpha"], row["tau"], row["candidates_per_draft"]) for row in results["trials"]}
+    assert tried == {(0.0, 0.1, 4), (0.0, 1.0, 4), (0.3, 0.1, 4), (0.3, 1.0, 4), (0.54, 0.06, 4)}
+    assert results["num_prompts"] == 4
+    assert "| best less alpha=0 " in (files / "out" / "tuning.md").read_text()
+    assert (files / "out" / "tuning.png").exists()
+    code, results, _ = run("tune", *prompt_files(files), "--ngram", "mine", *options, "--write", result="tuning.json")
+    assert code == 0
+    assert Manifest.read(ngram_model).tuning == Tuning(**results["choice"])
+
+
+def test_a_model_named_after_the_domain(run, files, ngram_model):
+    other = ngram_model.with_name("mine-chat")
+    ngram_model.rename(other)
+    code, _, err = run("eval", "diversity", *prompt_files(files), "--decoder", "superposed ngram=mine-{domain}")
+    assert code == 2
+    assert "mine-mail" in err
+    other.rename(ngram_model.with_name("mine-mail"))
+    code, results, _ = run(
+        "eval", "diversity", "--prompts", str(files / "mail.jsonl"), "--decoder", "superposed ngram=mine-{domain}"
+    )
+    assert code == 0
+    assert results["decoders"]["superposed ngram=mine-{domain}"]["settings"]["ngram_binaries"].keys() == {"mine-mail"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("eval", "quality"), "--prompts FILE is missing"),
+        (("eval", "quality", "--prompts", "none.jsonl"), "none.jsonl cannot be read"),
+        (("eval", "quality", "--prompts", "x", "--decoder", "magic"), "'magic' is no decoder"),
+        (
+            ("eval", "quality", "--prompts", "x", "--decoder", "greedy", "--decoder", "greedy"),
+            "Two decoders are called",
+        ),
+        (("tune", "--prompts", "x", "--objective", "fame"), "--objective must be one of words_right"),
+        (("tune", "--prompts", "x", "--tau", "hot"), "--tau must be numbers"),
+    ],
+)
+def test_expected_errors_are_one_line(run, args, message):
+    code, results, err = run(*args)
+    assert (code, results) == (2, None)
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_tuning_without_an_ngram_model(run, files):
+    code, _, err = run("tune", *prompt_files(files), "--ngram", "none")
+    assert code == 2
+    assert "no n-gram model that could be tuned" in err

@@ -1,0 +1,88 @@
+import json
+import math
+
+import pytest
+from support.models import tiny_tokenizer
+from support.ngram import TINY_ARPA, tiny_manifest
+
+from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.evaluation.ngram_choice import NgramModels
+from superdraft.ngram_models.errors import NgramModelNotFoundError
+from superdraft.ngram_models.manifest import BINARY_FILE, TokenizerIdentity, Tuning, file_sha256
+from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
+from superdraft.server.errors import CommandError
+
+CANDIDATES = [3, 4, 5, 6]
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """Models "flat-chat", tuned, and "steep", which prefers token 3 much more."""
+    monkeypatch.setenv("SUPERDRAFT_HOME", str(tmp_path))
+    tokenizer = Tokenizer(tiny_tokenizer())
+    identity = TokenizerIdentity("tiny", tokenizer_fingerprint(tokenizer.vocabulary), 300, (0,))
+    steep = TINY_ARPA.replace("-0.7\t3\t", "-0.05\t3\t")
+    for name, arpa, tuning in (("flat-chat", TINY_ARPA, Tuning(0.2, 0.3, 12)), ("steep", steep, None)):
+        folder = tmp_path / "ngram" / name
+        folder.mkdir(parents=True)
+        binary = folder / BINARY_FILE
+        binary.write_text(arpa, encoding="ascii")
+        manifest = tiny_manifest(
+            name=name,
+            tokenizer=identity,
+            tuning=tuning,
+            binary_sha256=file_sha256(binary),
+            binary_bytes=binary.stat().st_size,
+        )
+        manifest.write(folder)
+    return NgramModels("some-model", tokenizer, ["chat"])
+
+
+def probs(scorer, prompt):
+    ((*row,),) = scorer.score([scorer.initial_state(prompt)], [CANDIDATES])
+    return [math.exp(value) for value in row]
+
+
+def test_one_model_and_none(models):
+    assert probs(models.scorer("steep", ""), [6])[0] == pytest.approx(10**-0.05)
+    assert models.scorer("none", "") is None
+    assert models.scorer("flat-{domain}", "chat") is models.scorer("flat-chat", "")
+
+
+def test_a_mixture_is_the_weighted_mean(models):
+    flat, steep = (probs(models.scorer(name, ""), [6]) for name in ("flat-chat", "steep"))
+    mixed = probs(models.scorer("flat-{domain}=1,steep=3", "chat"), [6])
+    assert mixed == pytest.approx([(a + 3 * b) / 4 for a, b in zip(flat, steep, strict=True)])
+
+
+def test_the_prompts_own_ngrams_lie_over_the_others(models):
+    prompt = [6, 5, 6, 5, 6]
+    plain, own = (probs(models.scorer(name, ""), prompt) for name in ("steep", "steep=0.5,in_context=0.5"))
+    assert own[CANDIDATES.index(5)] > 2 * plain[CANDIDATES.index(5)]  # 5 has followed 6 twice
+    assert own[CANDIDATES.index(3)] < plain[CANDIDATES.index(3)]
+    alone = probs(models.scorer("in_context", ""), prompt)
+    assert alone[CANDIDATES.index(5)] > alone[CANDIDATES.index(3)] == pytest.approx(alone[CANDIDATES.index(4)])
+
+
+def test_settings_that_go_with_a_model(models):
+    assert models.tuned("flat-{domain}=0.7,steep=0.3") == {"alpha": 0.2, "tau": 0.3, "candidates_per_draft": 12}
+    assert models.tuned("steep") == {"alpha": 0.54, "tau": 0.06}
+    assert models.tuned("none")["alpha"] == 0
+
+
+def test_identity_changes_with_the_binary(models, tmp_path):
+    before = models.identity("flat-{domain}=0.7,steep=0.3,in_context=0.1")
+    assert set(before) == {"flat-chat", "steep"}
+    manifest = json.loads((tmp_path / "ngram" / "steep" / "manifest.json").read_text())
+    assert before["steep"] == manifest["binary_sha256"]
+
+
+@pytest.mark.parametrize("choice", ["a=0.7,b", "a=0,b=1", "a=x", "=1", "a=-1"])
+def test_weights_must_be_positive_numbers(models, choice):
+    with pytest.raises(CommandError, match="NAME=WEIGHT with a weight above 0"):
+        models.scorer(choice, "")
+
+
+def test_a_model_that_is_not_there(models):
+    with pytest.raises(NgramModelNotFoundError):
+        models.scorer("another", "")

@@ -1,0 +1,60 @@
+"""Typing simulations counted by hand."""
+
+from superdraft.evaluation.prompts import Prompt
+from superdraft.evaluation.typing_simulation import KeyCount, Typist, type_all
+
+
+def prompt(text="I am", reference="going to the moon", **more):
+    return Prompt("p", "d", text, reference, **more)
+
+
+def test_without_drafts_every_character_is_a_key():
+    typist = Typist(prompt())
+    seen = []
+    while not typist.is_done:
+        seen.append((typist.typed_text.text, typist.typed_text.num_words))
+        typist.take([])
+    assert typist.keys == KeyCount(len(" going to the moon"), len(" going to the moon"))
+    assert seen == [("I am", 0), ("I am going", 1), ("I am going to", 2), ("I am going to the", 3)]
+
+
+def test_accepting_costs_one_key_and_one_for_each_step_down():
+    typist = Typist(prompt())
+    typist.take([" coming", " going", " going to them"])  # the longest right beginning is in the third
+    assert (typist.keys.with_drafts, typist.typed_text.text) == (3, "I am going to")
+    typist.take([" the moon", " the moon"])  # of two as long, the first
+    assert typist.is_done
+    assert typist.keys == KeyCount(4, len(" going to the moon"))
+
+
+def test_a_wrong_suggestion_costs_nothing_but_the_word():
+    typist = Typist(prompt())
+    typist.take([" gone to the moon"])
+    assert typist.keys.with_drafts == len(" going")
+
+
+def test_only_the_first_words_are_typed():
+    typist = Typist(prompt(), max_words=2)
+    typist.take([" going to the moon and beyond"])
+    assert typist.is_done
+    assert typist.keys == KeyCount(1, len(" going to"))
+
+
+def test_a_word_that_was_cut_is_finished_first():
+    typist = Typist(prompt("It impro", "ves much", is_mid_word=True))
+    typist.take([" ves"])
+    assert typist.typed_text.text == "It improves"
+    assert typist.keys == KeyCount(3, len("ves much"))
+
+
+def test_many_are_typed_in_rounds():
+    prompts = [prompt(reference="a b c"), prompt(reference="a"), prompt(reference="x b")]
+    asked = []
+
+    def suggest(places):
+        asked.append([place.text for place in places])
+        return [[" b"] for _ in places]
+
+    keys = type_all(prompts, [[" a"], [" a"], [" a"]], suggest, None)
+    assert asked == [["I am a", "I am x"], ["I am a b"]]
+    assert [(one.with_drafts, one.without_drafts) for one in keys] == [(1 + 1 + 2, 6), (1, 2), (2 + 1, 4)]
