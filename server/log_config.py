@@ -2,9 +2,19 @@
 
 import logging
 import sys
+import traceback
+from types import TracebackType
 from typing import Any, Literal
 
 import structlog
+from structlog.typing import EventDict
+
+from superdraft.decoding.errors import SuperdraftError
+from superdraft.ngram_models.errors import NgramModelError
+
+# Exceptions whose messages hold no text of a request. Others may quote it: KeyError, say, does.
+_TEXT_FREE = (SuperdraftError, NgramModelError, OSError, MemoryError)
+_WITHHELD = "(message withheld: it may quote a prompt)"
 
 
 def configure_logging(level: str, log_format: Literal["console", "json"]) -> None:
@@ -21,18 +31,20 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    renderer: list[Any]
-    if log_format == "json":
-        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    else:
-        # The plain formatter: a rich traceback would show local variables, and so prompt text.
-        plain = structlog.dev.plain_traceback
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+            foreign_pre_chain=[*shared, _without_details_of_asyncio],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.ExceptionRenderer(_traceback_of),
+                renderer,
+            ],
         )
     )
     root = logging.getLogger()
@@ -43,3 +55,31 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
         logging.getLogger(name).propagate = True
     for name in ("httpx", "filelock", "urllib3", "uvicorn.error"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+
+
+def _without_details_of_asyncio(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
+    """Behind its first line, asyncio shows the task that failed, and so the exception's message."""
+    if event_dict.get("logger") == "asyncio":
+        event_dict["event"] = str(event_dict["event"]).partition("\n")[0]
+    return event_dict
+
+
+def _traceback_of(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
+    return describe_exception(exc_info[1])
+
+
+def describe_exception(error: BaseException) -> str:
+    """A traceback, causes first, with the messages of only those exceptions that never quote a request."""
+    parts: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(parts) < 10:  # causes may go round in a circle
+        parts.append(_describe_one(link))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return "\n\nwhich led to:\n\n".join(reversed(parts))
+
+
+def _describe_one(error: BaseException) -> str:
+    message = str(error) if isinstance(error, _TEXT_FREE) else _WITHHELD
+    own = "".join([*traceback.format_tb(error.__traceback__), f"{type(error).__qualname__}: {message}"])
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return "\n\n".join([own, *(f"in the group:\n{describe_exception(each)}" for each in inner)])

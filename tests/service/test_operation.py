@@ -40,7 +40,10 @@ def test_not_ready_while_the_engine_keeps_failing(client, engine):
 def test_models_are_the_name_and_the_alias(client):
     listing = client.get("/v1/models").json()
     assert listing["object"] == "list"
-    assert [card["id"] for card in listing["data"]] == ["tiny", "superdraft"]
+    names = [card["id"] for card in listing["data"]]
+    strategies = ("superposed", "sample", "greedy", "sample+superposed")
+    assert names[:2] == ["tiny", "superdraft"]
+    assert names[2:] == [f"{name}:{strategy}" for name in names[:2] for strategy in strategies]
     card = client.get("/v1/models/tiny").json()
     assert card == listing["data"][0]
     assert (card["object"], card["max_model_len"]) == ("model", 64)
@@ -80,7 +83,7 @@ def test_log_line_names_the_request_but_not_the_prompt(capsys):
         root.handlers, root.level = handlers, level
     log = capsys.readouterr().err
     assert '"request_id": "abc"' in log
-    assert '"path": "/v1/drafts"' in log
+    assert '"route": "/v1/drafts"' in log
     assert '"status": 200' in log
     assert '"status": 400' in log
     assert "secret" not in log

@@ -1,15 +1,24 @@
-"""Settings: flags over environment over defaults, and errors in one line."""
+"""Settings: flags over environment over file over defaults, `config show`, and errors in one line."""
+
+import os
+import re
+import textwrap
+import tomllib
+from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
+from typer.testing import CliRunner
 
+from superdraft.server import cli_config, settings
 from superdraft.server.errors import SettingsError
-from superdraft.server.settings import load_settings
+from superdraft.server.settings import Origin, Settings, is_secret, load_settings, settings_and_origins
+
+OPERATING = Path(__file__).parents[2] / "docs/operating.md"
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch):
-    import os
-
     for name in list(os.environ):
         if name.startswith("SUPERDRAFT_"):
             monkeypatch.delenv(name)
@@ -79,3 +88,125 @@ def test_wrong_sizes_name_the_flag(flags):
     (name,) = flags
     with pytest.raises(SettingsError, match=f"^--{name.replace('_', '-')} "):
         load_settings(flags)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        file = tmp_path / "superdraft.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_flags_win_over_environment_over_file_over_default(monkeypatch, write):
+    file = write('port = 1\nnum_slots = 1\nmodel = "in-file"\nkv_memory = "1GiB"\n')
+    monkeypatch.setenv("SUPERDRAFT_PORT", "2")
+    monkeypatch.setenv("SUPERDRAFT_NUM_SLOTS", "2")
+    loaded, origins = settings_and_origins({"config": file, "port": 3, "host": None})
+    assert (loaded.port, loaded.num_slots, loaded.model, loaded.host) == (3, 2, "in-file", "127.0.0.1")
+    assert loaded.kv_memory == 2**30
+    assert origins == {
+        "port": Origin("flag", "--port"),
+        "num_slots": Origin("environment", "SUPERDRAFT_NUM_SLOTS"),
+        "model": Origin("file", str(file)),
+        "kv_memory": Origin("file", str(file)),
+    }
+
+
+def test_file_is_named_by_flag_or_environment(monkeypatch, write, tmp_path):
+    monkeypatch.setenv("SUPERDRAFT_CONFIG", str(write("port = 1")))
+    assert load_settings().port == 1
+    other = tmp_path / "other.toml"
+    other.write_text("port = 2")
+    assert load_settings({"config": other}).port == 2
+    monkeypatch.delenv("SUPERDRAFT_CONFIG")
+    monkeypatch.chdir(tmp_path)  # where a superdraft.toml lies, which nobody named
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot = 1", r"^prot in .*superdraft\.toml is no setting; did you mean port\?$"),
+        ("max-num-drafts = 1", r"^max-num-drafts in .* did you mean max_num_drafts\?$"),
+        ("[server]\nport = 1", r"^server in .* is no setting"),
+        ("port = 99999", r"^port in .*superdraft\.toml should be less than or equal to 65535, got 99999$"),
+        ('log_format = "xml"', r"^log_format in .*'console' or 'json'"),
+        ("port = 1 2", r"superdraft\.toml is not valid TOML: .*line 1"),
+    ],
+)
+def test_wrong_file_is_an_error_that_names_it(write, text, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings({"config": write(text)})
+
+
+def test_file_that_is_not_there_or_not_text_is_an_error(tmp_path):
+    with pytest.raises(SettingsError, match=r"none\.toml cannot be read: No such file"):
+        load_settings({"config": tmp_path / "none.toml"})
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="not valid TOML"):
+        load_settings({"config": tmp_path / "bytes"})
+
+
+def shown(*arguments):
+    result = CliRunner().invoke(cli_config.app, ["show", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_config_show_tells_values_and_origins(monkeypatch, write):
+    monkeypatch.setenv("SUPERDRAFT_LOG_FORMAT", "json")
+    file = write("num_slots = 4\nport = 1")
+    lines = {re.match(r"(?:# )?(\w+)", line)[1]: line for line in shown("--config", file, "--port", 7).splitlines()}
+    assert set(lines) == set(Settings.model_fields)
+    assert re.fullmatch(r"port = 7 +# flag --port", lines["port"])
+    assert re.fullmatch(r'log_format = "json" +# environment SUPERDRAFT_LOG_FORMAT', lines["log_format"])
+    assert re.fullmatch(rf"num_slots = 4 +# file {re.escape(str(file))}", lines["num_slots"])
+    assert re.fullmatch(r'host = "127.0.0.1" +# default', lines["host"])
+    assert re.fullmatch(r"# home is not set +# default", lines["home"])
+
+
+def test_what_config_show_prints_is_a_configuration_file(write):
+    flags = {
+        "port": 7,
+        "trust_remote_code": True,
+        "default_tau": 0.5,
+        "kv_memory": "3GiB",
+        "served_model_name": 'a "ü"',
+    }
+    printed = shown(
+        *(
+            f"--{name.replace('_', '-')}" if v is True else f"--{name.replace('_', '-')}={v}"
+            for name, v in flags.items()
+        )
+    )
+    assert tomllib.loads(printed)["served_model_name"] == 'a "ü"'
+    assert load_settings({"config": write(printed)}) == load_settings(flags)
+
+
+def test_secrets_are_masked(monkeypatch):
+    class WithSecrets(Settings):
+        api_key: SecretStr | None = None
+        api_keys: tuple[SecretStr, ...] = ()
+
+    monkeypatch.setattr(settings, "Settings", WithSecrets)
+    monkeypatch.setenv("SUPERDRAFT_API_KEY", "hush")
+    monkeypatch.setenv("SUPERDRAFT_API_KEYS", '["hush", "hush"]')
+    output = shown()
+    assert "hush" not in output
+    assert re.search(r"# api_key is set, and secret +# environment SUPERDRAFT_API_KEY\n", output)
+    assert load_settings().api_keys[1].get_secret_value() == "hush"
+    for wrong in ('[["hush"]]', '{"hush": 1}', "hush"):
+        monkeypatch.setenv("SUPERDRAFT_API_KEYS", wrong)
+        with pytest.raises(SettingsError, match=r"(?i)api_keys") as caught:
+            load_settings()
+        assert "hush" not in str(caught.value)
+    assert not is_secret(Settings.model_fields["home"].annotation)
+
+
+def test_documented_example_is_a_configuration_file(write):
+    (example,) = re.findall(r"^    # superdraft\.toml\n(?:    .*\n)+", OPERATING.read_text(), re.M)
+    loaded = load_settings({"config": write(textwrap.dedent(example))})
+    assert (loaded.port, loaded.kv_memory, loaded.num_slots, loaded.log_format) == (8080, 2**32, 32, "json")

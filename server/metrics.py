@@ -1,0 +1,231 @@
+"""What Prometheus may ask: one class, whose methods the service calls. No label and no value holds text of a prompt.
+
+Each app has a registry of its own. Every label has few values: routes are templates, and what a client chooses freely
+is no label. Gauges are read when somebody asks, so that they cost nothing before.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.params import GenerationParams
+
+CancelReason = Literal["client_gone", "superseded", "deadline", "shutdown"]
+DraftEvent = Literal["shown", "accepted", "dismissed"]
+
+OTHER_ROUTE = "other"
+NO_STRATEGY = "none"
+_MAX_RANK = 9  # drafts behind it are counted together
+_CANCEL_REASONS: tuple[CancelReason, ...] = ("client_gone", "superseded", "deadline", "shutdown")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class ReportedStep(Protocol):
+    """What an engine tells of its latest step; `superdraft.decoding.engine.StepReport` says what it means."""
+
+    @property
+    def kind(self) -> str | None:
+        """What the model ran: "prefill", "decode" or None."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+
+    @property
+    def first_draft_s(self) -> Sequence[float]:
+        """Of each request whose drafts began, the time since it was added."""
+
+    @property
+    def num_expired(self) -> int:
+        """Requests whose time was over."""
+
+
+@runtime_checkable
+class WatchedEngine(Protocol):
+    """What an engine tells of itself. Any thread may read all but `last_step`."""
+
+    @property
+    def num_slots(self) -> int:
+        """KV-cache slots."""
+
+    @property
+    def num_used_slots(self) -> int:
+        """Those in use."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests with a slot."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without one."""
+
+    @property
+    def last_step(self) -> ReportedStep:
+        """The latest step."""
+
+
+class Metrics:
+    """The metrics of one app. Every method may be called by any thread.
+
+    Attributes:
+        registry: holds them all.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._engine: WatchedEngine | None = None
+        ProcessCollector(registry=self.registry)
+        self._add_request_metrics()
+        self._add_engine_metrics()
+
+    def _add_request_metrics(self) -> None:
+        registry = self.registry
+        self._requests = Counter(
+            "superdraft_requests", "HTTP requests.", ["route", "status", "strategy"], registry=registry
+        )
+        self._request_s = Histogram(
+            "superdraft_request_seconds",
+            "From a request's head to the end of its answer.",
+            ["route", "strategy"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._shed = Counter("superdraft_shed", "Requests refused unseen.", ["reason"], registry=registry)
+        self._draft_events = Counter(
+            "superdraft_draft_events", "What users did with drafts.", ["event", "rank"], registry=registry
+        )
+        self._draft_event_s = Histogram(
+            "superdraft_draft_event_seconds",
+            "From when a draft was shown to what its user did with it.",
+            ["event"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def _add_engine_metrics(self) -> None:
+        registry = self.registry
+        self._cancelled = Counter(
+            "superdraft_cancelled", "Prompts whose drafts were not finished.", ["reason"], registry=registry
+        )
+        for reason in _CANCEL_REASONS:
+            self._cancelled.labels(reason)
+        self._queue_s = Histogram(
+            "superdraft_queue_seconds", "A prompt's wait for a slot.", buckets=_SECONDS, registry=registry
+        )
+        self._first_draft_s = Histogram(
+            "superdraft_first_draft_seconds",
+            "From a prompt's arrival at the engine to the first token of its drafts.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        steps = Histogram("superdraft_step_seconds", "Engine steps.", ["kind"], buckets=_SECONDS, registry=registry)
+        self._step_s = {kind: steps.labels(kind) for kind in ("prefill", "decode")}
+        self._forward_rows = Histogram(
+            "superdraft_forward_rows",
+            "Model rows of a prompt's drafts.",
+            ["strategy"],
+            buckets=_ROWS,
+            registry=registry,
+        )
+        self._prompt_tokens = Counter("superdraft_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self._cached_tokens = Counter(
+            "superdraft_cached_tokens", "Tokens of prompts that an earlier prompt left.", registry=registry
+        )
+        self._completion_tokens = Counter("superdraft_completion_tokens", "Tokens of drafts.", registry=registry)
+        self._ngram_s = Counter("superdraft_ngram_seconds", "Time of the n-gram models.", registry=registry)
+        self._superposed_rows = Counter(
+            "superdraft_superposed_rows", "Model rows of superposed drafts.", registry=registry
+        )
+        self._separate_rows = Counter(
+            "superdraft_separate_rows",
+            "Model rows that the same drafts would have taken with a row each.",
+            registry=registry,
+        )
+
+    def watch(self, engine: object) -> None:
+        """Show the engine's load and its steps. One that does not tell them, such as a test's, has no such metrics."""
+        if not isinstance(engine, WatchedEngine):
+            return
+        self._engine = watched = engine
+        for name, text, read in (
+            ("superdraft_slots", "KV-cache slots.", lambda: watched.num_slots),
+            ("superdraft_used_slots", "KV-cache slots in use.", lambda: watched.num_used_slots),
+            ("superdraft_running_sequences", "Prompts with a slot.", lambda: watched.num_running),
+            ("superdraft_waiting_sequences", "Prompts without a slot.", lambda: watched.num_waiting),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(read)
+
+    def watch_admission(self, num_waiting: Callable[[], int]) -> None:
+        """Show how many requests wait to be let in to the engine."""
+        gauge = Gauge(
+            "superdraft_waiting_requests", "Requests that the engine has not seen yet.", registry=self.registry
+        )
+        gauge.set_function(num_waiting)
+
+    def observe_request(self, route: str, status: int, strategy: str | None, seconds: float) -> None:
+        """Count an HTTP request that is over.
+
+        Args:
+            route: the route's template, or OTHER_ROUTE; never a path.
+            status: the HTTP status.
+            strategy: how it was decoded; None: it never came to that.
+            seconds: how long it took.
+        """
+        strategy = strategy or NO_STRATEGY
+        self._requests.labels(route, status, strategy).inc()
+        self._request_s.labels(route, strategy).observe(seconds)
+
+    def observe_step(self) -> None:
+        """Count the watched engine's latest step. For the engine's thread."""
+        if self._engine is None:
+            return
+        step = self._engine.last_step
+        if step.kind is not None:
+            self._step_s[step.kind].observe(step.seconds)
+        for seconds in step.first_draft_s:
+            self._first_draft_s.observe(seconds)
+        if step.num_expired:
+            self.count_cancelled("deadline", step.num_expired)
+
+    def observe_generation(self, params: GenerationParams, output: GenerationOutput) -> None:
+        """Count a prompt that was answered."""
+        usage, timings = output.usage, output.timings
+        self._queue_s.observe(timings.queue_ms / 1e3)
+        self._ngram_s.inc(timings.ngram_ms / 1e3)
+        self._prompt_tokens.inc(usage.prompt_tokens)
+        self._cached_tokens.inc(usage.cached_tokens)
+        self._completion_tokens.inc(usage.completion_tokens)
+        self._forward_rows.labels(params.strategy).observe(usage.forward_rows)
+        has_extra_rows = params.verify_top is not None or params.reset_every is not None
+        if params.drafts_per_branch > 1 and not has_extra_rows:
+            self._superposed_rows.inc(usage.forward_rows)
+            self._separate_rows.inc(usage.forward_rows * params.drafts_per_branch)
+
+    def count_cancelled(self, reason: CancelReason, count: int = 1) -> None:
+        """Count prompts that ended before their drafts were finished."""
+        self._cancelled.labels(reason).inc(count)
+
+    def count_shed(self, reason: str) -> None:
+        """Count a request that was refused because of the server's state, not its own; `reason` is a fixed word."""
+        self._shed.labels(reason).inc()
+
+    def count_draft_event(self, event: DraftEvent, rank: int, elapsed_s: float | None = None) -> None:
+        """Count what a user did with the draft of this rank, 0 being the best, and how long after it was shown."""
+        self._draft_events.labels(event, str(rank) if 0 <= rank <= _MAX_RANK else f"{_MAX_RANK + 1}+").inc()
+        if elapsed_s is not None:
+            self._draft_event_s.labels(event).observe(elapsed_s)
+
+    def total(self, sample: str) -> float:
+        """A sample's value, summed over its labels; 0 if there is none."""
+        families = self.registry.restricted_registry([sample]).collect()
+        return sum(item.value for family in families for item in family.samples if item.name == sample)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Everything in the text format that an `accept` header asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type

@@ -1,0 +1,329 @@
+"""Metrics, the log line, statistics and request ids, over the real engine without a model."""
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+import structlog
+from starlette.testclient import TestClient
+from support.decoding import FailingScorer
+from support.engine import FakeEngine
+from support.fake_runner import FakeRunner
+from support.models import VOCAB_SIZE, tiny_tokenizer
+from support.serving import eventually, serving
+
+from superdraft.client import Superdraft
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.server.app import create_app
+from superdraft.server.log_config import configure_logging
+from superdraft.server.ngram_registry import NgramModels
+from superdraft.server.settings import Settings
+
+SECRET = "Zanzibar"
+
+
+class SlowRunner(FakeRunner):
+    """Sleeps in each decode step."""
+
+    delay_s = 0.0
+
+    def decode(self, embeddings, lengths):
+        time.sleep(self.delay_s)
+        return super().decode(embeddings, lengths)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine(SlowRunner(num_slots=4), Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig())
+
+
+@pytest.fixture
+def log(monkeypatch) -> Iterator[Callable[[], list[dict]]]:
+    """The JSON log, as a function that gives the lines since its last call."""
+    root, config = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers, root.level
+    configure_logging("info", "json")
+    monkeypatch.setattr(logging.getLogger("httpx2"), "propagate", False)  # the test client's, not the server's
+    stream = io.StringIO()
+    root.handlers[0].setStream(stream)
+
+    def lines():
+        written = stream.getvalue().splitlines()
+        stream.seek(0)
+        stream.truncate()
+        return [json.loads(line) for line in written]
+
+    yield lines
+    root.handlers, root.level = handlers, level
+    structlog.configure(**config)
+
+
+def request_lines(lines):
+    return [line for line in lines if line["event"] == "request"]
+
+
+def samples(client, name):
+    """{(label values): value} of a sample."""
+    values = {}
+    for family in client.app.state.service.metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name == name:
+                values[tuple(sample.labels.values())] = sample.value
+    return values
+
+
+def drafts(client, **fields):
+    return client.post("/v1/drafts", json={"prompt": "Thank you for", "max_tokens": 4, **fields})
+
+
+# Metrics
+
+
+def test_requests_are_counted_by_template_status_and_strategy(client):
+    drafts(client)
+    drafts(client, strategy="greedy")
+    drafts(client, num_drafts=0)
+    client.get("/v1/drafts")
+    client.get("/v1/models/tiny")
+    client.get("/v1/models/no/such/model")
+    client.get("/v1/nothing/of/the/kind")
+    client.request("BREW", "/v1/drafts")
+    assert samples(client, "superdraft_requests_total") == {
+        ("/v1/drafts", "200", "superposed"): 1,
+        ("/v1/drafts", "200", "greedy"): 1,
+        ("/v1/drafts", "400", "none"): 1,
+        ("/v1/drafts", "405", "none"): 2,
+        ("/v1/models/{model_id:path}", "200", "none"): 1,
+        ("/v1/models/{model_id:path}", "404", "none"): 1,
+        ("other", "404", "none"): 1,
+    }
+
+
+def test_metrics_tell_what_the_engine_did(client):
+    answers = [drafts(client).json(), drafts(client).json()]
+    client.post("/v1/completions", json={"prompt": ["Thank you", "Once upon"], "max_tokens": 4})
+    text = client.get("/metrics").text
+    values = {key: float(value) for key, value in (line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")}
+    assert values["superdraft_queue_seconds_count"] == values["superdraft_first_draft_seconds_count"] == 4
+    assert values['superdraft_step_seconds_count{kind="decode"}'] >= 6
+    assert 2 <= values['superdraft_step_seconds_count{kind="prefill"}'] <= 4
+    cached = sum(answer["usage"]["cached_tokens"] for answer in answers)
+    assert values["superdraft_cached_tokens_total"] >= cached > 0
+    assert values["superdraft_superposed_rows_total"] == sum(answer["usage"]["forward_rows"] for answer in answers)
+    assert values["superdraft_separate_rows_total"] == 3 * values["superdraft_superposed_rows_total"]
+    assert values["superdraft_slots"] == 4
+    assert values["superdraft_used_slots"] == 0
+    assert values["process_resident_memory_bytes"] > 0
+
+
+def test_apps_do_not_share_their_metrics(make_client):
+    drafts(make_client())
+    other = TestClient(create_app(Settings(), FakeEngine(), model_name="tiny"))
+    assert other.get("/metrics").status_code == 200
+    assert samples(other, "superdraft_queue_seconds_count") == {(): 0}
+
+
+def test_cancellations_are_counted_by_reason(engine):
+    engine._runner.delay_s = 0.03
+    app = create_app(Settings(shutdown_grace_s=0.2), engine, model_name="tiny")
+
+    def cancelled(reason):
+        return app.state.service.metrics.registry.get_sample_value("superdraft_cancelled_total", {"reason": reason})
+
+    with serving(app) as url, Superdraft(url) as client:
+        assert client.complete("Hi", max_tokens=40, timeout_ms=50).drafts
+        assert cancelled("deadline") == 1
+        with contextlib.suppress(Exception), Superdraft(url, timeout=0.1) as impatient:
+            impatient.complete("Hi", max_tokens=50)
+        assert eventually(lambda: cancelled("client_gone") == 1)
+
+        async def type_on():
+            started = [asyncio.create_task(asyncio.to_thread(_complete, url, session_id="s", max_tokens=8))]
+            await asyncio.to_thread(eventually, lambda: engine.num_running == 1)
+            started.append(asyncio.create_task(asyncio.to_thread(_complete, url, session_id="s", max_tokens=2)))
+            return await asyncio.gather(*started)
+
+        assert asyncio.run(type_on()) == [499, 200]
+        assert cancelled("superseded") == 1
+        async_engine = app.state.service.engine
+
+        async def shut_down():
+            late = asyncio.create_task(asyncio.to_thread(_complete, url, max_tokens=50))
+            await asyncio.to_thread(eventually, lambda: engine.num_running == 1)
+            await async_engine.stop(grace_s=0.05)
+            return await late, await asyncio.to_thread(_complete, url)
+
+        assert asyncio.run(shut_down()) == (503, 503)
+        assert cancelled("shutdown") == 1
+        assert app.state.service.metrics.registry.get_sample_value("superdraft_shed_total", {"reason": "shutdown"}) == 1
+
+
+def _complete(url, **fields):
+    return httpx.post(f"{url}/v1/drafts", json={"prompt": "Hi", **fields}).status_code
+
+
+# The log
+
+
+def test_log_line_says_what_a_request_did(client, log):
+    answer = drafts(client, num_drafts=2).json()
+    (line,) = request_lines(log())
+    usage = answer["usage"]
+    assert {name: line[name] for name in usage if name != "total_tokens"} == {
+        name: value for name, value in usage.items() if name != "total_tokens"
+    }
+    assert (line["method"], line["route"], line["status"]) == ("POST", "/v1/drafts", 200)
+    assert (line["strategy"], line["num_drafts"], line["num_prompts"]) == ("superposed", 2, 1)
+    assert line["prefill_ms"] == pytest.approx(answer["timings"]["prefill_ms"], abs=0.06)
+    assert line["ms"] >= line["prefill_ms"] + line["decode_ms"]
+    assert line["level"] == "info"
+    assert line["timestamp"].endswith("Z")
+
+
+def test_log_line_of_several_prompts_and_of_a_stream(client, log):
+    prompts = ["Thank you", "Once upon", "Hi"]
+    for prompt in prompts:
+        client.post("/v1/completions", json={"prompt": prompt, "n": 2, "max_tokens": 4})
+    alone = [line["forward_rows"] for line in request_lines(log())]
+    client.post("/v1/completions", json={"prompt": prompts, "n": 2, "max_tokens": 4})
+    drafts(client, stream=True)
+    batch, stream = request_lines(log())
+    assert (batch["num_prompts"], stream["num_prompts"]) == (3, 1)
+    assert batch["forward_rows"] == sum(alone)
+    assert "cancelled" not in stream
+
+
+def test_log_line_of_what_failed_has_its_code(client, log):
+    drafts(client, num_drafts=0)
+    client.post("/v1/drafts", content=b"{")
+    client.get("/nothing")
+    assert [line["error_code"] for line in request_lines(log())] == ["invalid_value", "invalid_json", "route_not_found"]
+
+
+def test_machines_that_ask_all_the_time_are_not_logged(client, log):
+    for path in ("/health", "/ready", "/metrics", "/v1/stats"):
+        assert client.get(path).status_code == 200
+    assert log() == []
+
+
+def test_server_failure_is_logged_with_its_cause_and_request_id(make_client, log):
+    client = make_client(NgramModels({"broken": FailingScorer(2)}, "broken"))
+    response = drafts(client, alpha=0.5)
+    assert response.status_code == 500
+    failure, line = log()
+    assert failure["event"] == "request_failed"
+    assert "RuntimeError: (message withheld" in failure["exception"]
+    assert "in score\n" in failure["exception"]
+    assert "SequenceFailedError" in failure["exception"]
+    assert failure["request_id"] == line["request_id"] == response.headers["x-request-id"]
+
+
+# What must never be seen
+
+
+def bodies() -> list[bytes]:
+    words = f"{SECRET} sells spices"
+    objects = [
+        {"prompt": words},
+        {"prompt": words, "stream": True},
+        {"prompt": [words]},
+        {"prompt": {"text": words}},
+        {"prompt": words, "max_tokens": words},
+        {"prompt": words, "model": words},
+        {"prompt": words, "ngram_model": words},
+        {"prompt": words, "strategy": words},
+        {"prompt": words, "stop": [words], "max_tokens": 2},
+        {"prompt": words, "suffix": words},
+        {"prompt": words * 500},
+        {"prompt": words, words: 1},
+        {"prompt": words, "logit_bias": {words: 1}},
+        {"input_prefix": words, "input_suffix": words, "input_extra": [{"text": words, "filename": words}]},
+        {"segments": {"prefix": words, "suffix": words}, "language": words},
+        {"completion_id": words, "event": words, "index": 0},
+        {"type": words, "completion_id": words, "choice_index": 0},
+    ]
+    whole = [json.dumps(item).encode() for item in objects]
+    broken = [f'{{"prompt": "{words}'.encode(), f"prompt={words}".encode(), f'["{words}"]'.encode()]
+    return [*whole, *broken, f'{{"prompt": "{words} \xff"}}'.encode("latin-1")]
+
+
+def talk(client) -> set[int]:
+    """Say the secret to every route in every way, the wrong ones too."""
+    statuses = set()
+    for path, operations in client.app.openapi()["paths"].items():
+        for body in bodies() if "post" in operations else []:
+            statuses.add(client.post(path, content=body, headers={"x-session-id": SECRET}).status_code)
+        statuses.add(client.get(f"{path}?q={SECRET}").status_code)
+    for path in (f"/{SECRET}", f"/v1/models/{SECRET}", f"/v1/{SECRET}/completions"):
+        statuses.add(client.get(path).status_code)
+        statuses.add(client.request(SECRET.upper(), path).status_code)
+    statuses.add(client.post("/v1/drafts", content=b"x" * 3000 + SECRET.encode()).status_code)
+    return statuses
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_prompts_are_in_no_log_and_no_metric(make_client, engine, monkeypatch, log, capsys, log_format):
+    configure_logging("debug", log_format)
+    client = make_client(max_body_bytes=2500)
+    assert {200, 400, 404, 405, 413} <= talk(client)
+
+    def broken(*args, **kwargs):
+        raise KeyError(SECRET) from ValueError(SECRET)
+
+    for target, name in (
+        (engine._runner, "decode"),  # in the engine, in the middle
+        (engine._runner, "prefill"),
+        (engine, "add_request"),
+        (engine, "step"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, broken)
+            assert drafts(client, prompt=SECRET).status_code == 500
+            drafts(client, prompt=SECRET, stream=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("superdraft.server.routes_native.drafts_response", broken)
+        assert drafts(client, prompt=SECRET).status_code == 500
+        drafts(client, prompt=SECRET, stream=True)
+    logging.getLogger("asyncio").error(f"Task exception was never retrieved\nfuture: <Task {SECRET}>")
+    captured = capsys.readouterr()
+    seen = captured.out + captured.err + client.get("/metrics").text + client.get("/v1/stats").text
+    assert "Task exception was never retrieved" in seen
+    assert "message withheld" in seen
+    assert SECRET.lower() not in seen.lower()
+    assert "spices" not in seen
+
+
+# Request ids and statistics
+
+
+def test_errors_carry_the_request_id_in_body_and_header(client):
+    response = client.post("/v1/drafts", json={}, headers={"x-request-id": "abc-1"})
+    assert (response.headers["x-request-id"], response.json()["request_id"]) == ("abc-1", "abc-1")
+    for response in (client.get("/nothing"), client.post("/v1/drafts", content=b"{")):
+        assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+def test_statistics_for_people(client):
+    fresh = client.get("/v1/stats").json()
+    assert (fresh["latency"]["p50_ms"], fresh["tokens"]["prefix_hit_share"], fresh["rows"]["saved_share"]) == (
+        None,
+    ) * 3
+    rows = sum(drafts(client).json()["usage"]["forward_rows"] for _ in range(3))
+    drafts(client, strategy="sample", num_drafts=2)
+    drafts(client, num_drafts=0)
+    stats = client.get("/v1/stats").json()
+    assert (stats["model"], stats["ready"], stats["slots"]) == ("tiny", True, {"total": 4, "used": 0})
+    assert (stats["running"], stats["waiting"]) == (0, 0)
+    assert stats["requests"] == {"answered": 4, "refused": 1, "shed": 0, "cancelled": 0, "failed": 0}
+    assert stats["latency"]["num_requests"] == 4
+    assert 0 < stats["latency"]["p50_ms"] <= stats["latency"]["p95_ms"]
+    assert 0.5 < stats["tokens"]["prefix_hit_share"] < 1
+    assert stats["rows"] == {"superposed": rows, "separate": 3 * rows, "saved_share": 0.6667}
