@@ -1,6 +1,7 @@
 """From a sequence that has ended to its answer: drafts ranked, cut for display, made distinct, verified."""
 
 import re
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from superdraft.decoding.display import stable_prefix, tokens_within, trim_text
@@ -51,16 +52,33 @@ def snapshot(sequence: Sequence) -> Snapshot:
     return Snapshot(
         num_steps=max(branch.num_steps for branch in sequence.branches),
         drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), draft.mean_logprob) for draft in ranked),
-        stable_text=_stable_text(drafts, params),
+        stable_text=_stable_text(sequence),
     )
 
 
-def _stable_text(drafts: DraftSet, params: GenerationParams) -> str:
-    """What all drafts begin with, and so all their children; without what trimming may still take away."""
-    common = stable_prefix([draft.text for draft in (*drafts.alive, *drafts.finished)])
+def _stable_text(sequence: Sequence) -> str:
+    """What all drafts begin with, and so all their children; without what trimming or a stop string may still take."""
+    params = sequence.params
+    drafts = [draft for branch in sequence.branches for draft in branch.drafts.alive]
+    if any(draft.healing for draft in drafts):  # its own text has not begun, and may begin with anything
+        return ""
+    stops = [stop.encode() for stop in params.stop]
+    texts = [_without_begun_stop(draft.text, stops) for draft in drafts]
+    texts += [draft.text for branch in sequence.branches for draft in branch.drafts.finished]
+    common = stable_prefix(texts)
     if params.trim != "none":
         common = _LAST_WORD.sub("", common)
     return trim_text(common, "stop", params.single_line, params.trim)
+
+
+def _without_begun_stop(text: bytes, stops: Seq[bytes]) -> bytes:
+    """`text` up to the first place where a stop string begins that the next tokens may complete."""
+    longest = max(map(len, stops), default=0)
+    for start in range(max(0, len(text) - longest + 1), len(text)):
+        tail = text[start:]
+        if any(stop.startswith(tail) for stop in stops):
+            return text[:start]
+    return text
 
 
 def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s: float) -> GenerationOutput:

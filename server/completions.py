@@ -1,13 +1,13 @@
 """The OpenAI wire's request as engine parameters, and the engine's outputs as its answer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogprob
 from superdraft.decoding.params import GenerationParams
-from superdraft.server.request_warnings import SAMPLING, strategy_warnings
+from superdraft.server.request_warnings import strategy_warnings
 from superdraft.server.schemas import bias_pairs
 from superdraft.server.schemas_openai import (
     Choice,
@@ -19,129 +19,170 @@ from superdraft.server.schemas_openai import (
 from superdraft.server.service import Service
 
 LOGPROB_FLOOR = -9999.0  # JSON has no -inf
+MIN_PENALISED_CANDIDATES = 16
+MIN_TOP_P = 1e-6  # OpenAI takes 0, for the most probable token alone
+_NO_DRAFT = DraftOutput(0, "", (), (), LOGPROB_FLOOR, (), "length", ())
 
 
 def generation_params(body: CompletionRequest, service: Service) -> GenerationParams:
-    """What to decode for each prompt of a request.
+    """What to decode for each prompt of a request, whose strategy is settled.
 
     Raises:
-        InvalidRequestError: the request asks for what is not supported, or is over a limit of this server.
+        InvalidRequestError: fields of the request contradict each other, or one is over a limit of this server.
     """
-    _refuse_unsupported(body)
-    _check_drafts(body, service.engine.engine.config)
-    if len(body.prompt) > service.settings.max_batch_prompts:
-        limit = service.settings.max_batch_prompts
-        message = f"prompt holds {len(body.prompt)} prompts, and one request takes {limit} at most; send several."
-        raise InvalidRequestError(message, param="prompt")
-    return GenerationParams(
-        num_drafts=body.num_drafts,
-        max_tokens=body.max_tokens,
-        alpha=service.alpha,
-        tau=service.tau,
-        stop=body.stop,
-        verify_top=body.logprobs,
-        echo_logprobs=body.echo and body.logprobs is not None,
-        strategy=body.strategy,
-        temperature=body.temperature,
-        top_p=body.top_p if body.strategy in SAMPLING else 1.0,  # OpenAI takes 0, and elsewhere it has no effect
-        seed=body.seed,
-        logit_bias=bias_pairs(body.logit_bias),
-        frequency_penalty=body.frequency_penalty,
-        presence_penalty=body.presence_penalty,
-        token_healing=_heals(body, service.settings.token_healing),
-    )
+    _check(body, service.settings.max_batch_prompts)
+    with errors_in_request_terms(body):
+        return GenerationParams(
+            num_drafts=body.num_drafts,
+            max_tokens=_max_tokens(body, service),
+            alpha=service.alpha,
+            tau=service.tau,
+            candidates_per_draft=_num_candidates(body) or service.num_candidates(body.num_drafts),
+            stop=body.stop,
+            verify_top=body.logprobs,
+            echo_logprobs=body.echo and body.logprobs is not None,
+            strategy=body.strategy,
+            temperature=body.temperature,
+            top_p=max(body.top_p, MIN_TOP_P),
+            seed=body.seed,
+            logit_bias=bias_pairs(body.logit_bias),
+            frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty,
+            token_healing=_heals(body, service.settings.token_healing),
+            single_line=body.single_line,
+            snapshots=body.stream and body.logprobs is None,  # exact log-probabilities come last, with the text
+        )
+
+
+@contextmanager
+def errors_in_request_terms(body: CompletionRequest) -> Iterator[None]:
+    """Let an error of the engine name the request's field: its rows and drafts are `best_of`, or else `n`."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if error.param not in ("num_drafts", "num_branches"):
+            raise
+        field = "n" if body.best_of is None else "best_of"
+        raise InvalidRequestError(str(error).replace(error.param, field), param=field) from None
+
+
+def _num_candidates(body: CompletionRequest) -> int | None:
+    """m; None: the default, k squared. One candidate for one draft would leave a penalty nothing to choose from."""
+    is_penalised = body.frequency_penalty or body.presence_penalty
+    return max(body.num_drafts**2, MIN_PENALISED_CANDIDATES) if is_penalised else None
 
 
 def _heals(body: CompletionRequest, default: bool) -> bool:
     """Whether half typed words are finished.
 
-    Not where the answer places tokens in the prompt's text or beside the draft's: the healed token covers both.
+    Not where the answer places tokens in the prompt's text or beside the draft's: the healed token covers both. Nor in
+    a gap, whose prompt is made of token ids.
     """
-    if body.echo or body.logprobs is not None or not isinstance(body.prompt[0], str):
+    if body.echo or body.logprobs is not None or body.suffix or not isinstance(body.prompt[0], str):
         return False
     return default if body.token_healing is None else body.token_healing
 
 
-def _refuse_unsupported(body: CompletionRequest) -> None:
-    if body.stream:
-        message = "stream is not supported yet; send the request without it."
-        raise InvalidRequestError(message, param="stream", code="unsupported_parameter")
-    if body.stream_options is not None:
+def _check(body: CompletionRequest, max_prompts: int) -> None:
+    if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("stream_options is allowed only with stream.", param="stream_options")
-    if body.suffix:
-        message = "suffix is not supported: this model continues a text and fills no gap; send the prompt alone."
-        raise InvalidRequestError(message, param="suffix", code="unsupported_parameter")
-
-
-def _check_drafts(body: CompletionRequest, config: EngineConfig) -> None:
-    for name, value in (("n", body.n), ("best_of", body.best_of or 1)):
-        if value > config.max_num_drafts:
-            message = f"{name} must be at most {config.max_num_drafts} on this server, got {value}."
-            raise InvalidRequestError(message, param=name)
     if body.num_drafts < body.n:
         message = f"best_of must be n or more (n is {body.n}), got {body.best_of}."
         raise InvalidRequestError(message, param="best_of")
+    if len(body.prompt) > max_prompts:
+        message = f"prompt holds {len(body.prompt)} prompts, and one request takes {max_prompts} at most; send several."
+        raise InvalidRequestError(message, param="prompt")
 
 
-def request_warnings(body: CompletionRequest) -> list[str]:
+def _max_tokens(body: CompletionRequest, service: Service) -> int:
+    """Editors ask for thousands of tokens and read one line: they get what there is room for, not an error."""
+    engine = service.engine.engine
+    limit = engine.config.max_tokens
+    return body.max_tokens if body.max_tokens <= limit else min(limit, engine.max_model_len // 2)
+
+
+def request_warnings(body: CompletionRequest, service: Service) -> list[str]:
     """What in the request has no effect."""
     warnings = strategy_warnings(body)
-    if body.token_healing and (body.echo or body.logprobs is not None):
-        warnings.append("token_healing has no effect with echo or logprobs.")
+    limit = service.engine.engine.config.max_tokens
+    if body.max_tokens > limit:
+        warnings.append(f"max_tokens is {body.max_tokens}; this server writes {limit} at most.")
+    if body.token_healing and (body.echo or body.logprobs is not None or body.suffix):
+        warnings.append("token_healing has no effect with echo, logprobs or suffix.")
     elif body.token_healing and not isinstance(body.prompt[0], str):
         warnings.append("token_healing has no effect: the prompt is given as token ids.")
     return warnings
 
 
+def add_warnings(warnings: list[str], output: GenerationOutput) -> None:
+    """Add the engine's warnings of one prompt, those that other prompts had too but once."""
+    warnings += [warning for warning in output.warnings if warning not in warnings]
+
+
 def choices_of(body: CompletionRequest, prompt_index: int, prompt_text: str, output: GenerationOutput) -> list[Choice]:
-    """The shown drafts of one prompt.
+    """The shown drafts of one prompt, at least one: of no drafts, an empty one.
 
     Args:
         body: the request.
         prompt_index: which of the request's prompts.
-        prompt_text: the prompt's text; put in front if the request asks for `echo`, else not looked at.
+        prompt_text: what `echo` puts in front of each; empty without `echo`.
         output: the engine's answer for this prompt.
     """
     choices = []
-    for draft in output.drafts[: body.n]:
-        text = prompt_text + draft.text if body.echo else draft.text
+    for draft in output.drafts[: body.n] or (_NO_DRAFT,):
+        text = prompt_text + draft.text
         logprobs = None
         if body.logprobs is not None:
-            before = (output.prompt_logprobs or ()) if body.echo else ()
-            logprobs = legacy_logprobs(text, [*before, *_exact_logprobs(draft)])
-        index = prompt_index * body.n + draft.index
-        choices.append(Choice(index=index, text=text, logprobs=logprobs, finish_reason=draft.finish_reason))
+            logprobs = legacy_logprobs(text, [*(output.prompt_logprobs or ()), *(draft.exact_logprobs or ())])
+        choices.append(
+            Choice(
+                index=prompt_index * body.n + draft.index,
+                text=text,
+                logprobs=logprobs,
+                finish_reason=draft.finish_reason,
+                score=floored(draft.score),
+            )
+        )
     return choices
-
-
-def _exact_logprobs(draft: DraftOutput) -> tuple[TokenLogprob, ...]:
-    return draft.exact_logprobs or ()
 
 
 def legacy_logprobs(text: str, tokens: Sequence[TokenLogprob]) -> Logprobs:
     """OpenAI's legacy shape: four parallel lists, one entry a token that has a part in `text`.
 
-    A token that holds a part of a character shows as U+FFFD and is placed where its character starts. Tokens after
-    the cut of a stop string are left out.
+    A token that holds a part of a character shows as U+FFFD and is placed where its character starts; one that has no
+    part in the text, such as the token that begins a text, takes no room. Tokens after the cut of a stop string are
+    left out.
     """
     shown = Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     position, unplaced = 0, 0  # unplaced: tokens since the last whole one, of one character at most each
     for token in tokens:
+        width = 0
         if "\ufffd" in token.text:
             unplaced += 1
         else:
-            end = position + unplaced + len(token.text)
-            position = max(position, text.find(token.text, position, end))
-            unplaced = 0
+            start, width = _place(token.text, text, position, unplaced)
+            position, unplaced = max(position, start), 0
         if position >= len(text):
             break
         shown.tokens.append(token.text)
         shown.token_logprobs.append(None if token.logprob is None else floored(token.logprob))
         shown.top_logprobs.append(_top(token))
         shown.text_offset.append(position)
-        if not unplaced:
-            position += len(token.text)
+        position += width
     return shown
+
+
+def _place(token: str, text: str, position: int, slack: int) -> tuple[int, int]:
+    """Where a token stands in `text`, at most `slack` characters behind `position`, and its width.
+
+    The end of the token may have been cut off with the text.
+    """
+    for start in range(position, min(position + slack + 1, len(text))):
+        if token.startswith(text[start : start + len(token)]):
+            return start, len(token)
+    if position == 0 and token.startswith(" "):  # SentencePiece puts a space before a text
+        return _place(token[1:], text, position, slack)
+    return (len(text) if slack else position), 0
 
 
 def _top(token: TokenLogprob) -> dict[str, float] | None:
@@ -169,4 +210,5 @@ def usage_of(outputs: Sequence[GenerationOutput], num_shown: int) -> CompletionU
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
+        forward_rows=sum(output.usage.forward_rows for output in outputs),
     )

@@ -1,8 +1,9 @@
-"""The outputs of one request on their way from the engine thread to the event loop."""
+"""The outputs of requests on their way from the engine thread to the event loop."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Self
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Self
 
 import structlog
 
@@ -39,9 +40,8 @@ class OutputStream:
             raise StopAsyncIteration
         await self._arrived.wait()
         self._arrived.clear()
-        output, self._latest = self._latest, None
+        output = self.take()
         assert output is not None
-        self._is_over = output.is_terminal
         return output
 
     async def accepted(self) -> None:
@@ -51,6 +51,24 @@ class OutputStream:
             SuperdraftError: it refused.
         """
         await self._accepted
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the terminal output was read, or the stream closed."""
+        return self._is_over
+
+    def take(self) -> StepOutput | None:
+        """The latest output, if it was not read yet."""
+        output, self._latest = self._latest, None
+        if output is not None:
+            self._is_over = output.is_terminal
+        return output
+
+    def signal_to(self, arrived: asyncio.Event) -> None:
+        """Set `arrived` when there is something to `take`. From here on, the stream is not iterated over."""
+        self._arrived = arrived
+        if self._latest is not None:
+            arrived.set()
 
     def close(self) -> None:
         """Read no more. Ends the request if it has not ended by itself."""
@@ -91,3 +109,59 @@ class OutputStream:
     def _put(self, output: StepOutput) -> None:
         self._latest = output
         self._arrived.set()
+
+
+class MergedOutputs:
+    """The outputs of several requests as one async iterator, in the order in which they come.
+
+    As of each of its streams, a slow reader gets the latest output of each request only. Close it, or use it up.
+
+    Args:
+        streams: nobody else reads them.
+    """
+
+    def __init__(self, streams: Sequence[OutputStream]) -> None:
+        self._streams = deque(streams)
+        self._arrived = asyncio.Event()
+        for stream in self._streams:
+            stream.signal_to(self._arrived)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StepOutput:
+        while not all(stream.is_over for stream in self._streams):
+            for _ in range(len(self._streams)):
+                self._streams.rotate(-1)  # in turn, so that a busy one does not hide the others
+                output = self._streams[0].take()
+                if output is not None:
+                    return output
+            self._arrived.clear()
+            await self._arrived.wait()
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """Read no more. Ends the requests that have not ended by themselves."""
+        for stream in self._streams:
+            stream.close()
+
+
+async def open_all(starts: Sequence[Coroutine[Any, Any, OutputStream]]) -> MergedOutputs:
+    """Queue several requests, or none: when one is refused or the caller is cancelled, the others are ended.
+
+    Args:
+        starts: calls of `AsyncEngine.stream`.
+
+    Raises:
+        SuperdraftError: the engine refused one.
+    """
+    tasks = [asyncio.create_task(start) for start in starts]
+    try:
+        return MergedOutputs(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        for stream in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(stream, OutputStream):
+                stream.close()
+        raise

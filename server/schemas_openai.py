@@ -1,8 +1,8 @@
-"""`POST /v1/completions`: OpenAI's legacy completions, one answer at once (no streaming)."""
+"""`POST /v1/completions`: OpenAI's legacy completions, at once or as chunks of a stream."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from superdraft.server import examples
 from superdraft.server.schemas import (
@@ -39,6 +39,12 @@ def _prompts(value: Any) -> list[Prompt]:
     raise ValueError("must be a string, a list of token ids, or a list of either that is not empty")
 
 
+def _stream_options(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    if not isinstance((value or {}).get("include_usage"), bool | None):
+        raise ValueError("must have true or false for include_usage")
+    return value
+
+
 class CompletionRequest(BaseModel):
     """A request for drafts. A null field means its default; fields that are not known here are left aside."""
 
@@ -57,22 +63,27 @@ class CompletionRequest(BaseModel):
     logprobs: Integer | None = Field(
         default=None, ge=0, le=5, description="Exact log-probabilities of each token and of this many alternatives."
     )
-    echo: bool = Field(default=False, description="Put the prompt before each draft.")
-    suffix: str | None = Field(default=None, description="Not supported unless empty.")
-    stream: bool = Field(default=False, description="Not supported yet.")
-    stream_options: dict[str, Any] | None = Field(default=None, description="Only with stream.")
-    user: str | None = None
+    echo: Boolean = Field(default=False, description="Put the prompt before each draft.")
+    suffix: str | None = Field(default=None, description="The text after the gap; for models that fill gaps.")
+    stream: Boolean = Field(default=False, description="Server-sent events: text as soon as it can no longer change.")
+    stream_options: Annotated[dict[str, Any] | None, AfterValidator(_stream_options)] = Field(
+        default=None, description="Only with stream. {include_usage: true}: one more chunk, with the usage."
+    )
+    user: str | None = Field(default=None, description="Whose personal n-grams; see /v1/feedback.")
     temperature: Number = Field(default=1.0, ge=0, le=2, description="Of the sampling strategies.")
     top_p: Number = Field(default=1.0, ge=0, le=1, description="Of the sampling strategies.")
     seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="Of the sampling strategies.")
     frequency_penalty: Number = Field(default=0.0, ge=-2, le=2, description="For each time a draft has the token.")
     presence_penalty: Number = Field(default=0.0, ge=-2, le=2, description="Once, if a draft has the token.")
     logit_bias: LogitBias = Field(default={}, description="{token id: added to its logit}; -100 forbids a token.")
-    strategy: Strategy = Field(default="superposed", description="Beyond OpenAI: how drafts are decoded.")
+    strategy: Strategy = Field(
+        default="superposed", description="Beyond OpenAI: how to decode; absent: the model alias's, the server's."
+    )
     token_healing: Boolean | None = Field(
         default=None,
         description="Beyond OpenAI: finish a half typed word; absent: the server's default. Not with echo or logprobs.",
     )
+    single_line: Boolean = Field(default=False, description="Beyond OpenAI: a draft ends before its first line break.")
 
     @model_validator(mode="before")
     @classmethod
@@ -86,6 +97,11 @@ class CompletionRequest(BaseModel):
         """k: the drafts to decode, of which n are shown."""
         return self.n if self.best_of is None else self.best_of
 
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a chunk that holds the usage."""
+        return bool((self.stream_options or {}).get("include_usage"))
+
 
 class Logprobs(BaseModel):
     """Log-probabilities of one choice; offsets are in characters of the choice's `text`."""
@@ -97,12 +113,26 @@ class Logprobs(BaseModel):
 
 
 class Choice(BaseModel):
-    """One draft; index 0 is the best. Of several prompts, prompt i has the indices from i * n on."""
+    """One draft; index 0 is the best. Of several prompts, prompt i has the indices from i * n on.
+
+    `score` goes beyond OpenAI's shape: the mean over the draft's tokens of the interpolated log-score.
+    """
 
     index: int
     text: str
     logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"]
+    score: float
+
+
+class ChunkChoice(BaseModel):
+    """Text that one draft goes on with, for good; its last part has a `finish_reason` and a `score`."""
+
+    index: int
+    text: str
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    score: float | None = None
 
 
 class PromptTokensDetails(BaseModel):
@@ -112,12 +142,16 @@ class PromptTokensDetails(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """Tokens of all prompts and all shown choices."""
+    """Tokens of all prompts and of the shown choices.
+
+    `forward_rows` goes beyond OpenAI's shape: the model rows of all decode steps, drafts that are not shown included.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    forward_rows: int
 
 
 class CompletionResponse(BaseModel):
@@ -133,3 +167,21 @@ class CompletionResponse(BaseModel):
     system_fingerprint: str | None = None
     usage: CompletionUsage
     warnings: list[str] = []
+
+
+class CompletionChunk(BaseModel):
+    """An event of the stream. `warnings` are in the one that ends the last choice."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    system_fingerprint: str | None = None
+    warnings: list[str] = []
+
+
+class CompletionChunkWithUsage(CompletionChunk):
+    """The same where `include_usage` is asked for: null but in the last chunk, which has no choices."""
+
+    usage: CompletionUsage | None = None

@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from superdraft.decoding.outputs import TokenLogprob
+from superdraft.server.completions import legacy_logprobs
 from superdraft.server.schemas_openai import CompletionRequest
 
 PATH = "/v1/completions"
@@ -31,7 +33,7 @@ def test_answer_has_openais_shape(client):
     assert answer["model"] == "tiny"
     assert answer["system_fingerprint"] is None
     assert answer["choices"] == [
-        {"index": i, "text": text, "logprobs": None, "finish_reason": "length"}
+        {"index": i, "text": text, "logprobs": None, "finish_reason": "length", "score": -0.5 - i}
         for i, text in enumerate([" red0 red1", " green0 green1", " blue0 blue1"])
     ]
     assert answer["usage"] == {
@@ -39,6 +41,7 @@ def test_answer_has_openais_shape(client):
         "completion_tokens": 6,
         "total_tokens": 8,
         "prompt_tokens_details": {"cached_tokens": 2},
+        "forward_rows": 2,
     }
     assert answer["warnings"] == []
 
@@ -103,7 +106,7 @@ def test_best_of_decodes_more_drafts_than_it_shows(client, engine):
 
 def test_stop_is_a_string_or_a_long_list(client, engine):
     answer = ask(client, stop=" red1")
-    assert answer["choices"][0] == {"index": 0, "text": " red0", "logprobs": None, "finish_reason": "stop"}
+    assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == (" red0", "stop")
     ask(client, stop=[f"</{i}>" for i in range(40)])
     assert len(engine.seen[1].params.stop) == 40
 
@@ -189,6 +192,47 @@ def test_engine_warnings_are_passed_on_once(client, engine):
     assert response.headers["x-superdraft-warnings"] == "The prompt was cut ? there."
 
 
+def test_no_draft_at_all_is_one_empty_choice(client, engine):
+    engine.max_distinct_drafts = 0
+    answer = ask(client, prompt=["a", "b"], n=3, echo=True, logprobs=1)
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [(0, "a"), (3, "b")]
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+    assert answer["usage"]["completion_tokens"] == 0
+    response = client.post(PATH, json={"prompt": "hi", "n": 3, "stream": True})
+    (chunk, done) = [line for line in response.text.splitlines() if line]
+    assert json.loads(chunk.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert done == "data: [DONE]"
+
+
+def test_one_handler_under_two_paths(client):
+    body = {"prompt": "hi", "n": 2, "max_tokens": 2}
+    answers = [client.post(path, json=body).json() for path in (PATH, "/completions")]
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
+def test_segments_without_a_prompt_are_tabbys(client):
+    segments = {"prefix": "def add(", "suffix": ")"}
+    for body in ({"segments": segments}, {"segments": segments, "prompt": None, "language": "python"}):
+        answer = client.post(PATH, json=body).json()
+        assert set(answer) == {"id", "choices"}
+    assert ask(client, segments=segments)["object"] == "text_completion"
+    assert client.post(PATH, json={"segments": None}).json()["error"]["param"] == "prompt"
+
+
+def test_twins_share_a_run_and_their_choice_has_index_0(client, engine):
+    texts = [ask(client)["choices"] for _ in range(4)]
+    assert [choice["text"].split()[0] for (choice,) in texts] == ["red0", "green0", "blue0", "red0"]
+    assert {choice["index"] for (choice,) in texts} == {0}
+    assert len(engine.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"seed": 1}, {"n": 2}, {"best_of": 2}, {"prompt": ["hi", "hi"]}, {"strategy": "sample"}, {"logprobs": 1}]
+)
+def test_other_requests_are_no_twins(client, fields):
+    assert ask(client, **fields)["choices"] == ask(client, **fields)["choices"]
+
+
 def test_unknown_fields_are_accepted(client):
     ask(client, top_k=40, cache_prompt=True, extra={"deep": [1]})
 
@@ -208,8 +252,6 @@ def test_served_names(client, model):
         ("n", 1.5),
         ("best_of", 33),
         ("max_tokens", -1),
-        ("max_tokens", 10**9),
-        ("max_tokens", 10**30),
         ("logprobs", 6),
         ("temperature", 2.5),
         ("temperature", -0.1),
@@ -234,7 +276,10 @@ def test_served_names(client, model):
         ("prompt", 5),
         ("prompt", ["x"] * 33),
         ("suffix", "end"),
-        ("stream", True),
+        ("stream", "yes"),
+        ("echo", 1),
+        ("stop", ["x"] * 257),
+        ("single_line", 1),
         ("stream_options", {"include_usage": True}),
     ],
 )
@@ -291,3 +336,29 @@ def test_answer_is_strict_json(client):
     response = client.post(PATH, json={"prompt": "hi", "logprobs": 5, "max_tokens": 4})
     values = json.loads(response.content, parse_constant=refuse)["choices"][0]["logprobs"]["token_logprobs"]
     assert all(math.isfinite(value) for value in values)
+
+
+def placed(text, *tokens):
+    shown = legacy_logprobs(text, [TokenLogprob(0, token, -1.0) for token in tokens])
+    return list(zip(shown.tokens, shown.text_offset, strict=True))
+
+
+def test_named_special_token_takes_no_room_in_the_text():
+    assert placed("hi you", "<s>", "hi", " you") == [("<s>", 0), ("hi", 0), (" you", 2)]
+
+
+def test_sentencepieces_space_before_a_text_is_not_in_it():
+    assert placed("hi hi you", "<s>", " hi", " hi", " you") == [("<s>", 0), (" hi", 0), (" hi", 2), (" you", 5)]
+
+
+def test_token_that_the_cut_went_through_is_the_last():
+    assert placed("ab re", "ab", " red", "dish") == [("ab", 0), (" red", 2)]
+    assert placed("é", "\ufffd", "\ufffd", "x") == [("\ufffd", 0), ("\ufffd", 0)]
+
+
+@pytest.mark.parametrize("max_tokens", [513, 10**9, 10**30])
+def test_more_tokens_than_the_server_writes_are_fewer_with_a_warning(client, engine, max_tokens):
+    body = ask(client, max_tokens=max_tokens)
+    limit = engine.config.max_tokens
+    assert engine.seen[0].params.max_tokens == min(limit, engine.max_model_len // 2)
+    assert body["warnings"] == [f"max_tokens is {max_tokens}; this server writes {limit} at most."]

@@ -1,4 +1,4 @@
-"""A real uvicorn on a real socket: OpenAI's own SDK, our client, and clients that leave."""
+"""A real uvicorn on a real socket: our client, and clients that leave."""
 
 import json
 import socket
@@ -6,46 +6,12 @@ import threading
 import time
 
 import httpx
-import openai
 import pytest
 from support.serving import eventually, serving
 
 from superdraft.client import Superdraft
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
-
-
-@pytest.fixture
-def sdk(url):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-def test_openai_sdk_gets_its_choices(sdk):
-    completion = sdk.completions.create(
-        model="tiny", prompt="hi", n=3, max_tokens=2, logprobs=2, extra_body={"top_k": 5}
-    )
-    assert [choice.text for choice in completion.choices] == [" red0 red1", " green0 green1", " blue0 blue1"]
-    assert completion.choices[0].logprobs.tokens == [" red0", " red1"]
-    assert completion.usage.total_tokens == 8
-    assert completion.usage.prompt_tokens_details.cached_tokens == 2
-    assert completion._request_id.startswith("req-")
-
-
-def test_openai_sdk_gets_its_errors(sdk):
-    with pytest.raises(openai.BadRequestError) as caught:
-        sdk.completions.create(model="tiny", prompt="hi", n=0)
-    assert (caught.value.param, caught.value.code) == ("n", "invalid_value")
-    with pytest.raises(openai.BadRequestError) as caught:
-        sdk.completions.create(model="tiny", prompt="hi", stream=True)
-    assert caught.value.param == "stream"
-    with pytest.raises(openai.NotFoundError):
-        sdk.completions.create(model="gpt-4", prompt="hi")
-
-
-def test_openai_sdk_lists_models(sdk):
-    assert [model.id for model in sdk.models.list()] == ["tiny", "superdraft"]
-    assert sdk.models.retrieve("tiny").id == "tiny"
 
 
 def test_our_client(url):
@@ -104,32 +70,3 @@ def test_shutdown_gives_time_and_then_answers_with_a_retry_hint(engine):
     assert answers[50].json()["error"]["code"] == "shutting_down"
     assert (answers[50].headers["retry-after-ms"], answers[50].headers["retry-after"]) == ("1000", "1")
     assert engine.jobs == {}
-
-
-def test_openai_sdk_does_not_retry_a_superseded_request(url, engine):
-    engine.on_step = lambda: time.sleep(0.02)
-    caught = []
-
-    def older():
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=2) as client:
-            try:
-                client.post("/drafts", body={"prompt": "hi", "session_id": "me", "max_tokens": 50}, cast_to=object)
-            except openai.APIStatusError as error:
-                caught.append(error.status_code)
-
-    thread = threading.Thread(target=older)
-    thread.start()
-    assert eventually(lambda: len(engine.seen) == 1)
-    with Superdraft(url) as client:
-        assert client.complete("hi", max_tokens=1, session_id="me").drafts
-    thread.join(5)
-    assert caught == [499]
-    assert len(engine.seen) == 2
-
-
-def test_openai_sdk_chooses_the_strategy(sdk, engine):
-    completion = sdk.completions.create(
-        model="tiny", prompt="hi", n=2, temperature=0.5, seed=3, extra_body={"strategy": "sample"}
-    )
-    assert len(completion.choices) == 2
-    assert engine.seen[0].params.strategy == "sample"

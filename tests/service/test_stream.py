@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import socket
 import threading
 import time
 
@@ -10,7 +9,8 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 from support.decoding import tiny_engine
-from support.serving import eventually, serving
+from support.serving import eventually, raw_request, serving
+from support.sse import parsed
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server import streaming
@@ -18,20 +18,6 @@ from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 
 PATH = "/v1/drafts"
-
-
-def parsed(content: bytes) -> list:
-    """The events of a stream; only `data:` lines, keep-alive comments and blank lines between are let pass."""
-    assert content.endswith(b"\n\n")
-    events = []
-    for block in content.decode("utf-8").removesuffix("\n\n").split("\n\n"):
-        assert "\n" not in block
-        if block != ": keep-alive":
-            assert block.startswith("data: ")
-            events.append(block.removeprefix("data: "))
-    assert events.pop() == "[DONE]"
-    assert "[DONE]" not in events
-    return [json.loads(event, parse_constant=pytest.fail) for event in events]
 
 
 def ask(client, **body):
@@ -54,14 +40,7 @@ def stepwise(engine):
 
 
 def send(url, **body):
-    """A raw connection on which a streaming request was sent."""
-    host, port = url.removeprefix("http://").split(":")
-    content = json.dumps({"prompt": "hi", "max_tokens": 50, "stream": True, **body}).encode()
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.connect((host, int(port)))
-    connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
-    return connection
+    return raw_request(url, PATH, **{"prompt": "hi", "max_tokens": 50, "stream": True, **body})
 
 
 def test_snapshots_then_the_unary_answer(client, engine):

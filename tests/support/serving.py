@@ -1,6 +1,7 @@
 """Serving an app on a real socket, and waiting."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -29,6 +30,17 @@ def serving(app: FastAPI) -> Iterator[str]:
             server.should_exit = True
             thread.join(timeout=10)
             assert not thread.is_alive()
+
+
+def raw_request(url: str, path: str, **body: object) -> socket.socket:
+    """A connection on which a JSON request was sent, and of which nothing was read."""
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps(body).encode()
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((host, int(port)))
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+    return connection
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:

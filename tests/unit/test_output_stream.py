@@ -12,6 +12,7 @@ from support.engine_thread import run, until
 
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SupersededError
 from superdraft.decoding.params import GenerationParams
+from superdraft.server.output_stream import open_all
 
 SHORT = GenerationParams(max_tokens=2)
 LONG = GenerationParams(max_tokens=50)
@@ -184,3 +185,87 @@ def test_random_churn_ends_every_request_once():
     run(engine, scenario)
     assert ended.total() == 600
     assert all(ended[kind] for kind in ("closed", "error", "output", "cancelled"))
+
+
+def test_merged_streams_come_in_turn_and_end_when_all_have():
+    engine = FakeEngine(on_step=lambda: time.sleep(0.01))
+
+    async def scenario(async_engine):
+        merged = await open_all([async_engine.stream(name, "x", STREAMED) for name in "abc"])
+        return [output async for output in merged]
+
+    outputs = run(engine, scenario)
+    for name in "abc":
+        own = [output for output in outputs if output.request_id == name]
+        assert [output.is_terminal for output in own][-1:] == [True]
+        assert [output.snapshot.num_steps for output in own[:-1]] == [1, 2, 3]
+
+
+def test_slow_reader_of_merged_streams_gets_the_latest_of_each():
+    engine = FakeEngine()
+
+    async def scenario(async_engine):
+        merged = await open_all([async_engine.stream(name, "x", STREAMED) for name in "abc"])
+        await until(lambda: not engine.jobs)
+        await asyncio.sleep(0.01)
+        return [output.request_id async for output in merged if output.is_terminal]
+
+    assert sorted(run(engine, scenario)) == ["a", "b", "c"]
+
+
+def test_reader_slower_than_its_first_stream_still_hears_of_the_others():
+    engine = FakeEngine(on_step=lambda: time.sleep(0.001))
+    endless = GenerationParams(max_tokens=60, snapshots=True)
+
+    async def scenario(async_engine):
+        merged = await open_all([async_engine.stream(name, "x", endless) for name in "ab"])
+        heard = []
+        for _ in range(4):
+            await asyncio.sleep(0.01)  # each has something new by now
+            heard.append((await anext(merged)).request_id)
+        merged.close()
+        return heard
+
+    assert sorted(run(engine, scenario)) == ["a", "a", "b", "b"]
+
+
+def test_closing_merged_streams_cancels_all():
+    engine = FakeEngine(on_step=lambda: time.sleep(0.005))
+
+    async def scenario(async_engine):
+        merged = await open_all([async_engine.stream(name, "x", LONG) for name in "abc"])
+        merged.close()
+        merged.close()
+        await until(lambda: sorted(engine.cancelled) == ["a", "b", "c"])
+        assert await anext(merged, "over") == "over"
+
+    run(engine, scenario)
+
+
+def test_refusal_of_one_ends_the_others_that_were_taken():
+    engine = FakeEngine(on_step=lambda: time.sleep(0.005))
+
+    async def scenario(async_engine):
+        with pytest.raises(InvalidRequestError):
+            await open_all([async_engine.stream(name, name * 30, LONG) for name in ("a", "xxx", "b")])
+        await until(lambda: len(engine.cancelled) == 2 and not engine.jobs)
+
+    engine.max_model_len = 80
+    run(engine, scenario)
+
+
+def test_caller_that_leaves_while_streams_are_opened_leaves_nothing_behind():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        blocker = await async_engine.stream("blocker", "x", LONG)
+        opening = asyncio.create_task(open_all([async_engine.stream(name, "x", LONG) for name in "ab"]))
+        await asyncio.sleep(0.02)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        engine.gate.set()
+        blocker.close()
+        await until(lambda: len(engine.cancelled) == 3 and not engine.jobs)
+
+    run(engine, scenario)
