@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from superdraft.decoding.errors import UnsupportedModelError
+from superdraft.decoding.fim import find_fim_tokens
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -74,7 +75,9 @@ class Tokenizer:
         own_eos = hf_tokenizer.eos_token_id
         # Chat models name the end of a turn as their end of text and keep the base model's own end beside it.
         base_eos = self.vocabulary.get("<|endoftext|>")
-        ends = {own_eos, base_eos, *eos_token_ids} - {None}
+        fim = find_fim_tokens(self.vocabulary)
+        self._fim_ids = frozenset[int]() if fim is None else fim.end_token_ids
+        ends = {own_eos, base_eos, *eos_token_ids, *self._fim_ids} - {None}
         self.eos_token_ids: frozenset[int] = frozenset(ends)
 
     @cached_property
@@ -85,7 +88,9 @@ class Tokenizer:
     @cached_property
     def _special_ids(self) -> set[int]:
         added = self.hf_tokenizer.added_tokens_decoder
-        return set(self.hf_tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+        # Qwen says of its fill-in-the-middle tokens that they are ordinary ones.
+        specials = {i for i, token in added.items() if token.special}
+        return set(self.hf_tokenizer.all_special_ids) | specials | self._fim_ids
 
     @cached_property
     def suppressed_token_ids(self) -> tuple[int, ...]:

@@ -68,6 +68,17 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS_TOKEN)
 
 
+QWEN_FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+STARCODER_FIM = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+
+
+def tiny_fim_tokenizer(names: tuple[str, ...] = QWEN_FIM) -> transformers.PreTrainedTokenizerFast:
+    """`tiny_tokenizer` with tokens to fill gaps, the first of which has id 300."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(list(names))
+    return tokenizer
+
+
 def tiny_model(architecture: str, seed: int = 0, **options: Any) -> transformers.PreTrainedModel:
     """A random causal LM of two layers; the same seed gives the same weights. `options` override its config."""
     settings = _COMMON | {"eos_token_id": 0} | _OPTIONS.get(architecture, {}) | options
