@@ -1,0 +1,177 @@
+"""Who may ask for what, what one caller keeps from another, and what browsers are told."""
+
+import ipaddress
+import json
+import logging
+import threading
+import time
+
+import pytest
+import structlog
+
+from superdraft.server import cli_serve
+from superdraft.server.api_keys import add_key
+from superdraft.server.errors import CommandError
+from superdraft.server.log_config import configure_logging
+from superdraft.server.settings import Settings, load_settings
+
+BODY = {"prompt": "hi", "max_tokens": 1}
+COMPLETING = ["/v1/completions", "/completions", "/v1/drafts", "/v1/fim/completions", "/infill", "/completion"]
+
+
+@pytest.fixture
+def keys(tmp_path):
+    file = tmp_path / "keys.toml"
+    made = {name: add_key(file, name, [scope]) for name, scope in (("ann", "complete"), ("mo", "metrics"))}
+    return file, made | {"bob": add_key(file, "bob", ["complete"]), "root": add_key(file, "root", ["admin"])}
+
+
+@pytest.fixture
+def locked(make_client, keys):
+    return make_client(api_keys_file=keys[0])
+
+
+def bearer(key):
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_every_route_but_health_and_readiness_wants_a_key(locked):
+    open_routes = {"/health", "/ready", "/v1/health"}
+    for path, operations in locked.get("/openapi.json").json()["paths"].items():
+        for method in operations:
+            answer = locked.request(method, path.replace("{model_id}", "tiny"), content=b"{")
+            assert (answer.status_code == 401) == (path not in open_routes), path
+
+
+@pytest.mark.parametrize("path", COMPLETING)
+def test_a_key_opens_the_routes_and_errors_have_the_routes_shape(locked, keys, path):
+    body = {"input_prefix": "hi", "input_suffix": "", **BODY} if path == "/infill" else BODY
+    for headers, code in (({}, "missing_api_key"), (bearer("sd-wrong"), "invalid_api_key")):
+        answer = locked.post(path, content=b"not even JSON", headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        error = answer.json()["error"]
+        assert error["type"] == "authentication_error"
+        assert error["code"] == (401 if path in ("/infill", "/completion") else code)
+        assert "sd-wrong" not in answer.text
+    assert locked.post(path, json=body, headers=bearer(keys[1]["ann"])).status_code == 200
+    assert locked.post(path, json=body, headers={"x-api-key": keys[1]["ann"]}).status_code == 200
+    assert locked.post(path, json=body, headers=bearer(keys[1]["mo"])).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/stats"])
+def test_metrics_have_a_scope_of_their_own(locked, keys, path):
+    statuses = [locked.get(path, headers=bearer(keys[1][name])).status_code for name in ("ann", "mo", "root")]
+    assert statuses == [403, 200, 200]
+
+
+def test_without_keys_everything_is_open_whatever_is_sent(client):
+    assert client.post("/v1/drafts", json=BODY, headers=bearer("none")).status_code == 200
+    assert client.get("/metrics").status_code == 200
+
+
+def test_keys_from_the_environment_and_the_file_work_together(make_client, keys):
+    client = make_client(api_keys_file=keys[0], api_keys="env=0123456789-0123456789")
+    for key in (keys[1]["ann"], "0123456789-0123456789"):
+        assert client.post("/v1/drafts", json=BODY, headers=bearer(key)).status_code == 200
+
+
+def test_one_key_cannot_end_the_session_of_another(locked, engine, keys):
+    engine.on_step = lambda: time.sleep(0.02)
+    answers = {}
+
+    def ask(name):
+        body = {"prompt": "hi", "max_tokens": 10, "session_id": "s"}
+        answers[name] = locked.post("/v1/drafts", json=body, headers=bearer(keys[1][name])).status_code
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in ("ann", "bob")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert answers == {"ann": 200, "bob": 200}
+    assert {job.session_id for job in engine.seen} == {"ann s", "bob s"}
+
+
+def test_twins_with_different_keys_do_not_share_a_run(locked, engine, keys):
+    for name in ("ann", "ann", "bob"):
+        locked.post("/v1/completions", json=BODY, headers=bearer(keys[1][name]))
+    assert len(engine.seen) == 2
+
+
+def test_the_log_names_the_key_and_never_shows_it(locked, keys, capsys):
+    root, config = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers, root.level
+    configure_logging("debug", "json")
+    try:
+        for path, key in (("/v1/drafts", keys[1]["ann"]), ("/v1/drafts", "sd-unknown")):
+            locked.post(path, json=BODY, headers=bearer(key))
+    finally:
+        root.handlers, root.level = handlers, level
+        structlog.configure(**config)
+    lines = [line for line in capsys.readouterr().err.splitlines() if '"event": "request"' in line]
+    assert [json.loads(line).get("api_key") for line in lines] == ["ann", None]
+    assert not [line for line in lines if "sd-" in line]
+
+
+# Browsers
+
+
+def test_cors_is_off(client):
+    headers = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    assert client.options("/v1/drafts", headers=headers).status_code == 405
+    answer = client.post("/v1/drafts", json=BODY, headers={"origin": "https://a.example"})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_cors_is_for_exact_origins_and_needs_no_key_for_the_question(make_client, keys):
+    client = make_client(cors_origins=("https://a.example",), api_keys_file=keys[0])
+    ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    allowed = client.options("/v1/drafts", headers={"origin": "https://a.example", **ask})
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    for origin in ("https://b.example", "https://a.example.evil", "http://a.example", "null"):
+        refused = client.options("/v1/drafts", headers={"origin": origin, **ask})
+        assert "access-control-allow-origin" not in refused.headers
+    answer = client.post("/v1/drafts", json=BODY, headers={"origin": "https://a.example", **bearer(keys[1]["ann"])})
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", ["*", "a.example", "https://a.example/", "https://a.example/x", "null", ""])
+def test_what_is_no_origin_is_refused(origin):
+    with pytest.raises(CommandError, match="--cors-origins"):
+        load_settings({"cors_origins": [origin]})
+
+
+@pytest.mark.parametrize("path", ["/health", "/nothing", "/v1/drafts", "/docs"])
+def test_every_answer_has_the_safe_headers(client, path):
+    headers = client.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert ("default-src 'none'" in headers["content-security-policy"]) == (path != "/docs")
+    assert "server" not in headers
+
+
+# Where it listens
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "192.0.2.1", "::", "fe80::1%eth0"])
+def test_a_public_address_needs_keys_or_a_word(address):
+    with pytest.raises(CommandError, match="--allow-unauthenticated"):
+        cli_serve.check_exposure(Settings(host=address), address)
+    cli_serve.check_exposure(Settings(host=address, allow_unauthenticated=True), address)
+    cli_serve.check_exposure(Settings(host=address, api_keys="a=0123456789-0123456789"), address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1"])
+def test_this_machine_does_not(address):
+    assert ipaddress.ip_address(address).is_loopback
+    cli_serve.check_exposure(Settings(), address)
+
+
+def test_serve_refuses_before_it_loads_anything(monkeypatch):
+    monkeypatch.setattr(cli_serve, "run_server", lambda *_: pytest.fail("it was about to serve"))
+    with pytest.raises(CommandError, match="anybody"):
+        cli_serve.serve(host="0.0.0.0", port=0)

@@ -1,0 +1,157 @@
+"""Four times as much as the server can do, against an engine of eight slots with slow steps."""
+
+import asyncio
+import resource
+import statistics
+import threading
+import time
+from collections import Counter
+
+import httpx
+import pytest
+from support.engine import FakeEngine
+from support.serving import eventually, raw_request, serving
+from support.slotted_engine import SlottedEngine
+
+from superdraft.server.app import create_app
+from superdraft.server.settings import Settings
+
+STEP_S = 0.05
+MAX_TOKENS = 10  # half a second, so eight slots do 16 requests a second
+CAPACITY_PER_S = 16
+
+
+async def ask(http, answers, **extra):
+    begun = time.perf_counter()
+    response = await http.post("/v1/drafts", json={"prompt": "hi", "max_tokens": MAX_TOKENS, **extra})
+    answers.append((response.status_code, time.perf_counter() - begun, response))
+
+
+async def arrivals(url, per_s, seconds, **extra):
+    """Requests that come whether or not others are answered: (status, seconds, response) of each."""
+    answers, tasks = [], []
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=10) as http:
+        begun = time.perf_counter()
+        for i in range(round(per_s * seconds)):
+            await asyncio.sleep(max(0.0, begun + i / per_s - time.perf_counter()))
+            tasks.append(asyncio.create_task(ask(http, answers, **extra)))
+        await asyncio.gather(*tasks)
+    return answers
+
+
+def p95(seconds):
+    return statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+
+
+def test_overload_is_refused_at_once_and_does_not_slow_down_what_is_accepted():
+    engine = SlottedEngine(step_s=STEP_S)
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        full = asyncio.run(arrivals(url, 0.9 * CAPACITY_PER_S, 1))
+        flood = asyncio.run(arrivals(url, 4 * CAPACITY_PER_S, 2))
+        after = asyncio.run(arrivals(url, 0.5 * CAPACITY_PER_S, 1))
+        metrics = httpx.get(f"{url}/metrics").text
+    counts = Counter(status for status, _, _ in flood)
+    assert set(counts) == {200, 429}
+    assert sum(counts.values()) == 8 * CAPACITY_PER_S  # every one is answered
+    assert counts[200] > 0.5 * 2 * CAPACITY_PER_S  # the slots are kept busy; half: other tests take the processor
+    assert engine.most_jobs <= 8
+    accepted = [took for status, took, _ in flood if status == 200]
+    assert statistics.median(accepted) < 1.2  # in a queue of all that came it would be four seconds
+    refused = [took for status, took, _ in flood if status == 429]
+    assert statistics.median(refused) < 0.1
+    assert p95(accepted) < 2 * p95([took for _, took, _ in full]) + 0.1
+    assert Counter(status for status, _, _ in after) == {200: 8}  # full speed at once
+    assert p95([took for _, took, _ in after]) < 1.2
+    response = next(response for status, _, response in flood if status == 429)
+    assert response.json()["error"]["code"] == "overloaded"
+    assert (response.headers["x-should-retry"], response.headers["retry-after-ms"]) == ("false", "1000")
+    assert 'superdraft_shed_total{reason="queue_timeout"}' in metrics
+
+
+def test_a_typist_is_never_refused_because_of_his_own_older_key_press():
+    engine = SlottedEngine(num_slots=2, step_s=0.02)
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+
+        async def type_keys():
+            async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+                others, mine = [], []
+                await asyncio.gather(
+                    ask(http, others, session_id="other"),
+                    *(_later(0.05 * (i + 1), lambda: ask(http, mine, session_id="me")) for i in range(5)),
+                )
+                return [status for status, _, _ in mine]
+
+        assert asyncio.run(type_keys()) == [499, 499, 499, 499, 200]
+
+
+async def _later(seconds, start):
+    await asyncio.sleep(seconds)
+    await start()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/completions", {"prompt": "hi", "stream": True}),
+        ("/v1/completions", {"segments": {"prefix": "hi", "suffix": ""}}),
+        ("/v1/drafts", {"prompt": "hi", "stream": True}),
+        ("/v1/fim/completions", {"prompt": "hi", "suffix": "x"}),
+        ("/infill", {"input_prefix": "hi", "input_suffix": ""}),
+    ],
+)
+def test_every_route_says_that_the_server_is_full(make_client, engine, path, body):
+    engine.num_slots = 2
+    engine.on_step = lambda: time.sleep(0.1)
+    client = make_client(max_waiting=0)
+    busy = [
+        threading.Thread(target=client.post, args=("/v1/drafts",), kwargs={"json": {"prompt": text, "max_tokens": 8}})
+        for text in ("a", "b")
+    ]
+    for thread in busy:
+        thread.start()
+    assert eventually(lambda: len(engine.seen) == 2)
+    answer = client.post(path, json=body)
+    for thread in busy:
+        thread.join(5)
+    assert answer.status_code == 429
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.json()["error"]["code"] == (429 if path == "/infill" else "overloaded")
+
+
+def test_readers_that_take_nothing_hold_no_place():
+    engine = SlottedEngine(num_slots=2)
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        stuck = [
+            raw_request(url, "/v1/drafts", prompt="hi", num_drafts=6, max_tokens=50, stream=True, session_id=str(i))
+            for i in range(2)
+        ]
+        assert eventually(lambda: len(engine.seen) == 2)
+        assert eventually(lambda: not engine.jobs)
+        assert httpx.post(f"{url}/v1/drafts", json={"prompt": "hi", "max_tokens": 2}).status_code == 200
+        for connection in stuck:
+            connection.close()
+
+
+def test_memory_stays_flat_under_a_flood_of_large_requests():
+    engine = FakeEngine(num_slots=1, on_step=lambda: time.sleep(0.01))
+    body = {"prompt": "x" * 100_000, "max_tokens": 5}  # 60 MB in all
+
+    async def flood(url, count):
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            limit = asyncio.Semaphore(50)
+
+            async def one():
+                async with limit:
+                    return (await http.post("/v1/drafts", json=body)).status_code
+
+            return Counter(await asyncio.gather(*(one() for _ in range(count))))
+
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        asyncio.run(flood(url, 100))
+        before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        statuses = asyncio.run(flood(url, 600))
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+    assert set(statuses) <= {400, 429}
+    assert grown_kib < 20_000

@@ -1,0 +1,154 @@
+"""Clients that hang: heads and bodies drop by drop, connections that say nothing, readers that take nothing."""
+
+import contextlib
+import json
+import resource
+import socket
+import time
+
+import httpx
+import pytest
+from support.engine import FakeEngine
+from support.serving import eventually, raw_request, serving
+
+from superdraft.server.app import create_app
+from superdraft.server.settings import Settings
+
+TIMEOUT_S = 0.5
+HEAD = b"POST /v1/drafts HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n"
+BODY = {"prompt": "hi", "max_tokens": 1}
+
+
+@pytest.fixture
+def limited(engine):
+    settings = Settings(receive_timeout_s=TIMEOUT_S, max_connections=20)
+    with serving(create_app(settings, engine, model_name="tiny")) as url:
+        yield url
+
+
+def connect(url):
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=5)
+    return contextlib.closing(connection)
+
+
+def all_of(connection):
+    """What the server says until it closes; a reset counts as closed."""
+    said = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            said += piece
+    return said
+
+
+def is_healthy(connection):
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    said = b""
+    while not said.endswith(b"}"):
+        said += connection.recv(65536)
+    return said.startswith(b"HTTP/1.1 200")
+
+
+def drip(connection, data, seconds):
+    """Send a byte every few milliseconds, until the connection breaks or the time is over."""
+    ends = time.monotonic() + seconds
+    with contextlib.suppress(OSError):
+        for byte in data:
+            if time.monotonic() > ends:
+                return
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("begun", [HEAD, HEAD + b'\r\n{"prompt": "hi"'], ids=["head", "body"])
+@pytest.mark.parametrize("dripping", [True, False])
+def test_a_request_that_does_not_arrive_is_given_up(limited, engine, begun, dripping):
+    with connect(limited) as connection:
+        started = time.monotonic()
+        connection.sendall(begun)
+        if dripping:  # progress does not help
+            drip(connection, b"X-Pad: " + b"a" * 100 if begun == HEAD else b" " * 12, 2 * TIMEOUT_S)
+        said = all_of(connection)
+        took = time.monotonic() - started
+    assert took < 4 * TIMEOUT_S
+    if said:  # a reset may overtake the answer to a client that still sends
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+    assert said or dripping
+    assert engine.seen == []
+
+
+def test_a_slow_head_on_a_used_connection_is_given_up_too(limited):
+    with connect(limited) as connection:
+        assert is_healthy(connection)
+        time.sleep(1.5 * TIMEOUT_S)  # idle between two requests is fine
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        assert all_of(connection).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_connection_that_says_nothing_is_closed_without_a_word(limited):
+    with connect(limited) as connection:
+        assert all_of(connection) == b""
+
+
+def test_a_request_that_is_here_may_take_its_time(limited, engine):
+    engine.on_step = lambda: time.sleep(3 * TIMEOUT_S)
+    assert httpx.post(f"{limited}/v1/drafts", json=BODY, timeout=10).status_code == 200
+
+
+def test_when_too_many_are_open_the_longest_idle_makes_room(limited):
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connect(limited)) for _ in range(20)]
+        for connection in connections:
+            assert is_healthy(connection)
+        assert httpx.post(f"{limited}/v1/drafts", json=BODY).status_code == 200
+        assert all_of(connections[0]) == b""
+        assert is_healthy(connections[1])
+
+
+def test_when_none_of_them_is_idle_the_new_one_is_refused(engine):
+    app = create_app(Settings(receive_timeout_s=2, max_connections=20), engine, model_name="tiny")
+    with serving(app) as url, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(url)).sendall(HEAD)
+        time.sleep(0.3)  # until they are all read
+        with connect(url) as connection:  # says nothing: what is sent to a closed connection may undo the answer
+            assert all_of(connection).startswith(b"HTTP/1.1 503 ")
+        time.sleep(2.2)
+        assert httpx.get(f"{url}/health").status_code == 200  # they were given up
+
+
+def test_a_reader_that_takes_nothing_is_cut_off(limited, engine):
+    engine.max_model_len = 10_000
+    engine.on_step = lambda: time.sleep(0.002)
+    finished = 'superdraft_requests_total{route="/v1/drafts"'
+    wanted = {"num_drafts": 6, "max_tokens": 500, "stream": True}  # some megabytes, more than the system buffers
+    with contextlib.closing(raw_request(limited, "/v1/drafts", prompt="hi", **wanted)):
+        assert eventually(lambda: len(engine.seen) == 1)
+        assert eventually(lambda: not engine.jobs, 20)  # the engine is done, whatever the reader does
+        assert finished not in httpx.get(f"{limited}/metrics").text
+        assert eventually(lambda: finished in httpx.get(f"{limited}/metrics").text)
+
+
+def test_a_thousand_idle_connections_and_a_hundred_slow_ones_disturb_nobody():
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 3000:  # both ends are in this process
+        pytest.skip("the limit of open files is too low")
+    engine = FakeEngine(on_step=lambda: time.sleep(0.001))
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url, contextlib.ExitStack() as stack:
+
+        def median_s():
+            with httpx.Client(base_url=url) as http:
+                times = []
+                for _ in range(60):
+                    begun = time.perf_counter()
+                    assert http.post("/v1/drafts", json=BODY).status_code == 200
+                    times.append(time.perf_counter() - begun)
+            return sorted(times)[30]
+
+        alone = median_s()
+        for _ in range(1000):
+            stack.enter_context(connect(url))
+        slow = [stack.enter_context(connect(url)) for _ in range(100)]
+        for connection in slow:
+            connection.sendall(HEAD)
+        assert median_s() < 2 * alone + 0.005

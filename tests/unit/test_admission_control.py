@@ -1,0 +1,185 @@
+"""Who goes in: never more than there is room for, the newest first, nobody waits long, no place is lost."""
+
+import asyncio
+import random
+
+import pytest
+
+from superdraft.decoding.errors import EngineStoppedError, SupersededError
+from superdraft.server.admission_control import AdmissionControl, places_of
+from superdraft.server.refusals import OverloadedError
+
+
+class Request:
+    """A group; like the server's records it is told apart by identity alone."""
+
+
+def run(scenario):
+    return asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+async def begin(control, **how):
+    """A request that has begun to wait, or has gone in."""
+    task = asyncio.create_task(control.enter(Request(), **how))
+    await asyncio.sleep(0)
+    return task
+
+
+def test_a_reserve_keeps_slots_from_falling_empty():
+    assert [places_of(slots) for slots in (1, 8, 16, 64)] == [1, 8, 17, 68]
+
+
+def test_who_came_last_goes_in_first():
+    async def scenario():
+        control = AdmissionControl(1, queue_timeout_s=5)
+        first = await control.enter(Request())
+        waiting = [await begin(control) for _ in range(3)]
+        order = []
+        for name, task in zip("abc", waiting, strict=True):
+            task.add_done_callback(lambda _, name=name: order.append(name))
+        place = first
+        for _ in range(3):
+            control.leave(place)
+            await asyncio.sleep(0)
+            (place,) = [task.result() for task in waiting if task.done() and task.result().is_taken]
+        await asyncio.sleep(0)
+        assert order == ["c", "b", "a"]
+        assert control.num_rows == 1
+
+    run(scenario)
+
+
+def test_at_a_crowded_door_the_oldest_is_refused_at_once():
+    async def scenario():
+        reasons = []
+        control = AdmissionControl(1, max_waiting=2, queue_timeout_s=5, on_shed=reasons.append)
+        await control.enter(Request())
+        oldest, older, newest = [await begin(control) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError):
+            oldest.result()
+        assert (older.done(), newest.done(), reasons) == (False, False, ["full"])
+        for task in (older, newest):
+            task.cancel()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("max_waiting", [0, 10])
+def test_nobody_waits_longer_than_the_deadline(max_waiting):
+    async def scenario():
+        control = AdmissionControl(1, max_waiting=max_waiting, queue_timeout_s=0.03)
+        await control.enter(Request())
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(OverloadedError) as caught:
+            await control.enter(Request())
+        waited = asyncio.get_running_loop().time() - begun
+        assert waited < 0.02 if max_waiting == 0 else 0.025 < waited < 0.2
+        assert control.num_waiting == 0
+        assert caught.value.headers["x-should-retry"] == "false"
+
+    run(scenario)
+
+
+def test_the_prompts_of_a_request_go_in_together_or_not_at_all():
+    async def scenario():
+        control = AdmissionControl(2, queue_timeout_s=0.03)
+        batch = Request()
+        places = await asyncio.gather(*(control.enter(batch) for _ in range(5)))
+        assert control.num_rows == 5
+        other = Request()
+        late = [asyncio.create_task(control.enter(other)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        for place in places[:3]:
+            control.leave(place)
+        assert control.num_rows == 2
+        assert not any(task.done() for task in late)
+        control.leave(places[3])
+        await asyncio.gather(*late)
+        assert control.num_rows == 4
+        third = Request()
+        ends = await asyncio.gather(*(control.enter(third) for _ in range(3)), return_exceptions=True)
+        assert [type(end) for end in ends] == [OverloadedError] * 3
+
+    run(scenario)
+
+
+def test_a_key_press_takes_the_place_of_the_one_before_it():
+    async def scenario():
+        control = AdmissionControl(1, queue_timeout_s=0.05)
+        first = await control.enter(Request(), session="me")
+        second = await asyncio.wait_for(control.enter(Request(), session="me"), 0.02)  # though all is full
+        third = await begin(control, session="me")  # two are in already: a flood is no way in
+        assert not third.done()
+        fourth = await begin(control, session="me")
+        await asyncio.sleep(0)
+        with pytest.raises(SupersededError):
+            third.result()
+        control.leave(first)
+        control.leave(second)
+        assert (await fourth).session == "me"
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_gives_its_place_back_at_any_moment():
+    async def scenario():
+        control = AdmissionControl(1, queue_timeout_s=5)
+        first = await control.enter(Request())
+        waiting = await begin(control)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert control.num_waiting == 0
+        just_let_in = await begin(control)
+        control.leave(first)
+        just_let_in.cancel()  # before it could notice
+        await asyncio.gather(just_let_in, return_exceptions=True)
+        assert control.num_rows == 0
+        control.leave(first)  # twice does no harm
+        assert control.num_rows == 0
+
+    run(scenario)
+
+
+def test_a_shutdown_refuses_those_at_the_door():
+    async def scenario():
+        control = AdmissionControl(1, queue_timeout_s=5)
+        await control.enter(Request())
+        waiting = await begin(control)
+        control.close("bye")
+        with pytest.raises(EngineStoppedError):
+            await waiting
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_place_is_lost_or_given_twice(seed):
+    chance = random.Random(seed)
+
+    async def client(control):
+        await asyncio.sleep(chance.random() * 0.2)
+        request = Request()
+        try:
+            place = await asyncio.wait_for(
+                control.enter(request, chance.randint(1, 3), chance.choice([None, "a", "b"])), chance.random() * 0.03
+            )
+        except (OverloadedError, SupersededError, TimeoutError) as error:
+            return type(error)
+        # Each lets in one that is wider than what is left, and each of two sessions one more.
+        assert control.num_rows <= 4 + 2 + 2 * 3
+        await asyncio.sleep(chance.random() * 0.02)
+        place.release()
+        return None
+
+    async def scenario():
+        control = AdmissionControl(4, max_waiting=8, queue_timeout_s=0.01)
+        ends = await asyncio.gather(*(client(control) for _ in range(300)))
+        await asyncio.sleep(0)
+        assert None in ends
+        assert OverloadedError in ends
+        assert (control.num_rows, control.num_waiting) == (0, 0)
+        assert not control._groups
+        assert not control._sessions
+
+    run(scenario)

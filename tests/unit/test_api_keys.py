@@ -1,0 +1,193 @@
+"""API keys: made, found, rotated, and never lost to a damaged file; limits go by caller."""
+
+import asyncio
+import stat
+import tomllib
+
+import pytest
+from typer.testing import CliRunner
+
+from superdraft.server import cli_keys
+from superdraft.server.api_keys import PREFIX, ApiKeys, add_key, digest_of, read_keys
+from superdraft.server.errors import CommandError, SettingsError
+from superdraft.server.rate_limits import CallerLimits, network_of
+from superdraft.server.refusals import TooManyRequestsError
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "keys.toml"
+
+
+def test_a_key_is_shown_once_and_only_its_digest_is_kept(file):
+    key = add_key(file, "laptop", ["complete", "metrics"])
+    assert key.startswith(PREFIX)
+    assert len(key) == len(PREFIX) + 43  # 256 bits in base64
+    assert key not in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert tomllib.loads(file.read_text())["key"] == [
+        {"name": "laptop", "sha256": digest_of(key), "scopes": ["complete", "metrics"]}
+    ]
+    assert add_key(file, "phone", ["complete"]) != key
+    assert [known.name for known in read_keys(file)] == ["laptop", "phone"]
+
+
+def test_only_the_very_key_is_found_and_only_its_scopes_are_allowed(file):
+    metrics, admin = add_key(file, "m", ["metrics"]), add_key(file, "a", ["admin"])
+    keys = ApiKeys(file=file)
+    assert keys.are_required
+    for wrong in ("", "x", metrics[:-1], metrics + "x", metrics.upper(), digest_of(metrics), "\udcff"):
+        assert keys.find(wrong) is None
+    found = keys.find(metrics)
+    assert (found.name, found.allows("metrics"), found.allows("complete")) == ("m", True, False)
+    assert all(keys.find(admin).allows(scope) for scope in ("complete", "metrics", "admin"))
+
+
+def test_keys_are_rotated_without_a_restart(file):
+    clock = Clock()
+    old = add_key(file, "old", ["complete"])
+    keys = ApiKeys(file=file, clock=clock)
+    new = add_key(file, "new", ["complete"])
+    assert keys.find(new) is None  # looked at less than a second ago
+    clock.now_s = 1.1
+    assert keys.find(new).name == "new"
+    file.write_text(file.read_text().partition("\n\n")[2])  # without the first table
+    clock.now_s = 2.2
+    assert keys.find(old) is None
+    assert keys.find(new)
+
+
+@pytest.mark.parametrize("damage", ["[[key", '[[key]]\nname = "x"\n', None])
+def test_a_damaged_file_leaves_the_keys_as_they_were(file, damage):
+    clock = Clock()
+    key = add_key(file, "a", ["complete"])
+    keys = ApiKeys(file=file, clock=clock)
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_text(damage)
+    clock.now_s = 2
+    assert keys.find(key)
+    assert keys.find("anything else") is None
+    clock.now_s = 4
+    file.write_text("")  # but an empty one revokes them all
+    assert keys.find(key) is None
+    assert keys.are_required
+
+
+def test_keys_from_the_environment():
+    keys = ApiKeys("laptop=a-long-enough-key-00, ci=another-long-key-0001")
+    assert keys.find("a-long-enough-key-00").name == "laptop"
+    assert keys.find("another-long-key-0001").allows("metrics")
+    assert not ApiKeys().are_required
+
+
+@pytest.mark.parametrize("given", ["x", "a=short", "=a-long-enough-key-00", "a b=a-long-enough-key-00", ""])
+def test_keys_from_the_environment_that_are_none(given):
+    with pytest.raises(SettingsError) as caught:
+        ApiKeys(given)
+    assert "long-enough" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no API key"),
+        ("[[key", "not valid TOML"),
+        ('[[key]]\nname = "a"\nsha256 = "00"\nscopes = ["complete"]', "key.0.sha256"),
+        (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["everything"]', "key.0.scopes"),
+        (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = []', "key.0.scopes"),
+        (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["complete"]\nrate_limit = "fast"', "requests in a"),
+        (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["complete"]\n' * 2, "Two API keys are named a"),
+        (f'[[kye]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["complete"]', "kye"),
+    ],
+)
+def test_a_server_does_not_start_with_a_wrong_file(file, text, message):
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        ApiKeys(file=file)
+
+
+def test_nor_without_the_file(file):
+    with pytest.raises(SettingsError, match="cannot be read"):
+        ApiKeys(file=file)
+
+
+def test_command_prints_the_key_alone_on_stdout(file, monkeypatch):
+    monkeypatch.setenv("SUPERDRAFT_API_KEYS_FILE", str(file))
+    done = CliRunner().invoke(cli_keys.app, ["new", "--name", "ci", "--scopes", "complete, metrics"])
+    assert done.exit_code == 0
+    found = ApiKeys(file=file).find(done.stdout.strip())
+    assert (found.name, found.scopes) == ("ci", {"complete", "metrics"})
+    for args in (["--name", "ci"], ["--name", "a b"], ["--name", "x", "--scopes", "all"]):
+        done = CliRunner().invoke(cli_keys.app, ["new", *args])
+        assert isinstance(done.exception, CommandError)
+    assert len(read_keys(file)) == 1
+
+
+# Limits
+
+
+def hits(limits, caller, count, **own):
+    async def one():
+        try:
+            async with limits.counted(caller, **own):
+                return 200
+        except TooManyRequestsError as error:
+            return error.code
+
+    async def main():
+        return [await one() for _ in range(count)]
+
+    return asyncio.run(main())
+
+
+def test_rate_limits_are_each_callers_own():
+    limits, reasons = CallerLimits("3/minute", on_shed=lambda reason: reasons.append(reason)), []
+    assert hits(limits, "a", 5) == [200, 200, 200, "rate_limit_exceeded", "rate_limit_exceeded"]
+    assert hits(limits, "b", 1) == [200]
+    assert hits(limits, "c", 6, rate_limit="5/minute") == [200] * 5 + ["rate_limit_exceeded"]
+    assert reasons == ["rate_limit"] * 3
+
+
+def test_concurrency_is_counted_down_however_a_request_ends():
+    async def failing(limits):
+        async with limits.counted("a"):
+            with pytest.raises(TooManyRequestsError):
+                await limits.counted("a").__aenter__()
+            async with limits.counted("b"):
+                raise KeyError
+
+    async def main():
+        limits = CallerLimits(max_concurrent=1)
+        for _ in range(3):
+            with pytest.raises(KeyError):
+                await failing(limits)
+        async with limits.counted("a", max_concurrent=2), limits.counted("a", max_concurrent=2):
+            pass
+        assert not limits._running  # a caller that is gone takes no memory
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8::ffff:1", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("testclient", "testclient"),
+        (None, "unknown"),
+    ],
+)
+def test_a_client_without_a_key_is_its_address_or_network(address, network):
+    assert network_of(address) == network
