@@ -18,7 +18,8 @@ The engine belongs to one thread. Nothing here locks.
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -39,6 +40,23 @@ from superdraft.decoding.scheduler import Decode, Prefill, Scheduler
 from superdraft.decoding.sequence import Branch, Sequence
 from superdraft.decoding.superposition import superpose
 from superdraft.decoding.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What the engine's latest step was, for whoever watches it.
+
+    Attributes:
+        kind: what the model ran; None: nothing, the step only gave out answers.
+        seconds: how long all of the step took.
+        first_draft_s: of each request whose drafts got their first token, the time since it was added.
+        num_expired: requests that ended because their time was over.
+    """
+
+    kind: Literal["prefill", "decode"] | None
+    seconds: float
+    first_draft_s: tuple[float, ...]
+    num_expired: int
 
 
 class Engine:
@@ -71,6 +89,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}
         self._ended: list[StepOutput] = []
+        self._last_step = StepReport(None, 0.0, (), 0)
 
     @property
     def has_unfinished(self) -> bool:
@@ -91,6 +110,21 @@ class Engine:
     def num_used_slots(self) -> int:
         """KV-cache slots in use; the others are free."""
         return self._scheduler.num_used_slots
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return self._scheduler.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Requests with a slot: their prompts or their drafts are being run."""
+        return max(0, len(self._sequences) - self._scheduler.num_waiting)  # two counts, if another thread asks
+
+    @property
+    def last_step(self) -> StepReport:
+        """What the latest step was."""
+        return self._last_step
 
     def add_request(
         self,
@@ -157,13 +191,16 @@ class Engine:
             An output for each request that ended, and a snapshot for each that goes on and wants them. A fault of one
             request ends that one alone.
         """
+        started_s = self._clock()
         outputs, self._ended = self._ended, []
-        outputs += self._expire()
+        expired = self._expire()
+        outputs += expired
         work = self._scheduler.schedule()
         if isinstance(work, Prefill):
             outputs += self._prefill(work)
         elif isinstance(work, Decode):
             outputs += self._decode(work)
+        self._last_step = self._report_of(work, started_s, len(expired))
         return outputs
 
     def generate(
@@ -262,6 +299,14 @@ class Engine:
             return [StepOutput(sequence.request_id, snapshot=snapshot(sequence))]
         return []
 
+    def _report_of(self, work: Prefill | Decode | None, started_s: float, num_expired: int) -> StepReport:
+        now_s = self._clock()
+        if not isinstance(work, Prefill):
+            return StepReport("decode" if work else None, now_s - started_s, (), num_expired)
+        begun = (sequence for sequence in work.sequences if sequence.branches[0].num_steps)
+        first_draft_s = tuple(now_s - sequence.arrival_s for sequence in begun)
+        return StepReport("prefill", now_s - started_s, first_draft_s, num_expired)
+
     def _expire(self) -> list[StepOutput]:
         """Answer those whose time is over with the drafts that they have."""
         now_s = self._clock()
@@ -302,6 +347,10 @@ class Engine:
         for move in self._scheduler.remove(sequence):
             self._steps.move(move)
         del self._sequences[sequence.request_id]
+        for branch in sequence.branches:
+            # Sequence and branch hold each other until the garbage collector comes, and an n-gram state may hold a
+            # document that the next request would go on with.
+            branch.drafts = DraftSet((), ())
         if sequence.session_id is not None and self._sessions.get(sequence.session_id) is sequence:
             del self._sessions[sequence.session_id]
 

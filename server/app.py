@@ -3,17 +3,63 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any, cast
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
-from superdraft.server import error_map, routes_admin, routes_native, routes_openai
+from superdraft.server import (
+    error_map,
+    routes_admin,
+    routes_feedback,
+    routes_fim,
+    routes_llamacpp,
+    routes_native,
+    routes_ngram,
+    routes_openai,
+    routes_tabby,
+)
+from superdraft.server.access import Access
+from superdraft.server.admission_control import AdmissionControl, places_of
+from superdraft.server.api_keys import ApiKeys
 from superdraft.server.async_engine import AsyncEngine
 from superdraft.server.engine_protocol import DecodingEngine
-from superdraft.server.request_context import RequestContextMiddleware
-from superdraft.server.service import NgramModels, Service
+from superdraft.server.errors import SettingsError
+from superdraft.server.fan_out import FanOut
+from superdraft.server.feedback import Feedback
+from superdraft.server.infill import fim_tokens_of
+from superdraft.server.metrics import Metrics
+from superdraft.server.ngram_registry import NgramModels
+from superdraft.server.personal_models import PersonalModels, PersonalTokenizer
+from superdraft.server.rate_limits import CallerLimits
+from superdraft.server.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
+from superdraft.server.security_headers import SecurityHeadersMiddleware
+from superdraft.server.service import Service
 from superdraft.server.settings import Settings
+from superdraft.server.stats import Statistics
 
+_ROUTES = (
+    routes_openai,
+    routes_native,
+    routes_fim,
+    routes_llamacpp,
+    routes_tabby,
+    routes_feedback,
+    routes_ngram,
+    routes_admin,
+)
+_CORS: dict[str, Any] = {
+    "allow_methods": ("GET", "POST", "DELETE"),
+    "allow_headers": ("authorization", "content-type", "x-api-key", REQUEST_ID_HEADER, routes_native.SESSION_HEADER),
+    "expose_headers": (REQUEST_ID_HEADER, routes_openai.WARNINGS_HEADER, "retry-after", "retry-after-ms"),
+}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "No valid API key, where keys are asked for."},
+    403: {"description": "The API key is not for this."},
+    429: {"description": "The caller, or everybody together, asks for too much; the headers say when to ask again."},
+}
 _DESCRIPTION = "Autocomplete with k drafts from one pass of a language model, by Superposed Decoding."
 
 
@@ -25,6 +71,7 @@ def create_app(
     ngram_models: NgramModels | None = None,
     alpha: float = DEFAULT_ALPHA,
     tau: float = DEFAULT_TAU,
+    candidates_per_draft: int | None = None,
 ) -> FastAPI:
     """An app that serves `engine`. The engine's thread lives as long as the app's lifespan.
 
@@ -32,11 +79,19 @@ def create_app(
         settings: the server's settings.
         engine: a loaded engine that nothing else uses.
         model_name: the name in answers; `settings.served_model_name` wins over it.
-        ngram_models: the loaded n-gram models; None means there are none.
+        ngram_models: what requests may name; None means there are none.
         alpha: the n-gram model's weight for requests that don't say.
         tau: the temperature for requests that don't say.
+        candidates_per_draft: m as it was tuned for the n-gram model; None: it was not.
     """
-    async_engine = AsyncEngine(engine)
+    metrics, statistics = Metrics(), Statistics()
+    metrics.watch(engine)
+    admission = _admission(settings, engine, metrics)
+    metrics.watch_admission(lambda: admission.num_waiting)
+    async_engine = AsyncEngine(engine, metrics, admission)
+    access = _access(settings, metrics)
+    personal = _personal(settings, engine, has_keys=access.keys.are_required) if settings.personal_ngrams else None
+    fan_out = FanOut(min(settings.fan_out_drafts, settings.max_num_drafts) if settings.fan_out else 1)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -45,6 +100,8 @@ def create_app(
             yield
         finally:
             await async_engine.stop(settings.shutdown_grace_s)
+            if personal is not None:
+                personal.close()
 
     app = FastAPI(title="Superdraft", version=version("superdraft"), description=_DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
@@ -53,11 +110,48 @@ def create_app(
         engine=async_engine,
         model_name=settings.served_model_name or model_name,
         ngram_models=ngram_models or NgramModels(),
+        feedback=Feedback(metrics, fan_out, personal, is_on=settings.feedback or settings.personal_ngrams),
         alpha=alpha,
         tau=tau,
+        candidates_per_draft=candidates_per_draft,
+        metrics=metrics,
+        statistics=statistics,
+        fim=fim_tokens_of(engine, settings),
+        fan_out=fan_out,
+        personal=personal,
     )
-    app.add_middleware(RequestContextMiddleware)
     error_map.install(app)
-    for routes in (routes_openai, routes_native, routes_admin):
-        app.include_router(routes.router)
+    routers = [routes.router for routes in _ROUTES]
+    for router in routers:
+        app.include_router(router, dependencies=[Depends(access)], responses=_REFUSALS)
+    templates = frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
+    # The last one added is the outermost: it sees what the others refuse, too.
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(RequestContextMiddleware, metrics=metrics, statistics=statistics, templates=templates)
     return app
+
+
+def _admission(settings: Settings, engine: DecodingEngine, metrics: Metrics) -> AdmissionControl:
+    return AdmissionControl(
+        places_of(engine.num_slots),
+        settings.max_waiting,
+        settings.queue_timeout_ms / 1000,
+        metrics.count_shed,
+    )
+
+
+def _access(settings: Settings, metrics: Metrics) -> Access:
+    given = settings.api_keys.get_secret_value() if settings.api_keys is not None else None
+    keys = ApiKeys(given, settings.api_keys_file)
+    return Access(keys, CallerLimits(settings.rate_limit, settings.max_concurrent, metrics.count_shed))
+
+
+def _personal(settings: Settings, engine: DecodingEngine, *, has_keys: bool) -> PersonalModels:
+    if not has_keys and not settings.personal_anonymous:
+        raise SettingsError(
+            "--personal-ngrams remembers what the holders of API keys accept, and there are no keys. Make one with "
+            "`superdraft keys new`, or add --personal-anonymous."
+        )
+    return PersonalModels(cast(PersonalTokenizer, engine.tokenizer), settings)

@@ -21,12 +21,17 @@ from superdraft.decoding.errors import (
     InvalidRequestError,
     SequenceFailedError,
     SuperdraftError,
+    SupersededError,
 )
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.server.access import current_caller
+from superdraft.server.admission_control import AdmissionControl, Place
 from superdraft.server.engine_protocol import DecodingEngine
+from superdraft.server.metrics import Metrics
 from superdraft.server.output_stream import OutputStream
+from superdraft.server.stats import RequestRecord, current_record
 
 MAX_CONSECUTIVE_FAILURES = 3
 _STOPPING = "The server is shutting down and takes no more requests; send it again to another one."
@@ -43,6 +48,8 @@ class _Add:
     session_id: str | None
     timeout_s: float | None
     stream: OutputStream
+    record: RequestRecord
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +67,21 @@ class AsyncEngine:
     """Runs an engine in a thread of its own and awaits its answers.
 
     Every accepted request gets exactly one terminal answer, whatever happens to the engine.
+
+    Args:
+        engine: nothing else uses it.
+        metrics: where requests and steps are counted; None: nobody reads them.
+        admission: who may go in when there is too much to do; None: everybody.
     """
 
-    def __init__(self, engine: DecodingEngine) -> None:
+    def __init__(
+        self, engine: DecodingEngine, metrics: Metrics | None = None, admission: AdmissionControl | None = None
+    ) -> None:
         self._engine = engine
+        self._metrics = metrics or Metrics()
+        self._admission = admission or AdmissionControl()
         self._commands: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
-        self._streams: dict[str, OutputStream] = {}  # touched by the engine thread alone
+        self._requests: dict[str, _Add] = {}  # touched by the engine thread alone
         self._gate = threading.Lock()  # closes `_accepting` and the queue together
         self._accepting = False
         self._failures = 0
@@ -74,7 +90,7 @@ class AsyncEngine:
 
     @property
     def engine(self) -> DecodingEngine:
-        """The engine; other threads may read `tokenizer`, `config` and `max_model_len` only."""
+        """The engine; other threads may read its attributes, but call nothing."""
         return self._engine
 
     @property
@@ -101,6 +117,7 @@ class AsyncEngine:
 
         Raises:
             InvalidRequestError: the engine refuses the prompt or the parameters.
+            OverloadedError: the server has too much to do.
             SequenceFailedError: this request failed.
             SupersededError: a newer request of the same session took its place.
             EngineStoppedError: the engine stops, or has stopped.
@@ -131,7 +148,7 @@ class AsyncEngine:
             prompt: text or token ids.
             params: what is wanted; with `snapshots`, the stream holds one for each step, unless the reader is slower.
             scorer: the n-gram model; None: the language model alone.
-            session_id: this request ends an unfinished older one of the same session.
+            session_id: this request ends an unfinished older one of the same session and the same caller.
             timeout_s: after so many seconds the drafts are answered as they are then.
 
         Returns:
@@ -139,12 +156,23 @@ class AsyncEngine:
 
         Raises:
             InvalidRequestError: the engine refuses the prompt or the parameters.
+            OverloadedError: the server has too much to do.
+            SupersededError: a newer request of the same session came before this one was let in.
             EngineStoppedError: the engine stops, or has stopped.
         """
-        outputs = OutputStream(
-            asyncio.get_running_loop(), lambda stream: self._commands.put(_Cancel(request_id, stream))
-        )
-        self._post(_Add(request_id, prompt, params, scorer, session_id, timeout_s, outputs))
+        self._check_accepting()
+        record = current_record()
+        if session_id is not None and current_caller():  # whose name has no space
+            session_id = f"{current_caller()} {session_id}"
+        place = await self._admission.enter(record, params.num_rows, session_id)
+
+        def cancel(stream: OutputStream) -> None:
+            record.is_cancelled = True
+            self._commands.put(_Cancel(request_id, stream))
+
+        outputs = OutputStream(asyncio.get_running_loop(), cancel)
+        record.begin(params)
+        self._post(_Add(request_id, prompt, params, scorer, session_id, timeout_s, outputs, record, place))
         try:
             await outputs.accepted()
         except asyncio.CancelledError:
@@ -157,14 +185,22 @@ class AsyncEngine:
         with self._gate:
             self._accepting = False
             self._commands.put(_Stop(time.monotonic() + grace_s))
+        self._admission.close(_STOPPING)
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
 
+    def _check_accepting(self) -> None:
+        if not self._accepting:
+            self._metrics.count_shed("shutdown")
+            raise EngineStoppedError(_STOPPING)
+
     def _post(self, command: _Add) -> None:
         with self._gate:
-            if not self._accepting:
-                raise EngineStoppedError(_STOPPING)
-            self._commands.put(command)
+            if self._accepting:
+                self._commands.put(command)
+                return
+        command.place.release()
+        self._check_accepting()
 
     # Below: the engine thread.
 
@@ -196,16 +232,19 @@ class AsyncEngine:
             case _Add():
                 self._add(command)
             case _Cancel(request_id, stream):
-                if self._streams.get(request_id) is stream:
-                    del self._streams[request_id]
+                request = self._requests.get(request_id)
+                if request is not None and request.stream is stream:
+                    del self._requests[request_id]
                     self._engine.cancel(request_id)
+                    request.place.release()
+                    self._metrics.count_cancelled("client_gone")
             case _Stop(deadline):
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
 
     def _add(self, command: _Add) -> None:
-        if command.request_id in self._streams:
+        if command.request_id in self._requests:
             error = InvalidRequestError(f"The request id {command.request_id} is in use.", param="id")
-            command.stream.refuse(error)
+            self._refuse(command, error)
             return
         try:
             self._engine.add_request(
@@ -217,40 +256,54 @@ class AsyncEngine:
                 timeout_s=command.timeout_s,
             )
         except SuperdraftError as error:
-            command.stream.refuse(error)
+            self._refuse(command, error)
         except Exception:
             log.exception("add_request_failed", engine_request_id=command.request_id)
-            command.stream.refuse(SequenceFailedError("The engine failed on this request; the server's log says why."))
+            self._refuse(command, SequenceFailedError("The engine failed on this request; the server's log says why."))
         else:
-            self._streams[command.request_id] = command.stream
+            self._requests[command.request_id] = command
             command.stream.accept()
+
+    def _refuse(self, command: _Add, error: SuperdraftError) -> None:
+        command.place.release()
+        command.stream.refuse(error)
 
     def _step(self) -> None:
         try:
             outputs = self._engine.step()
         except Exception:
             self._failures += 1
-            log.exception("engine_step_failed", consecutive=self._failures, requests=len(self._streams))
+            log.exception("engine_step_failed", consecutive=self._failures, requests=len(self._requests))
             self._abandon_all()
             return
         self._failures = 0
+        self._metrics.observe_step()
         for output in outputs:
             self._deliver(output)
-        if self._streams and not self._engine.has_unfinished:
-            log.error("engine_lost_requests", requests=len(self._streams))
+        if self._requests and not self._engine.has_unfinished:
+            log.error("engine_lost_requests", requests=len(self._requests))
             self._abandon_all()
 
     def _deliver(self, output: StepOutput) -> None:
-        stream = self._streams.get(output.request_id)
-        if stream is None:
+        request = self._requests.get(output.request_id)
+        if request is None:
             log.error("output_of_unknown_request", engine_request_id=output.request_id)
             return
         if output.is_terminal:
-            del self._streams[output.request_id]
+            del self._requests[output.request_id]
+            request.place.release()
             if output.output is None and output.error is None:
                 error = SequenceFailedError("The engine gave an empty answer; this is a bug in the server.")
                 output = StepOutput(output.request_id, error=error)
-        stream.send(output)
+            self._observe(request, output)
+        request.stream.send(output)
+
+    def _observe(self, request: _Add, terminal: StepOutput) -> None:
+        if terminal.output is not None:
+            request.record.add(terminal.output)
+            self._metrics.observe_generation(request.params, terminal.output)
+        elif isinstance(terminal.error, SupersededError):
+            self._metrics.count_cancelled("superseded")
 
     def _abandon_all(self) -> None:
         """After a failed step, whose state cannot be trusted: drop every request, and tell its caller."""
@@ -259,10 +312,11 @@ class AsyncEngine:
             raise RuntimeError("the engine holds requests that it cannot drop")
 
     def _end_all(self, kind: type[EngineError], message: str) -> None:
-        ended = dict(self._streams)
-        self._streams.clear()
-        for request_id, stream in ended.items():
-            stream.send(StepOutput(request_id, error=kind(message)))
+        ended = dict(self._requests)
+        self._requests.clear()
+        for request_id, request in ended.items():
+            request.place.release()
+            request.stream.send(StepOutput(request_id, error=kind(message)))
         for request_id in ended:
             self._engine.cancel(request_id)
 
@@ -273,5 +327,7 @@ class AsyncEngine:
         while not self._commands.empty():
             command = self._commands.get()
             if isinstance(command, _Add):
-                command.stream.refuse(EngineStoppedError(_STOPPING))
+                self._metrics.count_shed("shutdown")
+                self._refuse(command, EngineStoppedError(_STOPPING))
+        self._metrics.count_cancelled("shutdown", len(self._requests))
         self._end_all(EngineStoppedError, "The server shut down before this request was finished; send it again.")

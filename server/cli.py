@@ -55,9 +55,33 @@ def ngram(ctx: typer.Context) -> None:
 
 
 @app.command(context_settings=_FORWARD)
+def config(ctx: typer.Context) -> None:
+    """Show the server's configuration."""
+    _forward("superdraft.server.cli_config", ctx)
+
+
+@app.command(context_settings=_FORWARD)
+def keys(ctx: typer.Context) -> None:
+    """Make API keys."""
+    _forward("superdraft.server.cli_keys", ctx)
+
+
+@app.command(context_settings=_FORWARD)
 def bench(ctx: typer.Context) -> None:
     """Measure the engine."""
     _forward("superdraft.server.cli_bench", ctx)
+
+
+@app.command("eval", context_settings=_FORWARD)
+def evaluate(ctx: typer.Context) -> None:
+    """Measure how good the drafts are."""
+    _forward("superdraft.server.cli_eval", ctx)
+
+
+@app.command(context_settings=_FORWARD)
+def tune(ctx: typer.Context) -> None:
+    """Find the best settings for a model and an n-gram model."""
+    _forward("superdraft.server.cli_tune", ctx)
 
 
 def main() -> None:
@@ -69,7 +93,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("superdraft"):
             raise
-        _fail(f"this command needs the server's packages ({error.name} is missing): pip install 'superdraft[server]'")
+        extra = "evaluation" if error.name == "matplotlib" else "server"
+        _fail(f"this command needs more packages ({error.name} is missing): pip install 'superdraft[{extra}]'")
 
 
 def _forward(module: str, ctx: typer.Context) -> None:

@@ -28,6 +28,20 @@ def step(
     main(model=model, num_drafts=num_drafts or [3, 8], steps=steps, as_json=as_json)
 
 
+@app.command()
+def ngram(
+    models: Annotated[list[str] | None, typer.Argument(help="N-gram models.  [default: smollm2-135m]")] = None,
+    text: Annotated[Path | None, typer.Option(help="Text or .jsonl for contexts.  [default: built in]")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed warm steps.")] = 1000,
+    cold_starts: Annotated[int, typer.Option(min=0, help="Timed first steps from a cold disk cache.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Time the n-gram model's part of a step, for k = 3, m = 9 and k = 8, m = 64, warm and cold."""
+    from superdraft.benchmarks.ngram import main
+
+    main(models=models or ["smollm2-135m"], text=text, steps=steps, cold_starts=cold_starts, as_json=as_json)
+
+
 @app.command("typing")
 def key_presses(
     model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
@@ -41,6 +55,38 @@ def key_presses(
     from superdraft.benchmarks.key_presses import main
 
     main(model=model, dtype=dtype, prompts=prompts, num_prompts=limit, num_keys=keys, as_json=as_json)
+
+
+@app.command()
+def personal(
+    prompts: Annotated[
+        list[Path], typer.Option("--prompts", help="JSON lines with prompt and reference, in order. Repeatable.")
+    ],
+    model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="As in serve.")] = "auto",
+    weight: Annotated[
+        list[float] | None, typer.Option(min=0.001, max=1, help="Repeatable.  [default: 0.3, as in serve]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts to type.  [default: all]")] = None,
+    typed_words: Annotated[int, typer.Option(min=0, help="Words of each reference that are typed; 0: all.")] = 10,
+    together: Annotated[int, typer.Option(min=1, help="Prompts typed before anything is learned of them.")] = 8,
+    everything: Annotated[bool, typer.Option("--everything", help="Also learn all that is typed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Type prompts and learn what is accepted: what personal n-grams gain."""
+    from superdraft.benchmarks.personal import main
+
+    main(
+        prompts=prompts,
+        model=model,
+        dtype=dtype,
+        weights=weight or [0.3],
+        limit=limit,
+        typed_words=typed_words,
+        together=together,
+        everything=everything,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -73,8 +119,38 @@ def load(
         max_tokens=max_tokens,
         is_closed=closed,
         url=url,
-        serve_options=[part for flag, value in given.items() if value is not None for part in (flag, value)],
+        # Closed loops compare throughput: who asks for more rows than there are slots waits instead of being refused.
+        serve_options=[part for flag, value in given.items() if value is not None for part in (flag, value)]
+        + (["--queue-timeout-ms", "60000", "--max-waiting", "1000"] if closed else []),
         as_json=as_json,
     )
     if not all_answered:
+        raise typer.Exit(1)
+
+
+@app.command()
+def overload(
+    factor: Annotated[float, typer.Option(min=1.1, help="Times what the server can do.")] = 4.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 60.0,
+    baseline: Annotated[float, typer.Option(min=1, help="Seconds at saturation before and after it.")] = 15.0,
+    num_slots: Annotated[int, typer.Option(min=1, help="As in serve.")] = 8,
+    model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    queue_timeout_ms: Annotated[int | None, typer.Option(help="As in serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Ask a server for more than it can do. Exit code 1 if it does not keep what is promised."""
+    from superdraft.benchmarks.overload import main
+
+    waiting = None if queue_timeout_ms is None else str(queue_timeout_ms)
+    given = {"--model": model, "--dtype": dtype, "--queue-timeout-ms": waiting}
+    is_kept = main(
+        factor=factor,
+        seconds=seconds,
+        baseline_s=baseline,
+        num_slots=num_slots,
+        serve_options=[part for flag, value in given.items() if value is not None for part in (flag, value)],
+        as_json=as_json,
+    )
+    if not is_kept:
         raise typer.Exit(1)

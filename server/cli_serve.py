@@ -1,5 +1,7 @@
 """`superdraft serve`."""
 
+import gc
+import ipaddress
 import socket
 import sys
 from pathlib import Path
@@ -13,7 +15,11 @@ if TYPE_CHECKING:
     from superdraft.server.settings import Settings
 
 
-def serve(  # one parameter a setting; None: the environment's value or the default
+_OTHER_FILES = 256  # models, logs, libraries
+
+
+def serve(  # one parameter a setting; None: the environment's value, the file's or the default
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; or SUPERDRAFT_CONFIG.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="0 picks a free one.  [default: 8000]")] = None,
     model: Annotated[
@@ -22,6 +28,32 @@ def serve(  # one parameter a setting; None: the environment's value or the defa
     served_model_name: Annotated[str | None, typer.Option(help="The model's name in answers.")] = None,
     ngram_model: Annotated[
         str | None, typer.Option(help="auto (the shipped one, if it fits), none, a name or a folder.  [default: auto]")
+    ] = None,
+    max_ngram_models: Annotated[
+        int | None, typer.Option(help="N-gram models kept open for the next request.  [default: 8]")
+    ] = None,
+    in_context_weight: Annotated[
+        float | None, typer.Option(help="Of the prompt's own n-grams beside the default n-gram model.  [default: 0]")
+    ] = None,
+    max_in_context_tokens: Annotated[
+        int | None, typer.Option(help="Of prompts whose n-grams are kept.  [default: 65536]")
+    ] = None,
+    feedback: Annotated[
+        bool | None,
+        typer.Option("--feedback/--no-feedback", help="Count what users did with drafts.  [default: on]"),
+    ] = None,
+    personal_ngrams: Annotated[
+        bool | None, typer.Option("--personal-ngrams", help="Learn from what each key and user accepts.")
+    ] = None,
+    personal_anonymous: Annotated[
+        bool | None, typer.Option("--personal-anonymous", help="Likewise where there are no API keys.")
+    ] = None,
+    personal_weight: Annotated[
+        float | None, typer.Option(help="Of that beside the default n-gram model.  [default: 0.3]")
+    ] = None,
+    max_personal_tokens: Annotated[int | None, typer.Option(help="Remembered of each user.  [default: 8192]")] = None,
+    max_personal_users: Annotated[
+        int | None, typer.Option(help="Of each key; the oldest is forgotten.  [default: 1000]")
     ] = None,
     home: Annotated[Path | None, typer.Option(help="Cache folder of models.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
@@ -45,19 +77,52 @@ def serve(  # one parameter a setting; None: the environment's value or the defa
     prompt_too_long: Annotated[str | None, typer.Option(help="error or truncate_left.  [default: error]")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request.  [default: 1048576]")] = None,
     max_timeout_ms: Annotated[int | None, typer.Option(help="Largest timeout of a request.  [default: 60000]")] = None,
+    default_strategy: Annotated[
+        str | None, typer.Option(help="superposed, sample, greedy or sample+superposed.  [default: superposed]")
+    ] = None,
     token_healing: Annotated[
         bool | None,
         typer.Option("--token-healing/--no-token-healing", help="Finish a half typed word.  [default: on]"),
     ] = None,
+    fim: Annotated[
+        bool | None, typer.Option("--fim/--no-fim", help="Use the model's own tokens to fill gaps.  [default: on]")
+    ] = None,
+    editor_max_tokens: Annotated[
+        int | None, typer.Option(help="Longest draft on the editors' routes.  [default: 16]")
+    ] = None,
+    fan_out: Annotated[
+        bool | None,
+        typer.Option("--fan-out/--no-fan-out", help="Twin requests share the drafts of one run.  [default: on]"),
+    ] = None,
+    fan_out_drafts: Annotated[int | None, typer.Option(help="Drafts of such a run.  [default: 3]")] = None,
     default_alpha: Annotated[float | None, typer.Option(help="Weight of the n-gram model, 0 to 1.")] = None,
     default_tau: Annotated[float | None, typer.Option(help="Temperature of the language model's part.")] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="From `superdraft keys new`; SUPERDRAFT_API_KEYS holds keys themselves.")
+    ] = None,
+    allow_unauthenticated: Annotated[
+        bool | None, typer.Option("--allow-unauthenticated", help="Listen beyond this machine without API keys.")
+    ] = None,
+    rate_limit: Annotated[str | None, typer.Option(help="Requests of each caller in a time, 600/minute say.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Requests of each caller at once.")] = None,
+    cors_origins: Annotated[
+        list[str] | None, typer.Option("--cors-origin", help="Origin whose pages may ask. Repeatable.  [default: none]")
+    ] = None,
+    max_waiting: Annotated[
+        int | None, typer.Option(help="Requests at the door of a full server.  [default: 64]")
+    ] = None,
+    queue_timeout_ms: Annotated[int | None, typer.Option(help="How long one waits there.  [default: 25]")] = None,
+    max_connections: Annotated[int | None, typer.Option(help="Open connections.  [default: 2000]")] = None,
+    receive_timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds for a request to arrive whole.  [default: 20]")
+    ] = None,
     shutdown_grace_s: Annotated[
         float | None, typer.Option(help="Seconds for running requests at shutdown.  [default: 10]")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.  [default: info]")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.  [default: console]")] = None,
 ) -> None:
-    """Serve drafts over HTTP. Every option is also an environment variable: SUPERDRAFT_PORT and so on."""
+    """Serve drafts over HTTP. Options are also environment variables (SUPERDRAFT_PORT) and keys of the file (port)."""
     flags = dict(locals())
     from superdraft.server.log_config import configure_logging
     from superdraft.server.settings import load_settings
@@ -65,6 +130,7 @@ def serve(  # one parameter a setting; None: the environment's value or the defa
     settings = load_settings(flags)
     configure_logging(settings.log_level, settings.log_format)
     with bind(settings.host, settings.port) as listener:  # before loading: a taken port is told at once
+        check_exposure(settings, listener.getsockname()[0])
         run_server(settings, listener)
 
 
@@ -89,6 +155,25 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def check_exposure(settings: "Settings", address: str) -> None:
+    """Refuse to serve other machines without API keys, unless the settings say so.
+
+    Args:
+        settings: the server's.
+        address: numeric, where it listens.
+
+    Raises:
+        CommandError: anybody could use the server.
+    """
+    has_keys = settings.api_keys is not None or settings.api_keys_file is not None
+    if has_keys or settings.allow_unauthenticated or ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return
+    raise CommandError(
+        f"anybody who reaches {settings.host} could use this server: make a key with `superdraft keys new` and name "
+        "its file in --api-keys-file, or say --allow-unauthenticated."
+    )
+
+
 def run_server(settings: "Settings", listener: socket.socket) -> None:
     """Load the model, then answer on `listener` until a signal comes."""
     from superdraft.server.app import create_app
@@ -103,12 +188,29 @@ def run_server(settings: "Settings", listener: socket.socket) -> None:
         ngram_models=loaded.ngram_models,
         alpha=loaded.alpha,
         tau=loaded.tau,
+        candidates_per_draft=loaded.candidates_per_draft,
     )
+    allow_open_files(settings.max_connections)
+    gc.collect()
+    gc.freeze()  # what the libraries made stays: going through it in search of garbage stops everything for 0.3 s
     server = HttpServer(app, on_started=lambda: _banner(settings, listener, app.state.service))
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn raises the signal again after a clean shutdown
         sys.exit(130)
+
+
+def allow_open_files(max_connections: int) -> None:
+    """Raise the process' own limit of open files, often 1024, as far as the system allows and connections need it."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _banner(settings: "Settings", listener: socket.socket, service: Any) -> None:

@@ -20,8 +20,10 @@ from superdraft.server.schemas_native import (
 MAX_SESSION_ID = 128
 
 
-def generation_params(body: DraftsRequest, *, alpha: float, tau: float, token_healing: bool) -> GenerationParams:
-    """What to decode; `alpha`, `tau` and `token_healing` are for a request that doesn't say.
+def generation_params(
+    body: DraftsRequest, *, alpha: float, tau: float, token_healing: bool, candidates_per_draft: int | None = None
+) -> GenerationParams:
+    """What to decode; the keyword arguments are for a request that doesn't say.
 
     Raises:
         InvalidRequestError: two fields contradict each other.
@@ -32,7 +34,7 @@ def generation_params(body: DraftsRequest, *, alpha: float, tau: float, token_he
         max_tokens=body.max_tokens,
         alpha=alpha if body.alpha is None else body.alpha,
         tau=tau if body.tau is None else body.tau,
-        candidates_per_draft=body.candidates_per_draft,
+        candidates_per_draft=body.candidates_per_draft or candidates_per_draft,
         stop=body.stop,
         strategy=body.strategy,
         num_branches=body.num_branches,

@@ -32,6 +32,10 @@ class DecodingEngine(Protocol):
         """The longest prompt and draft together, in tokens."""
 
     @property
+    def num_slots(self) -> int:
+        """Rows that it decodes together."""
+
+    @property
     def has_unfinished(self) -> bool:
         """Whether `step` has something to do."""
 

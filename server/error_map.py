@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from structlog.contextvars import get_contextvars
 
 from superdraft.decoding.errors import (
     EngineStoppedError,
@@ -23,10 +24,11 @@ from superdraft.decoding.errors import (
     SuperdraftError,
     SupersededError,
 )
+from superdraft.server.refusals import ForbiddenError, TooManyRequestsError, UnauthorizedError
+from superdraft.server.stats import CLIENT_CLOSED_REQUEST, current_record
 
 log = structlog.get_logger(__name__)
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's number: nobody waits for this answer any more
 _MAX_QUOTED = 80
 
 
@@ -56,10 +58,16 @@ class ErrorDetail(BaseModel):
     code: str | None = None
 
 
-class ErrorResponse(BaseModel):
-    """The body of every answer that is not a success."""
+class ErrorEvent(BaseModel):
+    """A stream's last event, if it fails. The request's id stands in the answer's `x-request-id`."""
 
     error: ErrorDetail
+
+
+class ErrorResponse(ErrorEvent):
+    """The body of every answer that is not a success. `request_id`: as in the header `x-request-id`, and in the log."""
+
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +77,29 @@ class Failure:
     status: int
     detail: ErrorDetail
     headers: Mapping[str, str] = field(default_factory=dict)
+    cause: Exception | None = None
 
     @property
-    def body(self) -> ErrorResponse:
-        """The JSON to send."""
-        return ErrorResponse(error=self.detail)
+    def body(self) -> ErrorEvent:
+        """The JSON of an event."""
+        return ErrorEvent(error=self.detail)
 
     def log(self) -> None:
-        """Note it, if it is the server's fault."""
+        """Note it for the request's log line; if it is the server's fault, in a line of its own, too."""
+        current_record().fail(self.status, self.detail.code)
         if self.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.error("request_failed", status=self.status, error=self.detail.message)
+            cause = self.cause if self.status == http.HTTPStatus.INTERNAL_SERVER_ERROR else None
+            log.error("request_failed", status=self.status, error=self.detail.message, exc_info=cause)
 
 
 _NO_RETRY = {"x-should-retry": "false"}
 _RETRY_SOON = {"retry-after-ms": "1000", "retry-after": "1"}
 
-# exception -> (HTTP status, type, code unless the exception has its own, headers); the first match counts
+# exception -> (HTTP status, type, code and headers unless the exception has its own); the first match counts
 _ERRORS: tuple[tuple[type[Exception], int, str, str, Mapping[str, str]], ...] = (
+    (UnauthorizedError, 401, "authentication_error", "invalid_api_key", {"www-authenticate": "Bearer"}),
+    (ForbiddenError, 403, "permission_error", "insufficient_scope", {}),
+    (TooManyRequestsError, 429, "rate_limit_error", "too_many_requests", {}),
     (InvalidRequestError, 400, "invalid_request_error", "invalid_value", {}),
     (MalformedBodyError, 400, "invalid_request_error", "invalid_json", {}),
     (NotFoundError, 404, "not_found_error", "not_found", {}),
@@ -102,18 +116,21 @@ def failure_of(error: Exception) -> Failure:
     for kind_of_error, status, kind, code, headers in _ERRORS:
         if isinstance(error, kind_of_error):
             code, param = getattr(error, "code", code), getattr(error, "param", None)
-            return Failure(status, ErrorDetail(message=str(error), type=kind, param=param, code=code), headers)
+            headers = getattr(error, "headers", headers)
+            return Failure(status, ErrorDetail(message=str(error), type=kind, param=param, code=code), headers, error)
     message = "The server failed on this request; its log says why, under the request id in x-request-id."
-    return Failure(500, ErrorDetail(message=message, type="server_error", code="internal_error"))
+    return Failure(500, ErrorDetail(message=message, type="server_error", code="internal_error"), cause=error)
 
 
 def response_of(error: Exception) -> JSONResponse:
-    """`failure_of` as a whole answer."""
+    """`failure_of` as a whole answer, noted in the log."""
     return _response(failure_of(error))
 
 
 def _response(failure: Failure) -> JSONResponse:
-    return JSONResponse(failure.body.model_dump(), failure.status, headers=failure.headers)
+    failure.log()
+    body = ErrorResponse(error=failure.detail, request_id=get_contextvars().get("request_id"))
+    return JSONResponse(body.model_dump(), failure.status, headers=failure.headers)
 
 
 def install(app: FastAPI) -> None:
@@ -124,9 +141,7 @@ def install(app: FastAPI) -> None:
 
 
 async def _on_expected(_: Request, error: Exception) -> JSONResponse:
-    failure = failure_of(error)
-    failure.log()
-    return _response(failure)
+    return response_of(error)
 
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:

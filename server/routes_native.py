@@ -45,24 +45,33 @@ async def create_drafts(
     body: Annotated[DraftsRequest, Depends(json_body(DraftsRequest))],
 ) -> DraftsResponse | EventStream:
     """Complete one prompt with k drafts from one pass of the model."""
-    service.check_model(body.model)
-    ngrams = service.ngram_models
-    scorer = ngrams.default_scorer if body.uses_default_ngram_model else ngrams.choose(body.ngram_model)
-    params = generation_params(body, alpha=service.alpha, tau=service.tau, token_healing=service.settings.token_healing)
+    body = service.with_strategy(body)
+    chooses = not body.uses_default_ngram_model
+    scorer = await (service.ngram_models.choose(body.ngram_model) if chooses else service.default_scorer(body.user))
+    params = generation_params(
+        body,
+        alpha=service.alpha,
+        tau=service.tau,
+        candidates_per_draft=service.num_candidates(body.num_drafts),
+        token_healing=service.settings.token_healing,
+    )
     session_id = session_of(body, request.headers.get(SESSION_HEADER))
     timeout_s = timeout_of(body, service.settings.max_timeout_ms)
     drafts_id, warnings = f"drafts-{uuid.uuid4().hex}", request_warnings(body, scorer)
+    asked = service.feedback.asked(drafts_id, [body.prompt], body.user)
     if not body.stream:
         work = service.engine.generate(
             drafts_id, body.prompt, params, scorer, session_id=session_id, timeout_s=timeout_s
         )
         output = await unless_client_gone(request, work)
+        service.feedback.remember(asked, output.drafts)
         return drafts_response(drafts_id, service.model_name, output, warnings)
 
     def render(step: StepOutput) -> BaseModel:
         if step.snapshot is not None:
             return drafts_snapshot(drafts_id, step.snapshot)
         assert step.output is not None
+        service.feedback.remember(asked, step.output.drafts)
         return drafts_response(drafts_id, service.model_name, step.output, warnings)
 
     start = service.engine.stream(drafts_id, body.prompt, params, scorer, session_id=session_id, timeout_s=timeout_s)

@@ -10,6 +10,7 @@ Prompt = str | TokenIds
 
 MAX_TOKEN_ID = 2**31 - 1
 MAX_LOGIT_BIASES = 1024
+MAX_STOPS = 256  # each costs time at every step, whatever its length
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
@@ -26,6 +27,8 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list) or not all(isinstance(item, str) and item for item in strings):
         raise ValueError("must be a string or a list of strings, none of them empty")
+    if len(strings) > MAX_STOPS:
+        raise ValueError(f"must have at most {MAX_STOPS} strings")
     return tuple(strings)
 
 

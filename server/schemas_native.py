@@ -1,6 +1,5 @@
 """`POST /v1/drafts`: the native wire. Unknown fields are an error."""
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
@@ -20,6 +19,9 @@ from superdraft.server.schemas import (
 
 NgramChoice = str | dict[str, float] | None
 
+# Wider than anybody needs, and narrow enough for sums and shares of weights to be exact numbers above 0.
+_MIN_WEIGHT, _MAX_WEIGHT = 0.001, 1000
+
 
 def _prompt(value: Any) -> Prompt:
     if isinstance(value, str) or is_token_ids(value):
@@ -32,16 +34,16 @@ def _ngram_model(value: Any) -> NgramChoice:
         return value
     if isinstance(value, dict) and value:
         weights = value.values()
-        if all(type(weight) in (int, float) and 0 < weight < math.inf for weight in weights):
+        if all(type(weight) in (int, float) and _MIN_WEIGHT <= weight <= _MAX_WEIGHT for weight in weights):
             return value
-    raise ValueError("must be null, a name, or an object of names with weights above 0")
+    raise ValueError(f"must be null, a name, or an object of names with weights from {_MIN_WEIGHT} to {_MAX_WEIGHT}")
 
 
 _PROMPT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}
 _NGRAM_SCHEMA = {
     "anyOf": [
         {"type": "string"},
-        {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+        {"type": "object", "additionalProperties": {"type": "number", "minimum": _MIN_WEIGHT, "maximum": _MAX_WEIGHT}},
         {"type": "null"},
     ]
 }
@@ -66,7 +68,7 @@ class DraftsRequest(BaseModel):
         default=None, ge=1, description="m, the next tokens that every draft may go on with; absent: k squared."
     )
     ngram_model: Annotated[NgramChoice, PlainValidator(_ngram_model), WithJsonSchema(_NGRAM_SCHEMA)] = Field(
-        default=None, description="A loaded n-gram model, or {name: weight}; null: none; absent: the server's default."
+        default=None, description="A model's name, or {name: weight} of several; null: none; absent: the server's."
     )
     stop: Stop = Field(default=(), description="A draft ends before the first of these.")
     strategy: Strategy = Field(default="superposed", description="How drafts are decoded.")
@@ -93,6 +95,7 @@ class DraftsRequest(BaseModel):
     session_id: str | None = Field(
         default=None, min_length=1, max_length=128, description="A newer request of a session ends the older one."
     )
+    user: str | None = Field(default=None, max_length=256, description="Whose personal n-grams; see /v1/feedback.")
     timeout_ms: Integer | None = Field(default=None, gt=0, description="Answer the drafts so far after this time.")
     stream: Boolean = Field(default=False, description="Server-sent events: the drafts after each step.")
 

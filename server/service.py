@@ -4,63 +4,34 @@ import asyncio
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from fastapi import Request
 
-from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.ngram import NgramScorer
+from superdraft.decoding.fim import FimTokens
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
+from superdraft.server.access import current_caller
 from superdraft.server.async_engine import AsyncEngine
 from superdraft.server.error_map import NotFoundError
-from superdraft.server.schemas_native import NgramChoice
+from superdraft.server.fan_out import FanOut
+from superdraft.server.feedback import Feedback
+from superdraft.server.metrics import Metrics
+from superdraft.server.ngram_registry import NgramModels, Scorer
+from superdraft.server.personal_models import PersonalModels
+from superdraft.server.schemas import Strategy
+from superdraft.server.schemas_native import DraftsRequest
+from superdraft.server.schemas_openai import CompletionRequest
 from superdraft.server.settings import Settings
+from superdraft.server.stats import Statistics
 
 MODEL_ALIAS = "superdraft"  # editors send ids that start with "gpt" or "o" to the chat route: this one they don't
 
 T = TypeVar("T")
+RequestT = TypeVar("RequestT", CompletionRequest, DraftsRequest)
 
 
 class ClientGoneError(Exception):
     """The client closed the connection before its answer was ready."""
-
-
-@dataclass(frozen=True, slots=True)
-class NgramModels:
-    """The loaded n-gram models.
-
-    Attributes:
-        scorers: by name.
-        default: the one for requests that don't say; None: none.
-    """
-
-    scorers: Mapping[str, NgramScorer[Any]] = field(default_factory=dict)
-    default: str | None = None
-
-    @property
-    def default_scorer(self) -> NgramScorer[Any] | None:
-        """The scorer of the default model; None: requests use no n-gram model unless they name one."""
-        return None if self.default is None else self.scorers[self.default]
-
-    def choose(self, choice: NgramChoice) -> NgramScorer[Any] | None:
-        """The scorer that a request asks for.
-
-        Raises:
-            NotFoundError: it names a model that is not loaded.
-            InvalidRequestError: it asks for a mixture of several models.
-        """
-        if choice is None:
-            return None
-        names = [choice] if isinstance(choice, str) else list(choice)
-        for name in names:
-            if name not in self.scorers:
-                loaded = ", ".join(self.scorers) or "none"
-                message = f"ngram_model names a model that is not loaded; loaded: {loaded}."
-                raise NotFoundError(message, param="ngram_model", code="ngram_model_not_found")
-        if len(names) > 1:
-            message = f"ngram_model takes one model in a request, got {len(names)}."
-            raise InvalidRequestError(message, param="ngram_model")
-        return self.scorers[names[0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +43,81 @@ class Service:
         engine: runs the requests.
         model_name: the model's name in answers.
         ngram_models: what requests may name.
+        feedback: what users did with drafts.
         alpha: the n-gram model's weight for requests that don't say.
         tau: the temperature for requests that don't say.
+        candidates_per_draft: m as it was tuned for the n-gram model; None: it was not.
         created: when the model was loaded, in Unix seconds.
+        metrics: what Prometheus may ask.
+        statistics: of the last minutes' requests.
+        fim: the model's fill-in-the-middle tokens; None: it has none, or they are not used.
+        fan_out: shares runs among twin requests.
+        personal: what users have accepted; None: it is not remembered.
     """
 
     settings: Settings
     engine: AsyncEngine
     model_name: str
     ngram_models: NgramModels
+    feedback: Feedback
     alpha: float = DEFAULT_ALPHA
     tau: float = DEFAULT_TAU
+    candidates_per_draft: int | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+    metrics: Metrics = field(default_factory=Metrics)
+    statistics: Statistics = field(default_factory=Statistics)
+    fim: FimTokens | None = None
+    fan_out: FanOut = field(default_factory=FanOut)
+    personal: PersonalModels | None = None
+
+    def num_candidates(self, num_drafts: int) -> int | None:
+        """The m of a request that doesn't say; None: the engine's default.
+
+        The tuned one as long as the first step, where all drafts have one parent, has enough of them: two a draft.
+        """
+        tuned = self.candidates_per_draft
+        return tuned if tuned is not None and tuned >= 2 * num_drafts else None
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """Every name that a request's `model` may have; the first is the answer's."""
+        """The served model's names; the first is the answer's."""
         return tuple(dict.fromkeys((self.model_name, MODEL_ALIAS)))
+
+    @property
+    def strategy_aliases(self) -> Mapping[str, Strategy]:
+        """Names that choose a strategy with the model: `<model>:<strategy>`."""
+        return {f"{name}:{strategy}": strategy for name in self.model_names for strategy in get_args(Strategy)}
+
+    async def default_scorer(self, user: str | None = None) -> Scorer | None:
+        """The n-gram model for a request that doesn't name one: the default, with what its user has accepted."""
+        scorer = await self.ngram_models.current_default()
+        return scorer if self.personal is None else await self.personal.scorer(current_caller(), user, scorer)
 
     def check_model(self, name: str | None) -> None:
         """Raise NotFoundError unless `name` is absent or names the served model."""
         if name is not None and name not in self.model_names:
             message = f"The model in the request is not served here; served: {', '.join(self.model_names)}."
             raise NotFoundError(message, param="model", code="model_not_found")
+
+    def strategy_of(self, model: str | None) -> Strategy:
+        """How to decode a request that names this model and says nothing of a strategy.
+
+        Raises:
+            NotFoundError: the model is not served here.
+        """
+        alias = self.strategy_aliases.get(model or "")
+        if alias is None:
+            self.check_model(model)
+        return alias or self.settings.default_strategy
+
+    def with_strategy(self, body: RequestT) -> RequestT:
+        """The request with the strategy that it runs under: its own, else its model alias's, else the server's.
+
+        Raises:
+            NotFoundError: the model that it names is not served here.
+        """
+        default = self.strategy_of(body.model)
+        return body if "strategy" in body.model_fields_set else body.model_copy(update={"strategy": default})
 
 
 def get_service(request: Request) -> Service:

@@ -1,22 +1,41 @@
-"""Settings of the server. The only reader of the environment: every setting is also `SUPERDRAFT_<NAME>`."""
+"""Settings of the server: from flags, the environment (`SUPERDRAFT_<NAME>`), a TOML file, and defaults, in this order.
+
+Nothing else in the server reads the environment.
+"""
 
 import difflib
 import os
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+from urllib.parse import urlsplit
 
-from pydantic import ByteSize, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, ByteSize, Field, SecretBytes, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.server.errors import SettingsError
+from superdraft.server.rate_limits import RateLimit
+from superdraft.server.schemas import Strategy
 
 ENV_PREFIX = "SUPERDRAFT_"
+CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if text == "null" or not parts.scheme or not parts.netloc or text != f"{parts.scheme}://{parts.netloc}":
+        raise ValueError('must be an origin such as "https://editor.example:8443", exactly as browsers send it')
+    return text
 
 
 class Settings(BaseSettings):
-    """Settings of the server. Arguments win over the environment, the environment over the defaults."""
+    """Settings of the server. Arguments win over the environment, the environment over the defaults.
+
+    What must not be shown has the type SecretStr: `superdraft config show` and errors mask it.
+    """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
@@ -26,22 +45,56 @@ class Settings(BaseSettings):
     model: str = Field(default="smollm2-135m", min_length=1)
     served_model_name: str | None = Field(default=None, min_length=1, description="None: the model's own name")
     ngram_model: str = Field(default="auto", min_length=1, description='"auto", "none", a name or a path')
+    max_ngram_models: int = Field(default=8, ge=1, description="n-gram models kept open for the next request")
+    in_context_weight: float = Field(
+        default=0.0, ge=0, le=1, description="of the prompt's own n-grams beside the default n-gram model"
+    )
+    max_in_context_tokens: int = Field(
+        default=65_536, ge=0, description="of prompts whose n-grams are kept; a token takes about 1 kB"
+    )
+    feedback: bool = Field(default=True, description="count what users did with drafts, by rank")
+    personal_ngrams: bool = Field(default=False, description="learn from what each key and user accepts")
+    personal_anonymous: bool = Field(default=False, description="likewise where there are no API keys")
+    personal_weight: float = Field(
+        default=0.3, gt=0, le=1, description="of what a user accepted beside the default n-gram model"
+    )
+    max_personal_tokens: int = Field(
+        default=8192, ge=1024, description="remembered of each user; a token takes about 1 kB while it is in use"
+    )
+    max_personal_users: int = Field(default=1000, ge=1, description="of each key; the oldest is forgotten")
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
     max_model_len: int = Field(default=2048, ge=1)
     kv_memory: ByteSize = Field(default=ByteSize(2 * 1024**3), ge=1, description="of the KV cache, all taken at start")
     num_slots: int | None = Field(default=None, ge=1, description="None: as many as fit in kv_memory, at most 64")
-    num_threads: int | None = Field(default=None, ge=1, description="on a CPU; None: all cores but one, for the network")
+    num_threads: int | None = Field(default=None, ge=1, description="on a CPU; None: all cores but one")
     max_prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens between two decode steps")
     max_num_drafts: int = Field(default=32, ge=1)
     max_batch_prompts: int = Field(default=32, ge=1, description="most prompts in one /v1/completions request")
     prompt_too_long: Literal["error", "truncate_left"] = "error"
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     max_timeout_ms: int = Field(default=60_000, ge=1, description="largest timeout_ms of a request")
+    default_strategy: Strategy = Field(default="superposed", description="for requests that don't say")
     token_healing: bool = Field(default=True, description="for text prompts of requests that don't say")
+    fim: bool = Field(default=True, description="fill gaps with the model's own tokens for that, if it has them")
+    editor_max_tokens: int = Field(default=16, ge=1, description="longest draft on the editors' routes")
+    fan_out: bool = Field(default=True, description="twin requests share the drafts of one run")
+    fan_out_drafts: int = Field(default=3, ge=2, description="drafts of a run that twins may share")
     default_alpha: float | None = Field(default=None, ge=0, le=1, description="None: tuned for the n-gram model")
     default_tau: float | None = Field(default=None, ge=0.001, le=100, description="None: tuned for the n-gram model")
+    api_keys_file: Path | None = Field(default=None, description="TOML file that `superdraft keys new` writes")
+    api_keys: SecretStr | None = Field(default=None, description="name=key pairs; not a flag, which others could see")
+    allow_unauthenticated: bool = Field(default=False, description="to listen without keys beyond this machine")
+    rate_limit: RateLimit | None = Field(default=None, description='of each caller, such as "600/minute"')
+    max_concurrent: int | None = Field(default=None, ge=1, description="requests of each caller at once")
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        default=(), description="whose pages may ask from a browser"
+    )
+    max_waiting: int = Field(default=64, ge=0, description="requests at the door of a full server; the oldest goes")
+    queue_timeout_ms: int = Field(default=25, ge=1, description="how long a request waits there, the newest first")
+    max_connections: int = Field(default=2000, ge=1, description="open at once; then the longest idle is closed")
+    receive_timeout_s: float = Field(default=20.0, gt=0, description="for a request to arrive, and for a stuck reader")
     shutdown_grace_s: float = Field(default=10.0, ge=0, le=3600, description="for running requests at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
@@ -59,32 +112,97 @@ class Settings(BaseSettings):
         )
 
 
+class Origin(NamedTuple):
+    """Where a value comes from.
+
+    Attributes:
+        kind: what sort of place.
+        place: the flag, the variable or the file.
+    """
+
+    kind: Literal["flag", "environment", "file"]
+    place: str
+
+
 def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
-    """Read the environment, then lay the flags that were given over it.
+    """The settings of `settings_and_origins`."""
+    return settings_and_origins(flags)[0]
+
+
+def settings_and_origins(flags: Mapping[str, Any] | None = None) -> tuple[Settings, dict[str, Origin]]:
+    """Read the TOML file if one is named, then the environment, and lay the flags that were given over both.
 
     Args:
-        flags: values from the command line by setting name; None entries count as not given.
+        flags: values from the command line by setting name, and `config`, the file, for which `SUPERDRAFT_CONFIG`
+            stands in; None entries count as not given.
+
+    Returns:
+        The settings, and where each comes from that is not a default.
 
     Raises:
-        SettingsError: a value is out of range, or a `SUPERDRAFT_` variable names no setting.
+        SettingsError: a value is out of range, the file cannot be read, or a key of it or a `SUPERDRAFT_` variable
+            names no setting.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    _refuse_unknown_variables(os.environ)
+    file = given.pop("config", None) or os.environ.get(CONFIG_VARIABLE)
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    if file is not None:
+        in_file = _read_file(Path(file))
+        values |= in_file
+        origins |= {name: Origin("file", str(file)) for name in in_file}
+    in_environment = _read_environment()
+    values |= in_environment
+    origins |= {name: Origin("environment", ENV_PREFIX + name.upper()) for name in in_environment}
+    values |= given
+    origins |= {name: Origin("flag", f"--{name.replace('_', '-')}") for name in given}
     try:
-        return Settings(**given)
+        return Settings(**values), origins
     except ValidationError as error:
-        raise SettingsError("; ".join(_describe(item, given) for item in error.errors())) from None
+        raise SettingsError("; ".join(_describe(item, origins) for item in error.errors())) from None
 
 
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+def is_secret(annotation: Any) -> bool:
+    """Whether values of this type must not be shown."""
+    return annotation in (SecretStr, SecretBytes) or any(map(is_secret, get_args(annotation)))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise SettingsError(f"The configuration file {path} is not valid TOML: {error}.") from None
+    for key in values:
+        if key not in Settings.model_fields:
+            close = _closest(key, Settings.model_fields)
+            raise SettingsError(f"{key} in {path} is no setting; did you mean {close}?")
+    return values
+
+
+def _read_environment() -> dict[str, Any]:
     known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
-    for variable in sorted(environment):
-        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in known:
-            close = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0.0)
-            raise SettingsError(f"The environment variable {variable} names no setting; did you mean {close[0]}?")
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if name.startswith(ENV_PREFIX) and name not in (*known, CONFIG_VARIABLE):
+            close = _closest(name, [*known, CONFIG_VARIABLE])
+            raise SettingsError(f"The environment variable {variable} names no setting; did you mean {close}?")
+    try:
+        return EnvSettingsSource(Settings)()
+    except SourceError as error:  # a list or an object that is not JSON
+        raise SettingsError(f"A {ENV_PREFIX} variable cannot be read: {error}.") from None
 
 
-def _describe(item: Mapping[str, Any], flags: Mapping[str, Any]) -> str:
+def _closest(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def _describe(item: Mapping[str, Any], origins: Mapping[str, Origin]) -> str:
     name = str(item["loc"][0]) if item["loc"] else "settings"
-    source = f"--{name.replace('_', '-')}" if name in flags else ENV_PREFIX + name.upper()
-    return f"{source} {item['msg'].removeprefix('Input ')}, got {item['input']!r}"
+    origin = origins.get(name)
+    place = name if origin is None else origin.place
+    source = f"{name} in {place}" if origin is not None and origin.kind == "file" else place
+    field = Settings.model_fields.get(name)
+    got = "" if field is None or is_secret(field.annotation) else f", got {item['input']!r}"
+    return f"{source} {item['msg'].removeprefix('Input ')}{got}"

@@ -103,7 +103,7 @@ def test_ngram_model_that_is_not_loaded(ngram_client):
     assert "mail, code" in error["message"]
 
 
-@pytest.mark.parametrize("choice", [{"mail": 1, "code": 1}, {"mail": 0}, {"mail": -1}, {"mail": "1"}, {}, 3, [], True])
+@pytest.mark.parametrize("choice", [{"mail": 0}, {"mail": 1001}, {"mail": -1}, {"mail": "1"}, {}, 3, [], True])
 def test_wrong_ngram_models(ngram_client, choice):
     assert refused(ngram_client, ngram_model=choice)["param"] == "ngram_model"
 
@@ -303,3 +303,12 @@ def test_failed_sequence_is_a_500_in_the_error_shape(client, engine: FakeEngine)
     engine.on_step = lambda: None
     engine.fail.clear()
     assert client.post(PATH, json={"prompt": "hi"}).status_code == 200
+
+
+def test_the_tuned_number_of_candidates_is_for_requests_that_do_not_say(engine):
+    app = create_app(Settings(), engine, model_name="tiny", candidates_per_draft=7)
+    with TestClient(app) as client:
+        for fields in ({"num_drafts": 3}, {"num_drafts": 4}, {"num_drafts": 3, "candidates_per_draft": 5}):
+            assert client.post("/v1/drafts", json={"prompt": "hi", **fields}).status_code == 200
+    # 4 drafts need 8 in the first step: they get the engine's default.
+    assert [seen.params.candidates_per_draft for seen in engine.seen] == [7, None, 5]

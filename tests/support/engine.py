@@ -63,6 +63,7 @@ class FakeEngine:
     config: EngineConfig = field(default_factory=EngineConfig)
     max_distinct_drafts: int = len(WORDS)
     max_model_len: int = 64
+    num_slots: int = 64
     on_step: Callable[[], None] = lambda: None
     gate: threading.Event | None = None
     fail: dict[str, SuperdraftError] = field(default_factory=dict)
