@@ -39,7 +39,7 @@ class LoadedService:
     ngram_models: NgramModels
     alpha: float
     tau: float
-    candidates_per_draft: int | None
+    candidates_per_draft: int | None = None
 
 
 def load_service(settings: Settings) -> LoadedService:
