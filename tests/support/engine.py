@@ -131,9 +131,10 @@ class FakeEngine:
         return outputs
 
     def snapshot_of(self, job: Job) -> Snapshot:
-        drafts = [self._draft(i, job) for i in range(job.params.num_drafts)]
+        drafts = [self._draft(i, job) for i in range(min(job.params.num_drafts, self.max_distinct_drafts))]
         snapshots = tuple(DraftSnapshot(draft.text, float("-inf") if draft.index else draft.score) for draft in drafts)
-        return Snapshot(job.num_steps, snapshots, drafts[0].text if len(drafts) == 1 else " ")
+        stable = " " if len(drafts) > 1 else "".join(draft.text for draft in drafts)
+        return Snapshot(job.num_steps, snapshots, stable)
 
     def generate(self, prompt: str | Sequence[int], params: GenerationParams, scorer: Any = None) -> GenerationOutput:
         self.add_request("generate", prompt, params, scorer)
