@@ -119,13 +119,13 @@ def test_when_none_of_them_is_idle_the_new_one_is_refused(engine):
 
 
 def test_a_reader_that_takes_nothing_is_cut_off(limited, engine):
-    engine.max_model_len = 10_000
-    engine.on_step = lambda: time.sleep(0.002)
-    finished = 'superdraft_requests_total{route="/v1/drafts"'
-    wanted = {"num_drafts": 6, "max_tokens": 500, "stream": True}  # some megabytes, more than the system buffers
-    with contextlib.closing(raw_request(limited, "/v1/drafts", prompt="hi", **wanted)):
+    engine.max_model_len = 1_000_000
+    finished = 'superdraft_requests_total{route="/v1/completions"'
+    # Six echoes of the prompt are more than the system buffers, and none of them can be left out.
+    wanted = {"prompt": "x" * 900_000, "echo": True, "n": 6, "max_tokens": 2, "stream": True}
+    with contextlib.closing(raw_request(limited, "/v1/completions", **wanted)):
         assert eventually(lambda: len(engine.seen) == 1)
-        assert eventually(lambda: not engine.jobs, 20)  # the engine is done, whatever the reader does
+        assert eventually(lambda: not engine.jobs)  # the engine is done, whatever the reader does
         assert finished not in httpx.get(f"{limited}/metrics").text
         assert eventually(lambda: finished in httpx.get(f"{limited}/metrics").text)
 
