@@ -7,8 +7,7 @@ from typing import Any
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.decoding.tokenizer import Tokenizer
-from superdraft.ngram_models.in_context import DocumentCache, InContextScorer
-from superdraft.ngram_models.mixture import MixtureScorer, Scorer, UniformScorer
+from superdraft.ngram_models.in_context import DocumentCache, combined
 from superdraft.ngram_models.registry import NgramModel, load_ngram_model
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.errors import CommandError
@@ -58,13 +57,7 @@ class NgramModels:
         parts = [(model.scorer, weight) for name, weight in weights.items() if (model := self.model(name))]
         if not parts and not own_weight:
             return None
-        background: Scorer = UniformScorer(self._vocabulary_size)
-        if parts:
-            background = parts[0][0] if len(parts) == 1 else MixtureScorer(parts)
-        if not own_weight:
-            return background
-        share = own_weight / (own_weight + sum(weight for _, weight in parts))
-        return InContextScorer(background, share, self._documents)
+        return combined(parts, own_weight, self._documents, self._vocabulary_size)
 
     def identity(self, choice: str) -> dict[str, str]:
         """The binaries that a choice stands for; a model that was built anew is another one."""

@@ -10,7 +10,7 @@ from operator import ne
 from typing import Final, NamedTuple, Protocol
 
 from superdraft.ngram_models.counts import Context, CountTable
-from superdraft.ngram_models.mixture import Scorer
+from superdraft.ngram_models.mixture import MixtureScorer, Scorer, UniformScorer
 
 DEFAULT_ORDER: Final = 5
 DEFAULT_MAX_TOKENS: Final = 65_536
@@ -274,3 +274,25 @@ class InContextScorer:
             self._source.contexts.advance(state.context, token_id),
             self._background.advance(state.background, token_id),
         )
+
+
+def combined(
+    parts: Sequence[tuple[Scorer, float]], own_weight: float, source: CountSource | None, vocabulary_size: int
+) -> Scorer:
+    """The prompt's own n-grams over the mixture of some models.
+
+    Args:
+        parts: models and their weights; none: all tokens alike.
+        own_weight: of the prompt's own n-grams beside those; 0: they have no say.
+        source: of the prompt's own n-grams; None: they have no say.
+        vocabulary_size: number of ids of the tokenizer.
+    """
+    background: Scorer
+    if not parts:
+        background = UniformScorer(vocabulary_size)
+    else:
+        background = parts[0][0] if len(parts) == 1 else MixtureScorer(parts)
+    if not own_weight or source is None:
+        return background
+    share = own_weight / (own_weight + math.fsum(weight for _, weight in parts))
+    return InContextScorer(background, share, source)

@@ -14,8 +14,7 @@ from superdraft.ngram_models.errors import (
     NgramModelNotFoundError,
     TokenizerMismatchError,
 )
-from superdraft.ngram_models.in_context import DocumentCache, InContextScorer
-from superdraft.ngram_models.mixture import MixtureScorer, UniformScorer
+from superdraft.ngram_models.in_context import DocumentCache, combined
 from superdraft.ngram_models.registry import ListedModel
 from superdraft.server.error_map import NotFoundError
 from superdraft.server.ngram_folders import ModelFolders
@@ -144,16 +143,7 @@ class NgramModels:
         return known
 
     def _combine(self, parts: list[tuple[Scorer, float]], own_weight: float) -> Scorer:
-        if not parts:
-            background: Scorer = UniformScorer(self._vocabulary_size)
-        elif len(parts) == 1:
-            background = parts[0][0]
-        else:
-            background = MixtureScorer(parts)
-        if not own_weight or self._documents is None:
-            return background
-        share = own_weight / (own_weight + sum(weight for _, weight in parts))
-        return InContextScorer(background, share, self._documents)
+        return combined(parts, own_weight, self._documents, self._vocabulary_size)
 
     async def _part(self, name: str) -> Scorer:
         if name in self._scorers:
