@@ -38,14 +38,16 @@ def main(model: str, num_drafts: list[int], steps: int, as_json: bool) -> None:
     scorer = service.ngram_models.default_scorer
     variants: Variants = {"greedy": (GenerationParams(num_drafts=1, alpha=0, max_tokens=TOKENS_PER_RUN), None)}
     for k in num_drafts:
-        params = GenerationParams(num_drafts=k, alpha=service.alpha, tau=service.tau, max_tokens=TOKENS_PER_RUN)
+        params = GenerationParams(
+            num_drafts=k, alpha=service.drafting.alpha, tau=service.drafting.tau, max_tokens=TOKENS_PER_RUN
+        )
         variants[f"superposed k={k}"] = (params, scorer)
     rows = measure(service.engine, variants, num_runs=-(-steps // (TOKENS_PER_RUN - 1)))
     settings = {
         "model": service.model_name,
         "ngram_model": service.ngram_models.default,
-        "alpha": service.alpha,
-        "tau": service.tau,
+        "alpha": service.drafting.alpha,
+        "tau": service.drafting.tau,
         "prompt_tokens": len(service.engine.tokenizer.encode(PROMPT)),
         "tokens_per_run": TOKENS_PER_RUN,
     }

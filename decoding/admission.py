@@ -74,7 +74,7 @@ def check_limits(params: GenerationParams, config: EngineConfig, max_model_len: 
     """
     limits = (
         ("num_drafts", params.num_drafts, config.max_num_drafts),
-        ("num_branches", params.num_rows, num_slots),
+        ("num_branches" if params.strategy.startswith("sample") else "max_branches", params.num_rows, num_slots),
         ("candidates_per_draft", params.num_candidates, config.max_candidates_per_draft),
         ("max_tokens", params.max_tokens, min(config.max_tokens, max_model_len - 1)),
     )

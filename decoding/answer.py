@@ -17,7 +17,7 @@ from superdraft.decoding.outputs import (
     Usage,
 )
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.ranking import rank
+from superdraft.decoding.ranking import rank, score_of
 from superdraft.decoding.sequence import Sequence
 from superdraft.decoding.tokenizer import Tokenizer, valid_utf8_prefix
 from superdraft.decoding.verification import verify
@@ -29,7 +29,7 @@ _LAST_WORD = re.compile(r"\s*\S*$")
 class _Shown:
     """A draft as it is shown."""
 
-    draft: Draft
+    score: float
     text: str
     token_ids: tuple[int, ...]
     pieces: tuple[bytes, ...]
@@ -48,10 +48,10 @@ def snapshot(sequence: Sequence) -> Snapshot:
     """The drafts as they stand between two steps."""
     params = sequence.params
     drafts = all_drafts(sequence)
-    ranked = rank(drafts, params.num_rows * params.drafts_per_branch)
+    ranked = rank(drafts, params.num_shown, score_of(params))
     return Snapshot(
         num_steps=max(branch.num_steps for branch in sequence.branches),
-        drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), draft.mean_logprob) for draft in ranked),
+        drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), score_of(params)(draft)) for draft in ranked),
         stable_text=_stable_text(sequence),
     )
 
@@ -96,7 +96,7 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
             text=draft.text,
             token_ids=draft.token_ids,
             tokens=tuple(piece.decode("utf-8", errors="replace") for piece in draft.pieces),
-            score=draft.draft.mean_logprob,
+            score=draft.score,
             token_logprobs=draft.token_logprobs,
             finish_reason=draft.finish_reason,
             exact_logprobs=verification.drafts[index] if verification else None,
@@ -130,18 +130,19 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
     """The best drafts, each cut for display, no text twice, none below the wanted score."""
     params = sequence.params
     drafts = all_drafts(sequence)
-    ranked = rank(drafts, len(drafts.alive) + len(drafts.finished))
+    score = score_of(params)
+    ranked = rank(drafts, len(drafts.alive) + len(drafts.finished), score)
     by_text: dict[str, _Shown] = {}
     for draft in ranked:
-        if params.min_score is None or draft.mean_logprob >= params.min_score:
-            shown = _cut(draft, params)
+        if params.min_score is None or score(draft) >= params.min_score:
+            shown = _cut(draft, score(draft), params)
             by_text.setdefault(shown.text, shown)
     if len(by_text) > 1:
         by_text.pop("", None)
-    return list(by_text.values())[: params.num_rows * params.drafts_per_branch]
+    return list(by_text.values())[: params.num_shown]
 
 
-def _cut(draft: Draft, params: GenerationParams) -> _Shown:
+def _cut(draft: Draft, score: float, params: GenerationParams) -> _Shown:
     """One draft's shown text, and the tokens that text comes from."""
     # A token without bytes of its own repeated what had been typed.
     visible = [entry for entry in zip(draft.token_ids, draft.pieces, draft.token_logprobs, strict=False) if entry[1]]
@@ -153,4 +154,4 @@ def _cut(draft: Draft, params: GenerationParams) -> _Shown:
     whole = valid_utf8_prefix(text)
     shown = trim_text(whole, finish_reason, params.single_line, params.trim)
     num_tokens = len(pieces) if shown == whole else tokens_within(pieces, len(shown.encode()))
-    return _Shown(draft, shown, token_ids[:num_tokens], pieces[:num_tokens], logprobs[:num_tokens], finish_reason)
+    return _Shown(score, shown, token_ids[:num_tokens], pieces[:num_tokens], logprobs[:num_tokens], finish_reason)

@@ -87,6 +87,8 @@ class BranchSteps:
     def start(self, sequence: Sequence, first: Branch) -> None:
         """Begin drafting, the prompt being through: a slot for each branch, all with the prompt's keys and values."""
         self.move(self._scheduler.start(sequence))
+        if sequence.params.strategy == "superposed":
+            return  # its only draft is the prompt; `divide_if_due` comes when there are several
         for index in range(1, sequence.params.num_rows):
             twin = self.fork(first, first.drafts)
             twin.rng = make_generator(sequence.params.seed, index)
@@ -108,6 +110,34 @@ class BranchSteps:
         self.move(self._scheduler.fork(branch, twin))
         branch.sequence.branches.append(twin)
         return twin
+
+    def divide_if_due(self, branch: Branch) -> None:
+        """Give the most probable drafts of a branch rows of their own, as far as the request's rows go.
+
+        The others stay together on the last row. A draft that is alone on its row is decoded exactly: where the row
+        held superposed inputs, while what was typed had to be repeated, its real tokens take their place.
+        """
+        sequence, alive = branch.sequence, branch.drafts.alive
+        num_kept = self._scheduler.num_kept_slots(sequence)
+        if not num_kept or branch.is_done or not all(draft.start for draft in alive):
+            return
+        num_rows = min(1 + num_kept, len(alive))
+        groups = [(draft,) for draft in alive[: num_rows - 1]] + [alive[num_rows - 1 :]]
+        branch.drafts = DraftSet(groups[0], branch.drafts.finished)
+        for one in (branch, *(self.fork(branch, DraftSet(group)) for group in groups[1:])):
+            if len(one.drafts.alive) == 1 and one.num_exact < len(one.drafts.alive[0].token_ids) - 1:
+                self._run_again(one)
+        if sum(one.drafts.num_shown for one in sequence.branches) >= sequence.params.num_drafts:
+            self._scheduler.release_kept(sequence)
+
+    def _run_again(self, branch: Branch) -> None:
+        """Put the real tokens of a branch's only draft in the place of superposed inputs, all but the last one."""
+        (draft,) = branch.drafts.alive
+        fed = draft.token_ids[branch.num_exact : -1]
+        branch.num_computed -= len(fed)
+        self.run_tokens(branch, fed)
+        branch.sequence.forward_rows += len(fed)
+        branch.num_exact += len(fed)
 
     def reset_if_due(self, branch: Branch) -> None:
         """Every s steps: draw one draft by its probability and go on from it alone (section 5.3).

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from superdraft.decoding.draft_set import Draft, DraftSet, advance
+from superdraft.decoding.draft_set import Draft, DraftSet, advance, advance_distinct
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.decoding.penalties import apply_logit_bias, penalise
 from superdraft.decoding.sampling import nucleus_sample
@@ -112,6 +112,9 @@ class TokenChooser:
             ngram_logprobs = sequence.scorer.score(states, [row.token_ids for row in candidates])
             sequence.ngram_s += self._clock() - started_s
         scores = _scores(candidates, ngram_logprobs, params.alpha, params.tau, params.penalty)
+        if params.selection == "distinct":
+            num_drafts = params.num_drafts - sum(one.drafts.num_shown for one in sequence.branches if one is not branch)
+            return advance_distinct(branch.drafts, candidates, scores, num_drafts, sequence.extend)
         return advance(branch.drafts, candidates, scores, params.drafts_per_branch, sequence.extend)
 
     def _candidates(self, branch: Branch, draft: Draft, logits: Tensor, shared: Candidates) -> Candidates:
@@ -119,7 +122,10 @@ class TokenChooser:
         params = branch.sequence.params
         row = shared
         if draft.healing:
-            row = candidates_among(logits, self.token_index.matching(draft.healing), params.num_candidates)
+            matching = self.token_index.matching(draft.healing)
+            # How probable it is that the typed word was typed says nothing of how it ends.
+            is_given = params.selection == "distinct"
+            row = candidates_among(logits, matching, params.num_candidates, is_given=is_given)
         if params.frequency_penalty or params.presence_penalty:
             row = penalise(row, draft.token_ids, params.frequency_penalty, params.presence_penalty)
         return row

@@ -3,7 +3,8 @@
 Pure values: a step takes a draft set and scores and returns a new draft set.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,12 @@ from numpy.typing import NDArray
 from superdraft.decoding.outputs import FinishReason
 from superdraft.decoding.scoring import Candidates, Floats
 from superdraft.decoding.superposition import draft_weights
+
+MIN_START_PROBABILITY = 0.01
+"""With the selection "distinct": a draft less probable than this is not begun beside others."""
+
+MAX_COMMON_WORDS = 3
+"""With the selection "distinct": two drafts differ in one of their first words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,7 @@ class Draft:
         ngram_state: the n-gram model's state after prompt and draft; belongs to this draft alone.
         healing: what the draft still has to repeat of a word that was typed half, before it adds anything (token
             healing).
+        start: with the selection "distinct", its text when it began; empty before that.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -40,6 +48,12 @@ class Draft:
     ngram_state: Hashable = None
     healing: bytes = b""
     pieces: tuple[bytes, ...] = ()
+    start: bytes = b""
+
+    @property
+    def lm_logprob(self) -> float:
+        """The language model's part of the score: ln of the probability of all its tokens, as chosen."""
+        return math.fsum(self.token_logprobs)
 
     @property
     def mean_logprob(self) -> float:
@@ -70,6 +84,11 @@ class DraftSet:
         return draft_weights([draft.logprob for draft in self.alive])
 
     @property
+    def num_shown(self) -> int:
+        """Drafts that are alive, or have ended with some text."""
+        return len(self.alive) + sum(bool(draft.text) for draft in self.finished)
+
+    @property
     def is_done(self) -> bool:
         """No draft is left to grow."""
         return not self.alive
@@ -94,32 +113,95 @@ def advance(
     Returns:
         The new draft set. Fewer than k drafts are alive when fewer children exist.
     """
-    totals = np.concatenate([draft.logprob + row for draft, row in zip(drafts.alive, scores, strict=True)])
-    starts = np.cumsum([0, *(len(row) for row in scores)])
     alive: list[Draft] = []
     ended: list[Draft] = []
     # Distinct as text. Alive and ended ones are told apart: an alive draft may have the text of an ended one and grow
     # past it.
     alive_texts: set[tuple[bytes, bytes]] = set()
     ended_texts = {(draft.text, draft.healing) for draft in drafts.finished}
+    for _, child in _children(drafts, candidates, scores, extend):
+        if len(alive) + len(ended) == 2 * num_drafts:
+            break
+        group, texts = (alive, alive_texts) if child.finish_reason is None else (ended, ended_texts)
+        if (child.text, child.healing) not in texts:
+            texts.add((child.text, child.healing))
+            group.append(child)
+    finished = sorted((*drafts.finished, *ended), key=lambda draft: -draft.logprob)
+    return DraftSet(tuple(alive[:num_drafts]), tuple(finished[:num_drafts]))
+
+
+def advance_distinct(
+    drafts: DraftSet,
+    candidates: Sequence[Candidates],
+    scores: Sequence[Floats],
+    num_drafts: int,
+    extend: Extend,
+    min_probability: float = MIN_START_PROBABILITY,
+) -> DraftSet:
+    """Give every draft its best child, and begin new drafts while there are fewer than k: ours, not the paper's.
+
+    So the first step begins the k best tokens, unless some are improbable; a place that stays free is taken by the
+    second child of a draft, at the first step where it has a probable one. A draft begins with its first word, or
+    leaves another one within `MAX_COMMON_WORDS`: later would only show the same suggestion twice. Drafts that still
+    repeat what was typed have not begun.
+
+    Args:
+        drafts: the draft set so far, n drafts alive.
+        candidates: for each of them the m tokens that it may go on with.
+        scores: for each of them ln p_f, shape [m]; `-inf` is never chosen.
+        num_drafts: k, those that have ended with some text included.
+        extend: makes a child of a draft.
+        min_probability: what the language model must give a new draft beside others.
+
+    Returns:
+        The new draft set.
+    """
+    alive: list[Draft] = []
+    finished = list(drafts.finished)
+    num_free = (
+        num_drafts - sum(bool(draft.text) for draft in finished) - sum(bool(draft.start) for draft in drafts.alive)
+    )
+    heirless = {index for index, draft in enumerate(drafts.alive) if draft.start}
+    seen: set[tuple[bytes, bytes]] = set()
+    for parent, child in _children(drafts, candidates, scores, extend):
+        if parent in heirless:
+            heirless.remove(parent)
+        elif num_free > 0 and _may_begin(child, min_probability if alive else 0.0, seen):
+            child = replace(child, start=child.text)
+            num_free -= bool(child.text) or child.finish_reason is None
+        elif not heirless and (num_free <= 0 or child.lm_logprob < math.log(min_probability)):
+            break
+        else:
+            continue
+        seen.add((child.text, child.healing))
+        (alive if child.finish_reason is None else finished).append(child)
+    finished.sort(key=lambda draft: -draft.logprob)
+    return DraftSet(tuple(alive), tuple(finished))
+
+
+def _may_begin(child: Draft, min_probability: float, seen: set[tuple[bytes, bytes]]) -> bool:
+    if (child.text, child.healing) in seen or len(child.text.split()) > MAX_COMMON_WORDS:
+        return False
+    return min_probability == 0 or child.lm_logprob >= math.log(min_probability)
+
+
+def _children(
+    drafts: DraftSet, candidates: Sequence[Candidates], scores: Sequence[Floats], extend: Extend
+) -> Iterator[tuple[int, Draft]]:
+    """All children of the alive drafts with their parents' indices, best first; those of score -inf are none."""
+    totals = np.concatenate([draft.logprob + row for draft, row in zip(drafts.alive, scores, strict=True)])
+    starts = np.cumsum([0, *(len(row) for row in scores)])
     # A stable sort: equal scores go to the better parent, then to the likelier token, on every machine.
     for flat in np.argsort(-totals, kind="stable").tolist():
-        if len(alive) + len(ended) == 2 * num_drafts or totals[flat] == -np.inf:
-            break
+        if totals[flat] == -np.inf:
+            return
         parent = int(np.searchsorted(starts, flat, side="right")) - 1
         token = flat - int(starts[parent])
         child = extend(drafts.alive[parent], candidates[parent].token_ids[token])
-        group, texts = (alive, alive_texts) if child.finish_reason is None else (ended, ended_texts)
-        if (child.text, child.healing) in texts:
-            continue
-        texts.add((child.text, child.healing))
-        group.append(
-            replace(
-                child,
-                logprob=float(totals[flat]),
-                num_scored=child.num_scored + 1,
-                token_logprobs=(*child.token_logprobs, float(candidates[parent].logprobs[token])),
-            )
+        child = replace(
+            child,
+            logprob=float(totals[flat]),
+            num_scored=child.num_scored + 1,
+            token_logprobs=(*child.token_logprobs, float(candidates[parent].logprobs[token])),
         )
-    finished = sorted((*drafts.finished, *ended), key=lambda draft: -draft.logprob)
-    return DraftSet(tuple(alive[:num_drafts]), tuple(finished[:num_drafts]))
+        yield parent, child

@@ -250,8 +250,9 @@ class Engine:
             self._steps.keep_prefix(sequence, branch)
             self._steps.start(sequence, branch)
             if sequence.params.max_tokens > 0:
-                for twin in sequence.branches:
+                for twin in list(sequence.branches):
                     self._steps.choose_from(twin, logits.clone().unsqueeze(0))
+                    self._steps.divide_if_due(twin)
         except Exception as fault:  # an n-gram model from outside may raise anything: it is this sequence's alone
             return fault
         return None
@@ -267,8 +268,7 @@ class Engine:
             superposed = superpose(self._runner.embed(last_tokens), [branch.drafts.weights for branch in branches])
             logits = self._runner.decode(superposed, [branch.num_computed for branch in branches]).float()
             for branch in branches:
-                branch.num_computed += 1
-                branch.sequence.forward_rows += 1
+                branch.count_step()
             shared = self._chooser.shared_candidates(logits, branches)
         except Exception as fault:  # out of memory, say: all that were in this pass are lost, those that wait are not
             faults = dict.fromkeys(sequences, fault)
@@ -276,6 +276,7 @@ class Engine:
             for branch, row, candidates in zip(branches, logits, shared, strict=True):
                 try:
                     self._steps.choose(branch, row, candidates)
+                    self._steps.divide_if_due(branch)
                     self._steps.reset_if_due(branch)
                 except Exception as fault:  # an n-gram model from outside may raise anything
                     faults[branch.sequence] = fault

@@ -6,7 +6,11 @@ from superdraft.decoding.errors import InvalidRequestError
 
 DEFAULT_ALPHA = 0.54
 DEFAULT_TAU = 0.06
-SELECTIONS = ("paper",)
+SELECTIONS = ("paper", "distinct")
+DEFAULT_MIN_DRAFT_TOKENS = 4
+DISTINCT_DEFAULTS = {"alpha": 0.0, "tau": 1.0}
+"""With the selection "distinct", whose first tokens are exact, no n-gram model was found to help."""
+
 STRATEGIES = ("superposed", "sample", "greedy", "sample+superposed")
 TRIMS = ("none", "word", "sentence")
 
@@ -40,7 +44,14 @@ class GenerationParams:
         candidates_per_draft: m, the language model's most probable tokens that every draft may go on with;
             None means k squared, the paper's published 9 for k = 3.
         penalty: subtracted from the score of a draft whose n-gram model supports none of the m tokens (eq. 7).
-        selection: the rule that picks the k drafts a step keeps.
+        selection: the rule that picks the k drafts a step keeps. "paper": the k best of all children. "distinct": the k
+            most probable first tokens begin one draft each, and each draft goes on with its own best child.
+        max_branches: superposed and distinct: rows that the drafts of a request may take after the first token. The
+            most probable drafts get a row of their own, where nothing is superposed; the others share the last row.
+        min_probability: superposed and distinct: a draft of `min_draft_tokens` or more grows no further when the
+            language model's probability of all of it is lower; 0: every draft gets `max_tokens`.
+        min_draft_tokens: with `min_probability`: shorter drafts are cheaper, and harder to read as a suggestion.
+        whole_best: with `min_probability`: the row of the most probable draft goes on to `max_tokens` all the same.
         stop: a draft ends before the first of these strings.
         verify_top: None: no verification. An integer n: one more pass over the finished drafts gives each token's exact
             log-probability and its n most probable alternatives.
@@ -70,6 +81,10 @@ class GenerationParams:
     candidates_per_draft: int | None = None
     penalty: float = 200.0
     selection: str = "paper"
+    max_branches: int = 1
+    min_probability: float = 0.0
+    min_draft_tokens: int = DEFAULT_MIN_DRAFT_TOKENS
+    whole_best: bool = False
     stop: tuple[str, ...] = ()
     verify_top: int | None = None
     echo_logprobs: bool = False
@@ -103,6 +118,7 @@ class GenerationParams:
         top = self.verify_top
         _check(top is None or (_is_int(top) and 0 <= top <= 20), "logprobs", top, "an integer from 0 to 20, or null")
         self._check_sampling()
+        self._check_selection()
         _check(self.trim in TRIMS, "trim", self.trim, f"one of {', '.join(TRIMS)}")
         low = self.min_score
         _check(low is None or (_is_number(low) and low <= 0), "min_score", low, "a number of at most 0, or null")
@@ -129,12 +145,31 @@ class GenerationParams:
             _check(_is_int(token_id) and token_id >= 0, "logit_bias", token_id, "keyed by token ids")
             _check(_is_within(bias, -100, 100), "logit_bias", bias, "a number from -100 to 100 for each token id")
 
+    def _check_selection(self) -> None:
+        """What belongs to the selection "distinct" alone."""
+        branches, low, reset = self.max_branches, self.min_probability, self.reset_every
+        _check(_is_int(branches) and branches >= 1, "max_branches", branches, "an integer of at least 1")
+        _check(_is_within(low, 0, 1), "min_probability", low, "a number from 0 to 1")
+        least = self.min_draft_tokens
+        _check(_is_int(least) and least >= 1, "min_draft_tokens", least, "an integer of at least 1")
+        if self.strategy == "superposed" and self.selection == "distinct":
+            _check(reset is None, "reset_every", reset, "null with selection distinct; use selection paper")
+        else:
+            chosen = f"strategy {self.strategy} and selection {self.selection}"
+            _check(branches == 1, "max_branches", branches, f"1 with {chosen}")
+            _check(low == 0, "min_probability", low, f"0 with {chosen}")
+
     @property
     def num_rows(self) -> int:
-        """Branches, that is model rows of a decode step and KV-cache slots."""
+        """Branches at most, that is model rows of a decode step and KV-cache slots."""
         if not self.strategy.startswith("sample"):
-            return 1
+            return min(self.max_branches, self.num_drafts)
         return self.num_drafts if self.num_branches is None else self.num_branches
+
+    @property
+    def num_shown(self) -> int:
+        """Drafts of an answer, at most."""
+        return self.num_rows * self.drafts_per_branch if self.strategy.startswith("sample") else self.drafts_per_branch
 
     @property
     def drafts_per_branch(self) -> int:

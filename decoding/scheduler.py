@@ -61,6 +61,7 @@ class Scheduler:
         self._long: Sequence | None = None
         self._batch: list[Sequence] = []
         self._running: list[Branch] = []
+        self._kept: dict[Sequence, int] = {}
         self._decode_is_next = False
         self._long_is_next = False
 
@@ -81,8 +82,16 @@ class Scheduler:
 
     @property
     def _reserved(self) -> int:
-        """Slots that the long prompt's branches will need."""
-        return self._long.params.num_rows if self._long is not None else 0
+        """Slots that the long prompt's branches will need, and those kept for running sequences to fork into."""
+        return (self._long.params.num_rows if self._long is not None else 0) + sum(self._kept.values())
+
+    def num_kept_slots(self, sequence: Sequence) -> int:
+        """Slots that a running sequence may still fork into."""
+        return self._kept.get(sequence, 0)
+
+    def release_kept(self, sequence: Sequence) -> None:
+        """A sequence will not fork any more: others may have the slots that were kept for it."""
+        self._kept.pop(sequence, None)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. It must not want more branches than there are slots."""
@@ -146,6 +155,8 @@ class Scheduler:
         assert branch.slot is not None
         source, branch.slot = branch.slot, len(self._running)
         self._running.append(branch)
+        if sequence.params.num_rows > 1:
+            self._kept[sequence] = sequence.params.num_rows - 1
         return SlotMove(source, branch.slot, branch.num_computed) if source != branch.slot else None
 
     def fork(self, branch: Branch, twin: Branch) -> SlotMove:
@@ -157,6 +168,9 @@ class Scheduler:
         assert len(self._running) < self.num_slots
         twin.slot = len(self._running)
         self._running.append(twin)
+        num_kept = self._kept.pop(branch.sequence, 0) - 1
+        if num_kept > 0:
+            self._kept[branch.sequence] = num_kept
         return SlotMove(branch.slot, twin.slot, branch.num_computed)
 
     def end(self, branch: Branch) -> SlotMove | None:
@@ -177,6 +191,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> list[SlotMove]:
         """Forget a sequence, wherever it is; the copies that close the holes, in order."""
+        self.release_kept(sequence)
         if sequence is self._long or sequence in self._batch:
             if sequence is self._long:
                 self._long = None

@@ -1,5 +1,6 @@
 """What the engine remembers of one request. No tensors."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,13 +37,34 @@ class Branch:
 
     @property
     def is_done(self) -> bool:
-        """All its tokens are chosen, no draft is left to grow, or its slot is full."""
-        num_new = self.num_steps - self.num_healing_steps
+        """All its tokens are chosen, no draft is left to grow, none is probable any more, or its slot is full."""
         return (
-            num_new >= self.sequence.params.max_tokens
+            self.num_new >= self.sequence.params.max_tokens
             or self.drafts.is_done
+            or self._is_unsure
             or self.num_computed >= self.sequence.max_positions
         )
+
+    def count_step(self) -> None:
+        """Its drafts' last tokens were fed, superposed if there are several."""
+        if len(self.drafts.alive) == 1 and self.num_exact == len(self.drafts.alive[0].token_ids) - 1:
+            self.num_exact += 1
+        self.num_computed += 1
+        self.sequence.forward_rows += 1
+
+    @property
+    def num_new(self) -> int:
+        """Tokens that each alive draft has beyond what was typed."""
+        return self.num_steps - self.num_healing_steps
+
+    @property
+    def _is_unsure(self) -> bool:
+        params = self.sequence.params
+        low = params.min_probability
+        is_spared = params.whole_best and self is self.sequence.branches[0]
+        if low == 0 or is_spared or self.num_new < params.min_draft_tokens:
+            return False
+        return max(draft.lm_logprob for draft in self.drafts.alive) < math.log(low)
 
 
 @dataclass(slots=True, eq=False)

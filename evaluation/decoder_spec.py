@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.params import DISTINCT_DEFAULTS, GenerationParams
 from superdraft.server.errors import CommandError
 
 _STRATEGIES = {
@@ -31,6 +31,9 @@ _TYPES: dict[str, type] = {
     "candidates_per_draft": int,
     "penalty": float,
     "selection": str,
+    "max_branches": int,
+    "min_probability": float,
+    "min_draft_tokens": int,
     "num_branches": int,
     "temperature": float,
     "top_p": float,
@@ -68,6 +71,11 @@ class DecoderSpec:
     options: tuple[tuple[str, Any], ...] = ()
     sweep: Sweep | None = None
 
+    @property
+    def is_distinct(self) -> bool:
+        """Its drafts begin differently, and no n-gram model has a say unless alpha is given."""
+        return dict(self.options).get("selection") == "distinct"
+
     def params(self, tuned: Mapping[str, Any]) -> GenerationParams:
         """The decoder's parameters.
 
@@ -79,7 +87,7 @@ class DecoderSpec:
         """
         options = {**_DEFAULTS.get(self.kind, {}), **dict(self.options)}
         if self.kind.endswith("superposed"):
-            options = {**tuned, **options}
+            options = {**(DISTINCT_DEFAULTS if self.is_distinct else tuned), **options}
         try:
             params = GenerationParams(strategy=_STRATEGIES[self.kind], **options)
         except InvalidRequestError as error:
@@ -158,6 +166,6 @@ def _expand(base: DecoderSpec, options: Mapping[str, Sequence[Any]]) -> list[Dec
 
 def _without_idle_ngram(spec: DecoderSpec) -> DecoderSpec:
     """With alpha 0, and outside Superposed Decoding, no n-gram model has a say: none need be loaded."""
-    if spec.kind.endswith("superposed") and dict(spec.options).get("alpha") != 0:
+    if spec.kind.endswith("superposed") and dict(spec.options).get("alpha", 0 if spec.is_distinct else None) != 0:
         return spec
     return replace(spec, ngram="none")

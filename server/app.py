@@ -25,6 +25,7 @@ from superdraft.server.access import Access
 from superdraft.server.admission_control import AdmissionControl, places_of
 from superdraft.server.api_keys import ApiKeys
 from superdraft.server.async_engine import AsyncEngine
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.engine_protocol import DecodingEngine
 from superdraft.server.errors import SettingsError
 from superdraft.server.fan_out import FanOut
@@ -69,9 +70,7 @@ def create_app(
     *,
     model_name: str,
     ngram_models: NgramModels | None = None,
-    alpha: float = DEFAULT_ALPHA,
-    tau: float = DEFAULT_TAU,
-    candidates_per_draft: int | None = None,
+    drafting: DraftingDefaults | None = None,
 ) -> FastAPI:
     """An app that serves `engine`. The engine's thread lives as long as the app's lifespan.
 
@@ -80,9 +79,7 @@ def create_app(
         engine: a loaded engine that nothing else uses.
         model_name: the name in answers; `settings.served_model_name` wins over it.
         ngram_models: what requests may name; None means there are none.
-        alpha: the n-gram model's weight for requests that don't say.
-        tau: the temperature for requests that don't say.
-        candidates_per_draft: m as it was tuned for the n-gram model; None: it was not.
+        drafting: how to decode for requests that don't say; None: as the settings have it.
     """
     metrics, statistics = Metrics(), Statistics()
     metrics.watch(engine)
@@ -111,9 +108,7 @@ def create_app(
         model_name=settings.served_model_name or model_name,
         ngram_models=ngram_models or NgramModels(),
         feedback=Feedback(metrics, fan_out, personal, is_on=settings.feedback or settings.personal_ngrams),
-        alpha=alpha,
-        tau=tau,
-        candidates_per_draft=candidates_per_draft,
+        drafting=drafting or DraftingDefaults.of(settings, engine.num_slots, DEFAULT_ALPHA, DEFAULT_TAU, None),
         metrics=metrics,
         statistics=statistics,
         fim=fim_tokens_of(engine, settings),

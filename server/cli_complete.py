@@ -83,7 +83,7 @@ def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | N
 
     loaded = load_service(settings)
     scorer = loaded.ngram_models.default_scorer
-    params = generation_params(request, alpha=loaded.alpha, tau=loaded.tau, token_healing=settings.token_healing)
+    params = generation_params(request, loaded.drafting, token_healing=settings.token_healing)
     output = loaded.engine.generate(request.prompt, params, scorer)
     name = settings.served_model_name or loaded.model_name
     answer = drafts_response("drafts-local", name, output, request_warnings(request, scorer))

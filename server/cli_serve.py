@@ -95,6 +95,15 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
         typer.Option("--fan-out/--no-fan-out", help="Twin requests share the drafts of one run.  [default: on]"),
     ] = None,
     fan_out_drafts: Annotated[int | None, typer.Option(help="Drafts of such a run.  [default: 3]")] = None,
+    default_selection: Annotated[
+        str | None, typer.Option(help="distinct or paper.  [default: paper if n-gram weights are set or tuned]")
+    ] = None,
+    default_max_branches: Annotated[
+        int | None, typer.Option(help="Rows of a request, with selection distinct.  [default: 3]")
+    ] = None,
+    default_min_probability: Annotated[
+        float | None, typer.Option(help="Less probable drafts grow no further, likewise.  [default: 0.01]")
+    ] = None,
     default_alpha: Annotated[float | None, typer.Option(help="Weight of the n-gram model, 0 to 1.")] = None,
     default_tau: Annotated[float | None, typer.Option(help="Temperature of the language model's part.")] = None,
     api_keys_file: Annotated[
@@ -186,9 +195,7 @@ def run_server(settings: "Settings", listener: socket.socket) -> None:
         loaded.engine,
         model_name=loaded.model_name,
         ngram_models=loaded.ngram_models,
-        alpha=loaded.alpha,
-        tau=loaded.tau,
-        candidates_per_draft=loaded.candidates_per_draft,
+        drafting=loaded.drafting,
     )
     allow_open_files(settings.max_connections)
     gc.collect()

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogprob
 from superdraft.decoding.params import GenerationParams
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.request_warnings import strategy_warnings
 from superdraft.server.schemas import bias_pairs
 from superdraft.server.schemas_openai import (
@@ -35,9 +37,7 @@ def generation_params(body: CompletionRequest, service: Service) -> GenerationPa
         return GenerationParams(
             num_drafts=body.num_drafts,
             max_tokens=_max_tokens(body, service),
-            alpha=service.alpha,
-            tau=service.tau,
-            candidates_per_draft=_num_candidates(body) or service.num_candidates(body.num_drafts),
+            **_drafting(body, service.drafting),
             stop=body.stop,
             verify_top=body.logprobs,
             echo_logprobs=body.echo and body.logprobs is not None,
@@ -66,10 +66,19 @@ def errors_in_request_terms(body: CompletionRequest) -> Iterator[None]:
         raise InvalidRequestError(str(error).replace(error.param, field), param=field) from None
 
 
-def _num_candidates(body: CompletionRequest) -> int | None:
-    """m; None: the default, k squared. One candidate for one draft would leave a penalty nothing to choose from."""
-    is_penalised = body.frequency_penalty or body.presence_penalty
-    return max(body.num_drafts**2, MIN_PENALISED_CANDIDATES) if is_penalised else None
+def _drafting(body: CompletionRequest, drafting: DraftingDefaults) -> dict[str, Any]:
+    filled = drafting.fill(
+        strategy=body.strategy,
+        num_drafts=body.num_drafts,
+        max_tokens=body.max_tokens,
+        selection=body.selection,
+        max_branches=body.max_branches,
+        min_probability=body.min_probability,
+    )
+    if body.frequency_penalty or body.presence_penalty:
+        # One candidate for one draft would leave a penalty nothing to choose from.
+        filled["candidates_per_draft"] = max(body.num_drafts**2, MIN_PENALISED_CANDIDATES)
+    return filled
 
 
 def _heals(body: CompletionRequest, default: bool) -> bool:

@@ -5,6 +5,7 @@ from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Snapshot
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.completions import floored
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.request_warnings import strategy_warnings
 from superdraft.server.schemas import bias_pairs
 from superdraft.server.schemas_native import (
@@ -20,10 +21,8 @@ from superdraft.server.schemas_native import (
 MAX_SESSION_ID = 128
 
 
-def generation_params(
-    body: DraftsRequest, *, alpha: float, tau: float, token_healing: bool, candidates_per_draft: int | None = None
-) -> GenerationParams:
-    """What to decode; the keyword arguments are for a request that doesn't say.
+def generation_params(body: DraftsRequest, drafting: DraftingDefaults, *, token_healing: bool) -> GenerationParams:
+    """What to decode; the other arguments are for a request that doesn't say.
 
     Raises:
         InvalidRequestError: two fields contradict each other.
@@ -32,9 +31,20 @@ def generation_params(
     return GenerationParams(
         num_drafts=body.num_drafts,
         max_tokens=body.max_tokens,
-        alpha=alpha if body.alpha is None else body.alpha,
-        tau=tau if body.tau is None else body.tau,
-        candidates_per_draft=body.candidates_per_draft or candidates_per_draft,
+        **drafting.fill(
+            strategy=body.strategy,
+            num_drafts=body.num_drafts,
+            max_tokens=body.max_tokens,
+            selection=body.selection,
+            max_branches=body.max_branches,
+            min_probability=body.min_probability,
+            min_draft_tokens=body.min_draft_tokens,
+            alpha=body.alpha,
+            tau=body.tau,
+            candidates_per_draft=body.candidates_per_draft,
+            reset_every=body.reset_every,
+            ngram_model=body.ngram_model,
+        ),
         stop=body.stop,
         strategy=body.strategy,
         num_branches=body.num_branches,

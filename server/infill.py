@@ -70,14 +70,14 @@ def editor_params(
         seed: of the sampling strategies.
     """
     limit = min(service.settings.editor_max_tokens, service.engine.engine.max_model_len // 2)
+    num_tokens = limit if max_tokens is None else min(max_tokens, limit)
+    strategy = strategy or service.settings.default_strategy
     return GenerationParams(
         num_drafts=num_drafts,
-        max_tokens=limit if max_tokens is None else min(max_tokens, limit),
-        alpha=service.alpha,
-        tau=service.tau,
-        candidates_per_draft=service.num_candidates(num_drafts),
+        max_tokens=num_tokens,
+        **service.drafting.fill(strategy=strategy, num_drafts=num_drafts, max_tokens=num_tokens),
         stop=stop,
-        strategy=strategy or service.settings.default_strategy,
+        strategy=strategy,
         temperature=min(max(temperature, 0.0), 2.0),
         seed=seed,
         token_healing=service.settings.token_healing,

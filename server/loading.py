@@ -14,6 +14,7 @@ from superdraft.ngram_models.in_context import DocumentCache
 from superdraft.ngram_models.manifest import Tuning
 from superdraft.ngram_models.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.ngram_folders import ModelFolders
 from superdraft.server.ngram_registry import NgramModels
 from superdraft.server.settings import Settings
@@ -29,17 +30,13 @@ class LoadedService:
         engine: the engine, unused so far.
         model_name: the model's own name.
         ngram_models: what requests may name; the default is loaded.
-        alpha: from the settings, else tuned for the n-gram model, else the paper's.
-        tau: likewise.
-        candidates_per_draft: m as it was tuned for the n-gram model; None: it was not.
+        drafting: how to decode for requests that don't say.
     """
 
     engine: Engine
     model_name: str
     ngram_models: NgramModels
-    alpha: float
-    tau: float
-    candidates_per_draft: int | None = None
+    drafting: DraftingDefaults
 
 
 def load_service(settings: Settings) -> LoadedService:
@@ -66,7 +63,8 @@ def load_service(settings: Settings) -> LoadedService:
     alpha, tau = _defaults(settings, tuning)
     ngram_models = _ngram_models(settings, engine.tokenizer, fingerprint, ngram_model)
     num_candidates = None if tuning is None else tuning.candidates_per_draft
-    return LoadedService(engine, loaded.name, ngram_models, alpha, tau, num_candidates)
+    drafting = DraftingDefaults.of(settings, engine.num_slots, alpha, tau, num_candidates)
+    return LoadedService(engine, loaded.name, ngram_models, drafting)
 
 
 def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | None:

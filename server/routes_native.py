@@ -50,9 +50,7 @@ async def create_drafts(
     scorer = await (service.ngram_models.choose(body.ngram_model) if chooses else service.default_scorer(body.user))
     params = generation_params(
         body,
-        alpha=service.alpha,
-        tau=service.tau,
-        candidates_per_draft=service.num_candidates(body.num_drafts),
+        service.drafting,
         token_healing=service.settings.token_healing,
     )
     session_id = session_of(body, request.headers.get(SESSION_HEADER))

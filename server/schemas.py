@@ -14,6 +14,7 @@ MAX_STOPS = 256  # each costs time at every step, whatever its length
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
+Selection = Literal["paper", "distinct"]
 
 
 def _refuse_lookalikes(value: Any) -> Any:

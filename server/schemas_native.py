@@ -11,6 +11,7 @@ from superdraft.server.schemas import (
     LogitBias,
     Number,
     Prompt,
+    Selection,
     Stop,
     Strategy,
     is_token_ids,
@@ -72,6 +73,18 @@ class DraftsRequest(BaseModel):
     )
     stop: Stop = Field(default=(), description="A draft ends before the first of these.")
     strategy: Strategy = Field(default="superposed", description="How drafts are decoded.")
+    selection: Selection | None = Field(
+        default=None, description="Which drafts superposed decoding keeps; absent: the server's."
+    )
+    max_branches: Integer | None = Field(
+        default=None, ge=1, description="Rows for the drafts, with selection distinct; absent: the server's."
+    )
+    min_probability: Number | None = Field(
+        default=None, ge=0, le=1, description="Less probable drafts grow no further, with selection distinct."
+    )
+    min_draft_tokens: Integer | None = Field(
+        default=None, ge=1, description="Drafts are not cut to fewer tokens than this; absent: 4."
+    )
     num_branches: Integer | None = Field(
         default=None, ge=1, description="Rows of the sampling strategies; absent: as many as num_drafts."
     )

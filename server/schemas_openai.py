@@ -11,6 +11,7 @@ from superdraft.server.schemas import (
     LogitBias,
     Number,
     Prompt,
+    Selection,
     Stop,
     Strategy,
     is_token_ids,
@@ -78,6 +79,20 @@ class CompletionRequest(BaseModel):
     logit_bias: LogitBias = Field(default={}, description="{token id: added to its logit}; -100 forbids a token.")
     strategy: Strategy = Field(
         default="superposed", description="Beyond OpenAI: how to decode; absent: the model alias's, the server's."
+    )
+    selection: Selection | None = Field(
+        default=None, description="Beyond OpenAI: Which drafts superposed decoding keeps; absent: the server's."
+    )
+    max_branches: Integer | None = Field(
+        default=None,
+        ge=1,
+        description="Beyond OpenAI: Rows for the drafts, with selection distinct; absent: the server's.",
+    )
+    min_probability: Number | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Beyond OpenAI: Less probable drafts grow no further, with selection distinct.",
     )
     token_healing: Boolean | None = Field(
         default=None,

@@ -9,9 +9,9 @@ from typing import Any, TypeVar, get_args
 from fastapi import Request
 
 from superdraft.decoding.fim import FimTokens
-from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.server.access import current_caller
 from superdraft.server.async_engine import AsyncEngine
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.error_map import NotFoundError
 from superdraft.server.fan_out import FanOut
 from superdraft.server.feedback import Feedback
@@ -44,9 +44,7 @@ class Service:
         model_name: the model's name in answers.
         ngram_models: what requests may name.
         feedback: what users did with drafts.
-        alpha: the n-gram model's weight for requests that don't say.
-        tau: the temperature for requests that don't say.
-        candidates_per_draft: m as it was tuned for the n-gram model; None: it was not.
+        drafting: how to decode for requests that don't say.
         created: when the model was loaded, in Unix seconds.
         metrics: what Prometheus may ask.
         statistics: of the last minutes' requests.
@@ -60,23 +58,13 @@ class Service:
     model_name: str
     ngram_models: NgramModels
     feedback: Feedback
-    alpha: float = DEFAULT_ALPHA
-    tau: float = DEFAULT_TAU
-    candidates_per_draft: int | None = None
+    drafting: DraftingDefaults
     created: int = field(default_factory=lambda: int(time.time()))
     metrics: Metrics = field(default_factory=Metrics)
     statistics: Statistics = field(default_factory=Statistics)
     fim: FimTokens | None = None
     fan_out: FanOut = field(default_factory=FanOut)
     personal: PersonalModels | None = None
-
-    def num_candidates(self, num_drafts: int) -> int | None:
-        """The m of a request that doesn't say; None: the engine's default.
-
-        The tuned one as long as the first step, where all drafts have one parent, has enough of them: two a draft.
-        """
-        tuned = self.candidates_per_draft
-        return tuned if tuned is not None and tuned >= 2 * num_drafts else None
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pydantic_settings import SettingsError as SourceError
 from superdraft.decoding.config import EngineConfig
 from superdraft.server.errors import SettingsError
 from superdraft.server.rate_limits import RateLimit
-from superdraft.server.schemas import Strategy
+from superdraft.server.schemas import Selection, Strategy
 
 ENV_PREFIX = "SUPERDRAFT_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
@@ -81,6 +81,13 @@ class Settings(BaseSettings):
     editor_max_tokens: int = Field(default=16, ge=1, description="longest draft on the editors' routes")
     fan_out: bool = Field(default=True, description="twin requests share the drafts of one run")
     fan_out_drafts: int = Field(default=3, ge=2, description="drafts of a run that twins may share")
+    default_selection: Selection | None = Field(
+        default=None, description="None: paper where an n-gram model's weight is set or tuned, distinct elsewhere"
+    )
+    default_max_branches: int = Field(default=3, ge=1, description="rows of a request, with selection distinct")
+    default_min_probability: float = Field(
+        default=0.01, ge=0, le=1, description="less probable drafts grow no further, with selection distinct"
+    )
     default_alpha: float | None = Field(default=None, ge=0, le=1, description="None: tuned for the n-gram model")
     default_tau: float | None = Field(default=None, ge=0.001, le=100, description="None: tuned for the n-gram model")
     api_keys_file: Path | None = Field(default=None, description="TOML file that `superdraft keys new` writes")

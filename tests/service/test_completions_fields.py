@@ -20,8 +20,11 @@ from superdraft.decoding.engine import build_engine
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.tokenizer import Tokenizer
 from superdraft.server.app import create_app
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.ngram_registry import NgramModels
 from superdraft.server.settings import Settings
+
+DRAFTING = DraftingDefaults(alpha=0.3, tau=0.8)
 
 DOCS = Path(__file__).parents[2] / "docs" / "http-api.md"
 STRATEGIES = ("superposed", "sample", "greedy", "sample+superposed")
@@ -229,8 +232,8 @@ def clients():
     limits = EngineConfig(max_model_len=96, num_slots=8, kv_memory_bytes=1_000_000)
     gaps = build_engine(LoadedModel(fim_model, tiny_fim_tokenizer(), "llama", Path()), limits)
     with (
-        TestClient(create_app(settings, engine, model_name="tiny", ngram_models=ngrams, alpha=0.3, tau=0.8)) as plain,
-        TestClient(create_app(settings, gaps, model_name="tiny", ngram_models=ngrams, alpha=0.3, tau=0.8)) as filler,
+        TestClient(create_app(settings, engine, model_name="tiny", ngram_models=ngrams, drafting=DRAFTING)) as plain,
+        TestClient(create_app(settings, gaps, model_name="tiny", ngram_models=ngrams, drafting=DRAFTING)) as filler,
     ):
         yield plain, filler
 
@@ -275,7 +278,7 @@ def test_strategy_by_field_by_alias_and_by_setting_is_the_same(strategy):
     def client(**settings: Any) -> TestClient:
         engine, _ = tiny_engine(num_slots=4)
         ngrams = NgramModels({"hash": HashScorer()}, default="hash")
-        app = create_app(Settings(**settings), engine, model_name="tiny", ngram_models=ngrams, alpha=0.3, tau=0.8)
+        app = create_app(Settings(**settings), engine, model_name="tiny", ngram_models=ngrams, drafting=DRAFTING)
         return TestClient(app)
 
     with client() as plain, client(default_strategy=strategy) as set_so:

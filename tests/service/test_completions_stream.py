@@ -16,8 +16,11 @@ from support.sse import parsed
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server import streaming
 from superdraft.server.app import create_app
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
+
+DRAFTING = DraftingDefaults(alpha=0.3, tau=0.8)
 
 PATH = "/v1/completions"
 CHUNK = {"id", "object", "created", "model", "choices", "system_fingerprint", "warnings"}
@@ -65,7 +68,7 @@ def nearly(value):
 def tiny_client():
     engine, _ = tiny_engine()
     ngrams = NgramModels({"hash": HashScorer()}, default="hash")
-    app = create_app(Settings(fan_out=False), engine, model_name="tiny", ngram_models=ngrams, alpha=0.3, tau=0.8)
+    app = create_app(Settings(fan_out=False), engine, model_name="tiny", ngram_models=ngrams, drafting=DRAFTING)
     with TestClient(app) as client:
         yield client
 

@@ -12,6 +12,7 @@ from support.serving import eventually
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
 
@@ -71,7 +72,7 @@ def test_parameters_reach_the_engine(client, engine):
 
 
 def test_defaults_of_alpha_and_tau_are_the_apps(engine):
-    app = create_app(Settings(), engine, model_name="tiny", alpha=0.25, tau=0.75)
+    app = create_app(Settings(), engine, model_name="tiny", drafting=DraftingDefaults(alpha=0.25, tau=0.75))
     with TestClient(app) as client:
         client.post(PATH, json={"prompt": "hi", "alpha": None})
         client.post("/v1/completions", json={"prompt": "hi"})

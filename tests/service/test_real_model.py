@@ -19,8 +19,7 @@ def real_client(default_model):
         loaded.engine,
         model_name=loaded.model_name,
         ngram_models=loaded.ngram_models,
-        alpha=loaded.alpha,
-        tau=loaded.tau,
+        drafting=loaded.drafting,
     )
     with TestClient(app) as client:
         yield client

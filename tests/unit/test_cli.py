@@ -17,6 +17,7 @@ from superdraft.client import client as client_module
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.server import cli, cli_complete, cli_serve, doctor, loading
 from superdraft.server.app import create_app
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.loading import LoadedService
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
@@ -54,7 +55,7 @@ def fake_model(monkeypatch):
 
     def load(settings):
         asked.append(settings)
-        return LoadedService(engine, "tiny", NgramModels(), alpha=0.25, tau=0.5)
+        return LoadedService(engine, "tiny", NgramModels(), DraftingDefaults(alpha=0.25, tau=0.5))
 
     monkeypatch.setattr(loading, "load_service", load)
     engine.asked = asked

@@ -1,0 +1,97 @@
+"""How drafts are decoded for requests that don't say, or say a part of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU, DISTINCT_DEFAULTS
+from superdraft.server.settings import Settings
+
+MAX_SHORT_TOKENS = 32
+"""Who asks for more wants a text and no suggestion: the best draft of it is not cut short for being improbable."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftingDefaults:
+    """What the server fills in.
+
+    Attributes:
+        selection: of requests that ask for nothing of an n-gram model; the others get "paper".
+        max_branches: with the selection "distinct".
+        min_probability: likewise.
+        alpha: with the selection "paper".
+        tau: likewise.
+        candidates_per_draft: likewise, as tuned for the n-gram model; None: it was not tuned.
+    """
+
+    selection: str = "paper"
+    max_branches: int = 1
+    min_probability: float = 0.0
+    alpha: float = DEFAULT_ALPHA
+    tau: float = DEFAULT_TAU
+    candidates_per_draft: int | None = None
+
+    @classmethod
+    def of(
+        cls, settings: Settings, num_slots: int, alpha: float, tau: float, candidates_per_draft: int | None
+    ) -> "DraftingDefaults":
+        """What the settings and the default n-gram model's tuning come to.
+
+        An operator who set an n-gram model's weight, or tuned one, wants it to have a say: drafts are then the paper's.
+        """
+        uses_ngrams = (
+            settings.default_alpha is not None
+            or candidates_per_draft is not None
+            or settings.in_context_weight > 0
+            or settings.personal_ngrams
+        )
+        return cls(
+            selection=settings.default_selection or ("paper" if uses_ngrams else "distinct"),
+            max_branches=min(settings.default_max_branches, num_slots),
+            min_probability=settings.default_min_probability,
+            alpha=alpha,
+            tau=tau,
+            candidates_per_draft=candidates_per_draft,
+        )
+
+    def num_candidates(self, num_drafts: int) -> int | None:
+        """The m of a request that doesn't say; None: the engine's default.
+
+        The tuned one as long as the first step, where all drafts have one parent, has enough of them: two a draft.
+        """
+        tuned = self.candidates_per_draft
+        return tuned if tuned is not None and tuned >= 2 * num_drafts else None
+
+    def fill(self, *, strategy: str, num_drafts: int, max_tokens: int, **asked: Any) -> dict[str, Any]:
+        """Those fields of `GenerationParams` that the selection decides.
+
+        Args:
+            strategy: as settled for the request.
+            num_drafts: k.
+            max_tokens: of each draft.
+            asked: what the request says of `selection`, `max_branches`, `min_probability`, `alpha`, `tau`,
+                `candidates_per_draft` and `reset_every`; None: nothing. `ngram_model`: it names one.
+        """
+        names = ("alpha", "tau", "candidates_per_draft", "reset_every", "ngram_model")
+        asks_for_ngrams = any(asked.get(name) for name in names)
+        selection = asked.get("selection") or ("paper" if asks_for_ngrams else self.selection)
+        if strategy != "superposed":
+            selection = "paper"
+        if selection == "distinct":
+            defaults = {
+                **DISTINCT_DEFAULTS,
+                "max_branches": self.max_branches,
+                "min_probability": self.min_probability,
+                "whole_best": max_tokens > MAX_SHORT_TOKENS,
+            }
+        else:
+            defaults = {
+                "alpha": self.alpha,
+                "tau": self.tau,
+                "candidates_per_draft": self.num_candidates(num_drafts),
+            }
+        given = {
+            name: asked[name]
+            for name in ("max_branches", "min_probability", "min_draft_tokens", "alpha", "tau", "candidates_per_draft")
+            if asked.get(name) is not None
+        }
+        return {"selection": selection, **defaults, **given}

@@ -1,0 +1,109 @@
+"""The selection "distinct" on its own: beginnings, heirs, and places that stay free."""
+
+import math
+
+import numpy as np
+import pytest
+
+from superdraft.decoding.draft_set import Draft, DraftSet, advance_distinct
+from superdraft.decoding.draft_text import TokenAppender
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.ranking import rank, score_of, start_logprob
+from superdraft.decoding.scoring import Candidates
+
+TOKENS = (b" the", b" a", b" cat", b" dog", b"s", b" sat", b" then", b"")
+THE, A, CAT, DOG, S, SAT, THEN, END = range(8)
+EXTEND = TokenAppender(TOKENS, frozenset({END}))
+
+
+def step(drafts: DraftSet, rows: list[dict[int, float]], k: int, **options: float) -> DraftSet:
+    """One step; `rows` has the probabilities of each alive draft's tokens, in order of probability."""
+    candidates, scores = [], []
+    for row in rows:
+        ids = sorted(row, key=lambda token: -row[token])
+        logprobs = np.log([row[token] for token in ids])
+        candidates.append(Candidates(ids, logprobs, logprobs))
+        scores.append(logprobs)
+    return advance_distinct(drafts, candidates, scores, k, EXTEND, **options)
+
+
+def test_the_first_step_begins_the_k_most_probable_tokens():
+    drafts = step(DraftSet(), [{THE: 0.5, A: 0.3, CAT: 0.15, DOG: 0.05}], 3)
+    assert [draft.text for draft in drafts.alive] == [b" the", b" a", b" cat"]
+    assert [draft.start for draft in drafts.alive] == [b" the", b" a", b" cat"]
+    assert [draft.lm_logprob for draft in drafts.alive] == pytest.approx(np.log([0.5, 0.3, 0.15]))
+
+
+def test_then_each_draft_has_its_best_child_however_improbable_it_is():
+    drafts = step(DraftSet(), [{THE: 0.9, A: 0.1}], 2)
+    shared = {CAT: 0.6, DOG: 0.4}
+    drafts = step(drafts, [shared, shared], 2)
+    assert [draft.text for draft in drafts.alive] == [b" the cat", b" a cat"]  # and not " the dog", at 0.36 and 0.06
+    assert [draft.start for draft in drafts.alive] == [b" the", b" a"]
+
+
+def test_a_place_that_no_probable_beginning_took_goes_to_the_first_probable_second_child():
+    drafts = step(DraftSet(), [{THE: 0.995, A: 0.003, CAT: 0.002}], 3)
+    assert [draft.text for draft in drafts.alive] == [b" the"]
+    drafts = step(drafts, [{CAT: 0.9, DOG: 0.095, SAT: 0.005}], 3)
+    assert [draft.text for draft in drafts.alive] == [b" the cat", b" the dog"]
+    assert drafts.alive[1].start == b" the dog"
+    row = {SAT: 0.8, S: 0.2}
+    drafts = step(drafts, [row, row], 3)
+    assert [draft.text for draft in drafts.alive] == [b" the cat sat", b" the cats", b" the dog sat"]
+    drafts = step(drafts, [row, row, row], 3)
+    assert len(drafts.alive) == 3
+
+
+def test_no_draft_leaves_another_after_its_first_words():
+    alive = Draft(text=b" the cat sat", pieces=(b" the", b" cat", b" sat"), start=b" the")
+    drafts = step(DraftSet((alive,)), [{THEN: 0.5, A: 0.5}], 3)
+    assert len(drafts.alive) == 1
+
+
+def test_a_draft_that_ends_keeps_its_place_and_one_without_text_takes_none():
+    drafts = step(DraftSet(), [{END: 0.4, THE: 0.3, A: 0.2, CAT: 0.1}], 2)
+    assert [draft.text for draft in drafts.alive] == [b" the", b" a"]
+    assert [draft.text for draft in drafts.finished] == [b""]
+    drafts = step(drafts, [{END: 0.9, CAT: 0.1}, {DOG: 0.6, CAT: 0.4}], 2)
+    assert [draft.text for draft in drafts.alive] == [b" a dog"]
+    assert [draft.text for draft in drafts.finished] == [b" the", b""] or [d.text for d in drafts.finished] == [
+        b"",
+        b" the",
+    ]
+    assert [draft.text.decode() for draft in rank(drafts, 2)] != [""]
+
+
+def test_the_only_way_on_is_taken_even_if_it_is_improbable():
+    drafts = step(DraftSet(), [{THE: 0.001}], 3)
+    assert [draft.text for draft in drafts.alive] == [b" the"]
+
+
+def test_drafts_that_repeat_what_was_typed_may_all_go_on():
+    drafts = step(DraftSet((Draft(healing=b" th"),)), [{THE: 0.6, THEN: 0.4}], 3)
+    assert [(draft.text, draft.start) for draft in drafts.alive] == [(b"e", b"e"), (b"en", b"en")]
+
+
+def test_the_score_is_the_probability_of_the_first_word():
+    draft = Draft(
+        token_ids=(CAT, S, SAT), pieces=(b" cat", b"s", b" sat"), start=b" cat", token_logprobs=(-1.0, -0.5, -2.0)
+    )
+    assert start_logprob(draft) == -1.5
+    assert score_of(GenerationParams(selection="distinct"))(draft) == -1.5
+    assert score_of(GenerationParams())(Draft(logprob=-4.0, num_scored=2)) == -2.0
+
+
+def test_words_up_to_the_one_that_tells_a_draft_apart_count():
+    draft = Draft(
+        token_ids=(THE, CAT, S, SAT),
+        pieces=(b" the", b" cat", b"s", b" sat"),
+        start=b" the cat",
+        token_logprobs=(-0.1, -1.0, -0.5, -2.0),
+    )
+    assert start_logprob(draft) == pytest.approx(-1.6)
+
+
+def test_an_end_of_text_ends_the_first_word():
+    draft = Draft(token_ids=(CAT,), pieces=(b" cat",), start=b" cat", token_logprobs=(-1.0, -0.7), finish_reason="stop")
+    assert start_logprob(draft) == -1.0
+    assert math.isfinite(start_logprob(Draft()))
