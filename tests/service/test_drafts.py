@@ -307,7 +307,7 @@ def test_failed_sequence_is_a_500_in_the_error_shape(client, engine: FakeEngine)
 
 
 def test_the_tuned_number_of_candidates_is_for_requests_that_do_not_say(engine):
-    app = create_app(Settings(), engine, model_name="tiny", candidates_per_draft=7)
+    app = create_app(Settings(), engine, model_name="tiny", drafting=DraftingDefaults(candidates_per_draft=7))
     with TestClient(app) as client:
         for fields in ({"num_drafts": 3}, {"num_drafts": 4}, {"num_drafts": 3, "candidates_per_draft": 5}):
             assert client.post("/v1/drafts", json={"prompt": "hi", **fields}).status_code == 200

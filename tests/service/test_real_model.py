@@ -40,11 +40,35 @@ def test_three_different_drafts(real_client):
 
 
 def test_one_row_a_step_and_scores_best_first(real_client):
-    answer = ask(real_client, "/v1/drafts", prompt=PROMPT, num_drafts=8, max_tokens=6, token_healing=False)
+    body = {"prompt": PROMPT, "num_drafts": 8, "max_tokens": 6, "token_healing": False, "selection": "paper"}
+    answer = ask(real_client, "/v1/drafts", **body)
     assert answer["usage"]["forward_rows"] == 5  # the first token comes from the prompt's pass
     scores = [draft["score"] for draft in answer["drafts"]]
     assert scores == sorted(scores, reverse=True)
     assert all("".join(draft["tokens"]) == draft["text"] for draft in answer["drafts"])
+
+
+def test_drafts_begin_differently_and_take_rows_while_they_are_probable(real_client):
+    body = {"prompt": PROMPT, "num_drafts": 3, "max_tokens": 10, "token_healing": False}
+    short = ask(real_client, "/v1/drafts", **body)
+    assert len({draft["text"].split()[0] for draft in short["drafts"]}) == 3
+    whole = ask(real_client, "/v1/drafts", min_probability=0, **body)
+    assert whole["usage"]["forward_rows"] == 27
+    assert short["usage"]["forward_rows"] < 20
+    for draft, longer in zip(short["drafts"], whole["drafts"], strict=True):
+        assert longer["text"].startswith(draft["text"])
+    one_row = ask(real_client, "/v1/drafts", max_branches=1, min_probability=0, **body)
+    assert one_row["usage"]["forward_rows"] == 9
+
+
+def test_who_asks_for_n_grams_or_for_a_long_text_gets_what_the_method_says(real_client):
+    body = {"prompt": PROMPT, "num_drafts": 3, "max_tokens": 6, "token_healing": False}
+    for field in ({"alpha": 0.5}, {"tau": 0.1}, {"ngram_model": "smollm2-135m"}, {"reset_every": 3, "seed": 1}):
+        answer = ask(real_client, "/v1/drafts", **body, **field)
+        if "reset_every" not in field:
+            assert answer["usage"]["forward_rows"] == 5
+    long = ask(real_client, "/v1/drafts", **(body | {"max_tokens": 40}))
+    assert len(long["drafts"][0]["token_ids"]) == 40 or long["drafts"][0]["finish_reason"] == "stop"
 
 
 def test_first_logprob_is_the_verified_one(real_client):
@@ -88,7 +112,8 @@ def test_limits_of_the_real_engine_are_400(real_client):
 
 def test_half_typed_word_is_finished(real_client):
     healed = ask(real_client, "/v1/drafts", prompt="Please let me kn", max_tokens=4)
-    assert all(draft["text"].startswith("ow ") for draft in healed["drafts"])
+    assert len(healed["drafts"]) == 3
+    assert all(draft["text"].startswith("ow") for draft in healed["drafts"])
     choices = ask(real_client, "/v1/completions", prompt="Please let me kn", max_tokens=4, n=3)["choices"]
     assert [choice["text"] for choice in choices] == [draft["text"] for draft in healed["drafts"]]
 

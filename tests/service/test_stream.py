@@ -191,7 +191,7 @@ def test_reader_that_stops_reading_holds_nobody(engine):
 def test_stream_of_a_real_engine_grows_into_its_answer():
     engine, _ = tiny_engine()
     with TestClient(create_app(Settings(), engine, model_name="tiny")) as client:
-        body = {"prompt": "Thank you for", "max_tokens": 12, "num_drafts": 3}
+        body = {"prompt": "Thank you for", "max_tokens": 12, "num_drafts": 3, "min_probability": 0}
         *snapshots, answer = parsed(ask(client, **body).content)
         unary = ask(client, stream=False, **body).json()
     texts = [draft["text"] for draft in answer["drafts"]]
