@@ -8,13 +8,12 @@ from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogprob
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.request_warnings import strategy_warnings
-from superdraft.server.schemas import bias_pairs
+from superdraft.server.schemas import PromptTokensDetails, bias_pairs
 from superdraft.server.schemas_openai import (
     Choice,
     CompletionRequest,
     CompletionUsage,
     Logprobs,
-    PromptTokensDetails,
 )
 from superdraft.server.service import Service
 

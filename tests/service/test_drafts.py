@@ -53,6 +53,7 @@ def test_answer_has_the_documented_shape(client):
             "prompt_tokens": 2,
             "completion_tokens": 6,
             "total_tokens": 8,
+            "prompt_tokens_details": {"cached_tokens": 2},
             "cached_tokens": 2,
             "forward_rows": 3,
         },
