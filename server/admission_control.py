@@ -93,13 +93,16 @@ class AdmissionControl:
         """Rows in the engine, or on their way."""
         return self._num_rows
 
-    async def enter(self, group: object, num_rows: int = 1, session: str | None = None) -> Place:
+    async def enter(
+        self, group: object, num_rows: int = 1, session: str | None = None, timeout_s: float | None = None
+    ) -> Place:
         """Wait for a place. Release it when the engine has done with the row, however that ends.
 
         Args:
             group: the request; its prompts go in together.
             num_rows: of one prompt.
             session: the typing session, if it names one.
+            timeout_s: its own time limit, after which it is refused even if others may wait longer.
 
         Raises:
             OverloadedError: there was none in time.
@@ -115,7 +118,9 @@ class AdmissionControl:
         elif self._goes_in(place):
             self._take(place)
         else:
-            await self._wait(place)
+            await self._wait(
+                place, self._queue_timeout_s if timeout_s is None else min(timeout_s, self._queue_timeout_s)
+            )
         return place
 
     def leave(self, place: Place) -> None:
@@ -159,11 +164,11 @@ class AdmissionControl:
         self._take(waiter.place)
         waiter.admitted.set_result(None)
 
-    async def _wait(self, place: Place) -> None:
+    async def _wait(self, place: Place, timeout_s: float) -> None:
         waiter = _Waiter(place, place.loop.create_future())
         if place.session is None or not self._sessions[place.session]:
             self._make_room_at_the_door()
-            waiter.timer = place.loop.call_later(self._queue_timeout_s, self._shed, waiter, "queue_timeout")
+            waiter.timer = place.loop.call_later(timeout_s, self._shed, waiter, "queue_timeout")
         self._waiting[id(place.group)] = waiter
         try:
             await waiter.admitted
