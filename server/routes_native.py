@@ -48,11 +48,13 @@ async def create_drafts(
     body = service.with_strategy(body)
     chooses = not body.uses_default_ngram_model
     scorer = await (service.ngram_models.choose(body.ngram_model) if chooses else service.default_scorer(body.user))
+    tuning = await service.ngram_models.tuning(body.ngram_model) if chooses else None
+    alpha, tau = service.alpha_and_tau(tuning)
     params = generation_params(
         body,
-        alpha=service.alpha,
-        tau=service.tau,
-        candidates_per_draft=service.num_candidates(body.num_drafts),
+        alpha=alpha,
+        tau=tau,
+        candidates_per_draft=service.num_candidates(body.num_drafts, tuning),
         token_healing=service.settings.token_healing,
     )
     session_id = session_of(body, request.headers.get(SESSION_HEADER))

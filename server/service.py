@@ -10,6 +10,7 @@ from fastapi import Request
 
 from superdraft.decoding.fim import FimTokens
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
+from superdraft.ngram_models.manifest import Tuning
 from superdraft.server.access import current_caller
 from superdraft.server.async_engine import AsyncEngine
 from superdraft.server.error_map import NotFoundError
@@ -70,12 +71,23 @@ class Service:
     fan_out: FanOut = field(default_factory=FanOut)
     personal: PersonalModels | None = None
 
-    def num_candidates(self, num_drafts: int) -> int | None:
+    def alpha_and_tau(self, tuning: Tuning | None) -> tuple[float, float]:
+        """Those of a request that doesn't say; `tuning` is that of the n-gram model that it names, if it names one.
+
+        The operator's own settings win over what was tuned.
+        """
+        if tuning is None:
+            return self.alpha, self.tau
+        alpha, tau = self.settings.default_alpha, self.settings.default_tau
+        return tuning.alpha if alpha is None else alpha, tuning.tau if tau is None else tau
+
+    def num_candidates(self, num_drafts: int, tuning: Tuning | None = None) -> int | None:
         """The m of a request that doesn't say; None: the engine's default.
 
         The tuned one as long as the first step, where all drafts have one parent, has enough of them: two a draft.
+        `tuning` is that of an n-gram model that the request names.
         """
-        tuned = self.candidates_per_draft
+        tuned = self.candidates_per_draft if tuning is None else tuning.candidates_per_draft
         return tuned if tuned is not None and tuned >= 2 * num_drafts else None
 
     @property
