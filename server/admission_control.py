@@ -162,7 +162,8 @@ class AdmissionControl:
     def _let_in(self, waiter: _Waiter) -> None:
         self._forget(waiter)
         self._take(waiter.place)
-        waiter.admitted.set_result(None)
+        if not waiter.admitted.done():  # else its client has just left: it gives the place back when it notices
+            waiter.admitted.set_result(None)
 
     async def _wait(self, place: Place, timeout_s: float) -> None:
         waiter = _Waiter(place, place.loop.create_future())

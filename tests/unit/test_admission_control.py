@@ -178,6 +178,12 @@ def test_a_client_that_leaves_gives_its_place_back_at_any_moment():
         just_let_in.cancel()  # before it could notice
         await asyncio.gather(just_let_in, return_exceptions=True)
         assert control.num_rows == 0
+        second = await control.enter(Request())
+        leaving = await begin(control)
+        leaving.cancel()
+        control.leave(second)  # in the same moment
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert control.num_rows == 0
         control.leave(first)  # twice does no harm
         assert control.num_rows == 0
 
