@@ -45,8 +45,9 @@ def admit(
     healed: tuple[int, ...] = ()
     if plan is not None:
         kept, prefix = list(plan.token_ids), plan.prefix
-        # A start token may stand for a prompt of which nothing was left.
-        healed = tuple(token_ids[len(kept) :] if token_ids[: len(kept)] == kept else token_ids)
+        # A start token, which is not among the prompt's own, may stand for a prompt of which nothing was left.
+        num_kept = len(kept) - (kept[0] != token_ids[0])
+        healed = tuple(token_ids[num_kept:])
     stop = (*params.stop, "\n", "\r") if params.single_line else params.stop
     extend = TokenAppender(tokenizer.token_bytes, tokenizer.eos_token_ids, tuple(string.encode() for string in stop))
     if params.alpha == 0 or not params.strategy.endswith("superposed"):

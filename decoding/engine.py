@@ -247,7 +247,8 @@ class Engine:
     def _start(self, sequence: Sequence, branch: Branch, logits: Tensor) -> Exception | None:
         """The prompt is through: keep it for reuse, fork the branches, choose first tokens from its logits [V]."""
         try:
-            self._steps.keep_prefix(sequence, branch)
+            if not bool(logits.isnan().any()):  # else every prompt that begins like this one would fail, too
+                self._steps.keep_prefix(sequence, branch)
             self._steps.start(sequence, branch)
             if sequence.params.max_tokens > 0:
                 for twin in list(sequence.branches):

@@ -11,7 +11,11 @@ from superdraft.ngram_models.errors import BuildToolMissingError, NgramBuildErro
 
 _LOG_CHARACTERS = 600
 # PR_SET_PDEATHSIG is 1, SIGKILL 9; the setting outlives exec. subprocess's preexec_fn is not safe beside threads.
-_KILLED_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+# A parent that was killed before the setting was made sends nothing any more: another process has its place by then.
+_KILLED_WITH_PARENT = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
 
 
 def run_program(command: list[str], *, stdin: Iterable[bytes] = (), stdout: Path, log: Path) -> None:
@@ -62,4 +66,4 @@ def _dying_with_us(command: list[str]) -> list[str]:
     """
     if sys.platform != "linux":
         return command
-    return [sys.executable, "-I", "-S", "-c", _KILLED_WITH_PARENT, *command]
+    return [sys.executable, "-I", "-S", "-c", _KILLED_WITH_PARENT, str(os.getpid()), *command]

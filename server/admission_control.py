@@ -5,14 +5,16 @@ worth nothing once the next one is there, so a late refusal is as useless as a l
 first (adaptive LIFO with a short deadline, as in Maurer, "Fail at Scale", ACM Queue 13(8), 2015): those that go in have
 hardly waited, the others know at once. All of it runs on the event loop and does not wait for the engine's steps.
 
-A request that takes the place of an older one of its session always goes in: it gives back what it takes.
+A request that takes the place of an older one of its session always goes in: it gives back what it takes. Where the
+engine has not ended the one before that yet, it waits for it, however long the engine's step takes; so there are never
+more than two of a session in the engine and one at the door.
 """
 
 import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
@@ -50,7 +52,7 @@ class Place:
 class _Waiter:
     place: Place
     admitted: asyncio.Future[None]
-    timer: asyncio.TimerHandle = field(init=False)
+    timer: asyncio.TimerHandle | None = None  # None: it takes the place of another one of its session
 
 
 class AdmissionControl:
@@ -59,7 +61,8 @@ class AdmissionControl:
     Args:
         num_places: rows in the engine at once; a request with several rows or prompts goes in whole or not at all, as
             soon as there is a place for its first. None: no limit.
-        max_waiting: requests at the door; one more, and the oldest is refused.
+        max_waiting: requests at the door; one more, and the oldest is refused. Those that take the place of another
+            one of their session are not counted.
         queue_timeout_s: how long a request waits there before it is refused.
         on_shed: told why, for every request that is refused.
     """
@@ -90,13 +93,16 @@ class AdmissionControl:
         """Rows in the engine, or on their way."""
         return self._num_rows
 
-    async def enter(self, group: object, num_rows: int = 1, session: str | None = None) -> Place:
+    async def enter(
+        self, group: object, num_rows: int = 1, session: str | None = None, timeout_s: float | None = None
+    ) -> Place:
         """Wait for a place. Release it when the engine has done with the row, however that ends.
 
         Args:
             group: the request; its prompts go in together.
             num_rows: of one prompt.
             session: the typing session, if it names one.
+            timeout_s: its own time limit, after which it is refused even if others may wait longer.
 
         Raises:
             OverloadedError: there was none in time.
@@ -112,7 +118,9 @@ class AdmissionControl:
         elif self._goes_in(place):
             self._take(place)
         else:
-            await self._wait(place)
+            await self._wait(
+                place, self._queue_timeout_s if timeout_s is None else min(timeout_s, self._queue_timeout_s)
+            )
         return place
 
     def leave(self, place: Place) -> None:
@@ -124,11 +132,11 @@ class AdmissionControl:
         _subtract(self._groups, id(place.group), place.num_rows)
         if place.session is not None:
             _subtract(self._sessions, place.session, 1)
+            heir = self._waiter_of(place.session)
+            if heir is not None and self._sessions[place.session] <= 1:
+                self._let_in(heir)
         while self._waiting and self._has_room:
-            _, waiter = self._waiting.popitem()
-            waiter.timer.cancel()
-            self._take(waiter.place)
-            waiter.admitted.set_result(None)
+            self._let_in(next(reversed(self._waiting.values())))
 
     def close(self, message: str) -> None:
         """Refuse all who wait: the server shuts down."""
@@ -151,14 +159,17 @@ class AdmissionControl:
         if place.session is not None:
             self._sessions[place.session] += 1
 
-    async def _wait(self, place: Place) -> None:
-        if self._max_waiting == 0:
-            self._on_shed("full")
-            raise self._too_many()
-        if len(self._waiting) >= self._max_waiting:
-            self._shed(next(iter(self._waiting.values())), "full")
+    def _let_in(self, waiter: _Waiter) -> None:
+        self._forget(waiter)
+        self._take(waiter.place)
+        if not waiter.admitted.done():  # else its client has just left: it gives the place back when it notices
+            waiter.admitted.set_result(None)
+
+    async def _wait(self, place: Place, timeout_s: float) -> None:
         waiter = _Waiter(place, place.loop.create_future())
-        waiter.timer = place.loop.call_later(self._queue_timeout_s, self._shed, waiter, "queue_timeout")
+        if place.session is None or not self._sessions[place.session]:
+            self._make_room_at_the_door()
+            waiter.timer = place.loop.call_later(timeout_s, self._shed, waiter, "queue_timeout")
         self._waiting[id(place.group)] = waiter
         try:
             await waiter.admitted
@@ -167,8 +178,19 @@ class AdmissionControl:
             self.leave(place)  # if it was let in just when its client left
             raise
 
+    def _make_room_at_the_door(self) -> None:
+        strangers = [waiter for waiter in self._waiting.values() if waiter.timer is not None]
+        if self._max_waiting == 0:
+            self._on_shed("full")
+            raise self._too_many()
+        if len(strangers) >= self._max_waiting:
+            self._shed(strangers[0], "full")
+
+    def _waiter_of(self, session: str) -> _Waiter | None:
+        return next((waiter for waiter in self._waiting.values() if waiter.place.session == session), None)
+
     def _supersede(self, session: str) -> None:
-        older = next((waiter for waiter in self._waiting.values() if waiter.place.session == session), None)
+        older = self._waiter_of(session)
         if older is not None:
             self._refuse(older, SupersededError("A newer request of this session took its place."))
 
@@ -182,7 +204,8 @@ class AdmissionControl:
             waiter.admitted.set_exception(error)
 
     def _forget(self, waiter: _Waiter) -> None:
-        waiter.timer.cancel()
+        if waiter.timer is not None:
+            waiter.timer.cancel()
         if self._waiting.get(id(waiter.place.group)) is waiter:
             del self._waiting[id(waiter.place.group)]
 

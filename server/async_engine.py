@@ -46,7 +46,7 @@ class _Add:
     params: GenerationParams
     scorer: NgramScorer[Any] | None
     session_id: str | None
-    timeout_s: float | None
+    deadline: float | None  # on time.monotonic
     stream: OutputStream
     record: RequestRecord
     place: Place
@@ -149,7 +149,7 @@ class AsyncEngine:
             params: what is wanted; with `snapshots`, the stream holds one for each step, unless the reader is slower.
             scorer: the n-gram model; None: the language model alone.
             session_id: this request ends an unfinished older one of the same session and the same caller.
-            timeout_s: after so many seconds the drafts are answered as they are then.
+            timeout_s: after so many seconds the drafts are answered as they are then; from now on, waiting included.
 
         Returns:
             The outputs. Closing the stream before its end cancels the request at the next step boundary.
@@ -161,10 +161,11 @@ class AsyncEngine:
             EngineStoppedError: the engine stops, or has stopped.
         """
         self._check_accepting()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         record = current_record()
         if session_id is not None and current_caller():  # whose name has no space
             session_id = f"{current_caller()} {session_id}"
-        place = await self._admission.enter(record, params.num_rows, session_id)
+        place = await self._admission.enter(record, params.num_rows, session_id, timeout_s)
 
         def cancel(stream: OutputStream) -> None:
             record.is_cancelled = True
@@ -172,7 +173,7 @@ class AsyncEngine:
 
         outputs = OutputStream(asyncio.get_running_loop(), cancel)
         record.begin(params)
-        self._post(_Add(request_id, prompt, params, scorer, session_id, timeout_s, outputs, record, place))
+        self._post(_Add(request_id, prompt, params, scorer, session_id, deadline, outputs, record, place))
         try:
             await outputs.accepted()
         except asyncio.CancelledError:
@@ -253,7 +254,7 @@ class AsyncEngine:
                 command.params,
                 command.scorer,
                 session_id=command.session_id,
-                timeout_s=command.timeout_s,
+                timeout_s=None if command.deadline is None else max(0.0, command.deadline - time.monotonic()),
             )
         except SuperdraftError as error:
             self._refuse(command, error)

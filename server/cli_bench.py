@@ -58,6 +58,23 @@ def key_presses(
 
 
 @app.command()
+def healing(
+    prompts: Annotated[
+        list[Path], typer.Option("--prompts", help="JSON lines with prompt, reference and typed. Repeatable.")
+    ],
+    model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="As in serve.")] = "auto",
+    decoder: Annotated[str, typer.Option(help="As in eval quality.")] = "superposed",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.  [default: all]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Complete words that are typed half, with token healing and without."""
+    from superdraft.benchmarks.healing import main
+
+    main(prompts=prompts, model=model, dtype=dtype, decoder=decoder, limit=limit, as_json=as_json)
+
+
+@app.command()
 def personal(
     prompts: Annotated[
         list[Path], typer.Option("--prompts", help="JSON lines with prompt and reference, in order. Repeatable.")

@@ -10,13 +10,12 @@ from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogp
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.request_warnings import strategy_warnings
-from superdraft.server.schemas import bias_pairs
+from superdraft.server.schemas import PromptTokensDetails, bias_pairs
 from superdraft.server.schemas_openai import (
     Choice,
     CompletionRequest,
     CompletionUsage,
     Logprobs,
-    PromptTokensDetails,
 )
 from superdraft.server.service import Service
 

@@ -7,7 +7,7 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.server.completions import floored
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.request_warnings import strategy_warnings
-from superdraft.server.schemas import bias_pairs
+from superdraft.server.schemas import PromptTokensDetails, bias_pairs
 from superdraft.server.schemas_native import (
     Draft,
     DraftsRequest,
@@ -114,6 +114,7 @@ def drafts_response(drafts_id: str, model_name: str, output: GenerationOutput, w
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
             cached_tokens=usage.cached_tokens,
             forward_rows=usage.forward_rows,
         ),

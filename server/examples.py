@@ -75,7 +75,14 @@ DRAFTS_RESPONSE: dict[str, Any] = {
             "finish_reason": "length",
         },
     ],
-    "usage": {"prompt_tokens": 8, "completion_tokens": 30, "total_tokens": 38, "cached_tokens": 0, "forward_rows": 9},
+    "usage": {
+        "prompt_tokens": 8,
+        "completion_tokens": 30,
+        "total_tokens": 38,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "cached_tokens": 0,
+        "forward_rows": 9,
+    },
     "timings": {"queue_ms": 0.017, "prefill_ms": 174.389, "decode_ms": 761.467, "ngram_ms": 0.958, "total_ms": 940.164},
     "warnings": [],
 }

@@ -15,6 +15,7 @@ from superdraft.ngram_models.errors import (
     TokenizerMismatchError,
 )
 from superdraft.ngram_models.in_context import DocumentCache, combined
+from superdraft.ngram_models.manifest import Tuning
 from superdraft.ngram_models.registry import ListedModel
 from superdraft.server.error_map import NotFoundError
 from superdraft.server.ngram_folders import ModelFolders
@@ -133,6 +134,17 @@ class NgramModels:
             raise InvalidRequestError(message, param="ngram_model")
         parts = [(await self._part(name), weight) for name, weight in weights.items()]
         return self._combine(parts, own_weight)
+
+    async def tuning(self, choice: NgramChoice) -> Tuning | None:
+        """What was tuned for the models of a choice that `choose` took; of several, the first one's counts."""
+        names = [choice] if isinstance(choice, str) else list(choice or ())
+        first = next((name for name in names if name != IN_CONTEXT), None)
+        if first is None or first in self._scorers or self._folders is None:
+            return None
+        try:
+            return (await self._folders.get(first)).manifest.tuning
+        except NgramModelError:  # it was deleted just now
+            return None
 
     async def listed(self) -> list[KnownModel]:
         """All models that have a name, whether they fit or not; without the prompt's own n-grams."""

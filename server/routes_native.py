@@ -48,9 +48,10 @@ async def create_drafts(
     body = service.with_strategy(body)
     chooses = not body.uses_default_ngram_model
     scorer = await (service.ngram_models.choose(body.ngram_model) if chooses else service.default_scorer(body.user))
+    tuning = await service.ngram_models.tuning(body.ngram_model) if chooses else None
     params = generation_params(
         body,
-        service.drafting,
+        service.drafting_for(tuning),
         token_healing=service.settings.token_healing,
     )
     session_id = session_of(body, request.headers.get(SESSION_HEADER))

@@ -71,6 +71,12 @@ def without_nulls(data: Any) -> Any:
     return {name: value for name, value in data.items() if value is not None}
 
 
+class PromptTokensDetails(BaseModel):
+    """Part of `usage`: prompt tokens whose keys and values came from an earlier request."""
+
+    cached_tokens: int
+
+
 class ModelCard(BaseModel):
     """One served model."""
 

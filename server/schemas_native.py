@@ -11,6 +11,7 @@ from superdraft.server.schemas import (
     LogitBias,
     Number,
     Prompt,
+    PromptTokensDetails,
     Selection,
     Stop,
     Strategy,
@@ -139,11 +140,15 @@ class Draft(BaseModel):
 
 
 class DraftsUsage(BaseModel):
-    """Work done. `forward_rows`: model rows of all decode steps, one a step and branch, whatever k is."""
+    """Work done. `forward_rows`: model rows of all decode steps, one a step and branch, whatever k is.
+
+    `cached_tokens` is there twice: by itself, and where OpenAI's clients look for it.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     cached_tokens: int
     forward_rows: int
 

@@ -11,6 +11,7 @@ from superdraft.server.schemas import (
     LogitBias,
     Number,
     Prompt,
+    PromptTokensDetails,
     Selection,
     Stop,
     Strategy,
@@ -148,12 +149,6 @@ class ChunkChoice(BaseModel):
     logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
     score: float | None = None
-
-
-class PromptTokensDetails(BaseModel):
-    """Part of `usage`."""
-
-    cached_tokens: int
 
 
 class CompletionUsage(BaseModel):

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
 from fastapi import Request
 
 from superdraft.decoding.fim import FimTokens
+from superdraft.ngram_models.manifest import Tuning
 from superdraft.server.access import current_caller
 from superdraft.server.async_engine import AsyncEngine
 from superdraft.server.drafting import DraftingDefaults
@@ -65,6 +66,21 @@ class Service:
     fim: FimTokens | None = None
     fan_out: FanOut = field(default_factory=FanOut)
     personal: PersonalModels | None = None
+
+    def drafting_for(self, tuning: Tuning | None) -> DraftingDefaults:
+        """How to decode a request that doesn't say; `tuning` is that of the n-gram model that it names, if it names one.
+
+        The operator's own settings win over what was tuned.
+        """
+        if tuning is None:
+            return self.drafting
+        alpha, tau = self.settings.default_alpha, self.settings.default_tau
+        return replace(
+            self.drafting,
+            alpha=tuning.alpha if alpha is None else alpha,
+            tau=tuning.tau if tau is None else tau,
+            candidates_per_draft=tuning.candidates_per_draft,
+        )
 
     @property
     def model_names(self) -> tuple[str, ...]:

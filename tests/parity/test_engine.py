@@ -243,6 +243,28 @@ def test_logits_that_are_not_numbers_end_their_own_request_only(monkeypatch):
     assert [d.token_ids for d in again.drafts] == [d.token_ids for d in expected.drafts]
 
 
+def test_a_prompt_whose_logits_are_not_numbers_is_not_kept_for_the_next_one(monkeypatch):
+    engine, _ = tiny_engine()
+    expected = engine.generate(PROMPTS[1], params())
+    fresh, _ = tiny_engine()
+    prefill = fresh._runner.prefill
+
+    def poisoned(slots: list[int], *args: object) -> torch.Tensor:
+        logits = prefill(slots, *args)
+        with torch.inference_mode():
+            logits[0] = float("nan")
+            fresh._runner.cache.layers[0].values[slots[0]] = float("nan")
+        return logits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fresh._runner, "prefill", poisoned)
+        fresh.add_request("poisoned", PROMPTS[1], params())
+        assert "not numbers" in str(run_all(fresh)["poisoned"].error)
+    again = fresh.generate(PROMPTS[1], params())
+    assert again.usage.cached_tokens == 0
+    assert [d.token_ids for d in again.drafts] == [d.token_ids for d in expected.drafts]
+
+
 def test_a_forward_that_fails_ends_those_in_it_and_the_engine_goes_on(monkeypatch):
     engine, _ = tiny_engine()
     with monkeypatch.context() as patch:

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -12,8 +13,9 @@ from support.decoding import tiny_engine
 from support.ngram_folders import damage, put_model, random_arpa
 from support.serving import eventually, serving
 
+from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.ngram_models.in_context import DocumentCache
-from superdraft.ngram_models.manifest import TokenizerIdentity
+from superdraft.ngram_models.manifest import Manifest, TokenizerIdentity, Tuning
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.app import create_app
 from superdraft.server.ngram_folders import ModelFolders
@@ -169,6 +171,20 @@ def test_a_running_sequence_keeps_the_model_that_is_replaced_or_deleted(world, c
         assert ids(running.result()) == ids(old)
         if next_one is not None:
             assert ids(next_one.result()) == ids(new)
+
+
+def test_a_model_that_a_request_names_brings_what_was_tuned_for_it(world):
+    world.put("mail", seed=1)
+    folder = world.put("code", seed=2)
+    replace(Manifest.read(folder), tuning=Tuning(alpha=0.9, tau=1.5, candidates_per_draft=7)).write(folder)
+    tuned = {"alpha": 0.9, "tau": 1.5, "candidates_per_draft": 7}
+    for choice in ("code", {"code": 0.5, "mail": 0.5}, {"in_context": 0.5, "code": 0.5}):
+        by_default = ids(world.drafts(ngram_model=choice, alpha=None, tau=None))
+        assert by_default == ids(world.drafts(ngram_model=choice, **tuned))
+        assert by_default != ids(world.drafts(ngram_model=choice, alpha=DEFAULT_ALPHA, tau=DEFAULT_TAU))
+    for choice in ("mail", {"mail": 0.5, "code": 0.5}, "in_context", None):
+        by_default = ids(world.drafts(ngram_model=choice, alpha=None, tau=None))
+        assert by_default == ids(world.drafts(ngram_model=choice, alpha=DEFAULT_ALPHA, tau=DEFAULT_TAU))
 
 
 def test_models_are_listed_as_they_come_and_go(world):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 
 import httpx
@@ -18,6 +17,8 @@ from support.serving import eventually
 _SERVE = "from superdraft.server.cli import main; main()"
 _URL = re.compile(r"on (http://[^\s,]+), docs at")
 NUM_CLIENTS = 8
+# How long to wait for what must come at last; a crowded machine needs minutes for what takes it a second otherwise.
+PATIENCE_S = 180
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,21 @@ class Server:
             self.process = subprocess.Popen(
                 [*command, "--port", str(port), "--kv-memory", "64MiB", *flags], stderr=out, env=environment
             )
-        assert eventually(lambda: _URL.search(log.read_text()) is not None or self.process.poll() is not None, 60)
-        found = _URL.search(log.read_text())
-        assert found, log.read_text()
-        self.url = found[1]
+        self._log = log
+
+    def wait_until_it_listens(self):
+        def url():
+            return _URL.search(self._log.read_text())
+
+        assert eventually(lambda: url() is not None or self.process.poll() is not None, PATIENCE_S)
+        assert url(), self._log.read_text()
+        self.url = url()[1]
         self.port = int(self.url.rpartition(":")[2])
+
+    def num_in_engine(self):
+        """Requests that it has taken and not answered."""
+        stats = httpx.get(f"{self.url}/v1/stats", timeout=PATIENCE_S).json()
+        return stats["running"] + stats["waiting"]
 
 
 @pytest.fixture
@@ -50,8 +61,9 @@ def serve(model, tmp_path):
 
         def start(**options):
             server = Server(model, tmp_path / "serve.log", **options)
-            stack.callback(server.process.wait, 10)
+            stack.callback(server.process.wait, PATIENCE_S)
             stack.callback(server.process.kill)
+            server.wait_until_it_listens()
             return server
 
         yield start
@@ -60,21 +72,22 @@ def serve(model, tmp_path):
 class Clients:
     """People who ask again as soon as they are answered. What they saw is counted."""
 
-    def __init__(self, url, max_tokens, once=False):
+    def __init__(self, url, max_tokens, once=False, number=NUM_CLIENTS, headers=None):
         self.seen = Counter()
         self.codes = Counter()
         self.num_sent = 0
         self._body = {"max_tokens": max_tokens, "logit_bias": {"0": -100}}  # 0: the end of the text
         self._num_turns = 1 if once else 10_000
         self._url = url
+        self._headers = headers
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._ask_on, args=(i,)) for i in range(NUM_CLIENTS)]
+        self._threads = [threading.Thread(target=self._ask_on, args=(i,)) for i in range(number)]
         for thread in self._threads:
             thread.start()
 
     def _ask_on(self, number):
-        with httpx.Client(base_url=self._url, timeout=20) as http:
+        with httpx.Client(base_url=self._url, timeout=PATIENCE_S, headers=self._headers) as http:
             for turn in range(self._num_turns):
                 if self._stopping.is_set():
                     return
@@ -93,81 +106,81 @@ class Clients:
                 if outcome != 200:
                     return
 
-    def stop(self):
-        self._stopping.set()
+    def stop(self, asks_on=False):
+        """Wait for their last answers; with `asks_on`, until each has one that is not 200."""
+        if not asks_on:
+            self._stopping.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
         assert sum(self.seen.values()) == self.num_sent  # each request had one end
 
 
 def test_sigterm_under_load(serve):
-    server = serve(shutdown_grace_s=5)
-    clients = Clients(server.url, max_tokens=40)
-    assert eventually(lambda: clients.seen[200] >= NUM_CLIENTS, 30)
-    with httpx.Client(base_url=server.url) as watcher:
+    server = serve(shutdown_grace_s=PATIENCE_S)
+    keeper = Clients(server.url, max_tokens=500, once=True, number=1)  # runs until the others have heard 503
+    assert eventually(lambda: server.num_in_engine() == 1, PATIENCE_S)
+    # Each request on a connection of its own: one that is kept may be closed just when the next request is sent on it.
+    clients = Clients(server.url, max_tokens=20, headers={"connection": "close"})
+    assert eventually(lambda: clients.seen[200] >= NUM_CLIENTS, PATIENCE_S)
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as watcher:
         assert watcher.get("/ready").status_code == 200
-        before, running = clients.seen[200], clients.num_sent - sum(clients.seen.values())
+        before, running = clients.seen[200], server.num_in_engine()
         server.process.send_signal(signal.SIGTERM)
-        readiness = []
-        with contextlib.suppress(httpx.HTTPError):
-            while not readiness or readiness[-1] != 503:
-                readiness.append(watcher.get("/ready").status_code)
-    assert server.process.wait(10) == -signal.SIGTERM
-    clients.stop()
-    assert readiness[-1] == 503  # it still listened while drafts were running
-    # Every draft that was running was finished; every client then heard 503, or found nobody there.
-    assert clients.seen[200] >= before + running - 1
-    assert set(clients.seen) <= {200, 503, "ConnectError", "ReadError", "RemoteProtocolError"}
-    assert clients.seen[503] > 0
-    assert clients.seen["ReadError"] + clients.seen["RemoteProtocolError"] <= 1  # sent while a connection was closed
-    assert set(clients.codes) <= {None, "shutting_down"}
+        assert eventually(lambda: watcher.get("/ready").status_code == 503, PATIENCE_S)  # it listens while drafts run
+    clients.stop(asks_on=True)
+    keeper.stop()
+    assert server.process.wait(PATIENCE_S) == -signal.SIGTERM
+    # Every draft that was running was finished; every client then heard 503.
+    assert keeper.seen == {200: 1}
+    assert clients.seen[200] + keeper.seen[200] >= before + running
+    assert set(clients.seen) == {200, 503}
+    assert clients.seen[503] == NUM_CLIENTS
+    assert set(clients.codes) == {None, "shutting_down"}
 
 
 def test_what_is_not_finished_in_time_is_told_so(serve):
     server = serve(shutdown_grace_s=0.2)
-    clients = Clients(server.url, max_tokens=500, once=True)  # seconds
-    assert eventually(lambda: clients.num_sent == NUM_CLIENTS)
-    time.sleep(0.5)
-    begun = time.monotonic()
+    clients = Clients(server.url, max_tokens=500, once=True)  # many seconds
+    assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS, PATIENCE_S)
     server.process.send_signal(signal.SIGTERM)
-    server.process.wait(10)
-    assert time.monotonic() - begun < 5
+    server.process.wait(PATIENCE_S)
     clients.stop()
     assert clients.seen == {503: NUM_CLIENTS}
     assert clients.codes == {"shutting_down": NUM_CLIENTS}
 
 
 def test_a_second_signal_ends_it_at_once(serve):
-    server = serve(shutdown_grace_s=60)
+    server = serve(shutdown_grace_s=10 * PATIENCE_S)
     clients = Clients(server.url, max_tokens=500, once=True)
-    assert eventually(lambda: clients.num_sent == NUM_CLIENTS)
-    time.sleep(0.5)
+    assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS, PATIENCE_S)
     server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    assert eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 503, PATIENCE_S)
     assert server.process.poll() is None
-    begun = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
-    server.process.wait(10)
-    assert time.monotonic() - begun < 3
+    server.process.wait(PATIENCE_S)  # far less than the grace
     clients.stop()
-    assert set(clients.seen) <= {503, "ReadError", "RemoteProtocolError"}
+    assert set(clients.seen) <= {503, "ReadError", "RemoteProtocolError"}  # not 200: no draft was finished
     assert sum(clients.seen.values()) == NUM_CLIENTS
 
 
 def test_sigkill_and_restart_on_the_same_port(serve):
     server = serve()
-    clients = Clients(server.url, max_tokens=30)
-    assert eventually(lambda: clients.seen[200] >= NUM_CLIENTS, 30)
+    running = Clients(server.url, max_tokens=500, once=True, number=1)
+    assert eventually(lambda: server.num_in_engine() == 1, PATIENCE_S)
+    clients = Clients(server.url, max_tokens=20)
+    assert eventually(lambda: clients.seen[200] >= NUM_CLIENTS, PATIENCE_S)
     server.process.kill()
-    server.process.wait(10)
-    clients.stop()
+    server.process.wait(PATIENCE_S)
+    clients.stop(asks_on=True)
+    running.stop()
     # Broken off or refused, and nothing else: no half answer was taken for a whole one.
+    assert set(running.seen) <= {"ReadError", "RemoteProtocolError"}
     assert set(clients.seen) <= {200, "ReadError", "RemoteProtocolError", "ConnectError"}
     broken = clients.seen["ReadError"] + clients.seen["RemoteProtocolError"]
-    assert 1 <= broken <= broken + clients.seen["ConnectError"] == NUM_CLIENTS
+    assert broken + clients.seen["ConnectError"] == NUM_CLIENTS
     again = serve(port=server.port)
     after = Clients(again.url, max_tokens=10)
-    assert eventually(lambda: after.seen[200] >= 3 * NUM_CLIENTS, 30)
+    assert eventually(lambda: after.seen[200] >= 3 * NUM_CLIENTS, PATIENCE_S)
     after.stop()
     assert set(after.seen) == {200}

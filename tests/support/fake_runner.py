@@ -53,15 +53,21 @@ class FakeCache:
 class FakeRunner:
     """What the engine uses of `ModelRunner`. Counts rows and prompt tokens."""
 
-    def __init__(self, num_slots: int = 4, max_model_len: int = 64, num_prefix_positions: int = 200) -> None:
+    def __init__(
+        self,
+        num_slots: int = 4,
+        max_model_len: int = 64,
+        num_prefix_positions: int = 200,
+        vocab_size: int = VOCAB_SIZE,
+    ) -> None:
         self.num_slots = num_slots
         self.max_model_len = max_model_len
-        self.vocab_size = VOCAB_SIZE
+        self.vocab_size = vocab_size
         self.device = torch.device("cpu")
         self.cache = FakeCache(num_slots, max_model_len, num_prefix_positions)
         self.prefilled: list[list[int]] = []
         self.decoded: list[int] = []
-        table = np.random.default_rng(0).standard_normal((VOCAB_SIZE, WIDTH)).astype(np.float32)
+        table = np.random.default_rng(0).standard_normal((vocab_size, WIDTH)).astype(np.float32)
         self._embeddings = torch.from_numpy(table)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
@@ -93,12 +99,18 @@ class FakeRunner:
         fed = self.cache.slots[slot][:length]
         assert None not in fed, "a position was read that nothing was written to"
         seed = int.from_bytes(hashlib.blake2b(b"".join(fed), digest_size=8).digest(), "little")
-        return torch.from_numpy(np.random.default_rng(seed).standard_normal(VOCAB_SIZE).astype(np.float32) * 3)
+        return torch.from_numpy(np.random.default_rng(seed).standard_normal(self.vocab_size).astype(np.float32) * 3)
 
 
 def fake_engine(
-    *, num_slots: int = 4, max_model_len: int = 64, num_prefix_positions: int = 200, **config: object
+    *,
+    num_slots: int = 4,
+    max_model_len: int = 64,
+    num_prefix_positions: int = 200,
+    tokenizer: Tokenizer | None = None,
+    **config: object,
 ) -> tuple[Engine, FakeRunner, ManualClock]:
-    runner, clock = FakeRunner(num_slots, max_model_len, num_prefix_positions), ManualClock()
-    engine = Engine(runner, Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig(**config), clock)
-    return engine, runner, clock
+    tokenizer = tokenizer or Tokenizer(tiny_tokenizer(), VOCAB_SIZE)
+    runner = FakeRunner(num_slots, max_model_len, num_prefix_positions, tokenizer.vocab_size)
+    clock = ManualClock()
+    return Engine(runner, tokenizer, EngineConfig(**config), clock), runner, clock

@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import pytest
+from support.virtual_time import VirtualTimeLoop
 
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
 from superdraft.server.admission_control import AdmissionControl, places_of
@@ -15,7 +16,8 @@ class Request:
 
 
 def run(scenario):
-    return asyncio.run(asyncio.wait_for(scenario(), 10))
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(asyncio.wait_for(scenario(), 10))
 
 
 async def begin(control, **how):
@@ -65,16 +67,16 @@ def test_at_a_crowded_door_the_oldest_is_refused_at_once():
     run(scenario)
 
 
-@pytest.mark.parametrize("max_waiting", [0, 10])
-def test_nobody_waits_longer_than_the_deadline(max_waiting):
+@pytest.mark.parametrize(("max_waiting", "timeout_s", "waits_s"), [(0, None, 0), (10, None, 0.03), (10, 0.01, 0.01)])
+def test_nobody_waits_longer_than_the_deadline(max_waiting, timeout_s, waits_s):
     async def scenario():
         control = AdmissionControl(1, max_waiting=max_waiting, queue_timeout_s=0.03)
         await control.enter(Request())
         begun = asyncio.get_running_loop().time()
         with pytest.raises(OverloadedError) as caught:
-            await control.enter(Request())
+            await control.enter(Request(), timeout_s=timeout_s)
         waited = asyncio.get_running_loop().time() - begun
-        assert waited < 0.02 if max_waiting == 0 else 0.025 < waited < 0.2
+        assert waited == pytest.approx(waits_s)
         assert control.num_waiting == 0
         assert caught.value.headers["x-should-retry"] == "false"
 
@@ -122,6 +124,47 @@ def test_a_key_press_takes_the_place_of_the_one_before_it():
     run(scenario)
 
 
+def test_a_key_press_waits_for_its_own_older_ones_as_long_as_a_step_takes():
+    async def scenario():
+        control = AdmissionControl(1, max_waiting=1, queue_timeout_s=0.03)
+        first = await control.enter(Request(), session="me")
+        second = await control.enter(Request(), session="me")
+        third = await begin(control, session="me")
+        stranger = await begin(control)
+        await asyncio.sleep(2)
+        assert not third.done()
+        with pytest.raises(OverloadedError):
+            stranger.result()
+        control.leave(first)  # the engine heard of the second
+        assert (await third).session == "me"
+        fourth = await begin(control, session="me")
+        await asyncio.sleep(2)
+        control.leave(second)
+        last = await fourth
+        control.leave(third.result())
+        control.leave(last)
+        assert (control.num_rows, control.num_waiting) == (0, 0)
+        assert not control._sessions
+
+    run(scenario)
+
+
+def test_a_key_press_goes_in_when_all_older_ones_ended_although_others_have_the_room():
+    async def scenario():
+        control = AdmissionControl(1, queue_timeout_s=0.03)
+        first = await control.enter(Request(), session="me")
+        second = await control.enter(Request(), session="me")
+        third = await begin(control, session="me")
+        wide = await begin(control, num_rows=3)
+        control.leave(second)
+        assert (await third).session == "me"
+        control.leave(first)
+        control.leave(third.result())
+        assert (await wide).num_rows == 3
+
+    run(scenario)
+
+
 def test_a_client_that_leaves_gives_its_place_back_at_any_moment():
     async def scenario():
         control = AdmissionControl(1, queue_timeout_s=5)
@@ -134,6 +177,12 @@ def test_a_client_that_leaves_gives_its_place_back_at_any_moment():
         control.leave(first)
         just_let_in.cancel()  # before it could notice
         await asyncio.gather(just_let_in, return_exceptions=True)
+        assert control.num_rows == 0
+        second = await control.enter(Request())
+        leaving = await begin(control)
+        leaving.cancel()
+        control.leave(second)  # in the same moment
+        await asyncio.gather(leaving, return_exceptions=True)
         assert control.num_rows == 0
         control.leave(first)  # twice does no harm
         assert control.num_rows == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.ngram import FAILING_TOOL, FAKE_BUILD_BINARY, FAKE_LMPLZ, FINGERPRINT, write_arpa, write_tool
 
+from superdraft.ngram_models import programs
 from superdraft.ngram_models.build import BuildOptions, build_ngram_model
 from superdraft.ngram_models.errors import BuildToolMissingError, CorpusError, NgramBuildError, NgramModelNotFoundError
 from superdraft.ngram_models.manifest import BINARY_FILE, Manifest, TokenizerIdentity
@@ -286,6 +287,17 @@ def test_lmplz_does_not_outlive_a_killed_build(workshop):
         pid = int((workshop.bin / "lmplz.pid").read_text())
         os.kill(pid, 0)
     wait_until(lambda: not is_running(pid))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a program when its parent is killed")
+def test_a_program_does_not_start_when_the_build_was_killed_just_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs.os, "getpid", lambda: 2**22 + 1)  # above every process id: nobody's parent
+    with pytest.raises(NgramBuildError, match="touch failed with exit code 1"):
+        programs.run_program(["/usr/bin/touch", str(tmp_path / "ran")], stdout=tmp_path / "out", log=tmp_path / "log")
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.undo()
+    programs.run_program(["/usr/bin/touch", str(tmp_path / "ran")], stdout=tmp_path / "out", log=tmp_path / "log")
+    assert (tmp_path / "ran").exists()
 
 
 def is_running(pid):

@@ -139,6 +139,24 @@ def test_session_and_timeout_reach_the_engine():
     assert newer.warnings == ("Time was over.",)
 
 
+def test_time_runs_while_a_request_waits_for_the_engine():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        first = asyncio.create_task(async_engine.generate("a", "x", SHORT))
+        await until(lambda: engine.seen)
+        late = asyncio.create_task(async_engine.generate("b", "x", LONG, timeout_s=0.02))
+        patient = asyncio.create_task(async_engine.generate("c", "x", SHORT, timeout_s=1000))
+        await asyncio.sleep(0.03)  # the engine is in the middle of a step
+        engine.gate.set()
+        return await asyncio.gather(first, late, patient)
+
+    outputs = run(engine, scenario)
+    assert [job.timeout_s for job in engine.seen[:2]] == [None, 0.0]
+    assert 0 < engine.seen[2].timeout_s < 1000
+    assert [output.warnings for output in outputs] == [(), ("Time was over.",), ()]
+
+
 def test_stop_ends_streams_and_empties_the_engine():
     engine = FakeEngine(on_step=lambda: time.sleep(0.005))
 

@@ -1,13 +1,16 @@
 """Which tokens of a prompt are taken back, and which tokens may complete it again."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.decoding import HashScorer
+from support.fake_runner import fake_engine
 from support.models import tiny_tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.token_healing import (
     MAX_HEALED_BYTES,
     MAX_HEALED_TOKENS,
@@ -255,3 +258,37 @@ def test_a_prefix_that_only_a_longer_token_or_none_can_complete_stays():
     index = TokenIndex(token_bytes, ())
     for prefix in (b"ab", b"q"):
         assert keep_forced_tokens(HealingPlan((0,), prefix), token_bytes, index) == HealingPlan((0,), prefix)
+
+
+# Whole requests
+
+
+@pytest.mark.parametrize("tokenizer", [TINY, WORDS, SENTENCEPIECE], ids=["tiny", "words", "sentencepiece"])
+@settings(max_examples=80, deadline=None)
+@given(text=TEXT, strategy=st.sampled_from(["superposed", "sample", "sample+superposed"]), k=st.integers(1, 4))
+@example(text="the wor", strategy="superposed", k=3)
+@example(text="the ", strategy="superposed", k=3)
+@example(text="if a:\n        ", strategy="superposed", k=3)
+@example(text="the 日本", strategy="superposed", k=3)
+@example(text="00", strategy="superposed", k=3)  # a start token in front, and a token that is forced behind it
+def test_every_draft_goes_on_from_the_last_byte_of_the_prompt(tokenizer, text, strategy, k):
+    """After every step: the tokens fed and drafted are the prompt and the draft's text, to the byte."""
+    engine, _, _ = fake_engine(tokenizer=tokenizer, max_model_len=256)
+    params = GenerationParams(
+        strategy=strategy, num_drafts=k, max_tokens=4, tau=0.5, alpha=0.3, seed=1, token_healing=True
+    )
+    engine.add_request("a", text, params, HashScorer())
+    sequence = engine._sequences["a"]
+    typed = text_bytes([*sequence.prompt_token_ids, *sequence.healed_token_ids], tokenizer)
+    assert typed in (text.encode(), b" " + text.encode())
+    num_checked = 0
+    while engine.has_unfinished:
+        engine.step()
+        fed = list(sequence.prompt_token_ids)
+        if sequence.warnings:  # nothing continued the word: what was taken back was fed
+            fed += sequence.healed_token_ids
+        for draft in (draft for branch in sequence.branches for draft in branch.drafts.alive):
+            so_far = text_bytes([*fed, *draft.token_ids], tokenizer)
+            assert so_far + draft.healing == typed + draft.text
+            num_checked += bool(draft.text)
+    assert num_checked

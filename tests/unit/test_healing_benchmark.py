@@ -1,0 +1,59 @@
+"""The comparison of drafts with token healing and without, with a decoder that answers by the way it is asked."""
+
+import numpy as np
+import pytest
+
+from superdraft.benchmarks.healing import check, completed, rows_of
+from superdraft.evaluation.decoders import Decoded, DecodedDraft
+from superdraft.evaluation.prompts import Prompt
+from superdraft.server.errors import CommandError
+
+
+class Answers:
+    """Gives some drafts where healing is asked for, and others where it is not."""
+
+    def __init__(self, healed, unhealed):
+        self.texts = {True: healed, False: unhealed}
+
+    def decode(self, asks):
+        drafts = ([DecodedDraft(text, (), 0.0, ()) for text in self.texts[ask.is_mid_word]] for ask in asks)
+        return [Decoded(tuple(some), 1, 0.0) for some in drafts]
+
+
+def prompt(name, text="an appointme", reference="nt at noon", *, is_mid_word=True, domain="chat"):
+    return Prompt(name, domain, text, reference, is_mid_word=is_mid_word)
+
+
+def test_a_draft_completes_its_word_if_it_is_the_true_one_and_no_longer():
+    decoder = Answers(["nt at ten", "nt", "nt, or", "nts at", ""], [" nt", "nd", "nt"])
+    healed, unhealed = completed([prompt("a"), prompt("b", reference="nts")], decoder)
+    assert healed.tolist() == [[3, 5, 1, 1], [1, 5, 0, 1]]
+    assert unhealed.tolist() == [[1, 3, 0, 1], [0, 3, 0, 0]]
+
+
+def test_shares_are_of_all_drafts_and_of_prompts_by_domain_and_together():
+    healed = np.array([[3, 3, 1, 1], [1, 1, 1, 1], [0, 4, 0, 0]], dtype=float)
+    unhealed = np.array([[1, 4, 0, 1], [0, 2, 0, 0], [0, 2, 0, 0]], dtype=float)
+    blog, chat, together = rows_of(["chat", "chat", "blog"], healed, unhealed)
+    assert (blog["domain"], blog["num_prompts"], blog["healed"]["drafts"][0], blog["times"]) == ("blog", 1, 0.0, None)
+    assert (chat["domain"], chat["num_prompts"], chat["healed"]["drafts"][0]) == ("chat", 2, 1.0)
+    assert (together["domain"], together["num_prompts"]) == ("all", 3)
+    assert together["healed"]["drafts"][0] == 0.5
+    assert together["unhealed"]["drafts"][0] == 0.125
+    assert together["times"] == 4.0
+    assert together["healed"]["first"][0] == pytest.approx(2 / 3, abs=1e-4)
+    assert together["unhealed"]["any"][0] == pytest.approx(1 / 3, abs=1e-4)
+    low, high = together["healed"]["drafts"][1:]
+    assert low < 0.5 < high
+
+
+@pytest.mark.parametrize("wrong", [prompt("x", is_mid_word=False), prompt("x", reference=" at noon")])
+def test_prompts_that_end_at_a_word_border_are_refused(wrong):
+    check([prompt("a")])
+    with pytest.raises(CommandError, match="'x' does not end inside a word"):
+        check([prompt("a"), wrong])
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(CommandError, match="no prompts"):
+        check([])
