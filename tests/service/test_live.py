@@ -68,5 +68,6 @@ def test_shutdown_gives_time_and_then_answers_with_a_retry_hint(engine):
     assert answers[5].status_code == 200
     assert answers[50].status_code == 503
     assert answers[50].json()["error"]["code"] == "shutting_down"
-    assert (answers[50].headers["retry-after-ms"], answers[50].headers["retry-after"]) == ("1000", "1")
+    headers = [answers[50].headers[name] for name in ("x-should-retry", "retry-after-ms", "retry-after")]
+    assert headers == ["true", "1000", "1"]  # another server may be there by then
     assert engine.jobs == {}

@@ -49,6 +49,12 @@ def is_healthy(connection):
     return said.startswith(b"HTTP/1.1 200")
 
 
+def answered_and_closed(connection):
+    """The one answer before the server closed: its head in lower case, and its error."""
+    head, _, body = all_of(connection).partition(b"\r\n\r\n")
+    return head.decode().lower(), json.loads(body)["error"]
+
+
 def drip(connection, data, seconds):
     """Send a byte every few milliseconds, until the connection breaks or the time is over."""
     ends = time.monotonic() + seconds
@@ -76,6 +82,38 @@ def test_a_request_that_does_not_arrive_is_given_up(limited, engine, begun, drip
         assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
     assert said or dripping
     assert engine.seen == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",  # TLS
+        b"GET /health HTTP/1.1\r\n\r\n",  # no host
+        b"POST /v1/drafts HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/drafts HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n{}\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-Pad: " + b"a" * 70_000,
+    ],
+    ids=["garbage", "head", "length", "chunk", "long head"],
+)
+def test_what_is_no_http_is_told_so_in_the_error_shape(limited, engine, sent):
+    with connect(limited) as connection:
+        connection.sendall(sent)
+        head, error = answered_and_closed(connection)
+    assert head.startswith("http/1.1 400 ")
+    assert "\r\nx-content-type-options: nosniff\r\n" in head
+    assert (set(error), error["code"]) == ({"message", "type", "param", "code"}, "invalid_http")
+    assert engine.seen == []
+
+
+def test_a_body_that_breaks_behind_its_answer_closes_the_connection(limited, caplog):
+    with connect(limited) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        said = b""
+        while b"route_not_found" not in said:
+            said += connection.recv(65536)
+        connection.sendall(b"ZZ\r\n")
+        assert b"HTTP/1.1" not in all_of(connection)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_slow_head_on_a_used_connection_is_given_up_too(limited):
@@ -113,7 +151,10 @@ def test_when_none_of_them_is_idle_the_new_one_is_refused(engine):
             stack.enter_context(connect(url)).sendall(HEAD)
         time.sleep(0.3)  # until they are all read
         with connect(url) as connection:  # says nothing: what is sent to a closed connection may undo the answer
-            assert all_of(connection).startswith(b"HTTP/1.1 503 ")
+            head, error = answered_and_closed(connection)
+        assert head.startswith("http/1.1 503 ")
+        assert error["code"] == "too_many_connections"
+        assert "\r\nx-should-retry: false\r\nretry-after-ms: 1000\r\nretry-after: 1" in head
         time.sleep(2.2)
         assert httpx.get(f"{url}/health").status_code == 200  # they were given up
 
