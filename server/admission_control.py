@@ -5,14 +5,16 @@ worth nothing once the next one is there, so a late refusal is as useless as a l
 first (adaptive LIFO with a short deadline, as in Maurer, "Fail at Scale", ACM Queue 13(8), 2015): those that go in have
 hardly waited, the others know at once. All of it runs on the event loop and does not wait for the engine's steps.
 
-A request that takes the place of an older one of its session always goes in: it gives back what it takes.
+A request that takes the place of an older one of its session always goes in: it gives back what it takes. When key
+presses come faster than the engine's steps, the one in the engine and its replacement are both still there; the newest
+then goes in when the older of them leaves, with the next step, and is refused neither for that nor for the crowd.
 """
 
 import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
@@ -50,7 +52,7 @@ class Place:
 class _Waiter:
     place: Place
     admitted: asyncio.Future[None]
-    timer: asyncio.TimerHandle = field(init=False)
+    timer: asyncio.TimerHandle | None = None
 
 
 class AdmissionControl:
@@ -79,11 +81,12 @@ class AdmissionControl:
         self._groups: Counter[int] = Counter()  # rows by the identity of the request, which its places keep alive
         self._sessions: Counter[str] = Counter()
         self._waiting: dict[int, _Waiter] = {}  # by the same identity, oldest first
+        self._following: dict[str, _Waiter] = {}  # by session: two of it are in, and the older is about to leave
 
     @property
     def num_waiting(self) -> int:
         """Requests at the door."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._following)
 
     @property
     def num_rows(self) -> int:
@@ -111,6 +114,8 @@ class AdmissionControl:
             self._take(place)
         elif self._goes_in(place):
             self._take(place)
+        elif session is not None and self._sessions[session] > 1:
+            await self._follow(place, session)
         else:
             await self._wait(place)
         return place
@@ -124,15 +129,14 @@ class AdmissionControl:
         _subtract(self._groups, id(place.group), place.num_rows)
         if place.session is not None:
             _subtract(self._sessions, place.session, 1)
+            if place.session in self._following and self._sessions[place.session] <= 1:
+                self._admit(self._following[place.session])
         while self._waiting and self._has_room:
-            _, waiter = self._waiting.popitem()
-            waiter.timer.cancel()
-            self._take(waiter.place)
-            waiter.admitted.set_result(None)
+            self._admit(next(reversed(self._waiting.values())))
 
     def close(self, message: str) -> None:
         """Refuse all who wait: the server shuts down."""
-        for waiter in list(self._waiting.values()):
+        for waiter in [*self._waiting.values(), *self._following.values()]:
             self._on_shed("shutdown")
             self._refuse(waiter, EngineStoppedError(message))
 
@@ -160,15 +164,29 @@ class AdmissionControl:
         waiter = _Waiter(place, place.loop.create_future())
         waiter.timer = place.loop.call_later(self._queue_timeout_s, self._shed, waiter, "queue_timeout")
         self._waiting[id(place.group)] = waiter
+        await self._admission_of(waiter)
+
+    async def _follow(self, place: Place, session: str) -> None:
+        waiter = self._following[session] = _Waiter(place, place.loop.create_future())
+        await self._admission_of(waiter)
+
+    async def _admission_of(self, waiter: _Waiter) -> None:
         try:
             await waiter.admitted
         except asyncio.CancelledError:
             self._forget(waiter)
-            self.leave(place)  # if it was let in just when its client left
+            self.leave(waiter.place)  # if it was let in just when its client left
             raise
 
+    def _admit(self, waiter: _Waiter) -> None:
+        self._forget(waiter)
+        if not waiter.admitted.done():  # its client may have left a moment ago
+            self._take(waiter.place)
+            waiter.admitted.set_result(None)
+
     def _supersede(self, session: str) -> None:
-        older = next((waiter for waiter in self._waiting.values() if waiter.place.session == session), None)
+        waiting = next((waiter for waiter in self._waiting.values() if waiter.place.session == session), None)
+        older = self._following.get(session, waiting)
         if older is not None:
             self._refuse(older, SupersededError("A newer request of this session took its place."))
 
@@ -182,9 +200,12 @@ class AdmissionControl:
             waiter.admitted.set_exception(error)
 
     def _forget(self, waiter: _Waiter) -> None:
-        waiter.timer.cancel()
+        if waiter.timer is not None:
+            waiter.timer.cancel()
         if self._waiting.get(id(waiter.place.group)) is waiter:
             del self._waiting[id(waiter.place.group)]
+        if self._following.get(waiter.place.session or "") is waiter:
+            del self._following[waiter.place.session or ""]
 
     def _too_many(self) -> OverloadedError:
         return OverloadedError(_FULL.format(self._num_rows), code="overloaded")

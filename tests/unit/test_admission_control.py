@@ -104,20 +104,45 @@ def test_the_prompts_of_a_request_go_in_together_or_not_at_all():
     run(scenario)
 
 
-def test_a_key_press_takes_the_place_of_the_one_before_it():
+@pytest.mark.parametrize("max_waiting", [0, 10])
+def test_a_key_press_takes_the_place_of_the_one_before_it(max_waiting):
     async def scenario():
-        control = AdmissionControl(1, queue_timeout_s=0.05)
+        control = AdmissionControl(1, max_waiting=max_waiting, queue_timeout_s=0.01)
         first = await control.enter(Request(), session="me")
-        second = await asyncio.wait_for(control.enter(Request(), session="me"), 0.02)  # though all is full
+        second = await asyncio.wait_for(control.enter(Request(), session="me"), 1)  # though all is full
         third = await begin(control, session="me")  # two are in already: a flood is no way in
         assert not third.done()
         fourth = await begin(control, session="me")
         await asyncio.sleep(0)
         with pytest.raises(SupersededError):
             third.result()
+        await asyncio.sleep(0.05)  # a step of the engine may take longer than others wait at the door
+        assert not fourth.done()
         control.leave(first)
+        assert (await asyncio.wait_for(fourth, 1)).session == "me"
+        assert control.num_rows == 2
         control.leave(second)
-        assert (await fourth).session == "me"
+        control.leave(fourth.result())
+        assert (control.num_rows, control.num_waiting) == (0, 0)
+
+    run(scenario)
+
+
+def test_a_key_press_that_follows_two_may_leave_and_hears_of_a_shutdown():
+    async def scenario():
+        control = AdmissionControl(1)
+        for _ in range(2):
+            await control.enter(Request(), session="me")
+        gone = await begin(control, session="me")
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        assert control.num_waiting == 0
+        last = await begin(control, session="me")
+        assert control.num_waiting == 1
+        control.close("bye")
+        with pytest.raises(EngineStoppedError):
+            await last
+        assert control.num_waiting == 0
 
     run(scenario)
 
@@ -135,6 +160,12 @@ def test_a_client_that_leaves_gives_its_place_back_at_any_moment():
         just_let_in.cancel()  # before it could notice
         await asyncio.gather(just_let_in, return_exceptions=True)
         assert control.num_rows == 0
+        second = await control.enter(Request())
+        left_first = await begin(control)
+        left_first.cancel()
+        control.leave(second)  # before it could say so
+        await asyncio.gather(left_first, return_exceptions=True)
+        assert (control.num_rows, control.num_waiting) == (0, 0)
         control.leave(first)  # twice does no harm
         assert control.num_rows == 0
 
