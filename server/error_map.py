@@ -6,6 +6,7 @@ text or a traceback.
 
 import http
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ from superdraft.server.stats import CLIENT_CLOSED_REQUEST, current_record
 log = structlog.get_logger(__name__)
 
 _MAX_QUOTED = 80
+# What Pydantic's complaints begin with, where ours have the field's name.
+_SUBJECT = re.compile(r"^(Value error, |(Input|String|List|Dictionary) (?=should ))")
 
 
 class BodyTooLargeError(Exception):
@@ -176,7 +179,7 @@ def invalid_request(error: ValidationError) -> InvalidRequestError:
         return InvalidRequestError(
             f"{where} is not a field of this request; /docs lists them.", param=param, code="unknown_field"
         )
-    complaint = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    complaint = _SUBJECT.sub("", item["msg"])
     return InvalidRequestError(f"{where} {complaint}, got {describe(item['input'])}.", param=param)
 
 

@@ -280,6 +280,8 @@ def test_served_names(client, model):
         ("echo", 1),
         ("stop", ["x"] * 257),
         ("single_line", 1),
+        ("user", "x" * 257),
+        ("user", 1),
         ("stream_options", {"include_usage": True}),
     ],
 )
@@ -290,8 +292,16 @@ def test_wrong_values_are_400_and_name_the_field(client, field, value):
     assert error["type"] == "invalid_request_error"
 
 
-def test_message_names_limit_and_value(client):
-    assert refusal(client, temperature=2.5)["message"] == "temperature should be less than or equal to 2, got 2.5."
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("temperature", 2.5, "temperature should be less than or equal to 2, got 2.5."),
+        ("user", "x" * 257, "user should have at most 256 characters, got a string of 257 characters."),
+        ("model", 1, "model should be a valid string, got 1."),
+    ],
+)
+def test_message_names_limit_and_value(client, field, value, message):
+    assert refusal(client, **{field: value})["message"] == message
 
 
 def test_best_of_below_n(client):

@@ -54,6 +54,7 @@ def test_drafts_stop_before_the_suffix(make_client):
         ({"segments": {"prefix": 3}}, "segments"),
         ({"segments": "hi"}, "segments"),
         ({"temperature": "hot"}, "temperature"),
+        ({"user": "x" * 257}, "user"),
     ],
 )
 def test_wrong_fields_are_refused(client, body, param):
