@@ -52,8 +52,14 @@ _ROUTES = (
 )
 _CORS: dict[str, Any] = {
     "allow_methods": ("GET", "POST", "DELETE"),
-    "allow_headers": ("authorization", "content-type", "x-api-key", REQUEST_ID_HEADER, routes_native.SESSION_HEADER),
-    "expose_headers": (REQUEST_ID_HEADER, routes_openai.WARNINGS_HEADER, "retry-after", "retry-after-ms"),
+    "allow_headers": ("*",),  # OpenAI's SDK sends a dozen of its own
+    "expose_headers": (
+        REQUEST_ID_HEADER,
+        routes_openai.WARNINGS_HEADER,
+        "retry-after",
+        "retry-after-ms",
+        "x-should-retry",
+    ),
 }
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "No valid API key, where keys are asked for."},

@@ -106,7 +106,10 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
     rate_limit: Annotated[str | None, typer.Option(help="Requests of each caller in a time, 600/minute say.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Requests of each caller at once.")] = None,
     cors_origins: Annotated[
-        list[str] | None, typer.Option("--cors-origin", help="Origin whose pages may ask. Repeatable.  [default: none]")
+        list[str] | None,
+        typer.Option(
+            "--cors-origin", "--cors-origins", help="Origin whose pages may ask. Repeatable.  [default: none]"
+        ),
     ] = None,
     max_waiting: Annotated[
         int | None, typer.Option(help="Requests at the door of a full server.  [default: 64]")

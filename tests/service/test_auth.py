@@ -126,15 +126,18 @@ def test_cors_is_off(client):
 
 def test_cors_is_for_exact_origins_and_needs_no_key_for_the_question(make_client, keys):
     client = make_client(cors_origins=("https://a.example",), api_keys_file=keys[0])
-    ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    wanted = "authorization,content-type,x-stainless-arch,x-stainless-retry-count"  # as OpenAI's SDK in a browser
+    ask = {"access-control-request-method": "POST", "access-control-request-headers": wanted}
     allowed = client.options("/v1/drafts", headers={"origin": "https://a.example", **ask})
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    assert allowed.headers["access-control-allow-headers"] == wanted
     for origin in ("https://b.example", "https://a.example.evil", "http://a.example", "null"):
         refused = client.options("/v1/drafts", headers={"origin": origin, **ask})
         assert "access-control-allow-origin" not in refused.headers
     answer = client.post("/v1/drafts", json=BODY, headers={"origin": "https://a.example", **bearer(keys[1]["ann"])})
     assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    assert {"x-request-id", "x-should-retry"} <= set(answer.headers["access-control-expose-headers"].split(", "))
     assert "access-control-allow-credentials" not in answer.headers
 
 

@@ -14,7 +14,7 @@ from support.serving import eventually, raw_request, serving
 
 from superdraft.server.app import create_app
 from superdraft.server.cli_serve import allow_open_files
-from superdraft.server.http_protocol import BoundedHttpProtocol as H11
+from superdraft.server.http_protocol import BoundedHttpProtocol
 from superdraft.server.settings import Settings
 
 TIMEOUT_S = 0.5
@@ -148,12 +148,14 @@ def test_when_too_many_are_open_the_longest_idle_makes_room(limited):
 
 
 def test_when_none_of_them_is_idle_the_new_one_is_refused(engine, monkeypatch):
-    app, read, data_received = (
-        create_app(Settings(max_connections=20), engine, model_name="tiny"),
-        [],
-        H11.data_received,
-    )
-    monkeypatch.setattr(H11, "data_received", lambda self, data: (data_received(self, data), read.append(data)))
+    read, data_received = [], BoundedHttpProtocol.data_received
+
+    def counted(self, data):
+        data_received(self, data)
+        read.append(data)
+
+    monkeypatch.setattr(BoundedHttpProtocol, "data_received", counted)
+    app = create_app(Settings(max_connections=20), engine, model_name="tiny")
     with serving(app) as url, contextlib.ExitStack() as stack:
         busy = [stack.enter_context(connect(url)) for _ in range(20)]
         for connection in busy:
