@@ -29,6 +29,7 @@ from superdraft.server.engine_protocol import DecodingEngine
 from superdraft.server.errors import SettingsError
 from superdraft.server.fan_out import FanOut
 from superdraft.server.feedback import Feedback
+from superdraft.server.host_check import HostCheckMiddleware
 from superdraft.server.infill import fim_tokens_of
 from superdraft.server.metrics import Metrics
 from superdraft.server.ngram_registry import NgramModels
@@ -78,6 +79,7 @@ def create_app(
     alpha: float = DEFAULT_ALPHA,
     tau: float = DEFAULT_TAU,
     candidates_per_draft: int | None = None,
+    is_local: bool = False,
 ) -> FastAPI:
     """An app that serves `engine`. The engine's thread lives as long as the app's lifespan.
 
@@ -89,6 +91,7 @@ def create_app(
         alpha: the n-gram model's weight for requests that don't say.
         tau: the temperature for requests that don't say.
         candidates_per_draft: m as it was tuned for the n-gram model; None: it was not.
+        is_local: only this machine reaches the server; without keys, it then answers under names of this machine alone.
     """
     metrics, statistics = Metrics(), Statistics()
     metrics.watch(engine)
@@ -134,6 +137,8 @@ def create_app(
     # The last one added is the outermost: it sees what the others refuse, too.
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
+    if is_local and not access.keys.are_required:
+        app.add_middleware(HostCheckMiddleware, allowed=settings.allowed_hosts)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(RequestContextMiddleware, metrics=metrics, statistics=statistics, templates=templates)
     return app
