@@ -219,8 +219,12 @@ def test_segments_without_a_prompt_are_tabbys(client):
     assert client.post(PATH, json={"segments": None}).json()["error"]["param"] == "prompt"
 
 
-def test_twins_share_a_run_and_their_choice_has_index_0(client, engine):
-    texts = [ask(client)["choices"] for _ in range(4)]
+@pytest.mark.parametrize(("body", "headers"), [({}, {}), ({"session_id": "me"}, {}), ({}, {"x-session-id": "me"})])
+def test_twins_share_a_run_and_their_choice_has_index_0(client, engine, body, headers):
+    """Those of one session, too: they do not take each other's place."""
+    client.app.state.service.fan_out._window_s = 60
+    client.headers.update(headers)
+    texts = [ask(client, **body)["choices"] for _ in range(4)]
     assert [choice["text"].split()[0] for (choice,) in texts] == ["red0", "green0", "blue0", "red0"]
     assert {choice["index"] for (choice,) in texts} == {0}
     assert len(engine.seen) == 1
