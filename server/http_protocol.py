@@ -124,6 +124,9 @@ class BoundedHttpProtocol(H11Protocol):
             self.transport.write(_NOT_HTTP)
         self.transport.close()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: uvicorn would tell the operator to install a library, whenever a client asks for a WebSocket."""
+
     def timeout_keep_alive_handler(self) -> None:
         """No further request came."""
         if self.transport.get_write_buffer_size():  # nor was the last answer read: closing would wait for that

@@ -108,6 +108,14 @@ def test_what_is_no_http_is_told_so_in_the_error_shape(limited, engine, sent):
     assert engine.seen == []
 
 
+def test_who_asks_for_a_websocket_gets_http_and_makes_no_noise_in_the_log(limited, caplog):
+    with connect(limited) as connection:
+        upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + upgrade)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
 def test_a_body_that_breaks_behind_its_answer_closes_the_connection(limited, caplog):
     with connect(limited) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
