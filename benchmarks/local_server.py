@@ -14,6 +14,7 @@ from superdraft.server.errors import CommandError
 START_TIMEOUT_S = 180.0  # the model may have to be fetched
 STOP_TIMEOUT_S = 30.0
 _SERVE = "from superdraft.server.cli import main; main()"
+_ARGUMENTS = ("serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning")
 _BANNER_URL = re.compile(r"on (http://[^\s,]+), docs at")
 
 
@@ -29,20 +30,9 @@ class LocalServer:
     """
 
     def __init__(self, options: list[str], log: Path) -> None:
-        command = [
-            sys.executable,
-            "-c",
-            _SERVE,
-            "serve",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--log-level",
-            "warning",
-        ]
+        command = [sys.executable, "-c", _SERVE, *_ARGUMENTS, *options]
         with log.open("wb") as output:
-            self.process = subprocess.Popen([*command, *options], stdout=output, stderr=output)
+            self.process = subprocess.Popen(command, stdout=output, stderr=output)
         try:
             self.url = _wait_for_url(self.process, log)
         except BaseException:
