@@ -125,7 +125,7 @@ def main(*, seconds: float, num_clients: int, max_tokens: int, serve_options: li
     Returns:
         Whether every request had one outcome, and SIGTERM broke off no draft.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in (signal.SIGTERM, signal.SIGKILL):
             log = Path(folder) / f"{number.name}.log"
