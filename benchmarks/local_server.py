@@ -14,30 +14,50 @@ from superdraft.server.errors import CommandError
 START_TIMEOUT_S = 180.0  # the model may have to be fetched
 STOP_TIMEOUT_S = 30.0
 _SERVE = "from superdraft.server.cli import main; main()"
+_ARGUMENTS = ("serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning")
 _BANNER_URL = re.compile(r"on (http://[^\s,]+), docs at")
 
 
-@contextlib.contextmanager
-def local_server(options: list[str]) -> Iterator[str]:
-    """`superdraft serve` with these options on a free port of 127.0.0.1; yields its URL.
+class LocalServer:
+    """`superdraft serve` on 127.0.0.1, on a free port unless the options name one.
+
+    Args:
+        options: of `superdraft serve`.
+        log: where its output goes.
 
     Raises:
         CommandError: it ended, or did not start in time.
     """
-    command = [sys.executable, "-c", _SERVE, "serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning"]
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "serve.log"
+
+    def __init__(self, options: list[str], log: Path) -> None:
+        command = [sys.executable, "-c", _SERVE, *_ARGUMENTS, *options]
         with log.open("wb") as output:
-            process = subprocess.Popen([*command, *options], stdout=output, stderr=output)
+            self.process = subprocess.Popen(command, stdout=output, stderr=output)
         try:
-            yield _wait_for_url(process, log)
+            self.url = _wait_for_url(self.process, log)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End it, by force if need be."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def local_server(options: list[str]) -> Iterator[str]:
+    """A LocalServer as long as the context lasts; yields its URL. Raises CommandError: it did not start."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = LocalServer(options, Path(folder) / "serve.log")
+        try:
+            yield server.url
         finally:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            server.stop()
 
 
 def _wait_for_url(process: "subprocess.Popen[bytes]", log: Path) -> str:

@@ -30,6 +30,7 @@ from superdraft.server.engine_protocol import DecodingEngine
 from superdraft.server.errors import SettingsError
 from superdraft.server.fan_out import FanOut
 from superdraft.server.feedback import Feedback
+from superdraft.server.host_check import HostCheckMiddleware
 from superdraft.server.infill import fim_tokens_of
 from superdraft.server.metrics import Metrics
 from superdraft.server.ngram_registry import NgramModels
@@ -53,8 +54,14 @@ _ROUTES = (
 )
 _CORS: dict[str, Any] = {
     "allow_methods": ("GET", "POST", "DELETE"),
-    "allow_headers": ("authorization", "content-type", "x-api-key", REQUEST_ID_HEADER, routes_native.SESSION_HEADER),
-    "expose_headers": (REQUEST_ID_HEADER, routes_openai.WARNINGS_HEADER, "retry-after", "retry-after-ms"),
+    "allow_headers": ("*",),  # OpenAI's SDK sends a dozen of its own
+    "expose_headers": (
+        REQUEST_ID_HEADER,
+        routes_openai.WARNINGS_HEADER,
+        "retry-after",
+        "retry-after-ms",
+        "x-should-retry",
+    ),
 }
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "No valid API key, where keys are asked for."},
@@ -71,6 +78,7 @@ def create_app(
     model_name: str,
     ngram_models: NgramModels | None = None,
     drafting: DraftingDefaults | None = None,
+    is_local: bool = False,
 ) -> FastAPI:
     """An app that serves `engine`. The engine's thread lives as long as the app's lifespan.
 
@@ -80,6 +88,7 @@ def create_app(
         model_name: the name in answers; `settings.served_model_name` wins over it.
         ngram_models: what requests may name; None means there are none.
         drafting: how to decode for requests that don't say; None: as the settings have it.
+        is_local: only this machine reaches the server; without keys, it then answers under names of this machine alone.
     """
     metrics, statistics = Metrics(), Statistics()
     metrics.watch(engine)
@@ -123,6 +132,8 @@ def create_app(
     # The last one added is the outermost: it sees what the others refuse, too.
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
+    if is_local and not access.keys.are_required:
+        app.add_middleware(HostCheckMiddleware, allowed=settings.allowed_hosts)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(RequestContextMiddleware, metrics=metrics, statistics=statistics, templates=templates)
     return app

@@ -171,3 +171,27 @@ def overload(
     )
     if not is_kept:
         raise typer.Exit(1)
+
+
+@app.command()
+def restart(
+    seconds: Annotated[float, typer.Option(min=0, help="Load before each signal.")] = 10.0,
+    clients: Annotated[int, typer.Option(min=1, help="Who ask, again as soon as they are answered.")] = 8,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens of each draft.")] = 10,
+    model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Stop and kill a server under load, and start it again. Exit code 1 if the stop broke off a draft."""
+    from superdraft.benchmarks.restart import main
+
+    given = {"--model": model, "--dtype": dtype}
+    is_kept = main(
+        seconds=seconds,
+        num_clients=clients,
+        max_tokens=max_tokens,
+        serve_options=[part for flag, value in given.items() if value is not None for part in (flag, value)],
+        as_json=as_json,
+    )
+    if not is_kept:
+        raise typer.Exit(1)

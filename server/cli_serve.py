@@ -112,10 +112,21 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
     allow_unauthenticated: Annotated[
         bool | None, typer.Option("--allow-unauthenticated", help="Listen beyond this machine without API keys.")
     ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            "--allowed-hosts",
+            help="Name beside localhost, without keys. Repeatable.  [default: none]",
+        ),
+    ] = None,
     rate_limit: Annotated[str | None, typer.Option(help="Requests of each caller in a time, 600/minute say.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Requests of each caller at once.")] = None,
     cors_origins: Annotated[
-        list[str] | None, typer.Option("--cors-origin", help="Origin whose pages may ask. Repeatable.  [default: none]")
+        list[str] | None,
+        typer.Option(
+            "--cors-origin", "--cors-origins", help="Origin whose pages may ask. Repeatable.  [default: none]"
+        ),
     ] = None,
     max_waiting: Annotated[
         int | None, typer.Option(help="Requests at the door of a full server.  [default: 64]")
@@ -175,12 +186,17 @@ def check_exposure(settings: "Settings", address: str) -> None:
         CommandError: anybody could use the server.
     """
     has_keys = settings.api_keys is not None or settings.api_keys_file is not None
-    if has_keys or settings.allow_unauthenticated or ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+    if has_keys or settings.allow_unauthenticated or is_loopback(address):
         return
     raise CommandError(
         f"anybody who reaches {settings.host} could use this server: make a key with `superdraft keys new` and name "
         "its file in --api-keys-file, or say --allow-unauthenticated."
     )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches a numeric address."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def run_server(settings: "Settings", listener: socket.socket) -> None:
@@ -196,6 +212,7 @@ def run_server(settings: "Settings", listener: socket.socket) -> None:
         model_name=loaded.model_name,
         ngram_models=loaded.ngram_models,
         drafting=loaded.drafting,
+        is_local=is_loopback(listener.getsockname()[0]),
     )
     allow_open_files(settings.max_connections)
     gc.collect()

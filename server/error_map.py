@@ -6,6 +6,7 @@ text or a traceback.
 
 import http
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +25,20 @@ from superdraft.decoding.errors import (
     SuperdraftError,
     SupersededError,
 )
-from superdraft.server.refusals import ForbiddenError, TooManyRequestsError, UnauthorizedError
+from superdraft.server.refusals import (
+    NO_RETRY,
+    ForbiddenError,
+    TooManyRequestsError,
+    UnauthorizedError,
+    retry_after,
+)
 from superdraft.server.stats import CLIENT_CLOSED_REQUEST, current_record
 
 log = structlog.get_logger(__name__)
 
 _MAX_QUOTED = 80
+# What Pydantic's complaints begin with, where ours have the field's name.
+_SUBJECT = re.compile(r"^(Value error, |(Input|String|List|Dictionary) (?=should ))")
 
 
 class BodyTooLargeError(Exception):
@@ -92,8 +101,7 @@ class Failure:
             log.error("request_failed", status=self.status, error=self.detail.message, exc_info=cause)
 
 
-_NO_RETRY = {"x-should-retry": "false"}
-_RETRY_SOON = {"retry-after-ms": "1000", "retry-after": "1"}
+_RETRY_SOON = {"x-should-retry": "true", **retry_after(1.0)}  # by then another server may be there
 
 # exception -> (HTTP status, type, code and headers unless the exception has its own); the first match counts
 _ERRORS: tuple[tuple[type[Exception], int, str, str, Mapping[str, str]], ...] = (
@@ -104,7 +112,7 @@ _ERRORS: tuple[tuple[type[Exception], int, str, str, Mapping[str, str]], ...] = 
     (MalformedBodyError, 400, "invalid_request_error", "invalid_json", {}),
     (NotFoundError, 404, "not_found_error", "not_found", {}),
     (BodyTooLargeError, 413, "invalid_request_error", "body_too_large", {}),
-    (SupersededError, CLIENT_CLOSED_REQUEST, "cancelled_error", "superseded", _NO_RETRY),
+    (SupersededError, CLIENT_CLOSED_REQUEST, "cancelled_error", "superseded", NO_RETRY),
     (EngineStoppedError, 503, "overloaded_error", "shutting_down", _RETRY_SOON),
     (SequenceFailedError, 500, "server_error", "sequence_failed", {}),
     (SuperdraftError, 500, "server_error", "engine_failed", {}),
@@ -171,7 +179,7 @@ def invalid_request(error: ValidationError) -> InvalidRequestError:
         return InvalidRequestError(
             f"{where} is not a field of this request; /docs lists them.", param=param, code="unknown_field"
         )
-    complaint = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    complaint = _SUBJECT.sub("", item["msg"])
     return InvalidRequestError(f"{where} {complaint}, got {describe(item['input'])}.", param=param)
 
 

@@ -6,6 +6,7 @@ nothing, and it opens any number of connections.
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import h11
@@ -13,13 +14,24 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from superdraft.server.refusals import NO_RETRY, retry_after
+from superdraft.server.security_headers import SAFE_HEADERS
 
-def _answer(status: str, kind: str, code: str, message: str) -> bytes:
+
+def _answer(status: str, kind: str, code: str, message: str, headers: Mapping[str, str] | None = None) -> bytes:
+    """A whole answer that the app knows nothing of; the connection is closed behind it."""
     body = f'{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":"{code}"}},"request_id":null}}'
-    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close"
-    return f"{head}\r\n\r\n{body}".encode()
+    own = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    lines = [f"{name}: {value}" for name, value in {**own, **SAFE_HEADERS, **(headers or {})}.items()]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", body]).encode()
 
 
+_NOT_HTTP = _answer(
+    "400 Bad Request",
+    "invalid_request_error",
+    "invalid_http",
+    "This is no valid HTTP/1.1 request, or its head is over the limit of 64 KiB.",
+)
 _TIMED_OUT = _answer(
     "408 Request Timeout",
     "invalid_request_error",
@@ -31,6 +43,7 @@ _TOO_MANY = _answer(
     "overloaded_error",
     "too_many_connections",
     "Too many connections are open; use those that you have.",
+    {**NO_RETRY, **retry_after(1.0)},
 )
 
 
@@ -102,6 +115,17 @@ class BoundedHttpProtocol(H11Protocol):
         self.idle_since_s = self.loop.time()
         super().on_response_complete()
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn says always the same)
+        """What came is no HTTP; uvicorn would say so in plain text, and fail if the request has its answer already."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what the app still says is not written behind this
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(_NOT_HTTP)
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: uvicorn would tell the operator to install a library, whenever a client asks for a WebSocket."""
 
     def timeout_keep_alive_handler(self) -> None:
         """No further request came."""

@@ -2,9 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Final
 
 from superdraft.decoding.errors import EngineError
+
+# A client that sends the same key press again gets an answer that nobody waits for any more.
+NO_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """Headers that say when it may be worth asking again."""
+    return {"retry-after-ms": str(math.ceil(seconds * 1000)), "retry-after": str(max(1, math.ceil(seconds)))}
 
 
 class UnauthorizedError(Exception):
@@ -28,17 +36,10 @@ class TooManyRequestsError(Exception):
         retry_after_s: when it may be worth asking again.
     """
 
-    # A client that sends the same key press again gets an answer that nobody waits for any more.
-    _NO_RETRY: ClassVar[Mapping[str, str]] = {"x-should-retry": "false"}
-
     def __init__(self, message: str, *, code: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.code = code
-        self.headers = {
-            **self._NO_RETRY,
-            "retry-after-ms": str(math.ceil(retry_after_s * 1000)),
-            "retry-after": str(max(1, math.ceil(retry_after_s))),
-        }
+        self.headers = {**NO_RETRY, **retry_after(retry_after_s)}
 
 
 class OverloadedError(TooManyRequestsError, EngineError):

@@ -50,7 +50,7 @@ class TabbyRequest(_TabbyModel):
 
     segments: TabbySegments
     language: str = ""
-    user: str | None = None
+    user: str | None = Field(default=None, max_length=256)
     temperature: Number = 1.0
     seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**64)
 

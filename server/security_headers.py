@@ -3,13 +3,13 @@
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_ALWAYS = {
+SAFE_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
+    "cache-control": "no-store",  # answers hold what somebody wrote
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-_NO_STORE = "no-store"  # answers hold what somebody wrote
-_CLOSED = "default-src 'none'; frame-ancestors 'none'"
 # The documentation pages load their scripts from a public site.
 _PAGES = dict.fromkeys(("/docs", "/redoc"), "frame-ancestors 'none'")
 
@@ -33,10 +33,10 @@ class SecurityHeadersMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _ALWAYS.items():
+                if scope["path"] in _PAGES:
+                    headers.setdefault("content-security-policy", _PAGES[scope["path"]])
+                for name, value in SAFE_HEADERS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("cache-control", _NO_STORE)
-                headers.setdefault("content-security-policy", _PAGES.get(scope["path"], _CLOSED))
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

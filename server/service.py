@@ -68,7 +68,7 @@ class Service:
     personal: PersonalModels | None = None
 
     def drafting_for(self, tuning: Tuning | None) -> DraftingDefaults:
-        """How to decode a request that doesn't say; `tuning` is that of the n-gram model that it names, if it names one.
+        """How to decode a request that doesn't say; `tuning` is that of an n-gram model that it names.
 
         The operator's own settings win over what was tuned.
         """

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(default=None, description="TOML file that `superdraft keys new` writes")
     api_keys: SecretStr | None = Field(default=None, description="name=key pairs; not a flag, which others could see")
     allow_unauthenticated: bool = Field(default=False, description="to listen without keys beyond this machine")
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="names beside localhost of a server without keys on this machine"
+    )
     rate_limit: RateLimit | None = Field(default=None, description='of each caller, such as "600/minute"')
     max_concurrent: int | None = Field(default=None, ge=1, description="requests of each caller at once")
     cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(

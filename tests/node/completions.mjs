@@ -62,7 +62,7 @@ const tasks = {
     failure(() =>
       client.completions.create(
         { ...hello, prompt: "abort", max_tokens: 50 },
-        { signal: AbortSignal.timeout(200) },
+        { signal: AbortSignal.timeout(1000) },
       ),
     ),
 };

@@ -1,15 +1,19 @@
 """The app around a fake engine: in memory, and behind a real socket."""
 
 import contextlib
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
 import structlog
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
-from support.serving import serving
+from support.serving import eventually, serving
 
 from superdraft.server.app import create_app
+from superdraft.server.output_stream import OutputStream
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
 
@@ -42,6 +46,44 @@ def client(make_client) -> TestClient:
 
 
 @pytest.fixture
-def url(engine) -> Iterator[str]:
-    with serving(create_app(Settings(), engine, model_name="tiny")) as address:
+def app(engine) -> FastAPI:
+    return create_app(Settings(), engine, model_name="tiny")
+
+
+@pytest.fixture
+def url(app) -> Iterator[str]:
+    with serving(app) as address:
         yield address
+
+
+@pytest.fixture
+def stepwise(engine) -> Iterator[threading.Semaphore]:
+    """The engine waits in every step until the test lets one go."""
+    permits = threading.Semaphore(0)
+    engine.on_step = lambda: permits.acquire(timeout=10)
+    yield permits
+    engine.on_step = lambda: None
+    permits.release(1000)
+
+
+@pytest.fixture
+def kept_up_with(engine, monkeypatch) -> None:
+    """The engine waits in every step until all outputs are read, so that none takes the place of another."""
+    unread = Counter()
+    send, take = OutputStream.send, OutputStream.take
+
+    def counted_send(self, output):
+        unread[self] += 1
+        send(self, output)
+
+    def counted_take(self):
+        output = take(self)
+        unread[self] -= output is not None
+        return output
+
+    def all_read():
+        return not any(count for stream, count in list(unread.items()) if not stream.is_over)
+
+    monkeypatch.setattr(OutputStream, "send", counted_send)
+    monkeypatch.setattr(OutputStream, "take", counted_take)
+    engine.on_step = lambda: eventually(all_read, 10)

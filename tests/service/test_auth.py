@@ -5,12 +5,15 @@ import json
 import logging
 import threading
 import time
+from unittest.mock import MagicMock
 
 import pytest
 import structlog
+from starlette.testclient import TestClient
 
 from superdraft.server import cli_serve
 from superdraft.server.api_keys import add_key
+from superdraft.server.app import create_app
 from superdraft.server.errors import CommandError
 from superdraft.server.log_config import configure_logging
 from superdraft.server.settings import Settings, load_settings
@@ -94,6 +97,7 @@ def test_one_key_cannot_end_the_session_of_another(locked, engine, keys):
 
 
 def test_twins_with_different_keys_do_not_share_a_run(locked, engine, keys):
+    locked.app.state.service.fan_out._window_s = 60
     for name in ("ann", "ann", "bob"):
         locked.post("/v1/completions", json=BODY, headers=bearer(keys[1][name]))
     assert len(engine.seen) == 2
@@ -126,15 +130,18 @@ def test_cors_is_off(client):
 
 def test_cors_is_for_exact_origins_and_needs_no_key_for_the_question(make_client, keys):
     client = make_client(cors_origins=("https://a.example",), api_keys_file=keys[0])
-    ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    wanted = "authorization,content-type,x-stainless-arch,x-stainless-retry-count"  # as OpenAI's SDK in a browser
+    ask = {"access-control-request-method": "POST", "access-control-request-headers": wanted}
     allowed = client.options("/v1/drafts", headers={"origin": "https://a.example", **ask})
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    assert allowed.headers["access-control-allow-headers"] == wanted
     for origin in ("https://b.example", "https://a.example.evil", "http://a.example", "null"):
         refused = client.options("/v1/drafts", headers={"origin": origin, **ask})
         assert "access-control-allow-origin" not in refused.headers
     answer = client.post("/v1/drafts", json=BODY, headers={"origin": "https://a.example", **bearer(keys[1]["ann"])})
     assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    assert {"x-request-id", "x-should-retry"} <= set(answer.headers["access-control-expose-headers"].split(", "))
     assert "access-control-allow-credentials" not in answer.headers
 
 
@@ -154,6 +161,40 @@ def test_every_answer_has_the_safe_headers(client, path):
     assert "server" not in headers
 
 
+# Names that are not this machine's
+
+
+@pytest.fixture
+def local(engine):
+    def ask(host, path="/v1/models", keys_file=None, **more):
+        settings = Settings(api_keys_file=keys_file, allowed_hosts=("Drafts.example",))
+        app = create_app(settings, engine, model_name="tiny", is_local=True)
+        with TestClient(app, headers={"host": host, **more}) as client:
+            return client.get(path)
+
+    return ask
+
+
+NAMES = ("localhost", "localhost:8000", "LOCALHOST.", "a.localhost:1", "127.0.0.1:8000", "[::1]:8000", "10.0.0.7", "")
+
+
+@pytest.mark.parametrize("host", [*NAMES, "drafts.example:443"])
+def test_this_machines_names_and_allowed_ones_are_answered(local, host):
+    assert local(host).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[::1", "a b"]
+)
+def test_a_site_cannot_take_the_server_for_its_own(local, keys, host):
+    for path in ("/v1/models", "/metrics", "/docs", "/health"):
+        refused = local(host, path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "host_not_allowed")
+        assert refused.headers["x-request-id"] == refused.json()["request_id"]
+        assert refused.headers["x-content-type-options"] == "nosniff"
+    assert local(host, keys_file=keys[0], **bearer(keys[1]["ann"])).status_code == 200  # no page has the key
+
+
 # Where it listens
 
 
@@ -169,6 +210,16 @@ def test_a_public_address_needs_keys_or_a_word(address):
 def test_this_machine_does_not(address):
     assert ipaddress.ip_address(address).is_loopback
     cli_serve.check_exposure(Settings(), address)
+
+
+@pytest.mark.parametrize(("host", "is_local"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_the_app_is_told_whether_only_this_machine_reaches_it(monkeypatch, host, is_local):
+    monkeypatch.setattr("superdraft.server.loading.load_service", lambda _: MagicMock())
+    create = MagicMock(side_effect=InterruptedError)
+    monkeypatch.setattr("superdraft.server.app.create_app", create)
+    with cli_serve.bind(host, 0) as listener, pytest.raises(InterruptedError):
+        cli_serve.run_server(Settings(host=host), listener)
+    assert create.call_args.kwargs["is_local"] is is_local
 
 
 def test_serve_refuses_before_it_loads_anything(monkeypatch):

@@ -219,8 +219,12 @@ def test_segments_without_a_prompt_are_tabbys(client):
     assert client.post(PATH, json={"segments": None}).json()["error"]["param"] == "prompt"
 
 
-def test_twins_share_a_run_and_their_choice_has_index_0(client, engine):
-    texts = [ask(client)["choices"] for _ in range(4)]
+@pytest.mark.parametrize(("body", "headers"), [({}, {}), ({"session_id": "me"}, {}), ({}, {"x-session-id": "me"})])
+def test_twins_share_a_run_and_their_choice_has_index_0(client, engine, body, headers):
+    """Those of one session, too: they do not take each other's place."""
+    client.app.state.service.fan_out._window_s = 60
+    client.headers.update(headers)
+    texts = [ask(client, **body)["choices"] for _ in range(4)]
     assert [choice["text"].split()[0] for (choice,) in texts] == ["red0", "green0", "blue0", "red0"]
     assert {choice["index"] for (choice,) in texts} == {0}
     assert len(engine.seen) == 1
@@ -280,6 +284,8 @@ def test_served_names(client, model):
         ("echo", 1),
         ("stop", ["x"] * 257),
         ("single_line", 1),
+        ("user", "x" * 257),
+        ("user", 1),
         ("stream_options", {"include_usage": True}),
     ],
 )
@@ -290,8 +296,16 @@ def test_wrong_values_are_400_and_name_the_field(client, field, value):
     assert error["type"] == "invalid_request_error"
 
 
-def test_message_names_limit_and_value(client):
-    assert refusal(client, temperature=2.5)["message"] == "temperature should be less than or equal to 2, got 2.5."
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("temperature", 2.5, "temperature should be less than or equal to 2, got 2.5."),
+        ("user", "x" * 257, "user should have at most 256 characters, got a string of 257 characters."),
+        ("model", 1, "model should be a valid string, got 1."),
+    ],
+)
+def test_message_names_limit_and_value(client, field, value, message):
+    assert refusal(client, **{field: value})["message"] == message
 
 
 def test_best_of_below_n(client):

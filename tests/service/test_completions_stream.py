@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from support.decoding import HashScorer, tiny_engine
-from support.serving import eventually, raw_request, serving
+from support.serving import eventually, num_commands, num_twins, raw_request, read_to_end, serving
 from support.sse import parsed
 
 from superdraft.decoding.errors import SequenceFailedError
@@ -117,8 +117,8 @@ def test_joined_deltas_are_the_unary_answer(tiny_client, prompt, one_text, n, mo
     assert usage == unary["usage"]
 
 
-def test_one_draft_streams_as_it_grows(make_client, engine):
-    engine.on_step = lambda: time.sleep(0.02)  # so that the reader keeps up
+@pytest.mark.usefixtures("kept_up_with")
+def test_one_draft_streams_as_it_grows(make_client):
     events = parsed(ask(make_client(fan_out=False)).content)
     choices = [event["choices"][0] for event in events]
     assert [choice["text"] for choice in choices] == [" red0", " red1", " red2"]
@@ -126,8 +126,8 @@ def test_one_draft_streams_as_it_grows(make_client, engine):
     assert [choice["score"] for choice in choices] == [None, None, -0.5]
 
 
-def test_several_drafts_stream_what_they_agree_on_then_each_rest(client, engine):
-    engine.on_step = lambda: time.sleep(0.02)
+@pytest.mark.usefixtures("kept_up_with")
+def test_several_drafts_stream_what_they_agree_on_then_each_rest(client):
     choices = [event["choices"][0] for event in parsed(ask(client, n=2, max_tokens=2).content)]
     assert [(choice["index"], choice["text"]) for choice in choices] == [
         (0, " "),  # all begin with it
@@ -174,12 +174,15 @@ def test_refusals_are_ordinary_errors_and_leave_nothing_behind(client, engine, b
     assert engine.seen == [] or set(engine.cancelled) == {job.request_id for job in engine.seen}
 
 
+@pytest.mark.usefixtures("kept_up_with")
 def test_error_of_one_prompt_ends_the_stream_and_the_other_prompts(client, engine):
+    keep_up = engine.on_step
+
     def fail_second_prompt():
+        keep_up()
         for job in engine.jobs.values():
             if job.request_id.endswith("-1") and job.num_steps == 2:
                 engine.fail[job.request_id] = SequenceFailedError("No numbers.")
-        time.sleep(0.02)
 
     engine.on_step = fail_second_prompt
     *chunks, last = parsed(ask(client, prompt=["a", "b"], max_tokens=50).content)
@@ -191,21 +194,35 @@ def test_error_of_one_prompt_ends_the_stream_and_the_other_prompts(client, engin
     assert eventually(lambda: [name[-2:] for name in engine.cancelled] == ["-0"] and not engine.jobs)
 
 
-def test_keep_alive_while_nothing_is_settled(client, engine, monkeypatch):
+def test_keep_alive_while_nothing_is_settled(url, stepwise, monkeypatch):
     """Drafts that agree on nothing new are steps without an event; the connection must not look dead."""
     monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.05)
-    engine.on_step = lambda: time.sleep(0.02)
-    content = ask(client, n=2, max_tokens=20).content
-    assert content.count(b": keep-alive\n\n") >= 4
-    assert [choice["index"] for choice in read(content)[0]] == [0, 1]
+    body = {"prompt": "hi", "n": 2, "max_tokens": 20, "stream": True}
+    with httpx.stream("POST", url + PATH, json=body) as response:
+        lines = response.iter_lines()
+        stepwise.release()
+        while "data:" not in next(lines):  # what all begin with
+            pass
+        for _ in range(4):
+            stepwise.release()
+            while next(lines) != ": keep-alive":
+                pass
+        stepwise.release(100)
+        rest = [line for line in lines if line.startswith("data: ")]
+    assert [json.loads(line.removeprefix("data: "))["choices"][0]["index"] for line in rest[:-1]] == [0, 1]
+    assert rest[-1] == "data: [DONE]"
 
 
 @pytest.mark.parametrize("prompts", [["hi"], ["hi", "ho", "ha"]])
-def test_reader_that_leaves_cancels_every_prompt(url, engine, prompts):
-    engine.on_step = lambda: time.sleep(0.02)
+def test_reader_that_leaves_cancels_every_prompt(app, url, engine, stepwise, prompts):
     with raw_request(url, PATH, prompt=prompts, max_tokens=50, stream=True) as connection:
-        assert b"data:" in connection.recv(4096) + connection.recv(4096)
-    assert eventually(lambda: len(engine.cancelled) == len(prompts), timeout_s=0.8)
+        said = b""
+        while b"data:" not in said:
+            stepwise.release()
+            said += connection.recv(4096)
+    assert eventually(lambda: num_commands(app) == len(prompts))
+    stepwise.release(100)
+    assert eventually(lambda: len(engine.cancelled) == len(prompts))
     assert engine.jobs == {}
 
 
@@ -235,56 +252,62 @@ def test_reader_that_stops_reading_holds_nobody_and_misses_no_text(engine):
     assert len(events) < 40_000  # what the sockets could not hold was joined, not stored
 
 
-def test_twins_in_flight_stream_different_drafts_of_one_run(url, engine):
-    engine.on_step = lambda: time.sleep(0.05)
+def in_flight_together(count, app, url, stepwise):
+    """The answers to twins that are all there before the engine's second step."""
     body = {"prompt": "hi", "max_tokens": 6, "stream": True}
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        answers = list(pool.map(lambda _: httpx.post(url + PATH, json=body, timeout=10), range(3)))
-    choices = [read(answer.content)[0] for answer in answers]
+        answers = [pool.submit(httpx.post, url + PATH, json=body, timeout=20) for _ in range(count)]
+        assert eventually(lambda: num_twins(app) == count)
+        stepwise.release(100)
+        return [answer.result() for answer in answers]
+
+
+def test_twins_in_flight_stream_different_drafts_of_one_run(app, url, engine, stepwise):
+    choices = [read(answer.content)[0] for answer in in_flight_together(3, app, url, stepwise)]
     assert sorted(choice["text"].split()[0] for (choice,) in choices) == ["blue0", "green0", "red0"]
     assert {choice["index"] for (choice,) in choices} == {0}
     assert len(engine.seen) == 1
     assert engine.seen[0].params.snapshots
 
 
-def test_first_of_twins_leaves_and_the_second_is_served(url, engine):
-    engine.on_step = lambda: time.sleep(0.02)
+def test_first_of_twins_leaves_and_the_second_is_served(app, url, engine, stepwise):
     body = {"prompt": "hi", "max_tokens": 30, "stream": True}
     with raw_request(url, PATH, **body) as first:
+        stepwise.release()
         assert first.recv(4096)
         with raw_request(url, PATH, **body) as second:
-            time.sleep(0.05)
+            assert eventually(lambda: num_twins(app) == 2)
             first.close()
-            content = b""
-            while not content.endswith(b"0\r\n\r\n"):
-                content += second.recv(1 << 16)
+            assert eventually(lambda: num_twins(app) == 1)
+            stepwise.release(100)
+            content = read_to_end(second)
     assert b"[DONE]" in content
     assert engine.cancelled == []
     assert len(engine.seen) == 1
 
 
-def test_twins_that_all_leave_cancel_the_run(url, engine):
-    engine.on_step = lambda: time.sleep(0.02)
+def test_twins_that_all_leave_cancel_the_run(app, url, engine, stepwise):
     with raw_request(url, PATH, prompt="hi", max_tokens=50, stream=True) as first:
+        stepwise.release()
         assert first.recv(4096)
         with raw_request(url, PATH, prompt="hi", max_tokens=50, stream=True):
-            time.sleep(0.05)
-    assert eventually(lambda: engine.cancelled == [engine.seen[0].request_id] and not engine.jobs, timeout_s=0.8)
+            assert eventually(lambda: num_twins(app) == 2)
+    assert eventually(lambda: num_commands(app) == 1)
+    stepwise.release(100)
+    assert eventually(lambda: engine.cancelled == [engine.seen[0].request_id] and not engine.jobs)
 
 
-def test_shared_run_that_fails_tells_every_twin(url, engine):
-    engine.on_step = lambda: time.sleep(0.03)
+def test_shared_run_that_fails_tells_every_twin(app, url, engine, stepwise):
+    step = engine.on_step
 
     def fail():
-        time.sleep(0.03)
+        step()
         engine.fail.update(
-            {name: SequenceFailedError("No numbers.") for name, job in engine.jobs.items() if job.num_steps > 4}
+            {name: SequenceFailedError("No numbers.") for name, job in engine.jobs.items() if job.num_steps > 1}
         )
 
     engine.on_step = fail
-    body = {"prompt": "hi", "max_tokens": 30, "stream": True}
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        answers = list(pool.map(lambda _: httpx.post(url + PATH, json=body, timeout=10), range(2)))
+    answers = in_flight_together(2, app, url, stepwise)
     assert sorted(answer.status_code for answer in answers) == [200, 500]  # the twin had got nothing yet
     for answer in answers:
         error = parsed(answer.content)[-1] if answer.status_code == 200 else answer.json()

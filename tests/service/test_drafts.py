@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
-from support.serving import eventually
+from support.serving import eventually, num_commands
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
@@ -275,7 +275,7 @@ def test_newer_request_of_a_session_ends_the_older_with_499(client, engine):
         assert eventually(lambda: len(engine.seen) == 1)
         other = pool.submit(client.post, PATH, json={"prompt": "hi", "session_id": "you"})
         newer = pool.submit(ask)
-        time.sleep(0.02)  # both are queued: the engine hangs in a step of the older
+        assert eventually(lambda: num_commands(client.app) == 2)  # the engine hangs in a step of the older
         engine.gate.set()
         assert (older.result().status_code, newer.result().status_code) == (499, 200)
         assert other.result().status_code == 200

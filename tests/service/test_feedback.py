@@ -105,6 +105,7 @@ def test_streamed_answers_can_be_told_of(client, path, prefix):
 
 
 def test_a_fanned_out_draft_has_its_rank_in_the_run(client):
+    client.app.state.service.fan_out._window_s = 60
     body = {"prompt": "hi", "max_tokens": 2}
     names = [client.post("/v1/completions", json=body).json()["id"] for _ in range(3)]
     assert [send(client, name).json()["rank"] for name in names] == [0, 1, 2]

@@ -1,9 +1,9 @@
 """Limits of a caller, over HTTP."""
 
 import threading
-import time
 
 import pytest
+from support.serving import eventually
 
 from superdraft.server.api_keys import add_key
 
@@ -40,9 +40,8 @@ def test_refusal_says_when_to_come_back_and_not_to_retry(make_client, path):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_concurrency_counts_a_request_until_its_answer_is_over(make_client, engine, stream):
+def test_concurrency_counts_a_request_until_its_answer_is_over(make_client, engine, stepwise, stream):
     client = make_client(max_concurrent=1)
-    engine.on_step = lambda: time.sleep(0.02)
     statuses = []
 
     def ask():
@@ -51,10 +50,10 @@ def test_concurrency_counts_a_request_until_its_answer_is_over(make_client, engi
 
     thread = threading.Thread(target=ask)
     thread.start()
-    while not engine.seen:
-        time.sleep(0.005)
+    assert eventually(lambda: engine.seen)
     second = client.post("/v1/drafts", json=BODY)
     assert (second.status_code, second.json()["error"]["code"]) == (429, "too_many_concurrent_requests")
+    stepwise.release(100)
     thread.join(5)
     assert statuses == [200]
     assert client.post("/v1/drafts", json=BODY).status_code == 200

@@ -1,11 +1,9 @@
 """llama.cpp's wire over a fake engine: `/infill` and `/completion`, field by field, and clients that leave."""
 
 import json
-import threading
-import time
 
 import pytest
-from support.serving import eventually, raw_request
+from support.serving import eventually, num_commands, num_twins, raw_request
 
 from superdraft.server.infill import cut_dedent
 
@@ -207,26 +205,30 @@ def test_failure_of_the_engine_has_llamacpps_shape(client, engine):
         ("/v1/completions", {"segments": {"prefix": "hi"}}),
     ],
 )
-def test_client_that_leaves_cancels_its_request(url, engine, path, body):
-    engine.on_step = lambda: time.sleep(0.02)  # a third of a second, for 16 tokens
+def test_client_that_leaves_cancels_its_request(app, url, engine, stepwise, path, body):
     with raw_request(url, path, **body):
         assert eventually(lambda: len(engine.seen) == 1)
+    assert eventually(lambda: num_commands(app) == 1)
+    stepwise.release(100)
     assert eventually(lambda: engine.cancelled == [engine.seen[0].request_id])
     assert engine.jobs == {}
 
 
-def test_twin_gets_its_draft_although_the_one_that_came_first_left(url, engine):
-    engine.gate = threading.Event()
+def test_twin_gets_its_draft_although_the_one_that_came_first_left(app, url, engine, stepwise):
     body = {**GAP, "n_predict": 2}
     with raw_request(url, "/infill", **body) as leaving:
         assert eventually(lambda: len(engine.seen) == 1)
         with raw_request(url, "/infill", **body) as staying:
-            assert not eventually(lambda: len(engine.seen) == 2, timeout_s=0.1)
+            assert eventually(lambda: num_twins(app) == 2)
             leaving.close()
-            time.sleep(0.05)
-            engine.gate.set()
-            assert b'"content":" red0 red1"' in staying.recv(4096) + staying.recv(4096)
+            assert eventually(lambda: num_twins(app) == 1)
+            stepwise.release(100)
+            said = b""
+            while b"predicted_per_second" not in said:  # the last field
+                said += staying.recv(4096)
+    assert b'"content":" red0 red1"' in said
     assert engine.cancelled == []
+    assert len(engine.seen) == 1
 
 
 @pytest.mark.parametrize(

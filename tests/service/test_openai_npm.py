@@ -38,13 +38,17 @@ def engine():
 
 @pytest.fixture(scope="module")
 def results(engine, tmp_path_factory):
-    """What the script got, by task. Prompts are tokens of one character: "fail" makes the engine fail half-way."""
+    """What the script got, by task. Prompts are tokens of one character: "fail" makes the engine fail half-way; "close"
+    and "abort" never end by themselves.
+    """
 
     def step():
         time.sleep(0.02)
         for job in engine.jobs.values():
             if job.token_ids == tuple(b"fail") and job.num_steps == 2:
                 engine.fail[job.request_id] = SequenceFailedError("No numbers.")
+            if job.token_ids in (tuple(b"close"), tuple(b"abort")):
+                job.num_steps = min(job.num_steps, 2)
 
     engine.on_step = step
     folder = tmp_path_factory.mktemp("node")  # Node.js looks for packages beside the script

@@ -51,6 +51,12 @@ def is_healthy(connection):
     return said.startswith(b"HTTP/1.1 200")
 
 
+def answered_and_closed(connection):
+    """The one answer before the server closed: its head in lower case, and its error."""
+    head, _, body = all_of(connection).partition(b"\r\n\r\n")
+    return head.decode().lower(), json.loads(body)["error"]
+
+
 def breaks_while_dripping(connection, data):
     """Send a byte every few milliseconds; whether the connection broke before all were sent."""
     try:
@@ -75,6 +81,46 @@ def test_a_request_that_does_not_arrive_is_given_up(limited, engine, begun, drip
         assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
     assert said or dripping
     assert engine.seen == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",  # TLS
+        b"GET /health HTTP/1.1\r\n\r\n",  # no host
+        b"POST /v1/drafts HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/drafts HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n{}\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-Pad: " + b"a" * 70_000,
+    ],
+    ids=["garbage", "head", "length", "chunk", "long head"],
+)
+def test_what_is_no_http_is_told_so_in_the_error_shape(limited, engine, sent):
+    with connect(limited) as connection:
+        connection.sendall(sent)
+        head, error = answered_and_closed(connection)
+    assert head.startswith("http/1.1 400 ")
+    assert "\r\nx-content-type-options: nosniff\r\n" in head
+    assert (set(error), error["code"]) == ({"message", "type", "param", "code"}, "invalid_http")
+    assert engine.seen == []
+
+
+def test_who_asks_for_a_websocket_gets_http_and_makes_no_noise_in_the_log(limited, caplog):
+    with connect(limited) as connection:
+        upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + upgrade)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+def test_a_body_that_breaks_behind_its_answer_closes_the_connection(limited, caplog):
+    with connect(limited) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        said = b""
+        while b"route_not_found" not in said:
+            said += connection.recv(65536)
+        connection.sendall(b"ZZ\r\n")
+        assert b"HTTP/1.1" not in all_of(connection)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_slow_head_on_a_used_connection_is_given_up_too(limited):

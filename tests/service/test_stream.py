@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 from support.decoding import tiny_engine
-from support.serving import eventually, raw_request, serving
+from support.serving import eventually, num_commands, raw_request, serving
 from support.sse import parsed
 
 from superdraft.decoding.errors import SequenceFailedError
@@ -29,22 +29,12 @@ def ask(client, **body):
     return response
 
 
-@pytest.fixture
-def stepwise(engine):
-    """The engine waits in every step until the test lets one go."""
-    permits = threading.Semaphore(0)
-    engine.on_step = lambda: permits.acquire(timeout=5)
-    yield permits
-    engine.on_step = lambda: None
-    permits.release(1000)
-
-
 def send(url, **body):
     return raw_request(url, PATH, **{"prompt": "hi", "max_tokens": 50, "stream": True, **body})
 
 
-def test_snapshots_then_the_unary_answer(client, engine):
-    engine.on_step = lambda: time.sleep(0.02)  # so that the reader keeps up
+@pytest.mark.usefixtures("kept_up_with")
+def test_snapshots_then_the_unary_answer(client):
     first, second, answer = parsed(ask(client).content)
     assert first == {
         "object": "drafts.snapshot",
@@ -94,12 +84,15 @@ def test_refusals_are_ordinary_errors(client, body, status, param):
     assert response.json()["error"]["param"] == param
 
 
+@pytest.mark.usefixtures("kept_up_with")
 def test_error_in_mid_stream_is_an_event(client, engine):
+    keep_up = engine.on_step
+
     def fail_after_two_steps():
+        keep_up()
         for job in engine.jobs.values():
             if job.num_steps == 2:
                 engine.fail[job.request_id] = SequenceFailedError("No numbers.")
-        time.sleep(0.02)
 
     engine.on_step = fail_after_two_steps
     *snapshots, last = parsed(ask(client, max_tokens=9).content)
@@ -119,12 +112,12 @@ def test_bug_while_rendering_is_an_event_that_tells_nothing(client, monkeypatch)
     assert "secret" not in str(last)
 
 
-def test_superseded_stream_ends_with_the_error(url, engine, stepwise):
+def test_superseded_stream_ends_with_the_error(app, url, engine, stepwise):
     body = {"prompt": "hi", "session_id": "me"}
     with httpx.stream("POST", url + PATH, json={**body, "stream": True}, timeout=10) as older:
         newer = threading.Thread(target=httpx.post, args=(url + PATH,), kwargs={"json": body})
         newer.start()
-        time.sleep(0.05)
+        assert eventually(lambda: num_commands(app) == 1)
         stepwise.release(100)
         events = parsed(older.read())
         newer.join(5)
@@ -139,29 +132,34 @@ def test_time_over_ends_the_stream_with_the_drafts_so_far(client, engine):
     assert answer["warnings"] == ["Time was over."]
 
 
-def test_keep_alive_while_nothing_comes(client, engine, monkeypatch):
+def test_keep_alive_while_nothing_comes(url, stepwise, monkeypatch):
     monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.02)
-    engine.on_step = lambda: time.sleep(0.1)
-    content = ask(client, max_tokens=2).content
-    assert content.startswith(b": keep-alive\n\n")
-    assert content.count(b": keep-alive\n\n") >= 4
-    assert len(parsed(content)) == 2
+    with httpx.stream("POST", url + PATH, json={"prompt": "hi", "max_tokens": 2, "stream": True}) as response:
+        lines = response.iter_lines()
+        assert [next(lines) for _ in range(8)] == [": keep-alive", ""] * 4
+        stepwise.release(100)
+        events = [line for line in lines if line.startswith("data: ")]
+    assert events[-1] == "data: [DONE]"
 
 
-def test_reader_that_leaves_cancels_its_request(url, engine):
-    engine.on_step = lambda: time.sleep(0.02)  # a second, for fifty tokens
+def test_reader_that_leaves_cancels_its_request(app, url, engine, stepwise):
+    stepwise.release()
     with send(url) as connection:
-        assert b"data:" in connection.recv(4096) + connection.recv(4096)
-    assert eventually(lambda: engine.cancelled == [engine.seen[0].request_id], timeout_s=0.8)
+        said = b""
+        while b"data:" not in said:
+            said += connection.recv(4096)
+    assert eventually(lambda: num_commands(app) == 1)
+    stepwise.release(100)
+    assert eventually(lambda: engine.cancelled == [engine.seen[0].request_id])
     assert engine.jobs == {}
 
 
-def test_reader_that_leaves_before_the_engine_took_it(url, engine, stepwise):
+def test_reader_that_leaves_before_the_engine_took_it(app, url, engine, stepwise):
     with send(url, stream=False):
         assert eventually(lambda: len(engine.seen) == 1)
         with send(url):
-            time.sleep(0.05)  # queued behind the step that the engine hangs in
-        time.sleep(0.05)
+            assert eventually(lambda: num_commands(app) == 1)  # behind the step that the engine hangs in
+        assert eventually(lambda: num_commands(app) == 2)
         stepwise.release(1000)
         assert eventually(lambda: len(engine.cancelled) == 1 and not engine.jobs)
     assert engine.cancelled != [engine.seen[0].request_id]

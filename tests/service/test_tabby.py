@@ -54,6 +54,7 @@ def test_drafts_stop_before_the_suffix(make_client):
         ({"segments": {"prefix": 3}}, "segments"),
         ({"segments": "hi"}, "segments"),
         ({"temperature": "hot"}, "temperature"),
+        ({"user": "x" * 257}, "user"),
     ],
 )
 def test_wrong_fields_are_refused(client, body, param):
@@ -77,6 +78,7 @@ def test_event_of_an_unknown_completion_is_let_pass(client):
 
 def test_event_of_a_fanned_out_draft_has_its_rank_in_the_run(make_client, engine):
     client = make_client(editor_max_tokens=2)
+    client.app.state.service.fan_out._window_s = 60
     answers = [ask(client, temperature=0.8) for _ in range(3)]
     assert [answer["choices"][0]["text"] for answer in answers] == [" red0 red1", " green0 green1", " blue0 blue1"]
     assert len(engine.seen) == 1

@@ -43,6 +43,26 @@ def raw_request(url: str, path: str, **body: object) -> socket.socket:
     return connection
 
 
+def num_commands(app: FastAPI) -> int:
+    """What the app has told the engine's thread, which has not heard it yet: it is in a step."""
+    return app.state.service.engine._commands.qsize()
+
+
+def num_twins(app: FastAPI) -> int:
+    """Requests that wait for a run they may share."""
+    return sum(run.num_waiting for run in app.state.service.fan_out._runs.values())
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """What is said on a connection until an answer in chunks is over."""
+    content = b""
+    while not content.endswith(b"0\r\n\r\n"):
+        piece = connection.recv(1 << 16)
+        assert piece, "the connection was closed"
+        content += piece
+    return content
+
+
 def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
     """Wait until `condition` holds; whether it did in time."""
     deadline = time.monotonic() + timeout_s

@@ -1,0 +1,44 @@
+"""The clients of the restart benchmark, against a server that is stopped under them."""
+
+import asyncio
+import contextlib
+import time
+
+from support.engine import FakeEngine
+from support.serving import serving
+
+from superdraft.benchmarks.restart import ANSWERED, BROKEN_OFF, NOBODY_THERE, OUTCOMES, SHUTTING_DOWN, Clients
+from superdraft.server.app import create_app
+from superdraft.server.settings import Settings
+
+COUNT = 3
+
+
+def test_every_request_has_one_outcome_whatever_becomes_of_the_server():
+    engine = FakeEngine(max_model_len=200, on_step=lambda: time.sleep(0.005))
+    app = create_app(Settings(), engine, model_name="tiny")
+
+    async def scenario(url, stop_server):
+        clients = Clients(url, COUNT, max_tokens=4)
+        asking = [asyncio.create_task(clients.ask_on(i)) for i in range(COUNT)]
+        await clients.all_answered(10)
+        before = clients.seen
+        clients.start_counting()
+        assert clients.seen.num_sent <= COUNT  # those that are on their way
+        await clients.all_answered(10)
+        await asyncio.to_thread(stop_server)
+        async with asyncio.timeout(10):
+            while clients.seen.outcomes[NOBODY_THERE] < COUNT:
+                await asyncio.sleep(0.01)
+        clients.stop()
+        await asyncio.gather(*asking)
+        return before, clients.seen
+
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(serving(app))
+        before, seen = asyncio.run(scenario(url, stack.close))
+    assert set(before.outcomes) == {ANSWERED}
+    assert seen.outcomes.total() == seen.num_sent
+    assert seen.outcomes[ANSWERED] >= COUNT
+    assert set(seen.outcomes) <= {ANSWERED, SHUTTING_DOWN, BROKEN_OFF, NOBODY_THERE} < set(OUTCOMES)
+    assert seen.longest_gap_s > 0
