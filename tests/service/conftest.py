@@ -24,6 +24,12 @@ def _plain_log() -> None:
     structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
 
 
+@pytest.fixture(autouse=True)
+def _one_row_a_request(monkeypatch) -> None:
+    """Engines here have few slots, and tests count requests in them; who wants more rows asks for them."""
+    monkeypatch.setenv("SUPERDRAFT_DEFAULT_MAX_BRANCHES", "1")
+
+
 @pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine()
