@@ -11,6 +11,8 @@ Index arithmetic, all ranges half-open::
               [num_prefix_positions, H, Dh]; which token lies where is known to `prefix_cache`
 """
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +51,7 @@ class CachePlan:
 
 
 MAX_DEFAULT_SLOTS = 64
+_MAPPED_BYTES = 1 << 20  # smaller tensors are not worth a mapping of their own
 MAX_PREFIX_POSITIONS = 100_000  # with a tiny model the book-keeping would outgrow the keys and values
 
 
@@ -121,6 +124,19 @@ class _Window:
     read_length: int = 0
 
 
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros that on a CPU take memory only where they have been written.
+
+    torch writes its zeros itself, gigabytes of them; the pages of a new anonymous mapping are zero until they are
+    touched. A private one, so that reading an untouched page takes no memory either.
+    """
+    num_bytes = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or num_bytes < _MAPPED_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return like.new_zeros(shape)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)  # which keeps the mapping
+
+
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
     """One layer's slots and pool. transformers calls `update` from inside each attention layer."""
 
@@ -130,11 +146,11 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         super().__init__()
         size = (plan.num_slots, shape.num_heads, plan.max_len)
         # Zeros and not empty memory: a NaN beyond a slot's length would survive the mask.
-        self.keys: Tensor = like.new_zeros(*size, shape.key_dim)
-        self.values: Tensor = like.new_zeros(*size, shape.value_dim)
+        self.keys: Tensor = _zeros((*size, shape.key_dim), like)
+        self.values: Tensor = _zeros((*size, shape.value_dim), like)
         pool = (plan.num_prefix_positions, shape.num_heads)
-        self.pool_keys: Tensor = like.new_zeros(*pool, shape.key_dim)
-        self.pool_values: Tensor = like.new_zeros(*pool, shape.value_dim)
+        self.pool_keys: Tensor = _zeros((*pool, shape.key_dim), like)
+        self.pool_values: Tensor = _zeros((*pool, shape.value_dim), like)
         self.is_initialized = True
         self._window = window
 
