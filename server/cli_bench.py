@@ -104,6 +104,19 @@ def startup(
 
 
 @app.command()
+def quick(
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of everything.")] = 15,
+    record: Annotated[bool, typer.Option("--record", help="Write the ratios down for later comparison.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Compare ratios of the engine's times with the recorded ones. Exit code 1 if one grew beyond its tolerance."""
+    from superdraft.benchmarks.quick import main
+
+    if not main(rounds=rounds, record=record, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def ngram(
     models: Annotated[list[str] | None, typer.Argument(help="N-gram models.  [default: smollm2-135m]")] = None,
     text: Annotated[Path | None, typer.Option(help="Text or .jsonl for contexts.  [default: built in]")] = None,
