@@ -21,6 +21,9 @@ _BLOCK_GROUPS = 2048
 _BLOCK_ROWS = 128
 
 
+_int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu.default  # looked up once: it is called 120 times a step
+
+
 class DenseLinear:
     """y = x W^T + b, for weights in any floating-point type.
 
@@ -52,14 +55,12 @@ class Int4Linear(DenseLinear):
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
-        flat = rows.reshape(-1, rows.shape[-1])
+        flat = rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1])
         if flat.shape[0] > INT4_MAX_ROWS:
             return super().__call__(rows)
-        product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            flat, self._packed, GROUP_SIZE, self._scales_and_zeros
-        )
+        product: Tensor = _int4_product(flat, self._packed, GROUP_SIZE, self._scales_and_zeros)
         product = product if self.bias is None else product + self.bias
-        return product.view(*rows.shape[:-1], -1)
+        return product if flat is rows else product.view(*rows.shape[:-1], -1)
 
 
 class Int8Linear(DenseLinear):
@@ -72,12 +73,12 @@ class Int8Linear(DenseLinear):
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
-        flat = rows.reshape(-1, rows.shape[-1])
+        flat = rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1])
         if flat.shape[0] > INT8_MAX_ROWS:
             return super().__call__(rows)
         product = torch._weight_int8pack_mm(flat, self._levels, self._scales)
         product = product if self.bias is None else product + self.bias
-        return product.view(*rows.shape[:-1], -1)
+        return product if flat is rows else product.view(*rows.shape[:-1], -1)
 
 
 def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
