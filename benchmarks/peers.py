@@ -63,7 +63,7 @@ def llama_cpp_peer(model: str, num_threads: int, num_drafts: int, num_tokens: in
         str(gguf_file(model)), n_ctx=_CONTEXT, n_threads=num_threads, n_threads_batch=num_threads, verbose=False
     )
 
-    def draft(_: str, token_ids: list[int]) -> int:
+    def draft(_text: str, token_ids: list[int]) -> int:
         num_made = 0
         for _ in range(num_drafts):
             new = list(itertools.islice(llama.generate(token_ids), num_tokens))

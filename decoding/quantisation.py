@@ -92,7 +92,7 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     scales = torch.empty(weight.shape[0])
     levels = torch.empty(weight.shape, dtype=torch.int8)
-    blocks = (tensor.split(_BLOCK_ROWS) for tensor in (weight.detach(), scales, levels))
+    blocks = (torch.split(tensor, _BLOCK_ROWS) for tensor in (weight.detach(), scales, levels))
     for rows, scale, level in zip(*blocks, strict=True):
         exact = rows.float()
         scale.copy_(exact.abs().amax(dim=1).clamp_(min=1e-12).div_(127))
@@ -112,9 +112,8 @@ def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Levels 0..15 [N, K] int32; scales [N, K / 32]; zeros [N, K / 32], the value of level 8.
     """
-    parts = [
-        _quantise_groups(groups.float()) for groups in weight.detach().reshape(-1, GROUP_SIZE).split(_BLOCK_GROUPS)
-    ]
+    blocks = torch.split(weight.detach().reshape(-1, GROUP_SIZE), _BLOCK_GROUPS)
+    parts = [_quantise_groups(groups.float()) for groups in blocks]
     levels, scales, zeros = (torch.cat(part).view(weight.shape[0], -1) for part in zip(*parts, strict=True))
     return levels, scales, zeros
 
