@@ -16,10 +16,10 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_D
 	$(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check lint types fmt bench lmplz clean
+.PHONY: help setup serve test check lint types fmt bench bench-quick lmplz clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.stamp  ## Make the environment: virtual environment, torch, then everything else
 
@@ -57,6 +57,9 @@ fmt: setup  ## Format the code and mend what the linter can
 
 bench: setup  ## Measure the cost of a superposed step
 	$(BIN)/superdraft bench step $(ARGS)
+
+bench-quick: setup  ## Compare the engine's ratios with the recorded ones (ARGS="--record" writes them down)
+	$(BIN)/superdraft bench quick $(ARGS)
 
 lmplz: setup  ## Build KenLM's lmplz and build_binary, which make n-gram models
 	$(BIN)/python -m superdraft.ngram_models.tools $(ARGS)

@@ -19,25 +19,54 @@ _BANNER_URL = re.compile(r"on (http://[^\s,]+), docs at")
 
 
 class LocalServer:
-    """`superdraft serve` on 127.0.0.1, on a free port unless the options name one.
+    """`superdraft serve` on 127.0.0.1, just started, on a free port unless the options name one.
 
     Args:
         options: of `superdraft serve`.
         log: where its output goes.
-
-    Raises:
-        CommandError: it ended, or did not start in time.
     """
 
     def __init__(self, options: list[str], log: Path) -> None:
+        self._log = log
+        self._deadline_s = time.monotonic() + START_TIMEOUT_S
         command = [sys.executable, "-c", _SERVE, *_ARGUMENTS, *options]
         with log.open("wb") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output)
+
+    @classmethod
+    def ready(cls, options: list[str], log: Path) -> "LocalServer":
+        """One that answers, at its `url`.
+
+        Raises:
+            CommandError: it ended, or did not start in time.
+        """
+        server = cls(options, log)
         try:
-            self.url = _wait_for_url(self.process, log)
+            while server.url is None:
+                server.check_running()
+                time.sleep(0.1)
         except BaseException:
-            self.stop()
+            server.stop()
             raise
+        return server
+
+    @property
+    def url(self) -> str | None:
+        """Where it answers; None while it does not yet."""
+        found = _BANNER_URL.search(self._log.read_text(errors="replace"))
+        return found[1] if found else None
+
+    def check_running(self) -> None:
+        """Say why there is nothing to wait for any more, if so.
+
+        Raises:
+            CommandError: it ended, or did not start in time.
+        """
+        text = self._log.read_text(errors="replace").strip()[-500:]
+        if self.process.poll() is not None:
+            raise CommandError(f"the server ended with code {self.process.returncode}: {text}")
+        if time.monotonic() >= self._deadline_s:
+            raise CommandError(f"the server did not start within {START_TIMEOUT_S:g} s: {text}")
 
     def stop(self) -> None:
         """End it, by force if need be."""
@@ -50,23 +79,23 @@ class LocalServer:
 
 
 @contextlib.contextmanager
-def local_server(options: list[str]) -> Iterator[str]:
-    """A LocalServer as long as the context lasts; yields its URL. Raises CommandError: it did not start."""
+def starting_server(options: list[str]) -> Iterator[LocalServer]:
+    """A server that was just started; it ends with the context."""
     with tempfile.TemporaryDirectory() as folder:
         server = LocalServer(options, Path(folder) / "serve.log")
         try:
-            yield server.url
+            yield server
         finally:
             server.stop()
 
 
-def _wait_for_url(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        text = log.read_text(errors="replace")
-        if found := _BANNER_URL.search(text):
-            return found[1]
-        if process.poll() is not None:
-            raise CommandError(f"the server ended with code {process.returncode}: {text.strip()[-500:]}")
-        time.sleep(0.1)
-    raise CommandError(f"the server did not start within {START_TIMEOUT_S:g} s: {text.strip()[-500:]}")
+@contextlib.contextmanager
+def local_server(options: list[str]) -> Iterator[str]:
+    """A server as long as the context lasts; yields its URL. Raises CommandError: it did not start."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = LocalServer.ready(options, Path(folder) / "serve.log")
+        try:
+            assert server.url is not None
+            yield server.url
+        finally:
+            server.stop()

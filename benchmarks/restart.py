@@ -149,7 +149,7 @@ def main(*, seconds: float, num_clients: int, max_tokens: int, serve_options: li
 async def _restart(
     number: signal.Signals, seconds: float, num_clients: int, max_tokens: int, serve_options: list[str], log: Path
 ) -> Seen:
-    server = await asyncio.to_thread(LocalServer, serve_options, log)
+    server = await asyncio.to_thread(LocalServer.ready, serve_options, log)
     try:
         clients = Clients(server.url, num_clients, max_tokens)
         asking = [asyncio.create_task(clients.ask_on(i)) for i in range(num_clients)]
@@ -161,7 +161,7 @@ async def _restart(
         await asyncio.to_thread(server.process.wait, STOP_TIMEOUT_S)
         clients.seen.stopped_s = time.perf_counter() - begun_s
         port = server.url.rpartition(":")[2]
-        server = await asyncio.to_thread(LocalServer, [*serve_options, "--port", port], log)
+        server = await asyncio.to_thread(LocalServer.ready, [*serve_options, "--port", port], log)
         await clients.all_answered(START_TIMEOUT_S)
         clients.stop()
         await asyncio.gather(*asking)

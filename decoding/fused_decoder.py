@@ -50,11 +50,13 @@ class FusedDecoder:
         self._num_kv_heads: int = config.num_key_value_heads
         self._scaling: float = first.scaling
         self._epsilon: float = config.rms_norm_eps
-        self._activation = decoder.layers[0].mlp.act_fn
+        activation = decoder.layers[0].mlp.act_fn
+        self._activation = nn.functional.silu if type(activation).__name__.startswith("SiLU") else activation
         self._rotary = decoder.rotary_emb
         self._layers = [_fuse(layer) for layer in decoder.layers]
         self._norm: Tensor = decoder.norm.weight
         self._head = DenseLinear(model.lm_head.weight, model.lm_head.bias)
+        self._num_logits: int = model.lm_head.weight.shape[0]
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -88,22 +90,36 @@ class FusedDecoder:
         Returns:
             Logits, shape [B, T or number kept, V].
         """
-        width = hidden.shape[-1]
-        cosines, sines = self._rotation(hidden, positions)
+        num_rows, num_tokens, width = hidden.shape
+        shape = (width,)
+        rotation = self._rotation(hidden, positions)
         groups = self._num_heads // self._num_kv_heads
         masks = masks if isinstance(masks, dict) else {"": masks}
         grouped = {name: mask.repeat(1, 1, groups, 1) if mask.shape[2] > 1 else mask for name, mask in masks.items()}
         default = next(iter(grouped.values()))
+        views = cache.row_views()
+        hidden = hidden.reshape(-1, width)
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(nn.functional.rms_norm(hidden, (width,), layer.input_norm, self._epsilon))
+            qkv = layer.qkv(torch.rms_norm(hidden, shape, layer.input_norm, self._epsilon))
             mask = grouped.get(layer.mask_type, default)
-            hidden = hidden + layer.output(self._attend(layer, index, qkv, cosines, sines, mask, cache))
-            gate, up = layer.gate_up(nn.functional.rms_norm(hidden, (width,), layer.mlp_norm, self._epsilon)).chunk(
-                2, dim=-1
-            )
-            hidden = hidden + layer.down(self._activation(gate) * up)
-        hidden = hidden if kept is None else hidden[:, kept]
-        return self._head(nn.functional.rms_norm(hidden, (width,), self._norm, self._epsilon))
+            queries, keys, values = self._rotated(layer, qkv.view(num_rows, num_tokens, -1, self._head_dim), *rotation)
+            if views is None:
+                keys, values = cache.layers[index].update(keys, values)
+            else:
+                read, written = views
+                written[2 * index].copy_(keys)
+                written[2 * index + 1].copy_(values)
+                keys, values = read[2 * index], read[2 * index + 1]
+            # The queries that share keys and values lie beside one another, as if they were further positions.
+            queries = queries.reshape(num_rows, self._num_kv_heads, -1, self._head_dim)
+            mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, mask, scale=self._scaling)
+            mixed = mixed.view(num_rows, self._num_heads, num_tokens, -1).transpose(1, 2)
+            hidden = hidden + layer.output(mixed.reshape(num_rows * num_tokens, -1))
+            gate, up = layer.gate_up(torch.rms_norm(hidden, shape, layer.mlp_norm, self._epsilon)).chunk(2, dim=-1)
+            hidden = hidden + layer.down(self._activation(gate).mul_(up))
+        if kept is not None:
+            hidden = hidden.view(num_rows, num_tokens, width)[:, kept].reshape(-1, width)
+        return self._head(torch.rms_norm(hidden, shape, self._norm, self._epsilon)).view(num_rows, -1, self._num_logits)
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, shape [B, T, 1, Dh]; the sign of rotate-half is in the sines."""
@@ -111,34 +127,17 @@ class FusedDecoder:
         sines[..., : self._head_dim // 2].neg_()
         return cosines.unsqueeze(2), sines.unsqueeze(2)
 
-    def _attend(
-        self,
-        layer: _Layer,
-        index: int,
-        qkv: Tensor,
-        cosines: Tensor,
-        sines: Tensor,
-        mask: Tensor,
-        cache: SlotKVCache,
-    ) -> Tensor:
-        """[B, T, (H + 2 Hkv) Dh] -> [B, T, H Dh]."""
-        num_rows, num_tokens, _ = qkv.shape
-        heads, kv_heads = self._num_heads, self._num_kv_heads
-        qkv = qkv.view(num_rows, num_tokens, heads + 2 * kv_heads, self._head_dim)
-        rotating = qkv[:, :, : heads + kv_heads]
+    def _rotated(self, layer: _Layer, qkv: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, H + 2 Hkv, Dh] -> queries [B, H, T, Dh] and keys [B, Hkv, T, Dh], rotated, and values."""
+        heads = self._num_heads
+        rotating = qkv[:, :, : heads + self._num_kv_heads]
         if layer.query_norm is not None and layer.key_norm is not None:
             shape = (self._head_dim,)
-            queries = nn.functional.rms_norm(rotating[:, :, :heads], shape, layer.query_norm, self._epsilon)
-            keys = nn.functional.rms_norm(rotating[:, :, heads:], shape, layer.key_norm, self._epsilon)
+            queries = torch.rms_norm(rotating[:, :, :heads], shape, layer.query_norm, self._epsilon)
+            keys = torch.rms_norm(rotating[:, :, heads:], shape, layer.key_norm, self._epsilon)
             rotating = torch.cat([queries, keys], dim=2)
-        rotated = torch.addcmul(rotating * cosines, rotating.roll(self._head_dim // 2, dims=-1), sines)
-        keys, values = cache.update(
-            rotated[:, :, heads:].transpose(1, 2), qkv[:, :, heads + kv_heads :].transpose(1, 2), index
-        )
-        # The queries that share keys and values lie beside one another, as if they were further positions.
-        queries = rotated[:, :, :heads].transpose(1, 2).reshape(num_rows, kv_heads, -1, self._head_dim)
-        mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, mask, scale=self._scaling)
-        return mixed.view(num_rows, heads, num_tokens, -1).transpose(1, 2).reshape(num_rows, num_tokens, -1)
+        rotated = torch.addcmul(rotating * cosines, rotating.roll(self._head_dim // 2, dims=-1), sines).transpose(1, 2)
+        return rotated[:, :heads], rotated[:, heads:], qkv[:, :, heads + self._num_kv_heads :].transpose(1, 2)
 
 
 def _fuse(layer: Any) -> _Layer:

@@ -16,6 +16,12 @@ _LEVELS = 15
 _FEWEST_LEVELS = 8
 _EXACT_MISFIT = 0.05  # of a step; bfloat16 rounds the eighth step by 0.016 of one
 _SAMPLE_GROUPS = 256
+# Rounded together: what that takes stays in the processor's cache and needs no new memory.
+_BLOCK_GROUPS = 2048
+_BLOCK_ROWS = 128
+
+
+_int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu.default  # looked up once: it is called 120 times a step
 
 
 class DenseLinear:
@@ -43,20 +49,18 @@ class Int4Linear(DenseLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
-        levels, scales, zeros = quantise_int4(weight.float())
+        levels, scales, zeros = quantise_int4(weight)
         self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
         self._scales_and_zeros = torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous().to(weight.dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
-        flat = rows.reshape(-1, rows.shape[-1])
+        flat = rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1])
         if flat.shape[0] > INT4_MAX_ROWS:
             return super().__call__(rows)
-        product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            flat, self._packed, GROUP_SIZE, self._scales_and_zeros
-        )
+        product: Tensor = _int4_product(flat, self._packed, GROUP_SIZE, self._scales_and_zeros)
         product = product if self.bias is None else product + self.bias
-        return product.view(*rows.shape[:-1], -1)
+        return product if flat is rows else product.view(*rows.shape[:-1], -1)
 
 
 class Int8Linear(DenseLinear):
@@ -64,18 +68,36 @@ class Int8Linear(DenseLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
-        scales = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
-        self._levels = (weight.float() / scales[:, None]).round_().to(torch.int8)
+        self._levels, scales = quantise_int8(weight)
         self._scales = scales.to(weight.dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
-        flat = rows.reshape(-1, rows.shape[-1])
+        flat = rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1])
         if flat.shape[0] > INT8_MAX_ROWS:
             return super().__call__(rows)
         product = torch._weight_int8pack_mm(flat, self._levels, self._scales)
         product = product if self.bias is None else product + self.bias
-        return product.view(*rows.shape[:-1], -1)
+        return product if flat is rows else product.view(*rows.shape[:-1], -1)
+
+
+def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round to 255 evenly spaced values around zero an output.
+
+    Args:
+        weight: shape [N, K].
+
+    Returns:
+        Levels -127..127 [N, K] int8; scales [N] float32.
+    """
+    scales = torch.empty(weight.shape[0])
+    levels = torch.empty(weight.shape, dtype=torch.int8)
+    blocks = (torch.split(tensor, _BLOCK_ROWS) for tensor in (weight.detach(), scales, levels))
+    for rows, scale, level in zip(*blocks, strict=True):
+        exact = rows.float()
+        scale.copy_(exact.abs().amax(dim=1).clamp_(min=1e-12).div_(127))
+        level.copy_(exact.div_(scale[:, None]).round_())
+    return levels, scales
 
 
 def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,34 +107,42 @@ def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rounding, even where a group does not use all 16 values.
 
     Args:
-        weight: shape [N, K], K a multiple of 32, float32.
+        weight: shape [N, K], K a multiple of 32.
 
     Returns:
         Levels 0..15 [N, K] int32; scales [N, K / 32]; zeros [N, K / 32], the value of level 8.
     """
-    groups = weight.reshape(-1, GROUP_SIZE)
-    lows = groups.amin(dim=-1, keepdim=True)
-    levels, scales, misfits = _round_to_grid(groups, lows, _LEVELS)
+    blocks = torch.split(weight.detach().reshape(-1, GROUP_SIZE), _BLOCK_GROUPS)
+    parts = [_quantise_groups(groups.float()) for groups in blocks]
+    levels, scales, zeros = (torch.cat(part).view(weight.shape[0], -1) for part in zip(*parts, strict=True))
+    return levels, scales, zeros
+
+
+def _quantise_groups(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels [G, 32] int32, scales and zeros [G, 1] of groups [G, 32]."""
+    lows, highs = groups.aminmax(dim=-1, keepdim=True)
+    spans = highs - lows
+    levels, scales, misfits = _round_to_grid(groups, lows, spans, _LEVELS)
     for used in range(_LEVELS - 1, _FEWEST_LEVELS - 1, -1):
         inexact = (misfits > _EXACT_MISFIT).nonzero().squeeze(-1)
+        if len(inexact) == 0:
+            break
         few = inexact[:_SAMPLE_GROUPS]
-        if not bool((_round_to_grid(groups[few], lows[few], used)[2] <= _EXACT_MISFIT).any()):
+        if not bool((_round_to_grid(groups[few], lows[few], spans[few], used)[2] <= _EXACT_MISFIT).any()):
             continue  # as with any weights that were not quantised before: a coarser grid would only be worse
-        finer = _round_to_grid(groups[inexact], lows[inexact], used)
+        finer = _round_to_grid(groups[inexact], lows[inexact], spans[inexact], used)
         fits = finer[2] <= _EXACT_MISFIT
         for found, value in zip((levels, scales, misfits), finer, strict=True):
             found[inexact[fits]] = value[fits]
-    zeros = lows + 8 * scales
-    shape = (weight.shape[0], -1)
-    return levels.view(shape).to(torch.int32), scales.view(shape), zeros.view(shape)
+    return levels.to(torch.int32), scales, lows + 8 * scales
 
 
-def _round_to_grid(groups: Tensor, lows: Tensor, used: int) -> tuple[Tensor, Tensor, Tensor]:
+def _round_to_grid(groups: Tensor, lows: Tensor, spans: Tensor, used: int) -> tuple[Tensor, Tensor, Tensor]:
     """Levels [G, 32] and scales [G, 1] if each group spans `used` steps; its largest error in steps [G]."""
-    scales = ((groups.amax(dim=-1, keepdim=True) - lows) / used).clamp(min=1e-8)
-    exact = (groups - lows) / scales
+    scales = (spans / used).clamp_(min=1e-8)
+    exact = (groups - lows).div_(scales)
     levels = exact.round()
-    return levels, scales, (exact - levels).abs().amax(dim=-1)
+    return levels, scales, exact.sub_(levels).abs_().amax(dim=-1)
 
 
 def quantised(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:

@@ -1,5 +1,6 @@
 """`superdraft bench`: what a step costs, and what a server carries."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,93 @@ def step(
     from superdraft.benchmarks.step import main
 
     main(model=model, num_drafts=num_drafts or [3, 8], steps=steps, as_json=as_json)
+
+
+@app.command()
+def latency(
+    model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1)] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Prompts, each for every contender.")] = 40,
+    keys: Annotated[int, typer.Option(min=1, help="Key presses.")] = 200,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="transformers, llama.cpp or none. Repeatable.  [default: both]")
+    ] = None,
+    peer_threads: Annotated[int | None, typer.Option(min=1, help="Of the peers.  [default: all cores]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    num_threads: Annotated[int | None, typer.Option(min=1, help="As in serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Wait for drafts over HTTP, in turns with transformers and llama.cpp (which must be installed); then type."""
+    from superdraft.benchmarks.latency import PEERS, main
+
+    main(
+        model=model,
+        num_drafts=num_drafts,
+        rounds=rounds,
+        keys=keys,
+        peers=[] if peer == ["none"] else peer or list(PEERS),
+        peer_threads=peer_threads,
+        serve_options=_options({"--dtype": dtype, "--num-threads": num_threads}),
+        as_json=as_json,
+    )
+
+
+@app.command()
+def throughput(
+    model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
+    clients: Annotated[list[int] | None, typer.Option(min=1, help="At most so many. Repeatable.  [4, 16]")] = None,
+    num_drafts: Annotated[
+        list[int] | None, typer.Option("--num-drafts", "-k", min=1, help="Repeatable.  [default: 3, 8]")
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: int4, bfloat16]")] = None,
+    p95_ms: Annotated[float, typer.Option(min=1, help="Limit of the 95th percentile of the latency.")] = 1000.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each combination.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each turn.")] = 5.0,
+    kv_memory: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    num_threads: Annotated[int | None, typer.Option(min=1, help="As in serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Compare the requests a second of superposed drafting and sampling, each within a limit of latency."""
+    from superdraft.benchmarks.throughput import main
+
+    main(
+        model=model,
+        clients=clients or [4, 16],
+        num_drafts=num_drafts or [3, 8],
+        dtypes=dtype or ["int4", "bfloat16"],
+        limit_ms=p95_ms,
+        rounds=rounds,
+        seconds=seconds,
+        serve_options=_options({"--kv-memory": kv_memory, "--num-threads": num_threads}),
+        as_json=as_json,
+    )
+
+
+@app.command()
+def startup(
+    model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
+    runs: Annotated[int, typer.Option(min=1, help="Starts.")] = 7,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    kv_memory: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Start a server again and again: seconds until it is ready, and its memory."""
+    from superdraft.benchmarks.startup import main
+
+    main(model=model, runs=runs, serve_options=_options({"--dtype": dtype, "--kv-memory": kv_memory}), as_json=as_json)
+
+
+@app.command()
+def quick(
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of everything.")] = 15,
+    record: Annotated[bool, typer.Option("--record", help="Write the ratios down for later comparison.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Compare ratios of the engine's times with the recorded ones. Exit code 1 if one grew beyond its tolerance."""
+    from superdraft.benchmarks.quick import main
+
+    if not main(rounds=rounds, record=record, as_json=as_json):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -137,8 +225,7 @@ def load(
         is_closed=closed,
         url=url,
         # Closed loops compare throughput: who asks for more rows than there are slots waits instead of being refused.
-        serve_options=[part for flag, value in given.items() if value is not None for part in (flag, value)]
-        + (["--queue-timeout-ms", "60000", "--max-waiting", "1000"] if closed else []),
+        serve_options=_options(given) + (["--queue-timeout-ms", "60000", "--max-waiting", "1000"] if closed else []),
         as_json=as_json,
     )
     if not all_answered:
@@ -159,14 +246,12 @@ def overload(
     """Ask a server for more than it can do. Exit code 1 if it does not keep what is promised."""
     from superdraft.benchmarks.overload import main
 
-    waiting = None if queue_timeout_ms is None else str(queue_timeout_ms)
-    given = {"--model": model, "--dtype": dtype, "--queue-timeout-ms": waiting}
     is_kept = main(
         factor=factor,
         seconds=seconds,
         baseline_s=baseline,
         num_slots=num_slots,
-        serve_options=[part for flag, value in given.items() if value is not None for part in (flag, value)],
+        serve_options=_options({"--model": model, "--dtype": dtype, "--queue-timeout-ms": queue_timeout_ms}),
         as_json=as_json,
     )
     if not is_kept:
@@ -195,3 +280,8 @@ def restart(
     )
     if not is_kept:
         raise typer.Exit(1)
+
+
+def _options(given: Mapping[str, object]) -> list[str]:
+    """Options of `serve` as they are written, without those that were not given."""
+    return [part for flag, value in given.items() if value is not None for part in (flag, str(value))]

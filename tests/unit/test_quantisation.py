@@ -13,6 +13,7 @@ from superdraft.decoding.quantisation import (
     Int8Linear,
     QuantisedModule,
     quantise_int4,
+    quantise_int8,
     quantise_modules,
     quantised,
 )
@@ -51,6 +52,17 @@ def test_weights_on_a_grid_come_back_exactly(dtype, highest):
     assert bool((error <= 1e-6 + rounding * weight.abs().max()).all())
     found, _, _ = quantise_int4(weight.to(dtype).float())
     assert torch.equal(found, levels.int())
+
+
+def test_more_than_is_rounded_together_comes_back_whole():
+    weight = weights(300, 9 * GROUP_SIZE).bfloat16()
+    levels, scales = quantise_int8(weight)
+    exact = weight.float()
+    assert torch.equal(scales, exact.abs().amax(dim=1) / 127)
+    assert torch.equal(levels, (exact / scales[:, None]).round().to(torch.int8))
+    drawn = torch.randint(0, 11, (300, 9 * GROUP_SIZE), generator=torch.Generator().manual_seed(0))
+    few_levels = ((drawn - 4) * 0.03125).bfloat16()
+    assert torch.allclose(expanded(few_levels), few_levels.float(), atol=1e-6)
 
 
 def test_a_constant_group_is_kept():

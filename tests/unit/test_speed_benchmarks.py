@@ -1,0 +1,250 @@
+"""The benchmarks of latency, throughput and starts, and the comparison with recorded ratios."""
+
+import itertools
+import json
+import os
+import sys
+import time
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from support.engine import FakeEngine
+from support.serving import serving
+
+from superdraft.benchmarks import latency, local_server, peers, quick, startup, summary, throughput
+from superdraft.benchmarks.throughput import Rate, Run
+from superdraft.server.app import create_app
+from superdraft.server.errors import CommandError
+from superdraft.server.settings import Settings
+
+
+@pytest.fixture
+def engine():
+    return FakeEngine(max_model_len=2000)
+
+
+@pytest.fixture
+def fake_server(engine, monkeypatch):
+    """`local_server` with a fake engine behind it; the options that it was asked for."""
+    asked = []
+
+    @contextmanager
+    def fake_local_server(options):
+        asked.append(options)
+        with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+            yield url
+
+    monkeypatch.setattr(latency, "local_server", fake_local_server)
+    monkeypatch.setattr(throughput, "local_server", fake_local_server)
+    return asked
+
+
+def report_in(output):
+    """The report after the lines that a server in this process logs."""
+    return json.loads(output[output.index("{\n") :])
+
+
+def test_percentiles_and_ratios():
+    assert summary.percentile([7.0], 95) == 7.0
+    assert summary.percentile([1.0, 2.0, 3.0], 50) == 2.0
+    # Round by round: the machine was twice as slow in the second one.
+    assert summary.ratio([2.0, 4.0, 3.0], [1.0, 2.0, 1.0]) == {"median": 2.0, "p25": 2.0, "p75": 2.5}
+
+
+def test_all_contenders_answer_every_prompt_and_the_first_rounds_do_not_count(monkeypatch):
+    monkeypatch.setattr(latency, "PAUSE_S", 0)
+    seen = []
+
+    def contender(name, seconds):
+        def draft(text, token_ids):
+            seen.append((name, text, token_ids))
+            time.sleep(seconds)
+            return 30
+
+        return draft
+
+    prompts = [(str(number), [number]) for number in range(latency.WARM_UP_ROUNDS + 4)]
+    contenders = {latency.OURS: contender("ours", 0.01), "theirs": contender("theirs", 0.03)}
+    times_ms, num_tokens = latency.take_turns(contenders, prompts)
+    assert {name: len(times) for name, times in times_ms.items()} == {latency.OURS: 4, "theirs": 4}
+    assert num_tokens == {latency.OURS: 30, "theirs": 30}
+    assert sorted(seen) == sorted((name, *prompt) for prompt in prompts for name in ("ours", "theirs"))
+    found = latency.ratios(times_ms)
+    assert list(found) == ["theirs"]
+    assert found["theirs"]["median"] > 1.5
+
+
+def test_latency_is_measured_over_http(fake_server, engine, monkeypatch, capsys):
+    monkeypatch.setattr(latency, "PAUSE_S", 0)
+    prompts = [(f"prompt {number}", [number]) for number in range(latency.WARM_UP_ROUNDS + 2)]
+    monkeypatch.setattr(latency, "cut_prompts", lambda model, count: prompts[:count])
+    options = {"model": "tiny", "num_drafts": 3, "rounds": 2, "peers": [], "peer_threads": 2}
+    latency.main(**options, keys=12, serve_options=["--num-threads", "1"], as_json=True)
+    report = report_in(capsys.readouterr().out)
+    assert fake_server == [["--model", "tiny", "--num-threads", "1"]]
+    assert [(row["contender"], row["tokens"]) for row in report["rows"]] == [(latency.OURS, 30)]
+    assert report["key_presses"]["count"] == 12
+    assert 0 < report["key_presses"]["p50_ms"] <= report["key_presses"]["p95_ms"]
+    typed = [job for job in engine.seen if job.session_id == "latency"]
+    assert {job.params.max_tokens for job in typed} == {latency.KEY_PRESS_TOKENS}
+    steps = [len(after.token_ids) - len(before.token_ids) for before, after in itertools.pairwise(typed)]
+    assert steps.count(1) == 12  # every timed key press adds one character to the text before
+    latency.main(**options, keys=1, serve_options=[], as_json=False)
+    assert "key presses" in capsys.readouterr().out
+
+
+def test_prompts_have_the_tokens_that_they_are_said_to_have(default_model):
+    prompts = latency.cut_prompts("smollm2-135m", 60)
+    assert len({text for text, _ in prompts}) == 60
+    assert {len(token_ids) for _, token_ids in prompts} == {latency.PROMPT_TOKENS}
+    with pytest.raises(CommandError, match="100000 are wanted"):
+        latency.cut_prompts("smollm2-135m", 100_000)
+
+
+def test_a_missing_peer_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(CommandError, match=r"GGML_AMX=OFF.* pip install llama-cpp-python"):
+        latency._peers("smollm2-135m", 3, ["llama.cpp"], 2)
+    with pytest.raises(CommandError, match=r"must be one of transformers, llama\.cpp, got vllm"):
+        latency._peers("smollm2-135m", 3, ["vllm"], 2)
+    with pytest.raises(CommandError, match="reads GGUF files"):
+        peers.gguf_file("some/folder")
+
+
+def test_transformers_makes_all_its_tokens(tmp_path):
+    from support.models import tiny_model_folder
+
+    draft = peers.transformers_peer(str(tiny_model_folder(tmp_path, "llama")), "float32", 1, 3, 5)
+    assert draft("", [5, 6, 7]) == 15
+
+
+def test_throughput_asks_every_kind_of_weights(fake_server, engine, monkeypatch, capsys):
+    monkeypatch.setattr(throughput, "WARM_UP_S", 0.05)
+    engine.on_step = lambda: time.sleep(0.001)
+    options = {"model": "tiny", "clients": [2], "num_drafts": [3], "dtypes": ["int4", "bfloat16"], "limit_ms": 60_000}
+    throughput.main(**options, rounds=2, seconds=0.2, serve_options=[], as_json=True)
+    report = report_in(capsys.readouterr().out)
+    assert [options[:4] for options in fake_server] == [
+        ["--model", "tiny", "--dtype", "int4"],
+        ["--model", "tiny", "--dtype", "bfloat16"],
+    ]
+    runs = {(row["strategy"], row["dtype"], row["clients"]) for row in report["rows"]}
+    assert runs == set(itertools.product(("superposed", "sample"), ("int4", "bfloat16"), (1, 2)))
+    (row,) = report["within_limit"]
+    assert row["superposed"]["requests_per_s"] > 0
+    assert row["ratio"]["median"] > 0
+
+
+def test_the_best_rate_keeps_the_limit():
+    def rates(*pairs):
+        return [Rate(per_s, p95_ms) for per_s, p95_ms in pairs]
+
+    found = {
+        Run("superposed", 3, "int4", 4): rates((10, 300), (12, 310)),
+        Run("superposed", 3, "bfloat16", 4): rates((8, 400), (8, 400)),
+        Run("superposed", 3, "int4", 16): rates((20, 900), (22, 950)),
+        Run("sample", 3, "int4", 4): rates((5, 800), (5, 800)),
+        Run("sample", 3, "bfloat16", 16): rates((9, 1500), (9, float("inf"))),
+    }
+    four = throughput.compare(found, 4, 3, limit_ms=1000)
+    assert (four["superposed"]["requests_per_s"], four["sample"]["requests_per_s"]) == (11, 5)
+    assert four["ratio"]["median"] == pytest.approx(2.2)
+    sixteen = throughput.compare(found, 16, 3, limit_ms=1000)
+    assert sixteen["superposed"]["clients"] == 16
+    assert sixteen["sample"]["clients"] == 4  # with 16 the limit is broken
+    strict = throughput.compare(found, 16, 3, limit_ms=500)
+    assert strict["sample"] is None
+    assert "ratio" not in strict
+    assert throughput.ladder(16) == [1, 2, 4, 8, 16]
+    assert throughput.ladder(6) == [1, 2, 4, 6]
+    assert "none within the limit" in throughput._described(None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_and_time_of_a_process():
+    found = startup.memory_mb(os.getpid())
+    assert found["rss_mb"] >= found["pss_mb"] > 1
+    before = startup.processor_seconds(os.getpid())
+    held = bytearray(os.urandom(1000) * 50_000)
+    assert startup.memory_mb(os.getpid())["rss_mb"] - found["rss_mb"] > 0.8 * len(held) / 1e6
+    while startup.processor_seconds(os.getpid()) == before:
+        sum(range(10_000))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_start_is_over_when_the_server_is_ready(engine, monkeypatch, tmp_path, capsys):
+    class Process:
+        pid = os.getpid()
+        returncode = 3
+
+        def poll(self):
+            return self.code
+
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        port = int(url.rpartition(":")[2])
+        log = tmp_path / "log"
+        monkeypatch.setattr(local_server.subprocess, "Popen", lambda *_, **__: process)
+        process = Process()
+        process.code = None
+
+        @contextmanager
+        def starting_server(options):
+            assert options[-2:] == ["--dtype", "int4"]
+            server = local_server.LocalServer(options, log)
+            log.write_text("model not found")
+            yield server
+
+        monkeypatch.setattr(startup, "starting_server", starting_server)
+        monkeypatch.setattr(startup, "_free_port", lambda: port)
+        monkeypatch.setattr(startup, "IDLE_S", 0)
+        startup.main(model="tiny", runs=2, serve_options=["--dtype", "int4"], as_json=True)
+        rows = {row["measure"]: row for row in report_in(capsys.readouterr().out)["rows"]}
+        assert 0 < rows["ready_s"]["min"] <= rows["ready_s"]["median"] <= rows["ready_s"]["max"]
+        assert {"processor_s", "idle_rss_mb", "idle_pss_mb", "used_rss_mb"} <= set(rows)
+        assert len(engine.seen) == 3 * startup.NUM_REQUESTS
+    process.code = 3
+    with pytest.raises(CommandError, match="ended with code 3: model not found"):
+        startup.start_once(["--dtype", "int4"])
+
+
+@pytest.fixture
+def recorded(monkeypatch, tmp_path):
+    """Contenders that all take one second, and their ratios recorded."""
+    seconds = {name: 1.0 for question in quick.QUESTIONS for name in (question.above, question.below)}
+    monkeypatch.setattr(quick, "RECORDED", tmp_path / "quick.json")
+    monkeypatch.setattr(quick, "_contenders", lambda: {name: lambda name=name: seconds[name] for name in seconds})
+    assert quick.main(rounds=3, record=True, as_json=True)
+    return seconds
+
+
+def test_ratios_within_their_tolerance_pass(recorded, capsys):
+    recorded["superposed 3"] = 1.09
+    recorded["generate"] = 3.0  # what people use today may be slower than it was
+    assert quick.main(rounds=3, record=False, as_json=False)
+    assert "REGRESSION" not in capsys.readouterr().out
+
+
+def test_a_regression_fails_and_says_which(recorded, capsys):
+    recorded["superposed 3"] = 1.2
+    assert not quick.main(rounds=3, record=False, as_json=False)
+    told = "REGRESSION: superposed step, k = 3 / greedy step is 1.200, recorded 1.000, allowed 1.100 (10% more)."
+    assert told in capsys.readouterr().out
+
+
+def test_ratios_that_were_never_recorded_are_told(recorded):
+    quick.RECORDED.write_text('{"rows": []}')
+    with pytest.raises(CommandError, match=r"has no ratio for 'superposed step.*--record"):
+        quick.main(rounds=3, record=False, as_json=True)
+    quick.RECORDED.unlink()
+    with pytest.raises(CommandError, match="cannot be read"):
+        quick.main(rounds=3, record=False, as_json=True)
+
+
+def test_what_is_recorded_answers_every_question():
+    assert set(quick.read_recorded()) == {question.name for question in quick.QUESTIONS}
+
+
+def test_a_server_that_is_not_there_is_not_ready():
+    with httpx.Client(base_url=f"http://127.0.0.1:{startup._free_port()}") as http:
+        assert not startup._is_ready(http)
