@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from superdraft.client.client import Superdraft
-from superdraft.client.models import Completion
+from superdraft.client.completion import Completion
 from superdraft.server.errors import CommandError
 
 

@@ -9,11 +9,9 @@ import sys
 import time
 
 import pytest
-from starlette.testclient import TestClient
 from support.engine import FakeEngine
 from support.serving import serving
 
-from superdraft.client import client as client_module
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.server import cli, cli_complete, cli_serve, doctor, loading
 from superdraft.server.app import create_app
@@ -96,11 +94,10 @@ def test_complete_shows_a_table(run, fake_model):
     assert all(text in out for text in ("red0", "green0", "blue0", "-0.500", "-1.500"))
 
 
-def test_complete_asks_a_server(run, monkeypatch):
+def test_complete_asks_a_server(run):
     engine = FakeEngine()
-    with TestClient(create_app(Settings(), engine, model_name="tiny")) as server:
-        monkeypatch.setattr(client_module.httpx, "Client", lambda **options: server)
-        code, out, _ = run("complete", "hi", "--url", "http://x", "-n", "1", "--json", "--alpha", "0")
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        code, out, _ = run("complete", "hi", "--url", url, "-n", "1", "--json", "--alpha", "0")
         assert code == 0
         assert json.loads(out)["drafts"][0]["text"] == " red0"
         assert engine.seen[0].params.alpha == 0

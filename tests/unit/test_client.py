@@ -1,26 +1,33 @@
-"""The client against scripted answers."""
+"""Both clients against scripted answers."""
 
+import asyncio
+import itertools
 import json
 
 import httpx
 import pytest
+from support.clients import FACES
 
-from superdraft.client import Completion, Draft, Superdraft, Timings, Usage
+from superdraft.client import Completion, Draft, DraftsAnswer, Model, Superdraft, Timings, Usage
 from superdraft.client.errors import (
     AuthenticationError,
     BadRequestError,
+    ClientError,
     ConnectionFailedError,
+    InvalidAddressError,
     InvalidAnswerError,
     NotFoundError,
     OverloadedError,
     RequestTimeoutError,
     ServerError,
     StatusError,
+    StreamBrokenError,
     SupersededError,
 )
 
 ANSWER = {
     "id": "drafts-1",
+    "object": "drafts",
     "model": "tiny",
     "drafts": [
         {
@@ -35,52 +42,107 @@ ANSWER = {
         }
     ],
     "usage": {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3, "cached_tokens": 0, "forward_rows": 0},
-    "timings": {"queue_ms": 0.1, "prefill_ms": 1.0, "decode_ms": 2.0, "ngram_ms": 0.5, "total_ms": 3.1},
+    "timings": {"queue_ms": 0.1, "prefill_ms": 1, "decode_ms": 2.0, "ngram_ms": 0.5, "total_ms": 3.1},
     "warnings": ["careful"],
 }
+SNAPSHOT = {
+    "object": "drafts.snapshot",
+    "id": "drafts-1",
+    "step": 1,
+    "stable_text": " ",
+    "drafts": [{"index": 0, "text": " 日本🦙", "score": -1}],
+}
+ERROR = {"message": "n must be 1.", "type": "t", "param": "n", "code": "c"}
+EVENT_STREAM = {"content-type": "text/event-stream; charset=utf-8"}
 
 
-def scripted(handler, **options):
-    return Superdraft("http://server:8000/", transport=httpx.MockTransport(handler), **options)
+@pytest.fixture(params=FACES)
+def face(request):
+    return FACES[request.param]
 
 
-def answering(status, body, **headers):
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between attempts, which take no time."""
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr("superdraft.client.client.time.sleep", slept.append)
+    monkeypatch.setattr("superdraft.client.async_client.asyncio.sleep", sleep)
+    return slept
+
+
+def answering(face, status, body, headers=(), **options):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return scripted(lambda request: httpx.Response(status, content=content, headers=headers))
+    return face(handler=lambda request: httpx.Response(status, content=content, headers=dict(headers)), **options)
 
 
-def test_answer_becomes_values():
-    assert answering(200, ANSWER).complete("hi") == Completion(
-        id="drafts-1",
-        model="tiny",
-        drafts=(Draft(0, " be", (" be",), (325,), -0.5, (-1.5,), "length"),),
-        usage=Usage(2, 1, 3, 0, 0),
-        timings=Timings(0.1, 1.0, 2.0, 0.5, 3.1),
-        warnings=("careful",),
-    )
-
-
-def test_request_holds_what_was_given_and_no_more():
-    seen = []
+def in_turn(face, *answers, **options):
+    """Each answer is a response or an exception; the requests are in `seen`."""
+    left, seen = iter(answers), []
 
     def handler(request):
         seen.append(request)
-        return httpx.Response(200, json=ANSWER)
+        answer = next(left)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    with scripted(handler, api_key="key") as client:
-        client.complete((1, 2), num_drafts=5, max_tokens=4, ngram_model=None, strategy="sample", logit_bias={5: -100})
-        client.complete("hi")
-    assert str(seen[0].url) == "http://server:8000/v1/drafts"
-    assert seen[0].headers["authorization"] == "Bearer key"
-    assert json.loads(seen[0].content) == {
+    made = face(handler=handler, **options)
+    made.seen = seen
+    return made
+
+
+def test_answer_becomes_values(face):
+    completion = answering(face, 200, ANSWER).call("complete", "hi")
+    assert completion.drafts == (Draft(0, " be", (" be",), (325,), -0.5, (-1.5,), "length"),)
+    assert completion.usage == Usage(2, 1, 3, 0, 0)
+    assert completion.timings == Timings(0.1, 1.0, 2.0, 0.5, 3.1)
+    assert (completion.id, completion.model, completion.warnings) == ("drafts-1", "tiny", ("careful",))
+    assert completion == type(completion).from_json(ANSWER)
+    assert isinstance(completion, DraftsAnswer)
+
+
+def test_request_holds_what_was_given_and_no_more(face):
+    client = in_turn(face, httpx.Response(200, json=ANSWER), api_key="key", url="http://server:8000/")
+    client.call("complete", (1, 2), num_drafts=5, max_tokens=4, ngram_model=None, logit_bias={5: -100}, timeout=3)
+    assert str(client.seen[0].url) == "http://server:8000/v1/drafts"
+    assert client.seen[0].headers["authorization"] == "Bearer key"
+    assert client.seen[0].headers["content-type"] == "application/json"
+    assert "x-session-id" not in client.seen[0].headers
+    assert client.seen[0].extensions["timeout"] == dict.fromkeys(("connect", "read", "write", "pool"), 3)
+    assert json.loads(client.seen[0].content) == {
         "prompt": [1, 2],
         "num_drafts": 5,
         "max_tokens": 4,
         "ngram_model": None,
-        "strategy": "sample",
         "logit_bias": {"5": -100},
     }
-    assert json.loads(seen[1].content) == {"prompt": "hi", "num_drafts": 3, "max_tokens": 16}
+    plain = in_turn(face, httpx.Response(200, json=ANSWER))
+    plain.call("complete", "hi")
+    assert json.loads(plain.seen[0].content) == {"prompt": "hi", "num_drafts": 3, "max_tokens": 16}
+    assert "authorization" not in plain.seen[0].headers
+
+
+@pytest.mark.parametrize(
+    ("session_id", "header"),
+    [("window-1", "window-1"), ("ä b%\r\nx: y", "%C3%A4%20b%25%0D%0Ax:%20y")],
+)
+def test_session_goes_in_the_body_and_in_a_header(face, session_id, header):
+    client = in_turn(face, httpx.Response(200, json=ANSWER))
+    client.call("complete", "hi", session_id=session_id)
+    assert json.loads(client.seen[0].content)["session_id"] == session_id
+    assert client.seen[0].headers["x-session-id"] == header
+
+
+@pytest.mark.parametrize("options", [{"prompt": "half \ud83e"}, {"prompt": "hi", "alpha": float("nan")}])
+def test_what_json_cannot_hold_is_refused_here(face, options):
+    client = in_turn(face)
+    with pytest.raises(ValueError):
+        client.call("complete", **options)
+    assert client.seen == []
 
 
 @pytest.mark.parametrize("url", ["http://a:1", "http://a:1/", "http://a:1/v1", "http://a:1/v1/"])
@@ -89,65 +151,308 @@ def test_base_url_with_or_without_v1(url):
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "kind", "expected"),
     [
-        (400, BadRequestError),
-        (413, BadRequestError),
-        (401, AuthenticationError),
-        (404, NotFoundError),
-        (499, SupersededError),
-        (429, OverloadedError),
-        (503, OverloadedError),
-        (500, ServerError),
-        (418, StatusError),
+        (400, "t", BadRequestError),
+        (413, "t", BadRequestError),
+        (401, "t", AuthenticationError),
+        (403, "permission_error", AuthenticationError),
+        (404, "t", NotFoundError),
+        (404, "invalid_request_error", NotFoundError),
+        (405, "invalid_request_error", BadRequestError),
+        (499, "t", SupersededError),
+        (429, "t", OverloadedError),
+        (503, "t", OverloadedError),
+        (500, "overloaded_error", OverloadedError),
+        (500, "t", ServerError),
+        (418, "t", StatusError),
     ],
 )
-def test_error_carries_the_servers_words(status, kind):
-    body = {"error": {"message": "n must be 1.", "type": "t", "param": "n", "code": "c"}}
-    client = answering(status, body, **{"x-request-id": "req-1"})
-    with pytest.raises(kind) as caught:
-        client.complete("hi")
+def test_error_carries_the_servers_words(face, status, kind, expected):
+    headers = {"x-request-id": "req-1", "retry-after-ms": "1500"}
+    client = answering(face, status, {"error": {**ERROR, "type": kind}}, headers, max_retries=0)
+    with pytest.raises(expected) as caught:
+        client.call("complete", "hi")
     error = caught.value
-    assert type(error) is kind
+    assert type(error) is expected
     assert str(error) == "n must be 1."
-    assert (error.status, error.kind, error.param, error.code, error.request_id) == (status, "t", "n", "c", "req-1")
+    assert (error.status, error.kind, error.param, error.code, error.request_id) == (status, kind, "n", "c", "req-1")
+    assert (error.should_retry, error.retry_after_s) == (None, 1.5)
 
 
-@pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b"[]", b'{"error": "text"}', b"\xff"])
-def test_error_of_something_else(body):
+@pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b"[]", b'{"error": "text"}', b"\xff", b'{"error": []}'])
+def test_error_of_something_else(face, body):
     with pytest.raises(ServerError, match="status 502"):
-        answering(502, body).complete("hi")
+        answering(face, 502, body, max_retries=0).call("complete", "hi")
 
 
-@pytest.mark.parametrize("body", [b"<html>", [], {}, {**ANSWER, "drafts": [{}]}, {**ANSWER, "usage": None}, None])
-def test_answer_of_something_else(body):
-    with pytest.raises(InvalidAnswerError):
-        answering(200, body).complete("hi")
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"<html>", "not JSON"),
+        ([], "the answer is no object"),
+        ({}, "the answer has no id"),
+        ({**ANSWER, "id": 5}, "id is no str"),
+        ({**ANSWER, "drafts": [{}]}, r"drafts\[0\] has no index"),
+        ({**ANSWER, "drafts": {}}, "drafts is no list"),
+        ({**ANSWER, "drafts": [{**ANSWER["drafts"][0], "text": None}]}, "text is no str"),
+        ({**ANSWER, "drafts": [{**ANSWER["drafts"][0], "index": True}]}, "index is no int"),
+        ({**ANSWER, "usage": None}, "usage is no object"),
+        (None, "no object"),
+    ],
+)
+def test_answer_of_something_else(face, body, message):
+    with pytest.raises(InvalidAnswerError, match=message):
+        answering(face, 200, body).call("complete", "hi")
 
 
-def test_nobody_there():
-    def refuse(request):
-        raise httpx.ConnectError("refused")
+def test_models(face):
+    card = {"id": "tiny:sample", "object": "model", "created": 5, "owned_by": "superdraft", "max_model_len": 64}
+    client = in_turn(face, httpx.Response(200, json={"object": "list", "data": [card]}))
+    assert client.call("models") == (Model("tiny:sample", "superdraft", 5, 64),)
+    assert (client.seen[0].method, client.seen[0].url.path, client.seen[0].content) == ("GET", "/v1/models", b"")
 
+
+@pytest.mark.parametrize(
+    ("event", "options", "extra"),
+    [
+        ("shown", {}, {}),
+        ("accepted", {"num_characters": 2, "elapsed_ms": 300.5}, {"num_characters": 2, "elapsed_ms": 300.5}),
+        ("dismissed", {"elapsed_ms": 10}, {"elapsed_ms": 10}),
+    ],
+)
+def test_completion_reports_what_was_done_with_it(face, event, options, extra):
+    receipt = {"object": "feedback", "completion_id": "x", "event": event, "rank": 2, "counted": True, "learned": False}
+    client = in_turn(face, httpx.Response(200, json=ANSWER), httpx.Response(200, json=receipt))
+    _, answer = client.complete_and(event, 1, **options)
+    assert (answer.rank, answer.counted, answer.learned) == (2, True, False)
+    assert client.seen[1].url.path == "/v1/feedback"
+    assert json.loads(client.seen[1].content) == {"completion_id": "drafts-1", "event": event, "index": 1, **extra}
+
+
+def test_completion_of_nobody_cannot_report():
+    with pytest.raises(ClientError, match="came from no client"):
+        Completion.from_json(ANSWER).shown()
+
+
+# Faults and retries
+
+
+def test_nobody_there(face, pauses):
+    client = in_turn(face, *[httpx.ConnectError("refused")] * 3)
     with pytest.raises(ConnectionFailedError, match=r"http://server:8000.*superdraft serve"):
-        scripted(refuse).complete("hi")
+        client.call("complete", "hi")
+    assert len(client.seen) == 3
+    assert 0.15 <= pauses[0] <= 0.2
+    assert 0.3 <= pauses[1] <= 0.4
 
 
-def test_too_slow():
-    def sleep(request):
-        raise httpx.ReadTimeout("slow")
-
+def test_too_slow_is_not_tried_again(face, pauses):
+    client = in_turn(face, httpx.ReadTimeout("slow"), timeout=2)
     with pytest.raises(RequestTimeoutError, match="2 s"):
-        scripted(sleep, timeout=2).complete("hi")
+        client.call("complete", "hi")
+    assert (len(client.seen), pauses) == (1, [])
 
 
-@pytest.mark.parametrize("url", ["server:8000", "ftp://server", "http://ser ver", "http://[::1"])
-def test_address_that_is_none(url):
-    with pytest.raises(ConnectionFailedError), Superdraft(url) as client:
-        client.complete("hi")
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        (429, {"retry-after-ms": "30", "retry-after": "1"}, [0.03]),
+        (503, {"retry-after": "2"}, [2.0]),
+        (400, {"x-should-retry": "true", "retry-after-ms": "0"}, [0.0]),
+    ],
+)
+def test_retries_when_the_server_says(face, pauses, status, headers, expected):
+    busy = httpx.Response(status, json={"error": ERROR}, headers=headers)
+    client = in_turn(face, busy, httpx.Response(200, json=ANSWER))
+    assert client.call("complete", "hi").id == "drafts-1"
+    assert pauses == expected
+    assert client.seen[0].content == client.seen[1].content
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (429, {"x-should-retry": "false", "retry-after-ms": "30"}),
+        (500, {"x-should-retry": "false"}),
+        (503, {"retry-after": "3600"}),  # longer than anybody waits
+        (400, {}),
+        (499, {}),
+    ],
+)
+def test_does_not_retry(face, pauses, status, headers):
+    client = in_turn(face, httpx.Response(status, json={"error": ERROR}, headers=headers))
+    with pytest.raises(StatusError):
+        client.call("complete", "hi")
+    assert pauses == []
+
+
+def test_number_of_retries(face, pauses):
+    def failing(count):
+        return [httpx.Response(500, json={"error": ERROR})] * count
+
+    for options, call_options, attempts in (({}, {}, 3), ({"max_retries": 1}, {}, 2), ({}, {"max_retries": 0}, 1)):
+        client = in_turn(face, *failing(attempts), **options)
+        with pytest.raises(ServerError):
+            client.call("complete", "hi", **call_options)
+        assert len(client.seen) == attempts
+
+
+@pytest.mark.parametrize("url", ["server:8000", "ftp://server", "http://[::1"])
+def test_address_that_is_none(face, pauses, url):
+    with pytest.raises(InvalidAddressError):
+        face(url).call("complete", "hi")
+    assert pauses == []
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
-def test_timeout_must_be_positive(timeout):
+def test_timeout_must_be_positive(face, timeout):
     with pytest.raises(ValueError):
-        Superdraft("http://a", timeout=timeout)
+        face(timeout=timeout)
+    with pytest.raises(ValueError):
+        in_turn(face).call("complete", "hi", timeout=timeout)
+
+
+@pytest.mark.parametrize("api_key", ["käse", "a\r\nb: c"])
+def test_key_must_fit_a_header(face, api_key):
+    with pytest.raises(ValueError):
+        face(api_key=api_key)
+
+
+# Streams
+
+
+def sse(*events, end="data: [DONE]\n\n"):
+    return "".join(f"data: {json.dumps(event, ensure_ascii=False)}\n\n" for event in events).encode() + end.encode()
+
+
+class Chunks(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body in pieces; an exception among them breaks the connection."""
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+        self.is_closed = False
+
+    def _piece(self, piece):
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    def __iter__(self):
+        return (self._piece(piece) for piece in self.pieces)
+
+    async def __aiter__(self):
+        for piece in self.pieces:
+            yield self._piece(piece)
+
+    def close(self):
+        self.is_closed = True
+
+    async def aclose(self):
+        self.is_closed = True
+
+
+def streaming(face, *pieces, headers=EVENT_STREAM):
+    body = Chunks(*pieces)
+    client = in_turn(face, httpx.Response(200, stream=body, headers={**headers, "x-request-id": "req-1"}))
+    client.body = body
+    return client
+
+
+def one_by_one(content):
+    return [content[i : i + 1] for i in range(len(content))]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("cut", [one_by_one, lambda content: [content]])
+def test_stream_byte_by_byte_with_every_line_end(face, line_end, cut):
+    content = b": keep-alive\n\nevent: x\nid: 5\n" + sse(SNAPSHOT, ANSWER)
+    content = b"\xef\xbb\xbf" + content.replace(b"\n", line_end.encode())
+    client = streaming(face, *cut(content))
+    (snapshot,), completion = client.stream(num_drafts=2)
+    assert snapshot.drafts[0].text == " 日本🦙"
+    assert (snapshot.step, snapshot.stable_text, snapshot.drafts[0].score) == (1, " ", -1.0)
+    assert completion.drafts[0].text == " be"
+    assert client.body.is_closed
+    assert json.loads(client.seen[0].content)["stream"] is True
+    assert client.seen[0].headers["accept"] == "text/event-stream"
+
+
+def test_snapshots_come_when_they_are_complete(face):
+    first, rest = sse(SNAPSHOT, end=""), sse({**SNAPSHOT, "step": 2}, ANSWER)
+    seen = []
+    client = streaming(face, first, httpx.ReadError("gone"), rest)
+    with pytest.raises(StreamBrokenError, match="before the drafts were finished"):
+        client.stream(seen)
+    assert [snapshot.step for snapshot in seen] == [1]
+    assert client.body.is_closed
+    assert len(client.seen) == 1  # what has begun is not tried again
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "message"),
+    [
+        (sse(SNAPSHOT, end=""), StreamBrokenError, "before the drafts"),
+        (b"", StreamBrokenError, "before the drafts"),
+        (sse(SNAPSHOT), StreamBrokenError, "before the drafts"),  # [DONE], but no drafts
+        (sse(SNAPSHOT, ANSWER, end="")[:-1], StreamBrokenError, "before the drafts"),  # the event is unfinished
+        (b"data: {broken\n\n", InvalidAnswerError, "of 7 characters, is not a JSON object"),
+        (b"data: [1]\n\n", InvalidAnswerError, "not a JSON object"),
+        (b"data: \xff\n\n", InvalidAnswerError, "not UTF-8"),
+        (b'data: {"object":"drafts.snapshot"}\n\n', InvalidAnswerError, "has no id"),
+        (sse({"error": {**ERROR, "type": "overloaded_error"}}), OverloadedError, "n must be 1"),
+        (sse(SNAPSHOT, {"error": {**ERROR, "type": "cancelled_error"}}), SupersededError, "n must be 1"),
+        (sse({"error": {**ERROR, "type": "invalid_request_error"}}), BadRequestError, "n must be 1"),
+    ],
+)
+@pytest.mark.parametrize("cut", [one_by_one, lambda content: [content]])
+def test_streams_that_fail(face, content, expected, message, cut):
+    client = streaming(face, *cut(content))
+    with pytest.raises(expected, match=message) as caught:
+        client.stream()
+    assert client.body.is_closed
+    if isinstance(caught.value, StatusError):
+        assert (caught.value.status, caught.value.request_id) == (200, "req-1")
+
+
+def test_events_of_later_versions_are_left_aside(face):
+    client = streaming(face, sse({"object": "drafts.thoughts"}, SNAPSHOT, ANSWER))
+    snapshots, completion = client.stream()
+    assert (len(snapshots), completion.id) == (1, "drafts-1")
+
+
+def test_answer_that_is_no_stream(face):
+    client = streaming(face, b"<html>", headers={"content-type": "text/html"})
+    with pytest.raises(InvalidAnswerError, match="text/html"):
+        client.stream()
+    assert client.body.is_closed
+
+
+def test_refused_stream_is_an_ordinary_error_and_tried_again(face, pauses):
+    busy = httpx.Response(503, stream=Chunks(json.dumps({"error": ERROR}).encode()), headers={"retry-after-ms": "7"})
+    success = httpx.Response(200, stream=Chunks(sse(ANSWER)), headers=EVENT_STREAM)
+    assert in_turn(face, busy, success).stream()[1].id == "drafts-1"
+    assert pauses == [0.007]
+    with pytest.raises(BadRequestError, match="n must be 1"):
+        answering(face, 400, {"error": ERROR}).stream()
+
+
+def test_slow_stream_times_out(face):
+    with pytest.raises(RequestTimeoutError, match=r"1.5 s"):
+        streaming(face, sse(SNAPSHOT, end=""), httpx.ReadTimeout("slow")).stream(timeout=1.5)
+
+
+def test_leaving_early_closes_the_connection(face):
+    client = streaming(face, *itertools.repeat(sse(SNAPSHOT, end=""), 5))
+    assert len(client.stream(most=2)[0]) == 2
+    assert client.body.is_closed
+
+
+def test_both_clients_offer_the_same():
+    from superdraft.client import AsyncSuperdraft
+
+    def public(kind):
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert public(Superdraft) == public(AsyncSuperdraft)
+    assert asyncio.iscoroutinefunction(AsyncSuperdraft.complete)
