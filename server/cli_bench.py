@@ -90,6 +90,46 @@ def personal(
 
 
 @app.command()
+def replay(
+    prompts: Annotated[
+        list[Path] | None, typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable.")
+    ] = None,
+    keys: Annotated[int, typer.Option(min=1, help="Key presses in all.")] = 500,
+    keys_each: Annotated[int, typer.Option(min=1, help="Key presses of each prompt.")] = 60,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Drafts.")] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens of each draft.")] = 10,
+    latency_ms: Annotated[float | None, typer.Option(min=0, help="Of an answer.  [default: as measured]")] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="Take the best draft whenever it is right.")] = False,
+    url: Annotated[str | None, typer.Option(help="A running server; without it one is started here.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="SUPERDRAFT_API_KEY", help="For that server.")] = None,
+    model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Type texts through the client's typing session. Exit code 1 if a suggestion did not fit the text."""
+    from superdraft.benchmarks.replay import main
+
+    given = {"--model": model, "--dtype": dtype}
+    if url is not None and any(given.values()):
+        raise CommandError("--model and --dtype are for a server that is started here, without --url.")
+    is_consistent = main(
+        prompts=prompts or [],
+        num_keys=keys,
+        keys_each=keys_each,
+        num_drafts=num_drafts,
+        max_tokens=max_tokens,
+        latency_ms=latency_ms,
+        accepts=accept,
+        url=url,
+        api_key=api_key,
+        serve_options=[part for flag, value in given.items() if value is not None for part in (flag, value)],
+        as_json=as_json,
+    )
+    if not is_consistent:
+        raise typer.Exit(1)
+
+
+@app.command()
 def load(
     clients: Annotated[list[int] | None, typer.Option(min=1, help="People typing. Repeatable.  [default: 4]")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long they type, for each combination.")] = 60.0,
