@@ -24,7 +24,7 @@ from superdraft.benchmarks.load import FIRST_CHARS, KEY_PAUSE_S, PAUSE_SIGMA, TH
 from superdraft.benchmarks.local_server import local_server
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.typing_texts import TEXTS
-from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Superdraft, TypingSession
+from superdraft.client import Cancel, DraftsAnswer, Report, Send, Suggestion, Superdraft, TypingSession
 from superdraft.evaluation.prompts import read_prompts
 
 Ask = Callable[[str], tuple[DraftsAnswer, float]]
@@ -85,7 +85,7 @@ class Typist:
         self._chance = random.Random(seed)  # noqa: S311 (the same pauses in every run)
         self._max_keys = math.inf if max_keys is None else max_keys
         self._now_s = 0.0
-        self._session = TypingSession(SessionOptions(), lambda: self._now_s)
+        self._session = TypingSession(clock=lambda: self._now_s)
         self._answers: dict[int, tuple[float, DraftsAnswer]] = {}
         self._drafts: dict[tuple[str, int], str] = {}  # each with the whole text before it
         self._waits_since_s: float | None = None
@@ -112,10 +112,11 @@ class Typist:
         rest = text[len(typed) :]
         tally.num_keys += 1
         self._waits_since_s = None
-        if self._accepts and ghost is not None and rest.startswith(ghost.text) and len(ghost.text) > 1:
-            self._do(session.accept())
+        taken = _what_is_right(ghost, rest) if self._accepts and ghost is not None else ""
+        if taken:
+            self._do(session.accept() if ghost is not None and taken == ghost.text else session.accept_word())
             tally.num_accepted += 1
-            tally.num_accepted_characters += len(ghost.text)
+            tally.num_accepted_characters += len(taken)
         else:
             self._do(session.edit(typed + rest[0]))
         found = session.display.ghost is not None
@@ -159,12 +160,21 @@ class Typist:
                     tally.events[action.event] += 1
         display = self._session.display
         tally.num_inconsistent += sum(
-            self._drafts[suggestion.key] != display.text + suggestion.text for suggestion in display.suggestions
+            self._drafts.get(suggestion.key) != display.text + suggestion.text for suggestion in display.suggestions
         )
         if self._waits_since_s is not None and display.ghost is not None:
             tally.waits_ms.append((self._now_s - self._waits_since_s) * 1000)
             tally.num_seen += 1
             self._waits_since_s = None
+
+
+def _what_is_right(ghost: Suggestion, rest: str) -> str:
+    """The ghost text, or else its first word, if it is whole words of what is to be typed, and more than one key."""
+    for text in (ghost.text, ghost.first_word):
+        after = rest[len(text) : len(text) + 1]
+        if rest.startswith(text) and len(text) > 1 and not (text[-1].isalnum() and after.isalnum()):
+            return text
+    return ""
 
 
 def main(

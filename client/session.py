@@ -4,7 +4,6 @@
 and what to do. So it behaves the same in every run under a manual clock. `AsyncTypingSession` does what it says.
 """
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from superdraft.client.pace import Pace
 from superdraft.client.suggestions import AnswerCache, Display, Suggestion
 from superdraft.client.telemetry import DisplayLog, Report
 
-_WORD = re.compile(r"\s*\S+")
 _FIRST_HOLD_S, _MAX_HOLD_S = 0.5, 30.0
 
 
@@ -182,7 +180,8 @@ class TypingSession:
         self._in_flight, self.error = None, error
         hold_s = min(_FIRST_HOLD_S * 2.0**self._num_failures, _MAX_HOLD_S)
         if isinstance(error, StatusError):
-            hold_s = hold_s if error.retry_after_s is None else error.retry_after_s
+            if error.retry_after_s is not None:  # the first time it is believed
+                hold_s = max(error.retry_after_s, hold_s if self._num_failures else 0.0)
             if isinstance(error, BadRequestError) or error.should_retry is False:
                 self._refused_text = request.text
         self._hold_until_s = now_s + hold_s
@@ -263,8 +262,7 @@ class TypingSession:
         if ghost is None:
             return []
         now_s = self._clock()
-        word = _WORD.match(ghost.text)
-        taken = ghost.text if whole or word is None else word[0]
+        taken = ghost.text if whole else ghost.first_word
         whole = taken == ghost.text
         self._log.accept(ghost, None if whole else ghost.num_typed + len(taken), now_s)
         self._pace.interrupt()

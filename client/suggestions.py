@@ -1,9 +1,12 @@
 """Answers that are kept, and what of them fits the text on the screen."""
 
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from superdraft.client.models import Draft, DraftsAnswer
+
+_WORD = re.compile(r"\s*\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,12 @@ class Suggestion:
     text: str
     score: float
     num_typed: int
+
+    @property
+    def first_word(self) -> str:
+        """The text's first word with the white space before it; all of it if there is no word."""
+        found = _WORD.match(self.text)
+        return self.text if found is None else found[0]
 
     @property
     def key(self) -> tuple[str, int]:

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from structlog.testing import capture_logs
 from support.engine import FakeEngine
 from support.serving import serving
 
@@ -262,3 +263,33 @@ def test_doctor_counts_the_cache_into_the_memory(monkeypatch):
     finding = doctor.check_memory(Settings(kv_memory="2GiB"))
     assert not finding.ok
     assert "--kv-memory" in finding.detail
+
+
+def test_bench_replay_types_prompts(run, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "hi", "reference": "red0 and more of it"}\n{"prompt": "hi,", "reference": "red0"}\n')
+    engine = FakeEngine()
+    with capture_logs(), serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        options = ("--url", url, "--prompts", str(prompts), "--latency-ms", "50", "--json", "-n", "1")
+        code, out, _ = run("bench", "replay", *options, "--keys", "100", "--keys-each", "10")
+        assert code == 0
+        assert run("bench", "replay", *options, "--keys", "100", "--keys-each", "10")[1] == out  # the clock is its own
+        accepting = json.loads(run("bench", "replay", *options, "--accept")[1])
+    report = json.loads(out)
+    assert report["key_presses"] == 10 + len(" red0")
+    assert 0 < report["requests"] <= len(engine.seen)
+    assert report["answered_locally"] > 0
+    assert report["inconsistent"] == report["accepted"] == 0
+    assert report["first_suggestion_ms_median"] >= 50
+    assert accepting["accepted_characters"] == len(" red0")  # at the other text's first key there was no answer yet
+    assert {job.session_id for job in engine.seen} == {"replay"}
+
+
+def test_bench_replay_tells_a_suggestion_that_does_not_fit(run, monkeypatch):
+    from superdraft.client.suggestions import AnswerCache, Suggestion
+
+    wrong = (Suggestion("drafts-0", 0, "nonsense", 0.0, 0),)
+    monkeypatch.setattr(AnswerCache, "find", lambda cache, text: wrong if len(cache) else None)
+    monkeypatch.setattr("superdraft.benchmarks.replay.FIRST_CHARS", 1)
+    with serving(create_app(Settings(), FakeEngine(), model_name="tiny")) as url:
+        assert run("bench", "replay", "--url", url, "--keys", "20", "--json")[0] == 1
