@@ -293,3 +293,52 @@ def test_bench_replay_tells_a_suggestion_that_does_not_fit(run, monkeypatch):
     monkeypatch.setattr("superdraft.benchmarks.replay.FIRST_CHARS", 1)
     with serving(create_app(Settings(), FakeEngine(), model_name="tiny")) as url:
         assert run("bench", "replay", "--url", url, "--keys", "20", "--json")[0] == 1
+
+
+def test_try_needs_a_terminal(run):
+    assert run("try")[::2] == (2, "superdraft: try needs a terminal; `superdraft complete` works without one.\n")
+
+
+@pytest.fixture
+def in_a_terminal(monkeypatch):
+    monkeypatch.setattr("superdraft.server.cli_try.is_terminal", lambda: True)
+
+
+def test_try_tells_what_is_wrong_before_it_takes_the_screen(run, in_a_terminal, tmp_path):
+    code, _, err = run("try", "--url", "http://127.0.0.1:1")
+    assert (code, "No server answers at http://127.0.0.1:1" in err) == (2, True)
+    missing = str(tmp_path / "key")
+    assert "cannot be read" in run("try", "--api-key-file", missing)[2]
+    assert "leave one out" in run("try", "--api-key-file", missing, "--api-key", "x")[2]
+    with serving(
+        create_app(Settings(api_keys="ann=ann-0123456789-0123456789"), FakeEngine(), model_name="tiny")
+    ) as url:
+        assert "key" in run("try", "--url", url, "--api-key", "wrong")[2]
+
+
+def test_try_runs_the_terminal_and_leaves_the_text(run, in_a_terminal, monkeypatch, tmp_path):
+    asked = {}
+
+    async def run_terminal(client, text, **options):
+        asked.update(options)
+        completion = await client.complete(text, num_drafts=1, max_tokens=1)
+        return text + completion.drafts[0].text + "\x1b"
+
+    monkeypatch.setattr("superdraft.client.terminal.run_terminal", run_terminal)
+    key = tmp_path / "key"
+    key.write_text("ann-0123456789-0123456789\n")
+    settings = Settings(api_keys="ann=ann-0123456789-0123456789")
+    with capture_logs(), serving(create_app(settings, FakeEngine(), model_name="tiny")) as url:
+        code, out, _ = run("try", "hi", "--url", url, "--api-key-file", str(key), "-k", "2", "--no-report")
+    assert (code, out) == (0, "hi red0\\x1b\n")
+    assert asked == {"num_drafts": 2, "max_tokens": 10, "report": False, "model": "superdraft", "single_line": True}
+
+
+def test_try_without_its_package_says_what_to_install(run, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "prompt_toolkit"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
+    monkeypatch.delitem(sys.modules, "superdraft.client.terminal", raising=False)
+    code, _, err = run("try")
+    assert code == 2
+    assert "pip install 'superdraft[try]'" in err
