@@ -140,7 +140,10 @@ class Endpoint:
         except httpx.TransportError as error:
             if streams:
                 raise StreamBrokenError(_broken(self.base_url)) from None
-            message = f"No server answers at {self.base_url} ({error}). Is `superdraft serve` running there?"
+            if isinstance(error, httpx.ConnectError):
+                message = f"No server answers at {self.base_url} ({error}). Is `superdraft serve` running there?"
+            else:
+                message = f"The connection to {self.base_url} broke before the answer was there ({error})."
             raise ConnectionFailedError(message) from None
 
 

@@ -25,7 +25,7 @@ def try_it(
 ) -> None:
     """Write in the terminal, with drafts of a running server as you type."""
     from superdraft.client import AsyncSuperdraft
-    from superdraft.client.terminal import run_terminal
+    from superdraft.server.cli_terminal import run_terminal
 
     key = read_key(api_key, api_key_file)
     if not is_terminal():

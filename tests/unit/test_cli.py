@@ -324,7 +324,7 @@ def test_try_runs_the_terminal_and_leaves_the_text(run, in_a_terminal, monkeypat
         completion = await client.complete(text, num_drafts=1, max_tokens=1)
         return text + completion.drafts[0].text + "\x1b"
 
-    monkeypatch.setattr("superdraft.client.terminal.run_terminal", run_terminal)
+    monkeypatch.setattr("superdraft.server.cli_terminal.run_terminal", run_terminal)
     key = tmp_path / "key"
     key.write_text("ann-0123456789-0123456789\n")
     settings = Settings(api_keys="ann=ann-0123456789-0123456789")
@@ -338,7 +338,7 @@ def test_try_without_its_package_says_what_to_install(run, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "prompt_toolkit"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
-    monkeypatch.delitem(sys.modules, "superdraft.client.terminal", raising=False)
+    monkeypatch.delitem(sys.modules, "superdraft.server.cli_terminal", raising=False)
     code, _, err = run("try")
     assert code == 2
     assert "pip install 'superdraft[try]'" in err

@@ -247,6 +247,14 @@ def test_nobody_there(face, pauses):
     assert 0.3 <= pauses[1] <= 0.4
 
 
+def test_connection_that_breaks_before_the_answer_is_tried_again(face, pauses):
+    client = in_turn(face, httpx.RemoteProtocolError("gone"), httpx.Response(200, json=ANSWER))
+    assert client.call("complete", "hi").id == "drafts-1"
+    broken = httpx.Response(200, stream=Chunks(b"{", httpx.ReadError("reset")))
+    with pytest.raises(ConnectionFailedError, match=r"broke before the answer was there \(reset\)"):
+        in_turn(face, broken, max_retries=0).call("complete", "hi")
+
+
 def test_too_slow_is_not_tried_again(face, pauses):
     client = in_turn(face, httpx.ReadTimeout("slow"), timeout=2)
     with pytest.raises(RequestTimeoutError, match="2 s"):
