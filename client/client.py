@@ -11,11 +11,11 @@ import httpx
 from superdraft.client.completion import ClientBase, Completion, reporting_through
 from superdraft.client.errors import ClientError
 from superdraft.client.models import FeedbackReceipt, Model, Snapshot
+from superdraft.client.stream_reader import StreamReader
 from superdraft.client.wire import (
     Call,
     DraftsOptions,
     Endpoint,
-    StreamReader,
     drafts_call,
     feedback_call,
     models_call,

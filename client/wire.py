@@ -19,16 +19,14 @@ from superdraft.client.errors import (
     StreamBrokenError,
     error_class,
 )
-from superdraft.client.models import DraftsAnswer, FeedbackReceipt, Model, Snapshot, from_json
+from superdraft.client.models import DraftsAnswer, FeedbackReceipt, Model, from_json
 from superdraft.client.retries import retry_after_s, should_retry
-from superdraft.client.sse import EventParser
 
 DRAFTS_ROUTE = "/v1/drafts"
 FEEDBACK_ROUTE = "/v1/feedback"
 MODELS_ROUTE = "/v1/models"
 SESSION_HEADER = "x-session-id"
-_EVENT_STREAM = "text/event-stream"
-_DONE = "[DONE]"
+EVENT_STREAM = "text/event-stream"
 _HEADER_CHARACTERS = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 T = TypeVar("T")
@@ -139,7 +137,7 @@ class Endpoint:
             raise InvalidAnswerError(f"The answer of {self.base_url} is not compressed as it says.") from None
         except httpx.TransportError as error:
             if streams:
-                raise StreamBrokenError(_broken(self.base_url)) from None
+                raise StreamBrokenError(broken(self.base_url)) from None
             if isinstance(error, httpx.ConnectError):
                 message = f"No server answers at {self.base_url} ({error}). Is `superdraft serve` running there?"
             else:
@@ -186,7 +184,7 @@ def drafts_call(
         headers[SESSION_HEADER] = urllib.parse.quote(session_id, safe=_HEADER_CHARACTERS)
     if stream:
         body["stream"] = True
-        headers["accept"] = _EVENT_STREAM
+        headers["accept"] = EVENT_STREAM
     return Call("POST", DRAFTS_ROUTE, kind.from_json, body, headers)
 
 
@@ -229,10 +227,11 @@ def status_error(response: httpx.Response) -> StatusError:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):  # a proxy's page, or no server of ours
         error = None
-    return _error_of(error, response)
+    return error_of(error, response)
 
 
-def _error_of(error: Any, response: httpx.Response) -> StatusError:
+def error_of(error: Any, response: httpx.Response) -> StatusError:
+    """The exception for the `error` object of an answer, or of an event in it."""
     detail = error if isinstance(error, Mapping) else {}
     message, kind, param, code = (
         value if isinstance(value := detail.get(name), str) else None for name in ("message", "type", "param", "code")
@@ -249,73 +248,6 @@ def _error_of(error: Any, response: httpx.Response) -> StatusError:
     )
 
 
-class StreamReader(Generic[T]):
-    """Reads the events of a stream of drafts from bytes, however they are cut up.
-
-    Args:
-        call: the request, which reads the last event.
-        response: whose events they are; its content is not touched.
-        base_url: for messages.
-        finish: what is done to the last event's value.
-    """
-
-    def __init__(self, call: Call[T], response: httpx.Response, base_url: str, finish: Callable[[T], T]) -> None:
-        media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != _EVENT_STREAM:
-            raise InvalidAnswerError(f"{base_url} answers a stream with {media_type or 'no content type'}.")
-        self._call = call
-        self._response = response
-        self._base_url = base_url
-        self._finish = finish
-        self._parser = EventParser()
-        self.answer: T | None = None
-
-    def feed(self, chunk: bytes) -> Iterator[Snapshot]:
-        """The snapshots that `chunk` completes. The last event's value is in `answer` when it has come.
-
-        Raises:
-            StatusError: the server ended the stream with an error.
-            InvalidAnswerError: an event is not what the route sends.
-        """
-        for data in self._parser.feed(chunk):
-            if data == _DONE:
-                self._check_complete()
-                return
-            event = _json_object(data)
-            if "error" in event:
-                raise _error_of(event["error"], self._response)
-            match event.get("object"):
-                case "drafts.snapshot":
-                    yield from_json(Snapshot, event, DRAFTS_ROUTE)
-                case "drafts":
-                    self.answer = self._finish(self._call.read(event))
-                case _:  # of a later version
-                    continue
-
-    def end(self) -> T:
-        """The last event's value, when all bytes have come.
-
-        Raises:
-            StreamBrokenError: it has not come.
-        """
-        self._check_complete()
-        assert self.answer is not None
-        return self.answer
-
-    def _check_complete(self) -> None:
-        if self.answer is None:
-            raise StreamBrokenError(_broken(self._base_url))
-
-
-def _json_object(data: str) -> Mapping[str, Any]:
-    try:
-        event = json.loads(data)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict):
-        raise InvalidAnswerError(f"An event of the stream, of {len(data)} characters, is not a JSON object.")
-    return event
-
-
-def _broken(base_url: str) -> str:
+def broken(base_url: str) -> str:
+    """What a stream that ended too early is told with."""
     return f"The connection to {base_url} ended before the drafts were finished."

@@ -1,6 +1,7 @@
-"""Both clients with one face, so that a test is written once: the asynchronous one runs in an event loop of its own."""
+"""Both clients with one face, so that a test is written once, and scripted answers for them."""
 
 import asyncio
+import json
 
 import httpx
 
@@ -78,3 +79,80 @@ class AsyncFace:
 
 
 FACES = {"sync": SyncFace, "async": AsyncFace}
+
+ANSWER = {
+    "id": "drafts-1",
+    "object": "drafts",
+    "model": "tiny",
+    "drafts": [
+        {
+            "index": 0,
+            "text": " be",
+            "tokens": [" be"],
+            "token_ids": [325],
+            "score": -0.5,
+            "token_logprobs": [-1.5],
+            "finish_reason": "length",
+            "from_a_later_version": 1,
+        }
+    ],
+    "usage": {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3, "cached_tokens": 0, "forward_rows": 0},
+    "timings": {"queue_ms": 0.1, "prefill_ms": 1, "decode_ms": 2.0, "ngram_ms": 0.5, "total_ms": 3.1},
+    "warnings": ["careful"],
+}
+SNAPSHOT = {
+    "object": "drafts.snapshot",
+    "id": "drafts-1",
+    "step": 1,
+    "stable_text": " ",
+    "drafts": [{"index": 0, "text": " 日本🦙", "score": -1}],
+}
+ERROR = {"message": "n must be 1.", "type": "t", "param": "n", "code": "c"}
+EVENT_STREAM = {"content-type": "text/event-stream; charset=utf-8"}
+
+
+def answering(face, status, body, headers=(), **options):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return face(handler=lambda request: httpx.Response(status, content=content, headers=dict(headers)), **options)
+
+
+def in_turn(face, *answers, **options):
+    """Each answer is a response or an exception; the requests are in `seen`."""
+    left, seen = iter(answers), []
+
+    def handler(request):
+        seen.append(request)
+        answer = next(left)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    made = face(handler=handler, **options)
+    made.seen = seen
+    return made
+
+
+class Chunks(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body in pieces; an exception among them breaks the connection."""
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+        self.is_closed = False
+
+    def _piece(self, piece):
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    def __iter__(self):
+        return (self._piece(piece) for piece in self.pieces)
+
+    async def __aiter__(self):
+        for piece in self.pieces:
+            yield self._piece(piece)
+
+    def close(self):
+        self.is_closed = True
+
+    async def aclose(self):
+        self.is_closed = True
