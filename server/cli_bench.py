@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from superdraft.server.cli_try import read_key
+from superdraft.server.cli_api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
 app = typer.Typer(help="Measure the engine and the server.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -102,8 +102,8 @@ def replay(
     latency_ms: Annotated[float | None, typer.Option(min=0, help="Of an answer.  [default: as measured]")] = None,
     accept: Annotated[bool, typer.Option("--accept", help="Take the best draft whenever it is right.")] = False,
     url: Annotated[str | None, typer.Option(help="A running server; without it one is started here.")] = None,
-    api_key: Annotated[str | None, typer.Option(help="For that server.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="A file that holds the API key.")] = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
     model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
     dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,

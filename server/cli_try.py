@@ -2,11 +2,11 @@
 
 import asyncio
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from superdraft.server.cli_api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.cli_complete import shown
 from superdraft.server.errors import CommandError
 
@@ -16,8 +16,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 def try_it(
     text: Annotated[str, typer.Argument(help="Text to begin with.")] = "",
     url: Annotated[str, typer.Option(help="Of the server.")] = DEFAULT_URL,
-    api_key: Annotated[str | None, typer.Option(help="For the server. Others see it in the process list.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="A file that holds the API key.")] = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
     num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Drafts.")] = 3,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens of each draft.")] = 10,
     model: Annotated[str, typer.Option(help="A name that the server knows.")] = "superdraft",
@@ -46,19 +46,3 @@ def try_it(
 def is_terminal() -> bool:
     """Whether somebody can see what is written, and type."""
     return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def read_key(api_key: str | None, file: Path | None) -> str | None:
-    """The API key of two options, of which one may be given.
-
-    Raises:
-        CommandError: both are given, or the file cannot be read.
-    """
-    if file is None:
-        return api_key
-    if api_key is not None:
-        raise CommandError("--api-key and --api-key-file are both given; leave one out.")
-    try:
-        return file.read_text().strip()
-    except (OSError, UnicodeError) as error:
-        raise CommandError(f"--api-key-file {file} cannot be read: {error}.") from None

@@ -104,6 +104,19 @@ def test_complete_asks_a_server(run):
         assert engine.seen[0].params.alpha == 0
 
 
+def test_complete_with_an_api_key(run, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("ann-0123456789-0123456789\n")
+    settings = Settings(api_keys="ann=ann-0123456789-0123456789")
+    with capture_logs(), serving(create_app(settings, FakeEngine(), model_name="tiny")) as url:
+        command = ("complete", "hi", "--url", url, "-n", "1", "--json")
+        assert run(*command)[0] == 2
+        assert run(*command, "--api-key", "ann-0123456789-0123456789")[0] == 0
+        code, out, _ = run(*command, "--api-key-file", str(key))
+        assert (code, json.loads(out)["drafts"][0]["text"]) == (0, " red0")
+        assert "printable ASCII" in run(*command, "--api-key", "käse")[2]
+
+
 def test_complete_reads_standard_input(run, fake_model, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("né\n".encode())))
     assert run("complete", "-", "--json")[0] == 0
