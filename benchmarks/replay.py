@@ -10,6 +10,7 @@ import math
 import random
 import statistics
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from superdraft.benchmarks.load import FIRST_CHARS, KEY_PAUSE_S, PAUSE_SIGMA, TH
 from superdraft.benchmarks.local_server import local_server
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.typing_texts import TEXTS
-from superdraft.client import Cancel, DraftsAnswer, Report, Send, Suggestion, Superdraft, TypingSession
+from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Suggestion, Superdraft, TypingSession
 from superdraft.evaluation.prompts import read_prompts
 
 Ask = Callable[[str], tuple[DraftsAnswer, float]]
@@ -76,16 +77,25 @@ class Typist:
         accepts: take the ghost text, or its first word, when that is what would be typed.
         seed: of the pauses.
         max_keys: stop after so many; None: when all is typed.
+        options: of the session.
     """
 
-    def __init__(self, ask: Ask, *, accepts: bool = False, seed: int = 0, max_keys: int | None = None) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        *,
+        accepts: bool = False,
+        seed: int = 0,
+        max_keys: int | None = None,
+        options: SessionOptions | None = None,
+    ) -> None:
         self.tally = Tally()
         self._ask = ask
         self._accepts = accepts
         self._chance = random.Random(seed)  # noqa: S311 (the same pauses in every run)
         self._max_keys = math.inf if max_keys is None else max_keys
         self._now_s = 0.0
-        self._session = TypingSession(clock=lambda: self._now_s)
+        self._session = TypingSession(options, lambda: self._now_s)
         self._answers: dict[int, tuple[float, DraftsAnswer]] = {}
         self._drafts: dict[tuple[str, int], str] = {}  # each with the whole text before it
         self._waits_since_s: float | None = None
@@ -185,6 +195,7 @@ def main(
     num_drafts: int,
     max_tokens: int,
     latency_ms: float | None,
+    requests_per_key: float,
     accepts: bool,
     url: str | None,
     api_key: str | None,
@@ -201,6 +212,7 @@ def main(
         num_drafts: as in the request.
         max_tokens: as in the request.
         latency_ms: what an answer takes on the session's clock; None: what it took.
+        requests_per_key: see SessionOptions.
         accepts: see Typist.
         url: a running server; None: start one here.
         api_key: for that server.
@@ -215,14 +227,16 @@ def main(
         local_server(serve_options) if url is None else contextlib.nullcontext(url) as base_url,
         Superdraft(base_url, api_key) as client,
     ):
+        session_id = f"replay-{uuid.uuid4().hex}"  # another run against the same server must not end ours
 
         def ask(prompt: str) -> tuple[DraftsAnswer, float]:
             started_s = time.perf_counter()
-            answer = client.complete(prompt, num_drafts, max_tokens, session_id="replay")
+            answer = client.complete(prompt, num_drafts, max_tokens, session_id=session_id)
             seconds = time.perf_counter() - started_s
             return answer, seconds if latency_ms is None else latency_ms / 1000
 
-        typist = Typist(ask, accepts=accepts, max_keys=num_keys)
+        options = SessionOptions(requests_per_key=requests_per_key)
+        typist = Typist(ask, accepts=accepts, max_keys=num_keys, options=options)
         for script in track(_until(scripts, typist, num_keys), "typing", console=Console(stderr=True)):
             typist.type(script)
         typist.close()
@@ -234,7 +248,8 @@ def main(
         "keys_each": keys_each,
         "num_drafts": num_drafts,
         "max_tokens": max_tokens,
-        "latency_ms": latency_ms or "as measured",
+        "latency_ms": "as measured" if latency_ms is None else latency_ms,
+        "budget_per_key": requests_per_key,
         "accepts": accepts,
         "key_pause_median_s": KEY_PAUSE_S,
         "thinking_pause_median_s": THINKING_PAUSE_S,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 _KEPT_PAUSES = 48
 _ENOUGH_PAUSES = 12
+_FREE_SHARE = 0.1  # no more: an answer that comes after the next key is of use, too, if a draft has that key
 _LONGEST_PAUSE_S = 3.0
 _FIRST_LATENCY_S = 0.1
 _FIRST_MISS_SHARE = 0.7
@@ -19,9 +20,9 @@ _USUAL_PAUSES_S = (0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.19, 0.23, 0.29, 0.41)
 class Pace:
     """Learns the pauses between a person's keys and the server's latency, and says how long to wait.
 
-    A request is worth sending if there is no key before its answer, and requests should be few. So two things have to
-    be true of the pauses at least as long as the wait: they are no larger a share of all than the budget allows, given
-    how often a key press has no draft yet, and half of them last until the answer is there.
+    Requests should be few, and the answer should come before the next key now and then. So two things have to be true
+    of the pauses that are longer than the wait: they are no larger a share of all than the budget allows, given how
+    often a key press has no draft yet, and one in ten of them lasts until the answer is there.
 
     Args:
         requests_per_key: the budget.
@@ -64,10 +65,10 @@ class Pace:
 
 
 def _until_likely_free(pauses: Sequence[float], latency_s: float) -> float:
-    """The shortest wait after which at least half of the pauses leave `latency_s` more; `pauses` are sorted."""
+    """The shortest wait after which enough of the pauses last `latency_s` more; `pauses` are sorted."""
     for wait_s in (0.0, *pauses):
         num_going_on = len(pauses) - bisect.bisect_right(pauses, wait_s)
         num_long_enough = len(pauses) - bisect.bisect_right(pauses, wait_s + latency_s)
-        if 2 * num_long_enough >= num_going_on:
+        if num_long_enough >= _FREE_SHARE * num_going_on:
             return wait_s
     return pauses[-1]

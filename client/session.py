@@ -30,7 +30,7 @@ class SessionOptions:
         prefetch: ask for what goes on after an accepted draft at once.
     """
 
-    requests_per_key: float = 0.25
+    requests_per_key: float = 0.3
     max_delay_s: float = 0.5
     max_answers: int = 64
     max_prompt_chars: int = 4000

@@ -295,7 +295,7 @@ def test_bench_replay_types_prompts(run, tmp_path):
     assert report["inconsistent"] == report["accepted"] == 0
     assert report["first_suggestion_ms_median"] >= 50
     assert accepting["accepted_characters"] == len(" red0")  # at the other text's first key there was no answer yet
-    assert {job.session_id for job in engine.seen} == {"replay"}
+    assert len({job.session_id for job in engine.seen}) == 3  # one a run
 
 
 def test_bench_replay_tells_a_suggestion_that_does_not_fit(run, monkeypatch):
