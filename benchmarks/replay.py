@@ -102,6 +102,7 @@ class Typist:
 
     def type(self, script: Script) -> None:
         """Type the rest of a text. The session has known others before."""
+        self._waits_since_s = None
         self._do(self._session.edit(script.text[: script.num_given]))
         while len(self._session.text) < len(script.text) and self.tally.num_keys < self._max_keys:
             self._wait(self._pause_s())

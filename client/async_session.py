@@ -17,11 +17,27 @@ from superdraft.client.wire import DraftsOptions
 class TypingClient(Protocol):
     """What a typing session needs of a client: `AsyncSuperdraft` has it."""
 
-    async def complete(self, prompt: str, **options: Any) -> DraftsAnswer:
+    async def complete(
+        self,
+        prompt: str,
+        num_drafts: int = ...,
+        max_tokens: int = ...,
+        *,
+        max_retries: int | None = ...,
+        **options: Unpack[DraftsOptions],
+    ) -> DraftsAnswer:
         """Drafts of a prompt."""
         ...
 
-    async def feedback(self, completion_id: str, event: str, rank: int = 0, **details: Any) -> FeedbackReceipt:
+    async def feedback(
+        self,
+        completion_id: str,
+        event: str,
+        rank: int = ...,
+        *,
+        elapsed_ms: float | None = ...,
+        num_characters: int | None = ...,
+    ) -> FeedbackReceipt:
         """Tell what the user did."""
         ...
 
@@ -185,8 +201,13 @@ class AsyncTypingSession:
         self._do(actions)
 
     async def _report(self, report: Report) -> None:
-        details = {"elapsed_ms": report.elapsed_ms, "num_characters": report.num_characters}
         try:
-            await self._client.feedback(report.completion_id, report.event, report.rank, **details)
+            await self._client.feedback(
+                report.completion_id,
+                report.event,
+                report.rank,
+                elapsed_ms=report.elapsed_ms,
+                num_characters=report.num_characters,
+            )
         except ClientError:
             return  # the user is typing: nobody wants to hear of it

@@ -43,8 +43,6 @@ class Terminal:
         self.buffer = Buffer(multiline=True)
         self.buffer.text = text
         self.buffer.cursor_position = len(text)
-        self.buffer.on_text_changed += lambda _: self._follow()
-        self.buffer.on_cursor_position_changed += lambda _: self._follow()
         control = BufferControl(self.buffer, input_processors=[_GhostText(self)])
         bar = Window(FormattedTextControl(self._bar), height=1, style="class:bar")
         self._app: Application[None] = Application(
@@ -55,6 +53,8 @@ class Terminal:
             input=input,
             output=output,
         )
+        # Not the buffer's own events: between those of a key press the cursor is not where it belongs.
+        self._app.key_processor.after_key_press += lambda _: self._follow()
         self._app.timeoutlen = self._app.ttimeoutlen = _ESCAPE_WAIT_S
         self.session = make_session(self._app.invalidate)
 

@@ -132,6 +132,19 @@ def test_nothing_is_suggested_inside_a_line():
     assert run(scenario, text="Thank you")[0] == "Thank you"
 
 
+def test_each_key_is_one_edit():
+    async def scenario(shown, press):
+        edits, edit = [], shown.session.edit
+        shown.session.edit = lambda text: (edits.append(text), edit(text))
+        press("ab")
+        await until(lambda: len(edits) == 2)
+        press("\x7f\rc")
+        await until(lambda: len(edits) == 5)
+        assert edits == ["a", "ab", "a", "a\n", "a\nc"]
+
+    run(scenario)
+
+
 def test_errors_are_in_the_bar():
     async def scenario(shown, press):
         press("Thank you")
