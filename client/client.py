@@ -1,29 +1,72 @@
 """The synchronous client."""
 
-import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from superdraft.client.errors import (
-    ConnectionFailedError,
-    InvalidAnswerError,
-    RequestTimeoutError,
-    StatusError,
-    error_class,
+from superdraft.client.completion import ClientBase, Completion, reporting_through
+from superdraft.client.errors import ClientError
+from superdraft.client.models import FeedbackReceipt, Model, Snapshot
+from superdraft.client.stream_reader import StreamReader
+from superdraft.client.wire import (
+    Call,
+    DraftsOptions,
+    Endpoint,
+    drafts_call,
+    feedback_call,
+    models_call,
+    read_answer,
+    status_error,
 )
-from superdraft.client.models import Completion
+
+T = TypeVar("T")
 
 
-class Superdraft:
+class DraftsStream:
+    """The drafts as they grow: iterate over it, or over `snapshots`, then take `result`."""
+
+    def __init__(
+        self, response: httpx.Response, reader: StreamReader[Completion], endpoint: Endpoint, timeout_s: float
+    ) -> None:
+        self._response = response
+        self._reader = reader
+        self._endpoint = endpoint
+        self._timeout_s = timeout_s
+        self.snapshots = self._read()
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        return self.snapshots
+
+    def result(self) -> Completion:
+        """The finished drafts; what is left of the stream is read first.
+
+        Raises:
+            StreamBrokenError: the connection ended before they came.
+            ClientError: as in `Superdraft.complete`.
+        """
+        for _ in self.snapshots:
+            pass
+        return self._reader.end()
+
+    def _read(self) -> Iterator[Snapshot]:
+        with self._endpoint.translating(self._timeout_s, streams=True):
+            for chunk in self._response.iter_bytes():
+                yield from self._reader.feed(chunk)
+        self._reader.end()
+
+
+class Superdraft(ClientBase):
     """A connection to a Superdraft server. Close it, or use it in a `with` statement.
 
     Args:
         base_url: "http://127.0.0.1:8000"; a trailing "/v1" does no harm.
         api_key: sent as a bearer token.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for the connection, and then for each next part of the answer.
+        max_retries: how often a request that failed is sent again, see `RetryPolicy`.
         transport: how requests travel, for tests; None: over the network.
     """
 
@@ -32,14 +75,11 @@ class Superdraft:
         base_url: str,
         api_key: str | None = None,
         timeout: float = 30.0,
+        max_retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        if not math.isfinite(timeout) or timeout <= 0:
-            raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-        self._timeout = timeout
-        self._http = httpx.Client(headers=headers, timeout=timeout, transport=transport)
+        super().__init__(base_url, api_key, timeout, max_retries)
+        self._http = httpx.Client(headers=self._endpoint.headers, timeout=timeout, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +94,14 @@ class Superdraft:
         self._http.close()
 
     def complete(
-        self, prompt: str | Sequence[int], num_drafts: int = 3, max_tokens: int = 16, **options: Any
+        self,
+        prompt: str | Sequence[int],
+        num_drafts: int = 3,
+        max_tokens: int = 16,
+        *,
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        **options: Unpack[DraftsOptions],
     ) -> Completion:
         """The best `num_drafts` drafts that go on from `prompt`; fewer if there are not so many distinct ones.
 
@@ -62,11 +109,9 @@ class Superdraft:
             prompt: text or token ids.
             num_drafts: k.
             max_tokens: new tokens of each draft, at most.
-            options: further fields of `POST /v1/drafts`, but `stream`: `model`, `stop`, `session_id`, `timeout_ms`;
-                `ngram_model` (None: no n-gram model), `alpha`, `tau`, `candidates_per_draft`; `strategy`,
-                `num_branches`, `temperature`, `top_p`, `seed`, `reset_every`; `logit_bias`, `frequency_penalty`,
-                `presence_penalty`; `token_healing`, `single_line`, `trim`, `min_score`. Those not given are the
-                server's defaults.
+            timeout: as of the client, for this request.
+            max_retries: as of the client, for this request.
+            options: further fields of `POST /v1/drafts`, see `DraftsOptions`.
 
         Raises:
             ConnectionFailedError: no server answers there.
@@ -74,37 +119,85 @@ class Superdraft:
             StatusError: it answered with an error; see its subclasses.
             InvalidAnswerError: the answer cannot be understood.
         """
-        text_or_ids = prompt if isinstance(prompt, str) else list(prompt)
-        body = {"prompt": text_or_ids, "num_drafts": num_drafts, "max_tokens": max_tokens, **options}
-        return Completion.from_json(self._post("/v1/drafts", body))
+        call = drafts_call(prompt, num_drafts, max_tokens, options, Completion)
+        return self._with_feedback(self._ask(call, timeout, max_retries))
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+    @contextmanager
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        num_drafts: int = 3,
+        max_tokens: int = 16,
+        *,
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        **options: Unpack[DraftsOptions],
+    ) -> Iterator[DraftsStream]:
+        """`complete`, with the drafts shown while they grow. Leaving the `with` statement early ends the request.
+
+        ::
+
+            with client.stream("Thank you for") as stream:
+                for snapshot in stream:
+                    print(snapshot.drafts[0].text)
+                completion = stream.result()
+
+        Raises:
+            ClientError: as in `complete`; what fails before the first event is tried again as there.
+        """
+        call = drafts_call(prompt, num_drafts, max_tokens, options, Completion, stream=True)
+        timeout_s = self._timeout_s(timeout)
+        response = self._open(call, timeout_s, max_retries, stream=True)
         try:
-            response = self._http.post(self.base_url + path, json=body)
-        except httpx.TimeoutException:
-            raise RequestTimeoutError(f"{self.base_url} gave no answer within {self._timeout:g} s.") from None
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            message = f"No server answers at {self.base_url} ({error}). Is `superdraft serve` running there?"
-            raise ConnectionFailedError(message) from None
-        if response.is_success:
+            reader = StreamReader(call, response, self.base_url, self._with_feedback)
+            yield DraftsStream(response, reader, self._endpoint, timeout_s)
+        finally:
+            response.close()
+
+    def models(self) -> tuple[Model, ...]:
+        """The names that `model` takes.
+
+        Raises:
+            ClientError: as in `complete`.
+        """
+        return self._ask(models_call())
+
+    def feedback(
+        self,
+        completion_id: str,
+        event: str,
+        rank: int = 0,
+        *,
+        elapsed_ms: float | None = None,
+        num_characters: int | None = None,
+    ) -> FeedbackReceipt:
+        """What `Completion.shown`, `accepted` and `dismissed` do, for those who have kept no more than the id.
+
+        Raises:
+            ClientError: as in `complete`.
+        """
+        return self._ask(feedback_call(completion_id, event, rank, elapsed_ms, num_characters))
+
+    def _with_feedback(self, completion: Completion) -> Completion:
+        reporting_through(completion, self._ask)
+        return completion
+
+    def _ask(self, call: Call[T], timeout: float | None = None, max_retries: int | None = None) -> T:
+        response = self._open(call, self._timeout_s(timeout), max_retries, stream=False)
+        return read_answer(call, response, self.base_url)
+
+    def _open(self, call: Call[Any], timeout_s: float, max_retries: int | None, *, stream: bool) -> httpx.Response:
+        """A success; its content is left to read if it is a stream."""
+        attempts = self._attempts(max_retries)
+        while True:
             try:
-                return response.json()
-            except ValueError:
-                raise InvalidAnswerError(f"The answer of {self.base_url} is not JSON.") from None
-        raise _status_error(response)
-
-
-def _status_error(response: httpx.Response) -> StatusError:
-    try:
-        error = response.json()["error"]
-        message, kind, param, code = (error.get(name) for name in ("message", "type", "param", "code"))
-    except (ValueError, KeyError, TypeError, AttributeError):  # a proxy's page, or no server of ours
-        message = kind = param = code = None
-    return error_class(response.status_code)(
-        message or f"The server answered with status {response.status_code}.",
-        status=response.status_code,
-        kind=kind,
-        param=param,
-        code=code,
-        request_id=response.headers.get("x-request-id"),
-    )
+                with self._endpoint.translating(timeout_s):
+                    request = self._http.build_request(**self._endpoint.request(call, timeout_s))
+                    response = self._http.send(request, stream=stream)
+                    if response.is_success:
+                        return response
+                    response.read()
+                raise status_error(response)
+            except ClientError as error:
+                delay_s = attempts.delay_after(error)
+            time.sleep(delay_s)

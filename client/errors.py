@@ -3,16 +3,18 @@
 ::
 
     ClientError
-    ├── ConnectionFailedError      no server answers there
+    ├── ConnectionFailedError      no server answers there, or the connection broke
+    │   ├── InvalidAddressError    the address is none
+    │   └── StreamBrokenError      a stream ended before its last event
     ├── RequestTimeoutError        it did not answer in time
     ├── InvalidAnswerError         what answers is no Superdraft server, or one of another version
     └── StatusError                it answered with an error
-        ├── BadRequestError        400, 413: mend the request
-        ├── AuthenticationError    401, 403
-        ├── SupersededError        499: a newer request of the same session took its place
-        ├── NotFoundError          404: the model or the route
-        ├── OverloadedError        429, 503: try again later
-        └── ServerError            other 5xx
+        ├── BadRequestError        invalid_request_error: mend the request
+        ├── AuthenticationError    authentication_error, permission_error
+        ├── SupersededError        cancelled_error: a newer request of the same session took its place
+        ├── NotFoundError          not_found_error: the model, the completion or the route
+        ├── OverloadedError        rate_limit_error, overloaded_error: try again later
+        └── ServerError            server_error
 """
 
 
@@ -21,7 +23,15 @@ class ClientError(Exception):
 
 
 class ConnectionFailedError(ClientError):
-    """No server answers at the address."""
+    """No server answers at the address, or the connection broke before the answer was complete."""
+
+
+class InvalidAddressError(ConnectionFailedError):
+    """The address is not one that HTTP can go to."""
+
+
+class StreamBrokenError(ConnectionFailedError):
+    """The connection ended before the stream's last event; the drafts so far are not the final ones."""
 
 
 class RequestTimeoutError(ClientError):
@@ -36,11 +46,13 @@ class StatusError(ClientError):
     """The server answered with an error.
 
     Attributes:
-        status: the HTTP status.
+        status: the HTTP status; 200 if the error came as an event of a stream.
         kind: the error's `type`.
         param: the field at fault, if it is one.
         code: a short machine-readable reason.
         request_id: the server's `x-request-id`, to find the request in its log.
+        should_retry: the server's `x-should-retry`; None: it doesn't say.
+        retry_after_s: when it may be worth asking again; None: it doesn't say.
     """
 
     def __init__(
@@ -52,6 +64,8 @@ class StatusError(ClientError):
         param: str | None = None,
         code: str | None = None,
         request_id: str | None = None,
+        should_retry: bool | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -59,6 +73,8 @@ class StatusError(ClientError):
         self.param = param
         self.code = code
         self.request_id = request_id
+        self.should_retry = should_retry
+        self.retry_after_s = retry_after_s
 
 
 class BadRequestError(StatusError):
@@ -70,7 +86,7 @@ class AuthenticationError(StatusError):
 
 
 class NotFoundError(StatusError):
-    """The server has no such model or route."""
+    """The server has no such model, completion or route."""
 
 
 class SupersededError(StatusError):
@@ -78,23 +94,41 @@ class SupersededError(StatusError):
 
 
 class OverloadedError(StatusError):
-    """The server is busy or shutting down; try again later."""
+    """The server is busy or shutting down, or the key's limit is reached; try again later."""
 
 
 class ServerError(StatusError):
     """The server failed."""
 
 
-def error_class(status: int) -> type[StatusError]:
-    """The exception of an HTTP status."""
-    by_status: dict[int, type[StatusError]] = {
-        400: BadRequestError,
-        413: BadRequestError,
-        401: AuthenticationError,
-        403: AuthenticationError,
-        404: NotFoundError,
-        499: SupersededError,
-        429: OverloadedError,
-        503: OverloadedError,
-    }
-    return by_status.get(status, ServerError if status >= 500 else StatusError)
+_BY_TYPE: dict[str | None, type[StatusError]] = {
+    "authentication_error": AuthenticationError,
+    "permission_error": AuthenticationError,
+    "not_found_error": NotFoundError,
+    "cancelled_error": SupersededError,
+    "rate_limit_error": OverloadedError,
+    "overloaded_error": OverloadedError,
+    "server_error": ServerError,
+}
+_BY_STATUS: dict[int, type[StatusError]] = {
+    400: BadRequestError,
+    413: BadRequestError,
+    401: AuthenticationError,
+    403: AuthenticationError,
+    404: NotFoundError,
+    499: SupersededError,
+    429: OverloadedError,
+    503: OverloadedError,
+}
+
+
+def error_class(status: int, kind: str | None = None) -> type[StatusError]:
+    """The exception of an error's type, or else of its HTTP status.
+
+    `invalid_request_error` comes last: a route that is not there has this type, too.
+    """
+    if found := _BY_TYPE.get(kind) or _BY_STATUS.get(status):
+        return found
+    if kind == "invalid_request_error":
+        return BadRequestError
+    return ServerError if status >= 500 else StatusError

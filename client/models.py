@@ -1,8 +1,8 @@
-"""The answer of `POST /v1/drafts` as values."""
+"""The server's answers as values. Fields that this version does not know are left aside."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, get_args, get_origin
 
 from superdraft.client.errors import InvalidAnswerError
 
@@ -55,8 +55,17 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """The drafts for one prompt, best first."""
+class DraftsAnswer:
+    """The drafts for one prompt, best first.
+
+    Attributes:
+        id: what feedback about the drafts refers to.
+        model: the one that was served.
+        drafts: fewer than were asked for if there are not so many distinct ones.
+        usage: the work.
+        timings: where the time went.
+        warnings: fields of the request that had no effect, and the like.
+    """
 
     id: str
     model: str
@@ -66,30 +75,99 @@ class Completion:
     warnings: tuple[str, ...]
 
     @classmethod
-    def from_json(cls, answer: Any) -> "Completion":
-        """The parsed body of an answer. Fields that this version does not know are left aside.
+    def from_json(cls, answer: Any) -> Self:
+        """The parsed body of an answer of `POST /v1/drafts`.
 
         Raises:
-            InvalidAnswerError: a field is missing or of another shape.
+            InvalidAnswerError: a field is missing or of another type.
         """
-        try:
-            return cls(
-                id=str(answer["id"]),
-                model=str(answer["model"]),
-                drafts=tuple(_draft(draft) for draft in answer["drafts"]),
-                usage=_known_fields(Usage, answer["usage"]),
-                timings=_known_fields(Timings, answer["timings"]),
-                warnings=tuple(answer["warnings"]),
-            )
-        except (KeyError, TypeError) as error:
-            message = f"The answer is not that of a Superdraft server's /v1/drafts ({type(error).__name__}: {error})."
-            raise InvalidAnswerError(message) from None
+        return from_json(cls, answer, "/v1/drafts")
 
 
-def _draft(answer: Mapping[str, Any]) -> Draft:
-    lists = {name: tuple(answer[name]) for name in ("tokens", "token_ids", "token_logprobs")}
-    return _known_fields(Draft, {**answer, **lists})
+@dataclass(frozen=True, slots=True)
+class SnapshotDraft:
+    """One draft while it grows; a later snapshot may replace it."""
+
+    index: int
+    text: str
+    score: float
 
 
-def _known_fields(kind: type[T], answer: Mapping[str, Any]) -> T:
-    return kind(**{field.name: answer[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The drafts after a decode step, while they grow.
+
+    Attributes:
+        id: that of the answer to come.
+        step: counts from 1; snapshots that the reader was too slow for are missing.
+        stable_text: what all drafts begin with for good.
+        drafts: best first.
+    """
+
+    id: str
+    step: int
+    stable_text: str
+    drafts: tuple[SnapshotDraft, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackReceipt:
+    """What the server did with an event.
+
+    Attributes:
+        rank: the draft's place among those of its run; 0 is the best.
+        counted: False if the event had come before.
+        learned: the user's personal n-gram model has the draft.
+    """
+
+    rank: int
+    counted: bool
+    learned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A name that `model` takes; one with a strategy in it, as in "smollm2-135m:sample", is an alias."""
+
+    id: str
+    owned_by: str
+    created: int
+    max_model_len: int
+
+
+def from_json(kind: type[T], answer: Any, route: str) -> T:
+    """A dataclass of this module from parsed JSON.
+
+    Raises:
+        InvalidAnswerError: a field is missing or of another type. The message holds no text of the answer.
+    """
+    try:
+        value: T = _value(kind, answer, "the answer")
+    except _MismatchError as error:
+        raise InvalidAnswerError(f"The answer is not that of a Superdraft server's {route}: {error}.") from None
+    return value
+
+
+class _MismatchError(Exception):
+    pass
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """`value` as a `kind`: a dataclass, a tuple of one type, or a plain type of JSON."""
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise _MismatchError(f"{where} is no list")
+        item_kind = get_args(kind)[0]
+        return tuple(_value(item_kind, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if hasattr(kind, "__dataclass_fields__"):
+        if not isinstance(value, Mapping):
+            raise _MismatchError(f"{where} is no object")
+        missing = [field.name for field in fields(kind) if field.name not in value]
+        if missing:
+            raise _MismatchError(f"{where} has no {missing[0]}")
+        return kind(**{field.name: _value(field.type, value[field.name], field.name) for field in fields(kind)})
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise _MismatchError(f"{where} is no {kind.__name__}")
+    return value

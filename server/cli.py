@@ -17,9 +17,11 @@ from superdraft.ngram_models.errors import NgramModelError
 from superdraft.server.cli_complete import complete
 from superdraft.server.cli_doctor import doctor
 from superdraft.server.cli_serve import serve
+from superdraft.server.cli_try import try_it
 from superdraft.server.errors import CommandError
 
 EXPECTED_ERROR_CODE = 2
+_EXTRAS = {"matplotlib": "evaluation", "prompt_toolkit": "try"}
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(
@@ -30,6 +32,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(complete)
 app.command()(doctor)
+app.command("try")(try_it)
 
 
 @app.callback(invoke_without_command=True)
@@ -93,7 +96,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("superdraft"):
             raise
-        extra = "evaluation" if error.name == "matplotlib" else "server"
+        extra = _EXTRAS.get(error.name.partition(".")[0], "server")
         _fail(f"this command needs more packages ({error.name} is missing): pip install 'superdraft[{extra}]'")
 
 

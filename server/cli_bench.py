@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from superdraft.server.cli_api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
 app = typer.Typer(help="Measure the engine and the server.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -192,6 +193,49 @@ def personal(
         everything=everything,
         as_json=as_json,
     )
+
+
+@app.command()
+def replay(
+    prompts: Annotated[
+        list[Path] | None, typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable.")
+    ] = None,
+    keys: Annotated[int, typer.Option(min=1, help="Key presses in all.")] = 500,
+    keys_each: Annotated[int, typer.Option(min=1, help="Key presses of each prompt.")] = 60,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Drafts.")] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens of each draft.")] = 10,
+    latency_ms: Annotated[float | None, typer.Option(min=0, help="Of an answer.  [default: as measured]")] = None,
+    requests_per_key: Annotated[float, typer.Option(min=0.01, help="The session's budget.")] = 0.3,
+    accept: Annotated[bool, typer.Option("--accept", help="Take the best draft whenever it is right.")] = False,
+    url: Annotated[str | None, typer.Option(help="A running server; without it one is started here.")] = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Type texts through the client's typing session. Exit code 1 if a suggestion did not fit the text."""
+    from superdraft.benchmarks.replay import main
+
+    given = {"--model": model, "--dtype": dtype}
+    if url is not None and any(given.values()):
+        raise CommandError("--model and --dtype are for a server that is started here, without --url.")
+    is_consistent = main(
+        prompts=prompts or [],
+        num_keys=keys,
+        keys_each=keys_each,
+        num_drafts=num_drafts,
+        max_tokens=max_tokens,
+        latency_ms=latency_ms,
+        requests_per_key=requests_per_key,
+        accepts=accept,
+        url=url,
+        api_key=read_key(api_key, api_key_file),
+        serve_options=[part for flag, value in given.items() if value is not None for part in (flag, value)],
+        as_json=as_json,
+    )
+    if not is_consistent:
+        raise typer.Exit(1)
 
 
 @app.command()

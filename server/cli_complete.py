@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from superdraft.client.client import Superdraft
-from superdraft.client.models import Completion
+from superdraft.client.completion import Completion
+from superdraft.server.cli_api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
 
@@ -22,6 +23,8 @@ def complete(
     stop: Annotated[list[str] | None, typer.Option(help="A draft ends before this text. Repeatable.")] = None,
     model: Annotated[str | None, typer.Option(help="Known name, folder, .gguf file or hub id.")] = None,
     url: Annotated[str | None, typer.Option(help="Ask this server; without it the model is loaded here.")] = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="The answer of /v1/drafts on stdout.")] = False,
 ) -> None:
     """Show the best drafts that go on from a text."""
@@ -31,7 +34,7 @@ def complete(
     if url is None:
         completion = _complete_here(body, model, ngram_model)
     else:
-        completion = _complete_there(body, model, ngram_model, url)
+        completion = _complete_there(body, model, ngram_model, url, read_key(api_key, api_key_file))
     for warning in completion.warnings:
         sys.stderr.write(f"superdraft: {warning}\n")
     if as_json:
@@ -54,12 +57,14 @@ def read_prompt(text: str) -> str:
     return prompt.removesuffix("\n") if text == "-" else prompt
 
 
-def _complete_there(body: dict[str, Any], model: str | None, ngram_model: str | None, url: str) -> Completion:
+def _complete_there(
+    body: dict[str, Any], model: str | None, ngram_model: str | None, url: str, api_key: str | None
+) -> Completion:
     if model is not None:
         body["model"] = model
     if ngram_model is not None:
         body["ngram_model"] = None if ngram_model == "none" else ngram_model
-    with Superdraft(url) as client:
+    with Superdraft(url, api_key) as client:
         return client.complete(**body)
 
 

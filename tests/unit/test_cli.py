@@ -9,11 +9,10 @@ import sys
 import time
 
 import pytest
-from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 from support.engine import FakeEngine
 from support.serving import serving
 
-from superdraft.client import client as client_module
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.server import cli, cli_complete, cli_serve, doctor, loading
 from superdraft.server.app import create_app
@@ -97,14 +96,26 @@ def test_complete_shows_a_table(run, fake_model):
     assert all(text in out for text in ("red0", "green0", "blue0", "-0.500", "-1.500"))
 
 
-def test_complete_asks_a_server(run, monkeypatch):
+def test_complete_asks_a_server(run):
     engine = FakeEngine()
-    with TestClient(create_app(Settings(), engine, model_name="tiny")) as server:
-        monkeypatch.setattr(client_module.httpx, "Client", lambda **options: server)
-        code, out, _ = run("complete", "hi", "--url", "http://x", "-n", "1", "--json", "--alpha", "0")
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        code, out, _ = run("complete", "hi", "--url", url, "-n", "1", "--json", "--alpha", "0")
         assert code == 0
         assert json.loads(out)["drafts"][0]["text"] == " red0"
         assert engine.seen[0].params.alpha == 0
+
+
+def test_complete_with_an_api_key(run, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("ann-0123456789-0123456789\n")
+    settings = Settings(api_keys="ann=ann-0123456789-0123456789")
+    with capture_logs(), serving(create_app(settings, FakeEngine(), model_name="tiny")) as url:
+        command = ("complete", "hi", "--url", url, "-n", "1", "--json")
+        assert run(*command)[0] == 2
+        assert run(*command, "--api-key", "ann-0123456789-0123456789")[0] == 0
+        code, out, _ = run(*command, "--api-key-file", str(key))
+        assert (code, json.loads(out)["drafts"][0]["text"]) == (0, " red0")
+        assert "printable ASCII" in run(*command, "--api-key", "käse")[2]
 
 
 def test_complete_reads_standard_input(run, fake_model, monkeypatch):
@@ -266,3 +277,82 @@ def test_doctor_counts_the_cache_into_the_memory(monkeypatch):
     finding = doctor.check_memory(Settings(kv_memory="2GiB"))
     assert not finding.ok
     assert "--kv-memory" in finding.detail
+
+
+def test_bench_replay_types_prompts(run, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "hi", "reference": "red0 and more of it"}\n{"prompt": "hi,", "reference": "red0"}\n')
+    engine = FakeEngine()
+    with capture_logs(), serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        options = ("--url", url, "--prompts", str(prompts), "--latency-ms", "50", "--json", "-n", "1")
+        code, out, _ = run("bench", "replay", *options, "--keys", "100", "--keys-each", "10")
+        assert code == 0
+        assert run("bench", "replay", *options, "--keys", "100", "--keys-each", "10")[1] == out  # the clock is its own
+        accepting = json.loads(run("bench", "replay", *options, "--accept")[1])
+    report = json.loads(out)
+    assert report["key_presses"] == 10 + len(" red0")
+    assert 0 < report["requests"] <= len(engine.seen)
+    assert report["answered_locally"] > 0
+    assert report["inconsistent"] == report["accepted"] == 0
+    assert report["first_suggestion_ms_median"] >= 50
+    assert accepting["accepted_characters"] == len(" red0")  # at the other text's first key there was no answer yet
+    assert len({job.session_id for job in engine.seen}) == 3  # one a run
+
+
+def test_bench_replay_tells_a_suggestion_that_does_not_fit(run, monkeypatch):
+    from superdraft.client.suggestions import AnswerCache, Suggestion
+
+    wrong = (Suggestion("drafts-0", 0, "nonsense", 0.0, 0),)
+    monkeypatch.setattr(AnswerCache, "find", lambda cache, text: wrong if len(cache) else None)
+    monkeypatch.setattr("superdraft.benchmarks.replay.FIRST_CHARS", 1)
+    with serving(create_app(Settings(), FakeEngine(), model_name="tiny")) as url:
+        assert run("bench", "replay", "--url", url, "--keys", "20", "--json")[0] == 1
+
+
+def test_try_needs_a_terminal(run):
+    assert run("try")[::2] == (2, "superdraft: try needs a terminal; `superdraft complete` works without one.\n")
+
+
+@pytest.fixture
+def in_a_terminal(monkeypatch):
+    monkeypatch.setattr("superdraft.server.cli_try.is_terminal", lambda: True)
+
+
+def test_try_tells_what_is_wrong_before_it_takes_the_screen(run, in_a_terminal, tmp_path):
+    code, _, err = run("try", "--url", "http://127.0.0.1:1")
+    assert (code, "No server answers at http://127.0.0.1:1" in err) == (2, True)
+    missing = str(tmp_path / "key")
+    assert "cannot be read" in run("try", "--api-key-file", missing)[2]
+    assert "leave one out" in run("try", "--api-key-file", missing, "--api-key", "x")[2]
+    with serving(
+        create_app(Settings(api_keys="ann=ann-0123456789-0123456789"), FakeEngine(), model_name="tiny")
+    ) as url:
+        assert "key" in run("try", "--url", url, "--api-key", "wrong")[2]
+
+
+def test_try_runs_the_terminal_and_leaves_the_text(run, in_a_terminal, monkeypatch, tmp_path):
+    asked = {}
+
+    async def run_terminal(client, text, **options):
+        asked.update(options)
+        completion = await client.complete(text, num_drafts=1, max_tokens=1)
+        return text + completion.drafts[0].text + "\x1b"
+
+    monkeypatch.setattr("superdraft.server.cli_terminal.run_terminal", run_terminal)
+    key = tmp_path / "key"
+    key.write_text("ann-0123456789-0123456789\n")
+    settings = Settings(api_keys="ann=ann-0123456789-0123456789")
+    with capture_logs(), serving(create_app(settings, FakeEngine(), model_name="tiny")) as url:
+        code, out, _ = run("try", "hi", "--url", url, "--api-key-file", str(key), "-k", "2", "--no-report")
+    assert (code, out) == (0, "hi red0\\x1b\n")
+    assert asked == {"num_drafts": 2, "max_tokens": 10, "report": False, "model": "superdraft", "single_line": True}
+
+
+def test_try_without_its_package_says_what_to_install(run, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "prompt_toolkit"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
+    monkeypatch.delitem(sys.modules, "superdraft.server.cli_terminal", raising=False)
+    code, _, err = run("try")
+    assert code == 2
+    assert "pip install 'superdraft[try]'" in err

@@ -1,15 +1,19 @@
-"""The client against scripted answers."""
+"""Both clients against scripted answers."""
 
+import asyncio
 import json
 
 import httpx
 import pytest
+from support.clients import ANSWER, ERROR, FACES, Chunks, answering, in_turn
 
-from superdraft.client import Completion, Draft, Superdraft, Timings, Usage
+from superdraft.client import Completion, Draft, DraftsAnswer, Model, Superdraft, Timings, Usage
 from superdraft.client.errors import (
     AuthenticationError,
     BadRequestError,
+    ClientError,
     ConnectionFailedError,
+    InvalidAddressError,
     InvalidAnswerError,
     NotFoundError,
     OverloadedError,
@@ -19,68 +23,73 @@ from superdraft.client.errors import (
     SupersededError,
 )
 
-ANSWER = {
-    "id": "drafts-1",
-    "model": "tiny",
-    "drafts": [
-        {
-            "index": 0,
-            "text": " be",
-            "tokens": [" be"],
-            "token_ids": [325],
-            "score": -0.5,
-            "token_logprobs": [-1.5],
-            "finish_reason": "length",
-            "from_a_later_version": 1,
-        }
-    ],
-    "usage": {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3, "cached_tokens": 0, "forward_rows": 0},
-    "timings": {"queue_ms": 0.1, "prefill_ms": 1.0, "decode_ms": 2.0, "ngram_ms": 0.5, "total_ms": 3.1},
-    "warnings": ["careful"],
-}
+
+@pytest.fixture(params=FACES)
+def face(request):
+    return FACES[request.param]
 
 
-def scripted(handler, **options):
-    return Superdraft("http://server:8000/", transport=httpx.MockTransport(handler), **options)
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between attempts, which take no time."""
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr("superdraft.client.client.time.sleep", slept.append)
+    monkeypatch.setattr("superdraft.client.async_client.asyncio.sleep", sleep)
+    return slept
 
 
-def answering(status, body, **headers):
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return scripted(lambda request: httpx.Response(status, content=content, headers=headers))
+def test_answer_becomes_values(face):
+    completion = answering(face, 200, ANSWER).call("complete", "hi")
+    assert completion.drafts == (Draft(0, " be", (" be",), (325,), -0.5, (-1.5,), "length"),)
+    assert completion.usage == Usage(2, 1, 3, 0, 0)
+    assert completion.timings == Timings(0.1, 1.0, 2.0, 0.5, 3.1)
+    assert (completion.id, completion.model, completion.warnings) == ("drafts-1", "tiny", ("careful",))
+    assert completion == type(completion).from_json(ANSWER)
+    assert isinstance(completion, DraftsAnswer)
 
 
-def test_answer_becomes_values():
-    assert answering(200, ANSWER).complete("hi") == Completion(
-        id="drafts-1",
-        model="tiny",
-        drafts=(Draft(0, " be", (" be",), (325,), -0.5, (-1.5,), "length"),),
-        usage=Usage(2, 1, 3, 0, 0),
-        timings=Timings(0.1, 1.0, 2.0, 0.5, 3.1),
-        warnings=("careful",),
-    )
-
-
-def test_request_holds_what_was_given_and_no_more():
-    seen = []
-
-    def handler(request):
-        seen.append(request)
-        return httpx.Response(200, json=ANSWER)
-
-    with scripted(handler, api_key="key") as client:
-        client.complete((1, 2), num_drafts=5, max_tokens=4, ngram_model=None, strategy="sample", logit_bias={5: -100})
-        client.complete("hi")
-    assert str(seen[0].url) == "http://server:8000/v1/drafts"
-    assert seen[0].headers["authorization"] == "Bearer key"
-    assert json.loads(seen[0].content) == {
+def test_request_holds_what_was_given_and_no_more(face):
+    client = in_turn(face, httpx.Response(200, json=ANSWER), api_key="key", url="http://server:8000/")
+    client.call("complete", (1, 2), num_drafts=5, max_tokens=4, ngram_model=None, logit_bias={5: -100}, timeout=3)
+    assert str(client.seen[0].url) == "http://server:8000/v1/drafts"
+    assert client.seen[0].headers["authorization"] == "Bearer key"
+    assert client.seen[0].headers["content-type"] == "application/json"
+    assert "x-session-id" not in client.seen[0].headers
+    assert client.seen[0].extensions["timeout"] == dict.fromkeys(("connect", "read", "write", "pool"), 3)
+    assert json.loads(client.seen[0].content) == {
         "prompt": [1, 2],
         "num_drafts": 5,
         "max_tokens": 4,
         "ngram_model": None,
-        "strategy": "sample",
         "logit_bias": {"5": -100},
     }
-    assert json.loads(seen[1].content) == {"prompt": "hi", "num_drafts": 3, "max_tokens": 16}
+    plain = in_turn(face, httpx.Response(200, json=ANSWER))
+    plain.call("complete", "hi")
+    assert json.loads(plain.seen[0].content) == {"prompt": "hi", "num_drafts": 3, "max_tokens": 16}
+    assert "authorization" not in plain.seen[0].headers
+
+
+@pytest.mark.parametrize(
+    ("session_id", "header"),
+    [("window-1", "window-1"), ("ä b%\r\nx: y", "%C3%A4%20b%25%0D%0Ax:%20y")],
+)
+def test_session_goes_in_the_body_and_in_a_header(face, session_id, header):
+    client = in_turn(face, httpx.Response(200, json=ANSWER))
+    client.call("complete", "hi", session_id=session_id)
+    assert json.loads(client.seen[0].content)["session_id"] == session_id
+    assert client.seen[0].headers["x-session-id"] == header
+
+
+@pytest.mark.parametrize("options", [{"prompt": "half \ud83e"}, {"prompt": "hi", "alpha": float("nan")}])
+def test_what_json_cannot_hold_is_refused_here(face, options):
+    client = in_turn(face)
+    with pytest.raises(ValueError):
+        client.call("complete", **options)
+    assert client.seen == []
 
 
 @pytest.mark.parametrize("url", ["http://a:1", "http://a:1/", "http://a:1/v1", "http://a:1/v1/"])
@@ -89,65 +98,187 @@ def test_base_url_with_or_without_v1(url):
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "kind", "expected"),
     [
-        (400, BadRequestError),
-        (413, BadRequestError),
-        (401, AuthenticationError),
-        (404, NotFoundError),
-        (499, SupersededError),
-        (429, OverloadedError),
-        (503, OverloadedError),
-        (500, ServerError),
-        (418, StatusError),
+        (400, "t", BadRequestError),
+        (413, "t", BadRequestError),
+        (401, "t", AuthenticationError),
+        (403, "permission_error", AuthenticationError),
+        (404, "t", NotFoundError),
+        (404, "invalid_request_error", NotFoundError),
+        (405, "invalid_request_error", BadRequestError),
+        (499, "t", SupersededError),
+        (429, "t", OverloadedError),
+        (503, "t", OverloadedError),
+        (500, "overloaded_error", OverloadedError),
+        (500, "t", ServerError),
+        (418, "t", StatusError),
     ],
 )
-def test_error_carries_the_servers_words(status, kind):
-    body = {"error": {"message": "n must be 1.", "type": "t", "param": "n", "code": "c"}}
-    client = answering(status, body, **{"x-request-id": "req-1"})
-    with pytest.raises(kind) as caught:
-        client.complete("hi")
+def test_error_carries_the_servers_words(face, status, kind, expected):
+    headers = {"x-request-id": "req-1", "retry-after-ms": "1500"}
+    client = answering(face, status, {"error": {**ERROR, "type": kind}}, headers, max_retries=0)
+    with pytest.raises(expected) as caught:
+        client.call("complete", "hi")
     error = caught.value
-    assert type(error) is kind
+    assert type(error) is expected
     assert str(error) == "n must be 1."
-    assert (error.status, error.kind, error.param, error.code, error.request_id) == (status, "t", "n", "c", "req-1")
+    assert (error.status, error.kind, error.param, error.code, error.request_id) == (status, kind, "n", "c", "req-1")
+    assert (error.should_retry, error.retry_after_s) == (None, 1.5)
 
 
-@pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b"[]", b'{"error": "text"}', b"\xff"])
-def test_error_of_something_else(body):
+@pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b"[]", b'{"error": "text"}', b"\xff", b'{"error": []}'])
+def test_error_of_something_else(face, body):
     with pytest.raises(ServerError, match="status 502"):
-        answering(502, body).complete("hi")
+        answering(face, 502, body, max_retries=0).call("complete", "hi")
 
 
-@pytest.mark.parametrize("body", [b"<html>", [], {}, {**ANSWER, "drafts": [{}]}, {**ANSWER, "usage": None}, None])
-def test_answer_of_something_else(body):
-    with pytest.raises(InvalidAnswerError):
-        answering(200, body).complete("hi")
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"<html>", "not JSON"),
+        ([], "the answer is no object"),
+        ({}, "the answer has no id"),
+        ({**ANSWER, "id": 5}, "id is no str"),
+        ({**ANSWER, "drafts": [{}]}, r"drafts\[0\] has no index"),
+        ({**ANSWER, "drafts": {}}, "drafts is no list"),
+        ({**ANSWER, "drafts": [{**ANSWER["drafts"][0], "text": None}]}, "text is no str"),
+        ({**ANSWER, "drafts": [{**ANSWER["drafts"][0], "index": True}]}, "index is no int"),
+        ({**ANSWER, "usage": None}, "usage is no object"),
+        (None, "no object"),
+    ],
+)
+def test_answer_of_something_else(face, body, message):
+    with pytest.raises(InvalidAnswerError, match=message):
+        answering(face, 200, body).call("complete", "hi")
 
 
-def test_nobody_there():
-    def refuse(request):
-        raise httpx.ConnectError("refused")
+def test_models(face):
+    card = {"id": "tiny:sample", "object": "model", "created": 5, "owned_by": "superdraft", "max_model_len": 64}
+    client = in_turn(face, httpx.Response(200, json={"object": "list", "data": [card]}))
+    assert client.call("models") == (Model("tiny:sample", "superdraft", 5, 64),)
+    assert (client.seen[0].method, client.seen[0].url.path, client.seen[0].content) == ("GET", "/v1/models", b"")
 
+
+@pytest.mark.parametrize(
+    ("event", "options", "extra"),
+    [
+        ("shown", {}, {}),
+        ("accepted", {"num_characters": 2, "elapsed_ms": 300.5}, {"num_characters": 2, "elapsed_ms": 300.5}),
+        ("dismissed", {"elapsed_ms": 10}, {"elapsed_ms": 10}),
+    ],
+)
+def test_completion_reports_what_was_done_with_it(face, event, options, extra):
+    receipt = {"object": "feedback", "completion_id": "x", "event": event, "rank": 2, "counted": True, "learned": False}
+    client = in_turn(face, httpx.Response(200, json=ANSWER), httpx.Response(200, json=receipt))
+    _, answer = client.complete_and(event, 1, **options)
+    assert (answer.rank, answer.counted, answer.learned) == (2, True, False)
+    assert client.seen[1].url.path == "/v1/feedback"
+    assert json.loads(client.seen[1].content) == {"completion_id": "drafts-1", "event": event, "index": 1, **extra}
+
+
+def test_completion_of_nobody_cannot_report():
+    with pytest.raises(ClientError, match="came from no client"):
+        Completion.from_json(ANSWER).shown()
+
+
+# Faults and retries
+
+
+def test_nobody_there(face, pauses):
+    client = in_turn(face, *[httpx.ConnectError("refused")] * 3)
     with pytest.raises(ConnectionFailedError, match=r"http://server:8000.*superdraft serve"):
-        scripted(refuse).complete("hi")
+        client.call("complete", "hi")
+    assert len(client.seen) == 3
+    assert 0.15 <= pauses[0] <= 0.2
+    assert 0.3 <= pauses[1] <= 0.4
 
 
-def test_too_slow():
-    def sleep(request):
-        raise httpx.ReadTimeout("slow")
+def test_connection_that_breaks_before_the_answer_is_tried_again(face, pauses):
+    client = in_turn(face, httpx.RemoteProtocolError("gone"), httpx.Response(200, json=ANSWER))
+    assert client.call("complete", "hi").id == "drafts-1"
+    broken = httpx.Response(200, stream=Chunks(b"{", httpx.ReadError("reset")))
+    with pytest.raises(ConnectionFailedError, match=r"broke before the answer was there \(reset\)"):
+        in_turn(face, broken, max_retries=0).call("complete", "hi")
 
+
+def test_too_slow_is_not_tried_again(face, pauses):
+    client = in_turn(face, httpx.ReadTimeout("slow"), timeout=2)
     with pytest.raises(RequestTimeoutError, match="2 s"):
-        scripted(sleep, timeout=2).complete("hi")
+        client.call("complete", "hi")
+    assert (len(client.seen), pauses) == (1, [])
 
 
-@pytest.mark.parametrize("url", ["server:8000", "ftp://server", "http://ser ver", "http://[::1"])
-def test_address_that_is_none(url):
-    with pytest.raises(ConnectionFailedError), Superdraft(url) as client:
-        client.complete("hi")
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        (429, {"retry-after-ms": "30", "retry-after": "1"}, [0.03]),
+        (503, {"retry-after": "2"}, [2.0]),
+        (400, {"x-should-retry": "true", "retry-after-ms": "0"}, [0.0]),
+    ],
+)
+def test_retries_when_the_server_says(face, pauses, status, headers, expected):
+    busy = httpx.Response(status, json={"error": ERROR}, headers=headers)
+    client = in_turn(face, busy, httpx.Response(200, json=ANSWER))
+    assert client.call("complete", "hi").id == "drafts-1"
+    assert pauses == expected
+    assert client.seen[0].content == client.seen[1].content
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (429, {"x-should-retry": "false", "retry-after-ms": "30"}),
+        (500, {"x-should-retry": "false"}),
+        (503, {"retry-after": "3600"}),  # longer than anybody waits
+        (400, {}),
+        (499, {}),
+    ],
+)
+def test_does_not_retry(face, pauses, status, headers):
+    client = in_turn(face, httpx.Response(status, json={"error": ERROR}, headers=headers))
+    with pytest.raises(StatusError):
+        client.call("complete", "hi")
+    assert pauses == []
+
+
+def test_number_of_retries(face, pauses):
+    def failing(count):
+        return [httpx.Response(500, json={"error": ERROR})] * count
+
+    for options, call_options, attempts in (({}, {}, 3), ({"max_retries": 1}, {}, 2), ({}, {"max_retries": 0}, 1)):
+        client = in_turn(face, *failing(attempts), **options)
+        with pytest.raises(ServerError):
+            client.call("complete", "hi", **call_options)
+        assert len(client.seen) == attempts
+
+
+@pytest.mark.parametrize("url", ["server:8000", "ftp://server", "http://[::1"])
+def test_address_that_is_none(face, pauses, url):
+    with pytest.raises(InvalidAddressError):
+        face(url).call("complete", "hi")
+    assert pauses == []
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
-def test_timeout_must_be_positive(timeout):
+def test_timeout_must_be_positive(face, timeout):
     with pytest.raises(ValueError):
-        Superdraft("http://a", timeout=timeout)
+        face(timeout=timeout)
+    with pytest.raises(ValueError):
+        in_turn(face).call("complete", "hi", timeout=timeout)
+
+
+@pytest.mark.parametrize("api_key", ["käse", "a\r\nb: c"])
+def test_key_must_fit_a_header(face, api_key):
+    with pytest.raises(ValueError):
+        face(api_key=api_key)
+
+
+def test_both_clients_offer_the_same():
+    from superdraft.client import AsyncSuperdraft
+
+    def public(kind):
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert public(Superdraft) == public(AsyncSuperdraft)
+    assert asyncio.iscoroutinefunction(AsyncSuperdraft.complete)

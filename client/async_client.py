@@ -1,0 +1,208 @@
+"""The asynchronous client, for asyncio. Cancelling a task closes its connection, and the server stops working on it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from superdraft.client.completion import AsyncCompletion, ClientBase, reporting_through
+from superdraft.client.errors import ClientError
+from superdraft.client.models import FeedbackReceipt, Model, Snapshot
+from superdraft.client.stream_reader import StreamReader
+from superdraft.client.wire import (
+    Call,
+    DraftsOptions,
+    Endpoint,
+    drafts_call,
+    feedback_call,
+    models_call,
+    read_answer,
+    status_error,
+)
+
+T = TypeVar("T")
+
+
+class AsyncDraftsStream:
+    """The drafts as they grow: iterate over it, or over `snapshots`, then take `result`."""
+
+    def __init__(
+        self, response: httpx.Response, reader: StreamReader[AsyncCompletion], endpoint: Endpoint, timeout_s: float
+    ) -> None:
+        self._response = response
+        self._reader = reader
+        self._endpoint = endpoint
+        self._timeout_s = timeout_s
+        self.snapshots = self._read()
+
+    def __aiter__(self) -> AsyncIterator[Snapshot]:
+        return self.snapshots
+
+    async def result(self) -> AsyncCompletion:
+        """The finished drafts; what is left of the stream is read first.
+
+        Raises:
+            StreamBrokenError: the connection ended before they came.
+            ClientError: as in `AsyncSuperdraft.complete`.
+        """
+        async for _ in self.snapshots:
+            pass
+        return self._reader.end()
+
+    async def _read(self) -> AsyncGenerator[Snapshot, None]:
+        with self._endpoint.translating(self._timeout_s, streams=True):
+            async for chunk in self._response.aiter_bytes():
+                for snapshot in self._reader.feed(chunk):
+                    yield snapshot
+        self._reader.end()
+
+
+class AsyncSuperdraft(ClientBase):
+    """A connection to a Superdraft server. Close it, or use it in an `async with` statement.
+
+    Args:
+        base_url: "http://127.0.0.1:8000"; a trailing "/v1" does no harm.
+        api_key: sent as a bearer token.
+        timeout: seconds to wait for the connection, and then for each next part of the answer.
+        max_retries: how often a request that failed is sent again, see `RetryPolicy`.
+        transport: how requests travel, for tests; None: over the network.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        max_retries: int = 2,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(base_url, api_key, timeout, max_retries)
+        self._http = httpx.AsyncClient(headers=self._endpoint.headers, timeout=timeout, transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def complete(
+        self,
+        prompt: str | Sequence[int],
+        num_drafts: int = 3,
+        max_tokens: int = 16,
+        *,
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        **options: Unpack[DraftsOptions],
+    ) -> AsyncCompletion:
+        """The best `num_drafts` drafts that go on from `prompt`; fewer if there are not so many distinct ones.
+
+        Args:
+            prompt: text or token ids.
+            num_drafts: k.
+            max_tokens: new tokens of each draft, at most.
+            timeout: as of the client, for this request.
+            max_retries: as of the client, for this request.
+            options: further fields of `POST /v1/drafts`, see `DraftsOptions`.
+
+        Raises:
+            ConnectionFailedError: no server answers there.
+            RequestTimeoutError: it took longer than the timeout.
+            StatusError: it answered with an error; see its subclasses.
+            InvalidAnswerError: the answer cannot be understood.
+        """
+        call = drafts_call(prompt, num_drafts, max_tokens, options, AsyncCompletion)
+        return self._with_feedback(await self._ask(call, timeout, max_retries))
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        prompt: str | Sequence[int],
+        num_drafts: int = 3,
+        max_tokens: int = 16,
+        *,
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        **options: Unpack[DraftsOptions],
+    ) -> AsyncIterator[AsyncDraftsStream]:
+        """`complete`, with the drafts shown while they grow. Leaving the `async with` statement early ends the request.
+
+        ::
+
+            async with client.stream("Thank you for") as stream:
+                async for snapshot in stream:
+                    print(snapshot.drafts[0].text)
+                completion = await stream.result()
+
+        Raises:
+            ClientError: as in `complete`; what fails before the first event is tried again as there.
+        """
+        call = drafts_call(prompt, num_drafts, max_tokens, options, AsyncCompletion, stream=True)
+        timeout_s = self._timeout_s(timeout)
+        response = await self._open(call, timeout_s, max_retries, stream=True)
+        try:
+            reader = StreamReader(call, response, self.base_url, self._with_feedback)
+            stream = AsyncDraftsStream(response, reader, self._endpoint, timeout_s)
+            async with aclosing(stream.snapshots):
+                yield stream
+        finally:
+            await response.aclose()
+
+    async def models(self) -> tuple[Model, ...]:
+        """The names that `model` takes.
+
+        Raises:
+            ClientError: as in `complete`.
+        """
+        return await self._ask(models_call())
+
+    async def feedback(
+        self,
+        completion_id: str,
+        event: str,
+        rank: int = 0,
+        *,
+        elapsed_ms: float | None = None,
+        num_characters: int | None = None,
+    ) -> FeedbackReceipt:
+        """What `AsyncCompletion.shown`, `accepted` and `dismissed` do, for those who have kept no more than the id.
+
+        Raises:
+            ClientError: as in `complete`.
+        """
+        return await self._ask(feedback_call(completion_id, event, rank, elapsed_ms, num_characters))
+
+    def _with_feedback(self, completion: AsyncCompletion) -> AsyncCompletion:
+        reporting_through(completion, self._ask)
+        return completion
+
+    async def _ask(self, call: Call[T], timeout: float | None = None, max_retries: int | None = None) -> T:
+        response = await self._open(call, self._timeout_s(timeout), max_retries, stream=False)
+        return read_answer(call, response, self.base_url)
+
+    async def _open(
+        self, call: Call[Any], timeout_s: float, max_retries: int | None, *, stream: bool
+    ) -> httpx.Response:
+        """A success; its content is left to read if it is a stream."""
+        attempts = self._attempts(max_retries)
+        while True:
+            try:
+                with self._endpoint.translating(timeout_s):
+                    request = self._http.build_request(**self._endpoint.request(call, timeout_s))
+                    response = await self._http.send(request, stream=stream)
+                    if response.is_success:
+                        return response
+                    await response.aread()
+                raise status_error(response)
+            except ClientError as error:
+                delay_s = attempts.delay_after(error)
+            await asyncio.sleep(delay_s)

@@ -1,0 +1,107 @@
+"""When a failed request is sent again: as the server says, or else with growing pauses."""
+
+import email.utils
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from superdraft.client.errors import (
+    ClientError,
+    ConnectionFailedError,
+    InvalidAddressError,
+    StatusError,
+    StreamBrokenError,
+)
+
+_RETRIED_STATUSES = (408, 409, 429)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Which failures are tried again, and after how long.
+
+    The server's `x-should-retry` decides. Without it, failed connections and the statuses 408, 409, 429 and 5xx are
+    tried again. A timeout never is: the time is spent.
+
+    Attributes:
+        max_retries: after the first attempt.
+        first_delay_s: the pause before the first retry, if the server names none; it doubles each time, and up to a
+            quarter is taken off at random, so that clients that failed together don't come back together.
+        max_delay_s: the longest pause. If the server asks for a longer one, the error is raised instead.
+    """
+
+    max_retries: int = 2
+    first_delay_s: float = 0.2
+    max_delay_s: float = 5.0
+
+    def delay_s(
+        self, error: ClientError, num_retries: int, chance: Callable[[], float] = random.random
+    ) -> float | None:
+        """How long to wait before trying again; None: don't.
+
+        Args:
+            error: what the last attempt ended with.
+            num_retries: how often it was tried again already.
+            chance: a number from 0 to 1, a different one each time.
+        """
+        if num_retries >= self.max_retries or not _is_temporary(error):
+            return None
+        if isinstance(error, StatusError) and error.retry_after_s is not None:
+            return error.retry_after_s if error.retry_after_s <= self.max_delay_s else None
+        return min(self.first_delay_s * 2.0**num_retries, self.max_delay_s) * (1 - chance() / 4)
+
+
+class Attempts:
+    """The attempts at one request."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._num_retries = 0
+
+    def delay_after(self, error: ClientError) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            ClientError: `error` itself, if there is to be none.
+        """
+        delay_s = self._policy.delay_s(error, self._num_retries)
+        if delay_s is None:
+            raise error
+        self._num_retries += 1
+        return delay_s
+
+
+def _is_temporary(error: ClientError) -> bool:
+    if isinstance(error, StatusError):
+        if error.should_retry is not None:
+            return error.should_retry
+        return error.status in _RETRIED_STATUSES or error.status >= 500
+    return isinstance(error, ConnectionFailedError) and not isinstance(error, InvalidAddressError | StreamBrokenError)
+
+
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """The header `x-should-retry`; None if it is absent or says neither true nor false."""
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
+
+
+def retry_after_s(headers: Mapping[str, str], now_s: Callable[[], float] = time.time) -> float | None:
+    """Seconds from `retry-after-ms` or else `retry-after` (seconds or a date); None if there is no such number."""
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    if (seconds := _number(headers.get("retry-after"))) is not None:
+        return seconds
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - now_s())
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None

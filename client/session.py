@@ -1,0 +1,278 @@
+"""Typing with suggestions: what stands between an editor's key presses and the server.
+
+`TypingSession` decides and does nothing else: it is told of key presses, answers and the time, and says what to show
+and what to do. So it behaves the same in every run under a manual clock. `AsyncTypingSession` does what it says.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from superdraft.client.errors import BadRequestError, ClientError, StatusError
+from superdraft.client.models import DraftsAnswer
+from superdraft.client.pace import Pace
+from superdraft.client.suggestions import AnswerCache, Display, Suggestion
+from superdraft.client.telemetry import DisplayLog, Report
+
+_FIRST_HOLD_S, _MAX_HOLD_S = 0.5, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How a session behaves.
+
+    Attributes:
+        requests_per_key: how many requests a key press should cost on average, at most.
+        max_delay_s: the longest wait after a key press before its request is sent.
+        max_answers: answers that are kept for texts that come back.
+        max_prompt_chars: the end of the text that is sent. The beginning of what is sent moves in steps of a quarter of
+            this, not with every key, so that the server can reuse what it computed for the last one.
+        prefetch: ask for what goes on after an accepted draft at once.
+    """
+
+    requests_per_key: float = 0.3
+    max_delay_s: float = 0.5
+    max_answers: int = 64
+    max_prompt_chars: int = 4000
+    prefetch: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Ask the server for drafts of `prompt`; tell the session `answered` or `failed` with this id."""
+
+    request_id: int
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Give this request up, and close its connection; nothing more need be told of it."""
+
+    request_id: int
+
+
+Action = Send | Cancel | Report
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    request_id: int
+    text: str
+    sent_s: float
+
+
+class TypingSession:
+    """One cursor in one text.
+
+    Tell it of everything that happens; each method returns what is to be done now. Show `display` afterwards, and call
+    `advance` at `wake_at_s`. Every suggestion on display goes on from the text that the session was told of last.
+
+    While the user types along a draft, what is left of it stays on display and nothing is sent. If no draft agrees any
+    more, a request goes out when the user pauses, see `Pace`. A request on its way is kept while the user types on, for
+    its drafts may agree with what was typed, until a newer one takes its place; any other change cancels it.
+
+    Args:
+        options: see there.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, options: SessionOptions | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options = options or SessionOptions()
+        self._clock = clock
+        self._pace = Pace(options.requests_per_key, options.max_delay_s)
+        self._cache = AnswerCache(options.max_answers)
+        self._log = DisplayLog()
+        self._display = Display()
+        self._in_flight: _InFlight | None = None
+        self._num_requests = 0
+        self._send_at_s: float | None = None
+        self._changed_s = clock()
+        self._hold_until_s = 0.0
+        self._num_failures = 0
+        self._refused_text: str | None = None
+        self._is_hidden = False
+        self.error: ClientError | None = None  # why the last request failed; None: it did not
+
+    @property
+    def text(self) -> str:
+        """What is before the cursor."""
+        return self._display.text
+
+    @property
+    def display(self) -> Display:
+        """What is to be on the screen."""
+        return self._display
+
+    @property
+    def latency_s(self) -> float:
+        """Of the server, a running mean."""
+        return self._pace.latency_s
+
+    @property
+    def is_waiting(self) -> bool:
+        """A request is on its way."""
+        return self._in_flight is not None
+
+    @property
+    def wake_at_s(self) -> float | None:
+        """When to call `advance`, on the session's clock; None: not before something else happens."""
+        return min((at_s for at_s in (self._send_at_s, self._log.next_s) if at_s is not None), default=None)
+
+    def edit(self, text: str) -> list[Action]:
+        """The text before the cursor is now `text`: a key was pressed, or the cursor moved."""
+        if text == self.text:
+            return []
+        now_s = self._clock()
+        is_typing = text.startswith(self.text)
+        if is_typing:
+            self._pace.key(now_s)
+        else:
+            self._pace.interrupt()
+        actions = self._change(text, now_s)
+        if is_typing:
+            self._pace.looked(found=bool(self._display.suggestions))
+        return actions
+
+    def accept(self) -> list[Action]:
+        """Take the ghost text whole; `text` has it then. Without ghost text nothing happens."""
+        return self._accept(whole=True)
+
+    def accept_word(self) -> list[Action]:
+        """Take the ghost text's first word, with the white space before it; the rest stays on display."""
+        return self._accept(whole=False)
+
+    def select_next(self) -> list[Action]:
+        """Make the next suggestion the ghost text, after the last one the first."""
+        return self._select(1)
+
+    def select_previous(self) -> list[Action]:
+        """Make the previous suggestion the ghost text, before the first one the last."""
+        return self._select(-1)
+
+    def dismiss(self) -> list[Action]:
+        """Show nothing more for this text."""
+        now_s = self._clock()
+        self._log.dismiss(now_s)
+        self._is_hidden = True
+        return self._refresh(now_s)
+
+    def answered(self, request_id: int, answer: DraftsAnswer) -> list[Action]:
+        """The server's answer to a `Send`. One that was cancelled is left aside."""
+        now_s = self._clock()
+        request = self._in_flight
+        if request is None or request.request_id != request_id:
+            return []
+        self._in_flight, self.error, self._num_failures = None, None, 0
+        self._pace.answered(now_s - request.sent_s)
+        self._cache.put(request.text, answer)
+        return self._refresh(now_s)
+
+    def failed(self, request_id: int, error: ClientError) -> list[Action]:
+        """A `Send` came to nothing. The next one waits as long as the server asks, or longer each time.
+
+        A text that the server refuses is not sent again.
+        """
+        now_s = self._clock()
+        request = self._in_flight
+        if request is None or request.request_id != request_id:
+            return []
+        self._in_flight, self.error = None, error
+        hold_s = min(_FIRST_HOLD_S * 2.0**self._num_failures, _MAX_HOLD_S)
+        if isinstance(error, StatusError):
+            if error.retry_after_s is not None:  # the first time it is believed
+                hold_s = max(error.retry_after_s, hold_s if self._num_failures else 0.0)
+            if isinstance(error, BadRequestError) or error.should_retry is False:
+                self._refused_text = request.text
+        self._hold_until_s = now_s + hold_s
+        self._num_failures += 1
+        return self._refresh(now_s)
+
+    def advance(self) -> list[Action]:
+        """Time has passed; to be called at `wake_at_s`."""
+        now_s = self._clock()
+        actions: list[Action] = list(self._log.take_reports(now_s))
+        if self._send_at_s is not None and self._send_at_s <= now_s:
+            actions += self._send(now_s)
+        return actions
+
+    def close(self) -> list[Action]:
+        """The user is done here."""
+        now_s = self._clock()
+        self._is_hidden = True
+        actions = self._refresh(now_s)
+        self._log.close(now_s)
+        return [*actions, *self._log.take_reports(now_s)]
+
+    def _change(self, text: str, now_s: float, *, at_once: bool = False) -> list[Action]:
+        self._display = replace(self._display, text=text)  # the selection is found again in `_show`
+        self._is_hidden = False
+        self._changed_s = now_s
+        return self._refresh(now_s, at_once=at_once)
+
+    def _refresh(self, now_s: float, *, at_once: bool = False) -> list[Action]:
+        """Show what fits the text; cancel what can't fit any more; plan a request if there is nothing."""
+        text = self.text
+        found = () if self._is_hidden else self._cache.find(text)
+        self._show(found or (), now_s)
+        actions: list[Action] = []
+        needs_answer = found is None and text != "" and text != self._refused_text
+        request = self._in_flight
+        if request is not None and not (needs_answer and text.startswith(request.text)):
+            self._in_flight = None
+            actions.append(Cancel(request.request_id))
+        self._send_at_s = None
+        if needs_answer:
+            wanted_s = now_s if at_once else self._changed_s + self._pace.delay_s
+            self._send_at_s = max(wanted_s, self._hold_until_s, now_s)
+            if self._in_flight is not None and self._in_flight.text == text:
+                self._send_at_s = None
+            elif self._send_at_s <= now_s:
+                actions += self._send(now_s)
+        return [*actions, *self._log.take_reports(now_s)]
+
+    def _show(self, suggestions: tuple[Suggestion, ...], now_s: float) -> None:
+        ghost = self._display.ghost
+        keys = [suggestion.key for suggestion in suggestions]
+        selected = keys.index(ghost.key) if ghost is not None and ghost.key in keys else 0
+        self._display = Display(self.text, suggestions, selected)
+        self._log.show(self._display.ghost, now_s)
+
+    def _send(self, now_s: float) -> list[Action]:
+        """Ask for the text, unless an older request is about to bring drafts that may agree with it."""
+        actions: list[Action] = []
+        if (older := self._in_flight) is not None:
+            due_s, late_s = (older.sent_s + share * self._pace.latency_s for share in (0.5, 2.0))
+            if due_s <= now_s < late_s:
+                self._send_at_s = late_s
+                return []
+            actions.append(Cancel(older.request_id))
+        self._num_requests += 1
+        self._in_flight = _InFlight(self._num_requests, self.text, now_s)
+        self._send_at_s = None
+        return [*actions, Send(self._num_requests, self._prompt())]
+
+    def _prompt(self) -> str:
+        step = max(1, self._options.max_prompt_chars // 4)
+        excess = len(self.text) - self._options.max_prompt_chars
+        return self.text[-(-excess // step) * step :] if excess > 0 else self.text
+
+    def _accept(self, *, whole: bool) -> list[Action]:
+        ghost = self._display.ghost
+        if ghost is None:
+            return []
+        now_s = self._clock()
+        taken = ghost.text if whole else ghost.first_word
+        whole = taken == ghost.text
+        self._log.accept(ghost, None if whole else ghost.num_typed + len(taken), now_s)
+        self._pace.interrupt()
+        return self._change(self.text + taken, now_s, at_once=self._options.prefetch)
+
+    def _select(self, step: int) -> list[Action]:
+        if not self._display.suggestions:
+            return []
+        now_s, shown = self._clock(), self._display
+        selected = (shown.selected + step) % len(shown.suggestions)
+        self._display = replace(shown, selected=selected)
+        self._log.show(self._display.ghost, now_s)
+        return list(self._log.take_reports(now_s))

@@ -1,0 +1,152 @@
+"""What the user saw and did, as events for the server.
+
+shown: on the screen for 250 ms. accepted: taken, wholly or in part. dismissed: shown, not on the screen any more, and
+not accepted within 10 s. What is accepted or dismissed on purpose was seen, however quickly.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+from superdraft.client.suggestions import Suggestion
+
+SHOWN_AFTER_S = 0.25
+DISMISSED_AFTER_S = 10.0
+_KEPT_SETTLED = 256
+
+Event = Literal["shown", "accepted", "dismissed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An event to send to `/v1/feedback`, through `feedback` of a client.
+
+    Attributes:
+        completion_id: of the answer.
+        event: what happened.
+        rank: of the draft.
+        elapsed_ms: since it came on the screen; None with "shown".
+        num_characters: of the draft that were accepted; None: all.
+    """
+
+    completion_id: str
+    event: Event
+    rank: int
+    elapsed_ms: float | None = None
+    num_characters: int | None = None
+
+
+@dataclass(slots=True)
+class _Viewing:
+    """A draft that is or was on the screen."""
+
+    since_s: float
+    is_shown: bool = False
+    num_accepted: int = 0
+
+
+_Key = tuple[str, int]
+
+
+class DisplayLog:
+    """Follows the ghost text, and makes each event of a draft once."""
+
+    def __init__(self) -> None:
+        self._viewings: dict[_Key, _Viewing] = {}
+        self._settled: OrderedDict[_Key, None] = OrderedDict()
+        self._current: _Key | None = None
+        self._reports: list[Report] = []
+
+    def show(self, ghost: Suggestion | None, now_s: float) -> None:
+        """What is on the screen from now on."""
+        self._pass_time(now_s)
+        key = None if ghost is None or ghost.key in self._settled else ghost.key
+        if key == self._current:
+            return
+        left, self._current = self._current, key
+        if left is not None:
+            self._leave(left, now_s)
+        if key is not None:
+            self._viewings.setdefault(key, _Viewing(now_s))
+
+    def accept(self, ghost: Suggestion, num_characters: int | None, now_s: float) -> None:
+        """The draft was taken up to its character `num_characters`; None: all of it.
+
+        A part is reported when the draft leaves the screen: there may be more parts.
+        """
+        viewing = self._viewings.get(ghost.key)
+        if viewing is None:
+            return
+        viewing.num_accepted = num_characters or 0
+        if num_characters is None:
+            self._settle(ghost.key, "accepted", now_s)
+
+    def dismiss(self, now_s: float) -> None:
+        """The user did away with what is on the screen."""
+        if self._current is not None:
+            viewing = self._viewings[self._current]
+            self._settle(self._current, "accepted" if viewing.num_accepted else "dismissed", now_s)
+
+    def close(self, now_s: float) -> None:
+        """Nothing will be accepted any more."""
+        self.show(None, now_s)
+        for key in list(self._viewings):
+            self._settle(key, "dismissed", now_s)
+
+    def take_reports(self, now_s: float) -> list[Report]:
+        """The events up to now that were not taken yet."""
+        self._pass_time(now_s)
+        reports, self._reports = self._reports, []
+        return reports
+
+    @property
+    def next_s(self) -> float | None:
+        """When there will be an event if nothing happens before."""
+        return min((due_s for key in self._viewings if (due_s := self._due_s(key)) is not None), default=None)
+
+    def _due_s(self, key: _Key) -> float | None:
+        viewing = self._viewings[key]
+        if key != self._current:
+            return viewing.since_s + DISMISSED_AFTER_S
+        return None if viewing.is_shown else viewing.since_s + SHOWN_AFTER_S
+
+    def _pass_time(self, now_s: float) -> None:
+        for key in list(self._viewings):
+            due_s = self._due_s(key)
+            if due_s is not None and due_s <= now_s:
+                if key == self._current:
+                    self._report_shown(key)
+                else:
+                    self._settle(key, "dismissed", now_s)
+
+    def _leave(self, key: _Key, now_s: float) -> None:
+        viewing = self._viewings.get(key)
+        if viewing is None:
+            return
+        if viewing.num_accepted:
+            self._settle(key, "accepted", now_s)
+        elif not viewing.is_shown:
+            del self._viewings[key]
+        else:
+            self._pass_time(now_s)
+
+    def _settle(self, key: _Key, event: Event, now_s: float) -> None:
+        self._report_shown(key)
+        viewing = self._viewings.pop(key)
+        if self._current == key:
+            self._current = None
+        self._settled[key] = None
+        if len(self._settled) > _KEPT_SETTLED:
+            self._settled.popitem(last=False)
+        elapsed_ms = round((now_s - viewing.since_s) * 1000, 1)
+        self._reports.append(Report(*_event(key, event), elapsed_ms, viewing.num_accepted or None))
+
+    def _report_shown(self, key: _Key) -> None:
+        viewing = self._viewings[key]
+        if not viewing.is_shown:
+            viewing.is_shown = True
+            self._reports.append(Report(*_event(key, "shown")))
+
+
+def _event(key: _Key, event: Event) -> tuple[str, Event, int]:
+    return key[0], event, key[1]

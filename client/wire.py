@@ -1,0 +1,253 @@
+"""Requests and answers without a network: what both clients send and how they read what comes back."""
+
+import contextlib
+import json
+import math
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypedDict, TypeVar
+
+import httpx
+
+from superdraft.client.errors import (
+    ConnectionFailedError,
+    InvalidAddressError,
+    InvalidAnswerError,
+    RequestTimeoutError,
+    StatusError,
+    StreamBrokenError,
+    error_class,
+)
+from superdraft.client.models import DraftsAnswer, FeedbackReceipt, Model, from_json
+from superdraft.client.retries import retry_after_s, should_retry
+
+DRAFTS_ROUTE = "/v1/drafts"
+FEEDBACK_ROUTE = "/v1/feedback"
+MODELS_ROUTE = "/v1/models"
+SESSION_HEADER = "x-session-id"
+EVENT_STREAM = "text/event-stream"
+_HEADER_CHARACTERS = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+
+T = TypeVar("T")
+
+
+class DraftsOptions(TypedDict, total=False):
+    """Further fields of `POST /v1/drafts`; those not given are the server's defaults. See docs/http-api.md."""
+
+    model: str
+    stop: str | Sequence[str]
+    strategy: str
+    alpha: float
+    tau: float
+    candidates_per_draft: int
+    ngram_model: str | Mapping[str, float] | None  # None: no n-gram model
+    user: str
+    num_branches: int
+    temperature: float
+    top_p: float
+    seed: int
+    reset_every: int
+    logit_bias: Mapping[int, float]
+    frequency_penalty: float
+    presence_penalty: float
+    token_healing: bool
+    single_line: bool
+    trim: str
+    min_score: float
+    session_id: str
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A request, and how its answer is read.
+
+    Attributes:
+        method: of HTTP.
+        path: after the base URL.
+        read: makes the parsed JSON of a success a value; raises InvalidAnswerError.
+        body: the JSON object to send; None: nothing.
+        headers: beside those of every request.
+    """
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server is, and how to ask it.
+
+    Attributes:
+        base_url: "http://127.0.0.1:8000".
+        api_key: sent as a bearer token.
+        timeout_s: for connecting, and for each wait for something to come.
+    """
+
+    base_url: str
+    api_key: str | None
+    timeout_s: float
+
+    @classmethod
+    def of(cls, base_url: str, api_key: str | None, timeout: float) -> "Endpoint":
+        """The same, checked; a trailing "/v1" is taken off the URL.
+
+        Raises:
+            ValueError: the key cannot stand in a header, or the timeout is none.
+        """
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("api_key must consist of printable ASCII characters")
+        return cls(base_url.rstrip("/").removesuffix("/v1"), api_key, checked_timeout(timeout))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of every request."""
+        return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+
+    def request(self, call: Call[Any], timeout_s: float) -> dict[str, Any]:
+        """Arguments of httpx's `build_request`.
+
+        Raises:
+            ValueError: something in the body is no JSON.
+        """
+        headers = {**call.headers} if call.body is None else {**call.headers, "content-type": "application/json"}
+        content = None if call.body is None else _json_bytes(call.body)
+        url = self.base_url + call.path
+        return {"method": call.method, "url": url, "content": content, "headers": headers, "timeout": timeout_s}
+
+    @contextlib.contextmanager
+    def translating(self, timeout_s: float, *, streams: bool = False) -> Iterator[None]:
+        """Exceptions of httpx become the client's.
+
+        Args:
+            timeout_s: the one in force.
+            streams: the answer has begun; what fails now is the stream.
+        """
+        try:
+            yield
+        except httpx.TimeoutException:
+            raise RequestTimeoutError(f"{self.base_url} gave no answer within {timeout_s:g} s.") from None
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise InvalidAddressError(f"{self.base_url} is no address of a server ({error}).") from None
+        except httpx.DecodingError:
+            raise InvalidAnswerError(f"The answer of {self.base_url} is not compressed as it says.") from None
+        except httpx.TransportError as error:
+            if streams:
+                raise StreamBrokenError(broken(self.base_url)) from None
+            if isinstance(error, httpx.ConnectError):
+                message = f"No server answers at {self.base_url} ({error}). Is `superdraft serve` running there?"
+            else:
+                message = f"The connection to {self.base_url} broke before the answer was there ({error})."
+            raise ConnectionFailedError(message) from None
+
+
+def _json_bytes(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise ValueError("A text of the request holds half a surrogate pair, which is not valid Unicode.") from None
+
+
+def checked_timeout(timeout: float) -> float:
+    """Seconds above 0.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not math.isfinite(timeout) or timeout <= 0:
+        raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
+    return timeout
+
+
+def drafts_call(
+    prompt: str | Sequence[int],
+    num_drafts: int,
+    max_tokens: int,
+    options: DraftsOptions,
+    kind: type[DraftsAnswer],
+    *,
+    stream: bool = False,
+) -> Call[Any]:
+    """`POST /v1/drafts`, read as a `kind`. The session also goes in a header, for proxies that don't read bodies."""
+    body: dict[str, Any] = {
+        "prompt": prompt if isinstance(prompt, str) else list(prompt),
+        "num_drafts": num_drafts,
+        "max_tokens": max_tokens,
+        **options,
+    }
+    headers = {}
+    if isinstance(session_id := body.get("session_id"), str):
+        headers[SESSION_HEADER] = urllib.parse.quote(session_id, safe=_HEADER_CHARACTERS)
+    if stream:
+        body["stream"] = True
+        headers["accept"] = EVENT_STREAM
+    return Call("POST", DRAFTS_ROUTE, kind.from_json, body, headers)
+
+
+def feedback_call(
+    completion_id: str, event: str, rank: int, elapsed_ms: float | None = None, num_characters: int | None = None
+) -> Call[FeedbackReceipt]:
+    """`POST /v1/feedback`."""
+    optional = {"elapsed_ms": elapsed_ms, "num_characters": num_characters}
+    body = {"completion_id": completion_id, "event": event, "index": rank}
+    body |= {name: value for name, value in optional.items() if value is not None}
+    return Call("POST", FEEDBACK_ROUTE, lambda answer: from_json(FeedbackReceipt, answer, FEEDBACK_ROUTE), body)
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelList:
+    data: tuple[Model, ...]
+
+
+def models_call() -> Call[tuple[Model, ...]]:
+    """`GET /v1/models`."""
+    return Call("GET", MODELS_ROUTE, lambda answer: from_json(_ModelList, answer, MODELS_ROUTE).data)
+
+
+def read_answer(call: Call[T], response: httpx.Response, base_url: str) -> T:
+    """The value of a success that was read to its end.
+
+    Raises:
+        InvalidAnswerError: it is not what the route answers.
+    """
+    try:
+        answer = response.json()
+    except ValueError:
+        raise InvalidAnswerError(f"The answer of {base_url} is not JSON.") from None
+    return call.read(answer)
+
+
+def status_error(response: httpx.Response) -> StatusError:
+    """The error of an answer that is no success and was read to its end."""
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):  # a proxy's page, or no server of ours
+        error = None
+    return error_of(error, response)
+
+
+def error_of(error: Any, response: httpx.Response) -> StatusError:
+    """The exception for the `error` object of an answer, or of an event in it."""
+    detail = error if isinstance(error, Mapping) else {}
+    message, kind, param, code = (
+        value if isinstance(value := detail.get(name), str) else None for name in ("message", "type", "param", "code")
+    )
+    return error_class(response.status_code, kind)(
+        message or f"The server answered with status {response.status_code}.",
+        status=response.status_code,
+        kind=kind,
+        param=param,
+        code=code,
+        request_id=response.headers.get("x-request-id"),
+        should_retry=should_retry(response.headers),
+        retry_after_s=retry_after_s(response.headers),
+    )
+
+
+def broken(base_url: str) -> str:
+    """What a stream that ended too early is told with."""
+    return f"The connection to {base_url} ended before the drafts were finished."

@@ -1,0 +1,167 @@
+"""A text area in the terminal with suggestions: what `superdraft try` shows. Needs prompt_toolkit."""
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.input import Input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout import BufferControl, FormattedTextControl, HSplit, Layout, Window
+from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
+from prompt_toolkit.output import Output
+from prompt_toolkit.styles import Style
+
+from superdraft.client.async_session import AsyncTypingSession, TypingClient
+from superdraft.client.wire import DraftsOptions
+
+_HINTS = "Tab take · Ctrl-→ word · Alt-] Alt-[ others · Esc hide · Ctrl-D quit"
+_STYLE = Style.from_dict({"ghost": "ansibrightblack", "bar": "reverse", "bar.error": "reverse ansired"})
+# Alt is sent as Escape and a key: how long to wait for the key. Alt-[ also begins the arrow keys.
+_ESCAPE_WAIT_S = 0.05
+
+
+class Terminal:
+    """The text area over a typing session.
+
+    Args:
+        make_session: makes the session, given what it is to call when something has changed.
+        text: to begin with.
+        input: of keys, for tests; None: the terminal's.
+        output: for tests; None: the terminal.
+    """
+
+    def __init__(
+        self,
+        make_session: Callable[[Callable[[], None]], AsyncTypingSession],
+        text: str = "",
+        input: Input | None = None,  # noqa: A002 (prompt_toolkit's own name for it)
+        output: Output | None = None,
+    ) -> None:
+        self.buffer = Buffer(multiline=True)
+        self.buffer.text = text
+        self.buffer.cursor_position = len(text)
+        control = BufferControl(self.buffer, input_processors=[_GhostText(self)])
+        bar = Window(FormattedTextControl(self._bar), height=1, style="class:bar")
+        self._app: Application[None] = Application(
+            layout=Layout(HSplit([Window(control, wrap_lines=True), bar])),
+            key_bindings=self._keys(),
+            style=_STYLE,
+            full_screen=True,
+            input=input,
+            output=output,
+        )
+        # Not the buffer's own events: between those of a key press the cursor is not where it belongs.
+        self._app.key_processor.after_key_press += lambda _: self._follow()
+        self._app.timeoutlen = self._app.ttimeoutlen = _ESCAPE_WAIT_S
+        self.session = make_session(self._app.invalidate)
+
+    async def run(self) -> str:
+        """Show it until the user leaves; the text that was written."""
+        async with self.session:
+            self._follow()
+            await self._app.run_async()
+        return self.buffer.text
+
+    @property
+    def ghost_text(self) -> str:
+        """What to show behind the cursor, if it is at the end of its line."""
+        ghost = self.session.display.ghost
+        return "" if ghost is None or not self._is_at_line_end else ghost.text
+
+    @property
+    def bar_text(self) -> str:
+        """What the bottom bar says."""
+        return "".join(fragment[1] for fragment in self._bar())
+
+    @property
+    def _is_at_line_end(self) -> bool:
+        return self.buffer.document.current_line_after_cursor == ""
+
+    def _follow(self) -> None:
+        """Tell the session what is before the cursor; nothing where there is no room for a suggestion."""
+        self.session.edit(self.buffer.document.text_before_cursor if self._is_at_line_end else "")
+
+    def _bar(self) -> StyleAndTextTuples:
+        display, error = self.session.display, self.session.error
+        if error is not None:
+            return [("class:bar.error", f" {error} ")]
+        figures = f" {self.session.latency_s * 1000:4.0f} ms"
+        if display.ghost is not None and self.ghost_text:
+            figures += f" · {display.selected + 1}/{len(display.suggestions)} · score {display.ghost.score:.2f}"
+        elif self.session.is_waiting:
+            figures += " · ..."
+        return [("class:bar", f"{figures} · {_HINTS} ")]
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+        has_ghost = Condition(lambda: bool(self.ghost_text))
+        actions: list[tuple[tuple[str, ...], Callable[[], None]]] = [
+            (("tab",), lambda: self._take(self.session.accept)),
+            (("c-right",), lambda: self._take(self.session.accept_word)),
+            (("escape", "]"), lambda: self.session.select_next()),
+            (("escape", "["), lambda: self.session.select_previous()),
+            (("escape",), lambda: self.session.dismiss()),
+        ]
+        for sequence, action in actions:
+            keys.add(*sequence, filter=has_ghost)(_handler(action))
+        keys.add("tab", filter=~has_ghost)(_handler(lambda: None))
+        for key in ("c-c", "c-d", "c-q"):
+            keys.add(key)(_handler(lambda: self._app.exit()))
+        return keys
+
+    def _take(self, accept: Callable[[], None]) -> None:
+        before = self.session.text
+        accept()
+        self.buffer.insert_text(self.session.text[len(before) :])
+
+
+class _GhostText(Processor):
+    """Adds the ghost text behind the cursor."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+
+    def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
+        """The line with the ghost text, if the cursor is on it."""
+        fragments = list(transformation_input.fragments)
+        if transformation_input.lineno == transformation_input.document.cursor_position_row:
+            first_line, *more = self._terminal.ghost_text.split("\n")
+            fragments.append(("class:ghost", first_line + ("⏎" if more else "")))
+        return Transformation(fragments)
+
+
+def _handler(action: Callable[[], None]) -> Callable[[KeyPressEvent], None]:
+    def handle(event: KeyPressEvent) -> None:  # noqa: ARG001
+        action()
+
+    return handle
+
+
+async def run_terminal(
+    client: TypingClient,
+    text: str = "",
+    *,
+    num_drafts: int = 3,
+    max_tokens: int = 10,
+    report: bool = True,
+    **drafts_options: Unpack[DraftsOptions],
+) -> str:
+    """Write in the terminal with suggestions of a server; the text that was written.
+
+    Args:
+        client: see `AsyncTypingSession`, as the other arguments.
+        text: to begin with.
+        num_drafts: of each request.
+        max_tokens: of each draft.
+        report: tell the server what was shown, accepted and dismissed.
+        drafts_options: further ones of each request.
+    """
+
+    def make_session(on_change: Callable[[], None]) -> AsyncTypingSession:
+        options: dict[str, Any] = {"report": report, "num_drafts": num_drafts, "max_tokens": max_tokens}
+        return AsyncTypingSession(client, on_change, **options, **drafts_options)
+
+    return await Terminal(make_session, text).run()

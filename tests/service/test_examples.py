@@ -1,0 +1,66 @@
+"""The examples in Python, each run as a user would run it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name, *args, stdin=""):
+    """Run an example: (exit code, standard output, standard error)."""
+    command = [sys.executable, str(EXAMPLES / name), *args]
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=60, cwd=EXAMPLES.parent, env=environment
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_quickstart(url, engine):
+    engine.on_step = lambda: time.sleep(0.02)  # so that there are snapshots to see
+    code, out, err = run("quickstart.py", url, "hi")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == " -0.500 ' red0 red1 red2 red3 red4 red5 red6 red7 red8 red9'"
+    assert len([line for line in lines if "red" in line or "green" in line or "blue" in line]) >= 3
+    assert "counted: True" in lines
+    assert any(line.startswith("step ") for line in lines)
+    assert lines[-1].startswith("finished: ' red0")
+
+
+def test_async_typing(url):
+    code, out, err = run("async_typing.py", url, "hi")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith(" -0.500 hi[ red0 red1")
+    assert lines[-1] == "hi" + "".join(f" red{i}" for i in range(10))
+
+
+def test_batch(url, engine):
+    engine.max_model_len = 30
+    prompts = [f"hi {i}" for i in range(20)] + ["x" * 40]
+    code, out, err = run("batch.py", url, stdin="".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == prompts
+    assert all(len(answer["drafts"]) == 3 for answer in answers[:-1])
+    assert "does not fit" in answers[-1]["error"]
+    assert (code, err) == (1, "1 prompts have no drafts\n")
+
+
+@pytest.mark.parametrize("name", ["quickstart.py", "async_typing.py"])
+def test_without_a_server_they_say_so(name):
+    code, _, err = run(name, "http://127.0.0.1:1")
+    assert code == 1
+    assert "No server answers at http://127.0.0.1:1" in err
+    assert "Traceback" not in err
+
+
+def test_every_python_example_is_run_here():
+    tested = Path(__file__).read_text()
+    assert all(f'run("{path.name}"' in tested for path in EXAMPLES.glob("*.py"))
