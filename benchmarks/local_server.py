@@ -24,9 +24,14 @@ class LocalServer:
     Args:
         options: of `superdraft serve`.
         log: where its output goes.
+
+    Attributes:
+        process: the server.
+        url: where it answers; empty while that is not known.
     """
 
     def __init__(self, options: list[str], log: Path) -> None:
+        self.url = ""
         self._log = log
         self._deadline_s = time.monotonic() + START_TIMEOUT_S
         command = [sys.executable, "-c", _SERVE, *_ARGUMENTS, *options]
@@ -35,26 +40,21 @@ class LocalServer:
 
     @classmethod
     def ready(cls, options: list[str], log: Path) -> "LocalServer":
-        """One that answers, at its `url`.
+        """One that answers.
 
         Raises:
             CommandError: it ended, or did not start in time.
         """
         server = cls(options, log)
         try:
-            while server.url is None:
+            while (found := _BANNER_URL.search(log.read_text(errors="replace"))) is None:
                 server.check_running()
                 time.sleep(0.1)
+            server.url = found[1]
         except BaseException:
             server.stop()
             raise
         return server
-
-    @property
-    def url(self) -> str | None:
-        """Where it answers; None while it does not yet."""
-        found = _BANNER_URL.search(self._log.read_text(errors="replace"))
-        return found[1] if found else None
 
     def check_running(self) -> None:
         """Say why there is nothing to wait for any more, if so.
@@ -95,7 +95,6 @@ def local_server(options: list[str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         server = LocalServer.ready(options, Path(folder) / "serve.log")
         try:
-            assert server.url is not None
             yield server.url
         finally:
             server.stop()

@@ -10,7 +10,7 @@ class EngineConfig:
 
     Attributes:
         max_model_len: the longest prompt and draft together, in tokens; the model's own context if that is shorter.
-        kv_memory_bytes: memory for all keys and values, taken at start and never grown.
+        kv_memory_bytes: memory for all keys and values, reserved at start (on a CPU taken as it is used), never grown.
         num_slots: KV-cache slots, one a running branch; None: as many as fit in three quarters of that memory, at most
             64. What is left keeps prompts for reuse.
         max_prefill_tokens: prompt tokens that may be run between two decode steps.
@@ -21,7 +21,7 @@ class EngineConfig:
     """
 
     max_model_len: int = 2048
-    kv_memory_bytes: int = 2 * 1024**3
+    kv_memory_bytes: int = 4 * 1024**3
     num_slots: int | None = None
     max_prefill_tokens: int = 256
     max_num_drafts: int = 32

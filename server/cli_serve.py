@@ -65,7 +65,7 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
         bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Prompt and draft, in tokens.  [default: 2048]")] = None,
-    kv_memory: Annotated[str | None, typer.Option(help="For the KV cache, taken at start.  [default: 2GiB]")] = None,
+    kv_memory: Annotated[str | None, typer.Option(help="For the KV cache, reserved at start.  [default: 4GiB]")] = None,
     num_threads: Annotated[
         int | None, typer.Option(help="Processor cores for the model.  [default: all but one]")
     ] = None,

@@ -76,6 +76,7 @@ class DraftingDefaults:
         selection = asked.get("selection") or ("paper" if asks_for_ngrams else self.selection)
         if strategy != "superposed":
             selection = "paper"
+        defaults: dict[str, Any]
         if selection == "distinct":
             defaults = {
                 **DISTINCT_DEFAULTS,

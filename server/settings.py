@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     dtype: str = "auto"
     trust_remote_code: bool = False
     max_model_len: int = Field(default=2048, ge=1)
-    kv_memory: ByteSize = Field(default=ByteSize(2 * 1024**3), ge=1, description="of the KV cache, all taken at start")
+    kv_memory: ByteSize = Field(
+        default=ByteSize(4 * 1024**3), ge=1, description="of the KV cache, reserved at start and never more"
+    )
     num_slots: int | None = Field(default=None, ge=1, description="None: as many as fit in kv_memory, at most 64")
     num_threads: int | None = Field(default=None, ge=1, description="on a CPU; None: all cores but one")
     max_prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens between two decode steps")

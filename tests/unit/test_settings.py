@@ -70,7 +70,7 @@ def test_engine_config_allows_k_squared_candidates():
 
 def test_memory_and_slots_reach_the_engine(monkeypatch):
     config = load_settings().engine_config()
-    assert (config.kv_memory_bytes, config.num_slots, config.max_prefill_tokens) == (2 * 1024**3, None, 256)
+    assert (config.kv_memory_bytes, config.num_slots, config.max_prefill_tokens) == (4 * 1024**3, None, 256)
     monkeypatch.setenv("SUPERDRAFT_KV_MEMORY", "1.5GiB")
     config = load_settings({"num_slots": 3, "max_prefill_tokens": 64}).engine_config()
     assert (config.kv_memory_bytes, config.num_slots, config.max_prefill_tokens) == (3 * 2**29, 3, 64)
