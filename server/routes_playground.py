@@ -6,7 +6,7 @@ in this package; what the page asks for, it asks the API, with a key where keys 
 
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
@@ -27,17 +27,18 @@ _POLICY = "; ".join(
     )
 )
 
+_FILES = StaticFiles(directory=_STATIC)
+
 router = APIRouter(include_in_schema=False)
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
 def playground() -> FileResponse:
     """The page. Its links are relative: it works under another path behind a proxy, too."""
-    headers = {"content-security-policy": _POLICY, "cache-control": "no-cache"}
-    return FileResponse(_STATIC / "playground.html", headers=headers)
+    return FileResponse(_STATIC / "playground.html", headers={"content-security-policy": _POLICY})
 
 
-def install(app: FastAPI) -> None:
-    """Serve the page and its files, to anybody."""
-    app.include_router(router)
-    app.mount("/static", StaticFiles(directory=_STATIC))
+@router.api_route("/static/{name}", methods=["GET", "HEAD"])
+async def page_file(request: Request, name: str) -> Response:
+    """One of the page's files; 404 for what is none."""
+    return await _FILES.get_response(name, request.scope)

@@ -1,7 +1,7 @@
 // Superposed drafts against as many sampled ones, for the same prompt.
 
 import { postDrafts } from "./api.js";
-import { draftParts, formatMs } from "./view.js";
+import { cachedOf, draftParts, formatMs } from "./view.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -29,6 +29,7 @@ export async function compare(body, maxBranches) {
 function show(side, answer, body) {
   byId(`${side}-rows`).textContent = answer.usage.forward_rows;
   byId(`${side}-ms`).textContent = formatMs(answer.timings.total_ms);
+  byId(`${side}-cached`).textContent = cachedOf(answer.usage);
   const items = answer.drafts.map((draft) => {
     const item = document.createElement("li");
     item.append(...draftParts(body.prompt, draft));
@@ -42,7 +43,7 @@ function verdict(superposed, sampled) {
   const rows = ratio(sampled.usage.forward_rows, superposed.usage.forward_rows);
   const time = ratio(sampled.timings.total_ms, superposed.timings.total_ms);
   return (
-    `Sampling took ${rows} times the model rows and ${time} times the milliseconds, for ` +
+    `Sampling took ${rows} times the model rows and ${time} times the time, for ` +
     `${sampled.drafts.length} different drafts against ${superposed.drafts.length}.`
   );
 }

@@ -5,7 +5,7 @@ import { compare } from "./comparison.js";
 import { DraftSet, firstWord } from "./draft_set.js";
 import { Editor } from "./editor.js";
 import { recall, remember } from "./storage.js";
-import { draftParts, formatMs } from "./view.js";
+import { cachedOf, draftParts, formatMs } from "./view.js";
 import { Watch } from "./watch.js";
 
 const TYPING_MS = 50; // keys that come together make one request
@@ -176,7 +176,7 @@ async function compareNow() {
   } finally {
     isComparing = false;
     byId("compare").disabled = false;
-    if (draftSet.current === null) ask(0); // what was typed meanwhile
+    ask(0); // what was typed meanwhile
   }
 }
 
@@ -203,7 +203,7 @@ function offerNgramModels(models) {
   const chosen = picker.value;
   const fitting = models.data.filter((model) => model.fits_tokenizer).map((model) => model.name);
   const choices = [
-    ["", `the server's choice (${models.default ?? "none"})`],
+    ["", `default (${models.default ?? "none"})`],
     ...fitting.map((name) => [name, name]),
     [models.in_context, "the text's own n-grams"],
     [NONE, "none"],
@@ -258,12 +258,14 @@ function countRows(answer) {
 function showFigures({ usage, timings, drafts, warnings }, ms) {
   byId("latency").textContent = formatMs(ms);
   byId("server-time").textContent = formatMs(timings.total_ms);
-  byId("cached").textContent = `${usage.prompt_tokens}, ${usage.cached_tokens}`;
-  byId("rows").textContent = `${usage.forward_rows} for ${drafts.length} draft${drafts.length === 1 ? "" : "s"}`;
+  byId("cached").textContent = cachedOf(usage);
+  byId("rows").textContent = `${usage.forward_rows} for ${numbered(drafts.length)}`;
   byId("warnings").replaceChildren(
     ...warnings.map((warning) => Object.assign(document.createElement("li"), { textContent: warning })),
   );
 }
+
+const numbered = (count) => `${count} draft${count === 1 ? "" : "s"}`;
 
 function problem(message) {
   byId("problem").textContent = message;
@@ -278,7 +280,7 @@ function announceSoon() {
   clearTimeout(announceTimer);
   announceTimer = setTimeout(() => {
     const { drafts, current } = draftSet;
-    if (current !== null) announce(`${drafts.length} drafts. ${current.text}`);
+    if (current !== null) announce(`${numbered(drafts.length)}. ${current.text}`);
   }, ANNOUNCE_MS);
 }
 

@@ -4,6 +4,8 @@ const HALF_TYPED = /\S*$/u;
 
 export const formatMs = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
 
+export const cachedOf = (usage) => `${usage.cached_tokens} of ${usage.prompt_tokens}`;
+
 /** A draft as elements: its text, after the word of the prompt that it finishes, and its score. */
 export function draftParts(prompt, draft) {
   const typed = element("span", "typed", HALF_TYPED.exec(prompt)[0]);
