@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 
 import pytest
 from playwright.sync_api import expect
@@ -136,13 +137,11 @@ def test_drafts_stand_at_the_caret_but_not_inside_a_word(page, engine):
 
 
 def test_a_newer_key_press_ends_the_older_request_without_a_word(page, engine):
-    engine.gate = threading.Event()
+    engine.on_step = lambda: time.sleep(0.05)
     write(page, "a")
     assert eventually(lambda: len(engine.seen) == 1)
     with page.expect_response(lambda response: response.status == 499):
         page.keyboard.type("b")
-        assert eventually(lambda: len(engine.seen) == 2 or page.wait_for_timeout(10))
-        engine.gate.set()
     expect_ghost(page, RED)
     expect_text(page, "ab")
     expect(page.locator("#problem")).to_be_hidden()
@@ -179,17 +178,18 @@ def test_a_text_that_is_too_long_is_cut_at_its_beginning(open_page, engine):
         assert sent
 
 
-def test_a_caller_who_asks_too_much_is_told_and_served_later(open_page, engine):
-    settings = Settings(rate_limit="4/second")
-    with serving(create_app(settings, engine, model_name="tiny")) as url:
-        page = open_page(url)
-        text_area(page).focus()
-        for letter in "abcdef":
-            with page.expect_response("**/v1/drafts"):
-                page.keyboard.type(letter)
-        expect(page.locator("#problem")).to_contain_text("4/second")
-        expect_ghost(page, RED)
-        expect(page.locator("#problem")).to_be_hidden()
+def test_what_is_too_much_for_the_server_is_told_and_asked_for_again(page):
+    error = {"message": "The server has enough to do.", "type": "rate_limit_error", "param": None, "code": "overloaded"}
+
+    def refuse(route):
+        route.fulfill(status=429, json={"error": error}, headers={"retry-after-ms": "700"})
+
+    page.route("**/v1/drafts", refuse, times=1)
+    write(page, "a")
+    expect(page.locator("#problem")).to_have_text(error["message"])
+    expect_ghost(page, "")
+    expect_ghost(page, RED)
+    expect(page.locator("#problem")).to_be_hidden()
 
 
 def test_what_the_model_writes_is_text_and_never_html(page, engine, monkeypatch):
@@ -198,20 +198,6 @@ def test_what_the_model_writes_is_text_and_never_html(page, engine, monkeypatch)
     write(page, "<b>Hello</b>")
     expect(page.locator(".ghost")).to_contain_text(evil)
     assert page.locator("main img, main b").count() == 0
-
-
-def test_the_policy_lets_no_inline_script_run(page):
-    page.on("dialog", lambda dialog: pytest.fail("a script ran"))
-    blocked = page.evaluate(
-        """() => new Promise((resolve) => {
-            document.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
-            const image = document.createElement("img");
-            image.setAttribute("onerror", "alert(1)");
-            image.src = "static/none.png";
-            document.body.append(image);
-        })"""
-    )
-    assert blocked.startswith("script-src")
 
 
 def test_the_page_works_with_the_keyboard_alone(page):
