@@ -7,6 +7,7 @@ from support.engine import FakeEngine
 from support.playground import button, expect_ghost, expect_text, write
 from support.serving import serving
 
+from superdraft.decoding.config import EngineConfig
 from superdraft.server.api_keys import add_key
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
@@ -30,7 +31,8 @@ def test_a_server_that_stops_is_told_and_missed_until_it_is_back(open_page, keep
     expect_text(page, "Hello you")
     keep(page, "server-stopped")
     page.keyboard.type(" there")  # one can write on
-    with serving(app(max_num_drafts=7), port=int(url.rpartition(":")[2])):
+    restarted = app(FakeEngine(EngineConfig(max_num_drafts=7), max_model_len=2048))
+    with serving(restarted, port=int(url.rpartition(":")[2])):
         expect(banner).to_be_hidden()
         expect_ghost(page, RED)
         expect_text(page, "Hello you there")
