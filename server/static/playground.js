@@ -214,7 +214,7 @@ function offerNgramModels(models) {
 
 function askForKey(error) {
   const form = byId("key-form");
-  byId("key-message").textContent = error.message;
+  byId("key-message").textContent = error.code === "missing_api_key" ? "This server asks for an API key." : error.message;
   if (!form.hidden) return;
   form.hidden = false;
   byId("key").focus();

@@ -59,12 +59,16 @@ def test_a_phone_shows_everything_without_scrolling_sideways(open_page, url):
     button(page, "Compare").tap()
     expect(page.get_by_role("article")).to_have_count(2)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    boxes = [target.bounding_box() for target in page.locator(_TOUCHED).all() if target.get_attribute("type") != "checkbox"]
+    boxes = [
+        target.bounding_box() for target in page.locator(_TOUCHED).all() if target.get_attribute("type") != "checkbox"
+    ]
     assert len(boxes) > 10
     assert all(min(box["width"], box["height"]) >= _SMALLEST_TARGET for box in boxes)
     button(page, "Next").tap()
     button(page, "Accept").tap()  # a phone's keyboard has no Tab
-    expect(text_area(page)).to_have_value("Hello, " + "Donaudampfschifffahrtsgesellschaft" * 3 + RED.replace("red", "green"))
+    expect(text_area(page)).to_have_value(
+        "Hello, " + "Donaudampfschifffahrtsgesellschaft" * 3 + RED.replace("red", "green")
+    )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -92,7 +96,9 @@ def test_the_draft_is_drawn_at_the_caret(page):
             return {x: box.right, y: box.top};
         }"""
     )
-    first = ghost.evaluate("(element) => { const box = element.getClientRects()[0]; return {x: box.left, y: box.top}; }")
+    first = ghost.evaluate(
+        "(element) => { const box = element.getClientRects()[0]; return {x: box.left, y: box.top}; }"
+    )
     assert first == pytest.approx(before, abs=1)
     sizes = "(element) => [element.clientWidth, element.scrollHeight]"
     page.keyboard.press("Escape")

@@ -14,7 +14,7 @@ from superdraft.server.http_server import HttpServer
 
 @contextlib.contextmanager
 def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
-    """Serve `app` on 127.0.0.1, on a free port if it is 0; yields its URL. Leaving the context shuts the server down."""
+    """Serve `app` on a port of 127.0.0.1, 0: a free one; yields its URL. Leaving the context shuts the server down."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
