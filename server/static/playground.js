@@ -114,7 +114,7 @@ async function askNow() {
     show(draftSet.renewed(answer.drafts));
     announceSoon();
   } catch (error) {
-    if (mine === numAsked) onError(error, askedFor);
+    if (mine === numAsked) onError(error, askedFor, ask);
   }
 }
 
@@ -138,8 +138,8 @@ function numberOf(id) {
   return Math.min(Math.max(value, Number(min)), Number(max || value));
 }
 
-/** What to do about a request that failed; throws what is no answer of the server's. */
-function onError(error, prompt) {
+/** What to do about a request that failed; `again` repeats it after some milliseconds. Throws what is a fault of ours. */
+function onError(error, prompt, again) {
   if (error instanceof UnreachableError) {
     watch.lost();
   } else if (!(error instanceof ApiError)) {
@@ -150,10 +150,10 @@ function onError(error, prompt) {
     watch.lost();
   } else if (error.status === 429) {
     problem(error.message);
-    ask(error.retryMs ?? BUSY_MS);
+    again(error.retryMs ?? BUSY_MS);
   } else if (error.code === "context_length_exceeded" && Math.min(prompt.length, maxCharacters) > 1) {
     maxCharacters = Math.floor(Math.min(prompt.length, maxCharacters) / 2);
-    ask(0);
+    again(0);
   } else if (error.status !== SUPERSEDED) {
     problem(error.message);
   }
@@ -172,7 +172,7 @@ async function compareNow() {
     await compare(requestOf(prompt), maxBranches);
   } catch (error) {
     byId("verdict").textContent = error.message;
-    onError(error, prompt);
+    onError(error, prompt, ask);
   } finally {
     isComparing = false;
     byId("compare").disabled = false;
@@ -187,15 +187,20 @@ async function load() {
     byId("key-form").hidden = true;
     byId("forget-key").hidden = !hasKey();
     byId("model").textContent = limits.model;
-    byId("num-drafts").max = limits.max_num_drafts;
-    byId("max-tokens").max = limits.max_tokens;
+    limitNumber("num-drafts", limits.max_num_drafts);
+    limitNumber("max-tokens", limits.max_tokens);
     maxBranches = limits.max_branches;
     maxCharacters = Infinity;
     offerNgramModels(models);
     ask(0);
   } catch (error) {
-    onError(error, "");
+    onError(error, "", (afterMs) => setTimeout(load, afterMs));
   }
+}
+
+function limitNumber(id, max) {
+  byId(id).max = max;
+  byId(id).valueAsNumber = numberOf(id);
 }
 
 function offerNgramModels(models) {
@@ -300,7 +305,7 @@ for (const [id, name] of Object.entries(buttons)) {
 }
 for (const field of document.querySelectorAll(".settings input, .settings select")) {
   field.addEventListener("change", () => {
-    if (field.type === "number") field.valueAsNumber = numberOf(field.id); // what is asked for is what is shown
+    if (field.type === "number") field.valueAsNumber = numberOf(field.id); // what is shown is what is asked for
     ask(0);
   });
 }

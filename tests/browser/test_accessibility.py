@@ -104,3 +104,16 @@ def test_the_draft_is_drawn_at_the_caret(page):
     page.keyboard.press("Escape")
     assert area.evaluate(sizes) == page.locator("#mirror").evaluate(sizes)
     expect(drafts(page)).to_have_count(0)
+
+
+def test_a_long_text_scrolls_with_the_caret(page):
+    text_area(page).fill("A line.\n" * 60)
+    text_area(page).press("Control+End")
+    page.keyboard.type("Hello")
+    expect_ghost(page, RED)
+    expect(page.locator(".ghost")).to_be_in_viewport()
+    editor = page.locator(".editor")
+    assert editor.evaluate("(element) => element.scrollTop > 0")
+    text_area(page).press("Control+Home")
+    page.keyboard.press("ArrowDown")
+    assert editor.evaluate("(element) => element.scrollTop < element.clientHeight")

@@ -31,12 +31,13 @@ def test_a_server_that_stops_is_told_and_missed_until_it_is_back(open_page, keep
     expect_text(page, "Hello you")
     keep(page, "server-stopped")
     page.keyboard.type(" there")  # one can write on
-    restarted = app(FakeEngine(EngineConfig(max_num_drafts=7), max_model_len=2048))
+    restarted = app(FakeEngine(EngineConfig(max_num_drafts=2), max_model_len=2048))
     with serving(restarted, port=int(url.rpartition(":")[2])):
         expect(banner).to_be_hidden()
         expect_ghost(page, RED)
         expect_text(page, "Hello you there")
-        expect(page.get_by_label("Drafts (k)")).to_have_attribute("max", "7")  # it asked again
+        expect(page.get_by_label("Drafts (k)")).to_have_attribute("max", "2")  # it asked again
+        expect(page.get_by_label("Drafts (k)")).to_have_value("2")
 
 
 def test_that_it_stopped_is_noticed_without_typing(open_page):

@@ -1,6 +1,7 @@
 """The playground's page as the server sends it; what it does is tested in a browser, in tests/browser."""
 
 import re
+import socket
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from support.engine import FakeEngine
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.server import routes_playground
+from superdraft.server import cli_serve, routes_playground
+from superdraft.server.settings import Settings
 
 STATIC = Path(routes_playground.__file__).parent / "static"
 KEYS = "ann=0123456789-0123456789"
@@ -98,3 +100,14 @@ def test_limits_are_those_of_the_engine_and_the_settings(make_client, engine: Fa
         "default_strategy": "sample",
         "token_healing": False,
     }
+
+
+def test_who_starts_the_server_is_told_where_the_page_is(make_client, capsys):
+    app = make_client().app
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        cli_serve._banner(Settings(), listener, app.state.service)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(f"on {url}, docs at {url}/docs")
+    assert second == f"To try it, open {url} in a browser."
