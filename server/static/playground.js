@@ -4,6 +4,7 @@ import { ApiError, UnreachableError, getLimits, getNgramModels, hasKey, postDraf
 import { compare } from "./comparison.js";
 import { DraftSet, firstWord } from "./draft_set.js";
 import { Editor } from "./editor.js";
+import * as settings from "./settings.js";
 import { recall, remember } from "./storage.js";
 import { cachedOf, draftParts, formatMs } from "./view.js";
 import { Watch } from "./watch.js";
@@ -12,7 +13,6 @@ const TYPING_MS = 50; // keys that come together make one request
 const ANNOUNCE_MS = 700; // screen readers hear of drafts when typing has paused
 const BUSY_MS = 1000; // where an overloaded server does not say when to ask again
 const SUPERSEDED = 499;
-const NONE = "\0none"; // no model's name
 
 const byId = (id) => document.getElementById(id);
 const sessionId = `playground-${crypto.getRandomValues(new BigUint64Array(2)).join("-")}`;
@@ -111,32 +111,17 @@ async function askNow() {
     if (mine !== numAsked) return;
     problem("");
     showFigures(answer, performance.now() - startMs);
-    show(draftSet.renewed(answer.drafts));
+    // Something may have been typed that is not asked for yet: what says the same is good for that, too.
+    const newer = new DraftSet(askedFor, answer.drafts).typedOn(place);
+    if (place !== askedFor && newer.current === null) return;
+    show(draftSet.renewed(newer.drafts));
     announceSoon();
   } catch (error) {
     if (mine === numAsked) onError(error, askedFor, ask);
   }
 }
 
-function requestOf(prompt) {
-  const body = {
-    prompt: prompt.slice(-maxCharacters),
-    num_drafts: numberOf("num-drafts"),
-    max_tokens: numberOf("max-tokens"),
-    trim: byId("trim").value,
-    token_healing: byId("token-healing").checked,
-    single_line: byId("single-line").checked,
-  };
-  const ngramModel = byId("ngram-model").value;
-  if (ngramModel !== "") body.ngram_model = ngramModel === NONE ? null : ngramModel;
-  return body;
-}
-
-function numberOf(id) {
-  const { valueAsNumber, min, max, defaultValue } = byId(id);
-  const value = Number.isNaN(valueAsNumber) ? Number(defaultValue) : Math.round(valueAsNumber);
-  return Math.min(Math.max(value, Number(min)), Number(max || value));
-}
+const requestOf = (prompt) => ({ prompt: prompt.slice(-maxCharacters), ...settings.fields() });
 
 /** What to do about a request that failed; `again` repeats it after some milliseconds. Throws what is a fault of ours. */
 function onError(error, prompt, again) {
@@ -187,34 +172,13 @@ async function load() {
     byId("key-form").hidden = true;
     byId("forget-key").hidden = !hasKey();
     byId("model").textContent = limits.model;
-    limitNumber("num-drafts", limits.max_num_drafts);
-    limitNumber("max-tokens", limits.max_tokens);
     maxBranches = limits.max_branches;
     maxCharacters = Infinity;
-    offerNgramModels(models);
+    settings.offer(limits, models);
     ask(0);
   } catch (error) {
     onError(error, "", (afterMs) => setTimeout(load, afterMs));
   }
-}
-
-function limitNumber(id, max) {
-  byId(id).max = max;
-  byId(id).valueAsNumber = numberOf(id);
-}
-
-function offerNgramModels(models) {
-  const picker = byId("ngram-model");
-  const chosen = picker.value;
-  const fitting = models.data.filter((model) => model.fits_tokenizer).map((model) => model.name);
-  const choices = [
-    ["", `default (${models.default ?? "none"})`],
-    ...fitting.map((name) => [name, name]),
-    [models.in_context, "the text's own n-grams"],
-    [NONE, "none"],
-  ];
-  picker.replaceChildren(...choices.map(([value, label]) => new Option(label, value)));
-  picker.value = choices.some(([value]) => value === chosen) ? chosen : "";
 }
 
 function askForKey(error) {
@@ -303,12 +267,7 @@ for (const [id, name] of Object.entries(buttons)) {
     if (!id.match(/next|previous/)) byId("text").focus();
   });
 }
-for (const field of document.querySelectorAll(".settings input, .settings select")) {
-  field.addEventListener("change", () => {
-    if (field.type === "number") field.valueAsNumber = numberOf(field.id); // what is shown is what is asked for
-    ask(0);
-  });
-}
+settings.onChange(() => ask(0));
 byId("compare").addEventListener("click", compareNow);
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -4,6 +4,7 @@ import re
 import threading
 import time
 
+import pytest
 from playwright.sync_api import expect
 from support.playground import button, drafts, expect_ghost, expect_text, text_area, write
 from support.serving import eventually, serving
@@ -145,6 +146,23 @@ def test_a_newer_key_press_ends_the_older_request_without_a_word(page, engine):
     expect_text(page, "ab")
     expect(page.locator("#problem")).to_be_hidden()
     expect(page.get_by_role("alert")).to_be_hidden()
+
+
+@pytest.mark.parametrize(("typed", "ghost"), [(" re", RED.removeprefix(" re")), ("b", "")], ids=["along", "else"])
+def test_an_answer_to_the_text_before_the_last_keys_is_shown_only_as_far_as_it_fits(page, typed, ghost):
+    held = []
+    page.route("**/v1/drafts", lambda route: held.append(route))
+    page.clock.install()
+    write(page, "a")
+    page.clock.run_for(100)
+    page.wait_for_timeout(100)
+    (route,) = held
+    page.keyboard.type(typed)  # the clock stands still: no request is sent for this
+    with page.expect_response("**/v1/drafts"):
+        route.continue_()
+    expect(page.locator("#rows")).to_have_text("12 for 3 drafts")
+    expect_ghost(page, ghost)
+    expect_text(page, "a" + typed)
 
 
 def test_settings_reach_the_server_within_its_limits(page, engine):
