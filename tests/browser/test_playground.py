@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from datetime import datetime
 
 import pytest
 from playwright.sync_api import expect
@@ -152,7 +153,8 @@ def test_a_newer_key_press_ends_the_older_request_without_a_word(page, engine):
 def test_an_answer_to_the_text_before_the_last_keys_is_shown_only_as_far_as_it_fits(page, typed, ghost):
     held = []
     page.route("**/v1/drafts", lambda route: held.append(route))
-    page.clock.install()
+    page.clock.install(time=datetime(2030, 1, 1))
+    page.clock.pause_at(datetime(2030, 1, 2))
     write(page, "a")
     page.clock.run_for(100)
     page.wait_for_timeout(100)
