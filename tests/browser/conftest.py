@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from support.engine import FakeEngine
 from support.serving import serving
 
@@ -18,7 +18,9 @@ from superdraft.server.settings import Settings
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 DESKTOP = {"width": 1200, "height": 900}
-_TIMEOUT_MS = 10_000
+_TIMEOUT_MS = 20_000  # a busy machine may take long over what is quick otherwise
+
+expect.set_options(timeout=_TIMEOUT_MS)
 
 
 def find_chromium() -> str | None:
