@@ -16,7 +16,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_D
 	$(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check lint types fmt bench bench-quick lmplz clean
+.PHONY: help setup serve test check lint types fmt bench bench-quick lmplz docs links clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,9 +46,11 @@ lint: setup types  ## Formatting, lint rules, types and import rules
 	$(BIN)/lint-imports
 
 # Type checkers do not follow an editable install's import hook: links show them the packages under their names.
-types: setup  ## Check types
-	mkdir -p build/typing/superdraft
-	for folder in $(PACKAGES); do ln -sfn ../../../$$folder build/typing/superdraft/$$folder; done
+links:
+	@mkdir -p build/typing/superdraft
+	@for folder in $(PACKAGES); do ln -sfn ../../../$$folder build/typing/superdraft/$$folder; done
+
+types: setup links  ## Check types
 	$(BIN)/mypy $(PACKAGES:%=-p superdraft.%)
 
 fmt: setup  ## Format the code and mend what the linter can
@@ -63,6 +65,13 @@ bench-quick: setup  ## Compare the engine's ratios with the recorded ones (ARGS=
 
 lmplz: setup  ## Build KenLM's lmplz and build_binary, which make n-gram models
 	$(BIN)/python -m superdraft.ngram_models.tools $(ARGS)
+
+docs: $(VENV)/.docs-stamp links  ## Build the documentation's pages in build/site
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs-stamp: $(VENV)/.stamp
+	$(PIP) install -e '.[docs]'
+	touch $@
 
 clean:  ## Remove build output and caches; .venv and fetched models stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov

@@ -238,7 +238,7 @@ class InContextScorer:
                 list object are looked up once and share one row of the answer.
 
         Returns:
-            k lists; entry [i][j] is `ln p(candidates[i][j] | states[i])`.
+            k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`.
         """
         background_rows = self._background.score([state.background for state in states], candidates)
         wanted = {id(token_ids): frozenset(token_ids) for token_ids in candidates}

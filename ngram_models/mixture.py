@@ -85,7 +85,7 @@ class MixtureScorer:
             candidates: the token ids to score after each state, length k.
 
         Returns:
-            k lists; entry [i][j] is `ln p(candidates[i][j] | states[i])`, `-inf` where no part gives any probability.
+            k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`, `-inf` where no part gives any probability.
         """
         by_part = [
             scorer.score([state[part] for state in states], candidates) for part, scorer in enumerate(self._scorers)

@@ -84,7 +84,7 @@ class KenLMScorer:
                 list object are looked up once and share one row of the answer.
 
         Returns:
-            k lists; entry [i][j] is `ln p(candidates[i][j] | states[i])`.
+            k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`.
         """
         base_score, words, discarded = self._base_score, self._words, self._discarded
         rows: dict[tuple[kenlm.State, int], list[float]] = {}

@@ -15,10 +15,12 @@ from superdraft.server import (
     routes_admin,
     routes_feedback,
     routes_fim,
+    routes_limits,
     routes_llamacpp,
     routes_native,
     routes_ngram,
     routes_openai,
+    routes_playground,
     routes_tabby,
 )
 from superdraft.server.access import Access
@@ -50,6 +52,7 @@ _ROUTES = (
     routes_tabby,
     routes_feedback,
     routes_ngram,
+    routes_limits,
     routes_admin,
 )
 _CORS: dict[str, Any] = {
@@ -128,6 +131,8 @@ def create_app(
     routers = [routes.router for routes in _ROUTES]
     for router in routers:
         app.include_router(router, dependencies=[Depends(access)], responses=_REFUSALS)
+    app.include_router(routes_playground.router)  # open to anybody
+    routers.append(routes_playground.router)
     templates = frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
     # The last one added is the outermost: it sees what the others refuse, too.
     if settings.cors_origins:

@@ -267,5 +267,6 @@ def _banner(settings: "Settings", listener: socket.socket, service: Any) -> None
     ngram_model = service.ngram_models.default or "none"
     sys.stderr.write(
         f"Superdraft serves {service.model_name} (n-gram model: {ngram_model}) on {url}, docs at {url}/docs\n"
+        f"To try it, open {url} in a browser.\n"
     )
     sys.stderr.flush()

@@ -14,7 +14,8 @@ from superdraft.server.service import ClientGoneError
 from superdraft.server.stats import CLIENT_CLOSED_REQUEST, RequestRecord, Statistics, start_record
 
 REQUEST_ID_HEADER = "x-request-id"
-OPERATION_ROUTES = frozenset({"/health", "/ready", "/metrics", "/v1/stats", "/v1/health"})  # asked again and again
+# Asked again and again, or a page's many files.
+OPERATION_ROUTES = frozenset({"/health", "/ready", "/metrics", "/v1/stats", "/v1/health", "/static/{name}"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

@@ -13,10 +13,11 @@ from superdraft.server.http_server import HttpServer
 
 
 @contextlib.contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """Serve `app` on a free port of 127.0.0.1; yields its URL. Leaving the context shuts the server down."""
+def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """Serve `app` on a port of 127.0.0.1, 0: a free one; yields its URL. Leaving the context shuts the server down."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         server = HttpServer(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -73,7 +73,7 @@ def test_the_base_and_client_installs_are_light(wheel):
     def needed(extra: str) -> set[str]:
         return {r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": extra})}
 
-    assert set(metadata.get_all("Provides-Extra")) == {"client", "ngram", "server", "try", "evaluation", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"client", "ngram", "server", "try", "evaluation", "dev", "docs"}
     assert needed("") == needed("client") == {"httpx", "rich", "typer"}
     assert {"torch", "transformers", "fastapi"} <= needed("server")
     assert "torch" not in needed("ngram")

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Drafts as they grow: one event a step, then the answer, then [DONE].
+set -euo pipefail
+
+curl --silent --show-error --fail-with-body --no-buffer "${SUPERDRAFT_URL:-http://127.0.0.1:8000}/v1/drafts" \
+    --header "Authorization: Bearer ${SUPERDRAFT_API_KEY:-none}" \
+    --data '{"prompt": "Once upon a time", "num_drafts": 3, "max_tokens": 8, "stream": true}'

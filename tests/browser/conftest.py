@@ -1,0 +1,92 @@
+"""The playground in headless Chromium, the system's own: nothing is downloaded for these tests.
+
+Without Chromium they are skipped. SUPERDRAFT_TEST_CHROMIUM names one that has another name or place.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from support.engine import FakeEngine
+from support.serving import serving
+
+from superdraft.server.app import create_app
+from superdraft.server.settings import Settings
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+DESKTOP = {"width": 1200, "height": 900}
+_TIMEOUT_MS = 20_000  # a busy machine may take long over what is quick otherwise
+
+expect.set_options(timeout=_TIMEOUT_MS)
+
+
+def find_chromium() -> str | None:
+    names = (os.environ.get("SUPERDRAFT_TEST_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")  # while it is open an event loop runs in this thread, which other tests must not meet
+def browser() -> Iterator[Browser]:
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        # Containers have no user namespaces for the sandbox; the pages are this project's own.
+        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(max_model_len=2048)
+
+
+@pytest.fixture
+def url(engine) -> Iterator[str]:
+    with serving(create_app(Settings(), engine, model_name="tiny")) as address:
+        yield address
+
+
+@pytest.fixture
+def open_page(browser) -> Iterator[Callable[..., Page]]:
+    """Opens an address in a browser profile of its own. A script's error or a breach of the policy fails the test."""
+    contexts, complaints = [], []
+
+    def on_console(message: ConsoleMessage) -> None:
+        # Answers such as 401 and 499 are reported as errors, too; how they are treated is what the tests look at.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            complaints.append(message.text)
+
+    def open_it(address: str, **options) -> Page:
+        context = browser.new_context(**{"viewport": DESKTOP} | options)
+        context.set_default_timeout(_TIMEOUT_MS)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def page(open_page, url) -> Page:
+    return open_page(url)
+
+
+@pytest.fixture
+def keep(request) -> Callable[[Page, str], None]:
+    """Keeps a screenshot of the whole page in build/screenshots."""
+
+    def screenshot(page: Page, name: str) -> None:
+        page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+    return screenshot

@@ -1,0 +1,71 @@
+"""The playground on the default model: half typed words, n-gram models, two ways of decoding."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+from support.playground import button, drafts, expect_text, text_area, write
+from support.serving import serving
+
+from superdraft.server.app import create_app
+from superdraft.server.loading import load_service
+from superdraft.server.settings import Settings
+
+LETTER = "Dear Ann,\n\nThank you for your email. Please let me kn"
+
+
+@pytest.fixture(scope="module")
+def model_url(default_model):
+    settings = Settings(max_model_len=512, kv_memory=256 * 1024**2)
+    loaded = load_service(settings)
+    app = create_app(
+        settings,
+        loaded.engine,
+        model_name=loaded.model_name,
+        ngram_models=loaded.ngram_models,
+        alpha=loaded.alpha,
+        tau=loaded.tau,
+        candidates_per_draft=loaded.candidates_per_draft,
+    )
+    with serving(app) as url:
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("letter-light", {"color_scheme": "light"}),
+        ("letter-dark", {"color_scheme": "dark"}),
+        ("letter-phone", {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}),
+    ],
+)
+def test_a_half_typed_word_is_finished(open_page, model_url, keep, name, options):
+    page = open_page(model_url, **options)
+    write(page, LETTER)
+    expect(page.locator(".ghost")).to_have_text(re.compile(r"^ow\b"))
+    expect(drafts(page)).to_have_count(3)
+    for text in drafts(page).all_inner_texts():
+        assert text.startswith("know")
+    button(page, "Compare").click()
+    expect(page.get_by_text(re.compile(r"Sampling took \d\.\d times the model rows"))).to_be_visible()
+    keep(page, name)
+    button(page, "Accept a word").click()
+    expect_text(page, LETTER + "ow")
+
+
+def test_the_ngram_model_can_be_chosen(open_page, model_url):
+    page = open_page(model_url)
+    picker = page.get_by_label("N-gram model")
+    expect(picker.locator("option")).to_have_text(
+        ["default (smollm2-135m)", "smollm2-135m", "the text's own n-grams", "none"]
+    )
+    text_area(page).fill("The weather is nice. The weather")
+    expect(drafts(page)).to_have_count(3)
+    scores = {}
+    for choice in ("smollm2-135m", "none", "the text's own n-grams"):
+        with page.expect_response("**/v1/drafts") as response:
+            picker.select_option(choice)
+        assert response.value.ok, response.value.text()
+        scores[choice] = tuple(draft["score"] for draft in response.value.json()["drafts"])
+    assert len(set(scores.values())) == 3
+    expect(page.locator("#problem")).to_be_hidden()
