@@ -33,7 +33,7 @@ class NgramScorer(Protocol[StateT]):
                 share one candidate list pass the same object.
 
         Returns:
-            k lists; entry [i][j] is `ln p(candidates[i][j] | states[i])`, `-inf` where the model gives it no support.
+            k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`, `-inf` where the model gives it no support.
         """
 
     def advance(self, state: StateT, token_id: int) -> StateT:
