@@ -93,7 +93,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("superdraft"):
             raise
-        extra = "evaluation" if error.name == "matplotlib" else "server"
+        extra = {"matplotlib": "evaluation", "ray": "ray"}.get(error.name, "server")
         _fail(f"this command needs more packages ({error.name} is missing): pip install 'superdraft[{extra}]'")
 
 
