@@ -12,21 +12,25 @@ from pathlib import Path
 from superdraft.server.errors import CommandError
 
 START_TIMEOUT_S = 180.0  # the model may have to be fetched
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
 _SERVE = "from superdraft.server.cli import main; main()"
 _BANNER_URL = re.compile(r"on (http://[^\s,]+), docs at")
 
 
 @contextlib.contextmanager
-def local_server(options: list[str]) -> Iterator[str]:
+def local_server(options: list[str], log: Path | None = None) -> Iterator[str]:
     """`superdraft serve` with these options on a free port of 127.0.0.1; yields its URL.
+
+    Args:
+        options: of `superdraft serve`; they win over the address and the log level that are set here.
+        log: for what it writes; None: nobody reads it.
 
     Raises:
         CommandError: it ended, or did not start in time.
     """
     command = [sys.executable, "-c", _SERVE, "serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning"]
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "serve.log"
+        log = log or Path(folder) / "serve.log"
         with log.open("wb") as output:
             process = subprocess.Popen([*command, *options], stdout=output, stderr=output)
         try:

@@ -80,7 +80,7 @@ def install_tools(folder: Path, *, sdist: Path | None = None) -> Tools:
         with tarfile.open(sdist if sdist is not None else _download_sdist(work)) as archive:
             # Python has this filter since 3.11.4, and Debian 12 has 3.11.2. What pip fetched was checked in any case.
             safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-            archive.extractall(work / "source", **safely)
+            archive.extractall(work / "source", **safely)  # noqa: S202
         (source,) = (work / "source").iterdir()
         _compile(source, work / "build")
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final
 
+from superdraft.decoding.model_store import KNOWN_MODELS
 from superdraft.ngram_models.manifest import MANIFEST_FILE
-from superdraft.ngram_models.registry import list_ngram_models
+from superdraft.ngram_models.registry import list_ngram_models, named_model_folder
 from superdraft.server.admission_control import places_of
 from superdraft.server.errors import SettingsError
 from superdraft.server.settings import Settings
@@ -18,6 +19,7 @@ KEEP_ALIVE_S: Final = 75  # as `http_server`
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # or lines of requests that look alike are left out of the log
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "superdraft.server.ray_proxy.middlewares",
 }
 """What every process of Ray must find in its environment."""
@@ -72,10 +74,13 @@ def replica_settings(settings: Settings) -> Settings:
     for name in ("home", "api_keys_file"):
         if (path := getattr(settings, name)) is not None:
             changes[name] = path.expanduser().absolute()
-    for name in ("model", "ngram_model"):
-        path = Path(getattr(settings, name)).expanduser()
-        if path.parent != Path() and path.exists():
-            changes[name] = str(path.absolute())
+    if settings.model not in KNOWN_MODELS and (path := Path(settings.model).expanduser()).exists():
+        changes["model"] = str(path.absolute())
+    is_path = settings.ngram_model not in ("auto", "none") and not named_model_folder(
+        settings.ngram_model, settings.home
+    )
+    if is_path and (path := Path(settings.ngram_model).expanduser()).exists():
+        changes["ngram_model"] = str(path.absolute())
     return settings.model_copy(update=changes)
 
 

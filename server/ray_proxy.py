@@ -92,8 +92,10 @@ class ProxyAnswers:
 
 
 class _Answer:
-    """One answer on its way. Its head is held back until there is something of its body: until then it can be taken
-    back."""
+    """One answer on its way.
+
+    Its head is held back until there is something of its body: until then something else can be said.
+    """
 
     def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
         self._send = send

@@ -6,7 +6,6 @@ Each replica is a process with a model of its own and the same app as `superdraf
 
 import gc
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
