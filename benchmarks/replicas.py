@@ -151,7 +151,7 @@ async def _kill(url: str, num_clients: int) -> dict[str, Any]:
     async with _load(url, num_clients) as outcomes:
         await asyncio.sleep(CALM_S)
         before = set(outcomes.first_seen_s)
-        victim = _replica_pids()[0]
+        victim = replica_pids()[0]
         os.kill(victim, signal.SIGKILL)
         killed_s = time.monotonic()
         while len(outcomes.first_seen_s) == len(before):
@@ -176,11 +176,11 @@ async def _scale(url: str, num_clients: int) -> dict[str, Any]:
         await asyncio.sleep(CALM_S)
     calm_s = time.monotonic()
     async with _load(url, 1) as calm:  # replicas go while somebody asks
-        while len(_replica_pids()) > 1 and time.monotonic() < calm_s + RECOVERY_TIMEOUT_S:
+        while len(replica_pids()) > 1 and time.monotonic() < calm_s + RECOVERY_TIMEOUT_S:
             await asyncio.sleep(LOOK_S)
         shrunk_s = time.monotonic()
         await asyncio.sleep(CALM_S)
-        left = len(_replica_pids())
+        left = len(replica_pids())
     busy.num_sent += calm.num_sent
     busy.kinds += calm.kinds
     return {
@@ -233,13 +233,13 @@ async def _ask(http: httpx.AsyncClient, prompt: str, is_stream: bool, outcomes: 
     if replica := answer.headers.get(_REPLICA_HEADER):
         outcomes.first_seen_s.setdefault(replica, time.monotonic())
     try:
-        said = _last_event(answer.text) if answer.is_success and is_stream else answer.json()
+        said = last_event(answer.text) if answer.is_success and is_stream else answer.json()
         outcomes.kinds[said["error"]["code"] if "error" in said else "drafts"] += 1
     except (ValueError, KeyError, IndexError, TypeError):
         outcomes.kinds["not in the error shape"] += 1
 
 
-def _last_event(text: str) -> Any:
+def last_event(text: str) -> Any:
     """The last event of a stream but one, which is `[DONE]`."""
     *_, last, done = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     if done != "[DONE]":
@@ -262,7 +262,7 @@ def _num_run_twice(log: Path) -> int:
 # Processes
 
 
-def _replica_pids() -> list[int]:
+def replica_pids() -> list[int]:
     """The replicas' processes, those that have begun to load a model first: descendants of this process."""
     parents, replicas = {}, []
     for folder in Path("/proc").iterdir():

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from superdraft.server.cli_serve import banner, load_app
 from superdraft.server.errors import CommandError
+from superdraft.server.ray_metrics import AllReplicas, ReplicaMetrics
 from superdraft.server.ray_options import (
     APP_NAME,
     KEEP_ALIVE_S,
@@ -28,6 +29,11 @@ from superdraft.server.ray_options import (
 )
 from superdraft.server.ray_proxy import ReplicaMark
 from superdraft.server.settings import Settings
+
+if TYPE_CHECKING:
+    from superdraft.server.service import Service
+
+_METRICS_TIMEOUT_S = 5.0
 
 
 def application(settings: Settings) -> Any:
@@ -53,17 +59,32 @@ def application(settings: Settings) -> Any:
 
             configure_logging(self._settings.log_level, self._settings.log_format)
             app = load_app(self._settings)
-            self._engine = app.state.service.engine
+            service: Service = app.state.service
+            self._engine, self._registry = service.engine, service.metrics.registry
+            context = serve.get_replica_context()
+            self._name = context.replica_id.unique_id
+            everyone = serve.get_deployment_handle(context.deployment, context.app_name)
+            service.metrics.shown = AllReplicas(lambda: _metrics_of(everyone))
             gc.collect()
             gc.freeze()  # as `superdraft serve` does
-            return ReplicaMark(app, serve.get_replica_context().replica_id.unique_id)
+            return ReplicaMark(app, self._name)
 
         def check_health(self) -> None:
             """Asked for by Ray Serve again and again; it replaces a replica that raises."""
             if not self._engine.is_ready:
                 raise RuntimeError("the engine keeps failing; the replica's log says why")
 
+        def metrics(self) -> ReplicaMetrics:
+            """What this replica has counted."""
+            return ReplicaMetrics(self._name, list(self._registry.collect()))
+
     return Replica.bind(replica_settings(settings), ngram_digests(settings.home))  # type: ignore[attr-defined]
+
+
+def _metrics_of(everyone: Any) -> list[ReplicaMetrics]:
+    """Those of the replicas that answer in time. For threads without an event loop."""
+    answers = everyone.broadcast("metrics").results(timeout_s=_METRICS_TIMEOUT_S, return_exceptions=True)
+    return [answer for answer in answers if isinstance(answer, ReplicaMetrics)]
 
 
 def serve_until_signal(settings: Settings) -> None:
