@@ -42,7 +42,11 @@ LOOK_S = 0.1
 UPSCALE_DELAY_S = 2.0
 DOWNSCALE_DELAY_S = 5.0
 
-_LOG = ("--log-level", "info", "--log-format", "json")
+_OPTIONS = (
+    *("--ray", "--num-slots", str(NUM_SLOTS), "--num-threads", "1", "--log-level", "info", "--log-format", "json"),
+    # Clients that ask on and on would rather wait than be refused.
+    *("--queue-timeout-ms", "60000", "--max-waiting", "1000"),
+)
 _REPLICA_HEADER = "x-superdraft-replica"
 _REPLICA_TITLE = "ray::ServeReplica"
 
@@ -84,7 +88,7 @@ def main(*, num_sessions: int, num_clients: int, serve_options: list[str], as_js
     Returns:
         Whether the phases went as they should.
     """
-    options = ["--ray", "--num-slots", str(NUM_SLOTS), "--num-threads", "1", *_LOG, *serve_options]
+    options = [*_OPTIONS, *serve_options]
     fixed = ["--ray-min-replicas", str(NUM_REPLICAS), "--ray-max-replicas", str(NUM_REPLICAS)]
     scaling = ["--ray-min-replicas", "1", "--ray-max-replicas", str(NUM_REPLICAS), "--ray-target-requests", "2"]
     scaling += ["--ray-upscale-delay-s", str(UPSCALE_DELAY_S), "--ray-downscale-delay-s", str(DOWNSCALE_DELAY_S)]

@@ -206,3 +206,24 @@ def test_the_service_and_the_budget_are_for_the_pods():
     assert service["sessionAffinity"] == "ClientIP"
     assert manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
     assert manifests["Deployment"]["spec"]["replicas"] > manifests["PodDisruptionBudget"]["spec"]["maxUnavailable"]
+
+
+# The document
+
+
+def test_the_documents_commands_are_of_this_project():
+    text = (ROOT / "docs/deployment.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 6
+    for block in blocks:
+        parsed = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+        assert parsed.returncode == 0, parsed.stderr
+    arguments = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    assert set(re.findall(r"--build-arg (\w+)=", text)) <= arguments
+    table = text.partition("| Build argument |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([A-Z_]+)`", table)) == arguments
+    variables = {name.removeprefix("SUPERDRAFT_").lower() for name in re.findall(r"SUPERDRAFT_[A-Z_]+", text)}
+    assert variables <= set(Settings.model_fields)
+    flags = {name.replace("-", "_") for name in re.findall(r"--(ray-[a-z-]+)", text)}
+    assert flags == {name for name in Settings.model_fields if name.startswith("ray_")}
+    assert all((ROOT / name).is_file() for name in re.findall(r"deploy/[a-z_/.-]+\.\w+", text))
