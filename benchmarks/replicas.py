@@ -43,7 +43,17 @@ UPSCALE_DELAY_S = 2.0
 DOWNSCALE_DELAY_S = 5.0
 
 _OPTIONS = (
-    *("--ray", "--num-slots", str(NUM_SLOTS), "--num-threads", "1", "--log-level", "info", "--log-format", "json"),
+    *(
+        "--ray",
+        "--num-slots",
+        str(NUM_SLOTS),
+        "--ray-replica-cpus",
+        "0.1",
+        "--log-level",
+        "info",
+        "--log-format",
+        "json",
+    ),
     # Clients that ask on and on would rather wait than be refused.
     *("--queue-timeout-ms", "60000", "--max-waiting", "1000"),
 )

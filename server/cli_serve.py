@@ -128,7 +128,8 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
     ] = None,
     ray_min_replicas: Annotated[int | None, typer.Option(help="Fewest replicas.  [default: 1]")] = None,
     ray_max_replicas: Annotated[int | None, typer.Option(help="Most replicas.  [default: 4]")] = None,
-    ray_replica_gpus: Annotated[float | None, typer.Option(help="GPUs of each.  [default: 0]")] = None,
+    ray_replica_cpus: Annotated[float | None, typer.Option(help="Cores kept for each.  [default: 1]")] = None,
+    ray_replica_gpus: Annotated[float | None, typer.Option(help="GPUs likewise.  [default: 0]")] = None,
     ray_target_requests: Annotated[
         int | None, typer.Option(help="Requests that each shall work on.  [default: half its slots]")
     ] = None,

@@ -68,9 +68,9 @@ def check_for_ray(settings: Settings) -> None:
 def replica_settings(settings: Settings) -> Settings:
     """The settings as they hold for a replica, which runs in another folder and shares its machine with others.
 
-    Paths become absolute; the model gets the cores that Ray keeps for the replica, one if the settings don't say.
+    Paths become absolute; unless the settings say, the model gets a thread for each core that Ray keeps.
     """
-    changes: dict[str, Any] = {"num_threads": settings.num_threads or 1}
+    changes: dict[str, Any] = {"num_threads": settings.num_threads or max(1, int(settings.ray_replica_cpus))}
     for name in ("home", "api_keys_file"):
         if (path := getattr(settings, name)) is not None:
             changes[name] = path.expanduser().absolute()
@@ -108,7 +108,7 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "ray_actor_options": {
-            "num_cpus": settings.num_threads or 1,
+            "num_cpus": settings.ray_replica_cpus,
             "num_gpus": settings.ray_replica_gpus,
         },
     }

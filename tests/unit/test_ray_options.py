@@ -35,7 +35,7 @@ def test_scaling_and_draining_follow_the_settings():
         ray_upscale_delay_s=1.5,
         ray_downscale_delay_s=60,
         shutdown_grace_s=25,
-        num_threads=4,
+        ray_replica_cpus=4,
         ray_replica_gpus=0.5,
     )
     options = deployment_options(settings)
@@ -84,7 +84,9 @@ def test_a_folder_does_not_change_what_a_name_means(tmp_path, monkeypatch, ngram
 
 def test_the_model_gets_the_cores_that_are_kept_for_it():
     assert replica_settings(Settings()).num_threads == 1
-    assert replica_settings(Settings(num_threads=6)).num_threads == 6
+    assert replica_settings(Settings(ray_replica_cpus=6)).num_threads == 6
+    assert replica_settings(Settings(ray_replica_cpus=0.5)).num_threads == 1
+    assert replica_settings(Settings(ray_replica_cpus=6, num_threads=2)).num_threads == 2
 
 
 def test_ray_reports_nothing_and_asks_for_a_token_that_changes():
