@@ -91,10 +91,11 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
     oldest first, and a key press that replaces one of its own session must reach it even when it is full.
     """
     num_slots = settings.num_slots or _DEFAULT_SLOTS
+    num_ongoing = places_of(num_slots) + settings.max_waiting + _OTHER_REQUESTS
     return {
         "name": APP_NAME,
-        "max_ongoing_requests": places_of(num_slots) + settings.max_waiting + _OTHER_REQUESTS,
-        "max_queued_requests": max(1, settings.max_waiting),  # while there is no replica
+        "max_ongoing_requests": num_ongoing,
+        "max_queued_requests": num_ongoing * settings.ray_max_replicas,  # of a proxy, while there is no replica
         "autoscaling_config": {
             "min_replicas": settings.ray_min_replicas,
             "max_replicas": settings.ray_max_replicas,

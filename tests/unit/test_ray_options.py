@@ -20,6 +20,7 @@ def test_more_requests_reach_a_replica_than_it_lets_in():
     settings = Settings(num_slots=32, max_waiting=10)
     options = deployment_options(settings)
     assert options["max_ongoing_requests"] > places_of(32) + 10  # so that it is the replica that refuses
+    assert options["max_queued_requests"] >= options["max_ongoing_requests"]  # or a burst would be refused by Ray
     assert options["autoscaling_config"]["target_ongoing_requests"] == 16
 
 
