@@ -69,8 +69,7 @@ FROM python:3.11-slim-bookworm AS runtime
 # What lmplz is linked with.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends \
-        libboost-program-options1.74.0 libboost-system1.74.0 libboost-thread1.74.0 \
+    && apt-get install --yes --no-install-recommends libboost-program-options1.74.0 libboost-thread1.74.0 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf /var/log/* \
     && groupadd --gid 1000 superdraft \
     && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin superdraft \
