@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from superdraft.server.service import Service
 
 _METRICS_TIMEOUT_S = 5.0
+_OBJECT_STORE_BYTES = 128 * 1024**2  # of shared memory, where nothing is kept; by default a third of the machine's
 
 
 def application(settings: Settings) -> Any:
@@ -135,7 +136,7 @@ def _ray(settings: Settings) -> Iterator[None]:
     """A connection to Ray: to a cluster that runs, or to one of this machine alone that ends with this process."""
     options: dict[str, Any] = {"namespace": APP_NAME, "log_to_driver": True, "logging_level": settings.log_level}
     if settings.ray_address is None:
-        options["include_dashboard"] = False
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     else:
         options["address"] = settings.ray_address
     try:
