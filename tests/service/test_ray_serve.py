@@ -40,7 +40,7 @@ def server(tmp_path_factory):
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
-        assert eventually(lambda: _URL.search(log.read_text()) or process.poll() is not None, 120)
+        assert eventually(lambda: _URL.search(log.read_text()) or process.poll() is not None, 240)
         found = _URL.search(log.read_text())
         assert found, log.read_text()
         yield found[1], process

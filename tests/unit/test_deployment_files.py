@@ -11,6 +11,7 @@ import yaml
 from support.engine import FakeEngine
 
 from superdraft.server.app import create_app
+from superdraft.server.ray_options import ENVIRONMENT
 from superdraft.server.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -226,4 +227,7 @@ def test_the_documents_commands_are_of_this_project():
     assert variables <= set(Settings.model_fields)
     flags = {name.replace("-", "_") for name in re.findall(r"--(ray-[a-z-]+)", text)}
     assert flags == {name for name in Settings.model_fields if name.startswith("ray_")}
+    assert (
+        dict(re.findall(r"\b(RAY_[A-Z_]+)=([\w.]+)", text)).items() >= ENVIRONMENT.items()
+    )  # for a cluster's machines
     assert all((ROOT / name).is_file() for name in re.findall(r"deploy/[a-z_/.-]+\.\w+", text))
