@@ -20,7 +20,7 @@ KEEP_ALIVE_S: Final = 75  # as `http_server`
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",  # or lines of requests that look alike are left out of the log
-    # A replica too busy to say within 0.1 s, the default, how much it has to do would lose its sessions to the next one.
+    # A replica that is longer in saying how much it has to do (default: 0.1 s) loses its sessions to another.
     "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",
     "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # by default 5, within which a busy machine does not start one
