@@ -156,4 +156,5 @@ def test_sigterm_under_load(server):
         assert process.wait(120) == 0
     assert clients.ends["replica_lost"] == 0  # what ran was finished; what came later was refused, or found nobody
     assert clients.ends["shutting_down"] > 0
-    assert set(clients.ends) <= {"drafts", "shutting_down", "overloaded", "ConnectError", "RemoteProtocolError"}
+    # The others came when the proxy had gone, or just as it went.
+    assert set(clients.ends) <= {"drafts", "shutting_down", "ConnectError", "ReadError", "RemoteProtocolError"}
