@@ -1,8 +1,31 @@
-# Stage 1: a virtual environment with everything, compiled here.
+# 1: the default model is in the image; 0: it is fetched into the volume on the first start.
+ARG BAKE_MODEL=0
+
+
+# KenLM's lmplz and build_binary, which make n-gram models. A stage of its own: only a change of these files repeats it.
+FROM python:3.11-slim-bookworm AS kenlm
+
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends cmake g++ make zlib1g-dev \
+        libboost-program-options-dev libboost-system-dev libboost-test-dev libboost-thread-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /src
+COPY constraints.txt ./
+COPY ngram_models/__init__.py ngram_models/errors.py ngram_models/home.py ngram_models/tools.py superdraft/ngram_models/
+RUN pip install --no-cache-dir "$(grep '^platformdirs==' constraints.txt)" \
+    && python -m superdraft.ngram_models.tools --into /opt/kenlm \
+    && strip /opt/kenlm/lmplz /opt/kenlm/build_binary
+
+
+# A virtual environment with everything, compiled here.
 FROM python:3.11-slim-bookworm AS builder
 
 # A package index to take torch from, for a build other than the default one (a CPU-only one is much smaller).
 ARG TORCH_INDEX=""
+# What is installed of Superdraft: "server", or "server,ray" for `superdraft serve --ray`.
+ARG EXTRAS=server
 
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -13,11 +36,12 @@ WORKDIR /src
 # As settings, the pins hold for what pip builds kenlm with, too.
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_CONSTRAINT="/src/constraints.txt /src/deploy/ray/constraints.txt" \
     PIP_BUILD_CONSTRAINT=/src/constraints.txt
 
 # The slow steps, torch and kenlm, come before the sources: a change of the code does not repeat them.
 COPY constraints.txt ./
+COPY deploy/ray/constraints.txt deploy/ray/
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)" \
     && /opt/venv/bin/pip wheel --no-deps --wheel-dir /wheels "$(grep '^kenlm==' constraints.txt)" \
@@ -30,32 +54,79 @@ COPY ngram_models ngram_models
 COPY client client
 COPY benchmarks benchmarks
 COPY evaluation evaluation
+# torch's C++ headers and test programs serve nobody here.
 RUN /opt/venv/bin/pip wheel --no-deps --wheel-dir /wheels . \
-    && /opt/venv/bin/pip install "$(echo /wheels/superdraft-*.whl)[server]"
+    && /opt/venv/bin/pip install "$(echo /wheels/superdraft-*.whl)[$EXTRAS]" \
+    && strip /opt/venv/lib/python3.11/site-packages/kenlm.*.so \
+    && torch=/opt/venv/lib/python3.11/site-packages/torch \
+    && rm -rf "$torch/include" "$torch/test" \
+    && find "$torch/bin" -type f ! -name torch_shm_manager -delete
 
 
-# Stage 2: the image that runs; no compilers, not root.
-FROM python:3.11-slim-bookworm
+# The image that runs; no compilers, not root.
+FROM python:3.11-slim-bookworm AS runtime
 
-RUN groupadd --gid 1000 superdraft \
+# What lmplz is linked with.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libboost-program-options1.74.0 libboost-thread1.74.0 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf /var/log/* \
+    && groupadd --gid 1000 superdraft \
     && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin superdraft \
     && install --directory --owner=superdraft --group=superdraft /var/lib/superdraft
 
+COPY --from=kenlm /opt/kenlm /opt/kenlm
 COPY --from=builder /opt/venv /opt/venv
 
-# Models and whatever else is fetched at run time go to the volume and nowhere else.
-ENV PATH=/opt/venv/bin:$PATH \
+# Models and whatever else is fetched at run time go to the volume and nowhere else. In a container, 127.0.0.1 can be
+# reached by nobody; without API keys the server still does not start unless it is told to.
+ENV PATH=/opt/venv/bin:/opt/kenlm:$PATH \
     PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
     PIP_NO_CACHE_DIR=1 \
     HF_HOME=/var/lib/superdraft/huggingface \
-    SUPERDRAFT_HOME=/var/lib/superdraft
+    SUPERDRAFT_HOME=/var/lib/superdraft \
+    SUPERDRAFT_HOST=0.0.0.0
 
 USER 1000:1000
+WORKDIR /var/lib/superdraft
 VOLUME ["/var/lib/superdraft"]
 EXPOSE 8000
 
 # The first start fetches and converts the default model.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ.get(\"SUPERDRAFT_PORT\", 8000)}/ready', timeout=4)"]
 
-CMD ["superdraft", "serve", "--host", "0.0.0.0"]
+ENTRYPOINT ["superdraft"]
+CMD ["serve"]
+
+
+# The default model, checked and converted, without the file that it was converted from.
+FROM runtime AS model
+RUN SUPERDRAFT_HOME=/tmp/home superdraft models pull smollm2-135m \
+    && rm /tmp/home/models/smollm2-135m/*.gguf
+
+
+FROM runtime AS with-model-0
+
+
+FROM runtime AS with-model-1
+COPY --from=model /tmp/home/models/smollm2-135m /opt/models/smollm2-135m
+ENV SUPERDRAFT_MODEL=/opt/models/smollm2-135m \
+    HF_HUB_OFFLINE=1
+
+
+# hadolint ignore=DL3006
+FROM with-model-${BAKE_MODEL}
+
+# Told by whoever builds; what is installed is told by pip's own records in /opt/venv and Debian's in /var/lib/dpkg.
+ARG VERSION=""
+ARG REVISION=""
+ARG CREATED=""
+LABEL org.opencontainers.image.title="superdraft" \
+      org.opencontainers.image.description="An autocomplete server: k drafts for the price of one" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED"

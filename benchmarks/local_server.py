@@ -12,7 +12,7 @@ from pathlib import Path
 from superdraft.server.errors import CommandError
 
 START_TIMEOUT_S = 180.0  # the model may have to be fetched
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
 _SERVE = "from superdraft.server.cli import main; main()"
 _ARGUMENTS = ("serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning")
 _BANNER_URL = re.compile(r"on (http://[^\s,]+), docs at")
@@ -90,10 +90,18 @@ def starting_server(options: list[str]) -> Iterator[LocalServer]:
 
 
 @contextlib.contextmanager
-def local_server(options: list[str]) -> Iterator[str]:
-    """A server as long as the context lasts; yields its URL. Raises CommandError: it did not start."""
+def local_server(options: list[str], log: Path | None = None) -> Iterator[str]:
+    """A server as long as the context lasts; yields its URL.
+
+    Args:
+        options: of `superdraft serve`.
+        log: for what it writes; None: nobody reads it.
+
+    Raises:
+        CommandError: it ended, or did not start in time.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        server = LocalServer.ready(options, Path(folder) / "serve.log")
+        server = LocalServer.ready(options, log or Path(folder) / "serve.log")
         try:
             yield server.url
         finally:

@@ -21,7 +21,7 @@ from superdraft.server.cli_try import try_it
 from superdraft.server.errors import CommandError
 
 EXPECTED_ERROR_CODE = 2
-_EXTRAS = {"matplotlib": "evaluation", "prompt_toolkit": "try"}
+_EXTRAS = {"matplotlib": "evaluation", "prompt_toolkit": "try", "ray": "ray"}
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(

@@ -326,6 +326,30 @@ def restart(
         raise typer.Exit(1)
 
 
+@app.command()
+def replicas(
+    sessions: Annotated[int, typer.Option(min=1, help="Typing at the same time.")] = 12,
+    clients: Annotated[int, typer.Option(min=1, help="Of the load.")] = 12,
+    model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    ngram_model: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    kv_memory: Annotated[str, typer.Option(help="As in serve.")] = "256MiB",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Kill, add and remove replicas on Ray Serve under load. Exit code 1 if something is lost that should not be."""
+    from superdraft.benchmarks.replicas import main
+
+    given = {"--model": model, "--dtype": dtype, "--ngram-model": ngram_model, "--kv-memory": kv_memory}
+    is_kept = main(
+        num_sessions=sessions,
+        num_clients=clients,
+        serve_options=_options(given),
+        as_json=as_json,
+    )
+    if not is_kept:
+        raise typer.Exit(1)
+
+
 def _options(given: Mapping[str, object]) -> list[str]:
     """Options of `serve` as they are written, without those that were not given."""
     return [part for flag, value in given.items() if value is not None for part in (flag, str(value))]

@@ -4,17 +4,20 @@ import contextlib
 import ctypes
 import gc
 import ipaddress
+import os
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from superdraft.server.errors import CommandError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from superdraft.server.settings import Settings
 
 
@@ -142,6 +145,23 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
     shutdown_grace_s: Annotated[
         float | None, typer.Option(help="Seconds for running requests at shutdown.  [default: 10]")
     ] = None,
+    ray: Annotated[bool | None, typer.Option("--ray", help="Several replicas, with Ray Serve.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, or auto.  [default: start one here]")
+    ] = None,
+    ray_min_replicas: Annotated[int | None, typer.Option(help="Fewest replicas.  [default: 1]")] = None,
+    ray_max_replicas: Annotated[int | None, typer.Option(help="Most replicas.  [default: 4]")] = None,
+    ray_replica_cpus: Annotated[float | None, typer.Option(help="Cores kept for each.  [default: 1]")] = None,
+    ray_replica_gpus: Annotated[float | None, typer.Option(help="GPUs likewise.  [default: 0]")] = None,
+    ray_target_requests: Annotated[
+        int | None, typer.Option(help="Requests that each shall work on.  [default: half its slots]")
+    ] = None,
+    ray_upscale_delay_s: Annotated[
+        float | None, typer.Option(help="Seconds of more than that before a replica is added.  [default: 10]")
+    ] = None,
+    ray_downscale_delay_s: Annotated[
+        float | None, typer.Option(help="Seconds of less before one is taken away.  [default: 300]")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.  [default: info]")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.  [default: console]")] = None,
 ) -> None:
@@ -154,7 +174,17 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
     configure_logging(settings.log_level, settings.log_format)
     with bind(settings.host, settings.port) as listener:  # before loading: a taken port is told at once
         check_exposure(settings, listener.getsockname()[0])
-        run_server(settings, listener)
+        if not settings.ray:
+            run_server(settings, listener)
+            return
+        port = listener.getsockname()[1]
+    from superdraft.server.ray_options import prepare_environment
+
+    if settings.ray_address is None:
+        prepare_environment(os.environ)
+    from superdraft.server.ray_serve import serve_until_signal
+
+    serve_until_signal(settings.model_copy(update={"port": port}))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -204,29 +234,37 @@ def is_loopback(address: str) -> bool:
 
 def run_server(settings: "Settings", listener: socket.socket) -> None:
     """Load the model, then answer on `listener` until a signal comes."""
-    with _uncollected():
-        from superdraft.server.app import create_app
-        from superdraft.server.http_server import HttpServer
-        from superdraft.server.loading import load_service
+    from superdraft.server.http_server import HttpServer
 
-        loaded = load_service(settings)
-        app = create_app(
-            settings,
-            loaded.engine,
-            model_name=loaded.model_name,
-            ngram_models=loaded.ngram_models,
-            drafting=loaded.drafting,
-            is_local=is_loopback(listener.getsockname()[0]),
-        )
+    with _uncollected():
+        app = load_app(settings, is_local=is_loopback(listener.getsockname()[0]))
     allow_open_files(settings.max_connections)
     gc.collect()
     gc.freeze()  # what the libraries made stays: going through it in search of garbage stops everything for 0.3 s
     return_freed_memory()
-    server = HttpServer(app, on_started=lambda: _banner(settings, listener, app.state.service))
+    service = app.state.service
+    what = f"{service.model_name} (n-gram model: {service.ngram_models.default or 'none'})"
+    server = HttpServer(app, on_started=lambda: banner(settings.host, listener.getsockname()[1], what))
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn raises the signal again after a clean shutdown
         sys.exit(130)
+
+
+def load_app(settings: "Settings", *, is_local: bool = False) -> "FastAPI":
+    """Load the model; the app around it. `is_local`: as in `create_app`."""
+    from superdraft.server.app import create_app
+    from superdraft.server.loading import load_service
+
+    loaded = load_service(settings)
+    return create_app(
+        settings,
+        loaded.engine,
+        model_name=loaded.model_name,
+        ngram_models=loaded.ngram_models,
+        drafting=loaded.drafting,
+        is_local=is_local,
+    )
 
 
 @contextlib.contextmanager
@@ -261,12 +299,9 @@ def allow_open_files(max_connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _banner(settings: "Settings", listener: socket.socket, service: Any) -> None:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{listener.getsockname()[1]}"
-    ngram_model = service.ngram_models.default or "none"
-    sys.stderr.write(
-        f"Superdraft serves {service.model_name} (n-gram model: {ngram_model}) on {url}, docs at {url}/docs\n"
-        f"To try it, open {url} in a browser.\n"
-    )
+def banner(host: str, port: int, what: str) -> None:
+    """Say on stderr what is served, and where."""
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    sys.stderr.write(f"Superdraft serves {what} on {url}, docs at {url}/docs\n")
+    sys.stderr.write(f"To try it, open {url} in a browser.\n")
     sys.stderr.flush()

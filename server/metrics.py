@@ -9,6 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
@@ -74,10 +75,12 @@ class Metrics:
 
     Attributes:
         registry: holds them all.
+        shown: what `exposition` shows, the registry unless there are other processes to be shown.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.shown: Collector = self.registry
         self._engine: WatchedEngine | None = None
         ProcessCollector(registry=self.registry)
         self._add_request_metrics()
@@ -228,4 +231,4 @@ class Metrics:
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Everything in the text format that an `accept` header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        return encode(self.shown), content_type

@@ -1,5 +1,6 @@
 """Around every request: its id in and out, one log line, its metrics, and an answer even when a handler fails."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -61,6 +62,10 @@ class RequestContextMiddleware:
                 await self._app(scope, receive, send_with_id)
             except ClientGoneError:
                 status, record.is_cancelled = CLIENT_CLOSED_REQUEST, True
+            except asyncio.CancelledError:  # so Ray Serve tells that the client is gone
+                record.is_cancelled = True
+                self._finish(scope, record, CLIENT_CLOSED_REQUEST, time.perf_counter() - started_s)
+                raise
             except Exception as error:
                 response = response_of(error)  # notes the error
                 if status == 0:

@@ -108,6 +108,15 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=2000, ge=1, description="open at once; then the longest idle is closed")
     receive_timeout_s: float = Field(default=20.0, gt=0, description="for a request to arrive, and for a stuck reader")
     shutdown_grace_s: float = Field(default=10.0, ge=0, le=3600, description="for running requests at shutdown")
+    ray: bool = Field(default=False, description="several replicas, with Ray Serve")
+    ray_address: str | None = Field(default=None, min_length=1, description="of a Ray cluster; None: one starts here")
+    ray_min_replicas: int = Field(default=1, ge=1)
+    ray_max_replicas: int = Field(default=4, ge=1)
+    ray_replica_cpus: float = Field(default=1.0, gt=0, description="kept for each replica; and its model's threads")
+    ray_replica_gpus: float = Field(default=0.0, ge=0, description="likewise")
+    ray_target_requests: int | None = Field(default=None, ge=1, description="of a replica; None: half its slots")
+    ray_upscale_delay_s: float = Field(default=10.0, ge=0, description="of more requests than that, before it")
+    ray_downscale_delay_s: float = Field(default=300.0, ge=0, description="of less")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

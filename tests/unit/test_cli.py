@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import socket
 import subprocess
@@ -208,6 +209,15 @@ def test_bench_load_fails_when_an_answer_is_an_error(run):
         code, out, _ = run("bench", "load", "--url", url, "--clients", "1", "--seconds", "0.2", "--json")
     assert code == 1
     assert set(json.loads(out)["rows"][0]["answers"]) == {"400"}
+
+
+def test_serving_on_ray_without_ray_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "superdraft.server.ray_serve", raising=False)
+    monkeypatch.setattr(cli_serve.os, "environ", dict(os.environ))
+    code, out, err = run("serve", "--ray", "--port", "0")
+    assert (code, out) == (2, "")
+    assert "pip install 'superdraft[ray]'" in err
 
 
 @pytest.mark.parametrize("args", [("--version",), ("--help",), ("complete", "hi", "--url", "http://127.0.0.1:1")])

@@ -73,7 +73,8 @@ def test_the_base_and_client_installs_are_light(wheel):
     def needed(extra: str) -> set[str]:
         return {r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": extra})}
 
-    assert set(metadata.get_all("Provides-Extra")) == {"client", "ngram", "server", "try", "evaluation", "dev", "docs"}
+    extras = {"client", "ngram", "server", "try", "evaluation", "ray", "dev", "docs"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
     assert needed("") == needed("client") == {"httpx", "rich", "typer"}
     assert {"torch", "transformers", "fastapi"} <= needed("server")
     assert "torch" not in needed("ngram")
@@ -114,7 +115,9 @@ def test_no_file_imports_a_folder_without_the_superdraft_prefix():
 
 
 def test_the_constraints_pin_every_requirement_exactly_and_name_no_index():
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    files = (ROOT / "constraints.txt", ROOT / "deploy/ray/constraints.txt")
+    lines = [line for file in files for line in file.read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) == len(set(lines))
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line) for line in lines)
     pinned = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines}
     wanted = PROJECT["build-system"]["requires"] + PROJECT["project"]["dependencies"]

@@ -1,0 +1,160 @@
+"""`superdraft serve --ray` in processes of its own, with a tiny model: two replicas, one of which is killed."""
+
+import collections
+import contextlib
+import importlib.util
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+from support.models import tiny_model_folder
+from support.serving import eventually
+
+from superdraft.benchmarks.replicas import last_event, replica_pids
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'superdraft[ray]'"
+)
+
+_SERVE = "from superdraft.server.cli import main; main()"
+_URL = re.compile(r"on (http://[^\s,]+), docs at")
+NUM_CLIENTS = 6
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The URL, and the process."""
+    folder = tmp_path_factory.mktemp("ray")
+    model = tiny_model_folder(folder, "llama", max_position_embeddings=2048, num_hidden_layers=24)  # slow enough
+    command = [sys.executable, "-c", _SERVE, "serve", "--ray", "--model", str(model), "--ngram-model", "none"]
+    command += ["--port", "0", "--kv-memory", "64MiB", "--num-slots", "8", "--log-level", "warning"]
+    command += ["--ray-min-replicas", "2", "--ray-max-replicas", "2", "--ray-replica-cpus", "0.1"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SUPERDRAFT_", "RAY_"))}
+    log = folder / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    try:
+        assert eventually(lambda: _URL.search(log.read_text()) or process.poll() is not None, 240)
+        found = _URL.search(log.read_text())
+        assert found, log.read_text()
+        yield found[1], process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        process.kill()
+        process.wait()
+    assert eventually(lambda: not replica_pids(), 10)
+
+
+class Clients:
+    """Clients that ask again as soon as they are answered, every other one for a stream. The context ends them."""
+
+    def __init__(self, url):
+        self.num_sent, self.ends = 0, collections.Counter()
+        self._url, self._lock, self._stopping = url, threading.Lock(), threading.Event()
+        self._threads = [threading.Thread(target=self._ask_on, args=(i,)) for i in range(NUM_CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask_on(self, number):
+        with httpx.Client(base_url=self._url, timeout=60) as http:
+            for turn in itertools.count():
+                if self._stopping.is_set():
+                    return
+                with self._lock:
+                    self.num_sent += 1
+                end = self._ask(http, f"{number} {turn}", is_stream=number % 2 == 1)
+                with self._lock:
+                    self.ends[end] += 1
+
+    def _ask(self, http, prompt, *, is_stream):
+        body = {"prompt": prompt, "max_tokens": 40, "logit_bias": {"0": -100}, "stream": is_stream}
+        try:
+            answer = http.post("/v1/drafts", json=body)
+        except httpx.HTTPError as error:
+            return type(error).__name__
+        said = last_event(answer.text) if answer.is_success and is_stream else answer.json()
+        return said["error"]["code"] if "error" in said else "drafts"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in self._threads)
+        assert sum(self.ends.values()) == self.num_sent  # each request had one end
+
+
+def test_a_session_stays_on_its_replica_and_others_are_spread(server):
+    url, _ = server
+    by_session = collections.defaultdict(set)
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for turn, session in itertools.product(range(4), range(6)):
+            body = {"prompt": f"session {session}: {'x' * turn}", "max_tokens": 2}
+            answer = http.post("/v1/drafts", json=body, headers={"x-session-id": f"s{session}"})
+            assert answer.status_code == 200
+            assert len(answer.headers.get_list("x-request-id")) == 1
+            by_session[session].add(answer.headers["x-superdraft-replica"])
+    assert all(len(replicas) == 1 for replicas in by_session.values())
+    assert len(set.union(*by_session.values())) == 2
+
+
+def test_errors_and_operators_routes_are_as_without_ray(server):
+    url, _ = server
+    with httpx.Client(base_url=url, timeout=60) as http:
+        assert http.get("/ready").json()["status"] == "ready"
+        assert http.get("/no/such").json()["error"]["code"] == "route_not_found"
+        refused = http.post("/v1/drafts", json={"prompt": "x", "num_drafts": 0}, headers={"x-request-id": "mine"})
+        assert (refused.status_code, refused.json()["request_id"]) == (400, "mine")
+        assert refused.headers.get_list("x-request-id") == ["mine"]
+        assert http.get("/-/healthz").text == "success"
+
+
+def test_a_client_that_leaves_cancels_its_drafts(server):
+    url, _ = server
+    headers = {"x-session-id": "leaver"}
+    with httpx.Client(base_url=url, headers=headers) as http:
+        before = http.get("/v1/stats", timeout=60).json()["requests"]["cancelled"]
+        body = {"prompt": "x", "max_tokens": 400, "logit_bias": {"0": -100}}
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/drafts", json=body, timeout=0.3)
+
+        def stats():
+            return http.get("/v1/stats", timeout=60).json()
+
+        assert eventually(lambda: stats()["requests"]["cancelled"] == before + 1, 20)
+        assert eventually(lambda: stats()["slots"]["used"] == 0, 20)
+
+
+def test_a_killed_replicas_requests_are_told_so_and_it_comes_back(server):
+    url, _ = server
+    with Clients(url) as clients:
+        assert eventually(lambda: clients.ends["drafts"] >= 2 * NUM_CLIENTS, 120)
+        before = replica_pids()
+        os.kill(before[0], signal.SIGKILL)
+        assert eventually(lambda: len(set(replica_pids()) - set(before)) == 1, 120)
+        answered = clients.ends["drafts"]
+        assert eventually(lambda: clients.ends["drafts"] >= answered + NUM_CLIENTS, 120)
+    assert set(clients.ends) <= {"drafts", "replica_lost"}
+
+
+def test_sigterm_under_load(server):
+    """The last test: it ends the server."""
+    url, process = server
+    with Clients(url) as clients:
+        assert eventually(lambda: clients.ends["drafts"] >= 2 * NUM_CLIENTS, 120)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    assert clients.ends["replica_lost"] == 0  # what ran was finished; what came later was refused, or found nobody
+    assert clients.ends["shutting_down"] > 0
+    # The others came when the proxy had gone, or just as it went.
+    assert set(clients.ends) <= {"drafts", "shutting_down", "ConnectError", "ReadError", "RemoteProtocolError"}
