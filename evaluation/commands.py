@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.evaluation import plots
 from superdraft.evaluation.bootstrap import Interval
+from superdraft.evaluation.calibration import calibration
 from superdraft.evaluation.decoder_spec import DecoderSpec, Sweep
 from superdraft.evaluation.figures import UNIQUENESS_LENGTHS, UNIQUENESS_ORDERS, collect, intervals, uniqueness_name
 from superdraft.evaluation.prompts import Prompt, read_prompts
@@ -136,6 +137,8 @@ def _run(
     results = []
     for spec in job.decoders:
         result = _result(workbench, spec, prompts, records[spec.name])
+        if spec.is_distinct and job.command == "quality":
+            result = replace(result, calibration=calibration(records[spec.name], prompts))
         if prefix_words is not None:
             sweep = Sweep(spec.name, "prefix_words", prefix_words)
             result = replace(result, name=f"{spec.name} prefix_words={prefix_words}", sweep=sweep)
@@ -165,6 +168,12 @@ def _result(
 def _plot(command: str, results: Sequence[DecoderResult], folder: Path) -> None:
     found = {result.name: intervals(result.figures) for result in results}
     plots.bars(folder / f"{command}.png", found, COLUMNS[command])
+    if reliable := {one.name: one.calibration for one in results if one.calibration is not None}:
+        lines = {name: ([b.predicted for b in one.bins], [b.right for b in one.bins]) for name, one in reliable.items()}
+        lines = {"perfect": ([0, 1], [0, 1]), **lines}
+        plots.curves(folder / "reliability.png", lines, "exp(score)", "drafts whose first word is right")
+        cuts = {name: ([c.shown for c in one.cuts], [c.right for c in one.cuts]) for name, one in reliable.items()}
+        plots.curves(folder / "accuracy_by_score.png", cuts, "drafts shown", "right first words among them")
     for name in COLUMNS[command]:
         _plot_sweep(results, found, name, folder)
     for order in UNIQUENESS_ORDERS if command == "diversity" else ():

@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from superdraft.evaluation.bootstrap import LEVEL, Interval
+from superdraft.evaluation.calibration import Calibration, calibration_tables
 from superdraft.evaluation.decoder_spec import Sweep
 from superdraft.evaluation.figures import Figures, differences, intervals, nested
 
@@ -62,6 +63,7 @@ class DecoderResult:
         figures: one row a prompt.
         domains: the same for the prompts of each domain.
         sweep: the series that it is one of.
+        calibration: of its scores, if they are probabilities.
         wall_s: decoding time of all prompts, without judging and typing.
         settings: all that the drafts depend on.
     """
@@ -72,6 +74,7 @@ class DecoderResult:
     settings: Mapping[str, Any]
     domains: Mapping[str, Figures] = field(default_factory=dict)
     sweep: Sweep | None = None
+    calibration: Calibration | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -100,6 +103,8 @@ def results_document(command: str, results: Sequence[DecoderResult], about: Mapp
             "difference_to_baseline": _with_bounds(differences(result.figures, baseline.figures)),
             "settings": result.settings,
         }
+        if result.calibration is not None:
+            decoders[result.name]["calibration"] = asdict(result.calibration)
     return {"command": command, "baseline": baseline.name, "ci_level": LEVEL, **about, "decoders": decoders}
 
 
@@ -149,6 +154,7 @@ def markdown(title: str, results: Sequence[DecoderResult], names: Sequence[str])
                 if name in one.figures
             }
             blocks += [f"## {TITLES[name]} by domain", _table(per_domain, domains)]
+    blocks += [calibration_tables(one.name, one.calibration) for one in results if one.calibration is not None]
     return "\n\n".join(blocks) + "\n"
 
 
