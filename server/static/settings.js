@@ -26,7 +26,7 @@ export function offer(limits, models) {
   const before = picker.value;
   const fitting = models.data.filter((model) => model.fits_tokenizer).map((model) => model.name);
   const choices = [
-    ["", `default (${models.default ?? "none"})`],
+    ["", "the server's choice"],
     ...fitting.map((name) => [name, name]),
     [models.in_context, "the text's own n-grams"],
     [NONE, "none"],

@@ -23,9 +23,7 @@ def model_url(default_model):
         loaded.engine,
         model_name=loaded.model_name,
         ngram_models=loaded.ngram_models,
-        alpha=loaded.alpha,
-        tau=loaded.tau,
-        candidates_per_draft=loaded.candidates_per_draft,
+        drafting=loaded.drafting,
     )
     with serving(app) as url:
         yield url
@@ -57,7 +55,7 @@ def test_the_ngram_model_can_be_chosen(open_page, model_url):
     page = open_page(model_url)
     picker = page.get_by_label("N-gram model")
     expect(picker.locator("option")).to_have_text(
-        ["default (smollm2-135m)", "smollm2-135m", "the text's own n-grams", "none"]
+        ["the server's choice", "smollm2-135m", "the text's own n-grams", "none"]
     )
     text_area(page).fill("The weather is nice. The weather")
     expect(drafts(page)).to_have_count(3)

@@ -61,8 +61,7 @@ def ask(default_model):
         loaded.engine,
         model_name=loaded.model_name,
         ngram_models=loaded.ngram_models,
-        alpha=loaded.alpha,
-        tau=loaded.tau,
+        drafting=loaded.drafting,
     )
     with TestClient(app) as client:
 
