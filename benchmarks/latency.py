@@ -33,6 +33,7 @@ WARM_UP_ROUNDS = 3
 PAUSE_S = 0.03  # threads that wait for more work by spinning would take the next contender's time
 ANSWER_TIMEOUT_S = 60.0
 OURS = "superdraft, over HTTP"
+PUBLISHED = "superdraft, selection paper"
 PEERS = ("transformers", "llama.cpp")
 
 Prompt = tuple[str, list[int]]
@@ -69,7 +70,8 @@ def main(
     prompts = cut_prompts(model, rounds + WARM_UP_ROUNDS)
     options = ["--model", model, *serve_options]
     with local_server(options) as url, httpx.Client(base_url=url, timeout=ANSWER_TIMEOUT_S) as http:
-        contenders = {OURS: _ours(http, num_drafts), **contenders}
+        published = _ours(http, num_drafts, selection="paper")
+        contenders = {OURS: _ours(http, num_drafts), PUBLISHED: published, **contenders}
         times_ms, num_tokens = take_turns(contenders, prompts)
         key_ms = type_keys(http, num_drafts, keys)
     report = {
@@ -186,11 +188,14 @@ def _keys(count: int) -> Iterator[tuple[str, bool]]:
             yield text[:end], end == first
 
 
-def _ours(http: httpx.Client, num_drafts: int) -> Contender:
-    """As many tokens for as many prompt tokens as the others: no half typed word is taken back."""
+def _ours(http: httpx.Client, num_drafts: int, **extra: object) -> Contender:
+    """Drafts for as many prompt tokens as the others: no half typed word is taken back.
+
+    By default improbable drafts end early; those of the selection "paper" have as many tokens as the others'.
+    """
 
     def draft(text: str, _: list[int]) -> int:
-        body = {"prompt": text, "num_drafts": num_drafts, "max_tokens": NEW_TOKENS, "token_healing": False}
+        body = {"prompt": text, "num_drafts": num_drafts, "max_tokens": NEW_TOKENS, "token_healing": False} | extra
         response = http.post("/v1/drafts", json=body).raise_for_status()
         return int(response.json()["usage"]["completion_tokens"])
 

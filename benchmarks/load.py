@@ -25,6 +25,7 @@ from rich.table import Table
 from superdraft.benchmarks.local_server import local_server
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.typing_texts import TEXTS
+from superdraft.decoding.params import SELECTIONS
 
 KEY_PAUSE_S = 0.15  # median of a log-normal; one pause in ten is longer than 0.34 s or shorter than 0.07 s
 THINKING_PAUSE_S = 1.5  # median; after one word in five
@@ -42,7 +43,7 @@ class Load:
     Attributes:
         num_clients: people typing at the same time.
         seconds: how long they type.
-        strategy: as in the request.
+        strategy: as in the request, or a selection of the superposed one.
         num_drafts: as in the request.
         max_tokens: as in the request.
         is_closed: the closed loop.
@@ -182,10 +183,10 @@ async def _ask(http: httpx.AsyncClient, load: Load, client: int, prompt: str, ta
     body = {
         "prompt": prompt,
         "session_id": f"load-{client}",
-        "strategy": load.strategy,
         "num_drafts": load.num_drafts,
         "max_tokens": load.max_tokens,
     }
+    body["selection" if load.strategy in SELECTIONS else "strategy"] = load.strategy
     tally.num_sent += 1
     started_s = time.perf_counter()
     try:

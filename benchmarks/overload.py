@@ -65,7 +65,8 @@ def main(
     Returns:
         Whether every request was answered, and the answers kept the limits above.
     """
-    with local_server(["--num-slots", str(num_slots), *serve_options]) as url:
+    # One row a request: then slots count requests.
+    with local_server(["--num-slots", str(num_slots), "--default-max-branches", "1", *serve_options]) as url:
         phases = asyncio.run(_phases(url, factor, seconds, baseline_s, num_slots))
     rows = [_row(name, answers, duration_s) for name, answers, duration_s in phases]
     saturation, once, overload, recovery = rows

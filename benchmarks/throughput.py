@@ -23,7 +23,7 @@ from superdraft.benchmarks.local_server import local_server
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.summary import percentile, print_report, ratio, shown
 
-STRATEGIES = ("superposed", "sample")
+STRATEGIES = ("paper", "distinct", "sample")
 MAX_TOKENS = 10
 WARM_UP_S = 1.0
 # Who asks for more rows than there are slots waits instead of being refused.
@@ -152,9 +152,12 @@ def compare(rates: dict[Run, list[Rate]], num_clients: int, num_drafts: int, lim
     row: dict[str, Any] = {"up_to_clients": num_clients, "num_drafts": num_drafts}
     for strategy, run in best.items():
         row[strategy] = None if run is None else _row(run, rates[run])
-    ours, theirs = best["superposed"], best["sample"]
-    if ours is not None and theirs is not None:
-        row["ratio"] = ratio([rate.per_s for rate in rates[ours]], [rate.per_s for rate in rates[theirs]])
+    theirs = best["sample"]
+    for strategy, ours in best.items():
+        if ours is not None and theirs is not None and strategy != "sample":
+            row[f"{strategy}_ratio"] = ratio(
+                [rate.per_s for rate in rates[ours]], [rate.per_s for rate in rates[theirs]]
+            )
     return row
 
 
@@ -185,11 +188,15 @@ def _tables(report: dict[str, Any]) -> list[Table]:
     for row in report["rows"]:
         names = ("num_drafts", "strategy", "dtype", "clients", "requests_per_s", "p95_ms")
         runs.add_row(*(str(row[name]) for name in names))
-    best = Table("up to clients", "k", "superposed requests/s", "sample requests/s", "ratio", "25-75 % of rounds")
+    ours = [strategy for strategy in STRATEGIES if strategy != "sample"]
+    ratio_names = [title for name in ours for title in (f"{name} / sample", "25-75 % of rounds")]
+    best = Table("up to clients", "k", *(f"{strategy} requests/s" for strategy in STRATEGIES), *ratio_names)
     for row in report["within_limit"]:
-        ratios = shown(row["ratio"]) if "ratio" in row else ("", "")
+        found = [shown(row[f"{name}_ratio"]) if f"{name}_ratio" in row else ("", "") for name in ours]
         cells = [_described(row[strategy]) for strategy in STRATEGIES]
-        best.add_row(str(row["up_to_clients"]), str(row["num_drafts"]), *cells, *ratios)
+        best.add_row(
+            str(row["up_to_clients"]), str(row["num_drafts"]), *cells, *(text for pair in found for text in pair)
+        )
     return [runs, best]
 
 

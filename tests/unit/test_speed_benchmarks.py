@@ -83,7 +83,8 @@ def test_latency_is_measured_over_http(fake_server, engine, monkeypatch, capsys)
     latency.main(**options, keys=12, serve_options=["--num-threads", "1"], as_json=True)
     report = report_in(capsys.readouterr().out)
     assert fake_server == [["--model", "tiny", "--num-threads", "1"]]
-    assert [(row["contender"], row["tokens"]) for row in report["rows"]] == [(latency.OURS, 30)]
+    tokens = {row["contender"]: row["tokens"] for row in report["rows"]}
+    assert tokens == {latency.OURS: 30, latency.PUBLISHED: 30}
     assert report["key_presses"]["count"] == 12
     assert 0 < report["key_presses"]["p50_ms"] <= report["key_presses"]["p95_ms"]
     typed = [job for job in engine.seen if job.session_id == "latency"]
@@ -130,10 +131,10 @@ def test_throughput_asks_every_kind_of_weights(fake_server, engine, monkeypatch,
         ["--model", "tiny", "--dtype", "bfloat16"],
     ]
     runs = {(row["strategy"], row["dtype"], row["clients"]) for row in report["rows"]}
-    assert runs == set(itertools.product(("superposed", "sample"), ("int4", "bfloat16"), (1, 2)))
+    assert runs == set(itertools.product(("paper", "distinct", "sample"), ("int4", "bfloat16"), (1, 2)))
     (row,) = report["within_limit"]
-    assert row["superposed"]["requests_per_s"] > 0
-    assert row["ratio"]["median"] > 0
+    assert row["paper"]["requests_per_s"] > 0
+    assert row["distinct_ratio"]["median"] > 0
 
 
 def test_the_best_rate_keeps_the_limit():
@@ -141,21 +142,22 @@ def test_the_best_rate_keeps_the_limit():
         return [Rate(per_s, p95_ms) for per_s, p95_ms in pairs]
 
     found = {
-        Run("superposed", 3, "int4", 4): rates((10, 300), (12, 310)),
-        Run("superposed", 3, "bfloat16", 4): rates((8, 400), (8, 400)),
-        Run("superposed", 3, "int4", 16): rates((20, 900), (22, 950)),
+        Run("paper", 3, "int4", 4): rates((10, 300), (12, 310)),
+        Run("paper", 3, "bfloat16", 4): rates((8, 400), (8, 400)),
+        Run("paper", 3, "int4", 16): rates((20, 900), (22, 950)),
         Run("sample", 3, "int4", 4): rates((5, 800), (5, 800)),
         Run("sample", 3, "bfloat16", 16): rates((9, 1500), (9, float("inf"))),
     }
     four = throughput.compare(found, 4, 3, limit_ms=1000)
-    assert (four["superposed"]["requests_per_s"], four["sample"]["requests_per_s"]) == (11, 5)
-    assert four["ratio"]["median"] == pytest.approx(2.2)
+    assert (four["paper"]["requests_per_s"], four["sample"]["requests_per_s"]) == (11, 5)
+    assert four["paper_ratio"]["median"] == pytest.approx(2.2)
     sixteen = throughput.compare(found, 16, 3, limit_ms=1000)
-    assert sixteen["superposed"]["clients"] == 16
+    assert sixteen["paper"]["clients"] == 16
     assert sixteen["sample"]["clients"] == 4  # with 16 the limit is broken
     strict = throughput.compare(found, 16, 3, limit_ms=500)
     assert strict["sample"] is None
-    assert "ratio" not in strict
+    assert strict["distinct"] is None
+    assert "paper_ratio" not in strict
     assert throughput.ladder(16) == [1, 2, 4, 8, 16]
     assert throughput.ladder(6) == [1, 2, 4, 6]
     assert "none within the limit" in throughput._described(None)
