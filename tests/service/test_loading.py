@@ -32,11 +32,14 @@ def load(tmp_path):
 
 def test_tuned_values_are_the_defaults(load):
     service = load(Tuning(alpha=0.0, tau=0.3, candidates_per_draft=12))
-    assert (service.alpha, service.tau, service.candidates_per_draft) == (0.0, 0.3, 12)
+    drafting = service.drafting
+    assert (drafting.alpha, drafting.tau, drafting.candidates_per_draft) == (0.0, 0.3, 12)
+    assert drafting.selection == "paper"  # who tuned an n-gram model wants it to have a say
 
 
 def test_settings_win_over_tuned_values_and_those_over_the_papers(load):
-    service = load(Tuning(alpha=0.2, tau=0.3, candidates_per_draft=12), default_alpha=0.7)
-    assert (service.alpha, service.tau) == (0.7, 0.3)
-    service = load(None)
-    assert (service.alpha, service.tau, service.candidates_per_draft) == (DEFAULT_ALPHA, DEFAULT_TAU, None)
+    drafting = load(Tuning(alpha=0.2, tau=0.3, candidates_per_draft=12), default_alpha=0.7).drafting
+    assert (drafting.alpha, drafting.tau) == (0.7, 0.3)
+    drafting = load(None).drafting
+    assert (drafting.alpha, drafting.tau, drafting.candidates_per_draft) == (DEFAULT_ALPHA, DEFAULT_TAU, None)
+    assert (drafting.selection, drafting.max_branches) == ("distinct", 1)  # no more rows than slots

@@ -183,7 +183,7 @@ def test_a_model_that_a_request_names_brings_what_was_tuned_for_it(world):
         assert by_default == ids(world.drafts(ngram_model=choice, **tuned))
         assert by_default != ids(world.drafts(ngram_model=choice, alpha=DEFAULT_ALPHA, tau=DEFAULT_TAU))
     for choice in ("mail", {"mail": 0.5, "code": 0.5}, "in_context", None):
-        by_default = ids(world.drafts(ngram_model=choice, alpha=None, tau=None))
+        by_default = ids(world.drafts(ngram_model=choice, alpha=None, tau=None, selection="paper"))
         assert by_default == ids(world.drafts(ngram_model=choice, alpha=DEFAULT_ALPHA, tau=DEFAULT_TAU))
 
 

@@ -1,7 +1,6 @@
 """The playground's page as the server sends it; what it does is tested in a browser, in tests/browser."""
 
 import re
-import socket
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from support.engine import FakeEngine
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.server import cli_serve, routes_playground
-from superdraft.server.settings import Settings
 
 STATIC = Path(routes_playground.__file__).parent / "static"
 KEYS = "ann=0123456789-0123456789"
@@ -102,12 +100,9 @@ def test_limits_are_those_of_the_engine_and_the_settings(make_client, engine: Fa
     }
 
 
-def test_who_starts_the_server_is_told_where_the_page_is(make_client, capsys):
-    app = make_client().app
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        cli_serve._banner(Settings(), listener, app.state.service)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+def test_who_starts_the_server_is_told_where_the_page_is(capsys):
+    cli_serve.banner("127.0.0.1", 8123, "tiny")
+    url = "http://127.0.0.1:8123"
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith(f"on {url}, docs at {url}/docs")
     assert second == f"To try it, open {url} in a browser."

@@ -36,7 +36,9 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPERDRAFT_")}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [*command, "--port", str(port), "--kv-memory", "64MiB", *flags], stderr=out, env=environment
+                [*command, "--port", str(port), "--kv-memory", "64MiB", "--default-max-branches", "1", *flags],
+                stderr=out,
+                env=environment,
             )
         self._log = log
 

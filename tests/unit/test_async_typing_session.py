@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
-from support.typing import answer
+from support.typist import answer
 
 from superdraft.client import AsyncTypingSession, FeedbackReceipt
 from superdraft.client.errors import ConnectionFailedError, NotFoundError

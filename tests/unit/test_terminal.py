@@ -9,7 +9,7 @@ from prompt_toolkit.data_structures import Size
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
-from support.typing import answer
+from support.typist import answer
 
 from superdraft.client import AsyncTypingSession, FeedbackReceipt
 from superdraft.client.errors import ConnectionFailedError

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.typing import Bench, answer, started
+from support.typist import Bench, answer, started
 
 from superdraft.client import Cancel, Report, Send, SessionOptions
 from superdraft.client.errors import BadRequestError, ConnectionFailedError, OverloadedError

@@ -1,7 +1,7 @@
 """What a typing session reports, under a manual clock."""
 
 import pytest
-from support.typing import started
+from support.typist import started
 
 
 def test_shown_after_a_quarter_of_a_second():
