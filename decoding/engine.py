@@ -10,7 +10,9 @@ Either way the model's m most probable next tokens are shared by the k drafts of
 each draft's real tokens, tells which of the k*m children are coherent; the best k live on.
 
 Every strategy is a number of branches times a number of drafts: superposed 1 x k, sample n x 1, greedy 1 x 1, and
-sample+superposed n x k. They share one batch.
+sample+superposed n x k. They share one batch. With the selection "distinct", ours and not the paper's, a superposed
+request's branch is divided after its first token: the most probable drafts go on alone, and end where they are
+improbable (docs/algorithm.md).
 
 The engine belongs to one thread. Nothing here locks.
 """
