@@ -67,11 +67,8 @@ def test_a_draft_that_ends_keeps_its_place_and_one_without_text_takes_none():
     assert [draft.text for draft in drafts.finished] == [b""]
     drafts = step(drafts, [{END: 0.9, CAT: 0.1}, {DOG: 0.6, CAT: 0.4}], 2)
     assert [draft.text for draft in drafts.alive] == [b" a dog"]
-    assert [draft.text for draft in drafts.finished] == [b" the", b""] or [d.text for d in drafts.finished] == [
-        b"",
-        b" the",
-    ]
-    assert [draft.text.decode() for draft in rank(drafts, 2)] != [""]
+    assert [draft.text for draft in drafts.finished] == [b"", b" the"]  # by logprob
+    assert {draft.text for draft in rank(drafts, 2)} == {b" the", b" a dog"}
 
 
 def test_the_only_way_on_is_taken_even_if_it_is_improbable():
