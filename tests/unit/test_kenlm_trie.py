@@ -8,7 +8,7 @@ import subprocess
 import kenlm
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kenlm_trie import ngrams_of, write_trie
 from support.ngram import load_arpa, write_arpa
@@ -91,6 +91,7 @@ def test_it_holds_what_kenlm_finds(tmp_path, order, options):
     assert sum(len(level.words) for level in trie.ngrams) == len(ngrams)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from(["3", "4", "55", "<unk>"]), max_size=6), min_size=1, max_size=12),
     st.integers(2, 6),
