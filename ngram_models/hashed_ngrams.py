@@ -15,7 +15,7 @@ from superdraft.ngram_models.kenlm_trie import Floats, Ints, KenLMTrie, Ngrams
 from superdraft.ngram_models.vocabulary import BEGIN_OF_SENTENCE, END_OF_SENTENCE, WordTable
 
 NO_KEY: Final = np.iinfo(np.int64).min
-"""Stands where no n-gram is; keys are at least minus the number of words."""
+"""Stands where no n-gram is; keys that are looked up, "no n-gram" with "no word" among them, are far above."""
 
 _HASH_FACTOR: Final = -7046029254386353131  # 2**64 divided by the golden ratio, as a signed number
 _LOAD: Final = 0.5
