@@ -41,6 +41,7 @@ class CachePlan:
     Attributes:
         num_slots: slots of running branches.
         max_len: positions of each.
+        num_scratch: positions behind them that nobody reads.
         num_prefix_positions: positions of the prefix pool.
         bytes_per_position: keys and values of all layers.
     """
@@ -49,6 +50,7 @@ class CachePlan:
     max_len: int
     num_prefix_positions: int
     bytes_per_position: int
+    num_scratch: int = 0
 
 
 MAX_DEFAULT_SLOTS = 64
@@ -57,7 +59,12 @@ MAX_PREFIX_POSITIONS = 100_000  # with a tiny model the book-keeping would outgr
 
 
 def plan_cache(
-    shapes: list[LayerShape], item_bytes: int, memory_bytes: int, max_len: int, num_slots: int | None
+    shapes: list[LayerShape],
+    item_bytes: int,
+    memory_bytes: int,
+    max_len: int,
+    num_slots: int | None,
+    num_scratch: int = 0,
 ) -> CachePlan:
     """Divide the memory: three quarters for slots unless their number is given, the rest for prompts to be reused.
 
@@ -67,12 +74,13 @@ def plan_cache(
         memory_bytes: the budget for all keys and values.
         max_len: positions of a slot.
         num_slots: wanted slots; None: as many as fit, at most 64.
+        num_scratch: positions that each slot has beyond `max_len`.
 
     Raises:
         ModelLoadError: the slots do not fit.
     """
     per_position = item_bytes * sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in shapes)
-    slot_bytes = per_position * max_len
+    slot_bytes = per_position * (max_len + num_scratch)
     fitting = memory_bytes // slot_bytes
     if fitting < (num_slots or 1):
         raise ModelLoadError(
@@ -81,7 +89,7 @@ def plan_cache(
         )
     slots = num_slots or min(MAX_DEFAULT_SLOTS, max(1, fitting * 3 // 4))
     num_prefix_positions = min(MAX_PREFIX_POSITIONS, (memory_bytes - slots * slot_bytes) // per_position)
-    return CachePlan(slots, max_len, num_prefix_positions, per_position)
+    return CachePlan(slots, max_len, num_prefix_positions, per_position, num_scratch)
 
 
 def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
@@ -199,7 +207,8 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         self._window = _Window(slice(0), slice(0), slice(0))
         # Keys and values in turn, layer after layer. In one block, what is done to all layers is one operation.
         dims = [(shape.num_heads, dim) for shape in shapes for dim in (shape.key_dim, shape.value_dim)]
-        self._slots = _blocks([(plan.num_slots, heads, plan.max_len, dim) for heads, dim in dims], like)
+        num_positions = plan.max_len + plan.num_scratch
+        self._slots = _blocks([(plan.num_slots, heads, num_positions, dim) for heads, dim in dims], like)
         self._pools = _blocks([(plan.num_prefix_positions, heads, dim) for heads, dim in dims], like)
         tensors = [tensor for block in self._slots for tensor in block.unbind(0)]
         pairs = zip(tensors[::2], tensors[1::2], strict=True)
@@ -238,6 +247,19 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
             window.slots = slice(0, len(slots)) if list(slots) == list(range(len(slots))) else index
             window.write_slots, window.positions = index.unsqueeze(1), positions
         return positions
+
+    def select_at(self, positions: Tensor, read_length: int) -> None:
+        """Point the next forward at slots [0, B) by what lies on the device, so that a graph can be made of it.
+
+        Args:
+            positions: each row's one new position, shape [B, 1].
+            read_length: positions of each slot to read, the new ones among them but for scratch positions.
+        """
+        window = self._window
+        window.length, window.read_length = read_length - 1, read_length
+        window.slots = slice(0, len(positions))
+        window.write_slots = torch.arange(len(positions), device=positions.device).unsqueeze(1)
+        window.positions = positions
 
     def row_views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
         """Views for the forward in progress if it has one row, made for all layers at once: far fewer operations.

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from superdraft.decoding.errors import UnsupportedModelError
@@ -26,6 +26,7 @@ class ModelRunner:
         max_model_len: positions of each slot.
         kv_memory_bytes: memory for all keys and values.
         num_slots: branches that can run at once; None: as many as fit.
+        num_scratch: positions that each slot has beyond `max_model_len`, for `decode_at` to write to.
         quantise: keep the weights of linear layers in 4 and 8 bits as well, for steps of a few rows; a bfloat16 model
             on a CPU only.
 
@@ -41,21 +42,22 @@ class ModelRunner:
         kv_memory_bytes: int,
         num_slots: int | None = None,
         *,
+        num_scratch: int = 0,
         quantise: bool = False,
     ) -> None:
         self.model = model
         self.device: torch.device = model.device
         self.max_model_len = max_model_len
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
-        self._embedding = model.get_input_embeddings()
+        self.embedding: nn.Module = model.get_input_embeddings()
         self._can_keep_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         config = model.config.get_text_config()
         self._layer_types: set[str] = set(getattr(config, "layer_types", None) or ())
         self._sliding_window: int | None = getattr(config, "sliding_window", None)
         with torch.inference_mode():
-            like = self._embedding(torch.zeros(1, dtype=torch.long, device=self.device))
+            like = self.embedding(torch.zeros(1, dtype=torch.long, device=self.device))
         shapes = probe_layer_shapes(model)
-        plan = plan_cache(shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots)
+        plan = plan_cache(shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots, num_scratch)
         self.num_slots = plan.num_slots
         self.cache = SlotKVCache(shapes, plan, like)
         self._fused: FusedDecoder | None = None
@@ -71,7 +73,7 @@ class ModelRunner:
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Outputs of the model's embedding module, shape [N, D]."""
-        embeddings: Tensor = self._embedding(torch.tensor(token_ids, device=self.device))
+        embeddings: Tensor = self.embedding(torch.tensor(token_ids, device=self.device))
         return embeddings
 
     @torch.inference_mode()
@@ -114,6 +116,22 @@ class ModelRunner:
         return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
 
     @torch.inference_mode()
+    def decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int) -> Tensor:
+        """The same with all that changes from step to step on the device, so that a graph can be made of it.
+
+        Args:
+            embeddings: superposed embeddings, shape [B, D].
+            positions: where each row's keys and values go, shape [B]; `max_model_len` is the scratch position.
+            read_length: positions of each slot that attention looks at; above a row's own they are masked.
+
+        Returns:
+            Logits, shape [B, V]; those of rows at the scratch position mean nothing.
+        """
+        positions = positions.unsqueeze(1)
+        self.cache.select_at(positions, read_length)
+        return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+
+    @torch.inference_mode()
     def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
         """The exact next-token log-probabilities along whole token sequences, without cache or superposition.
 
@@ -137,7 +155,7 @@ class ModelRunner:
     def _forward(self, positions: Tensor, kept: Tensor | None, **inputs: Tensor) -> Tensor:
         """Logits of the columns `kept` of each row, or of all, shape [B, T, V]."""
         if self._fused is not None:
-            embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self._embedding(inputs["input_ids"])
+            embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embedding(inputs["input_ids"])
             return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept)
         keep = {"logits_to_keep": kept} if self._can_keep_logits and kept is not None else {}
         logits: Tensor = self.model(

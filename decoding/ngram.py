@@ -100,3 +100,13 @@ class NgramArrays(Protocol):
     @property
     def end_word(self) -> int:
         """The word of every end-of-text token."""
+
+
+class TabularScorer(NgramScorer[StateT], Protocol[StateT]):
+    """An n-gram model that can be held as hash tables on the language model's device."""
+
+    def tables(self) -> NgramArrays:
+        """The model as arrays."""
+
+    def context_words(self, token_ids: Sequence[int]) -> list[int]:
+        """The numbers of the words that the state after `token_ids` depends on: `order - 1` at most, oldest first."""

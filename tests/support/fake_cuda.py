@@ -22,6 +22,7 @@ _T = TypeVar("_T")
 _SUBSTITUTES: dict[Any, Any] = {
     Tensor.__invert__: torch.bitwise_not,
     Tensor.nonzero: torch.ops.aten.nonzero,
+    Tensor.copy_: torch.ops.aten.copy_,
     **dict.fromkeys((Tensor.__int__, Tensor.__float__, Tensor.__bool__, Tensor.__index__), torch.ops.aten.item),
 }
 
@@ -43,7 +44,7 @@ class _NoCurrentDevice(TorchFunctionMode):
         if func is Tensor.__setitem__:
             (tensor, indices), value = _sliced(*args[:2]), args[2]
             value = value if isinstance(value, Tensor) else tensor.new_full((), value)
-            return torch.ops.aten.index_put_(tensor, indices, value) if indices else tensor.copy_(value)
+            return torch.ops.aten.index_put_(tensor, indices, value) if indices else torch.ops.aten.copy_(tensor, value)
         return _SUBSTITUTES.get(func, func)(*args, **(kwargs or {}))
 
 
