@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from support.decoding import HashScorer
 from support.fake_runner import fake_engine
 from support.requests import some_request
@@ -13,6 +14,7 @@ from superdraft.decoding.engine import Engine
 from superdraft.decoding.errors import SupersededError
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.run_ahead import RunAhead
 
 
 def device_request(rng: random.Random) -> tuple[str, GenerationParams]:
@@ -109,3 +111,55 @@ def test_a_step_is_under_way_before_the_one_before_it_is_read(monkeypatch):
     # Five steps after the prompt's; none is started that nobody wants.
     assert events == ["start", "start", "read", "start", "read", "start", "read", "start", "read", "read"]
     assert len(runner.decoded) == 5
+
+
+def test_where_two_drafts_come_to_the_same_text_the_host_has_the_last_word(monkeypatch):
+    """ "he" and "r" is "h" and "er": the device, which knows no texts, goes on with both."""
+
+    def scripted(device_steps: bool) -> tuple[GenerationOutput, Engine]:
+        engine, runner, _ = fake_engine(device_steps=device_steps)
+        ids = {engine.tokenizer.token_bytes[i]: i for i in range(runner.vocab_size)}
+        prompt = engine.tokenizer.encode("thank you")
+        logits_of = runner._logits
+
+        def logits(slot: int, length: int) -> torch.Tensor:
+            logits = logits_of(slot, length)
+            pair = {len(prompt): (b"he", b"h"), len(prompt) + 1: (b"r", b"er")}.get(length, ())
+            for rank, token in enumerate(pair):
+                logits[ids[token]] = 30.0 - rank
+            return logits
+
+        monkeypatch.setattr(runner, "_logits", logits)
+        return engine.generate(prompt, GenerationParams(max_tokens=5, num_drafts=4, alpha=0, tau=5.0)), engine
+
+    let_go = []
+    monkeypatch.setattr(
+        RunAhead,
+        "_let_go",
+        lambda self, branch, original=RunAhead._let_go: (
+            let_go.append((branch.num_steps, branch.is_done)),
+            original(self, branch),
+        ),
+    )
+    answer, _ = scripted(device_steps=True)
+    assert let_go == [(2, False), (5, True)]
+    expected, _ = scripted(device_steps=False)
+    assert shown(answer) == shown(expected)
+    assert answer.usage.forward_rows == expected.usage.forward_rows == 4
+    assert [draft.text for draft in answer.drafts if draft.text.startswith("her")]
+
+
+def test_a_list_of_children_that_is_too_short_is_the_hosts_to_complete(monkeypatch):
+    """All tokens look alike: of the children that the device lists none is a new text."""
+    engines = [fake_engine(device_steps=on)[0] for on in (True, False)]
+    for engine in engines:
+        size = len(engine.tokenizer.token_bytes)
+        monkeypatch.setattr(engine.tokenizer, "token_bytes", [b"x"] * (size - 1) + [b"y"])
+    params = GenerationParams(max_tokens=4, num_drafts=3, alpha=0, tau=0.5, candidates_per_draft=16)
+    completed = []
+    choose = RunAhead._choose_on_host
+    monkeypatch.setattr(RunAhead, "_choose_on_host", lambda *args: (completed.append(1), choose(*args)))
+    answer, expected = (engine.generate("thank you", params) for engine in engines)
+    assert completed
+    assert shown(answer) == shown(expected)
+    assert answer.usage.forward_rows == expected.usage.forward_rows
