@@ -1,0 +1,110 @@
+"""A decode step as a CUDA graph holds it: recorded once, run again for other lengths and inputs, all on the device."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support.fake_cuda import OnlyOnDevice, fake_cuda, on_fake_cuda
+from support.models import tiny_model
+from support.recorded_ops import RecordedOps
+
+from superdraft.decoding.model_runner import ModelRunner
+
+NUM_ROWS, READ_LENGTH = 3, 24
+PROMPTS = ([5, 80, 31, 7, 7, 99, 120, 18, 44, 3, 250], [3, 4, 5], [9] * 7)
+# In double precision Llama-like models run through the fused decoder, and rounding hides nothing.
+CASES = [
+    *[(name, torch.float64) for name in ("llama", "mistral", "qwen3")],
+    *[(name, torch.float32) for name in ("llama", "gemma3_text", "gpt2", "gpt_neox")],
+]
+
+
+def runner_of(architecture: str, dtype: torch.dtype) -> ModelRunner:
+    return ModelRunner(tiny_model(architecture).to(dtype), 64, 4_000_000, num_slots=4)
+
+
+def step_of(runner: ModelRunner, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """One step of slots [0, R) that reads nothing on the host: R and the positions read are all that Python knows."""
+    window, positions = runner.cache._window, lengths.unsqueeze(1)
+    window.slots = slice(0, len(lengths))
+    window.write_slots = torch.arange(len(lengths), device=lengths.device).unsqueeze(1)
+    window.positions, window.length, window.read_length = positions, READ_LENGTH - 1, READ_LENGTH
+    return runner._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+
+
+def fill(runner: ModelRunner, prompts: tuple[list[int], ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts into the slots; their last tokens' embeddings and the lengths before them."""
+    for slot, prompt in enumerate(prompts):
+        runner.prefill([slot], [prompt[:-1]], [0])
+    return runner.embed([prompt[-1] for prompt in prompts]), torch.tensor([len(prompt) - 1 for prompt in prompts])
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), CASES)
+@torch.inference_mode()
+def test_a_recorded_step_is_right_for_other_inputs_and_lengths(architecture, dtype):
+    runner = runner_of(architecture, dtype)
+    embeddings, lengths = fill(runner, PROMPTS)
+    with RecordedOps() as recorded:
+        logits = step_of(runner, embeddings, lengths)
+    others = (PROMPTS[1][:2], PROMPTS[0], [17, 200, 4, 4])
+    for tensor, value in zip((embeddings, lengths), fill(runner, others), strict=True):
+        tensor.copy_(value)
+    recorded.replay()
+    replayed = logits.log_softmax(-1)
+    for row, exact in enumerate(runner.exact_logprobs(others)):
+        torch.testing.assert_close(replayed[row].float(), exact[-1].float(), atol=2e-4, rtol=0)
+    again, lengths = fill(runner, others)
+    torch.testing.assert_close(replayed, runner.decode(again, lengths.tolist()).log_softmax(-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [*CASES, ("llama", torch.bfloat16)])
+@torch.inference_mode()
+def test_a_step_stays_on_the_device(architecture, dtype):
+    runner = runner_of(architecture, dtype)
+    with fake_cuda():
+        there = on_fake_cuda(runner)
+        embeddings = torch.zeros(NUM_ROWS, runner.model.config.hidden_size, dtype=dtype, device="cuda")
+        lengths = torch.zeros(NUM_ROWS, dtype=torch.long, device="cuda")
+        with OnlyOnDevice():
+            logits = step_of(there, embeddings, lengths)
+    assert logits.device.type == "cuda"
+    assert logits.shape == (NUM_ROWS, runner.vocab_size)
+
+
+HOST_WORK: dict[str, Callable[[torch.Tensor], object]] = {
+    "a value": lambda lengths: int(lengths[0]),
+    "a condition": lambda lengths: bool(lengths.sum() > 0),
+    "new data": lambda lengths: torch.tensor([1, 2, 3], device=lengths.device),
+    "a shape": lambda lengths: torch.unique(lengths),
+    "a mask": lambda lengths: lengths[lengths > 0],
+}
+
+
+@pytest.mark.parametrize("work", HOST_WORK.values(), ids=HOST_WORK)
+def test_work_of_the_host_is_not_recorded(work):
+    with pytest.raises(AssertionError, match="needs the host"), RecordedOps():
+        work(torch.arange(3))
+
+
+def run_on_device(work: Callable[[torch.Tensor], object]) -> None:
+    with fake_cuda():
+        lengths = torch.arange(3, device="cuda")
+        with OnlyOnDevice():
+            work(lengths)
+
+
+@pytest.mark.parametrize("work", HOST_WORK.values(), ids=HOST_WORK)
+def test_work_of_the_host_is_found_on_the_device(work):
+    with pytest.raises(AssertionError, match="needs the host"):
+        run_on_device(work)
+
+
+@pytest.mark.parametrize("copied", [lambda lengths: lengths.cpu(), lambda lengths: torch.zeros(3, device="cpu")])
+def test_tensors_of_the_host_are_found(copied):
+    with pytest.raises(AssertionError, match="stay on the device uses cpu"):
+        run_on_device(copied)
+
+
+def test_lists_of_values_are_found():
+    with pytest.raises(RuntimeError, match="tolist"):
+        run_on_device(torch.Tensor.tolist)
