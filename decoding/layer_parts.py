@@ -6,12 +6,13 @@ weights and cache are arguments. Sums may then be rounded a little later than by
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
-# One compilation for each number of rows; torch stops at 8.
+# One compilation for each number of rows; torch alone would stop at 8.
 MAX_ROW_COUNTS = 64
 
 
@@ -97,12 +98,20 @@ class LayerParts:
 EAGER = LayerParts()
 
 
-def compiled_parts() -> LayerParts:
-    """Compiled for the shapes that they are called with, each when it comes first."""
-    limit = torch._dynamo.config
-    limit.recompile_limit = max(limit.recompile_limit, MAX_ROW_COUNTS)
+def compiled_parts(backend: str = "inductor") -> LayerParts:
+    """Compiled for the shapes that they are called with, each when it comes first.
+
+    It raises torch's limit of compilations of a function, which holds for the whole process.
+    """
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MAX_ROW_COUNTS)
     return LayerParts(
-        torch.compile(add_and_norm, fullgraph=True, dynamic=False),
-        torch.compile(gate, fullgraph=True, dynamic=False),
-        torch.compile(rotate_and_write, fullgraph=True, dynamic=False),
+        torch.compile(add_and_norm, fullgraph=True, dynamic=False, backend=backend),
+        torch.compile(gate, fullgraph=True, dynamic=False, backend=backend),
+        torch.compile(_rotate_copy_and_write, fullgraph=True, dynamic=False, backend=backend),
     )
+
+
+def _rotate_copy_and_write(qkv: Tensor, *rest: Any) -> Tensor:
+    """Compiled, nothing is copied: queries are new memory, and `qkv` need not be written back."""
+    return rotate_and_write(qkv.clone(), *rest)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.fake_cuda import OnlyOnDevice, fake_cuda, on_fake_cuda
+from support.graph_steps import PROMPTS, fill, step_of
 from support.models import tiny_model
 from support.recorded_ops import RecordedOps
 
 from superdraft.decoding.model_runner import ModelRunner
 
-NUM_ROWS, READ_LENGTH = 3, 24
-PROMPTS = ([5, 80, 31, 7, 7, 99, 120, 18, 44, 3, 250], [3, 4, 5], [9] * 7)
+NUM_ROWS = 3
 # In double precision Llama-like models run through the fused decoder, and rounding hides nothing.
 CASES = [
     *[(name, torch.float64) for name in ("llama", "mistral", "qwen3")],
@@ -21,22 +21,6 @@ CASES = [
 
 def runner_of(architecture: str, dtype: torch.dtype) -> ModelRunner:
     return ModelRunner(tiny_model(architecture).to(dtype), 64, 4_000_000, num_slots=4)
-
-
-def step_of(runner: ModelRunner, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """One step of slots [0, R) that reads nothing on the host: R and the positions read are all that Python knows."""
-    window, positions = runner.cache._window, lengths.unsqueeze(1)
-    window.slots = slice(0, len(lengths))
-    window.write_slots = torch.arange(len(lengths), device=lengths.device).unsqueeze(1)
-    window.positions, window.length, window.read_length = positions, READ_LENGTH - 1, READ_LENGTH
-    return runner._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
-
-
-def fill(runner: ModelRunner, prompts: tuple[list[int], ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts into the slots; their last tokens' embeddings and the lengths before them."""
-    for slot, prompt in enumerate(prompts):
-        runner.prefill([slot], [prompt[:-1]], [0])
-    return runner.embed([prompt[-1] for prompt in prompts]), torch.tensor([len(prompt) - 1 for prompt in prompts])
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), CASES)
