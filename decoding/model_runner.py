@@ -27,7 +27,7 @@ class ModelRunner:
         kv_memory_bytes: memory for all keys and values.
         num_slots: branches that can run at once; None: as many as fit.
         quantise: keep the weights of linear layers in 4 and 8 bits as well, for steps of a few rows; a bfloat16 model
-            on a CPU only.
+            only.
 
     Raises:
         UnsupportedModelError: the model cannot be run this way.
