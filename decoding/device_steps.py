@@ -13,19 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from superdraft.decoding.decode_attention import Attention
 from superdraft.decoding.device_choice import DeviceChoice, StepShape, superposed
 from superdraft.decoding.device_rows import Column, DraftRows, RowKind
 from superdraft.decoding.model_runner import ModelRunner
+from superdraft.decoding.model_support import can_be_recorded
 from superdraft.decoding.ngram import NgramScorer, TabularScorer
 from superdraft.decoding.ngram_tables import NgramTables
 from superdraft.decoding.scheduler import SlotMove
 from superdraft.decoding.sequence import Branch
-from superdraft.decoding.step_graphs import CudaGraphRecorder, Recorder, StepGraphs
+from superdraft.decoding.step_graphs import CudaGraphRecorder, StepGraphs
 from superdraft.decoding.tokenizer import Tokenizer
 
 WIDTHS = (1, 4, 8, 16)
 """Places for drafts that a step can have; a step with a request of more drafts is the host's."""
 _FEWEST_POSITIONS = 256
+# Sizes of steps for which attention is chosen when the engine starts; each takes a moment.
+_ATTENTION_ROWS = (1, 8, 64)
+_ATTENTION_LENGTHS = (512, 2048)
 
 
 @dataclass(slots=True, eq=False)
@@ -78,15 +83,18 @@ class DeviceSteps:
     Args:
         runner: the model and its KV cache, with a scratch position in each slot.
         tokenizer: says what no draft contains and what ends one.
-        recorder: makes graphs of steps; None: CUDA graphs on a GPU, none elsewhere.
+        may_compile: whether attention may be compiled.
     """
 
-    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer, recorder: Recorder | None = None) -> None:
+    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer, *, may_compile: bool = False) -> None:
         self._runner, self._device = runner, runner.device
         self._is_cuda = self._device.type == "cuda"
-        if recorder is None and self._is_cuda:
-            recorder = CudaGraphRecorder()
-        self._graphs = StepGraphs(recorder)
+        self._graphs = StepGraphs(CudaGraphRecorder() if self._is_cuda and can_be_recorded(runner.model) else None)
+        self._attentions = {
+            (num_rows, read_length): runner.choose_attention(num_rows, read_length, may_compile=may_compile)
+            for num_rows in _sizes(_ATTENTION_ROWS, runner.num_slots)
+            for read_length in _sizes(_ATTENTION_LENGTHS, runner.max_model_len)
+        }
         self._rows = DraftRows(runner.num_slots, WIDTHS[-1], self._device)
         self._choice = DeviceChoice(
             self._rows,
@@ -155,8 +163,18 @@ class DeviceSteps:
         positions = torch.where(is_running, lengths.clamp(max=scratch), scratch)
         embeddings = superposed(self._rows, self._runner.embedding, shape)
         logits = self._logits[:size]
-        logits.copy_(self._runner.decode_at(embeddings, positions, shape.read_length))
+        attention = self._attention(shape)
+        logits.copy_(self._runner.decode_at(embeddings, positions, shape.read_length, attention))
         self._results[shape].copy_(self._choice(logits, shape))
+
+    def _attention(self, shape: StepShape) -> Attention | None:
+        """What was fastest for the next larger size that was tried."""
+        num_rows = next(size for size in _sizes(_ATTENTION_ROWS, self._runner.num_slots) if size >= shape.num_rows)
+        read_length = next(
+            size for size in _sizes(_ATTENTION_LENGTHS, self._runner.max_model_len) if size >= shape.read_length
+        )
+        choice = self._attentions[num_rows, read_length]
+        return None if choice is None else choice.attention
 
     def _shape(self, rows: Sequence[DeviceRow]) -> StepShape:
         longest = max(row.length for row in rows) + 1
@@ -244,6 +262,11 @@ def columns_of(branch: Branch, kind: RowKind) -> dict[Column, float]:
             Column.NUM_CANDIDATES: params.num_candidates,
         }
     return columns
+
+
+def _sizes(sizes: Sequence[int], largest: int) -> list[int]:
+    """Those below the largest that can occur, and that."""
+    return [*(size for size in sizes if size < largest), largest]
 
 
 def rounded_up(number: int) -> int:

@@ -89,7 +89,9 @@ class Engine:
         self._prefixes = PrefixCache(runner.cache.plan.num_prefix_positions)
         self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens, self._num_unfed)
         self._chooser = TokenChooser(tokenizer, runner.device, clock)
-        self._device = DeviceSteps(runner, tokenizer) if runner.cache.plan.num_scratch else None
+        self._device: DeviceSteps | None = None
+        if runner.cache.plan.num_scratch:
+            self._device = DeviceSteps(runner, tokenizer, may_compile=config.compile_layers)
         self._steps = BranchSteps(runner, self._chooser, self._scheduler, self._prefixes, self._device)
         self._ahead = None
         if self._device is not None:
@@ -398,6 +400,8 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
         num_scratch=int(on_device),
         quantise=loaded.quantise,
     )
+    if on_device and config.compile_layers:
+        runner.compile_layers()
     generation = loaded.model.generation_config
     ends = generation.eos_token_id if generation is not None else None
     eos_token_ids = [ends] if isinstance(ends, int) else (ends or [])

@@ -179,6 +179,11 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         else:
             self.keys[window.write_slots, :, window.positions] = key_states.transpose(1, 2)
             self.values[window.write_slots, :, window.positions] = value_states.transpose(1, 2)
+        return self.read()
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Keys and values that the rows of the forward in progress may read, [B, H, read_length, Dh]."""
+        window = self._window
         return self.keys[window.slots, :, : window.read_length], self.values[window.slots, :, : window.read_length]
 
     def get_seq_length(self) -> int:
@@ -210,6 +215,7 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         num_positions = plan.max_len + plan.num_scratch
         self._slots = _blocks([(plan.num_slots, heads, num_positions, dim) for heads, dim in dims], like)
         self._pools = _blocks([(plan.num_prefix_positions, heads, dim) for heads, dim in dims], like)
+        self._pairs = self._slots[0].view(-1, 2, *self._slots[0].shape[1:]).unbind(0) if len(self._slots) == 1 else None
         tensors = [tensor for block in self._slots for tensor in block.unbind(0)]
         pairs = zip(tensors[::2], tensors[1::2], strict=True)
         super().__init__(layers=[_SlotLayer(keys, values, self._window) for keys, values in pairs])
@@ -273,6 +279,19 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
             return None
         slots = self._slots[0][:, window.slots]
         return slots[:, :, :, : window.read_length].unbind(0), slots[:, :, :, window.positions].unbind(0)
+
+    def row_pairs(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | None:
+        """For a forward over several rows: where the keys and the values of a layer are written in one operation.
+
+        Returns:
+            For each layer both of all slots, [2, num_slots, H, max_len, Dh]; which slots are to be written, [B, 1]; and
+            which positions of them, [B, T]. The layers' `read` then gives what is read. None: use `row_views` or
+            `update`.
+        """
+        slots, positions = self._window.write_slots, self._window.positions
+        if self._pairs is None or isinstance(slots, slice) or isinstance(positions, slice):
+            return None
+        return self._pairs, slots, positions
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from superdraft.decoding.attention_choice import AttentionChoice
+from superdraft.decoding.decode_attention import Attention
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.fused_decoder import FusedDecoder
 from superdraft.decoding.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes
@@ -28,7 +30,7 @@ class ModelRunner:
         num_slots: branches that can run at once; None: as many as fit.
         num_scratch: positions that each slot has beyond `max_model_len`, for `decode_at` to write to.
         quantise: keep the weights of linear layers in 4 and 8 bits as well, for steps of a few rows; a bfloat16 model
-            on a CPU only.
+            only.
 
     Raises:
         UnsupportedModelError: the model cannot be run this way.
@@ -116,20 +118,34 @@ class ModelRunner:
         return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
 
     @torch.inference_mode()
-    def decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int) -> Tensor:
+    def decode_at(
+        self, embeddings: Tensor, positions: Tensor, read_length: int, attention: Attention | None = None
+    ) -> Tensor:
         """The same with all that changes from step to step on the device, so that a graph can be made of it.
 
         Args:
             embeddings: superposed embeddings, shape [B, D].
             positions: where each row's keys and values go, shape [B]; `max_model_len` is the scratch position.
             read_length: positions of each slot that attention looks at; above a row's own they are masked.
+            attention: how it is computed where the fused forward runs, see `choose_attention`; None: torch's own.
 
         Returns:
             Logits, shape [B, V]; those of rows at the scratch position mean nothing.
         """
         positions = positions.unsqueeze(1)
         self.cache.select_at(positions, read_length)
-        return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+        return self._forward(positions, None, attention, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+
+    def choose_attention(self, num_rows: int, read_length: int, *, may_compile: bool) -> AttentionChoice | None:
+        """The fastest attention for `decode_at` with so many rows; None where transformers' own forward runs."""
+        if self._fused is None:
+            return None
+        return self._fused.choose_attention(num_rows, read_length, may_compile=may_compile)
+
+    def compile_layers(self) -> None:
+        """Let torch.compile join what the fused forward does between its matrix products."""
+        if self._fused is not None:
+            self._fused.compile_layers()
 
     @torch.inference_mode()
     def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
@@ -152,11 +168,13 @@ class ModelRunner:
         logits = logits[:, start - longest :]
         return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
 
-    def _forward(self, positions: Tensor, kept: Tensor | None, **inputs: Tensor) -> Tensor:
+    def _forward(
+        self, positions: Tensor, kept: Tensor | None, attention: Attention | None = None, **inputs: Tensor
+    ) -> Tensor:
         """Logits of the columns `kept` of each row, or of all, shape [B, T, V]."""
         if self._fused is not None:
             embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embedding(inputs["input_ids"])
-            return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept)
+            return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept, attention)
         keep = {"logits_to_keep": kept} if self._can_keep_logits and kept is not None else {}
         logits: Tensor = self.model(
             attention_mask=self._attention_mask(positions),

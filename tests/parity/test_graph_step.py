@@ -1,17 +1,19 @@
 """A decode step as a CUDA graph holds it: recorded once, run again for other lengths and inputs, all on the device."""
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
 import torch
 from support.fake_cuda import OnlyOnDevice, fake_cuda, on_fake_cuda
+from support.graph_steps import PROMPTS, fill, step_of
 from support.models import tiny_model
 from support.recorded_ops import RecordedOps
 
 from superdraft.decoding.model_runner import ModelRunner
+from superdraft.decoding.model_support import can_be_recorded
 
-NUM_ROWS, READ_LENGTH = 3, 24
-PROMPTS = ([5, 80, 31, 7, 7, 99, 120, 18, 44, 3, 250], [3, 4, 5], [9] * 7)
+NUM_ROWS = 3
 # In double precision Llama-like models run through the fused decoder, and rounding hides nothing.
 CASES = [
     *[(name, torch.float64) for name in ("llama", "mistral", "qwen3")],
@@ -21,22 +23,6 @@ CASES = [
 
 def runner_of(architecture: str, dtype: torch.dtype) -> ModelRunner:
     return ModelRunner(tiny_model(architecture).to(dtype), 64, 4_000_000, num_slots=4)
-
-
-def step_of(runner: ModelRunner, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """One step of slots [0, R) that reads nothing on the host: R and the positions read are all that Python knows."""
-    window, positions = runner.cache._window, lengths.unsqueeze(1)
-    window.slots = slice(0, len(lengths))
-    window.write_slots = torch.arange(len(lengths), device=lengths.device).unsqueeze(1)
-    window.positions, window.length, window.read_length = positions, READ_LENGTH - 1, READ_LENGTH
-    return runner._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
-
-
-def fill(runner: ModelRunner, prompts: tuple[list[int], ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts into the slots; their last tokens' embeddings and the lengths before them."""
-    for slot, prompt in enumerate(prompts):
-        runner.prefill([slot], [prompt[:-1]], [0])
-    return runner.embed([prompt[-1] for prompt in prompts]), torch.tensor([len(prompt) - 1 for prompt in prompts])
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), CASES)
@@ -69,6 +55,35 @@ def test_a_step_stays_on_the_device(architecture, dtype):
             logits = step_of(there, embeddings, lengths)
     assert logits.device.type == "cuda"
     assert logits.shape == (NUM_ROWS, runner.vocab_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["transformers", "fused"])
+@pytest.mark.parametrize(
+    ("rope", "can"),
+    [
+        ({"rope_type": "default"}, True),
+        ({"rope_type": "linear", "factor": 2.0}, True),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, True),
+        ({"rope_type": "dynamic", "factor": 2.0}, False),
+    ],
+    ids=lambda value: value["rope_type"] if isinstance(value, dict) else "",
+)
+@torch.inference_mode()
+def test_models_whose_rotary_angles_need_the_host_are_known(rope, can, dtype):
+    model = tiny_model("llama", rope_parameters=rope | {"rope_theta": 10_000.0}).to(dtype)
+    runner = ModelRunner(model, 64, 4_000_000, num_slots=4)
+    assert can_be_recorded(model) is can
+    expected = contextlib.nullcontext() if can else pytest.raises(AssertionError, match="needs the host")
+    embeddings, lengths = torch.zeros(2, 32, dtype=dtype), torch.tensor([3, 5])
+    with expected, RecordedOps():
+        step_of(runner, embeddings, lengths)
+
+
+def test_a_model_with_angles_for_each_kind_of_layer_can_be_recorded():
+    assert can_be_recorded(tiny_model("gemma3_text"))
+    longrope = tiny_model("llama")
+    longrope.model.rotary_emb.rope_type = {"full_attention": "default", "sliding_attention": "longrope"}
+    assert not can_be_recorded(longrope)
 
 
 HOST_WORK: dict[str, Callable[[torch.Tensor], object]] = {

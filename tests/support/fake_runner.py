@@ -70,6 +70,7 @@ class FakeRunner:
         self.decoded: list[int] = []
         table = np.random.default_rng(0).standard_normal((vocab_size, WIDTH)).astype(np.float32)
         self._embeddings = torch.from_numpy(table)
+        self.model = torch.nn.Module()
         self.embedding = torch.nn.Embedding.from_pretrained(self._embeddings)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
@@ -93,7 +94,10 @@ class FakeRunner:
             self._write(slot, length, row)
         return torch.stack([self._logits(slot, length + 1) for slot, length in enumerate(lengths)])
 
-    def decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int) -> Tensor:
+    def choose_attention(self, *_: int, may_compile: bool) -> None:
+        return None
+
+    def decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int, _attention: None) -> Tensor:
         logits = torch.zeros(len(embeddings), self.vocab_size)
         running = [(row, at) for row, at in enumerate(positions.tolist()) if at != self.max_model_len]
         self.decoded.append(len(running))
