@@ -24,6 +24,7 @@ from superdraft.decoding.scheduler import SlotMove
 from superdraft.decoding.sequence import Branch
 from superdraft.decoding.step_graphs import CudaGraphRecorder, StepGraphs
 from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.transfer import to_device
 
 WIDTHS = (1, 4, 8, 16)
 """Places for drafts that a step can have; a step with a request of more drafts is the host's."""
@@ -221,9 +222,7 @@ class DeviceSteps:
         return contexts
 
     def _sent(self, values: Sequence[Any], dtype: torch.dtype = torch.long) -> Tensor:
-        """A tensor on the device. From pinned memory, since a copy from any other would wait for the device."""
-        tensor = torch.tensor(values, dtype=dtype, pin_memory=self._is_cuda)
-        return tensor.to(self._device, non_blocking=True)
+        return to_device(values, self._device, dtype)
 
     def _fetched(self, results: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """A copy on the host, and the event that it is complete."""

@@ -23,6 +23,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
+from superdraft.decoding.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,14 +243,14 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
             The new positions, shape [B, T].
         """
         window, device = self._window, self.layers[0].keys.device
-        positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(num_tokens, device=device)
+        positions = to_device(starts, device).unsqueeze(1) + torch.arange(num_tokens, device=device)
         window.length = max(starts)
         window.read_length = window.length + num_tokens
         if len(slots) == 1:
             window.slots = slice(slots[0], slots[0] + 1)
             window.positions = slice(starts[0], starts[0] + num_tokens)
         else:
-            index = torch.tensor(slots, device=device)
+            index = to_device(slots, device)
             window.slots = slice(0, len(slots)) if list(slots) == list(range(len(slots))) else index
             window.write_slots, window.positions = index.unsqueeze(1), positions
         return positions
@@ -302,14 +303,14 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
     @torch.inference_mode()
     def load_prefix(self, slot: int, positions: list[int]) -> None:
         """Copy these positions of the pool to the beginning of a slot."""
-        index = torch.tensor(positions, device=self._pools[0].device)
+        index = to_device(positions, self._pools[0].device)
         for slots, pool in zip(self._slots, self._pools, strict=True):
             slots[:, slot, :, : len(positions)] = pool[:, index].transpose(1, 2)
 
     @torch.inference_mode()
     def save_prefix(self, slot: int, start: int, positions: list[int]) -> None:
         """Copy a slot's positions from `start` on to these positions of the pool."""
-        index = torch.tensor(positions, device=self._pools[0].device)
+        index = to_device(positions, self._pools[0].device)
         stop = start + len(positions)
         for slots, pool in zip(self._slots, self._pools, strict=True):
             pool[:, index] = slots[:, slot, :, start:stop].transpose(1, 2)

@@ -13,6 +13,7 @@ from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.fused_decoder import FusedDecoder
 from superdraft.decoding.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes
 from superdraft.decoding.quantisation import quantise_modules
+from superdraft.decoding.transfer import to_device
 
 SELF_CHECK_TOKENS = 6
 
@@ -75,7 +76,7 @@ class ModelRunner:
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Outputs of the model's embedding module, shape [N, D]."""
-        embeddings: Tensor = self.embedding(torch.tensor(token_ids, device=self.device))
+        embeddings: Tensor = self.embedding(to_device(token_ids, self.device))
         return embeddings
 
     @torch.inference_mode()
@@ -98,10 +99,11 @@ class ModelRunner:
         positions = self.cache.select(slots, starts, widest)
         # What padding writes lies behind the prompt's end, where later tokens overwrite it before they read it.
         padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in token_ids]
-        last = torch.tensor([len(ids) - 1 for ids in token_ids], device=self.device)
-        kept, inverse = torch.unique(last, return_inverse=True)
-        logits = self._forward(positions, kept, input_ids=torch.tensor(padded, device=self.device))
-        return logits[torch.arange(len(slots), device=self.device), inverse]
+        last = [len(ids) - 1 for ids in token_ids]
+        kept = sorted(set(last))
+        logits = self._forward(positions, to_device(kept, self.device), input_ids=to_device(padded, self.device))
+        places = to_device([kept.index(column) for column in last], self.device)
+        return logits[torch.arange(len(slots), device=self.device), places]
 
     @torch.inference_mode()
     def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -164,7 +166,7 @@ class ModelRunner:
         rows = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in token_ids]
         # A vocabulary's worth of logits for every prompt token would be the largest tensor of all: leave them out.
         keep = {"logits_to_keep": longest - start} if self._can_keep_logits else {}
-        logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False, **keep).logits
+        logits = self.model(input_ids=to_device(rows, self.device), use_cache=False, **keep).logits
         logits = logits[:, start - longest :]
         return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
 
