@@ -4,6 +4,7 @@ The host starts a step and may start the next one before it has read anything: t
 it has chosen itself. Reading a step's results is the only time the host waits for the device.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,8 @@ class DeviceSteps:
     def __init__(self, runner: ModelRunner, tokenizer: Tokenizer, *, may_compile: bool = False) -> None:
         self._runner, self._device = runner, runner.device
         self._is_cuda = self._device.type == "cuda"
+        # Graphs and events belong to the current GPU, which need not be the model's.
+        self._current = torch.cuda.device(self._device) if self._is_cuda else contextlib.nullcontext()
         self._graphs = StepGraphs(CudaGraphRecorder() if self._is_cuda and can_be_recorded(runner.model) else None)
         self._attentions = {
             (num_rows, read_length): runner.choose_attention(num_rows, read_length, may_compile=may_compile)
@@ -145,10 +148,12 @@ class DeviceSteps:
         if shape not in self._results:
             size = (shape.num_rows, 1 + 4 * shape.num_children)
             self._results[shape] = torch.zeros(size, dtype=torch.float64, device=self._device)
-        self._graphs.run(shape, lambda: self._step(shape))
+        with self._current:
+            self._graphs.run(shape, lambda: self._step(shape))
+            fetched = self._fetched(self._results[shape][: len(rows)])
         for row in rows:
             row.length += 1
-        return Launch(list(branches), rows, *self._fetched(self._results[shape][: len(rows)]))
+        return Launch(list(branches), rows, *fetched)
 
     @torch.inference_mode()
     def move(self, move: SlotMove) -> None:
