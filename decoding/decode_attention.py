@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from superdraft.decoding.layer_parts import allow_many_compilations
+
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """Attention of one query position a row.
 
@@ -126,6 +128,7 @@ def as_one_sequence(slots: Tensor) -> tuple[Tensor, int]:
 
 @functools.cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    allow_many_compilations()
     return torch.compile(function, fullgraph=True)
 
 

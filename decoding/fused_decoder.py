@@ -16,6 +16,7 @@ from superdraft.decoding.attention_choice import AttentionChoice, AttentionShape
 from superdraft.decoding.decode_attention import Attention, masked_sdpa
 from superdraft.decoding.kv_cache import SlotKVCache
 from superdraft.decoding.layer_parts import EAGER, LayerParts, compiled_parts, rotate
+from superdraft.decoding.product_choice import ChosenLinear, ProductChoice, choose_product
 from superdraft.decoding.quantisation import DenseLinear, quantised
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -114,6 +115,27 @@ class FusedDecoder:
             has_window=self._window is not None and read_length > self._window,
             may_compile=may_compile,
         )
+
+    def choose_products(self, num_rows: int) -> dict[tuple[int, ...], ProductChoice]:
+        """Let steps of so many rows take the fastest product for each shape of dense weights; see `product_choice`.
+
+        Returns:
+            What was chosen, by the weights' shape.
+        """
+        by_shape: dict[tuple[int, ...], list[ChosenLinear]] = {}
+        places = [(layer, name) for layer in self._layers for name in ("qkv", "output", "gate_up", "down")]
+        for owner, name in [*places, (self, "_head")]:
+            linear = getattr(owner, name)
+            if type(linear) is DenseLinear:
+                linear = ChosenLinear(linear)
+                setattr(owner, name, linear)
+            if isinstance(linear, ChosenLinear):
+                by_shape.setdefault(tuple(linear.weight.shape), []).append(linear)
+        choices = {shape: choose_product(linears, num_rows) for shape, linears in by_shape.items()}
+        for shape, choice in choices.items():
+            for linear in by_shape[shape]:
+                linear.products[num_rows] = choice.product
+        return choices
 
     def __call__(
         self,

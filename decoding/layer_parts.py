@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
-# One compilation for each number of rows; torch alone would stop at 8.
-MAX_ROW_COUNTS = 64
+_MAX_COMPILATIONS = 512  # of one function, for numbers of rows and shapes of weights; torch alone would stop at 8
 
 
 def add_and_norm(hidden: Tensor, change: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -98,13 +97,16 @@ class LayerParts:
 EAGER = LayerParts()
 
 
-def compiled_parts(backend: str = "inductor") -> LayerParts:
-    """Compiled for the shapes that they are called with, each when it comes first.
-
-    It raises torch's limit of compilations of a function, which holds for the whole process.
-    """
+def allow_many_compilations() -> None:
+    """Raise torch's limits of compilations of a function, which hold for the whole process."""
     config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, MAX_ROW_COUNTS)
+    config.recompile_limit = max(config.recompile_limit, _MAX_COMPILATIONS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _MAX_COMPILATIONS)
+
+
+def compiled_parts(backend: str = "inductor") -> LayerParts:
+    """Compiled for the shapes that they are called with, each when it comes first."""
+    allow_many_compilations()
     return LayerParts(
         torch.compile(add_and_norm, fullgraph=True, dynamic=False, backend=backend),
         torch.compile(gate, fullgraph=True, dynamic=False, backend=backend),
