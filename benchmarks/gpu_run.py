@@ -1,7 +1,7 @@
 """A run of the GPU benchmark's parts that lets none of them spoil the others, and writes each down at once."""
 
-import gc
 import json
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from superdraft.benchmarks.gpu_models import Workbench
 from superdraft.benchmarks.gpu_parts import CHECK, Benchmark, Part
 from superdraft.benchmarks.gpu_peers import HungError
 
@@ -76,6 +77,7 @@ class Runner:
             Whether this process is still good for running parts; if not, the parts without an outcome are left.
         """
         for name in self._ordered(names):
+            print(f"{name} ...", file=sys.stderr, flush=True)  # noqa: T201 (whoever watches wants to know)
             outcome, is_usable = self._outcome(name)
             self._report["parts"][name] = asdict(outcome)
             self._write(self._report)
@@ -90,7 +92,7 @@ class Runner:
 
     def _outcome(self, name: str) -> tuple[Outcome, bool]:
         if name not in UNTIMED and self._report["parts"][CHECK]["status"] != "done":
-            return Outcome(name, "not run", "The check did not pass: nothing is timed."), True
+            return Outcome(name, "not run", "Nothing is timed unless the check has passed."), True
         passed_s = time.time() - self._report["begun_s"]
         if self._budget_s is not None and passed_s >= self._budget_s:
             return Outcome(name, "not run", f"The time was over after {passed_s / 60:.1f} minutes."), True
@@ -114,18 +116,17 @@ class Runner:
             # The frames of the fault hold the part's tensors.
             traceback.clear_frames(fault.__traceback__)
             del fault
-            self._shared.bench.release()
         outcome.seconds = round(time.perf_counter() - started_s, 2)
         if is_cuda:
             outcome.peak_gb = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-        return outcome, not is_hung and (outcome.status == "done" or _answers(self._shared.bench.device))
+        return outcome, outcome.status == "done" or (not is_hung and _recovers(self._shared.bench))
 
 
-def _answers(device: torch.device) -> bool:
-    """Whether the device still works: after some faults of a kernel it does nothing more in the same process."""
-    gc.collect()
+def _recovers(bench: Workbench) -> bool:
+    """Whether the device still works: after some faults of a kernel it does nothing more for the same process."""
     try:
-        return float(torch.ones(1, device=device).sum()) == 1.0
+        bench.release()
+        return float(torch.ones(1, device=bench.device).sum()) == 1.0
     except RuntimeError:
         return False
 
@@ -158,6 +159,7 @@ def show(outcome: Outcome) -> None:
         console.print(table, markup=False, highlight=False)
     for note in outcome.notes:
         console.print(note, markup=False, highlight=False)
+    console.file.flush()  # a process that is killed later has told at least this
 
 
 def _cell(value: object) -> str:
