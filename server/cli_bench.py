@@ -118,6 +118,28 @@ def quick(
 
 
 @app.command()
+def gpu(
+    device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
+    shapes: Annotated[str, typer.Option(help="full, or tiny to try the code out on a CPU.")] = "full",
+    part: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: all]")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Begin no part after so many.")] = None,
+    ngram_model: Annotated[str, typer.Option(help="Name or folder, or none.")] = "smollm2-135m",
+    output: Annotated[Path, typer.Option(help="Where the report goes, as JSON.")] = Path("gpu.json"),
+) -> None:
+    """Check drafts on a GPU against the CPU's, then time everything there. Exit code 1 if a part failed."""
+    from superdraft.benchmarks.gpu import OptionError, main
+
+    try:
+        is_sound = main(
+            device=device, shapes=shapes, parts=part or [], minutes=minutes, ngram_model=ngram_model, output=output
+        )
+    except OptionError as error:
+        raise CommandError(str(error)) from None
+    if not is_sound:
+        raise typer.Exit(1)
+
+
+@app.command()
 def ngram(
     models: Annotated[list[str] | None, typer.Argument(help="N-gram models.  [default: smollm2-135m]")] = None,
     text: Annotated[Path | None, typer.Option(help="Text or .jsonl for contexts.  [default: built in]")] = None,

@@ -1,0 +1,75 @@
+"""Which kernel computes the attention of a decode step fastest, by rows, positions and heads."""
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from superdraft.benchmarks.gpu_models import Shape
+from superdraft.benchmarks.gpu_timing import Findings, seconds_of
+
+MODULES = ("superdraft.decoding.attention_choice", "superdraft.decoding.decode_attention")
+MAX_BYTES = 4 << 30
+"""Of one layer's keys and values: larger shapes are left out."""
+
+# torch.compile takes seconds for each shape: what it makes is tried where the figures matter most.
+COMPILED_SIZES = ((1, 1024), (64, 1024))
+
+
+def compare_attention(
+    device: torch.device, shapes: dict[str, Shape], rows: tuple[int, ...], contexts: tuple[int, ...]
+) -> Findings:
+    """Every way that the engine can choose from, for every number of rows and positions.
+
+    Args:
+        device: where it runs.
+        shapes: of the models whose heads are looked at, by name.
+        rows: numbers of rows.
+        contexts: numbers of positions read.
+    """
+    choice, ways = (importlib.import_module(name) for name in MODULES)
+    found = Findings()
+    for name, shape in shapes.items():
+        head_dim = shape.width // shape.num_heads
+        for num_rows in rows:
+            for context in contexts:
+                layer_bytes = 4 * num_rows * shape.num_kv_heads * context * head_dim
+                if layer_bytes > MAX_BYTES:
+                    continue
+                size = choice.AttentionShape(
+                    num_rows, shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, head_dim, context
+                )
+                options = _options(device, ways.CANDIDATES, (num_rows, context) in COMPILED_SIZES)
+                chosen = choice.choose_attention(size, torch.bfloat16, device, scale=1 / math.sqrt(head_dim), **options)
+                found.rows += [
+                    _row(name, num_rows, context, layer_bytes, chosen.name, trial) for trial in chosen.trials
+                ]
+    found.notes = ["GB/s: bytes of all positions' keys and values divided by the time."]
+    return found
+
+
+def _options(device: torch.device, candidates: dict[str, Any], may_compile: bool) -> dict[str, Any]:
+    if device.type == "cuda":
+        return {"may_compile": may_compile}
+    plain = {name: candidate for name, candidate in candidates.items() if not candidate.is_compiled}
+
+    def timer(run: Callable[[], object]) -> float:
+        return 1000 * seconds_of(device, run)
+
+    return {"candidates": plain, "timer": timer}
+
+
+def _row(name: str, num_rows: int, context: int, layer_bytes: int, chosen: str, trial: Any) -> dict[str, Any]:
+    is_timed = trial.time_ms is not None
+    return {
+        "heads of": name,
+        "rows": num_rows,
+        "context": context,
+        "way": trial.name,
+        "us": round(1000 * trial.time_ms, 2) if is_timed else None,
+        "GB/s": round(layer_bytes / trial.time_ms / 1e6, 1) if is_timed else None,
+        "is best": trial.name == chosen,
+        "left out": trial.reason,
+    }
