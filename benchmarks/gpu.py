@@ -36,6 +36,9 @@ PART_NAMES = (
     "generate",
     "attention",
     "batching",
+    "step-int4",
+    "step-tuned",
+    "load-tuned",
     "profile-load",
     "profile-step",
 )

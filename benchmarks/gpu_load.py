@@ -6,8 +6,9 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from superdraft.benchmarks.gpu_models import GQA_MODEL, Scorer, Workbench
+from superdraft.benchmarks.gpu_models import GQA_MODEL, NUM_SCRATCH, Scorer, Workbench
 from superdraft.benchmarks.gpu_steps import token_prompt
 from superdraft.benchmarks.gpu_timing import Findings, synchronise
 from superdraft.benchmarks.summary import ratio, spread
@@ -62,7 +63,7 @@ class Load:
         return self.context + _MAX_KEYS + MAX_TOKENS
 
 
-def load_engine(bench: Workbench, load: Load) -> Engine:
+def load_engine(bench: Workbench, load: Load, **settings: Any) -> Engine:
     """An engine with a row for every draft, and a place in its pool for every client's text."""
     return bench.engine(
         GQA_MODEL,
@@ -70,6 +71,7 @@ def load_engine(bench: Workbench, load: Load) -> Engine:
         num_slots=NUM_DRAFTS * load.in_flight,
         pool=load.in_flight * (load.max_len + MAX_TOKENS),
         max_prefill_tokens=MAX_PREFILL_TOKENS,
+        **settings,
     )
 
 
@@ -94,9 +96,9 @@ class Clients:
         return self._texts[client][: next(self._lengths[client])]
 
 
-def time_load(bench: Workbench, load: Load) -> Findings:
+def time_load(bench: Workbench, load: Load, **settings: Any) -> Findings:
     """Requests a second with each strategy, in turns, the prefixes of all prompts being known from the key before."""
-    engine = load_engine(bench, load)
+    engine = load_engine(bench, load, **settings)
     keys = (load.turns + 1) * load.rounds * len(STRATEGIES)
     assert keys <= _MAX_KEYS
     clients = Clients(load.in_flight, load.context - keys // 2, engine._runner.vocab_size)
@@ -232,7 +234,7 @@ def most_slots(shapes: list[LayerShape], memory_bytes: int, max_len: int) -> int
 
     def fits(num_slots: int) -> bool:
         try:
-            plan_cache(shapes, 2, memory_bytes, max_len, num_slots)
+            plan_cache(shapes, 2, memory_bytes, max_len, num_slots, NUM_SCRATCH)
         except ModelLoadError:
             return False
         return True

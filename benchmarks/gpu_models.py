@@ -9,7 +9,7 @@ import functools
 import gc
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,18 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine import Engine, build_engine
 from superdraft.decoding.kv_cache import LayerShape, probe_layer_shapes
 from superdraft.decoding.model_loader import LoadedModel
-from superdraft.decoding.ngram import NgramScorer
+from superdraft.decoding.ngram import TabularScorer
 
 LOGIT_STD = 4.0
 """Of the logits of a timed model. The most probable token then has about 0.2, and 0.9 are reached by a few hundred."""
 
+NUM_SCRATCH = 1
+"""Positions that each slot has behind its end where whole steps run on the device."""
+
 END_OF_TEXT = "<|endoftext|>"
 _MERGED_TOKENS = 1500
 
-Scorer = NgramScorer[Any]
+Scorer = TabularScorer[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,35 +133,21 @@ def make_tokenizer(vocab_size: int, has_end: bool = False) -> transformers.PreTr
     return transformers.PreTrainedTokenizerFast(tokenizer_object=filled, **ends)
 
 
-def make_engine(model: transformers.PreTrainedModel, *, device_steps: bool | None = None, **settings: Any) -> Engine:
+def make_engine(
+    model: transformers.PreTrainedModel, *, device_steps: bool = True, quantise: bool = False, **settings: Any
+) -> Engine:
     """An engine over a model, with the tokenizer that fits it.
 
     Args:
         model: made by `make_model`.
-        device_steps: whole decode steps on the model's device; None: the engine's own choice.
+        device_steps: whole decode steps on the model's device, as on a GPU.
+        quantise: weights in 4 and 8 bits for steps of a few rows.
         settings: of `EngineConfig`.
     """
-    if device_steps is not None and _has_device_steps():
-        settings["device_steps"] = device_steps
     has_end = model.config.eos_token_id is not None
     tokenizer = make_tokenizer(model.config.vocab_size, has_end)
-    return build_engine(LoadedModel(model, tokenizer, "random weights", Path()), EngineConfig(**settings))
-
-
-def _has_device_steps() -> bool:
-    return any(field.name == "device_steps" for field in fields(EngineConfig))
-
-
-def can_place_ngram(engine: Engine) -> bool:
-    """Whether this engine takes an n-gram model as tables on its device."""
-    return hasattr(engine, "place_ngram")
-
-
-def place_ngram(engine: Engine, scorer: Scorer | None) -> None:
-    """Put the n-gram model on the engine's device as tables, if there is one and the engine can do that."""
-    if scorer is not None and can_place_ngram(engine):
-        placing: Any = engine
-        placing.place_ngram(scorer)
+    loaded = LoadedModel(model, tokenizer, "random weights", Path(), quantise=quantise)
+    return build_engine(loaded, EngineConfig(device_steps=device_steps, **settings))
 
 
 def position_bytes(shapes: list[LayerShape], item_bytes: int = 2) -> int:
@@ -199,7 +188,7 @@ class Workbench:
     def engine(self, name: str, *, max_len: int, num_slots: int, pool: int, **settings: Any) -> Engine:
         """An engine over a model, the same one as long as it is asked for with the same settings.
 
-        The n-gram model is placed on its device, if the engine can do that.
+        The n-gram model is placed on its device.
 
         Args:
             name: of the model.
@@ -212,9 +201,10 @@ class Workbench:
         key = (name, max_len, num_slots, pool, tuple(sorted(settings.items())))
         if self._engine is None or self._engine[0] != key:
             self.release_engine()
-            memory = position_bytes(probe_layer_shapes(model)) * (num_slots * max_len + pool)
+            memory = position_bytes(probe_layer_shapes(model)) * (num_slots * (max_len + NUM_SCRATCH) + pool)
             engine = make_engine(model, max_model_len=max_len, num_slots=num_slots, kv_memory_bytes=memory, **settings)
-            place_ngram(engine, self.scorer)
+            if self.scorer is not None:
+                engine.place_ngram(self.scorer)
             self._engine = (key, engine)
         return self._engine[1]
 

@@ -134,6 +134,11 @@ PARTS: dict[str, Part] = {
     "generate": lambda run: time_generate(run.bench, run.sizes.load),
     "attention": _attention,
     "batching": lambda run: time_batching(run.bench, run.sizes.load),
+    "step-int4": lambda run: time_single_row(run.bench, run.roofline, run.sizes.context, run.sizes.runs, quantise=True),
+    "step-tuned": lambda run: time_single_row(
+        run.bench, run.roofline, run.sizes.context, run.sizes.runs, tune_kernels=True
+    ),
+    "load-tuned": lambda run: time_load(run.bench, run.sizes.load, tune_kernels=True),
     "profile-load": lambda run: profile_load(run.bench, run.sizes.load),
     "profile-step": lambda run: profile_single_row(run.bench, run.sizes.context),
 }

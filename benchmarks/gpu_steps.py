@@ -9,7 +9,6 @@ from superdraft.benchmarks.gpu_models import (
     MHA_MODEL,
     Scorer,
     Workbench,
-    can_place_ngram,
     make_engine,
     position_bytes,
     step_weight_bytes,
@@ -30,10 +29,10 @@ _FORWARDS = 16
 GREEDY = GenerationParams(num_drafts=1, alpha=0, max_tokens=32)
 
 
-def steps_engine(bench: Workbench, context: int) -> Engine:
+def steps_engine(bench: Workbench, context: int, **settings: Any) -> Engine:
     """The engine of this file's parts: a few slots, and room for two prompts that come again."""
     max_len = context + 64
-    return bench.engine(MHA_MODEL, max_len=max_len, num_slots=_NUM_SLOTS, pool=2 * max_len)
+    return bench.engine(MHA_MODEL, max_len=max_len, num_slots=_NUM_SLOTS, pool=2 * max_len, **settings)
 
 
 def token_prompt(length: int, vocab_size: int, seed: int = 0) -> list[int]:
@@ -62,7 +61,7 @@ def decode_ms(engine: Engine, prompt: list[int], params: GenerationParams, score
                 return 1000 * (now_s - started_s) / step_output.output.usage.forward_rows
 
 
-def time_single_row(bench: Workbench, roofline: Roofline, context: int, runs: int) -> Findings:
+def time_single_row(bench: Workbench, roofline: Roofline, context: int, runs: int, **settings: Any) -> Findings:
     """A greedy decode step of one row, and what share it is of the time that reading the weights alone would take.
 
     Args:
@@ -70,8 +69,9 @@ def time_single_row(bench: Workbench, roofline: Roofline, context: int, runs: in
         roofline: of the card.
         context: positions before the new one, half-way through the timed steps.
         runs: timed requests.
+        settings: of the engine.
     """
-    engine = steps_engine(bench, context)
+    engine = steps_engine(bench, context, **settings)
     model, runner = bench.model(MHA_MODEL), engine._runner
     prompt = token_prompt(context - GREEDY.max_tokens // 2, runner.vocab_size)
     step_ms = [decode_ms(engine, prompt, GREEDY) for _ in range(runs + WARM_UP_RUNS)][WARM_UP_RUNS:]
@@ -118,9 +118,7 @@ def compare_steps(bench: Workbench, context: int, runs: int) -> Findings:
     engine = steps_engine(bench, context)
     max_tokens = GREEDY.max_tokens
     prompt = token_prompt(context - max_tokens // 2, engine._runner.vocab_size)
-    places = {"host": engine}
-    if can_place_ngram(engine):
-        places = {"device": engine, "host": _engine_without_tables(bench, engine)}
+    places = {"device": engine, "host": _engine_without_tables(bench, engine)}
     variants: dict[str, tuple[Engine, GenerationParams, Scorer | None]] = {"greedy": (engine, GREEDY, None)}
     for k in (3, 8):
         without = GenerationParams(num_drafts=k, alpha=0, max_tokens=max_tokens)

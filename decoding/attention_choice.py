@@ -43,7 +43,7 @@ def choose_attention(
     *,
     scale: float,
     has_window: bool = False,
-    may_compile: bool = True,
+    tries_all: bool = True,
     candidates: Mapping[str, Candidate] | None = None,
     timer: Timer = graph_time_ms,
 ) -> AttentionChoice:
@@ -57,7 +57,8 @@ def choose_attention(
         device: where the step runs.
         scale: the products of queries and keys are multiplied by it.
         has_window: rows do not see all positions up to their length, so only candidates that read the mask are right.
-        may_compile: try those that torch.compile makes too; it takes seconds for each shape.
+        tries_all: those too that torch.compile makes, which takes seconds for each shape, and those that call functions
+            which torch does not document: a kernel that is used wrongly can end the process.
         candidates: by name; None: all there are.
         timer: measures a call of the candidate for several layers.
 
@@ -69,7 +70,7 @@ def choose_attention(
     fitting = {
         name: candidate
         for name, candidate in (CANDIDATES if candidates is None else candidates).items()
-        if (candidate.reads_mask or not has_window) and (may_compile or not candidate.is_compiled)
+        if (candidate.reads_mask or not has_window) and (tries_all or candidate.is_simple)
     }
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         compared, timed = _layers(shape, dtype, device, scale)

@@ -41,11 +41,18 @@ class Candidate:
         attention: the function.
         reads_mask: it follows the mask; else the lengths alone, and then it is wrong for a sliding window.
         is_compiled: it goes through torch.compile, which takes seconds for a new shape.
+        is_public: it calls nothing but what torch documents.
     """
 
     attention: Attention
     reads_mask: bool = False
     is_compiled: bool = False
+    is_public: bool = True
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether trying it takes no time to speak of and cannot do harm."""
+        return self.is_public and not self.is_compiled
 
 
 def masked_sdpa(queries: Tensor, keys: Tensor, values: Tensor, _lengths: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -192,7 +199,7 @@ CANDIDATES: dict[str, Candidate] = {
     "sdpa cudnn": Candidate(cudnn_sdpa, reads_mask=True),
     "sdpa math": Candidate(math_sdpa, reads_mask=True),
     "matrix products": Candidate(matrix_products, reads_mask=True),
-    "flash, used lengths": Candidate(flash_used_lengths),
+    "flash, used lengths": Candidate(flash_used_lengths, is_public=False),
     "flex": Candidate(flex, is_compiled=True),
     "flex, blocks": Candidate(flex_blocks, is_compiled=True),
     "compiled sums": Candidate(compiled_sums, reads_mask=True, is_compiled=True),

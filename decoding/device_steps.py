@@ -33,6 +33,7 @@ _FEWEST_POSITIONS = 256
 # Sizes of steps for which attention is chosen when the engine starts; each takes a moment.
 _ATTENTION_ROWS = (1, 8, 64)
 _ATTENTION_LENGTHS = (512, 2048)
+_PRODUCT_ROWS = (1, 2, 3, 4, 6, 8)
 
 
 @dataclass(slots=True, eq=False)
@@ -85,20 +86,22 @@ class DeviceSteps:
     Args:
         runner: the model and its KV cache, with a scratch position in each slot.
         tokenizer: says what no draft contains and what ends one.
-        may_compile: whether attention may be compiled.
+        tunes_kernels: try all ways to compute attention and products, see `attention_choice`.
     """
 
-    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer, *, may_compile: bool = False) -> None:
+    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer, *, tunes_kernels: bool = False) -> None:
         self._runner, self._device = runner, runner.device
         self._is_cuda = self._device.type == "cuda"
         # Graphs and events belong to the current GPU, which need not be the model's.
         self._current = torch.cuda.device(self._device) if self._is_cuda else contextlib.nullcontext()
         self._graphs = StepGraphs(CudaGraphRecorder() if self._is_cuda and can_be_recorded(runner.model) else None)
         self._attentions = {
-            (num_rows, read_length): runner.choose_attention(num_rows, read_length, may_compile=may_compile)
+            (num_rows, read_length): runner.choose_attention(num_rows, read_length, tries_all=tunes_kernels)
             for num_rows in _sizes(_ATTENTION_ROWS, runner.num_slots)
             for read_length in _sizes(_ATTENTION_LENGTHS, runner.max_model_len)
         }
+        for num_rows in _sizes(_PRODUCT_ROWS, runner.num_slots) if tunes_kernels else ():
+            runner.choose_products(num_rows)
         self._rows = DraftRows(runner.num_slots, WIDTHS[-1], self._device)
         self._choice = DeviceChoice(
             self._rows,

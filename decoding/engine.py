@@ -91,7 +91,7 @@ class Engine:
         self._chooser = TokenChooser(tokenizer, runner.device, clock)
         self._device: DeviceSteps | None = None
         if runner.cache.plan.num_scratch:
-            self._device = DeviceSteps(runner, tokenizer, may_compile=config.compile_layers)
+            self._device = DeviceSteps(runner, tokenizer, tunes_kernels=config.tune_kernels)
         self._steps = BranchSteps(runner, self._chooser, self._scheduler, self._prefixes, self._device)
         self._ahead = None
         if self._device is not None:
@@ -400,7 +400,7 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
         num_scratch=int(on_device),
         quantise=loaded.quantise,
     )
-    if on_device and config.compile_layers:
+    if on_device and config.tune_kernels:
         runner.compile_layers()
     generation = loaded.model.generation_config
     ends = generation.eos_token_id if generation is not None else None

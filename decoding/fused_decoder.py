@@ -98,7 +98,7 @@ class FusedDecoder:
         """
         self._compiled = compiled_parts()
 
-    def choose_attention(self, num_rows: int, read_length: int, *, may_compile: bool = True) -> AttentionChoice:
+    def choose_attention(self, num_rows: int, read_length: int, *, tries_all: bool = True) -> AttentionChoice:
         """The fastest attention for decode steps of so many rows and positions read; see `attention_choice`."""
         shape = AttentionShape(
             num_rows,
@@ -113,7 +113,7 @@ class FusedDecoder:
             self._norm.device,
             scale=self._scaling,
             has_window=self._window is not None and read_length > self._window,
-            may_compile=may_compile,
+            tries_all=tries_all,
         )
 
     def choose_products(self, num_rows: int) -> dict[tuple[int, ...], ProductChoice]:

@@ -138,11 +138,16 @@ class ModelRunner:
         self.cache.select_at(positions, read_length)
         return self._forward(positions, None, attention, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
 
-    def choose_attention(self, num_rows: int, read_length: int, *, may_compile: bool) -> AttentionChoice | None:
+    def choose_attention(self, num_rows: int, read_length: int, *, tries_all: bool) -> AttentionChoice | None:
         """The fastest attention for `decode_at` with so many rows; None where transformers' own forward runs."""
         if self._fused is None:
             return None
-        return self._fused.choose_attention(num_rows, read_length, may_compile=may_compile)
+        return self._fused.choose_attention(num_rows, read_length, tries_all=tries_all)
+
+    def choose_products(self, num_rows: int) -> None:
+        """Let steps of so many rows take the fastest matrix products, where the fused forward runs."""
+        if self._fused is not None:
+            self._fused.choose_products(num_rows)
 
     def compile_layers(self) -> None:
         """Let torch.compile join what the fused forward does between its matrix products."""

@@ -74,14 +74,14 @@ def test_the_choice_is_asked_for_with_the_model_s_shape(monkeypatch):
     assert decoder.choose_attention(3, 24).attention is masked_sdpa
     monkeypatch.setattr(fused_decoder, "choose_attention", choose)
     decoder.choose_attention(3, 8)
-    decoder.choose_attention(1, 9, may_compile=False)
+    decoder.choose_attention(1, 9, tries_all=False)
     cpu, scale = torch.device("cpu"), 8**-0.5
     assert asked == [
         (
             (AttentionShape(num_rows, 2, 2, 8, read_length), torch.float64, cpu),
-            {"scale": scale, "has_window": has_window, "may_compile": may_compile},
+            {"scale": scale, "has_window": has_window, "tries_all": tries_all},
         )
-        for num_rows, read_length, has_window, may_compile in [(3, 8, False, True), (1, 9, True, False)]
+        for num_rows, read_length, has_window, tries_all in [(3, 8, False, True), (1, 9, True, False)]
     ]
 
 

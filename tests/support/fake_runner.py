@@ -94,7 +94,7 @@ class FakeRunner:
             self._write(slot, length, row)
         return torch.stack([self._logits(slot, length + 1) for slot, length in enumerate(lengths)])
 
-    def choose_attention(self, *_: int, may_compile: bool) -> None:
+    def choose_attention(self, *_: int, tries_all: bool) -> None:
         return None
 
     def decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int, _attention: None) -> Tensor:

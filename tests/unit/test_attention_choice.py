@@ -94,16 +94,17 @@ def test_a_candidate_that_cannot_be_timed_is_left_out():
         choose({"waits for the host": Clock().candidate(1.0)}, timer=timer)
 
 
-def test_windows_need_the_mask_and_compilation_is_left_out_on_request():
+def test_windows_need_the_mask_and_what_is_not_simple_is_left_out_on_request():
     clock = Clock()
     candidates = {
         "lengths": clock.candidate(1.0),
         "compiled": clock.candidate(2.0, reads_mask=True, is_compiled=True),
+        "private": clock.candidate(2.5, reads_mask=True, is_public=False),
         "mask": clock.candidate(3.0, reads_mask=True),
     }
     assert choose(candidates, timer=clock.time_ms).name == "lengths"
     assert choose(candidates, timer=clock.time_ms, has_window=True).name == "compiled"
-    only_mask = choose(candidates, timer=clock.time_ms, has_window=True, may_compile=False)
+    only_mask = choose(candidates, timer=clock.time_ms, has_window=True, tries_all=False)
     assert [trial.name for trial in only_mask.trials] == ["mask"]
 
 

@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import astuple, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from support.decoding import HashScorer
+from support.ngram import shipped_scorer
 
 from superdraft.benchmarks import (
     gpu,
@@ -40,7 +40,7 @@ def _one_thread():
 
 @pytest.fixture
 def bench():
-    return gpu_models.Workbench(CPU, gpu_models.TINY_SHAPES, HashScorer())
+    return gpu_models.Workbench(CPU, gpu_models.TINY_SHAPES, shipped_scorer())
 
 
 # Models
@@ -82,31 +82,15 @@ def test_the_bench_keeps_one_model_and_one_engine(bench):
     assert bench.model(gpu_models.MHA_MODEL) is not model
 
 
-@dataclass
-class EngineWithTables:
-    placed: object = None
-
-    def place_ngram(self, scorer):
-        self.placed = scorer
-
-
-def test_the_ngram_model_is_placed_where_an_engine_takes_it(monkeypatch, bench):
-    scorer = HashScorer()
-    engine = EngineWithTables()
-    gpu_models.place_ngram(engine, None)
-    assert engine.placed is None
-    gpu_models.place_ngram(engine, scorer)
-    assert engine.placed is scorer
-    monkeypatch.setattr(gpu_models, "make_engine", lambda *_, **__: engine)
-    bench.engine(gpu_models.MHA_MODEL, max_len=32, num_slots=2, pool=10)
-    assert engine.placed is bench.scorer
+def test_the_ngram_model_is_placed(bench):
+    assert bench.engine(gpu_models.MHA_MODEL, max_len=32, num_slots=2, pool=10)._device.holds(bench.scorer)
 
 
 # The check
 
 
 def test_the_cpu_passes_its_own_check():
-    found = gpu_checks.check(CPU, HashScorer(), num_prompts=3)
+    found = gpu_checks.check(CPU, shipped_scorer(), num_prompts=3)
     assert found.passed
     assert {row["case"] for row in found.rows} == set(gpu_checks.CASES)
     assert {row["dtype"] for row in found.rows} == {"float32", "bfloat16"}
@@ -120,8 +104,8 @@ def spoilt_engine(spoil, dtype):
     def engine(model, device_steps):
         made = make(model, device_steps)
         if device_steps and model.dtype == dtype:
-            runner, decode = made._runner, made._runner.decode
-            runner.decode = lambda *args: spoil(decode(*args))
+            runner, decode = made._runner, made._runner.decode_at
+            runner.decode_at = lambda *args: spoil(decode(*args))
         return made
 
     return engine
@@ -168,19 +152,10 @@ def test_steps_are_timed_and_compared(bench):
     decoders = [row["decoder"] for row in gpu_steps.compare_steps(bench, 40, 2).rows]
     assert decoders[0] == "greedy"
     assert set(decoders[1:]) == {
-        f"superposed k={k}, {ngram}" for k in (3, 8) for ngram in ("no n-gram", "n-gram on the host")
+        f"superposed k={k}, {ngram}"
+        for k in (3, 8)
+        for ngram in ("no n-gram", "n-gram on the device", "n-gram on the host")
     }
-
-
-def test_an_engine_that_takes_tables_is_compared_with_one_without(bench, monkeypatch):
-    placed = []
-    monkeypatch.setattr(gpu_models.Engine, "place_ngram", lambda *pair: placed.append(pair), raising=False)
-    decoders = [row["decoder"] for row in gpu_steps.compare_steps(bench, 40, 1).rows]
-    assert [name for name in decoders if "k=3, n-gram" in name] == [
-        "superposed k=3, n-gram on the device",
-        "superposed k=3, n-gram on the host",
-    ]
-    assert len(placed) == 1
 
 
 def test_key_presses_find_their_prefix(bench):
@@ -211,9 +186,9 @@ def test_what_fits_is_planned_and_tried(bench):
 
 
 def test_most_slots_is_the_last_number_that_the_plan_accepts():
-    shapes = [LayerShape(2, 8, 8)] * 3  # 192 bytes a position
-    assert gpu_load.most_slots(shapes, 10 * 192 * 7, 10) == 7
-    assert gpu_load.most_slots(shapes, 10 * 192 * 7 - 1, 10) == 6
+    shapes = [LayerShape(2, 8, 8)] * 3  # 192 bytes a position, of which each slot has one more
+    assert gpu_load.most_slots(shapes, 11 * 192 * 7, 10) == 7
+    assert gpu_load.most_slots(shapes, 11 * 192 * 7 - 1, 10) == 6
     assert gpu_load.most_slots(shapes, 100, 10) == 0
 
 
@@ -314,14 +289,19 @@ def test_every_way_to_compute_attention_is_listed(monkeypatch):
         asked.append((size, options["candidates"]))
         return SimpleNamespace(name="sdpa", trials=trials)
 
-    choice = SimpleNamespace(AttentionShape=lambda *sizes: sizes, choose_attention=choose_attention)
-    ways = SimpleNamespace(
-        CANDIDATES={"sdpa": SimpleNamespace(is_compiled=False), "x": SimpleNamespace(is_compiled=True)}
-    )
-    for name, module in zip(gpu_attention.MODULES, (choice, ways), strict=True):
-        monkeypatch.setitem(sys.modules, name, module)
+    ways = {
+        "sdpa": SimpleNamespace(is_simple=True, attention=None),
+        "x": SimpleNamespace(is_simple=False, attention=None),
+    }
+    monkeypatch.setattr(gpu_attention, "CANDIDATES", ways)
+    monkeypatch.setattr(gpu_attention, "choose_attention", choose_attention)
     rows = gpu_attention.compare_attention(CPU, gpu_models.TINY_SHAPES, (1, 4), (16,)).rows
-    assert [size for size, _ in asked] == [(1, 4, 1, 16, 16), (4, 4, 1, 16, 16), (1, 2, 4, 8, 16), (4, 2, 4, 8, 16)]
+    assert [astuple(size) for size, _ in asked] == [
+        (1, 4, 1, 16, 16),
+        (4, 4, 1, 16, 16),
+        (1, 2, 4, 8, 16),
+        (4, 2, 4, 8, 16),
+    ]
     assert all(set(candidates) == {"sdpa"} for _, candidates in asked)
     assert len(rows) == 8
     # Keys and values of 16 positions of 4 heads of 16 numbers of 2 bytes: 4,096 bytes in half a millisecond.
