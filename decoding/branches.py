@@ -5,6 +5,7 @@ from collections.abc import Sequence as Seq
 from torch import Tensor
 
 from superdraft.decoding.choosing import NothingMatchesError, TokenChooser
+from superdraft.decoding.device_steps import DeviceSteps
 from superdraft.decoding.draft_set import Draft, DraftSet
 from superdraft.decoding.model_runner import ModelRunner
 from superdraft.decoding.prefix_cache import PrefixCache
@@ -22,16 +23,25 @@ class BranchSteps:
         chooser: chooses next tokens.
         scheduler: gives out the slots.
         prefixes: knows which prompts are kept.
+        device: runs decode steps, if it is not the host that does; may be one step ahead.
 
     Attributes:
         num_run_tokens: real tokens fed so far.
     """
 
-    def __init__(self, runner: ModelRunner, chooser: TokenChooser, scheduler: Scheduler, prefixes: PrefixCache) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        chooser: TokenChooser,
+        scheduler: Scheduler,
+        prefixes: PrefixCache,
+        device: DeviceSteps | None = None,
+    ) -> None:
         self._runner = runner
         self._chooser = chooser
         self._scheduler = scheduler
         self._prefixes = prefixes
+        self._device = device
         self.num_run_tokens = 0
 
     def run_tokens(self, branch: Branch, token_ids: Seq[int]) -> Tensor:
@@ -77,10 +87,11 @@ class BranchSteps:
         warning = "No token continues the last word of the prompt; it was completed without token healing."
         if warning not in sequence.warnings:
             sequence.warnings.append(warning)
+        branch.is_unhealed = True
         logits = self.run_tokens(branch, sequence.healed_token_ids)
         state = None
         if sequence.scorer is not None:
-            state = sequence.scorer.initial_state([*sequence.prompt_token_ids, *sequence.healed_token_ids])
+            state = sequence.scorer.initial_state(branch.context_token_ids)
         branch.drafts = DraftSet((Draft(ngram_state=state),))
         return logits
 
@@ -106,6 +117,7 @@ class BranchSteps:
             num_steps=branch.num_steps,
             num_healing_steps=branch.num_healing_steps,
             num_exact=branch.num_exact,
+            is_unhealed=branch.is_unhealed,
         )
         self.move(self._scheduler.fork(branch, twin))
         branch.sequence.branches.append(twin)
@@ -175,5 +187,10 @@ class BranchSteps:
 
     def move(self, move: SlotMove | None) -> None:
         """Copy what the scheduler moved, if it moved anything."""
-        if move is not None:
-            self._runner.cache.move(move.source, move.target, move.length)
+        if move is None:
+            return
+        length = move.length
+        if self._device is not None:
+            self._device.move(move)
+            length += 1  # what a step that is under way has written
+        self._runner.cache.move(move.source, move.target, length)

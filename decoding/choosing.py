@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from superdraft.decoding.draft_set import Draft, DraftSet, advance, advance_distinct
+from superdraft.decoding.draft_set import Draft, DraftSet, advance, advance_distinct, scored
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.decoding.penalties import apply_logit_bias, penalise
 from superdraft.decoding.sampling import nucleus_sample
@@ -84,19 +84,17 @@ class TokenChooser:
                 "The model's output holds values that are not numbers; this request cannot go on."
             )
         heals = all(draft.healing for draft in branch.drafts.alive)
-        if self._samples(branch):
+        if samples(branch):
             chosen = self._sample(branch, logits, normaliser=float(shared.logits[0] - shared.logprobs[0]))
         else:
             chosen = self._superposed(branch, logits, shared)
-        branch.drafts = self._with_ngram_states(branch, chosen)
-        branch.num_steps += 1
+        self.settle(branch, chosen)
         branch.num_healing_steps += heals
 
-    def _samples(self, branch: Branch) -> bool:
-        strategy = branch.sequence.params.strategy
-        if strategy == "sample+superposed":
-            return branch.num_steps - branch.num_healing_steps < NUM_SAMPLED_STEPS
-        return strategy in ("sample", "greedy")
+    def settle(self, branch: Branch, chosen: DraftSet) -> None:
+        """Make what was chosen the drafts of a branch."""
+        branch.drafts = self._with_ngram_states(branch, chosen)
+        branch.num_steps += 1
 
     def _superposed(self, branch: Branch, logits: Tensor, shared: Candidates) -> DraftSet:
         """Score the children of all drafts and keep the best k."""
@@ -113,7 +111,7 @@ class TokenChooser:
             sequence.ngram_s += self._clock() - started_s
         scores = _scores(candidates, ngram_logprobs, params.alpha, params.tau, params.penalty)
         if params.selection == "distinct":
-            num_drafts = params.num_drafts - sum(one.drafts.num_shown for one in sequence.branches if one is not branch)
+            num_drafts = drafts_wanted(branch)
             return advance_distinct(branch.drafts, candidates, scores, num_drafts, sequence.extend)
         return advance(branch.drafts, candidates, scores, params.drafts_per_branch, sequence.extend)
 
@@ -147,13 +145,7 @@ class TokenChooser:
                 logits[token_id] -= count * params.frequency_penalty + params.presence_penalty
         temperature = 0.0 if params.strategy == "greedy" else params.temperature
         token_id, logprob = nucleus_sample(logits, normaliser, temperature, params.top_p, branch.rng)
-        child = branch.sequence.extend(draft, token_id)
-        child = replace(
-            child,
-            logprob=child.logprob + logprob,
-            num_scored=child.num_scored + 1,
-            token_logprobs=(*child.token_logprobs, logprob),
-        )
+        child = scored(branch.sequence.extend(draft, token_id), draft.logprob + logprob, logprob)
         return DraftSet((child,)) if child.finish_reason is None else DraftSet((), (child,))
 
     def _with_ngram_states(self, branch: Branch, drafts: DraftSet) -> DraftSet:
@@ -167,6 +159,21 @@ class TokenChooser:
         )
         branch.sequence.ngram_s += self._clock() - started_s
         return DraftSet(alive, drafts.finished)
+
+
+def samples(branch: Branch) -> bool:
+    """Whether the branch's next token is sampled, or greedy, and so has one draft."""
+    strategy = branch.sequence.params.strategy
+    if strategy == "sample+superposed":
+        return branch.num_new < NUM_SAMPLED_STEPS
+    return strategy in ("sample", "greedy")
+
+
+def drafts_wanted(branch: Branch) -> int:
+    """With the selection "distinct": k without the drafts of the request's other branches."""
+    sequence = branch.sequence
+    others = sum(one.drafts.num_shown for one in sequence.branches if one is not branch)
+    return sequence.params.num_drafts - others
 
 
 def _scores(

@@ -4,7 +4,7 @@ Pure values: a step takes a draft set and scores and returns a new draft set.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,13 +113,18 @@ def advance(
     Returns:
         The new draft set. Fewer than k drafts are alive when fewer children exist.
     """
+    return keep_best(drafts, (child for _, child in _children(drafts, candidates, scores, extend)), num_drafts)
+
+
+def keep_best(drafts: DraftSet, children: Iterable[Draft], num_drafts: int) -> DraftSet:
+    """The rule of `advance` for children that are already scored, best first; no more are asked for than it takes."""
     alive: list[Draft] = []
     ended: list[Draft] = []
     # Distinct as text. Alive and ended ones are told apart: an alive draft may have the text of an ended one and grow
     # past it.
     alive_texts: set[tuple[bytes, bytes]] = set()
     ended_texts = {(draft.text, draft.healing) for draft in drafts.finished}
-    for _, child in _children(drafts, candidates, scores, extend):
+    for child in children:
         if len(alive) + len(ended) == 2 * num_drafts:
             break
         group, texts = (alive, alive_texts) if child.finish_reason is None else (ended, ended_texts)
@@ -185,6 +190,16 @@ def _may_begin(child: Draft, min_probability: float, seen: set[tuple[bytes, byte
     return min_probability == 0 or child.lm_logprob >= math.log(min_probability)
 
 
+def scored(child: Draft, logprob: float, token_logprob: float) -> Draft:
+    """A child with the score `logprob`, whose last token the language model gave ln p `token_logprob`."""
+    return replace(
+        child,
+        logprob=logprob,
+        num_scored=child.num_scored + 1,
+        token_logprobs=(*child.token_logprobs, token_logprob),
+    )
+
+
 def _children(
     drafts: DraftSet, candidates: Sequence[Candidates], scores: Sequence[Floats], extend: Extend
 ) -> Iterator[tuple[int, Draft]]:
@@ -198,10 +213,4 @@ def _children(
         parent = int(np.searchsorted(starts, flat, side="right")) - 1
         token = flat - int(starts[parent])
         child = extend(drafts.alive[parent], candidates[parent].token_ids[token])
-        child = replace(
-            child,
-            logprob=float(totals[flat]),
-            num_scored=child.num_scored + 1,
-            token_logprobs=(*child.token_logprobs, float(candidates[parent].logprobs[token])),
-        )
-        yield parent, child
+        yield parent, scored(child, float(totals[flat]), float(candidates[parent].logprobs[token]))

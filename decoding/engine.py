@@ -30,14 +30,16 @@ from superdraft.decoding.answer import answer, snapshot
 from superdraft.decoding.branches import BranchSteps
 from superdraft.decoding.choosing import TokenChooser
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.device_steps import DeviceSteps
 from superdraft.decoding.draft_set import DraftSet
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError, SupersededError
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.model_runner import ModelRunner
-from superdraft.decoding.ngram import NgramScorer
+from superdraft.decoding.ngram import NgramScorer, TabularScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prefix_cache import PrefixCache
+from superdraft.decoding.run_ahead import RunAhead, StepEnd
 from superdraft.decoding.scheduler import Decode, Prefill, Scheduler
 from superdraft.decoding.sequence import Branch, Sequence
 from superdraft.decoding.superposition import superpose
@@ -87,7 +89,13 @@ class Engine:
         self._prefixes = PrefixCache(runner.cache.plan.num_prefix_positions)
         self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens, self._num_unfed)
         self._chooser = TokenChooser(tokenizer, runner.device, clock)
-        self._steps = BranchSteps(runner, self._chooser, self._scheduler, self._prefixes)
+        self._device: DeviceSteps | None = None
+        if runner.cache.plan.num_scratch:
+            self._device = DeviceSteps(runner, tokenizer, may_compile=config.compile_layers)
+        self._steps = BranchSteps(runner, self._chooser, self._scheduler, self._prefixes, self._device)
+        self._ahead = None
+        if self._device is not None:
+            self._ahead = RunAhead(self._device, self._steps, self._chooser, self._scheduler, tokenizer.eos_token_ids)
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}
         self._ended: list[StepOutput] = []
@@ -174,6 +182,14 @@ class Engine:
             self._sessions[session_id] = sequence
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
+
+    def place_ngram(self, scorer: TabularScorer[Any]) -> None:
+        """Hold an n-gram model where decode steps run, if that is not here; others are looked up here, step by step.
+
+        Before the first request. Without a device of its own, the engine has nothing to do.
+        """
+        if self._device is not None:
+            self._device.place_ngram(scorer)
 
     def cancel(self, request_id: str) -> bool:
         """Forget a request at once; no output follows for it. False if it is not here (any more)."""
@@ -262,10 +278,22 @@ class Engine:
 
     def _decode(self, work: Decode) -> list[StepOutput]:
         """One superposed embedding, one row, one position for every branch."""
-        branches = work.branches
-        sequences = list(dict.fromkeys(branch.sequence for branch in branches))
         started_s = self._clock()
-        faults: dict[Sequence, Exception] = {}
+        if self._ahead is not None and self._ahead.can_step(work.branches):
+            end = self._ahead.step(work.branches)
+        else:
+            end = self._decode_on_host(work.branches)
+        elapsed_s = self._clock() - started_s
+        outputs = []
+        for sequence in end.sequences:
+            sequence.decode_s += elapsed_s
+            fault = end.faults.get(sequence)
+            outputs += self._report(sequence) if fault is None else [self._end(sequence, fault)]
+        return outputs
+
+    def _decode_on_host(self, branches: Seq[Branch]) -> StepEnd:
+        """The method itself: the device runs the forward alone, and all else is plain to read here."""
+        end = StepEnd(list(dict.fromkeys(branch.sequence for branch in branches)))
         try:
             last_tokens = [draft.token_ids[-1] for branch in branches for draft in branch.drafts.alive]
             superposed = superpose(self._runner.embed(last_tokens), [branch.drafts.weights for branch in branches])
@@ -274,7 +302,7 @@ class Engine:
                 branch.count_step()
             shared = self._chooser.shared_candidates(logits, branches)
         except Exception as fault:  # out of memory, say: all that were in this pass are lost, those that wait are not
-            faults = dict.fromkeys(sequences, fault)
+            end.faults = dict.fromkeys(end.sequences, fault)
         else:
             for branch, row, candidates in zip(branches, logits, shared, strict=True):
                 try:
@@ -282,13 +310,8 @@ class Engine:
                     self._steps.divide_if_due(branch)
                     self._steps.reset_if_due(branch)
                 except Exception as fault:  # an n-gram model from outside may raise anything
-                    faults[branch.sequence] = fault
-        elapsed_s = self._clock() - started_s
-        outputs = []
-        for sequence in sequences:
-            sequence.decode_s += elapsed_s
-            outputs += [self._end(sequence, faults[sequence])] if sequence in faults else self._report(sequence)
-        return outputs
+                    end.faults[branch.sequence] = fault
+        return end
 
     # What comes out
 
@@ -368,9 +391,17 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_model_len = min(config.max_model_len, context or config.max_model_len)
+    on_device = config.device_steps if config.device_steps is not None else loaded.model.device.type == "cuda"
     runner = ModelRunner(
-        loaded.model, max_model_len, config.kv_memory_bytes, config.num_slots, quantise=loaded.quantise
+        loaded.model,
+        max_model_len,
+        config.kv_memory_bytes,
+        config.num_slots,
+        num_scratch=int(on_device),
+        quantise=loaded.quantise,
     )
+    if on_device and config.compile_layers:
+        runner.compile_layers()
     generation = loaded.model.generation_config
     ends = generation.eos_token_id if generation is not None else None
     eos_token_ids = [ends] if isinstance(ends, int) else (ends or [])

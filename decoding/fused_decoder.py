@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from superdraft.decoding.attention_choice import AttentionChoice, AttentionShape, choose_attention
+from superdraft.decoding.decode_attention import Attention, masked_sdpa
 from superdraft.decoding.kv_cache import SlotKVCache
+from superdraft.decoding.layer_parts import EAGER, LayerParts, compiled_parts, rotate
+from superdraft.decoding.product_choice import ChosenLinear, ProductChoice, choose_product
 from superdraft.decoding.quantisation import DenseLinear, quantised
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -20,17 +24,32 @@ SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen
 
 @dataclass(slots=True)
 class _Layer:
-    """One decoder layer. Norms are weights [D]; those of queries and keys [Dh], or None."""
+    """One decoder layer. Norms are weights [D]; `norms` are those of queries and keys [Dh], or None."""
 
     input_norm: Tensor
     qkv: DenseLinear
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    norms: tuple[Tensor, Tensor] | None
     output: DenseLinear
     mlp_norm: Tensor
     gate_up: DenseLinear
     down: DenseLinear
     mask_type: str
+
+
+@dataclass(slots=True)
+class _Step:
+    """What the layers of one forward share; a mask for each. See `SlotKVCache` for `views` and `pairs`."""
+
+    num_rows: int
+    num_tokens: int
+    rotation: tuple[Tensor, Tensor]
+    masks: list[Tensor]
+    lengths: Tensor
+    attention: Attention
+    parts: LayerParts
+    cache: SlotKVCache
+    views: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
+    pairs: tuple[tuple[Tensor, ...], Tensor, Tensor] | None
 
 
 class FusedDecoder:
@@ -57,6 +76,8 @@ class FusedDecoder:
         self._norm: Tensor = decoder.norm.weight
         self._head = DenseLinear(model.lm_head.weight, model.lm_head.bias)
         self._num_logits: int = model.lm_head.weight.shape[0]
+        self._window: int | None = getattr(config, "sliding_window", None)
+        self._compiled: LayerParts | None = None
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -70,6 +91,52 @@ class FusedDecoder:
             layer.gate_up, layer.down = quantised(layer.gate_up), quantised(layer.down)
         self._head = quantised(self._head, is_head=True)
 
+    def compile_layers(self) -> None:
+        """From now on run decode steps of several rows, or in a graph, with compiled `layer_parts`.
+
+        The first step of each number of rows then takes seconds.
+        """
+        self._compiled = compiled_parts()
+
+    def choose_attention(self, num_rows: int, read_length: int, *, may_compile: bool = True) -> AttentionChoice:
+        """The fastest attention for decode steps of so many rows and positions read; see `attention_choice`."""
+        shape = AttentionShape(
+            num_rows,
+            self._num_kv_heads,
+            self._num_heads // self._num_kv_heads,
+            self._head_dim,
+            read_length,
+        )
+        return choose_attention(
+            shape,
+            self._norm.dtype,
+            self._norm.device,
+            scale=self._scaling,
+            has_window=self._window is not None and read_length > self._window,
+            may_compile=may_compile,
+        )
+
+    def choose_products(self, num_rows: int) -> dict[tuple[int, ...], ProductChoice]:
+        """Let steps of so many rows take the fastest product for each shape of dense weights; see `product_choice`.
+
+        Returns:
+            What was chosen, by the weights' shape.
+        """
+        by_shape: dict[tuple[int, ...], list[ChosenLinear]] = {}
+        places = [(layer, name) for layer in self._layers for name in ("qkv", "output", "gate_up", "down")]
+        for owner, name in [*places, (self, "_head")]:
+            linear = getattr(owner, name)
+            if type(linear) is DenseLinear:
+                linear = ChosenLinear(linear)
+                setattr(owner, name, linear)
+            if isinstance(linear, ChosenLinear):
+                by_shape.setdefault(tuple(linear.weight.shape), []).append(linear)
+        choices = {shape: choose_product(linears, num_rows) for shape, linears in by_shape.items()}
+        for shape, choice in choices.items():
+            for linear in by_shape[shape]:
+                linear.products[num_rows] = choice.product
+        return choices
+
     def __call__(
         self,
         hidden: Tensor,
@@ -77,8 +144,9 @@ class FusedDecoder:
         masks: Tensor | dict[str, Tensor],
         cache: SlotKVCache,
         kept: Tensor | None,
+        attention: Attention | None = None,
     ) -> Tensor:
-        """One forward.
+        """One forward. It reads nothing on the host, so that a CUDA graph can hold a decode step of it.
 
         Args:
             hidden: input embeddings, shape [B, T, D].
@@ -86,58 +154,89 @@ class FusedDecoder:
             masks: additive attention mask, shape [B, 1, T, C], or one for each layer type.
             cache: pointed at the rows' slots.
             kept: columns whose logits are wanted; None: all.
+            attention: how to compute the attention of a decode step (T = 1), see `choose_attention`.
 
         Returns:
             Logits, shape [B, T or number kept, V].
         """
         num_rows, num_tokens, width = hidden.shape
-        shape = (width,)
-        rotation = self._rotation(hidden, positions)
+        step = self._step(hidden, positions, masks, cache, attention)
+        hidden = hidden.reshape(-1, width)
+        normed = torch.rms_norm(hidden, (width,), self._layers[0].input_norm, self._epsilon)
+        next_norms = [layer.input_norm for layer in self._layers[1:]]
+        for index, layer in enumerate(self._layers):
+            change = layer.output(self._attended(index, layer.qkv(normed), step))
+            hidden, normed = step.parts.add_and_norm(hidden, change, layer.mlp_norm, self._epsilon)
+            change = layer.down(step.parts.gate(layer.gate_up(normed), self._activation))
+            if index < len(next_norms):
+                hidden, normed = step.parts.add_and_norm(hidden, change, next_norms[index], self._epsilon)
+        hidden = hidden + change
+        if kept is not None:
+            hidden = hidden.view(num_rows, num_tokens, width)[:, kept].reshape(-1, width)
+        normed = torch.rms_norm(hidden, (width,), self._norm, self._epsilon)
+        return self._head(normed).view(num_rows, -1, self._num_logits)
+
+    def _step(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        masks: Tensor | dict[str, Tensor],
+        cache: SlotKVCache,
+        attention: Attention | None,
+    ) -> _Step:
+        (num_rows, num_tokens, _), pairs = hidden.shape, cache.row_pairs()
         groups = self._num_heads // self._num_kv_heads
         masks = masks if isinstance(masks, dict) else {"": masks}
-        grouped = {name: mask.repeat(1, 1, groups, 1) if mask.shape[2] > 1 else mask for name, mask in masks.items()}
-        default = next(iter(grouped.values()))
-        views = cache.row_views()
-        hidden = hidden.reshape(-1, width)
-        for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(torch.rms_norm(hidden, shape, layer.input_norm, self._epsilon))
-            mask = grouped.get(layer.mask_type, default)
-            queries, keys, values = self._rotated(layer, qkv.view(num_rows, num_tokens, -1, self._head_dim), *rotation)
-            if views is None:
-                keys, values = cache.layers[index].update(keys, values)
+        if num_tokens > 1:
+            masks = {name: mask.repeat(1, 1, groups, 1) for name, mask in masks.items()}
+        default = next(iter(masks.values()))
+        # Prompts are of any length: what is compiled or chosen for a shape is for decode steps.
+        is_decode = num_tokens == 1 and pairs is not None
+        return _Step(
+            num_rows=num_rows,
+            num_tokens=num_tokens,
+            rotation=self._rotation(hidden, positions),
+            masks=[masks.get(layer.mask_type, default) for layer in self._layers],
+            # Rows at a scratch position, whose results nobody looks at, read what there is.
+            lengths=positions[:, 0].clamp(max=cache.read_length - 1),
+            attention=attention if attention is not None and num_tokens == 1 else masked_sdpa,
+            parts=self._compiled if self._compiled is not None and is_decode else EAGER,
+            cache=cache,
+            views=cache.row_views(),
+            pairs=pairs,
+        )
+
+    def _attended(self, index: int, qkv: Tensor, step: _Step) -> Tensor:
+        """Products [B T, (H + 2 Hkv) Dh] -> what the heads read, [B T, H Dh]."""
+        norms, num_heads = self._layers[index].norms, self._num_heads
+        heads = qkv.view(step.num_rows, step.num_tokens, -1, self._head_dim)
+        if step.pairs is not None:
+            pairs, slots, positions = step.pairs
+            queries = step.parts.rotate_and_write(
+                heads, step.rotation, norms, self._epsilon, num_heads, pairs[index], slots, positions
+            ).transpose(1, 2)
+            keys, values = step.cache.layers[index].read()
+        else:
+            heads = rotate(heads, step.rotation, norms, self._epsilon, num_heads).transpose(1, 2)
+            queries, keys, values = torch.split(heads, [num_heads, self._num_kv_heads, self._num_kv_heads], dim=1)
+            if step.views is None:
+                keys, values = step.cache.layers[index].update(keys, values)
             else:
-                read, written = views
+                read, written = step.views
                 written[2 * index].copy_(keys)
                 written[2 * index + 1].copy_(values)
                 keys, values = read[2 * index], read[2 * index + 1]
-            # The queries that share keys and values lie beside one another, as if they were further positions.
-            queries = queries.reshape(num_rows, self._num_kv_heads, -1, self._head_dim)
-            mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, mask, scale=self._scaling)
-            mixed = mixed.view(num_rows, self._num_heads, num_tokens, -1).transpose(1, 2)
-            hidden = hidden + layer.output(mixed.reshape(num_rows * num_tokens, -1))
-            gate, up = layer.gate_up(torch.rms_norm(hidden, shape, layer.mlp_norm, self._epsilon)).chunk(2, dim=-1)
-            hidden = hidden + layer.down(self._activation(gate).mul_(up))
-        if kept is not None:
-            hidden = hidden.view(num_rows, num_tokens, width)[:, kept].reshape(-1, width)
-        return self._head(torch.rms_norm(hidden, shape, self._norm, self._epsilon)).view(num_rows, -1, self._num_logits)
+        # The queries that share keys and values lie beside one another, as if they were further positions.
+        queries = queries.reshape(step.num_rows, self._num_kv_heads, -1, self._head_dim)
+        mixed = step.attention(queries, keys, values, step.lengths, step.masks[index], self._scaling)
+        mixed = mixed.reshape(step.num_rows, num_heads, step.num_tokens, -1).transpose(1, 2)
+        return mixed.reshape(step.num_rows * step.num_tokens, -1)
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, shape [B, T, 1, Dh]; the sign of rotate-half is in the sines."""
         cosines, sines = self._rotary(hidden, positions)
         sines[..., : self._head_dim // 2].neg_()
         return cosines.unsqueeze(2), sines.unsqueeze(2)
-
-    def _rotated(self, layer: _Layer, qkv: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, H + 2 Hkv, Dh] -> queries [B, H, T, Dh] and keys [B, Hkv, T, Dh], rotated, and values."""
-        heads = self._num_heads
-        rotating = qkv[:, :, : heads + self._num_kv_heads]
-        if layer.query_norm is not None and layer.key_norm is not None:
-            shape = (self._head_dim,)
-            queries = torch.rms_norm(rotating[:, :, :heads], shape, layer.query_norm, self._epsilon)
-            keys = torch.rms_norm(rotating[:, :, heads:], shape, layer.key_norm, self._epsilon)
-            rotating = torch.cat([queries, keys], dim=2)
-        rotated = torch.addcmul(rotating * cosines, rotating.roll(self._head_dim // 2, dims=-1), sines).transpose(1, 2)
-        return rotated[:, :heads], rotated[:, heads:], qkv[:, :, heads + self._num_kv_heads :].transpose(1, 2)
 
 
 def _fuse(layer: Any) -> _Layer:
@@ -146,8 +245,7 @@ def _fuse(layer: Any) -> _Layer:
     return _Layer(
         input_norm=layer.input_layernorm.weight,
         qkv=_fused(attention.q_proj, attention.k_proj, attention.v_proj),
-        query_norm=None if query_norm is None else query_norm.weight,
-        key_norm=None if key_norm is None else key_norm.weight,
+        norms=None if query_norm is None or key_norm is None else (query_norm.weight, key_norm.weight),
         output=_fused(attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight,
         gate_up=_fused(mlp.gate_proj, mlp.up_proj),

@@ -23,6 +23,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
+from superdraft.decoding.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class CachePlan:
     Attributes:
         num_slots: slots of running branches.
         max_len: positions of each.
+        num_scratch: positions behind them that nobody reads.
         num_prefix_positions: positions of the prefix pool.
         bytes_per_position: keys and values of all layers.
     """
@@ -49,6 +51,7 @@ class CachePlan:
     max_len: int
     num_prefix_positions: int
     bytes_per_position: int
+    num_scratch: int = 0
 
 
 MAX_DEFAULT_SLOTS = 64
@@ -57,7 +60,12 @@ MAX_PREFIX_POSITIONS = 100_000  # with a tiny model the book-keeping would outgr
 
 
 def plan_cache(
-    shapes: list[LayerShape], item_bytes: int, memory_bytes: int, max_len: int, num_slots: int | None
+    shapes: list[LayerShape],
+    item_bytes: int,
+    memory_bytes: int,
+    max_len: int,
+    num_slots: int | None,
+    num_scratch: int = 0,
 ) -> CachePlan:
     """Divide the memory: three quarters for slots unless their number is given, the rest for prompts to be reused.
 
@@ -67,12 +75,13 @@ def plan_cache(
         memory_bytes: the budget for all keys and values.
         max_len: positions of a slot.
         num_slots: wanted slots; None: as many as fit, at most 64.
+        num_scratch: positions that each slot has beyond `max_len`.
 
     Raises:
         ModelLoadError: the slots do not fit.
     """
     per_position = item_bytes * sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in shapes)
-    slot_bytes = per_position * max_len
+    slot_bytes = per_position * (max_len + num_scratch)
     fitting = memory_bytes // slot_bytes
     if fitting < (num_slots or 1):
         raise ModelLoadError(
@@ -81,7 +90,7 @@ def plan_cache(
         )
     slots = num_slots or min(MAX_DEFAULT_SLOTS, max(1, fitting * 3 // 4))
     num_prefix_positions = min(MAX_PREFIX_POSITIONS, (memory_bytes - slots * slot_bytes) // per_position)
-    return CachePlan(slots, max_len, num_prefix_positions, per_position)
+    return CachePlan(slots, max_len, num_prefix_positions, per_position, num_scratch)
 
 
 def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
@@ -171,6 +180,11 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         else:
             self.keys[window.write_slots, :, window.positions] = key_states.transpose(1, 2)
             self.values[window.write_slots, :, window.positions] = value_states.transpose(1, 2)
+        return self.read()
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Keys and values that the rows of the forward in progress may read, [B, H, read_length, Dh]."""
+        window = self._window
         return self.keys[window.slots, :, : window.read_length], self.values[window.slots, :, : window.read_length]
 
     def get_seq_length(self) -> int:
@@ -199,8 +213,10 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         self._window = _Window(slice(0), slice(0), slice(0))
         # Keys and values in turn, layer after layer. In one block, what is done to all layers is one operation.
         dims = [(shape.num_heads, dim) for shape in shapes for dim in (shape.key_dim, shape.value_dim)]
-        self._slots = _blocks([(plan.num_slots, heads, plan.max_len, dim) for heads, dim in dims], like)
+        num_positions = plan.max_len + plan.num_scratch
+        self._slots = _blocks([(plan.num_slots, heads, num_positions, dim) for heads, dim in dims], like)
         self._pools = _blocks([(plan.num_prefix_positions, heads, dim) for heads, dim in dims], like)
+        self._pairs = self._slots[0].view(-1, 2, *self._slots[0].shape[1:]).unbind(0) if len(self._slots) == 1 else None
         tensors = [tensor for block in self._slots for tensor in block.unbind(0)]
         pairs = zip(tensors[::2], tensors[1::2], strict=True)
         super().__init__(layers=[_SlotLayer(keys, values, self._window) for keys, values in pairs])
@@ -227,17 +243,30 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
             The new positions, shape [B, T].
         """
         window, device = self._window, self.layers[0].keys.device
-        positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(num_tokens, device=device)
+        positions = to_device(starts, device).unsqueeze(1) + torch.arange(num_tokens, device=device)
         window.length = max(starts)
         window.read_length = window.length + num_tokens
         if len(slots) == 1:
             window.slots = slice(slots[0], slots[0] + 1)
             window.positions = slice(starts[0], starts[0] + num_tokens)
         else:
-            index = torch.tensor(slots, device=device)
+            index = to_device(slots, device)
             window.slots = slice(0, len(slots)) if list(slots) == list(range(len(slots))) else index
             window.write_slots, window.positions = index.unsqueeze(1), positions
         return positions
+
+    def select_at(self, positions: Tensor, read_length: int) -> None:
+        """Point the next forward at slots [0, B) by what lies on the device, so that a graph can be made of it.
+
+        Args:
+            positions: each row's one new position, shape [B, 1].
+            read_length: positions of each slot to read, the new ones among them but for scratch positions.
+        """
+        window = self._window
+        window.length, window.read_length = read_length - 1, read_length
+        window.slots = slice(0, len(positions))
+        window.write_slots = torch.arange(len(positions), device=positions.device).unsqueeze(1)
+        window.positions = positions
 
     def row_views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
         """Views for the forward in progress if it has one row, made for all layers at once: far fewer operations.
@@ -252,6 +281,19 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         slots = self._slots[0][:, window.slots]
         return slots[:, :, :, : window.read_length].unbind(0), slots[:, :, :, window.positions].unbind(0)
 
+    def row_pairs(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | None:
+        """For a forward over several rows: where the keys and the values of a layer are written in one operation.
+
+        Returns:
+            For each layer both of all slots, [2, num_slots, H, max_len, Dh]; which slots are to be written, [B, 1]; and
+            which positions of them, [B, T]. The layers' `read` then gives what is read. None: use `row_views` or
+            `update`.
+        """
+        slots, positions = self._window.write_slots, self._window.positions
+        if self._pairs is None or isinstance(slots, slice) or isinstance(positions, slice):
+            return None
+        return self._pairs, slots, positions
+
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one slot over another."""
@@ -261,14 +303,14 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
     @torch.inference_mode()
     def load_prefix(self, slot: int, positions: list[int]) -> None:
         """Copy these positions of the pool to the beginning of a slot."""
-        index = torch.tensor(positions, device=self._pools[0].device)
+        index = to_device(positions, self._pools[0].device)
         for slots, pool in zip(self._slots, self._pools, strict=True):
             slots[:, slot, :, : len(positions)] = pool[:, index].transpose(1, 2)
 
     @torch.inference_mode()
     def save_prefix(self, slot: int, start: int, positions: list[int]) -> None:
         """Copy a slot's positions from `start` on to these positions of the pool."""
-        index = torch.tensor(positions, device=self._pools[0].device)
+        index = to_device(positions, self._pools[0].device)
         stop = start + len(positions)
         for slots, pool in zip(self._slots, self._pools, strict=True):
             pool[:, index] = slots[:, slot, :, start:stop].transpose(1, 2)

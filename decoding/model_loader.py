@@ -85,8 +85,8 @@ def load_model(
         spec: a known name, a local folder, a `.gguf` file, or a hub id.
         home: folder of the known models; None means the default one.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: "float32", "bfloat16", "float16", "int4" (CPU only) or "auto": bfloat16 on a GPU, int4 on a CPU with
-            bfloat16 instructions, float32 on others.
+        dtype: "float32", "bfloat16", "float16", "int4" or "auto": bfloat16 on a GPU, int4 on a CPU with bfloat16
+            instructions, float32 on others.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
@@ -260,11 +260,10 @@ def _dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, bool]:
     """The weights' type, and whether they shall be quantised."""
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "int4" if _has_fast_bfloat16() else "float32"
-    if dtype == "int4" and device.type == "cpu":
+    if dtype == "int4":
         return torch.bfloat16, True
     if dtype not in _DTYPES:
-        names = ", ".join((*_DTYPES, "int4"))
-        raise ModelLoadError(f"dtype must be auto, {names} (int4 on a CPU only), got {dtype!r} on {device.type}.")
+        raise ModelLoadError(f"dtype must be auto, {', '.join(_DTYPES)} or int4, got {dtype!r}.")
     return _DTYPES[dtype], False
 
 

@@ -4,13 +4,16 @@ import inspect
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from superdraft.decoding.attention_choice import AttentionChoice
+from superdraft.decoding.decode_attention import Attention
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.fused_decoder import FusedDecoder
 from superdraft.decoding.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes
 from superdraft.decoding.quantisation import quantise_modules
+from superdraft.decoding.transfer import to_device
 
 SELF_CHECK_TOKENS = 6
 
@@ -26,8 +29,9 @@ class ModelRunner:
         max_model_len: positions of each slot.
         kv_memory_bytes: memory for all keys and values.
         num_slots: branches that can run at once; None: as many as fit.
+        num_scratch: positions that each slot has beyond `max_model_len`, for `decode_at` to write to.
         quantise: keep the weights of linear layers in 4 and 8 bits as well, for steps of a few rows; a bfloat16 model
-            on a CPU only.
+            only.
 
     Raises:
         UnsupportedModelError: the model cannot be run this way.
@@ -41,21 +45,22 @@ class ModelRunner:
         kv_memory_bytes: int,
         num_slots: int | None = None,
         *,
+        num_scratch: int = 0,
         quantise: bool = False,
     ) -> None:
         self.model = model
         self.device: torch.device = model.device
         self.max_model_len = max_model_len
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
-        self._embedding = model.get_input_embeddings()
+        self.embedding: nn.Module = model.get_input_embeddings()
         self._can_keep_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         config = model.config.get_text_config()
         self._layer_types: set[str] = set(getattr(config, "layer_types", None) or ())
         self._sliding_window: int | None = getattr(config, "sliding_window", None)
         with torch.inference_mode():
-            like = self._embedding(torch.zeros(1, dtype=torch.long, device=self.device))
+            like = self.embedding(torch.zeros(1, dtype=torch.long, device=self.device))
         shapes = probe_layer_shapes(model)
-        plan = plan_cache(shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots)
+        plan = plan_cache(shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots, num_scratch)
         self.num_slots = plan.num_slots
         self.cache = SlotKVCache(shapes, plan, like)
         self._fused: FusedDecoder | None = None
@@ -71,7 +76,7 @@ class ModelRunner:
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Outputs of the model's embedding module, shape [N, D]."""
-        embeddings: Tensor = self._embedding(torch.tensor(token_ids, device=self.device))
+        embeddings: Tensor = self.embedding(to_device(token_ids, self.device))
         return embeddings
 
     @torch.inference_mode()
@@ -94,10 +99,11 @@ class ModelRunner:
         positions = self.cache.select(slots, starts, widest)
         # What padding writes lies behind the prompt's end, where later tokens overwrite it before they read it.
         padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in token_ids]
-        last = torch.tensor([len(ids) - 1 for ids in token_ids], device=self.device)
-        kept, inverse = torch.unique(last, return_inverse=True)
-        logits = self._forward(positions, kept, input_ids=torch.tensor(padded, device=self.device))
-        return logits[torch.arange(len(slots), device=self.device), inverse]
+        last = [len(ids) - 1 for ids in token_ids]
+        kept = sorted(set(last))
+        logits = self._forward(positions, to_device(kept, self.device), input_ids=to_device(padded, self.device))
+        places = to_device([kept.index(column) for column in last], self.device)
+        return logits[torch.arange(len(slots), device=self.device), places]
 
     @torch.inference_mode()
     def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -112,6 +118,36 @@ class ModelRunner:
         """
         positions = self.cache.select(range(len(lengths)), lengths, 1)
         return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+
+    @torch.inference_mode()
+    def decode_at(
+        self, embeddings: Tensor, positions: Tensor, read_length: int, attention: Attention | None = None
+    ) -> Tensor:
+        """The same with all that changes from step to step on the device, so that a graph can be made of it.
+
+        Args:
+            embeddings: superposed embeddings, shape [B, D].
+            positions: where each row's keys and values go, shape [B]; `max_model_len` is the scratch position.
+            read_length: positions of each slot that attention looks at; above a row's own they are masked.
+            attention: how it is computed where the fused forward runs, see `choose_attention`; None: torch's own.
+
+        Returns:
+            Logits, shape [B, V]; those of rows at the scratch position mean nothing.
+        """
+        positions = positions.unsqueeze(1)
+        self.cache.select_at(positions, read_length)
+        return self._forward(positions, None, attention, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+
+    def choose_attention(self, num_rows: int, read_length: int, *, may_compile: bool) -> AttentionChoice | None:
+        """The fastest attention for `decode_at` with so many rows; None where transformers' own forward runs."""
+        if self._fused is None:
+            return None
+        return self._fused.choose_attention(num_rows, read_length, may_compile=may_compile)
+
+    def compile_layers(self) -> None:
+        """Let torch.compile join what the fused forward does between its matrix products."""
+        if self._fused is not None:
+            self._fused.compile_layers()
 
     @torch.inference_mode()
     def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
@@ -130,15 +166,17 @@ class ModelRunner:
         rows = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in token_ids]
         # A vocabulary's worth of logits for every prompt token would be the largest tensor of all: leave them out.
         keep = {"logits_to_keep": longest - start} if self._can_keep_logits else {}
-        logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False, **keep).logits
+        logits = self.model(input_ids=to_device(rows, self.device), use_cache=False, **keep).logits
         logits = logits[:, start - longest :]
         return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
 
-    def _forward(self, positions: Tensor, kept: Tensor | None, **inputs: Tensor) -> Tensor:
+    def _forward(
+        self, positions: Tensor, kept: Tensor | None, attention: Attention | None = None, **inputs: Tensor
+    ) -> Tensor:
         """Logits of the columns `kept` of each row, or of all, shape [B, T, V]."""
         if self._fused is not None:
-            embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self._embedding(inputs["input_ids"])
-            return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept)
+            embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embedding(inputs["input_ids"])
+            return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept, attention)
         keep = {"logits_to_keep": kept} if self._can_keep_logits and kept is not None else {}
         logits: Tensor = self.model(
             attention_mask=self._attention_mask(positions),

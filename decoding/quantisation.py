@@ -3,7 +3,7 @@
 A decode step of a few rows takes as long as reading the weights does, so fewer bits a weight make it faster. From some
 number of rows on arithmetic counts, and there the processor's bfloat16 matrix units win: each layer keeps both forms
 and takes the one that suits the number of rows. Kernels: torch's own, `_weight_int4pack_mm_for_cpu` and
-`_weight_int8pack_mm`.
+`_weight_int8pack_mm`; for those of a GPU see `gpu_quantisation`.
 """
 
 import torch
@@ -18,6 +18,7 @@ _EXACT_MISFIT = 0.05  # of a step; bfloat16 rounds the eighth step by 0.016 of o
 _SAMPLE_GROUPS = 256
 # Rounded together: what that takes stays in the processor's cache and needs no new memory.
 _BLOCK_GROUPS = 2048
+_GPU_BLOCK_GROUPS = 1 << 18  # there it is the number of operations that takes time
 _BLOCK_ROWS = 128
 
 
@@ -64,7 +65,9 @@ class Int4Linear(DenseLinear):
 
 
 class Int8Linear(DenseLinear):
-    """The same with 8-bit weights, a scale for each output, for up to `INT8_MAX_ROWS` rows."""
+    """The same with 8-bit weights, a scale for each output, for up to `max_rows` rows."""
+
+    max_rows = INT8_MAX_ROWS
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
@@ -74,7 +77,7 @@ class Int8Linear(DenseLinear):
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
         flat = rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1])
-        if flat.shape[0] > INT8_MAX_ROWS:
+        if flat.shape[0] > self.max_rows:
             return super().__call__(rows)
         product = torch._weight_int8pack_mm(flat, self._levels, self._scales)
         product = product if self.bias is None else product + self.bias
@@ -90,8 +93,8 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Levels -127..127 [N, K] int8; scales [N] float32.
     """
-    scales = torch.empty(weight.shape[0])
-    levels = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(weight.shape[0], device=weight.device)
+    levels = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     blocks = (torch.split(tensor, _BLOCK_ROWS) for tensor in (weight.detach(), scales, levels))
     for rows, scale, level in zip(*blocks, strict=True):
         exact = rows.float()
@@ -112,7 +115,8 @@ def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Levels 0..15 [N, K] int32; scales [N, K / 32]; zeros [N, K / 32], the value of level 8.
     """
-    blocks = torch.split(weight.detach().reshape(-1, GROUP_SIZE), _BLOCK_GROUPS)
+    block_groups = _BLOCK_GROUPS if weight.device.type == "cpu" else _GPU_BLOCK_GROUPS
+    blocks = torch.split(weight.detach().reshape(-1, GROUP_SIZE), block_groups)
     parts = [_quantise_groups(groups.float()) for groups in blocks]
     levels, scales, zeros = (torch.cat(part).view(weight.shape[0], -1) for part in zip(*parts, strict=True))
     return levels, scales, zeros
@@ -147,6 +151,10 @@ def _round_to_grid(groups: Tensor, lows: Tensor, spans: Tensor, used: int) -> tu
 
 def quantised(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
     """The form with the fewest bits that suits it: 8 for the output head, 4 elsewhere, dense where shapes forbid it."""
+    if linear.weight.device.type == "cuda":
+        from superdraft.decoding.gpu_quantisation import quantised_on_gpu  # which imports this module
+
+        return quantised_on_gpu(linear, is_head=is_head)
     num_outputs, num_inputs = linear.weight.shape
     if is_head:
         return Int8Linear(linear.weight, linear.bias) if num_inputs % 32 == 0 else linear

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.random import Generator
 
@@ -10,8 +10,11 @@ from superdraft.decoding.draft_set import DraftSet, Extend
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 
+if TYPE_CHECKING:
+    from superdraft.decoding.device_steps import DeviceRow
 
-@dataclass(slots=True, eq=False)
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Branch:
     """One row of the model: a KV-cache slot and the drafts that share it.
 
@@ -24,6 +27,8 @@ class Branch:
         num_steps: tokens that each alive draft has, those of token healing included.
         num_healing_steps: the first of them, in which every draft was still repeating what had been typed.
         num_exact: tokens of the drafts, from the first on, whose keys and values are those of real tokens.
+        is_unhealed: token healing was given up, and what it took back was run before the drafts.
+        device_row: what the device holds of it; None: nothing that is of use.
     """
 
     sequence: "Sequence"
@@ -34,6 +39,15 @@ class Branch:
     num_steps: int = 0
     num_healing_steps: int = 0
     num_exact: int = 0
+    is_unhealed: bool = False
+    device_row: "DeviceRow | None" = None
+
+    @property
+    def context_token_ids(self) -> list[int]:
+        """The tokens before the drafts."""
+        sequence = self.sequence
+        healed = sequence.healed_token_ids if self.is_unhealed else ()
+        return [*sequence.prompt_token_ids, *healed]
 
     @property
     def is_done(self) -> bool:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 
+BEGIN_OF_SENTENCE = "<s>"
 END_OF_SENTENCE = "</s>"
 UNKNOWN = "<unk>"
 CUT = "<cut>"

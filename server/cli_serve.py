@@ -63,7 +63,7 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
     ] = None,
     home: Annotated[Path | None, typer.Option(help="Cache folder of models.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 or int4 (CPU only).")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 or int4.")] = None,
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = None,

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from support.models import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
@@ -13,8 +14,10 @@ from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 
 
-def tiny_engine(architecture: str = "llama", *, seed: int = 0, **config: object) -> tuple[Engine, PreTrainedModel]:
-    model = tiny_model(architecture, seed)
+def tiny_engine(
+    architecture: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object
+) -> tuple[Engine, PreTrainedModel]:
+    model = tiny_model(architecture, seed).to(dtype)
     loaded = LoadedModel(model, tiny_tokenizer(), architecture, Path())
     return build_engine(
         loaded, EngineConfig(**({"max_model_len": 96, "num_slots": 4, "kv_memory_bytes": 1_000_000} | config))

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import kenlm
@@ -13,6 +14,8 @@ from superdraft.ngram_models.manifest import (
     TokenizerIdentity,
     file_sha256,
 )
+from superdraft.ngram_models.registry import find_ngram_model, open_scorer
+from superdraft.ngram_models.scorer import KenLMScorer
 
 # Tokens 3 to 6; 0 and 2 end a text; 1 and 7 are in the vocabulary but not in the corpus.
 END_OF_TEXT_IDS = (0, 2)
@@ -123,3 +126,10 @@ def write_fake_tools(folder: Path) -> Path:
     write_tool(folder, "lmplz", FAKE_LMPLZ)
     write_tool(folder, "build_binary", FAKE_BUILD_BINARY)
     return folder
+
+
+@cache
+def shipped_scorer() -> KenLMScorer:
+    """The n-gram model that comes with Superdraft; its words are token ids, whosoever they are."""
+    folder = find_ngram_model("smollm2-135m")
+    return open_scorer(folder, Manifest.read(folder))

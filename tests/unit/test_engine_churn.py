@@ -6,56 +6,9 @@ from collections import Counter
 import pytest
 from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
+from support.requests import some_request
 
 from superdraft.decoding.errors import SupersededError
-from superdraft.decoding.params import GenerationParams
-
-WORDS = [
-    "thank",
-    "you",
-    "for",
-    "the",
-    "email",
-    "I",
-    "will",
-    "be",
-    "back",
-    "soon",
-    "with",
-    "more",
-    "of",
-    "it",
-    "naïve",
-    "café",
-    "日本",
-]
-
-
-def some_request(rng: random.Random) -> tuple[str, GenerationParams]:
-    strategy = rng.choice(["superposed"] * 3 + ["sample", "greedy", "sample+superposed"])
-    prompt = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))[: rng.randint(1, 60)]
-    distinct = strategy == "superposed" and rng.random() < 0.5
-    params = GenerationParams(
-        strategy=strategy,
-        selection="distinct" if distinct else "paper",
-        max_branches=rng.randint(1, 4) if distinct else 1,
-        min_probability=rng.choice([0.0, 0.001, 0.5]) if distinct else 0.0,
-        whole_best=rng.random() < 0.5,
-        num_drafts=rng.randint(1, 3),
-        num_branches=rng.randint(1, 3) if strategy.startswith("sample") else None,
-        max_tokens=rng.randint(0, 8),
-        tau=0.5,
-        alpha=rng.choice([0.0, 0.4]),
-        seed=rng.randint(0, 9),
-        reset_every=rng.choice([None, 2]) if strategy == "superposed" and not distinct else None,
-        token_healing=rng.random() < 0.5,
-        single_line=rng.random() < 0.2,
-        trim=rng.choice(["none", "word", "sentence"]),
-        snapshots=rng.random() < 0.3,
-        frequency_penalty=rng.choice([0.0, 1.0]),
-        logit_bias=rng.choice([(), ((65, 5.0), (66, -100.0))]),
-    )
-    return prompt, params
 
 
 @pytest.mark.parametrize("num_prefix_positions", [0, 40, 2000])

@@ -1,0 +1,184 @@
+"""4-bit and 8-bit layers of a GPU, over what torch documents of its kernels; no GPU is needed."""
+
+import types
+
+import pytest
+import torch
+from support.fake_cuda import OnlyOnDevice, fake_cuda
+from support.models import tiny_model
+
+from superdraft.decoding import gpu_quantisation
+from superdraft.decoding.errors import UnsupportedModelError
+from superdraft.decoding.gpu_quantisation import (
+    GPU_MAX_ROWS,
+    Int4GpuLinear,
+    Int8GpuLinear,
+    has_int8_kernel,
+    inner_tiles,
+    pack_levels,
+    quantised_on_gpu,
+)
+from superdraft.decoding.model_loader import _dtype
+from superdraft.decoding.model_runner import ModelRunner
+from superdraft.decoding.quantisation import GROUP_SIZE, DenseLinear, quantise_int4, quantised
+
+ATEN = torch.ops.aten
+
+
+def linear(num_outputs: int = 48, num_inputs: int = 96, *, has_bias: bool = False) -> DenseLinear:
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(num_outputs, num_inputs, generator=generator) * 0.05).bfloat16()
+    return DenseLinear(weight, torch.linspace(-1, 1, num_outputs).bfloat16() if has_bias else None)
+
+
+class Kernels:
+    """The 4-bit kernels in plain operations: bytes hold the first of two weights in their upper half."""
+
+    def __init__(self, *, is_swapped: bool = False) -> None:
+        self.is_swapped = is_swapped
+        self.num_products = 0
+
+    def pack(self, packed: torch.Tensor, tiles: int) -> torch.Tensor:
+        assert packed.dtype == torch.uint8
+        assert packed.is_contiguous()
+        assert 2 * packed.shape[1] % (16 * tiles) == packed.shape[0] % 8 == 0
+        halves = [packed >> 4, packed & 15]
+        return torch.stack(halves[::-1] if self.is_swapped else halves, dim=-1).flatten(1)
+
+    def multiply(self, rows: torch.Tensor, levels: torch.Tensor, group: int, scales_and_zeros: torch.Tensor):
+        assert rows.is_contiguous()
+        assert scales_and_zeros.is_contiguous()
+        assert scales_and_zeros.shape == (levels.shape[1] // group, levels.shape[0], 2)
+        assert rows.dtype == scales_and_zeros.dtype == torch.bfloat16
+        self.num_products += 1
+        scales, zeros = (part.repeat_interleave(group, 0).t().float() for part in scales_and_zeros.unbind(-1))
+        return (rows.float() @ ((levels.float() - 8) * scales + zeros).bfloat16().float().t()).bfloat16()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> None:
+    monkeypatch.setattr(ATEN, "_convert_weight_to_int4pack", kernels.pack)
+    monkeypatch.setattr(ATEN, "_weight_int4pack_mm", kernels.multiply)
+
+
+def test_levels_are_packed_as_a_plain_loop_packs_them():
+    levels = torch.randint(0, 16, (5, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    packed = pack_levels(levels)
+    assert packed.dtype == torch.uint8
+    assert packed.tolist() == [
+        [16 * row[index] + row[index + 1] for index in range(0, 64, 2)] for row in levels.tolist()
+    ]
+
+
+@pytest.mark.parametrize(("num_inputs", "tiles"), [(4096, 8), (576, 4), (96, 2), (11008, 8), (1536, 8)])
+def test_shapes_are_those_of_the_kernel(num_inputs, tiles):
+    assert inner_tiles(num_inputs) == tiles
+    with fake_cuda():
+        packed = ATEN._convert_weight_to_int4pack(
+            pack_levels(torch.zeros(64, num_inputs, dtype=torch.int32, device="cuda")), tiles
+        )
+        assert packed.shape == (8, num_inputs // (16 * tiles), 32, tiles // 2)
+        rows = torch.zeros(3, num_inputs, dtype=torch.bfloat16, device="cuda")
+        scales_and_zeros = torch.zeros(num_inputs // GROUP_SIZE, 64, 2, dtype=torch.bfloat16, device="cuda")
+        with OnlyOnDevice():
+            product = ATEN._weight_int4pack_mm(rows, packed, GROUP_SIZE, scales_and_zeros)
+    assert (product.shape, product.device.type) == ((3, 64), "cuda")
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 96), (2, 3, 96)])
+def test_few_rows_take_four_bits_and_many_the_dense_weights(monkeypatch, shape, has_bias):
+    kernels = Kernels()
+    use(monkeypatch, kernels)
+    dense = linear(has_bias=has_bias)
+    layer = quantised_on_gpu(dense)
+    assert type(layer) is Int4GpuLinear
+    assert kernels.num_products == 1
+    rows = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    got = layer(rows)
+    assert kernels.num_products == 2
+    levels, scales, zeros = quantise_int4(dense.weight)
+    spread = [part.bfloat16().float().repeat_interleave(GROUP_SIZE, 1) for part in (scales, zeros)]
+    bias = None if dense.bias is None else dense.bias.float()
+    expected = torch.nn.functional.linear(rows.float(), (levels - 8) * spread[0] + spread[1], bias)
+    assert (got.shape, got.dtype) == (expected.shape, torch.bfloat16)
+    assert float((got.float() - expected).abs().max()) <= 0.02 * float(expected.abs().max())
+    many = torch.randn(GPU_MAX_ROWS + 1, 96).bfloat16()
+    assert torch.equal(layer(many), dense(many))
+    assert kernels.num_products == 2
+
+
+def test_another_order_of_weights_than_the_kernel_s_is_refused(monkeypatch):
+    use(monkeypatch, Kernels(is_swapped=True))
+    with pytest.raises(UnsupportedModelError, match=r"Int4GpuLinear: torch .* multiplies by other weights .*bfloat16"):
+        quantised_on_gpu(linear())
+
+
+def test_results_that_are_not_numbers_are_refused(monkeypatch):
+    kernels = Kernels()
+    use(monkeypatch, kernels)
+    monkeypatch.setattr(ATEN, "_weight_int4pack_mm", lambda *inputs: kernels.multiply(*inputs) * float("nan"))
+    with pytest.raises(UnsupportedModelError, match="off by nan"):
+        quantised_on_gpu(linear())
+
+
+def test_a_kernel_that_refuses_is_explained():
+    # On a CPU torch has none of this kernel.
+    with pytest.raises(UnsupportedModelError, match=r"dtype int4 does not work on this GPU with torch .*bfloat16"):
+        quantised_on_gpu(linear())
+
+
+def test_the_head_takes_eight_bits_where_torch_has_a_kernel(monkeypatch):
+    head = linear()
+    monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: False)
+    assert quantised_on_gpu(head, is_head=True) is head
+    monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: True)
+    layer = quantised_on_gpu(head, is_head=True)
+    assert type(layer) is Int8GpuLinear
+    many = torch.randn(GPU_MAX_ROWS + 1, 96).bfloat16()
+    assert torch.equal(layer(many), head(many))
+    assert not torch.equal(layer(many[:-1]), head(many[:-1]))
+    assert has_int8_kernel() == torch.cuda.is_available()
+
+
+def test_wrong_eight_bit_products_are_refused(monkeypatch):
+    real = torch._weight_int8pack_mm
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda *inputs: real(*inputs) * 1.1)
+    with pytest.raises(UnsupportedModelError, match="Int8GpuLinear: torch"):
+        Int8GpuLinear(linear().weight, None)
+
+
+def test_shapes_without_a_kernel_stay_dense():
+    for odd in (linear(44, 96), linear(48, 40)):
+        assert quantised_on_gpu(odd) is odd
+
+
+def test_the_device_decides(monkeypatch):
+    on_gpu = DenseLinear(types.SimpleNamespace(device=torch.device("cuda")), None)
+    asked = []
+    monkeypatch.setattr(gpu_quantisation, "quantised_on_gpu", lambda dense, is_head: asked.append((dense, is_head)))
+    quantised(on_gpu)
+    quantised(on_gpu, is_head=True)
+    assert asked == [(on_gpu, False), (on_gpu, True)]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "int4"])
+def test_a_gpu_takes_four_bits_only_when_asked(dtype):
+    assert _dtype(dtype, torch.device("cuda")) == (torch.bfloat16, dtype == "int4")
+
+
+@torch.inference_mode()
+def test_a_whole_model_decodes_with_them(monkeypatch):
+    use(monkeypatch, Kernels())
+    model = tiny_model("llama", initializer_range=0.05, intermediate_size=64).to(torch.bfloat16)
+    prompt = [5, 80, 31, 7, 7, 99, 120]
+
+    def logits(quantise: bool) -> torch.Tensor:
+        runner = ModelRunner(model, 64, 1_000_000, num_slots=4, quantise=quantise)
+        runner.prefill([0], [prompt[:-1]], [0])
+        return runner.decode(runner.embed(prompt[-1:]), [len(prompt) - 1])
+
+    on_cpu = logits(quantise=True)
+    monkeypatch.setattr("superdraft.decoding.fused_decoder.quantised", quantised_on_gpu)
+    monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: True)
+    # The same weights, rounded at other places: bfloat16 keeps 8 bits.
+    assert float((logits(quantise=True) - on_cpu).abs().max()) <= 0.05 * float(on_cpu.abs().max())

@@ -1,0 +1,165 @@
+"""Steps that start before the host has seen the one before: the same answers, whatever happens in between."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from support.decoding import HashScorer
+from support.fake_runner import fake_engine
+from support.requests import some_request
+
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.errors import SupersededError
+from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.run_ahead import RunAhead
+
+
+def device_request(rng: random.Random) -> tuple[str, GenerationParams]:
+    """Mostly what the device decides on its own."""
+    prompt, params = some_request(rng)
+    params = replace(params, frequency_penalty=0.0, logit_bias=(), reset_every=None, alpha=0.0)
+    stop = rng.choice([(), (), ("e",), (" t", "in")])
+    return prompt, replace(params, stop=stop, token_healing=rng.random() < 0.1)
+
+
+def shown(output: GenerationOutput) -> list[tuple]:
+    return [(draft.text, draft.token_ids, draft.finish_reason) for draft in output.drafts]
+
+
+def run_together(engine: Engine, requests: dict[str, tuple[str, GenerationParams]], rng: random.Random) -> dict:
+    waiting, answers = list(requests), {}
+    while waiting or engine.has_unfinished:
+        for _ in range(rng.randint(0, 2)):
+            if waiting:
+                name = waiting.pop()
+                engine.add_request(name, *requests[name], HashScorer())
+        for output in engine.step():
+            if output.is_terminal:
+                assert output.request_id not in answers
+                answers[output.request_id] = output.output
+    assert engine.num_used_slots == 0
+    return answers
+
+
+@pytest.mark.parametrize("make_request", [some_request, device_request])
+def test_every_request_is_answered_as_the_host_does_it_alone(make_request):
+    rng = random.Random(1)
+    requests = {str(i): make_request(rng) for i in range(200)}
+    engine, _, _ = fake_engine(num_slots=5, max_model_len=96, max_prefill_tokens=7, device_steps=True)
+    answers = run_together(engine, requests, rng)
+    assert sorted(answers) == sorted(requests)
+    for name, (prompt, params) in requests.items():
+        alone = fake_engine(num_slots=5, max_model_len=96)[0].generate(prompt, params, HashScorer())
+        assert shown(answers[name]) == shown(alone)
+        assert answers[name].usage.forward_rows == alone.usage.forward_rows
+        assert [d.score for d in answers[name].drafts] == pytest.approx([d.score for d in alone.drafts], abs=1e-6)
+
+
+def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
+    rng = random.Random(7)
+    engine, _, clock = fake_engine(num_slots=6, max_model_len=96, device_steps=True)
+    open_requests: set[str] = set()
+    ends: Counter[str] = Counter()
+    number = 0
+    while number < 10_000 or engine.has_unfinished:
+        clock.now_s += 0.01
+        for _ in range(rng.randint(0, 6) if number < 10_000 else 0):
+            number += 1
+            session = f"s{rng.randrange(12)}" if rng.random() < 0.7 else None
+            timeout_s = rng.choice([None, None, 0.03, 0.2])
+            request = device_request(rng)
+            engine.add_request(str(number), *request, HashScorer(), session_id=session, timeout_s=timeout_s)
+            open_requests.add(str(number))
+        if open_requests and rng.random() < 0.4:
+            victim = rng.choice(sorted(open_requests))
+            assert engine.cancel(victim)
+            open_requests.remove(victim)
+            ends["cancelled"] += 1
+        for output in engine.step():
+            if output.is_terminal:
+                open_requests.remove(output.request_id)  # raises if it was answered before
+                if isinstance(output.error, SupersededError):
+                    ends["superseded"] += 1
+                else:
+                    assert output.error is None, output.error.__cause__
+                    ends["cut short" if output.output.warnings else "answered"] += 1
+    assert not open_requests
+    assert engine.num_used_slots == 0
+    assert sum(ends.values()) == number >= 10_000
+    assert min(ends[kind] for kind in ("cancelled", "superseded", "answered", "cut short")) > 100
+
+
+def test_a_step_is_under_way_before_the_one_before_it_is_read(monkeypatch):
+    engine, runner, _ = fake_engine(device_steps=True)
+    events: list[str] = []
+    launch, follow = engine._device.launch, engine._ahead._follow
+
+    def noted_launch(*args):
+        events.append("start")
+        return launch(*args)
+
+    def noted_follow(*args):
+        events.append("read")
+        return follow(*args)
+
+    monkeypatch.setattr(engine._device, "launch", noted_launch)
+    monkeypatch.setattr(engine._ahead, "_follow", noted_follow)
+    engine.generate("thank you", GenerationParams(max_tokens=6, num_drafts=3, alpha=0, tau=0.5))
+    # Five steps after the prompt's; none is started that nobody wants.
+    assert events == ["start", "start", "read", "start", "read", "start", "read", "start", "read", "read"]
+    assert len(runner.decoded) == 5
+
+
+def test_where_two_drafts_come_to_the_same_text_the_host_has_the_last_word(monkeypatch):
+    """ "he" and "r" is "h" and "er": the device, which knows no texts, goes on with both."""
+
+    def scripted(device_steps: bool) -> tuple[GenerationOutput, Engine]:
+        engine, runner, _ = fake_engine(device_steps=device_steps)
+        ids = {engine.tokenizer.token_bytes[i]: i for i in range(runner.vocab_size)}
+        prompt = engine.tokenizer.encode("thank you")
+        logits_of = runner._logits
+
+        def logits(slot: int, length: int) -> torch.Tensor:
+            logits = logits_of(slot, length)
+            pair = {len(prompt): (b"he", b"h"), len(prompt) + 1: (b"r", b"er")}.get(length, ())
+            for rank, token in enumerate(pair):
+                logits[ids[token]] = 30.0 - rank
+            return logits
+
+        monkeypatch.setattr(runner, "_logits", logits)
+        return engine.generate(prompt, GenerationParams(max_tokens=5, num_drafts=4, alpha=0, tau=5.0)), engine
+
+    let_go = []
+    monkeypatch.setattr(
+        RunAhead,
+        "_let_go",
+        lambda self, branch, original=RunAhead._let_go: (
+            let_go.append((branch.num_steps, branch.is_done)),
+            original(self, branch),
+        ),
+    )
+    answer, _ = scripted(device_steps=True)
+    assert let_go == [(2, False), (5, True)]
+    expected, _ = scripted(device_steps=False)
+    assert shown(answer) == shown(expected)
+    assert answer.usage.forward_rows == expected.usage.forward_rows == 4
+    assert [draft.text for draft in answer.drafts if draft.text.startswith("her")]
+
+
+def test_a_list_of_children_that_is_too_short_is_the_hosts_to_complete(monkeypatch):
+    """All tokens look alike: of the children that the device lists none is a new text."""
+    engines = [fake_engine(device_steps=on)[0] for on in (True, False)]
+    for engine in engines:
+        size = len(engine.tokenizer.token_bytes)
+        monkeypatch.setattr(engine.tokenizer, "token_bytes", [b"x"] * (size - 1) + [b"y"])
+    params = GenerationParams(max_tokens=4, num_drafts=3, alpha=0, tau=0.5, candidates_per_draft=16)
+    completed = []
+    choose = RunAhead._choose_on_host
+    monkeypatch.setattr(RunAhead, "_choose_on_host", lambda *args: (completed.append(1), choose(*args)))
+    answer, expected = (engine.generate("thank you", params) for engine in engines)
+    assert completed
+    assert shown(answer) == shown(expected)
+    assert answer.usage.forward_rows == expected.usage.forward_rows
