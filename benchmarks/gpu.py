@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,16 @@ def main(
         raise OptionError("On a CPU only the tiny shapes are run: add --shapes tiny.")
     # Nothing is fetched; else transformers asks the hub for kernels and waits for an answer.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
     from superdraft.benchmarks import gpu_parts, gpu_run, gpu_timing
 
+    if device != "cpu" and not torch.cuda.is_available():
+        raise OptionError("torch sees no GPU here. --device cpu --shapes tiny tries the code out.")
+    shared = gpu_parts.make_benchmark(device, shapes, _load_scorer(ngram_model))
     report: dict[str, Any] = {
         "question": QUESTION,
-        "settings": {"device": device, "shapes": shapes, "ngram_model": ngram_model},
+        "settings": {"device": device, "shapes": shapes, "ngram_model": ngram_model, "sizes": asdict(shared.sizes)},
         "begun_s": time.time(),
         "parts": {},
     }
@@ -98,7 +104,6 @@ def main(
         print(CPU_NOTE)  # noqa: T201 (standard output is the product here)
     if resumes:
         report = json.loads(output.read_text(encoding="utf-8"))
-    shared = gpu_parts.make_benchmark(device, shapes, _load_scorer(ngram_model))
     budget_s = None if minutes is None else 60 * minutes
     runner = gpu_run.Runner(shared, gpu_parts.PARTS, report, gpu_run.write_json(output), budget_s)
     with gpu_timing.one_thread() if device == "cpu" else contextlib.nullcontext():
@@ -114,9 +119,13 @@ def main(
 def _load_scorer(name: str) -> Any:
     if name == "none":
         return None
-    from superdraft.ngram_models.manifest import Manifest
-    from superdraft.ngram_models.registry import find_ngram_model, open_scorer
-
+    try:
+        from superdraft.ngram_models.manifest import Manifest
+        from superdraft.ngram_models.registry import find_ngram_model, open_scorer
+    except ModuleNotFoundError as error:
+        raise OptionError(
+            f"{error}. The wheel of ufal-kenlm has kenlm ready built; --ngram-model none does without."
+        ) from None
     folder = find_ngram_model(name)
     return open_scorer(folder, Manifest.read(folder))
 
@@ -139,7 +148,12 @@ def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="where the report goes, as JSON")
     parser.add_argument("--resume", action="store_true", dest="resumes", help="go on with the report that is there")
     given = vars(parser.parse_args(arguments))
-    return given | {"parts": [name for name in given["parts"].split(",") if name]}
+    return given | {"parts": split_parts(given["parts"])}
+
+
+def split_parts(names: str) -> list[str]:
+    """Names of parts with commas between them."""
+    return [name for name in names.split(",") if name]
 
 
 if __name__ == "__main__":

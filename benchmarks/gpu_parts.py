@@ -1,9 +1,9 @@
 """The parts of the GPU benchmark in their order, and how large everything is in them."""
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from subprocess import SubprocessError, run
 from typing import Any
 
 import torch
@@ -170,10 +170,10 @@ def _kenlm_version() -> str:
 def _nvidia_smi() -> str:
     query = "--query-gpu=driver_version,clocks.max.sm,clocks.max.memory,power.limit"
     try:
-        done = run(
+        done = subprocess.run(
             ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True
         )
-    except (OSError, SubprocessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
 

@@ -121,17 +121,22 @@ def quick(
 def gpu(
     device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
     shapes: Annotated[str, typer.Option(help="full, or tiny to try the code out on a CPU.")] = "full",
-    part: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: all]")] = None,
+    parts: Annotated[str, typer.Option(help="With commas between them.  [default: all]")] = "",
     minutes: Annotated[float | None, typer.Option(min=0, help="Begin no part after so many.")] = None,
     ngram_model: Annotated[str, typer.Option(help="Name or folder, or none.")] = "smollm2-135m",
     output: Annotated[Path, typer.Option(help="Where the report goes, as JSON.")] = Path("gpu.json"),
 ) -> None:
     """Check drafts on a GPU against the CPU's, then time everything there. Exit code 1 if a part failed."""
-    from superdraft.benchmarks.gpu import OptionError, main
+    from superdraft.benchmarks.gpu import OptionError, main, split_parts
 
     try:
         is_sound = main(
-            device=device, shapes=shapes, parts=part or [], minutes=minutes, ngram_model=ngram_model, output=output
+            device=device,
+            shapes=shapes,
+            parts=split_parts(parts),
+            minutes=minutes,
+            ngram_model=ngram_model,
+            output=output,
         )
     except OptionError as error:
         raise CommandError(str(error)) from None

@@ -447,11 +447,13 @@ def test_the_shipped_ngram_model_is_taken_whatever_the_vocabulary():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        ([], "torch sees no GPU here"),
         (["--device", "cpu"], "only the tiny shapes"),
-        (["--device", "cpu", "--shapes", "tiny", "--part", "speed"], "There is no part 'speed'"),
+        (["--device", "cpu", "--shapes", "tiny", "--parts", "step,speed"], "There is no part 'speed'"),
     ],
 )
 def test_options_that_there_are_not(monkeypatch, capsys, arguments, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["superdraft", "bench", "gpu", *arguments])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -459,15 +461,23 @@ def test_options_that_there_are_not(monkeypatch, capsys, arguments, told):
     assert told in capsys.readouterr().err
 
 
+def test_without_kenlm_the_remedy_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kenlm", None)
+    monkeypatch.delitem(sys.modules, "superdraft.ngram_models.registry", raising=False)
+    monkeypatch.delitem(sys.modules, "superdraft.ngram_models.scorer", raising=False)
+    with pytest.raises(gpu.OptionError, match=r"kenlm.* ufal-kenlm"):
+        gpu._load_scorer("smollm2-135m")
+
+
 @pytest.mark.parametrize(("is_sound", "code"), [(True, 0), (False, 1)])
 def test_the_command_tells_whether_all_is_well(monkeypatch, is_sound, code):
     asked = []
     monkeypatch.setattr(gpu, "main", lambda **options: asked.append(options) or is_sound)
-    monkeypatch.setattr(sys, "argv", ["superdraft", "bench", "gpu", "--minutes", "3", "--part", "step"])
+    monkeypatch.setattr(sys, "argv", ["superdraft", "bench", "gpu", "--minutes", "3", "--parts", "step,load"])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert (caught.value.code or 0) == code
-    assert (asked[0]["minutes"], asked[0]["parts"], asked[0]["device"]) == (3.0, ["step"], "cuda")
+    assert (asked[0]["minutes"], asked[0]["parts"], asked[0]["device"]) == (3.0, ["step", "load"], "cuda")
 
 
 def test_the_script_needs_nothing_of_the_servers(tmp_path):
