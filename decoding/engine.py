@@ -380,6 +380,8 @@ class Engine:
             branch.drafts = DraftSet((), ())
         if sequence.session_id is not None and self._sessions.get(sequence.session_id) is sequence:
             del self._sessions[sequence.session_id]
+        if self._ahead is not None and not self._sequences:
+            self._ahead.drop()  # it would keep the requests that it was for
 
 
 def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:

@@ -139,6 +139,10 @@ class RunAhead:
         end.sequences = list(progressed)
         return end
 
+    def drop(self) -> None:
+        """Forget a step that is under way, since nobody is left who wants it."""
+        self._ahead = None
+
     # Starting steps
 
     def _start(self, branches: Seq[Branch]) -> Launch:

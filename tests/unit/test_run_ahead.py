@@ -1,6 +1,8 @@
 """Steps that start before the host has seen the one before: the same answers, whatever happens in between."""
 
+import gc
 import random
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -111,6 +113,20 @@ def test_a_step_is_under_way_before_the_one_before_it_is_read(monkeypatch):
     # Five steps after the prompt's; none is started that nobody wants.
     assert events == ["start", "start", "read", "start", "read", "start", "read", "start", "read", "read"]
     assert len(runner.decoded) == 5
+
+
+def test_an_idle_engine_keeps_nothing_of_those_it_served():
+    engine, _, _ = fake_engine(device_steps=True)
+    params = GenerationParams(max_tokens=30, num_drafts=3, alpha=0, tau=0.5)
+    engine.add_request("cancelled", "a secret", params)
+    for _ in range(4):
+        engine.step()
+    branch = weakref.ref(engine._sequences["cancelled"].branches[0])
+    assert engine._ahead._ahead is not None
+    engine.cancel("cancelled")
+    gc.collect()
+    assert branch() is None
+    assert engine.generate("thank you", params).drafts
 
 
 def test_where_two_drafts_come_to_the_same_text_the_host_has_the_last_word(monkeypatch):
