@@ -1,6 +1,5 @@
 """Which kernel computes the attention of a decode step fastest, by rows, positions and heads."""
 
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +8,10 @@ import torch
 
 from superdraft.benchmarks.gpu_models import Shape
 from superdraft.benchmarks.gpu_timing import Findings, seconds_of
+from superdraft.decoding.attention_choice import AttentionShape, choose_attention
+from superdraft.decoding.decode_attention import CANDIDATES
+from superdraft.decoding.trials import Trial
 
-MODULES = ("superdraft.decoding.attention_choice", "superdraft.decoding.decode_attention")
 MAX_BYTES = 4 << 30
 """Of one layer's keys and values: larger shapes are left out."""
 
@@ -29,7 +30,6 @@ def compare_attention(
         rows: numbers of rows.
         contexts: numbers of positions read.
     """
-    choice, ways = (importlib.import_module(name) for name in MODULES)
     found = Findings()
     for name, shape in shapes.items():
         head_dim = shape.width // shape.num_heads
@@ -38,11 +38,11 @@ def compare_attention(
                 layer_bytes = 4 * num_rows * shape.num_kv_heads * context * head_dim
                 if layer_bytes > MAX_BYTES:
                     continue
-                size = choice.AttentionShape(
+                size = AttentionShape(
                     num_rows, shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, head_dim, context
                 )
-                options = _options(device, ways.CANDIDATES, (num_rows, context) in COMPILED_SIZES)
-                chosen = choice.choose_attention(size, torch.bfloat16, device, scale=1 / math.sqrt(head_dim), **options)
+                options = _options(device, (num_rows, context) in COMPILED_SIZES)
+                chosen = choose_attention(size, torch.bfloat16, device, scale=1 / math.sqrt(head_dim), **options)
                 found.rows += [
                     _row(name, num_rows, context, layer_bytes, chosen.name, trial) for trial in chosen.trials
                 ]
@@ -50,10 +50,10 @@ def compare_attention(
     return found
 
 
-def _options(device: torch.device, candidates: dict[str, Any], may_compile: bool) -> dict[str, Any]:
+def _options(device: torch.device, may_compile: bool) -> dict[str, Any]:
     if device.type == "cuda":
         return {"may_compile": may_compile}
-    plain = {name: candidate for name, candidate in candidates.items() if not candidate.is_compiled}
+    plain = {name: candidate for name, candidate in CANDIDATES.items() if not candidate.is_compiled}
 
     def timer(run: Callable[[], object]) -> float:
         return 1000 * seconds_of(device, run)
@@ -61,15 +61,15 @@ def _options(device: torch.device, candidates: dict[str, Any], may_compile: bool
     return {"candidates": plain, "timer": timer}
 
 
-def _row(name: str, num_rows: int, context: int, layer_bytes: int, chosen: str, trial: Any) -> dict[str, Any]:
-    is_timed = trial.time_ms is not None
+def _row(name: str, num_rows: int, context: int, layer_bytes: int, chosen: str, trial: Trial) -> dict[str, Any]:
+    took_ms = trial.time_ms
     return {
         "heads of": name,
         "rows": num_rows,
         "context": context,
         "way": trial.name,
-        "us": round(1000 * trial.time_ms, 2) if is_timed else None,
-        "GB/s": round(layer_bytes / trial.time_ms / 1e6, 1) if is_timed else None,
+        "us": None if took_ms is None else round(1000 * took_ms, 2),
+        "GB/s": None if took_ms is None else round(layer_bytes / took_ms / 1e6, 1),
         "is best": trial.name == chosen,
         "left out": trial.reason,
     }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from superdraft.benchmarks.gpu_models import Scorer, Shape, can_place_ngram, make_engine, make_model, place_ngram
+from superdraft.benchmarks.gpu_models import Scorer, Shape, make_engine, make_model
 from superdraft.benchmarks.gpu_timing import Findings, one_thread
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.engine import Engine
@@ -125,12 +125,11 @@ def _checked_model(shape: Shape) -> transformers.PreTrainedModel:
 def _check_float32(
     name: str, on_cpu: transformers.PreTrainedModel, device: torch.device, scorer: Scorer | None, num_prompts: int
 ) -> list[dict[str, Any]]:
-    reference, shaken = _engine(on_cpu, False), _engine(_shaken(on_cpu), False)
+    reference, shaken = _engine(on_cpu), _engine(_shaken(on_cpu))
     on_device = copy.deepcopy(on_cpu).to(device)
-    checked = {"host": _engine(on_device, True)}
-    if scorer is not None and can_place_ngram(checked["host"]):
-        checked["device"] = _engine(on_device, True)
-        place_ngram(checked["device"], scorer)
+    checked = {"host": _engine(on_device, device_steps=True)}
+    if scorer is not None:
+        checked["device"] = _engine(on_device, scorer, device_steps=True)
     rows = []
     for case, params in CASES.items():
         prompts = make_prompts(num_prompts, on_cpu.config.vocab_size, as_text=params.token_healing)
@@ -173,8 +172,8 @@ def _check_bfloat16(
     name: str, on_cpu: transformers.PreTrainedModel, device: torch.device, num_prompts: int
 ) -> dict[str, Any]:
     rounded = copy.deepcopy(on_cpu).to(torch.bfloat16)
-    reference = _engine(copy.deepcopy(rounded).float(), False)
-    checked = _engine(rounded.to(device), True)
+    reference = _engine(copy.deepcopy(rounded).float())
+    checked = _engine(rounded.to(device), device_steps=True)
     prompts = make_prompts(num_prompts, on_cpu.config.vocab_size, as_text=False)
     greedy = CASES["greedy"]
     expected = run_together(reference, prompts, greedy, None)
@@ -280,9 +279,10 @@ def _shaken(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel
     return shaken
 
 
-def _engine(model: transformers.PreTrainedModel, device_steps: bool) -> Engine:
+def _engine(model: transformers.PreTrainedModel, scorer: Scorer | None = None, *, device_steps: bool = False) -> Engine:
     return make_engine(
         model,
+        scorer,
         device_steps=device_steps,
         max_model_len=MAX_LEN,
         num_slots=NUM_SLOTS,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from superdraft.benchmarks.gpu_models import GQA_MODEL, Scorer, Workbench
+from superdraft.benchmarks.gpu_models import GQA_MODEL, NUM_SCRATCH, Scorer, Workbench
 from superdraft.benchmarks.gpu_steps import token_prompt
 from superdraft.benchmarks.gpu_timing import Findings, synchronise
 from superdraft.benchmarks.summary import ratio, spread
@@ -232,7 +232,7 @@ def most_slots(shapes: list[LayerShape], memory_bytes: int, max_len: int) -> int
 
     def fits(num_slots: int) -> bool:
         try:
-            plan_cache(shapes, 2, memory_bytes, max_len, num_slots)
+            plan_cache(shapes, 2, memory_bytes, max_len, num_slots, NUM_SCRATCH)
         except ModelLoadError:
             return False
         return True

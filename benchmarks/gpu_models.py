@@ -9,7 +9,7 @@ import functools
 import gc
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine import Engine, build_engine
 from superdraft.decoding.kv_cache import LayerShape, probe_layer_shapes
 from superdraft.decoding.model_loader import LoadedModel
-from superdraft.decoding.ngram import NgramScorer
+from superdraft.decoding.ngram import TabularScorer
 
 LOGIT_STD = 4.0
 """Of the logits of a timed model. The most probable token then has about 0.2, and 0.9 are reached by a few hundred."""
@@ -31,7 +31,10 @@ LOGIT_STD = 4.0
 END_OF_TEXT = "<|endoftext|>"
 _MERGED_TOKENS = 1500
 
-Scorer = NgramScorer[Any]
+Scorer = TabularScorer[Any]
+
+NUM_SCRATCH = 1
+"""Positions that a slot has beyond its length when steps run on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,35 +133,20 @@ def make_tokenizer(vocab_size: int, has_end: bool = False) -> transformers.PreTr
     return transformers.PreTrainedTokenizerFast(tokenizer_object=filled, **ends)
 
 
-def make_engine(model: transformers.PreTrainedModel, *, device_steps: bool | None = None, **settings: Any) -> Engine:
+def make_engine(model: transformers.PreTrainedModel, scorer: Scorer | None = None, **settings: Any) -> Engine:
     """An engine over a model, with the tokenizer that fits it.
 
     Args:
         model: made by `make_model`.
-        device_steps: whole decode steps on the model's device; None: the engine's own choice.
+        scorer: the n-gram model to hold on the device; None: none.
         settings: of `EngineConfig`.
     """
-    if device_steps is not None and _has_device_steps():
-        settings["device_steps"] = device_steps
     has_end = model.config.eos_token_id is not None
     tokenizer = make_tokenizer(model.config.vocab_size, has_end)
-    return build_engine(LoadedModel(model, tokenizer, "random weights", Path()), EngineConfig(**settings))
-
-
-def _has_device_steps() -> bool:
-    return any(field.name == "device_steps" for field in fields(EngineConfig))
-
-
-def can_place_ngram(engine: Engine) -> bool:
-    """Whether this engine takes an n-gram model as tables on its device."""
-    return hasattr(engine, "place_ngram")
-
-
-def place_ngram(engine: Engine, scorer: Scorer | None) -> None:
-    """Put the n-gram model on the engine's device as tables, if there is one and the engine can do that."""
-    if scorer is not None and can_place_ngram(engine):
-        placing: Any = engine
-        placing.place_ngram(scorer)
+    engine = build_engine(LoadedModel(model, tokenizer, "random weights", Path()), EngineConfig(**settings))
+    if scorer is not None:
+        engine.place_ngram(scorer)
+    return engine
 
 
 def position_bytes(shapes: list[LayerShape], item_bytes: int = 2) -> int:
@@ -199,7 +187,7 @@ class Workbench:
     def engine(self, name: str, *, max_len: int, num_slots: int, pool: int, **settings: Any) -> Engine:
         """An engine over a model, the same one as long as it is asked for with the same settings.
 
-        The n-gram model is placed on its device, if the engine can do that.
+        Its steps run on its device, where it holds the n-gram model, too.
 
         Args:
             name: of the model.
@@ -212,9 +200,10 @@ class Workbench:
         key = (name, max_len, num_slots, pool, tuple(sorted(settings.items())))
         if self._engine is None or self._engine[0] != key:
             self.release_engine()
-            memory = position_bytes(probe_layer_shapes(model)) * (num_slots * max_len + pool)
-            engine = make_engine(model, max_model_len=max_len, num_slots=num_slots, kv_memory_bytes=memory, **settings)
-            place_ngram(engine, self.scorer)
+            memory = position_bytes(probe_layer_shapes(model)) * (num_slots * (max_len + NUM_SCRATCH) + pool)
+            sizes = {"max_model_len": max_len, "num_slots": num_slots, "kv_memory_bytes": memory}
+            # On a CPU, too, where the steps are no quicker for it: what is tried out there is what runs on a GPU.
+            engine = make_engine(model, self.scorer, device_steps=True, **sizes, **settings)
             self._engine = (key, engine)
         return self._engine[1]
 

@@ -9,12 +9,11 @@ from superdraft.benchmarks.gpu_models import (
     MHA_MODEL,
     Scorer,
     Workbench,
-    can_place_ngram,
     make_engine,
     position_bytes,
     step_weight_bytes,
 )
-from superdraft.benchmarks.gpu_timing import Findings, Roofline, seconds_of, synchronise
+from superdraft.benchmarks.gpu_timing import Findings, Roofline, synchronise
 from superdraft.benchmarks.summary import percentile, ratio, spread
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.engine import Engine
@@ -25,7 +24,6 @@ WARM_UP_RUNS = 2
 KEY_PRESS_TOKENS = 8
 KEY_WARM_UP = 5
 _NUM_SLOTS = 4
-_FORWARDS = 16
 
 GREEDY = GenerationParams(num_drafts=1, alpha=0, max_tokens=32)
 
@@ -72,39 +70,28 @@ def time_single_row(bench: Workbench, roofline: Roofline, context: int, runs: in
         runs: timed requests.
     """
     engine = steps_engine(bench, context)
-    model, runner = bench.model(MHA_MODEL), engine._runner
-    prompt = token_prompt(context - GREEDY.max_tokens // 2, runner.vocab_size)
+    model = bench.model(MHA_MODEL)
+    prompt = token_prompt(context - GREEDY.max_tokens // 2, engine._runner.vocab_size)
     step_ms = [decode_ms(engine, prompt, GREEDY) for _ in range(runs + WARM_UP_RUNS)][WARM_UP_RUNS:]
-    embedding = runner.embed(prompt[:1])
-
-    def forwards() -> None:
-        for length in range(context, context + _FORWARDS):
-            runner.decode(embedding, [length])
-
-    forward_ms = [1000 * seconds_of(bench.device, forwards) / _FORWARDS for _ in range(runs)]
     weights = step_weight_bytes(model)
     cached = context * position_bytes(probe_layer_shapes(model))
     weights_ms = 1000 * weights / roofline.copy_bytes_per_s
     with_cache_ms = 1000 * (weights + cached) / roofline.copy_bytes_per_s
-    rows = [
-        {
-            "what": what,
-            "ms": spread(times, digits=3),
-            "of weights": round(weights_ms / statistics.median(times), 3),
-            "of weights and cache": round(with_cache_ms / statistics.median(times), 3),
-        }
-        for what, times in (("decode step", step_ms), ("forward alone", forward_ms))
+    step = statistics.median(step_ms)
+    row = {
+        "what": "greedy step of one row",
+        "ms": spread(step_ms, digits=3),
+        "of weights": round(weights_ms / step, 3),
+        "of weights and cache": round(with_cache_ms / step, 3),
+    }
+    notes = [
+        f"Weights read in a step: {weights / 1e9:.3f} GB (all but the embedding table), {weights_ms:.3f} ms at the "
+        f"copy's {roofline.copy_bytes_per_s / 1e12:.3f} TB/s; keys and values of {context} positions: "
+        f"{cached / 1e9:.3f} GB.",
+        "of weights: that time divided by the step's, which is the whole of the engine's: the choice of the token, its "
+        "way to the host and a part of the answer are in it.",
     ]
-    return Findings(
-        rows,
-        [
-            f"Weights read in a step: {weights / 1e9:.3f} GB (all but the embedding table), {weights_ms:.3f} ms at the "
-            f"copy's {roofline.copy_bytes_per_s / 1e12:.3f} TB/s; keys and values of {context} positions: "
-            f"{cached / 1e9:.3f} GB.",
-            "of weights: that time divided by the step's. The step is the whole of the engine's, the choice of the "
-            "token and the answer included; the forward alone is the runner's `decode`, started from Python.",
-        ],
-    )
+    return Findings([row], notes)
 
 
 def compare_steps(bench: Workbench, context: int, runs: int) -> Findings:
@@ -118,17 +105,14 @@ def compare_steps(bench: Workbench, context: int, runs: int) -> Findings:
     engine = steps_engine(bench, context)
     max_tokens = GREEDY.max_tokens
     prompt = token_prompt(context - max_tokens // 2, engine._runner.vocab_size)
-    places = {"host": engine}
-    if can_place_ngram(engine):
-        places = {"device": engine, "host": _engine_without_tables(bench, engine)}
+    places = {"device": engine, "host": _engine_without_tables(bench, engine)} if bench.scorer is not None else {}
     variants: dict[str, tuple[Engine, GenerationParams, Scorer | None]] = {"greedy": (engine, GREEDY, None)}
     for k in (3, 8):
         without = GenerationParams(num_drafts=k, alpha=0, max_tokens=max_tokens)
         variants[f"superposed k={k}, no n-gram"] = (engine, without, None)
-        if bench.scorer is not None:
-            params = GenerationParams(num_drafts=k, max_tokens=max_tokens)
-            for place, used in places.items():
-                variants[f"superposed k={k}, n-gram on the {place}"] = (used, params, bench.scorer)
+        params = GenerationParams(num_drafts=k, max_tokens=max_tokens)
+        for place, used in places.items():
+            variants[f"superposed k={k}, n-gram on the {place}"] = (used, params, bench.scorer)
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(runs + WARM_UP_RUNS):
         for name, (used, params, scorer) in variants.items():
@@ -155,6 +139,7 @@ def _engine_without_tables(bench: Workbench, like: Engine) -> Engine:
         max_model_len=like.max_model_len,
         num_slots=_NUM_SLOTS,
         kv_memory_bytes=like.kv_bytes_per_position * (_NUM_SLOTS + 2) * like.max_model_len,
+        device_steps=True,
     )
 
 

@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from support.decoding import HashScorer
+from support.ngram import shipped_scorer
 
 from superdraft.benchmarks import (
     gpu,
@@ -27,6 +27,7 @@ from superdraft.benchmarks import (
 from superdraft.benchmarks.gpu_timing import Findings
 from superdraft.decoding.kv_cache import LayerShape
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.trials import Trial
 from superdraft.server import cli
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def _one_thread():
 
 @pytest.fixture
 def bench():
-    return gpu_models.Workbench(CPU, gpu_models.TINY_SHAPES, HashScorer())
+    return gpu_models.Workbench(CPU, gpu_models.TINY_SHAPES, shipped_scorer())
 
 
 # Models
@@ -82,31 +83,17 @@ def test_the_bench_keeps_one_model_and_one_engine(bench):
     assert bench.model(gpu_models.MHA_MODEL) is not model
 
 
-@dataclass
-class EngineWithTables:
-    placed: object = None
-
-    def place_ngram(self, scorer):
-        self.placed = scorer
-
-
-def test_the_ngram_model_is_placed_where_an_engine_takes_it(monkeypatch, bench):
-    scorer = HashScorer()
-    engine = EngineWithTables()
-    gpu_models.place_ngram(engine, None)
-    assert engine.placed is None
-    gpu_models.place_ngram(engine, scorer)
-    assert engine.placed is scorer
-    monkeypatch.setattr(gpu_models, "make_engine", lambda *_, **__: engine)
-    bench.engine(gpu_models.MHA_MODEL, max_len=32, num_slots=2, pool=10)
-    assert engine.placed is bench.scorer
+def test_engines_hold_the_ngram_model_on_their_device(bench):
+    engine = bench.engine(gpu_models.MHA_MODEL, max_len=32, num_slots=2, pool=10)
+    assert engine._device.holds(bench.scorer)
+    assert engine._runner.cache.plan.num_scratch == gpu_models.NUM_SCRATCH
 
 
 # The check
 
 
 def test_the_cpu_passes_its_own_check():
-    found = gpu_checks.check(CPU, HashScorer(), num_prompts=3)
+    found = gpu_checks.check(CPU, shipped_scorer(), num_prompts=3)
     assert found.passed
     assert {row["case"] for row in found.rows} == set(gpu_checks.CASES)
     assert {row["dtype"] for row in found.rows} == {"float32", "bfloat16"}
@@ -117,11 +104,12 @@ def spoilt_engine(spoil, dtype):
     """`gpu_checks._engine`, with a fault in the decode steps of what is checked."""
     make = gpu_checks._engine
 
-    def engine(model, device_steps):
-        made = make(model, device_steps)
+    def engine(model, scorer=None, *, device_steps=False):
+        made = make(model, scorer, device_steps=device_steps)
         if device_steps and model.dtype == dtype:
-            runner, decode = made._runner, made._runner.decode
-            runner.decode = lambda *args: spoil(decode(*args))
+            for name in ("decode", "decode_at"):
+                decode = getattr(made._runner, name)
+                setattr(made._runner, name, lambda *args, decode=decode, **options: spoil(decode(*args, **options)))
         return made
 
     return engine
@@ -167,20 +155,13 @@ def test_steps_are_timed_and_compared(bench):
     assert step["of weights and cache"] >= step["of weights"] > 0
     decoders = [row["decoder"] for row in gpu_steps.compare_steps(bench, 40, 2).rows]
     assert decoders[0] == "greedy"
-    assert set(decoders[1:]) == {
-        f"superposed k={k}, {ngram}" for k in (3, 8) for ngram in ("no n-gram", "n-gram on the host")
-    }
+    ngrams = ("no n-gram", "n-gram on the device", "n-gram on the host")
+    assert set(decoders[1:]) == {f"superposed k={k}, {ngram}" for k in (3, 8) for ngram in ngrams}
 
 
-def test_an_engine_that_takes_tables_is_compared_with_one_without(bench, monkeypatch):
-    placed = []
-    monkeypatch.setattr(gpu_models.Engine, "place_ngram", lambda *pair: placed.append(pair), raising=False)
-    decoders = [row["decoder"] for row in gpu_steps.compare_steps(bench, 40, 1).rows]
-    assert [name for name in decoders if "k=3, n-gram" in name] == [
-        "superposed k=3, n-gram on the device",
-        "superposed k=3, n-gram on the host",
-    ]
-    assert len(placed) == 1
+def test_the_ngram_model_on_the_host_is_not_on_the_device(bench):
+    engine = gpu_steps.steps_engine(bench, 40)
+    assert not gpu_steps._engine_without_tables(bench, engine)._device.holds(bench.scorer)
 
 
 def test_key_presses_find_their_prefix(bench):
@@ -212,8 +193,8 @@ def test_what_fits_is_planned_and_tried(bench):
 
 def test_most_slots_is_the_last_number_that_the_plan_accepts():
     shapes = [LayerShape(2, 8, 8)] * 3  # 192 bytes a position
-    assert gpu_load.most_slots(shapes, 10 * 192 * 7, 10) == 7
-    assert gpu_load.most_slots(shapes, 10 * 192 * 7 - 1, 10) == 6
+    assert gpu_load.most_slots(shapes, 11 * 192 * 7, 10) == 7
+    assert gpu_load.most_slots(shapes, 11 * 192 * 7 - 1, 10) == 6
     assert gpu_load.most_slots(shapes, 100, 10) == 0
 
 
@@ -304,28 +285,20 @@ def test_what_hangs_is_left_behind():
 
 
 def test_every_way_to_compute_attention_is_listed(monkeypatch):
-    trials = (
-        SimpleNamespace(name="sdpa", time_ms=0.5, reason=None),
-        SimpleNamespace(name="flash", time_ms=None, reason="failed: no GPU"),
-    )
+    trials = (Trial("sdpa", time_ms=0.5), Trial("flash", reason="failed: no GPU"))
     asked = []
 
-    def choose_attention(size, dtype, device, **options):
-        asked.append((size, options["candidates"]))
+    def choose(shape, dtype, device, *, scale, candidates, timer):
+        asked.append((shape.num_rows, shape.num_kv_heads, shape.group_size, shape.head_dim, shape.read_length))
+        assert not any(candidate.is_compiled for candidate in candidates.values())
         return SimpleNamespace(name="sdpa", trials=trials)
 
-    choice = SimpleNamespace(AttentionShape=lambda *sizes: sizes, choose_attention=choose_attention)
-    ways = SimpleNamespace(
-        CANDIDATES={"sdpa": SimpleNamespace(is_compiled=False), "x": SimpleNamespace(is_compiled=True)}
-    )
-    for name, module in zip(gpu_attention.MODULES, (choice, ways), strict=True):
-        monkeypatch.setitem(sys.modules, name, module)
-    rows = gpu_attention.compare_attention(CPU, gpu_models.TINY_SHAPES, (1, 4), (16,)).rows
-    assert [size for size, _ in asked] == [(1, 4, 1, 16, 16), (4, 4, 1, 16, 16), (1, 2, 4, 8, 16), (4, 2, 4, 8, 16)]
-    assert all(set(candidates) == {"sdpa"} for _, candidates in asked)
+    monkeypatch.setattr(gpu_attention, "choose_attention", choose)
+    rows = gpu_attention.compare_attention(CPU, gpu_models.TINY_SHAPES, (1, 4), (1600,)).rows
+    assert asked == [(1, 4, 1, 16, 1600), (4, 4, 1, 16, 1600), (1, 2, 4, 8, 1600), (4, 2, 4, 8, 1600)]
     assert len(rows) == 8
-    # Keys and values of 16 positions of 4 heads of 16 numbers of 2 bytes: 4,096 bytes in half a millisecond.
-    assert (rows[0]["us"], rows[0]["GB/s"], rows[0]["is best"]) == (500.0, 0.0, True)
+    # Keys and values of 1,600 positions of 4 heads of 16 numbers of 2 bytes: 409,600 bytes in half a millisecond.
+    assert (rows[0]["us"], rows[0]["GB/s"], rows[0]["is best"]) == (500.0, 0.8, True)
     assert (rows[1]["us"], rows[1]["left out"]) == (None, "failed: no GPU")
 
 
@@ -442,8 +415,8 @@ def test_a_new_process_goes_on_with_the_report(monkeypatch, tmp_path):
 
 def test_all_runs_on_the_cpu_with_tiny_shapes(tmp_path, capsys):
     output = tmp_path / "gpu.json"
-    # Not those that other packages have to be asked for, and not the check's many cases again.
-    names = ["machine", "roofline", "step", "typing", "load", "profile-load", "profile-step"]
+    # The others are transformers' and have tests of their own.
+    names = ["machine", "roofline", "step", "typing", "load", "attention", "profile-load", "profile-step"]
     assert gpu.main(**OPTIONS, parts=names, output=output)
     report = json.loads(output.read_text())
     assert list(report["parts"]) == ["machine", "correctness", *names[1:]]
