@@ -13,7 +13,7 @@ from superdraft.benchmarks.gpu_models import (
     position_bytes,
     step_weight_bytes,
 )
-from superdraft.benchmarks.gpu_timing import Findings, Roofline, seconds_of, synchronise
+from superdraft.benchmarks.gpu_timing import Findings, Roofline, synchronise
 from superdraft.benchmarks.summary import percentile, ratio, spread
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.engine import Engine
@@ -24,7 +24,6 @@ WARM_UP_RUNS = 2
 KEY_PRESS_TOKENS = 8
 KEY_WARM_UP = 5
 _NUM_SLOTS = 4
-_FORWARDS = 16
 
 GREEDY = GenerationParams(num_drafts=1, alpha=0, max_tokens=32)
 
@@ -72,39 +71,28 @@ def time_single_row(bench: Workbench, roofline: Roofline, context: int, runs: in
         settings: of the engine.
     """
     engine = steps_engine(bench, context, **settings)
-    model, runner = bench.model(MHA_MODEL), engine._runner
-    prompt = token_prompt(context - GREEDY.max_tokens // 2, runner.vocab_size)
+    model = bench.model(MHA_MODEL)
+    prompt = token_prompt(context - GREEDY.max_tokens // 2, engine._runner.vocab_size)
     step_ms = [decode_ms(engine, prompt, GREEDY) for _ in range(runs + WARM_UP_RUNS)][WARM_UP_RUNS:]
-    embedding = runner.embed(prompt[:1])
-
-    def forwards() -> None:
-        for length in range(context, context + _FORWARDS):
-            runner.decode(embedding, [length])
-
-    forward_ms = [1000 * seconds_of(bench.device, forwards) / _FORWARDS for _ in range(runs)]
     weights = step_weight_bytes(model)
     cached = context * position_bytes(probe_layer_shapes(model))
     weights_ms = 1000 * weights / roofline.copy_bytes_per_s
     with_cache_ms = 1000 * (weights + cached) / roofline.copy_bytes_per_s
-    rows = [
-        {
-            "what": what,
-            "ms": spread(times, digits=3),
-            "of weights": round(weights_ms / statistics.median(times), 3),
-            "of weights and cache": round(with_cache_ms / statistics.median(times), 3),
-        }
-        for what, times in (("decode step", step_ms), ("forward alone", forward_ms))
+    median_ms = statistics.median(step_ms)
+    row = {
+        "what": "greedy step of one row",
+        "ms": spread(step_ms, digits=3),
+        "of weights": round(weights_ms / median_ms, 3),
+        "of weights and cache": round(with_cache_ms / median_ms, 3),
+    }
+    notes = [
+        f"Weights read in a step, in 16 bits: {weights / 1e9:.3f} GB (all but the embedding table), {weights_ms:.3f} "
+        f"ms at the copy's {roofline.copy_bytes_per_s / 1e12:.3f} TB/s; keys and values of {context} positions: "
+        f"{cached / 1e9:.3f} GB.",
+        "of weights: that time divided by the step's, which is the whole of the engine's: the choice of the token, its "
+        "way to the host and a part of the answer are in it.",
     ]
-    return Findings(
-        rows,
-        [
-            f"Weights read in a step: {weights / 1e9:.3f} GB (all but the embedding table), {weights_ms:.3f} ms at the "
-            f"copy's {roofline.copy_bytes_per_s / 1e12:.3f} TB/s; keys and values of {context} positions: "
-            f"{cached / 1e9:.3f} GB.",
-            "of weights: that time divided by the step's. The step is the whole of the engine's, the choice of the "
-            "token and the answer included; the forward alone is the runner's `decode`, started from Python.",
-        ],
-    )
+    return Findings([row], notes)
 
 
 def compare_steps(bench: Workbench, context: int, runs: int) -> Findings:

@@ -158,7 +158,7 @@ class RunAhead:
         under_way = {branch for branch, row in zip(launch.branches, launch.rows, strict=True) if _follows(branch, row)}
         for branch in branches:
             if branch not in under_way:
-                if not self._fits(branch) or self._kind(branch) == RowKind.HOST:
+                if not self._fits(branch):
                     return False
                 goes_on = True
             elif branch.num_new + 1 < branch.sequence.params.max_tokens:

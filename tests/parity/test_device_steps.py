@@ -192,7 +192,10 @@ def test_replayed_steps_are_the_steps_themselves(dtype):
         together, expected = run_all(engine), run_all(plain)
         for name, output in together.items():
             assert_alike(output.output, expected[name].output)
-    assert recorder.num_replays > 10 * recorder.num_graphs > 50
+        assert recorder.num_replays > 10 * recorder.num_graphs > 50
+        engine.place_ngram(scorer)  # to which no older graph may lead
+        again = engine.generate(PROMPTS[0], VARIANTS[0], scorer)
+        assert_alike(again, plain.generate(PROMPTS[0], VARIANTS[0], scorer))
 
 
 @pytest.mark.parametrize("samples_all", [True, False])

@@ -50,7 +50,7 @@ def run_together(engine: Engine, requests: dict[str, tuple[str, GenerationParams
 def test_every_request_is_answered_as_the_host_does_it_alone(make_request):
     rng = random.Random(1)
     requests = {str(i): make_request(rng) for i in range(200)}
-    engine, _, _ = fake_engine(num_slots=5, max_model_len=96, max_prefill_tokens=7, device_steps=True)
+    engine, _, _ = fake_engine(num_slots=6, max_model_len=96, max_prefill_tokens=7, device_steps=True)
     answers = run_together(engine, requests, rng)
     assert sorted(answers) == sorted(requests)
     for name, (prompt, params) in requests.items():
