@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.decoding import HashScorer
+from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
 from support.requests import some_request
 
@@ -113,6 +113,20 @@ def test_a_step_is_under_way_before_the_one_before_it_is_read(monkeypatch):
     # Five steps after the prompt's; none is started that nobody wants.
     assert events == ["start", "start", "read", "start", "read", "start", "read", "start", "read", "read"]
     assert len(runner.decoded) == 5
+
+
+def test_a_request_with_more_drafts_than_the_device_has_places_for_joins_others():
+    params = GenerationParams(max_tokens=12, num_drafts=3, alpha=0, tau=0.5)
+    wide = replace(params, num_drafts=20, max_tokens=5)
+    expected = [fake_engine()[0].generate("thank you", one) for one in (params, wide)]
+    engine, _, _ = fake_engine(device_steps=True)
+    engine.add_request("0", "thank you", params)
+    for _ in range(4):
+        engine.step()
+    assert engine._ahead._ahead is not None
+    engine.add_request("1", "thank you", wide)
+    answers = run_all(engine)
+    assert [shown(answers[name].output) for name in "01"] == [shown(output) for output in expected]
 
 
 def test_an_idle_engine_keeps_nothing_of_those_it_served():
