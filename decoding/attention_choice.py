@@ -1,6 +1,7 @@
 """Which way of `decode_attention` is the fastest for a shape, found by trying them on the GPU itself."""
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from superdraft.decoding.decode_attention import CANDIDATES, Attention, Candidate, masked_sdpa
 from superdraft.decoding.trials import TIMED_BYTES, Comparison, Timer, Trial, graph_time_ms, run_trials
 
+_logger = logging.getLogger(__name__)
 _MAX_TIMED_LAYERS = 32
 _UNUSED_VALUE = 50.0
 _UNUSED_POSITIONS = 8
@@ -72,15 +74,20 @@ def choose_attention(
         for name, candidate in (CANDIDATES if candidates is None else candidates).items()
         if (candidate.reads_mask or not has_window) and (tries_all or candidate.is_simple)
     }
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        compared, timed = _layers(shape, dtype, device, scale)
-        name, trials = run_trials(
-            f"attention of {shape} in {dtype} on {device}",
-            {name: candidate.attention for name, candidate in fitting.items()},
-            [Comparison(layer, _reference(*layer)) for layer in compared],
-            timed,
-            timer,
-        )
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            compared, timed = _layers(shape, dtype, device, scale)
+            name, trials = run_trials(
+                f"attention of {shape} in {dtype} on {device}",
+                {name: candidate.attention for name, candidate in fitting.items()},
+                [Comparison(layer, _reference(*layer)) for layer in compared],
+                timed,
+                timer,
+            )
+    except torch.OutOfMemoryError:
+        # The KV cache has taken its memory already; what is left need not hold copies of a layer's part of it.
+        _logger.warning("there is no memory to try ways to compute attention of %s: torch's own is used", shape)
+        return AttentionChoice("sdpa", masked_sdpa)
     return AttentionChoice(name, fitting[name].attention, trials)
 
 

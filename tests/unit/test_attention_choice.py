@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from superdraft.decoding import attention_choice
 from superdraft.decoding.attention_choice import AttentionShape, choose_attention
 from superdraft.decoding.decode_attention import Candidate, masked_sdpa
 from superdraft.decoding.errors import UnsupportedModelError
@@ -111,3 +112,13 @@ def test_windows_need_the_mask_and_what_is_not_simple_is_left_out_on_request():
 def test_away_from_a_gpu_it_is_torch_s_attention_with_the_mask():
     choice = choose_attention(GROUPED, torch.float32, CPU, scale=0.25)
     assert (choice.name, choice.attention, choice.trials) == ("sdpa", masked_sdpa, ())
+
+
+def test_without_memory_for_trials_it_is_torch_s_attention_with_the_mask(monkeypatch, caplog):
+    def layers(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(attention_choice, "_layers", layers)
+    choice = choose({"mask": Clock().candidate(1.0)}, timer=Clock().time_ms)
+    assert (choice.name, choice.attention, choice.trials) == ("sdpa", masked_sdpa, ())
+    assert "no memory" in caplog.text
