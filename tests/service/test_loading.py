@@ -48,16 +48,9 @@ def test_settings_win_over_tuned_values_and_those_over_the_papers(load):
     assert (drafting.selection, drafting.max_branches) == ("distinct", 1)  # no more rows than slots
 
 
-@pytest.fixture
-def device_steps(monkeypatch):
-    """Engines run their steps as on a GPU."""
-    config = Settings.engine_config
-    monkeypatch.setattr(Settings, "engine_config", lambda self: replace(config(self), device_steps=True))
-
-
-def test_a_device_holds_the_n_gram_model_if_its_format_allows_that(load, device_steps, monkeypatch):
+def test_a_device_holds_the_n_gram_model_if_its_format_allows_that(load, monkeypatch):
     with capture_logs() as logs:
-        service = load(None)  # which is a text file
+        service = load(None, device_steps=True)  # which is a text file
     scorer = service.ngram_models.default_scorer
     assert not service.engine._device.holds(scorer)
     assert [entry["event"] for entry in logs] == ["ngram_model_on_host"]
@@ -68,6 +61,6 @@ def test_a_device_holds_the_n_gram_model_if_its_format_allows_that(load, device_
     trie = shipped_scorer().tables()
     monkeypatch.setattr(KenLMScorer, "tables", lambda _: trie)
     with capture_logs() as logs:
-        service = load(None)
+        service = load(None, device_steps=True)
     assert service.engine._device.holds(service.ngram_models.default_scorer)
     assert not logs
