@@ -63,7 +63,8 @@ def profile_steps(
             raise RuntimeError(f"Only {engine.num_running} of {len(prompts)} requests run together.")
         synchronise(device)
         # Watching the host as well would slow it down and lengthen the gaps.
-        with profile(activities=[ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]) as profiler:
+        activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+        with profile(activities=activities, acc_events=True) as profiler:
             for _ in range(NUM_STEPS):
                 engine.step()
             synchronise(device)

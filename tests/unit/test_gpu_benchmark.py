@@ -483,7 +483,7 @@ def test_the_command_tells_whether_all_is_well(monkeypatch, is_sound, code):
 def test_the_script_needs_nothing_of_the_servers(tmp_path):
     script = """
 import sys
-for name in "httpx typer fastapi starlette uvicorn pydantic structlog zstandard gguf limits".split():
+for name in "typer fastapi starlette uvicorn pydantic structlog zstandard gguf limits".split():
     sys.modules[name] = None
 sys.argv = ["gpu", "--device", "cpu", "--shapes", "tiny", "--parts", "machine", "--output", sys.argv[1]]
 import runpy
