@@ -98,6 +98,10 @@ class FusedDecoder:
         """
         self._compiled = compiled_parts()
 
+    def leave_uncompiled(self) -> None:
+        """Take `compile_layers` back."""
+        self._compiled = None
+
     def choose_attention(self, num_rows: int, read_length: int, *, tries_all: bool = True) -> AttentionChoice:
         """The fastest attention for decode steps of so many rows and positions read; see `attention_choice`."""
         shape = AttentionShape(

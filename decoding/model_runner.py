@@ -1,6 +1,7 @@
 """The one place where the model runs: prompts, superposed decode steps and verification passes."""
 
 import inspect
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from superdraft.decoding.quantisation import quantise_modules
 from superdraft.decoding.transfer import to_device
 
 SELF_CHECK_TOKENS = 6
+_logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -149,10 +151,30 @@ class ModelRunner:
         if self._fused is not None:
             self._fused.choose_products(num_rows)
 
+    @torch.inference_mode()
     def compile_layers(self) -> None:
-        """Let torch.compile join what the fused forward does between its matrix products."""
-        if self._fused is not None:
-            self._fused.compile_layers()
+        """Let torch.compile join what the fused forward does between its matrix products, where that works.
+
+        It needs a compiler on the machine. One step at the scratch position shows whether it works and is right; if
+        not, a warning says so and nothing has changed.
+        """
+        if self._fused is None:
+            return
+        embeddings, scratch = self.embed([0]), to_device([self.max_model_len], self.device)
+
+        def step() -> Tensor:
+            return torch.softmax(self.decode_at(embeddings, scratch, self.max_model_len).float(), dim=-1)
+
+        expected = step()
+        self._fused.compile_layers()
+        try:
+            difference = float((step() - expected).abs().max())
+            problem = None if difference <= self._tolerance else f"probabilities differ by {difference:.3g}"
+        except Exception as error:  # compilers fail in many ways
+            problem = f"{type(error).__name__}: {error}"
+        if problem is not None:
+            self._fused.leave_uncompiled()
+            _logger.warning("layers are not compiled: %s", problem)
 
     @torch.inference_mode()
     def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
@@ -209,6 +231,12 @@ class ModelRunner:
         dtype = self.model.dtype
         return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill(~visible, torch.finfo(dtype).min)
 
+    @property
+    def _tolerance(self) -> float:
+        """Of a probability, between two ways to compute it."""
+        # bfloat16: rounding alone moved a probability of the default model by 0.048.
+        return 1e-3 if self.model.dtype == torch.float32 else 0.15
+
     def _self_check(self) -> None:
         """Slots, masks and embeddings against the plain model, on a few tokens and two slots of different lengths."""
         count = min(SELF_CHECK_TOKENS, self.max_model_len)
@@ -227,8 +255,7 @@ class ModelRunner:
                 f"{type(self.model).__name__} cannot be run with embeddings as input over a KV cache in slots: {error}"
             ) from error
         wanted = torch.stack([logprobs[-1] for logprobs in expected[: len(rows)]])
-        # bfloat16: rounding alone moved a probability of the default model by 0.048.
-        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.15
+        tolerance = self._tolerance
         difference = float((got.exp() - wanted.exp()).abs().max())
         if not difference <= tolerance:
             raise UnsupportedModelError(

@@ -135,3 +135,31 @@ def test_many_numbers_of_rows_can_be_compiled(compilation):
     for num_rows in range(1, 20):
         assert gate(torch.ones(num_rows, 6), torch.nn.functional.silu).shape == (num_rows, 3)
     assert compilation() == 19
+
+
+def no_compiler(*_: object, **__: object) -> None:
+    raise RuntimeError("no working C compiler was found")
+
+
+@pytest.mark.parametrize("spoiled", [no_compiler, lambda hidden, change, *_: (hidden, change)])
+@torch.inference_mode()
+def test_layers_that_cannot_be_compiled_or_come_out_wrong_stay_as_they_are(spoiled, monkeypatch, caplog):
+    model = tiny_model("llama", num_hidden_layers=NUM_LAYERS).bfloat16()
+    runner = ModelRunner(model, 64, 4_000_000, num_slots=4, num_scratch=1)
+    embeddings, lengths = fill(runner, PROMPTS)
+    expected = step_of(runner, embeddings, lengths)
+    monkeypatch.setattr(fused_decoder, "compiled_parts", lambda: layer_parts.LayerParts(add_and_norm=spoiled))
+    runner.compile_layers()
+    assert "layers are not compiled" in caplog.text
+    assert torch.equal(step_of(runner, embeddings, lengths), expected)
+
+
+@torch.inference_mode()
+def test_layers_that_come_out_right_are_used(monkeypatch, caplog):
+    model = tiny_model("llama", num_hidden_layers=NUM_LAYERS).bfloat16()
+    runner = ModelRunner(model, 64, 4_000_000, num_slots=4, num_scratch=1)
+    parts = layer_parts.LayerParts()
+    monkeypatch.setattr(fused_decoder, "compiled_parts", lambda: parts)
+    runner.compile_layers()
+    assert decoder_of(runner)._compiled is parts
+    assert not caplog.records
