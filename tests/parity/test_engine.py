@@ -217,22 +217,23 @@ def test_a_scorer_that_raises_ends_its_own_request_only():
         assert [d.token_ids for d in answer.output.drafts] == [d.token_ids for d in expected[name].drafts]
 
 
-def test_logits_that_are_not_numbers_end_their_own_request_only(monkeypatch):
-    engine, _ = tiny_engine()
+@pytest.mark.parametrize(("device_steps", "method"), [(False, "decode"), (True, "decode_at")])
+def test_logits_that_are_not_numbers_end_their_own_request_only(monkeypatch, device_steps, method):
+    engine, _ = tiny_engine(device_steps=device_steps)
     expected = engine.generate(PROMPTS[1], params())
-    decode = engine._runner.decode
+    decode = getattr(engine._runner, method)
     calls = []
 
-    def poisoned(embeddings: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        logits = decode(embeddings, lengths)
-        calls.append(len(lengths))
+    def poisoned(embeddings: torch.Tensor, *args: object) -> torch.Tensor:
+        logits = decode(embeddings, *args)
+        calls.append(len(logits))
         if len(calls) == 3:
             with torch.inference_mode():
                 logits[0] = float("nan")
                 engine._runner.cache.layers[0].values[0] = float("nan")
         return logits
 
-    monkeypatch.setattr(engine._runner, "decode", poisoned)
+    monkeypatch.setattr(engine._runner, method, poisoned)
     engine.add_request("poisoned", PROMPTS[0], params())
     engine.add_request("healthy", PROMPTS[1], params())
     outputs = run_all(engine)

@@ -1,7 +1,11 @@
-"""Requests of all kinds, at random."""
+"""Requests of all kinds, at random, and an engine that they come to."""
 
 import random
 
+from support.decoding import HashScorer
+
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 
 WORDS = [
@@ -50,3 +54,21 @@ def some_request(rng: random.Random) -> tuple[str, GenerationParams]:
         logit_bias=rng.choice([(), ((65, 5.0), (66, -100.0))]),
     )
     return prompt, params
+
+
+def run_together(
+    engine: Engine, requests: dict[str, tuple[str, GenerationParams]], rng: random.Random
+) -> dict[str, GenerationOutput]:
+    """The answers to requests that come a few at a time. Fails if one is answered twice or a slot is lost."""
+    waiting, answers = list(requests), {}
+    while waiting or engine.has_unfinished:
+        for _ in range(rng.randint(0, 2)):
+            if waiting:
+                name = waiting.pop()
+                engine.add_request(name, *requests[name], HashScorer())
+        for output in engine.step():
+            if output.is_terminal:
+                assert output.request_id not in answers
+                answers[output.request_id] = output.output
+    assert engine.num_used_slots == 0
+    return answers

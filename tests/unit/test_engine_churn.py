@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
-from support.requests import some_request
+from support.requests import run_together, some_request
 
 from superdraft.decoding.errors import SupersededError
 
@@ -18,18 +18,7 @@ def test_every_request_is_answered_once_and_as_if_it_were_alone(num_prefix_posit
     engine, _, _ = fake_engine(
         num_slots=5, max_model_len=96, num_prefix_positions=num_prefix_positions, max_prefill_tokens=7
     )
-    waiting = list(requests)
-    together = {}
-    while waiting or engine.has_unfinished:
-        for _ in range(rng.randint(0, 2)):
-            if waiting:
-                name = waiting.pop()
-                engine.add_request(name, *requests[name], HashScorer())
-        for output in engine.step():
-            if output.is_terminal:
-                assert output.request_id not in together
-                together[output.request_id] = output.output
-    assert engine.num_used_slots == 0
+    together = run_together(engine, requests, rng)
     assert sorted(together) == sorted(requests)
     for name, (prompt, params) in requests.items():
         alone = fake_engine(num_slots=5, max_model_len=96, num_prefix_positions=0)[0].generate(

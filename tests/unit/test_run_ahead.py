@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
-from support.requests import some_request
+from support.requests import run_together, some_request
 
 from superdraft.decoding.engine import Engine
 from superdraft.decoding.errors import SupersededError
@@ -29,21 +29,6 @@ def device_request(rng: random.Random) -> tuple[str, GenerationParams]:
 
 def shown(output: GenerationOutput) -> list[tuple]:
     return [(draft.text, draft.token_ids, draft.finish_reason) for draft in output.drafts]
-
-
-def run_together(engine: Engine, requests: dict[str, tuple[str, GenerationParams]], rng: random.Random) -> dict:
-    waiting, answers = list(requests), {}
-    while waiting or engine.has_unfinished:
-        for _ in range(rng.randint(0, 2)):
-            if waiting:
-                name = waiting.pop()
-                engine.add_request(name, *requests[name], HashScorer())
-        for output in engine.step():
-            if output.is_terminal:
-                assert output.request_id not in answers
-                answers[output.request_id] = output.output
-    assert engine.num_used_slots == 0
-    return answers
 
 
 @pytest.mark.parametrize("make_request", [some_request, device_request])
