@@ -14,6 +14,9 @@ sample+superposed n x k. They share one batch. With the selection "distinct", ou
 request's branch is divided after its first token: the most probable drafts go on alone, and end where they are
 improbable (docs/algorithm.md).
 
+`_decode_on_host` is a decode step in plain words. On a GPU `run_ahead` takes its place: the same method with all of it
+on the device, started one step ahead.
+
 The engine belongs to one thread. Nothing here locks.
 """
 
