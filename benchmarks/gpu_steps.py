@@ -1,5 +1,6 @@
 """What one request waits for on a GPU: decode steps of one row, and the drafts after a key press."""
 
+import itertools
 import random
 import statistics
 import time
@@ -43,8 +44,14 @@ def token_prompt(length: int, vocab_size: int, seed: int = 0) -> list[int]:
 def decode_ms(engine: Engine, prompt: list[int], params: GenerationParams, scorer: Scorer | None = None) -> float:
     """Milliseconds a decode step of one request that has the engine to itself.
 
-    From the step that gave the first tokens, which are then known on the host, to the answer. An engine that starts
-    steps ahead of the host has as many under way at the end as at the beginning.
+    From the prompt's pass, which gives first tokens that the host knows, to the answer. An engine that starts steps
+    ahead of the host has none under way at the end, as at the beginning.
+
+    Args:
+        engine: with nothing else to do.
+        prompt: one that it does not know: the last token of a known one would be run in a decode step.
+        params: what is wanted.
+        scorer: the n-gram model.
     """
     engine.add_request("timed", prompt, params, scorer)
     started_s = 0.0
@@ -72,8 +79,8 @@ def time_single_row(bench: Workbench, roofline: Roofline, context: int, runs: in
     """
     engine = steps_engine(bench, context, **settings)
     model = bench.model(MHA_MODEL)
-    prompt = token_prompt(context - GREEDY.max_tokens // 2, engine._runner.vocab_size)
-    step_ms = [decode_ms(engine, prompt, GREEDY) for _ in range(runs + WARM_UP_RUNS)][WARM_UP_RUNS:]
+    prompt = token_prompt(context - GREEDY.max_tokens // 2 - 1, engine._runner.vocab_size)
+    step_ms = [decode_ms(engine, [number, *prompt], GREEDY) for number in range(runs + WARM_UP_RUNS)][WARM_UP_RUNS:]
     weights = step_weight_bytes(model)
     cached = context * position_bytes(probe_layer_shapes(model))
     weights_ms = 1000 * weights / roofline.copy_bytes_per_s
@@ -105,7 +112,8 @@ def compare_steps(bench: Workbench, context: int, runs: int) -> Findings:
     """
     engine = steps_engine(bench, context)
     max_tokens = GREEDY.max_tokens
-    prompt = token_prompt(context - max_tokens // 2, engine._runner.vocab_size)
+    prompt = token_prompt(context - max_tokens // 2 - 1, engine._runner.vocab_size)
+    firsts = itertools.count()
     places = {"device": engine, "host": _engine_without_tables(bench, engine)}
     variants: dict[str, tuple[Engine, GenerationParams, Scorer | None]] = {"greedy": (engine, GREEDY, None)}
     for k in (3, 8):
@@ -118,7 +126,7 @@ def compare_steps(bench: Workbench, context: int, runs: int) -> Findings:
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(runs + WARM_UP_RUNS):
         for name, (used, params, scorer) in variants.items():
-            took = decode_ms(used, prompt, params, scorer)
+            took = decode_ms(used, [next(firsts), *prompt], params, scorer)
             if number >= WARM_UP_RUNS:
                 times[name].append(took)
     greedy = times["greedy"]
@@ -192,7 +200,7 @@ def _key_press_row(
                 if step_output.error is not None:
                     raise step_output.error
                 output = step_output.output
-            num_steps += engine.last_step.kind == "decode"
+            num_steps += engine.last_step.kind == "decode" and not engine.last_step.first_draft_s
         if number >= KEY_WARM_UP:
             times.append(1000 * (time.perf_counter() - started_s))
             decode_steps.append(num_steps)

@@ -67,6 +67,31 @@ class BranchSteps:
             self.num_run_tokens += len(chunk)
         return logits
 
+    def take_step(self, branch: Branch, logits: Tensor, shared: Candidates) -> None:
+        """What becomes of a branch in a decode step, from its logits, shape [V]."""
+        branch.count_step()
+        if branch.is_joining:
+            self._begin(branch, logits, shared)
+            return
+        self.choose(branch, logits, shared)
+        self.divide_if_due(branch)
+        self.reset_if_due(branch)
+
+    def _begin(self, branch: Branch, logits: Tensor, shared: Candidates) -> None:
+        """The prompt's last token was fed in a decode step: choose first tokens from its logits, shape [V]."""
+        sequence = branch.sequence
+        if shared.token_ids:  # else every prompt that begins like this one would fail, too
+            self.end_prompt(branch)
+        self.fork_rows(sequence, branch)
+        for one in list(sequence.branches):
+            self.choose(one, logits, shared)
+            self.divide_if_due(one)
+
+    def end_prompt(self, branch: Branch) -> None:
+        """All of a branch's prompt is in its slot, the last token by a decode step."""
+        self.num_run_tokens += 1
+        self.keep_prefix(branch.sequence, branch)
+
     def choose(self, branch: Branch, logits: Tensor, shared: Candidates) -> None:
         """Choose the next tokens of one branch from its logits, shape [V]."""
         try:
@@ -98,6 +123,10 @@ class BranchSteps:
     def start(self, sequence: Sequence, first: Branch) -> None:
         """Begin drafting, the prompt being through: a slot for each branch, all with the prompt's keys and values."""
         self.move(self._scheduler.start(sequence))
+        self.fork_rows(sequence, first)
+
+    def fork_rows(self, sequence: Sequence, first: Branch) -> None:
+        """Give each branch of a request that samples a slot, with the prompt's keys and values."""
         if sequence.params.strategy == "superposed":
             return  # its only draft is the prompt; `divide_if_due` comes when there are several
         for index in range(1, sequence.params.num_rows):

@@ -208,7 +208,7 @@ class DeviceSteps:
             columns = columns_of(branch, kind)
             num_drafts = max(len(alive), int(columns[Column.NUM_DRAFTS]))
             branch.device_row = DeviceRow(kind, num_drafts, columns, branch.num_computed)
-            tokens, scores = [draft.token_ids[-1] for draft in alive], [draft.logprob for draft in alive]
+            tokens, scores = branch.last_token_ids, [draft.logprob for draft in alive]
             lines.append(self._rows.line(columns, tokens, scores))
             words.append(self._ngram_contexts(branch, columns[Column.ALPHA] > 0))
         slots = self._sent([branch.slot for branch, _ in new])

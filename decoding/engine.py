@@ -4,7 +4,8 @@ One engine step is one forward pass of the model:
 
 - a *prefill* runs a prompt, or a chunk of a long one, and at its end chooses each draft's first token, or
 - a *decode step* feeds every running branch **one** superposed embedding, the weighted sum of its k drafts' last
-  tokens, and so needs one row and one KV-cache slot a branch, whatever k is.
+  tokens, and so needs one row and one KV-cache slot a branch, whatever k is. The last token of a prompt that is known
+  otherwise is a row of such a step, too.
 
 Either way the model's m most probable next tokens are shared by the k drafts of a branch; the n-gram model, which sees
 each draft's real tokens, tells which of the k*m children are coherent; the best k live on.
@@ -42,7 +43,7 @@ from superdraft.decoding.ngram import NgramScorer, TabularScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prefix_cache import PrefixCache
-from superdraft.decoding.run_ahead import RunAhead, StepEnd
+from superdraft.decoding.run_ahead import RunAhead, StepEnd, failed_step
 from superdraft.decoding.scheduler import Decode, Prefill, Scheduler
 from superdraft.decoding.sequence import Branch, Sequence
 from superdraft.decoding.superposition import superpose
@@ -102,6 +103,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}
         self._ended: list[StepOutput] = []
+        self._begun: list[Sequence] = []
         self._last_step = StepReport(None, 0.0, (), 0)
 
     @property
@@ -259,6 +261,7 @@ class Engine:
             is_through = sequence.num_unfed_tokens == 0
             fault = self._start(sequence, branch, row) if is_through else None
             sequence.prefill_s += self._clock() - started_s
+            self._begun.append(sequence)
             if fault is not None:
                 outputs.append(self._end(sequence, fault))
             elif is_through:
@@ -282,14 +285,26 @@ class Engine:
     def _decode(self, work: Decode) -> list[StepOutput]:
         """One superposed embedding, one row, one position for every branch."""
         started_s = self._clock()
-        if self._ahead is not None and self._ahead.can_step(work.branches):
-            end = self._ahead.step(work.branches)
+        joining = {branch.sequence for branch in work.branches if branch.is_joining}
+        try:
+            for sequence in work.joining:
+                sequence.start_s = started_s
+                self._steps.reuse_prefix(sequence, sequence.branches[0])
+        except Exception as error:  # as below
+            end = failed_step(work.branches, error)
         else:
-            end = self._decode_on_host(work.branches)
+            if self._ahead is not None and self._ahead.can_step(work.branches):
+                end = self._ahead.step(work.branches)
+            else:
+                end = self._decode_on_host(work.branches)
         elapsed_s = self._clock() - started_s
         outputs = []
         for sequence in end.sequences:
-            sequence.decode_s += elapsed_s
+            if sequence in joining:
+                sequence.prefill_s += elapsed_s
+                self._begun.append(sequence)
+            else:
+                sequence.decode_s += elapsed_s
             fault = end.faults.get(sequence)
             outputs += self._report(sequence) if fault is None else [self._end(sequence, fault)]
         return outputs
@@ -298,20 +313,16 @@ class Engine:
         """The method itself: the device runs the forward alone, and all else is plain to read here."""
         end = StepEnd(list(dict.fromkeys(branch.sequence for branch in branches)))
         try:
-            last_tokens = [draft.token_ids[-1] for branch in branches for draft in branch.drafts.alive]
+            last_tokens = [token_id for branch in branches for token_id in branch.last_token_ids]
             superposed = superpose(self._runner.embed(last_tokens), [branch.drafts.weights for branch in branches])
             logits = self._runner.decode(superposed, [branch.num_computed for branch in branches]).float()
-            for branch in branches:
-                branch.count_step()
             shared = self._chooser.shared_candidates(logits, branches)
         except Exception as fault:  # out of memory, say: all that were in this pass are lost, those that wait are not
-            end.faults = dict.fromkeys(end.sequences, fault)
+            end = failed_step(branches, fault)
         else:
             for branch, row, candidates in zip(branches, logits, shared, strict=True):
                 try:
-                    self._steps.choose(branch, row, candidates)
-                    self._steps.divide_if_due(branch)
-                    self._steps.reset_if_due(branch)
+                    self._steps.take_step(branch, row, candidates)
                 except Exception as fault:  # an n-gram model from outside may raise anything
                     end.faults[branch.sequence] = fault
         return end
@@ -331,11 +342,12 @@ class Engine:
 
     def _report_of(self, work: Prefill | Decode | None, started_s: float, num_expired: int) -> StepReport:
         now_s = self._clock()
-        if not isinstance(work, Prefill):
-            return StepReport("decode" if work else None, now_s - started_s, (), num_expired)
-        begun = (sequence for sequence in work.sequences if sequence.branches[0].num_steps)
-        first_draft_s = tuple(now_s - sequence.arrival_s for sequence in begun)
-        return StepReport("prefill", now_s - started_s, first_draft_s, num_expired)
+        kind: Literal["prefill", "decode"] | None = None
+        if work is not None:
+            kind = "prefill" if isinstance(work, Prefill) else "decode"
+        begun, self._begun = self._begun, []
+        first_draft_s = tuple(now_s - sequence.arrival_s for sequence in begun if sequence.branches[0].num_steps)
+        return StepReport(kind, now_s - started_s, first_draft_s, num_expired)
 
     def _expire(self) -> list[StepOutput]:
         """Answer those whose time is over with the drafts that they have."""

@@ -39,6 +39,12 @@ class StepEnd:
     faults: dict[Sequence, Exception] = field(default_factory=dict)
 
 
+def failed_step(branches: Seq[Branch], fault: Exception) -> StepEnd:
+    """All requests of these branches failed."""
+    sequences = list(dict.fromkeys(branch.sequence for branch in branches))
+    return StepEnd(sequences, dict.fromkeys(sequences, fault))
+
+
 @dataclass(slots=True)
 class _Children:
     """The best children of a branch's drafts, best first: one entry each, shape [L]. A score of -inf: there is none."""
@@ -117,8 +123,7 @@ class RunAhead:
             host_choices = self._host_choices(launch)
         except Exception as fault:  # out of memory, say: all that were in this pass are lost, those that wait are not
             self._ahead = None
-            sequences = list(dict.fromkeys(branch.sequence for branch in branches))
-            return StepEnd(sequences, dict.fromkeys(sequences, fault))
+            return failed_step(branches, fault)
         end = StepEnd()
         progressed: dict[Sequence, None] = {}
         for branch, row, result in zip(launch.branches, launch.rows, results, strict=True):
@@ -173,6 +178,8 @@ class RunAhead:
             return RowKind.HOST
         if params.logit_bias or params.frequency_penalty or params.presence_penalty or params.reset_every is not None:
             return RowKind.HOST
+        if branch.is_joining and params.num_rows > 1:
+            return RowKind.HOST  # which forks it
         if samples(branch):
             # It will not be sampled for long.
             return RowKind.HOST if params.strategy == "sample+superposed" else RowKind.SAMPLED
@@ -210,6 +217,8 @@ class RunAhead:
             self._for_host.add(branch)
             return False
         branch.count_step()
+        if branch.is_joining:
+            self._steps.end_prompt(branch)
         agrees = self._taken_by_device(row, children) == children.places_of(chosen.alive)
         self._chooser.settle(branch, chosen)
         if branch.is_done or not agrees or self._kind(branch) != row.kind:
@@ -250,10 +259,7 @@ class RunAhead:
     def _choose_on_host(self, branch: Branch, logits: Tensor, candidates: Candidates) -> None:
         self._let_go(branch)
         self._for_host.discard(branch)
-        branch.count_step()
-        self._steps.choose(branch, logits, candidates)
-        self._steps.divide_if_due(branch)
-        self._steps.reset_if_due(branch)
+        self._steps.take_step(branch, logits, candidates)
 
     def _let_go(self, branch: Branch) -> None:
         """The device's row of this branch is of no use any more, nor is what it has already started of it."""

@@ -22,9 +22,16 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """The next step is a decode step of all running branches, in the order of their slots from 0 on."""
+    """The next step is a decode step of all running branches, in the order of their slots from 0 on.
+
+    Attributes:
+        branches: all that run.
+        joining: requests whose branch is the last but so many of these, and whose prompt is known but for its last
+            token: that is fed in this step.
+    """
 
     branches: list[Branch]
+    joining: list[Sequence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ class Scheduler:
     One prefill lies between two decode steps, of at most `max_prefill_tokens` tokens with padding. All waiting prompts
     that fit are run together: typists send many prompts with one or two new tokens each, and one pass over the weights
     serves them all. A prompt that is longer than that is cut into chunks, one such prompt at a time, and takes turns
-    with the short ones, so that it neither stalls the drafts that are being written nor is stalled itself.
+    with the short ones, so that it neither stalls the drafts that are being written nor is stalled itself. A prompt of
+    which but the last token is known needs no pass of its own: it joins the next decode step.
 
     Running branches always hold the slots [0, number running), so that a decode step is one contiguous block. Prompts
     of a batch use the slots behind them, where their branches will run; a long prompt uses the last slot.
@@ -99,13 +107,30 @@ class Scheduler:
 
     def schedule(self) -> Prefill | Decode | None:
         """The next step's work; None when there is none."""
-        decode = Decode(list(self._running)) if self._running else None
-        if decode is not None and self._decode_is_next:
-            self._decode_is_next = False
-            return decode
-        prefill = self._next_prefill()
+        prefill = None if self._decode_is_next and self._has_decode else self._next_prefill()
         self._decode_is_next = prefill is not None
-        return prefill or decode
+        return prefill or self._next_decode()
+
+    @property
+    def _has_decode(self) -> bool:
+        return bool(self._running) or self._joins_next
+
+    @property
+    def _joins_next(self) -> bool:
+        """Whether the first of those that wait can join the next decode step."""
+        if not self._waiting or self._batch:
+            return False
+        params = self._waiting[0].params
+        if params.max_tokens == 0 or len(self._running) + self._reserved + params.num_rows > self.num_slots:
+            return False
+        return self._num_unfed(self._waiting[0]) == 1
+
+    def _next_decode(self) -> Decode | None:
+        joining = []
+        while self._joins_next:
+            joining.append(self._waiting.popleft())
+            self._run(joining[-1])
+        return Decode(list(self._running), joining) if self._running else None
 
     def _next_prefill(self) -> Prefill | None:
         if not self._long_is_next or self._long is None:
@@ -122,9 +147,12 @@ class Scheduler:
         next_slot = len(self._running)
         while self._waiting:
             sequence = self._waiting[0]
-            rows, num_unfed = sequence.params.num_rows, self._num_unfed(sequence)
+            rows = sequence.params.num_rows
             if next_slot + self._reserved + rows > self.num_slots:
                 return
+            num_unfed = self._num_unfed(sequence)
+            if num_unfed == 1 and sequence.params.max_tokens:
+                return  # it joins the next decode step
             if num_unfed > self._max_prefill_tokens:
                 if self._long is not None:
                     return
@@ -153,11 +181,17 @@ class Scheduler:
         else:
             self._batch.remove(sequence)
         assert branch.slot is not None
-        source, branch.slot = branch.slot, len(self._running)
+        source = branch.slot
+        self._run(sequence)
+        return SlotMove(source, branch.slot, branch.num_computed) if source != branch.slot else None
+
+    def _run(self, sequence: Sequence) -> None:
+        """Give a sequence's branch the slot behind the running ones, and keep those that it will fork into."""
+        (branch,) = sequence.branches
+        branch.slot = len(self._running)
         self._running.append(branch)
         if sequence.params.num_rows > 1:
             self._kept[sequence] = sequence.params.num_rows - 1
-        return SlotMove(source, branch.slot, branch.num_computed) if source != branch.slot else None
 
     def fork(self, branch: Branch, twin: Branch) -> SlotMove:
         """Give `twin` a slot of its own; the returned copy makes it continue where `branch` is.

@@ -59,8 +59,23 @@ class Branch:
             or self.num_computed >= self.sequence.max_positions
         )
 
+    @property
+    def is_joining(self) -> bool:
+        """Its prompt's last token has not been fed: that goes into a decode step, and gives first tokens."""
+        return self.num_steps == 0
+
+    @property
+    def last_token_ids(self) -> list[int]:
+        """What the next decode step feeds, an entry a draft."""
+        if self.is_joining:
+            return self.sequence.prompt_token_ids[-1:]
+        return [draft.token_ids[-1] for draft in self.drafts.alive]
+
     def count_step(self) -> None:
         """Its drafts' last tokens were fed, superposed if there are several."""
+        if self.is_joining:
+            self.num_computed += 1  # the prompt's
+            return
         if len(self.drafts.alive) == 1 and self.num_exact == len(self.drafts.alive[0].token_ids) - 1:
             self.num_exact += 1
         self.num_computed += 1

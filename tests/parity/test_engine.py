@@ -299,3 +299,32 @@ def test_an_id_cannot_be_used_twice_at_once():
     with pytest.raises(InvalidRequestError, match="is running"):
         engine.add_request("a", "abc", params())
     assert list(run_all(engine)) == ["a"]
+
+
+@pytest.mark.parametrize("device_steps", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"strategy": "sample", "seed": 1}, {"selection": "distinct", "max_branches": 2}]
+)
+def test_a_known_prompt_needs_no_pass_of_its_own(device_steps, options):
+    """Its last token is one more row of the next decode step."""
+    cold, _ = tiny_engine(num_slots=8)
+    expected = cold.generate(PROMPTS[0], params(**options))
+    engine, model = tiny_engine(num_slots=8, device_steps=device_steps)
+    engine.generate(PROMPTS[0], params(max_tokens=1))
+    engine.add_request("other", PROMPTS[1], params(max_tokens=20))
+    for _ in range(3):
+        engine.step()
+    num_tokens = engine.num_prefilled_tokens
+    engine.add_request("known", PROMPTS[0], params(**options))
+    seen = []
+    with counted_rows(model) as shapes:
+        while not seen:
+            engine.step()
+            seen += engine.last_step.first_draft_s
+    assert all(positions == 1 for _, positions in shapes)
+    assert max(rows for rows, _ in shapes) == 2
+    known = run_all(engine)["known"].output
+    assert [d.token_ids for d in known.drafts] == [d.token_ids for d in expected.drafts]
+    assert known.usage.cached_tokens == known.usage.prompt_tokens - 1
+    assert known.usage.forward_rows == expected.usage.forward_rows
+    assert engine.num_prefilled_tokens == num_tokens + 1

@@ -30,15 +30,27 @@ def prefill(scheduler: Scheduler, work: Prefill) -> list[SlotMove]:
     for one in work.sequences:
         one.branches[0].num_computed += min(work.max_tokens, one.num_unfed_tokens)
     for one in work.sequences:
-        (branch,) = one.branches
         if one.num_unfed_tokens:
             continue
         moves.append(scheduler.start(one))
-        for _ in range(one.params.num_rows - 1):
-            twin = Branch(one, DraftSet(), default_rng(0), num_computed=branch.num_computed)
-            moves.append(scheduler.fork(branch, twin))
-            one.branches.append(twin)
+        moves += fork(scheduler, one)
     return [move for move in moves if move is not None]
+
+
+def fork(scheduler: Scheduler, one: Sequence) -> list[SlotMove]:
+    (branch,), moves = one.branches, []
+    for _ in range(one.params.num_rows - 1):
+        twin = Branch(one, DraftSet(), default_rng(0), num_computed=branch.num_computed)
+        moves.append(scheduler.fork(branch, twin))
+        one.branches.append(twin)
+    return moves
+
+
+def decode(scheduler: Scheduler, work: Decode) -> list[SlotMove]:
+    """What the engine does in a decode step with requests that join it."""
+    for one in work.joining:
+        one.branches[0].num_computed += 1
+    return [move for one in work.joining for move in fork(scheduler, one)]
 
 
 def trace(scheduler: Scheduler, steps: int) -> list[tuple]:
@@ -53,20 +65,46 @@ def trace(scheduler: Scheduler, steps: int) -> list[tuple]:
             events.append(("prefill", run))
         elif isinstance(work, Decode):
             events.append(("decode", [branch.sequence.request_id for branch in work.branches]))
+            decode(scheduler, work)
     return events
 
 
 def test_short_prompts_that_fit_with_their_padding_are_run_together():
     scheduler = new_scheduler(8, max_prefill_tokens=12)
-    for name, num_tokens in zip("abcd", (2, 4, 3, 1), strict=True):
+    for name, num_tokens in zip("abcd", (2, 4, 3, 2), strict=True):
         scheduler.add(sequence(name, num_tokens))
     # 3 rows padded to 4 tokens are 12; a fourth would be 16
     assert trace(scheduler, 4) == [
         ("prefill", {"a": 2, "b": 4, "c": 3}),
         ("decode", ["a", "b", "c"]),
-        ("prefill", {"d": 1}),
+        ("prefill", {"d": 2}),
         ("decode", ["a", "b", "c", "d"]),
     ]
+
+
+def test_a_prompt_that_lacks_one_token_joins_a_decode_step_and_overtakes_nobody():
+    scheduler = new_scheduler(4, max_prefill_tokens=12)
+    for name, num_tokens in zip("abcd", (1, 3, 1, 1), strict=True):
+        scheduler.add(sequence(name, num_tokens))
+    assert trace(scheduler, 2) == [("decode", ["a"]), ("prefill", {"b": 3})]
+    work = scheduler.schedule()
+    assert isinstance(work, Decode)
+    assert [one.request_id for one in work.joining] == ["c", "d"]
+    assert [branch.slot for branch in work.branches] == [0, 1, 2, 3]
+    scheduler.add(sequence("e", 1))  # there is no slot for it
+    assert trace(scheduler, 1) == [("decode", ["a", "b", "c", "d"])]
+    scheduler.remove(work.joining[0])
+    assert trace(scheduler, 1) == [("decode", ["a", "b", "d", "e"])]
+
+
+def test_the_slots_that_a_joining_request_will_fork_into_are_kept():
+    scheduler = new_scheduler(4, max_prefill_tokens=12)
+    scheduler.add(sequence("wide", 1, rows=3))
+    scheduler.add(sequence("other", 1, rows=2))
+    work = scheduler.schedule()
+    assert isinstance(work, Decode)
+    assert [one.request_id for one in work.joining] == ["wide"]
+    assert scheduler.num_kept_slots(work.joining[0]) == 2
 
 
 def test_a_long_prompt_is_cut_into_chunks_and_neither_stalls_drafts_nor_short_prompts():
@@ -168,6 +206,9 @@ def test_slots_stay_compact_and_hold_what_belongs_there(actions, num_slots, budg
                 memory.update({one.branches[0].slot: one for one in work.sequences})
                 assert len({one.branches[0].slot for one in work.sequences}) == len(work.sequences)
                 moves = prefill(scheduler, work)
+            elif isinstance(work, Decode):
+                memory.update({one.branches[0].slot: one for one in work.joining})
+                moves = decode(scheduler, work)
         elif action == 8:
             moves = scheduler.remove(here.pop(rng.randrange(len(here))))
         else:
