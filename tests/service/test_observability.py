@@ -286,8 +286,9 @@ def test_prompts_are_in_no_log_and_no_metric(make_client, engine, monkeypatch, l
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, broken)
-            assert drafts(client, prompt=SECRET).status_code == 500
-            drafts(client, prompt=SECRET, stream=True)
+            prompt = f"{name} has not seen {SECRET}"  # of a known one nothing would be prefilled
+            assert drafts(client, prompt=prompt).status_code == 500
+            drafts(client, prompt=prompt, stream=True)
     with monkeypatch.context() as patch:
         patch.setattr("superdraft.server.routes_native.drafts_response", broken)
         assert drafts(client, prompt=SECRET).status_code == 500
