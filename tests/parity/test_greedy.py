@@ -9,7 +9,8 @@ from support.models import ARCHITECTURES
 from transformers import PreTrainedModel
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine, build_engine
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import load_model
 from superdraft.decoding.params import GenerationParams
 

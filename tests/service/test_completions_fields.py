@@ -16,7 +16,7 @@ from support.models import QWEN_FIM, VOCAB_SIZE, tiny_fim_tokenizer, tiny_model,
 from support.sse import parsed
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import build_engine
+from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.tokenizer import Tokenizer
 from superdraft.server.app import create_app

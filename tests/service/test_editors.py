@@ -10,7 +10,7 @@ from support import editors
 from support.models import STARCODER_FIM, tiny_fim_tokenizer, tiny_model, tiny_tokenizer
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import build_engine
+from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings

@@ -9,7 +9,8 @@ from support.models import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine, build_engine
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
-from support.requests import run_together, some_request
+from support.requests import device_request, run_together, some_request
 
 from superdraft.decoding.errors import SupersededError
 
@@ -30,9 +30,10 @@ def test_every_request_is_answered_once_and_as_if_it_were_alone(num_prefix_posit
         assert together[name].usage.forward_rows == alone.usage.forward_rows
 
 
-def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
+@pytest.mark.parametrize(("make_request", "device_steps"), [(some_request, False), (device_request, True)])
+def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines(make_request, device_steps):
     rng = random.Random(7)
-    engine, _, clock = fake_engine(num_slots=6, max_model_len=96)
+    engine, _, clock = fake_engine(num_slots=6, max_model_len=96, device_steps=device_steps)
     open_requests: dict[str, str | None] = {}
     ends: Counter[str] = Counter()
     accepted = 0
@@ -41,7 +42,7 @@ def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
         clock.now_s += 0.01
         for _ in range(rng.randint(0, 6) if number < 10_000 else 0):
             number += 1
-            prompt, params = some_request(rng)
+            prompt, params = make_request(rng)
             session = f"s{rng.randrange(12)}" if rng.random() < 0.7 else None
             timeout_s = rng.choice([None, None, 0.03, 0.2])
             engine.add_request(str(number), prompt, params, HashScorer(), session_id=session, timeout_s=timeout_s)

@@ -3,28 +3,19 @@
 import gc
 import random
 import weakref
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
-from support.requests import run_together, some_request
+from support.requests import device_request, run_together, some_request
 
+from superdraft.decoding.device_rows import RowKind
 from superdraft.decoding.engine import Engine
-from superdraft.decoding.errors import SupersededError
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.run_ahead import RunAhead
-
-
-def device_request(rng: random.Random) -> tuple[str, GenerationParams]:
-    """Mostly what the device decides on its own."""
-    prompt, params = some_request(rng)
-    params = replace(params, frequency_penalty=0.0, logit_bias=(), reset_every=None, alpha=0.0)
-    stop = rng.choice([(), (), ("e",), (" t", "in")])
-    return prompt, replace(params, stop=stop, token_healing=rng.random() < 0.1)
 
 
 def shown(output: GenerationOutput) -> list[tuple]:
@@ -43,40 +34,6 @@ def test_every_request_is_answered_as_the_host_does_it_alone(make_request):
         assert shown(answers[name]) == shown(alone)
         assert answers[name].usage.forward_rows == alone.usage.forward_rows
         assert [d.score for d in answers[name].drafts] == pytest.approx([d.score for d in alone.drafts], abs=1e-6)
-
-
-def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
-    rng = random.Random(7)
-    engine, _, clock = fake_engine(num_slots=6, max_model_len=96, device_steps=True)
-    open_requests: set[str] = set()
-    ends: Counter[str] = Counter()
-    number = 0
-    while number < 10_000 or engine.has_unfinished:
-        clock.now_s += 0.01
-        for _ in range(rng.randint(0, 6) if number < 10_000 else 0):
-            number += 1
-            session = f"s{rng.randrange(12)}" if rng.random() < 0.7 else None
-            timeout_s = rng.choice([None, None, 0.03, 0.2])
-            request = device_request(rng)
-            engine.add_request(str(number), *request, HashScorer(), session_id=session, timeout_s=timeout_s)
-            open_requests.add(str(number))
-        if open_requests and rng.random() < 0.4:
-            victim = rng.choice(sorted(open_requests))
-            assert engine.cancel(victim)
-            open_requests.remove(victim)
-            ends["cancelled"] += 1
-        for output in engine.step():
-            if output.is_terminal:
-                open_requests.remove(output.request_id)  # raises if it was answered before
-                if isinstance(output.error, SupersededError):
-                    ends["superseded"] += 1
-                else:
-                    assert output.error is None, output.error.__cause__
-                    ends["cut short" if output.output.warnings else "answered"] += 1
-    assert not open_requests
-    assert engine.num_used_slots == 0
-    assert sum(ends.values()) == number >= 10_000
-    assert min(ends[kind] for kind in ("cancelled", "superseded", "answered", "cut short")) > 100
 
 
 def test_a_step_is_under_way_before_the_one_before_it_is_read(monkeypatch):
@@ -126,6 +83,21 @@ def test_an_idle_engine_keeps_nothing_of_those_it_served():
     gc.collect()
     assert branch() is None
     assert engine.generate("thank you", params).drafts
+
+
+def test_a_row_that_the_host_has_to_take_over_is_void(monkeypatch):
+    params = GenerationParams(max_tokens=7, num_drafts=3, alpha=0, tau=0.5)
+    expected = fake_engine()[0].generate("thank you", params)
+    engine, _, _ = fake_engine(device_steps=True)
+    kind, choose, chosen = RunAhead._kind, RunAhead._choose_on_host, []
+    monkeypatch.setattr(
+        RunAhead, "_kind", lambda self, branch: RowKind.HOST if branch.num_new > 3 else kind(self, branch)
+    )
+    monkeypatch.setattr(RunAhead, "_choose_on_host", lambda *args: (chosen.append(args[1].num_new), choose(*args)))
+    answer = engine.generate("thank you", params)
+    assert chosen == [4, 5, 6]
+    assert shown(answer) == shown(expected)
+    assert answer.usage.forward_rows == expected.usage.forward_rows
 
 
 def test_where_two_drafts_come_to_the_same_text_the_host_has_the_last_word(monkeypatch):
