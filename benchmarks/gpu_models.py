@@ -20,7 +20,8 @@ from tokenizers import decoders, pre_tokenizers, trainers
 
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine, build_engine
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.kv_cache import LayerShape, probe_layer_shapes
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.ngram import TabularScorer

@@ -23,7 +23,8 @@ from superdraft.benchmarks.step import PROMPT, TOKENS_PER_RUN
 from superdraft.benchmarks.summary import print_report, ratio, shown
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine, build_engine
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.fused_decoder import FusedDecoder
 from superdraft.decoding.model_loader import load_model
 from superdraft.decoding.ngram import NgramScorer

@@ -33,6 +33,7 @@ _FEWEST_POSITIONS = 256
 # Sizes of steps for which attention is chosen when the engine starts; each takes a moment.
 _ATTENTION_ROWS = (1, 8, 64)
 _ATTENTION_LENGTHS = (512, 2048)
+# Products of more rows are what matrix libraries are made for.
 _PRODUCT_ROWS = (1, 2, 3, 4, 6, 8)
 
 
@@ -100,8 +101,9 @@ class DeviceSteps:
             for num_rows in _sizes(_ATTENTION_ROWS, runner.num_slots)
             for read_length in _sizes(_ATTENTION_LENGTHS, runner.max_model_len)
         }
-        for num_rows in _sizes(_PRODUCT_ROWS, runner.num_slots) if tunes_kernels else ():
-            runner.choose_products(num_rows)
+        if tunes_kernels:
+            for num_rows in _PRODUCT_ROWS:
+                runner.choose_products(num_rows)
         self._rows = DraftRows(runner.num_slots, WIDTHS[-1], self._device)
         self._choice = DeviceChoice(
             self._rows,

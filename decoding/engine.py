@@ -37,7 +37,6 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.device_steps import DeviceSteps
 from superdraft.decoding.draft_set import DraftSet
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError, SupersededError
-from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.model_runner import ModelRunner
 from superdraft.decoding.ngram import NgramScorer, TabularScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
@@ -397,29 +396,3 @@ class Engine:
             del self._sessions[sequence.session_id]
         if self._ahead is not None and not self._sequences:
             self._ahead.drop()  # it would keep the requests that it was for
-
-
-def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
-    """An engine for a loaded model.
-
-    Raises:
-        UnsupportedModelError: Superposed Decoding cannot run on this model.
-        ModelLoadError: the KV cache does not fit in the memory that the config gives it.
-    """
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    max_model_len = min(config.max_model_len, context or config.max_model_len)
-    on_device = config.device_steps if config.device_steps is not None else loaded.model.device.type == "cuda"
-    runner = ModelRunner(
-        loaded.model,
-        max_model_len,
-        config.kv_memory_bytes,
-        config.num_slots,
-        num_scratch=int(on_device),
-        quantise=loaded.quantise,
-    )
-    if on_device and config.tune_kernels:
-        runner.compile_layers()
-    generation = loaded.model.generation_config
-    ends = generation.eos_token_id if generation is not None else None
-    eos_token_ids = [ends] if isinstance(ends, int) else (ends or [])
-    return Engine(runner, Tokenizer(loaded.tokenizer, runner.vocab_size, eos_token_ids), config)

@@ -40,11 +40,6 @@ class NgramTables:
         self._none = torch.tensor(-1, device=device)
         self._text_start = torch.tensor([arrays.begin_word] + [-1] * (arrays.order - 2), device=device)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the tables on the device."""
-        return sum(table.nbytes for table in (self._keys, self._logprobs, self._backoffs, self._words))
-
     def state_after(self, context_words: Tensor) -> Tensor:
         """The state after some words.
 

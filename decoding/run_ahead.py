@@ -240,11 +240,9 @@ class RunAhead:
     def _taken_by_device(self, row: DeviceRow, children: _Children) -> list[int]:
         """The children that the device goes on with: the best ones that are no end of text, by their tokens alone."""
         found = zip(children.token_ids, children.scores.tolist(), strict=True)
-        alive = [place for place, (token_id, score) in enumerate(found) if score > -np.inf and not self._ends(token_id)]
+        ends = self._eos_token_ids
+        alive = [place for place, (token_id, score) in enumerate(found) if score > -np.inf and token_id not in ends]
         return alive[: int(row.columns[Column.NUM_DRAFTS])]
-
-    def _ends(self, token_id: int) -> bool:
-        return token_id in self._eos_token_ids
 
     def _host_choices(self, launch: Launch) -> dict[Branch, tuple[Tensor, Candidates]]:
         """The logits [V] and candidates of the rows whose tokens the host chooses."""

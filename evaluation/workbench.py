@@ -6,7 +6,7 @@ from typing import Any
 
 from superdraft.decoding.admission import prompt_token_ids
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import build_engine
+from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import LoadedModel, load_model
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.tokenizer import Tokenizer

@@ -6,7 +6,8 @@ from importlib import resources
 import structlog
 import torch
 
-from superdraft.decoding.engine import Engine, build_engine
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import load_model
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.decoding.tokenizer import Tokenizer
