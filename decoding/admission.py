@@ -1,6 +1,5 @@
 """How a request becomes a sequence: limits, the prompt's tokens, token healing, the room in the context."""
 
-from collections.abc import Sequence as Seq
 from typing import Any, Literal
 
 from superdraft.decoding.config import EngineConfig
@@ -10,6 +9,7 @@ from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.penalties import check_logit_bias
+from superdraft.decoding.prompt import Prompt, PrefixedText
 from superdraft.decoding.sampling import make_generator
 from superdraft.decoding.sequence import Branch, Sequence
 from superdraft.decoding.token_healing import TokenIndex, keep_forced_tokens, plan_healing
@@ -18,7 +18,7 @@ from superdraft.decoding.tokenizer import Tokenizer
 
 def admit(
     request_id: str,
-    prompt: str | Seq[int],
+    prompt: Prompt,
     params: GenerationParams,
     scorer: NgramScorer[Any] | None,
     tokenizer: Tokenizer,
@@ -86,21 +86,18 @@ def check_limits(params: GenerationParams, config: EngineConfig, max_model_len: 
             )
 
 
-def prompt_token_ids(prompt: str | Seq[int], tokenizer: Tokenizer) -> list[int]:
+def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     """The prompt as token ids, at least one: an empty prompt becomes the token that starts a text.
 
     Raises:
         InvalidRequestError: no valid Unicode, an id outside the vocabulary, or nothing to start with.
     """
     if isinstance(prompt, str):
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                f"prompt has a lone surrogate at character {error.start}, which is no Unicode text. Send valid UTF-8.",
-                param="prompt",
-            ) from None
+        check_unicode(prompt)
         token_ids = tokenizer.encode(prompt)
+    elif isinstance(prompt, PrefixedText):
+        check_unicode(prompt.text)
+        token_ids = [*prompt.token_ids, *tokenizer.encode_inside(prompt.text)]
     else:
         token_ids = list(prompt)
         size = tokenizer.vocab_size
@@ -117,6 +114,17 @@ def prompt_token_ids(prompt: str | Seq[int], tokenizer: Tokenizer) -> list[int]:
             "prompt is empty and this model has no token to start a text with. Send at least one token.", param="prompt"
         )
     return [tokenizer.start_token_id]
+
+
+def check_unicode(text: str) -> None:
+    """Raise InvalidRequestError if `text` has lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"prompt has a lone surrogate at character {error.start}, which is no Unicode text. Send valid UTF-8.",
+            param="prompt",
+        ) from None
 
 
 def fit_to_context(

@@ -42,6 +42,7 @@ from superdraft.decoding.ngram import NgramScorer, TabularScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prefix_cache import PrefixCache
+from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.run_ahead import RunAhead, StepEnd, failed_step
 from superdraft.decoding.scheduler import Decode, Prefill, Scheduler
 from superdraft.decoding.sequence import Branch, Sequence
@@ -143,7 +144,7 @@ class Engine:
     def add_request(
         self,
         request_id: str,
-        prompt: str | Seq[int],
+        prompt: Prompt,
         params: GenerationParams,
         scorer: NgramScorer[Any] | None = None,
         *,
@@ -154,7 +155,7 @@ class Engine:
 
         Args:
             request_id: a name that no unfinished request has.
-            prompt: text, or token ids that are fed as they are.
+            prompt: text, token ids that are fed as they are, or both.
             params: what is wanted.
             scorer: the n-gram model; None means the language model alone.
             session_id: a typing session; an unfinished request of the same session ends, superseded by this one.
@@ -226,7 +227,7 @@ class Engine:
         return outputs
 
     def generate(
-        self, prompt: str | Seq[int], params: GenerationParams, scorer: NgramScorer[Any] | None = None
+        self, prompt: Prompt, params: GenerationParams, scorer: NgramScorer[Any] | None = None
     ) -> GenerationOutput:
         """Run one request to its end, for callers that have the engine to themselves; else as `add_request`."""
         self.add_request("generate", prompt, params, scorer)

@@ -10,10 +10,17 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+from tokenizers import Tokenizer as Backend
+
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.fim import find_fim_tokens
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_CONTROL_TOKEN = re.compile(r"<[|｜].*[|｜]>|</?[A-Za-z_]+>")  # noqa: RUF001 (DeepSeek's bars are full-width)
+"""Added tokens of this form are control tokens even where a vocabulary says that they are ordinary (Qwen)."""
+
+_SPLICE = "\u263a"
+"""Code Llama's own code encodes a text behind this character to get the text's tokens without a leading space."""
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -107,8 +114,81 @@ class Tokenizer:
         return next((token_id for token_id in candidates if token_id is not None), None)
 
     def encode(self, text: str) -> list[int]:
-        """`text` as token ids, with the special tokens that the model wants in front of it."""
+        """`text` as token ids, with the special tokens that the model wants in front of it.
+
+        Text that spells a special token (`<|endoftext|>`) becomes that token.
+        """
         return list(self.hf_tokenizer.encode(text, verbose=False))
+
+    def encode_inside(self, text: str) -> list[int]:
+        """`text` as it stands in the middle of a text, and as plain text.
+
+        Nothing is put in front of it, neither a special token nor the space of SentencePiece, and text that spells a
+        control token does not become one.
+        """
+        return self.encode_all_inside([text])[0]
+
+    def encode_all_inside(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many texts at once."""
+        encodings = self._encode_plain(texts)
+        wrong = [index for index, text in enumerate(texts) if self.bytes_of(encodings[index]) != text.encode()]
+        if wrong:
+            spliced = self._encode_plain([_SPLICE + texts[index] for index in wrong])
+            for index, ids in zip(wrong, spliced, strict=True):
+                encodings[index] = self._behind_splice(ids) or encodings[index]
+        return encodings
+
+    def bytes_of(self, token_ids: Iterable[int]) -> bytes:
+        """The bytes of some tokens together."""
+        return b"".join(self.token_bytes[i] for i in token_ids)
+
+    def last_piece_start(self, text: str) -> int:
+        """Index in `text` from which on its tokens may change with what is typed next.
+
+        What stands in front of it, the tokenizer has cut off before it makes tokens: its last piece, with all the white
+        space right before the end. A tokenizer that does not cut texts into pieces has none: then the last word, with
+        the white space before it.
+        """
+        stripped = text.rstrip()
+        if len(stripped) < len(text):
+            return len(stripped)
+        pre_tokenizer = self._plain_backend.pre_tokenizer if self._plain_backend is not None else None
+        start = len(text) - len(re.split(r"\s", text)[-1])
+        word = len(text[:start].rstrip())
+        if pre_tokenizer is None:
+            return word
+        pieces = pre_tokenizer.pre_tokenize_str(text)
+        return min(pieces[-1][1][0], len(text) - 1) if len(pieces) > 1 else word
+
+    @cached_property
+    def _plain_backend(self) -> Any:
+        """A copy of the fast tokenizer that knows no control tokens; None: it is a slow one, and is used as it is."""
+        backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        description = json.loads(backend.to_str())
+        description["added_tokens"] = [
+            token
+            for token in description["added_tokens"]
+            if token["id"] not in self._special_ids and not _CONTROL_TOKEN.fullmatch(token["content"])
+        ]
+        description["post_processor"] = None
+        return Backend.from_str(json.dumps(description))
+
+    def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._plain_backend is None:
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            return [list(self.hf_tokenizer.encode(text, **options)) for text in texts]
+        if len(texts) == 1:  # a batch starts threads
+            return [self._plain_backend.encode(texts[0], add_special_tokens=False).ids]
+        return [entry.ids for entry in self._plain_backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _behind_splice(self, token_ids: list[int]) -> list[int] | None:
+        """The tokens behind the splice character; None if it is not told apart from the text."""
+        for border in range(1, 6):  # a space, and the three bytes of the character
+            if self.bytes_of(token_ids[:border]).endswith(_SPLICE.encode()):
+                return token_ids[border:]
+        return None
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids` as it stands in a running text, special tokens left out."""

@@ -1,0 +1,23 @@
+"""Text in the middle of a text: no special tokens, no leading space, and where its last piece begins."""
+
+import pytest
+from support.models import QWEN_FIM, tiny_fim_tokenizer, tiny_tokenizer
+
+from superdraft.decoding.tokenizer import Tokenizer
+from unit.test_token_healing import SENTENCEPIECE, WORDS  # type: ignore[import-not-found]
+
+TINY = Tokenizer(tiny_tokenizer())
+FIM = Tokenizer(tiny_fim_tokenizer())
+
+
+@pytest.mark.parametrize("tokenizer", [TINY, WORDS, SENTENCEPIECE, FIM], ids=["tiny", "words", "sentencepiece", "fim"])
+@pytest.mark.parametrize("text", ["wor", " wor", "  a", "a\n\tb", "é日👍", "<|endoftext|>", "</s>x", *QWEN_FIM])
+def test_text_inside_a_text_is_its_own_bytes_and_nothing_else(tokenizer, text):
+    token_ids = tokenizer.encode_inside(text)
+    assert tokenizer.bytes_of(token_ids) == text.encode()
+    assert not {tokenizer.vocabulary.get(name) for name in QWEN_FIM} & set(token_ids)
+
+
+def test_many_texts_at_once_are_the_same_as_one_by_one():
+    texts = ["wor", "", "a b", " b", "or"]
+    assert SENTENCEPIECE.encode_all_inside(texts) == [SENTENCEPIECE.encode_inside(text) for text in texts]
