@@ -118,6 +118,21 @@ def quick(
 
 
 @app.command()
+def gpu(
+    device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
+    shapes: Annotated[str, typer.Option(help="full, or tiny to try the code out on a CPU.")] = "full",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Time decode steps on a GPU: by rows and positions, superposed beside greedy, and the host's choice of tokens."""
+    from superdraft.benchmarks.gpu import OptionError, main
+
+    try:
+        main(device=device, shapes=shapes, as_json=as_json)
+    except OptionError as error:
+        raise CommandError(str(error)) from None
+
+
+@app.command()
 def ngram(
     models: Annotated[list[str] | None, typer.Argument(help="N-gram models.  [default: smollm2-135m]")] = None,
     text: Annotated[Path | None, typer.Option(help="Text or .jsonl for contexts.  [default: built in]")] = None,

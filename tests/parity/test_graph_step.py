@@ -8,7 +8,7 @@ import torch
 from support.decoding import run_all
 from support.fake_cuda import OnlyOnDevice, fake_cuda, on_fake_cuda
 from support.models import VOCAB_SIZE, tiny_model, tiny_tokenizer
-from support.recorded_ops import RecordedOps
+from support.recorded_ops import CountedRecorder, RecordedOps
 
 from superdraft.decoding import model_runner
 from superdraft.decoding.config import EngineConfig
@@ -105,24 +105,6 @@ def test_a_model_with_angles_for_each_kind_of_layer_can_be_recorded():
     longrope = tiny_model("llama")
     longrope.model.rotary_emb.rope_type = {"full_attention": "default", "sliding_attention": "longrope"}
     assert not can_be_recorded(longrope)
-
-
-class CountedRecorder:
-    """What `CudaGraphRecorder` does, with recorded operations."""
-
-    def __init__(self) -> None:
-        self.num_graphs = self.num_replays = 0
-
-    def __call__(self, operations: Operations) -> Operations:
-        self.num_graphs += 1
-        with RecordedOps() as recorded:
-            operations()
-
-        def replay() -> None:
-            self.num_replays += 1
-            recorded.replay()
-
-        return replay
 
 
 def engine_of(dtype: torch.dtype, recorder: Recorder | None, *, num_slots: int = 5, quantise: bool = False) -> Engine:
