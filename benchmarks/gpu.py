@@ -1,163 +1,321 @@
-"""Everything about a GPU in one run: first whether the drafts are right, then how fast they are.
+"""How long decode steps take on a GPU, and what the host's choice of tokens adds to them.
 
-It needs no network and no model: weights are random, made on the GPU from a transformers config. From a plain checkout,
-nothing being installed, it runs where torch, transformers, rich, filelock, platformdirs and kenlm are (the wheel of
-`ufal-kenlm` has the module `kenlm` ready)::
-
-    make links
-    PYTHONPATH=build/typing python3 -m superdraft.benchmarks.gpu --output gpu.json
-
-or `superdraft bench gpu`. `--device cpu --shapes tiny` tries the code out.
+Nothing is fetched: weights are random, made on the device in bfloat16. How long a step takes does not depend on the
+numbers. `--device cpu --shapes tiny` tries the code out.
 """
 
-import argparse
-import contextlib
-import json
-import os
-import sys
+import functools
+import gc
+import random
+import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-QUESTION = "Whether drafts on a GPU are those of the CPU, and how fast they are."
-CPU_NOTE = "On a CPU: shapes and code only, no figures to quote."
+import tokenizers
+import torch
+import transformers
+from rich.table import Table
+from tokenizers import decoders, pre_tokenizers
 
-# In their order.
-PART_NAMES = (
-    "machine",
-    "correctness",
-    "roofline",
-    "step",
-    "superposed",
-    "typing",
-    "load",
-    "capacity",
-    "generate",
-    "attention",
-    "batching",
-    "step-int4",
-    "step-tuned",
-    "load-tuned",
-    "profile-load",
-    "profile-step",
+from superdraft.benchmarks.machine import describe_machine
+from superdraft.benchmarks.summary import print_report, ratio, shown, spread
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine import Engine
+from superdraft.decoding.engine_builder import build_engine
+from superdraft.decoding.model_loader import LoadedModel
+from superdraft.decoding.ngram import NgramScorer
+from superdraft.decoding.params import GenerationParams
+from superdraft.ngram_models.manifest import Manifest
+from superdraft.ngram_models.registry import find_ngram_model, open_scorer
+
+NGRAM_MODEL = "smollm2-135m"  # its words are token ids, whosoever they are
+_WARM_UP = 3
+
+NOTES = (
+    "steps: the forward of a decode step, from the host's call until the device is through. of weights: the time that "
+    "reading the weights once takes, at the rate of a large copy, divided by the step's; of weights and cache: the "
+    "same with all keys and values that are read.",
+    "decoders: one request, a whole step of the engine. ratio: to greedy, round by round.",
+    "choice: whole steps of the engine with so many requests, k = 3 with the n-gram model; choice ms is what remains "
+    "without the forward.",
 )
-DEFAULT_OUTPUT = Path("gpu.json")
-DEFAULT_NGRAM_MODEL = "smollm2-135m"
 
 
 class OptionError(ValueError):
-    """A part or a combination that there is not."""
+    """A device or a combination that there is not."""
 
 
-def main(
-    *,
-    device: str,
-    shapes: str,
-    parts: Sequence[str],
-    minutes: float | None,
-    ngram_model: str,
-    output: Path,
-    resumes: bool = False,
-    start_anew: Callable[[list[str]], None] | None = None,
-) -> bool:
-    """Run the parts, print what they find and write it down.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The shape of a Llama, in the words of its config."""
+
+    num_layers: int
+    width: int
+    mlp_width: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large everything is.
+
+    Attributes:
+        models: by name; whole steps of the engine are those of the first one.
+        rows: of a step.
+        contexts: positions before the new one.
+        requests: at once.
+        repeats: timed steps of each kind.
+        max_tokens: of a timed request.
+        copy_bytes: of the copy that gives the bandwidth.
+    """
+
+    models: dict[str, Shape]
+    rows: tuple[int, ...]
+    contexts: tuple[int, ...]
+    requests: tuple[int, ...]
+    repeats: int
+    max_tokens: int
+    copy_bytes: int
+
+
+SIZES = {
+    "full": Sizes(
+        models={
+            "7B, 32 heads of keys": Shape(32, 4096, 11008, 32, 32, 32000),
+            "8B, 8 heads of keys": Shape(32, 4096, 14336, 32, 8, 128256),
+        },
+        rows=(1, 3, 8, 24, 64),
+        contexts=(128, 1024),
+        requests=(1, 16, 64),
+        repeats=30,
+        max_tokens=16,
+        copy_bytes=4 << 30,
+    ),
+    "tiny": Sizes(
+        models={"4 heads of keys": Shape(2, 64, 96, 4, 4, 600), "2 heads of keys": Shape(2, 64, 96, 8, 2, 700)},
+        rows=(1, 3),
+        contexts=(16,),
+        requests=(1, 4),
+        repeats=2,
+        max_tokens=4,
+        copy_bytes=1 << 16,
+    ),
+}
+
+
+def main(*, device: str, shapes: str, as_json: bool) -> None:
+    """Time everything and print it.
 
     Args:
         device: "cuda", "cuda:N" or "cpu".
-        shapes: "full", or "tiny" to try the code out.
-        parts: names of `PART_NAMES`; none: all.
-        minutes: no part is begun after so many; None: no limit.
-        ngram_model: name or folder of an n-gram model, whatever tokenizer it is for; "none": none.
-        output: the report, as JSON, written after each part.
-        resumes: go on with the report that is there.
-        start_anew: goes on in a new process, given this program's arguments; None: takes this process's place.
-
-    Returns:
-        Whether the drafts are right and no part failed.
+        shapes: a name of `SIZES`.
+        as_json: print JSON instead of tables.
 
     Raises:
-        OptionError: an option is none.
+        OptionError: there is no such shape or no GPU, or a CPU would have to run a large model.
     """
-    if unknown := [name for name in parts if name not in PART_NAMES]:
-        raise OptionError(f"There is no part {unknown[0]!r}, only {', '.join(PART_NAMES)}.")
+    if shapes not in SIZES:
+        raise OptionError(f"There are no shapes {shapes!r}, only {', '.join(SIZES)}.")
     if device == "cpu" and shapes != "tiny":
         raise OptionError("On a CPU only the tiny shapes are run: add --shapes tiny.")
-    # Nothing is fetched; else transformers asks the hub for kernels and waits for an answer.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
-
-    from superdraft.benchmarks import gpu_parts, gpu_run, gpu_timing
-
     if device != "cpu" and not torch.cuda.is_available():
         raise OptionError("torch sees no GPU here. --device cpu --shapes tiny tries the code out.")
-    shared = gpu_parts.make_benchmark(device, shapes, _load_scorer(ngram_model))
-    report: dict[str, Any] = {
-        "question": QUESTION,
-        "settings": {"device": device, "shapes": shapes, "ngram_model": ngram_model, "sizes": asdict(shared.sizes)},
-        "begun_s": time.time(),
-        "parts": {},
+    sizes, place = SIZES[shapes], torch.device(device)
+    tables = measure(place, sizes)
+    settings = {"device": device, "shapes": shapes, "ngram_model": NGRAM_MODEL, "sizes": asdict(sizes)}
+    question = (__doc__ or "").splitlines()[0]
+    report = {"question": question, "machine": describe_machine(), "settings": settings, **tables}
+    notes = [*NOTES, "On a CPU: shapes and code only, no figures to quote."] if device == "cpu" else NOTES
+    print_report(report, [_table(title, rows) for title, rows in tables.items()], as_json, () if as_json else notes)
+
+
+def measure(device: torch.device, sizes: Sizes) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every table, by its title."""
+    bytes_per_s = copy_rate(device, sizes)
+    folder = find_ngram_model(NGRAM_MODEL)
+    scorer = open_scorer(folder, Manifest.read(folder))
+    tables: dict[str, list[dict[str, Any]]] = {"steps": [], "decoders": [], "choice": []}
+    for name, shape in sizes.models.items():
+        model = make_model(shape, device)
+        engine = make_engine(model, sizes)
+        tables["steps"] += [{"model": name, **row} for row in time_steps(engine, sizes, bytes_per_s)]
+        if not tables["decoders"]:
+            tables["decoders"] = compare_decoders(engine, sizes, scorer)
+            tables["choice"] = time_choice(engine, sizes, scorer)
+        del model, engine  # two models and their caches would not fit everywhere
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return tables
+
+
+def copy_rate(device: torch.device, sizes: Sizes) -> float:
+    """Bytes read and written per second in large copies within the device's memory."""
+    source = torch.ones(sizes.copy_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = _times_s(device, lambda: target.copy_(source), sizes.repeats)
+    return 2 * sizes.copy_bytes / statistics.median(times)
+
+
+def time_steps(engine: Engine, sizes: Sizes, bytes_per_s: float) -> Iterator[dict[str, Any]]:
+    """Decode steps of the model runner, by rows and positions."""
+    runner = engine._runner
+    weights = step_weight_bytes(runner.model)
+    for context in sizes.contexts:
+        for num_rows in sizes.rows:
+            embeddings, lengths = runner.embed(list(range(num_rows))), [context] * num_rows
+            step = functools.partial(runner.decode, embeddings, lengths)
+            times = _times_s(runner.device, step, sizes.repeats)
+            median_s = statistics.median(times)
+            cached = engine.kv_bytes_per_position * context * num_rows
+            yield {
+                "rows": num_rows,
+                "context": context,
+                "ms": spread([1000 * seconds for seconds in times], digits=3),
+                "of weights": round(weights / bytes_per_s / median_s, 3),
+                "of weights and cache": round((weights + cached) / bytes_per_s / median_s, 3),
+            }
+
+
+def compare_decoders(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> list[dict[str, Any]]:
+    """Superposed steps beside greedy ones, in turns, each of a request that has the engine to itself."""
+    num = sizes.max_tokens
+    variants: dict[str, tuple[GenerationParams, NgramScorer[Any] | None]] = {
+        "greedy": (GenerationParams(num_drafts=1, alpha=0, max_tokens=num), None)
     }
-    if device == "cpu":
-        report["note"] = CPU_NOTE
-        print(CPU_NOTE)  # noqa: T201 (standard output is the product here)
-    if resumes:
-        report = json.loads(output.read_text(encoding="utf-8"))
-    budget_s = None if minutes is None else 60 * minutes
-    runner = gpu_run.Runner(shared, gpu_parts.PARTS, report, gpu_run.write_json(output), budget_s)
-    with gpu_timing.one_thread() if device == "cpu" else contextlib.nullcontext():
-        is_usable = runner.run(parts or PART_NAMES)
-    if not is_usable:
-        arguments = ["--device", device, "--shapes", shapes, "--ngram-model", ngram_model, "--output", str(output)]
-        arguments += ["--parts", ",".join(parts)] if parts else []
-        arguments += ["--minutes", str(minutes)] if minutes is not None else []
-        (start_anew or _start_anew)([*arguments, "--resume"])
-    return all(part["status"] != "failed" for part in report["parts"].values())
+    for k in (3, 8):
+        variants[f"superposed k={k}"] = (GenerationParams(num_drafts=k, alpha=0, max_tokens=num), None)
+        variants[f"superposed k={k}, n-gram model"] = (GenerationParams(num_drafts=k, max_tokens=num), scorer)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    prompts = _prompts(engine, max(sizes.contexts) - num)
+    for number in range(_WARM_UP + sizes.repeats):
+        for name, (params, used) in variants.items():
+            output = engine.generate(next(prompts), params, used)
+            if number >= _WARM_UP:
+                times[name].append(output.timings.decode_ms / output.usage.forward_rows)
+    return [
+        {"decoder": name, "ms": spread(taken, digits=3), "ratio": ratio(taken, times["greedy"])}
+        for name, taken in times.items()
+    ]
 
 
-def _load_scorer(name: str) -> Any:
-    if name == "none":
-        return None
-    try:
-        from superdraft.ngram_models.manifest import Manifest
-        from superdraft.ngram_models.registry import find_ngram_model, open_scorer
-    except ModuleNotFoundError as error:
-        raise OptionError(
-            f"{error}. The wheel of ufal-kenlm has kenlm ready built; --ngram-model none does without."
-        ) from None
-    folder = find_ngram_model(name)
-    return open_scorer(folder, Manifest.read(folder))
+def time_choice(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> list[dict[str, Any]]:
+    """What the host does in a step of so many requests."""
+    runner, forward_s = engine._runner, [0.0]
+    decode = runner.decode
+    params = GenerationParams(num_drafts=3, max_tokens=sizes.max_tokens)
+    prompts = _prompts(engine, min(sizes.contexts) - sizes.max_tokens)
+
+    def timed(*args: Any) -> torch.Tensor:
+        forward_s[0] = _seconds_of(runner.device, lambda: logits.append(decode(*args)))
+        return logits.pop()
+
+    logits: list[torch.Tensor] = []
+    rows = []
+    for num_requests in sizes.requests:
+        steps, choices = [], []
+        with mock.patch.object(runner, "decode", timed):
+            for _ in range(1 + sizes.repeats // 10):
+                for number in range(num_requests):
+                    engine.add_request(str(number), next(prompts), params, scorer)
+                while engine.has_unfinished:
+                    outputs = engine.step()
+                    last, is_whole = engine.last_step, engine.num_waiting == 0 and not outputs
+                    # Steps that begin or end requests have more to do; not all are running before them.
+                    if last.kind == "decode" and is_whole and engine.num_running == num_requests:
+                        steps.append(1000 * last.seconds)
+                        choices.append(1000 * (last.seconds - forward_s[0]))
+        rows.append(
+            {
+                "requests": num_requests,
+                "step ms": spread(steps, digits=3),
+                "choice ms": spread(choices, digits=3),
+                "share": round(statistics.median(choices) / statistics.median(steps), 3),
+            }
+        )
+    return rows
 
 
-def _start_anew(arguments: list[str]) -> None:
-    """Go on in a new process in this one's place: what is left on the GPU goes with the old one."""
-    sys.stdout.flush()
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    os.execv(sys.executable, [sys.executable, "-m", "superdraft.benchmarks.gpu", *arguments])  # noqa: S606
+def make_model(shape: Shape, device: torch.device) -> transformers.PreTrainedModel:
+    """A Llama of this shape with random weights and no end of text, made on its device."""
+    config = transformers.LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp_width,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        pad_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return model.requires_grad_(False).eval()
 
 
-def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """The arguments of `main` from those of the command line."""
-    parser = argparse.ArgumentParser(prog="gpu", description="Check, then time, drafts on a GPU.")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
-    parser.add_argument("--shapes", default="full", choices=("full", "tiny"))
-    parser.add_argument("--parts", default="", help=f"with commas between them, of {', '.join(PART_NAMES)}")
-    parser.add_argument("--minutes", type=float, help="begin no part after so many")
-    parser.add_argument("--ngram-model", default=DEFAULT_NGRAM_MODEL, help="name or folder, or none")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="where the report goes, as JSON")
-    parser.add_argument("--resume", action="store_true", dest="resumes", help="go on with the report that is there")
-    given = vars(parser.parse_args(arguments))
-    return given | {"parts": split_parts(given["parts"])}
+def make_tokenizer(vocab_size: int) -> transformers.PreTrainedTokenizerFast:
+    """Single bytes and made-up words."""
+    words = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words += [f"Ġ~{number}" for number in range(len(words), vocab_size)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made)
 
 
-def split_parts(names: str) -> list[str]:
-    """Names of parts with commas between them."""
-    return [name for name in names.split(",") if name]
+def make_engine(model: transformers.PreTrainedModel, sizes: Sizes) -> Engine:
+    """An engine with a slot for each row and request, and no room for prompts that come again."""
+    num_slots, max_len = max(*sizes.rows, *sizes.requests), max(sizes.contexts) + 1
+    config = model.config
+    position_bytes = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    loaded = LoadedModel(model, make_tokenizer(config.vocab_size), "random weights", Path())
+    memory = num_slots * max_len * position_bytes
+    settings = {"max_model_len": max_len, "kv_memory_bytes": memory, "num_slots": num_slots}
+    return build_engine(loaded, EngineConfig(**settings, max_prefill_tokens=8192))
 
 
-if __name__ == "__main__":
-    try:
-        sys.exit(0 if main(**parse()) else 1)
-    except OptionError as error:
-        sys.exit(str(error))
+def step_weight_bytes(model: transformers.PreTrainedModel) -> int:
+    """Weights that a decode step has to read: all but the embedding table, of which it reads k rows."""
+    embedding = model.get_input_embeddings().weight
+    return int(sum(weight.nbytes for weight in model.parameters()) - embedding.nbytes)
+
+
+def _prompts(engine: Engine, length: int) -> Iterator[list[int]]:
+    chance = random.Random(0)  # noqa: S311 (not for secrets)
+    while True:
+        yield [chance.randrange(engine.tokenizer.vocab_size) for _ in range(length)]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _seconds_of(device: torch.device, run: Callable[[], object]) -> float:
+    """How long `run` takes, with all that it starts on the device."""
+    _synchronise(device)
+    started_s = time.perf_counter()
+    run()
+    _synchronise(device)
+    return time.perf_counter() - started_s
+
+
+def _times_s(device: torch.device, run: Callable[[], object], repeats: int) -> list[float]:
+    return [_seconds_of(device, run) for _ in range(_WARM_UP + repeats)][_WARM_UP:]
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(" (".join(shown(v, 3)) + ")" if isinstance(v, dict) else str(v) for v in row.values()))
+    return table

@@ -5,7 +5,6 @@ from collections.abc import Sequence as Seq
 from torch import Tensor
 
 from superdraft.decoding.choosing import NothingMatchesError, TokenChooser
-from superdraft.decoding.device_steps import DeviceSteps
 from superdraft.decoding.draft_set import Draft, DraftSet
 from superdraft.decoding.model_runner import ModelRunner
 from superdraft.decoding.prefix_cache import PrefixCache
@@ -23,25 +22,16 @@ class BranchSteps:
         chooser: chooses next tokens.
         scheduler: gives out the slots.
         prefixes: knows which prompts are kept.
-        device: runs decode steps, if it is not the host that does; may be one step ahead.
 
     Attributes:
         num_run_tokens: real tokens fed so far.
     """
 
-    def __init__(
-        self,
-        runner: ModelRunner,
-        chooser: TokenChooser,
-        scheduler: Scheduler,
-        prefixes: PrefixCache,
-        device: DeviceSteps | None = None,
-    ) -> None:
+    def __init__(self, runner: ModelRunner, chooser: TokenChooser, scheduler: Scheduler, prefixes: PrefixCache) -> None:
         self._runner = runner
         self._chooser = chooser
         self._scheduler = scheduler
         self._prefixes = prefixes
-        self._device = device
         self.num_run_tokens = 0
 
     def run_tokens(self, branch: Branch, token_ids: Seq[int]) -> Tensor:
@@ -216,10 +206,5 @@ class BranchSteps:
 
     def move(self, move: SlotMove | None) -> None:
         """Copy what the scheduler moved, if it moved anything."""
-        if move is None:
-            return
-        length = move.length
-        if self._device is not None:
-            self._device.move(move)
-            length += 1  # what a step that is under way has written
-        self._runner.cache.move(move.source, move.target, length)
+        if move is not None:
+            self._runner.cache.move(move.source, move.target, move.length)

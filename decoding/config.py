@@ -17,11 +17,6 @@ class EngineConfig:
         max_num_drafts: largest k a request may ask for.
         max_candidates_per_draft: largest m a request may ask for.
         max_tokens: most new tokens a draft may ask for.
-        device_steps: run decode steps on the model's device from end to end, one ahead of the host; None: where that is
-            a GPU. On a CPU it is of no use but to test it.
-        tune_kernels: with device steps, let torch.compile make fewer and larger kernels of what a layer does between
-            its matrix products, and try more ways to compute these and attention. It takes minutes at start, and some
-            seconds for each number of rows when it comes first.
         prompt_too_long: refuse such a prompt ("error"), or drop its oldest tokens and say so ("truncate_left").
     """
 
@@ -32,6 +27,4 @@ class EngineConfig:
     max_num_drafts: int = 32
     max_candidates_per_draft: int = 1024
     max_tokens: int = 512
-    device_steps: bool | None = None
-    tune_kernels: bool = False
     prompt_too_long: Literal["error", "truncate_left"] = "error"

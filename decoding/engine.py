@@ -15,9 +15,6 @@ sample+superposed n x k. They share one batch. With the selection "distinct", ou
 request's branch is divided after its first token: the most probable drafts go on alone, and end where they are
 improbable (docs/algorithm.md).
 
-`_decode_on_host` is a decode step in plain words. On a GPU `run_ahead` takes its place: the same method with all of it
-on the device, started one step ahead.
-
 The engine belongs to one thread. Nothing here locks.
 """
 
@@ -34,16 +31,14 @@ from superdraft.decoding.answer import answer, snapshot
 from superdraft.decoding.branches import BranchSteps
 from superdraft.decoding.choosing import TokenChooser
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.device_steps import DeviceSteps
 from superdraft.decoding.draft_set import DraftSet
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError, SupersededError
 from superdraft.decoding.model_runner import ModelRunner
-from superdraft.decoding.ngram import NgramScorer, TabularScorer
+from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prefix_cache import PrefixCache
 from superdraft.decoding.prompt import Prompt
-from superdraft.decoding.run_ahead import RunAhead, StepEnd, failed_step
 from superdraft.decoding.scheduler import Decode, Prefill, Scheduler
 from superdraft.decoding.sequence import Branch, Sequence
 from superdraft.decoding.superposition import superpose
@@ -93,13 +88,7 @@ class Engine:
         self._prefixes = PrefixCache(runner.cache.plan.num_prefix_positions)
         self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens, self._num_unfed)
         self._chooser = TokenChooser(tokenizer, runner.device, clock)
-        self._device: DeviceSteps | None = None
-        if runner.cache.plan.num_scratch:
-            self._device = DeviceSteps(runner, tokenizer, tunes_kernels=config.tune_kernels)
-        self._steps = BranchSteps(runner, self._chooser, self._scheduler, self._prefixes, self._device)
-        self._ahead = None
-        if self._device is not None:
-            self._ahead = RunAhead(self._device, self._steps, self._chooser, self._scheduler, tokenizer.eos_token_ids)
+        self._steps = BranchSteps(runner, self._chooser, self._scheduler, self._prefixes)
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}
         self._ended: list[StepOutput] = []
@@ -187,14 +176,6 @@ class Engine:
             self._sessions[session_id] = sequence
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
-
-    def place_ngram(self, scorer: TabularScorer[Any]) -> None:
-        """Hold an n-gram model where decode steps run, if that is not here; others are looked up here, step by step.
-
-        Before the first request. Without a device of its own, the engine has nothing to do.
-        """
-        if self._device is not None:
-            self._device.place_ngram(scorer)
 
     def cancel(self, request_id: str) -> bool:
         """Forget a request at once; no output follows for it. False if it is not here (any more)."""
@@ -285,47 +266,40 @@ class Engine:
     def _decode(self, work: Decode) -> list[StepOutput]:
         """One superposed embedding, one row, one position for every branch."""
         started_s = self._clock()
+        sequences = list(dict.fromkeys(branch.sequence for branch in work.branches))
         joining = {branch.sequence for branch in work.branches if branch.is_joining}
         try:
             for sequence in work.joining:
                 sequence.start_s = started_s
                 self._steps.reuse_prefix(sequence, sequence.branches[0])
-        except Exception as error:  # as below
-            end = failed_step(work.branches, error)
-        else:
-            if self._ahead is not None and self._ahead.can_step(work.branches):
-                end = self._ahead.step(work.branches)
-            else:
-                end = self._decode_on_host(work.branches)
+            faults = self._decode_step(work.branches)
+        except Exception as error:  # out of memory, say: all that were in this pass are lost, those that wait are not
+            faults = dict.fromkeys(sequences, error)
         elapsed_s = self._clock() - started_s
         outputs = []
-        for sequence in end.sequences:
+        for sequence in sequences:
             if sequence in joining:
                 sequence.prefill_s += elapsed_s
                 self._begun.append(sequence)
             else:
                 sequence.decode_s += elapsed_s
-            fault = end.faults.get(sequence)
+            fault = faults.get(sequence)
             outputs += self._report(sequence) if fault is None else [self._end(sequence, fault)]
         return outputs
 
-    def _decode_on_host(self, branches: Seq[Branch]) -> StepEnd:
-        """The method itself: the device runs the forward alone, and all else is plain to read here."""
-        end = StepEnd(list(dict.fromkeys(branch.sequence for branch in branches)))
-        try:
-            last_tokens = [token_id for branch in branches for token_id in branch.last_token_ids]
-            superposed = superpose(self._runner.embed(last_tokens), [branch.drafts.weights for branch in branches])
-            logits = self._runner.decode(superposed, [branch.num_computed for branch in branches]).float()
-            shared = self._chooser.shared_candidates(logits, branches)
-        except Exception as fault:  # out of memory, say: all that were in this pass are lost, those that wait are not
-            end = failed_step(branches, fault)
-        else:
-            for branch, row, candidates in zip(branches, logits, shared, strict=True):
-                try:
-                    self._steps.take_step(branch, row, candidates)
-                except Exception as fault:  # an n-gram model from outside may raise anything
-                    end.faults[branch.sequence] = fault
-        return end
+    def _decode_step(self, branches: Seq[Branch]) -> dict[Sequence, Exception]:
+        """The method itself; gives back the requests that failed alone, and why."""
+        last_tokens = [token_id for branch in branches for token_id in branch.last_token_ids]
+        superposed = superpose(self._runner.embed(last_tokens), [branch.drafts.weights for branch in branches])
+        logits = self._runner.decode(superposed, [branch.num_computed for branch in branches]).float()
+        shared = self._chooser.shared_candidates(logits, branches)
+        faults: dict[Sequence, Exception] = {}
+        for branch, row, candidates in zip(branches, logits, shared, strict=True):
+            try:
+                self._steps.take_step(branch, row, candidates)
+            except Exception as fault:  # an n-gram model from outside may raise anything
+                faults[branch.sequence] = fault
+        return faults
 
     # What comes out
 
@@ -395,5 +369,3 @@ class Engine:
             branch.drafts = DraftSet((), ())
         if sequence.session_id is not None and self._sessions.get(sequence.session_id) is sequence:
             del self._sessions[sequence.session_id]
-        if self._ahead is not None and not self._sequences:
-            self._ahead.drop()  # it would keep the requests that it was for

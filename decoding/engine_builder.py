@@ -16,17 +16,13 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_model_len = min(config.max_model_len, context or config.max_model_len)
-    on_device = config.device_steps if config.device_steps is not None else loaded.model.device.type == "cuda"
     runner = ModelRunner(
         loaded.model,
         max_model_len,
         config.kv_memory_bytes,
         config.num_slots,
-        num_scratch=int(on_device),
         quantise=loaded.quantise,
     )
-    if on_device and config.tune_kernels:
-        runner.compile_layers()
     generation = loaded.model.generation_config
     ends = generation.eos_token_id if generation is not None else None
     eos_token_ids = [ends] if isinstance(ends, int) else (ends or [])

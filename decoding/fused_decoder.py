@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from superdraft.decoding.attention_choice import AttentionChoice, AttentionShape, choose_attention
-from superdraft.decoding.decode_attention import Attention, masked_sdpa
 from superdraft.decoding.kv_cache import SlotKVCache
-from superdraft.decoding.layer_parts import EAGER, LayerParts, compiled_parts, rotate
-from superdraft.decoding.product_choice import ChosenLinear, ProductChoice, choose_product
+from superdraft.decoding.layer_parts import add_and_norm, gate, rotate, rotate_and_write
 from superdraft.decoding.quantisation import DenseLinear, quantised
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -44,9 +41,6 @@ class _Step:
     num_tokens: int
     rotation: tuple[Tensor, Tensor]
     masks: list[Tensor]
-    lengths: Tensor
-    attention: Attention
-    parts: LayerParts
     cache: SlotKVCache
     views: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
     pairs: tuple[tuple[Tensor, ...], Tensor, Tensor] | None
@@ -77,7 +71,6 @@ class FusedDecoder:
         self._head = DenseLinear(model.lm_head.weight, model.lm_head.bias)
         self._num_logits: int = model.lm_head.weight.shape[0]
         self._window: int | None = getattr(config, "sliding_window", None)
-        self._compiled: LayerParts | None = None
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -91,56 +84,6 @@ class FusedDecoder:
             layer.gate_up, layer.down = quantised(layer.gate_up), quantised(layer.down)
         self._head = quantised(self._head, is_head=True)
 
-    def compile_layers(self) -> None:
-        """From now on run decode steps of several rows, or in a graph, with compiled `layer_parts`.
-
-        The first step of each number of rows then takes seconds.
-        """
-        self._compiled = compiled_parts()
-
-    def leave_uncompiled(self) -> None:
-        """Take `compile_layers` back."""
-        self._compiled = None
-
-    def choose_attention(self, num_rows: int, read_length: int, *, tries_all: bool = True) -> AttentionChoice:
-        """The fastest attention for decode steps of so many rows and positions read; see `attention_choice`."""
-        shape = AttentionShape(
-            num_rows,
-            self._num_kv_heads,
-            self._num_heads // self._num_kv_heads,
-            self._head_dim,
-            read_length,
-        )
-        return choose_attention(
-            shape,
-            self._norm.dtype,
-            self._norm.device,
-            scale=self._scaling,
-            has_window=self._window is not None and read_length > self._window,
-            tries_all=tries_all,
-        )
-
-    def choose_products(self, num_rows: int) -> dict[tuple[int, ...], ProductChoice]:
-        """Let steps of so many rows take the fastest product for each shape of dense weights; see `product_choice`.
-
-        Returns:
-            What was chosen, by the weights' shape.
-        """
-        by_shape: dict[tuple[int, ...], list[ChosenLinear]] = {}
-        places = [(layer, name) for layer in self._layers for name in ("qkv", "output", "gate_up", "down")]
-        for owner, name in [*places, (self, "_head")]:
-            linear = getattr(owner, name)
-            if type(linear) is DenseLinear:
-                linear = ChosenLinear(linear)
-                setattr(owner, name, linear)
-            if isinstance(linear, ChosenLinear):
-                by_shape.setdefault(tuple(linear.weight.shape), []).append(linear)
-        choices = {shape: choose_product(linears, num_rows) for shape, linears in by_shape.items()}
-        for shape, choice in choices.items():
-            for linear in by_shape[shape]:
-                linear.products[num_rows] = choice.product
-        return choices
-
     def __call__(
         self,
         hidden: Tensor,
@@ -148,7 +91,6 @@ class FusedDecoder:
         masks: Tensor | dict[str, Tensor],
         cache: SlotKVCache,
         kept: Tensor | None,
-        attention: Attention | None = None,
     ) -> Tensor:
         """One forward. It reads nothing on the host, so that a CUDA graph can hold a decode step of it.
 
@@ -158,56 +100,42 @@ class FusedDecoder:
             masks: additive attention mask, shape [B, 1, T, C], or one for each layer type.
             cache: pointed at the rows' slots.
             kept: columns whose logits are wanted; None: all.
-            attention: how to compute the attention of a decode step (T = 1), see `choose_attention`.
 
         Returns:
             Logits, shape [B, T or number kept, V].
         """
         num_rows, num_tokens, width = hidden.shape
-        step = self._step(hidden, positions, masks, cache, attention)
+        step = self._step(hidden, positions, masks, cache)
         hidden = hidden.reshape(-1, width)
         normed = torch.rms_norm(hidden, (width,), self._layers[0].input_norm, self._epsilon)
         next_norms = [layer.input_norm for layer in self._layers[1:]]
         for index, layer in enumerate(self._layers):
             change = layer.output(self._attended(index, layer.qkv(normed), step))
-            hidden, normed = step.parts.add_and_norm(hidden, change, layer.mlp_norm, self._epsilon)
-            change = layer.down(step.parts.gate(layer.gate_up(normed), self._activation))
+            hidden, normed = add_and_norm(hidden, change, layer.mlp_norm, self._epsilon)
+            change = layer.down(gate(layer.gate_up(normed), self._activation))
             if index < len(next_norms):
-                hidden, normed = step.parts.add_and_norm(hidden, change, next_norms[index], self._epsilon)
+                hidden, normed = add_and_norm(hidden, change, next_norms[index], self._epsilon)
         hidden = hidden + change
         if kept is not None:
             hidden = hidden.view(num_rows, num_tokens, width)[:, kept].reshape(-1, width)
         normed = torch.rms_norm(hidden, (width,), self._norm, self._epsilon)
         return self._head(normed).view(num_rows, -1, self._num_logits)
 
-    def _step(
-        self,
-        hidden: Tensor,
-        positions: Tensor,
-        masks: Tensor | dict[str, Tensor],
-        cache: SlotKVCache,
-        attention: Attention | None,
-    ) -> _Step:
-        (num_rows, num_tokens, _), pairs = hidden.shape, cache.row_pairs()
+    def _step(self, hidden: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor], cache: SlotKVCache) -> _Step:
+        num_rows, num_tokens, _ = hidden.shape
         groups = self._num_heads // self._num_kv_heads
         masks = masks if isinstance(masks, dict) else {"": masks}
         if num_tokens > 1:
             masks = {name: mask.repeat(1, 1, groups, 1) for name, mask in masks.items()}
         default = next(iter(masks.values()))
-        # Prompts are of any length: what is compiled or chosen for a shape is for decode steps.
-        is_decode = num_tokens == 1 and pairs is not None
         return _Step(
             num_rows=num_rows,
             num_tokens=num_tokens,
             rotation=self._rotation(hidden, positions),
             masks=[masks.get(layer.mask_type, default) for layer in self._layers],
-            # Rows at a scratch position, whose results nobody looks at, read what there is.
-            lengths=positions[:, 0].clamp(max=cache.read_length - 1),
-            attention=attention if attention is not None and num_tokens == 1 else masked_sdpa,
-            parts=self._compiled if self._compiled is not None and is_decode else EAGER,
             cache=cache,
             views=cache.row_views(),
-            pairs=pairs,
+            pairs=cache.row_pairs(),
         )
 
     def _attended(self, index: int, qkv: Tensor, step: _Step) -> Tensor:
@@ -216,7 +144,7 @@ class FusedDecoder:
         heads = qkv.view(step.num_rows, step.num_tokens, -1, self._head_dim)
         if step.pairs is not None:
             pairs, slots, positions = step.pairs
-            queries = step.parts.rotate_and_write(
+            queries = rotate_and_write(
                 heads, step.rotation, norms, self._epsilon, num_heads, pairs[index], slots, positions
             ).transpose(1, 2)
             keys, values = step.cache.layers[index].read()
@@ -232,7 +160,9 @@ class FusedDecoder:
                 keys, values = read[2 * index], read[2 * index + 1]
         # The queries that share keys and values lie beside one another, as if they were further positions.
         queries = queries.reshape(step.num_rows, self._num_kv_heads, -1, self._head_dim)
-        mixed = step.attention(queries, keys, values, step.lengths, step.masks[index], self._scaling)
+        mixed = nn.functional.scaled_dot_product_attention(
+            queries, keys, values, step.masks[index], scale=self._scaling
+        )
         mixed = mixed.reshape(step.num_rows, num_heads, step.num_tokens, -1).transpose(1, 2)
         return mixed.reshape(step.num_rows * step.num_tokens, -1)
 

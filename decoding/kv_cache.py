@@ -42,7 +42,6 @@ class CachePlan:
     Attributes:
         num_slots: slots of running branches.
         max_len: positions of each.
-        num_scratch: positions behind them that nobody reads.
         num_prefix_positions: positions of the prefix pool.
         bytes_per_position: keys and values of all layers.
     """
@@ -51,7 +50,6 @@ class CachePlan:
     max_len: int
     num_prefix_positions: int
     bytes_per_position: int
-    num_scratch: int = 0
 
 
 MAX_DEFAULT_SLOTS = 64
@@ -60,12 +58,7 @@ MAX_PREFIX_POSITIONS = 100_000  # with a tiny model the book-keeping would outgr
 
 
 def plan_cache(
-    shapes: list[LayerShape],
-    item_bytes: int,
-    memory_bytes: int,
-    max_len: int,
-    num_slots: int | None,
-    num_scratch: int = 0,
+    shapes: list[LayerShape], item_bytes: int, memory_bytes: int, max_len: int, num_slots: int | None
 ) -> CachePlan:
     """Divide the memory: three quarters for slots unless their number is given, the rest for prompts to be reused.
 
@@ -75,13 +68,12 @@ def plan_cache(
         memory_bytes: the budget for all keys and values.
         max_len: positions of a slot.
         num_slots: wanted slots; None: as many as fit, at most 64.
-        num_scratch: positions that each slot has beyond `max_len`.
 
     Raises:
         ModelLoadError: the slots do not fit.
     """
     per_position = item_bytes * sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in shapes)
-    slot_bytes = per_position * (max_len + num_scratch)
+    slot_bytes = per_position * max_len
     fitting = memory_bytes // slot_bytes
     if fitting < (num_slots or 1):
         raise ModelLoadError(
@@ -90,7 +82,7 @@ def plan_cache(
         )
     slots = num_slots or min(MAX_DEFAULT_SLOTS, max(1, fitting * 3 // 4))
     num_prefix_positions = min(MAX_PREFIX_POSITIONS, (memory_bytes - slots * slot_bytes) // per_position)
-    return CachePlan(slots, max_len, num_prefix_positions, per_position, num_scratch)
+    return CachePlan(slots, max_len, num_prefix_positions, per_position)
 
 
 def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
@@ -213,8 +205,7 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         self._window = _Window(slice(0), slice(0), slice(0))
         # Keys and values in turn, layer after layer. In one block, what is done to all layers is one operation.
         dims = [(shape.num_heads, dim) for shape in shapes for dim in (shape.key_dim, shape.value_dim)]
-        num_positions = plan.max_len + plan.num_scratch
-        self._slots = _blocks([(plan.num_slots, heads, num_positions, dim) for heads, dim in dims], like)
+        self._slots = _blocks([(plan.num_slots, heads, plan.max_len, dim) for heads, dim in dims], like)
         self._pools = _blocks([(plan.num_prefix_positions, heads, dim) for heads, dim in dims], like)
         self._pairs = self._slots[0].view(-1, 2, *self._slots[0].shape[1:]).unbind(0) if len(self._slots) == 1 else None
         tensors = [tensor for block in self._slots for tensor in block.unbind(0)]
@@ -260,7 +251,7 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
         Args:
             positions: each row's one new position, shape [B, 1].
-            read_length: positions of each slot to read, the new ones among them but for scratch positions.
+            read_length: positions of each slot to read, the new ones among them.
         """
         window = self._window
         window.length, window.read_length = read_length - 1, read_length

@@ -1,18 +1,11 @@
-"""What a decoder layer does between its matrix products, element by element.
-
-Run as they are, these are several operations each; compiled, one or two. Each is compiled once and serves all layers:
-weights and cache are arguments. Sums may then be rounded a little later than by torch's own operations.
-"""
+"""What a decoder layer does between its matrix products, element by element."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
-_MAX_COMPILATIONS = 512  # of one function, for numbers of rows and shapes of weights; torch alone would stop at 8
 
 
 def add_and_norm(hidden: Tensor, change: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -83,37 +76,3 @@ def rotate_and_write(
     num_rows, num_tokens, _, head_dim = qkv.shape
     pairs[:, slots, :, positions] = qkv[:, :, num_heads:].view(num_rows, num_tokens, 2, -1, head_dim)
     return qkv[:, :, :num_heads]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerParts:
-    """The functions of this module as they are, or compiled."""
-
-    add_and_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = add_and_norm
-    gate: Callable[[Tensor, Activation], Tensor] = gate
-    rotate_and_write: Callable[..., Tensor] = rotate_and_write
-
-
-EAGER = LayerParts()
-
-
-def allow_many_compilations() -> None:
-    """Raise torch's limits of compilations of a function, which hold for the whole process."""
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _MAX_COMPILATIONS)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _MAX_COMPILATIONS)
-
-
-def compiled_parts(backend: str = "inductor") -> LayerParts:
-    """Compiled for the shapes that they are called with, each when it comes first."""
-    allow_many_compilations()
-    return LayerParts(
-        torch.compile(add_and_norm, fullgraph=True, dynamic=False, backend=backend),
-        torch.compile(gate, fullgraph=True, dynamic=False, backend=backend),
-        torch.compile(_rotate_copy_and_write, fullgraph=True, dynamic=False, backend=backend),
-    )
-
-
-def _rotate_copy_and_write(qkv: Tensor, *rest: Any) -> Tensor:
-    """Compiled, nothing is copied: queries are new memory, and `qkv` need not be written back."""
-    return rotate_and_write(qkv.clone(), *rest)

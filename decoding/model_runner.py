@@ -1,23 +1,22 @@
 """The one place where the model runs: prompts, superposed decode steps and verification passes."""
 
 import inspect
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from superdraft.decoding.attention_choice import AttentionChoice
-from superdraft.decoding.decode_attention import Attention
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.fused_decoder import FusedDecoder
 from superdraft.decoding.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes
+from superdraft.decoding.model_support import can_be_recorded
 from superdraft.decoding.quantisation import quantise_modules
+from superdraft.decoding.step_graphs import CudaGraphRecorder, Recorder, StepGraphs
 from superdraft.decoding.transfer import to_device
 
 SELF_CHECK_TOKENS = 6
-_logger = logging.getLogger(__name__)
+_FEWEST_POSITIONS = 256  # a graph for each power of two from here on
 
 
 class ModelRunner:
@@ -31,9 +30,9 @@ class ModelRunner:
         max_model_len: positions of each slot.
         kv_memory_bytes: memory for all keys and values.
         num_slots: branches that can run at once; None: as many as fit.
-        num_scratch: positions that each slot has beyond `max_model_len`, for `decode_at` to write to.
         quantise: keep the weights of linear layers in 4 and 8 bits as well, for steps of a few rows; a bfloat16 model
             only.
+        recorder: makes graphs of decode steps; None: CUDA graphs on a GPU, and none on a CPU.
 
     Raises:
         UnsupportedModelError: the model cannot be run this way.
@@ -47,8 +46,8 @@ class ModelRunner:
         kv_memory_bytes: int,
         num_slots: int | None = None,
         *,
-        num_scratch: int = 0,
         quantise: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
         self.model = model
         self.device: torch.device = model.device
@@ -62,18 +61,29 @@ class ModelRunner:
         with torch.inference_mode():
             like = self.embedding(torch.zeros(1, dtype=torch.long, device=self.device))
         shapes = probe_layer_shapes(model)
-        plan = plan_cache(shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots, num_scratch)
+        plan = plan_cache(shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots)
         self.num_slots = plan.num_slots
         self.cache = SlotKVCache(shapes, plan, like)
         self._fused: FusedDecoder | None = None
         # In float32 transformers' own forward stays: it is what everything else is compared with.
         if model.dtype != torch.float32 and FusedDecoder.supports(model):
             self._fused = FusedDecoder(model)
+        if recorder is None and self.device.type == "cuda" and can_be_recorded(model):
+            recorder = CudaGraphRecorder()
+        self._graphs: StepGraphs | None = None
+        if recorder is not None:
+            self._graphs = StepGraphs(recorder)
+            # A graph remembers where its tensors lie, so what changes from step to step is copied to and from these.
+            self._embeddings = like.new_zeros(plan.num_slots, like.shape[-1])
+            self._positions = torch.zeros(plan.num_slots, dtype=torch.long, device=self.device)
+            self._logits = like.new_zeros(plan.num_slots, self.vocab_size)
         self._self_check()
         if quantise and self._fused is not None:
             self._fused.quantise()
         elif quantise:
             quantise_modules(model, model.get_output_embeddings())
+        if quantise and self._graphs is not None:
+            self._graphs.clear()  # they read the weights of before
 
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int]) -> Tensor:
@@ -118,63 +128,35 @@ class ModelRunner:
         Returns:
             Logits, shape [B, V].
         """
+        if self._graphs is not None:
+            return self._replayed(self._graphs, embeddings, lengths)
         positions = self.cache.select(range(len(lengths)), lengths, 1)
         return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
 
-    @torch.inference_mode()
-    def decode_at(
-        self, embeddings: Tensor, positions: Tensor, read_length: int, attention: Attention | None = None
-    ) -> Tensor:
-        """The same with all that changes from step to step on the device, so that a graph can be made of it.
+    def _replayed(self, graphs: StepGraphs, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
+        """`decode` as a graph. There is one for each number of rows and each power of two of positions read."""
+        num_rows = len(lengths)
+        read_length = min(max(_FEWEST_POSITIONS, 1 << max(lengths).bit_length()), self.max_model_len)
+        inputs, positions, logits = (part[:num_rows] for part in (self._embeddings, self._positions, self._logits))
+        inputs.copy_(embeddings)
+        positions.copy_(to_device(lengths, self.device))
+        graphs.run((num_rows, read_length), lambda: logits.copy_(self._decode_at(inputs, positions, read_length)))
+        return logits.clone()
+
+    def _decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int) -> Tensor:
+        """A decode step in which all that changes from step to step is on the device: a graph can be made of it.
 
         Args:
             embeddings: superposed embeddings, shape [B, D].
-            positions: where each row's keys and values go, shape [B]; `max_model_len` is the scratch position.
+            positions: where each row's keys and values go, shape [B].
             read_length: positions of each slot that attention looks at; above a row's own they are masked.
-            attention: how it is computed where the fused forward runs, see `choose_attention`; None: torch's own.
 
         Returns:
-            Logits, shape [B, V]; those of rows at the scratch position mean nothing.
+            Logits, shape [B, V].
         """
         positions = positions.unsqueeze(1)
         self.cache.select_at(positions, read_length)
-        return self._forward(positions, None, attention, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
-
-    def choose_attention(self, num_rows: int, read_length: int, *, tries_all: bool) -> AttentionChoice | None:
-        """The fastest attention for `decode_at` with so many rows; None where transformers' own forward runs."""
-        if self._fused is None:
-            return None
-        return self._fused.choose_attention(num_rows, read_length, tries_all=tries_all)
-
-    def choose_products(self, num_rows: int) -> None:
-        """Let steps of so many rows take the fastest matrix products, where the fused forward runs."""
-        if self._fused is not None:
-            self._fused.choose_products(num_rows)
-
-    @torch.inference_mode()
-    def compile_layers(self) -> None:
-        """Let torch.compile join what the fused forward does between its matrix products, where that works.
-
-        It needs a compiler on the machine. One step at the scratch position shows whether it works and is right; if
-        not, a warning says so and nothing has changed.
-        """
-        if self._fused is None:
-            return
-        embeddings, scratch = self.embed([0]), to_device([self.max_model_len], self.device)
-
-        def step() -> Tensor:
-            return torch.softmax(self.decode_at(embeddings, scratch, self.max_model_len).float(), dim=-1)
-
-        expected = step()
-        self._fused.compile_layers()
-        try:
-            difference = float((step() - expected).abs().max())
-            problem = None if difference <= self._tolerance else f"probabilities differ by {difference:.3g}"
-        except Exception as error:  # compilers fail in many ways
-            problem = f"{type(error).__name__}: {error}"
-        if problem is not None:
-            self._fused.leave_uncompiled()
-            _logger.warning("layers are not compiled: %s", problem)
+        return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
 
     @torch.inference_mode()
     def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
@@ -197,13 +179,11 @@ class ModelRunner:
         logits = logits[:, start - longest :]
         return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
 
-    def _forward(
-        self, positions: Tensor, kept: Tensor | None, attention: Attention | None = None, **inputs: Tensor
-    ) -> Tensor:
+    def _forward(self, positions: Tensor, kept: Tensor | None, **inputs: Tensor) -> Tensor:
         """Logits of the columns `kept` of each row, or of all, shape [B, T, V]."""
         if self._fused is not None:
             embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embedding(inputs["input_ids"])
-            return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept, attention)
+            return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept)
         keep = {"logits_to_keep": kept} if self._can_keep_logits and kept is not None else {}
         logits: Tensor = self.model(
             attention_mask=self._attention_mask(positions),
@@ -231,12 +211,6 @@ class ModelRunner:
         dtype = self.model.dtype
         return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill(~visible, torch.finfo(dtype).min)
 
-    @property
-    def _tolerance(self) -> float:
-        """Of a probability, between two ways to compute it."""
-        # bfloat16: rounding alone moved a probability of the default model by 0.048.
-        return 1e-3 if self.model.dtype == torch.float32 else 0.15
-
     def _self_check(self) -> None:
         """Slots, masks and embeddings against the plain model, on a few tokens and two slots of different lengths."""
         count = min(SELF_CHECK_TOKENS, self.max_model_len)
@@ -248,6 +222,8 @@ class ModelRunner:
                 rows, lengths = [ids[-1]] * 2, [count - 1, count - 2]
             self.prefill(range(len(rows)), [ids[:-1], ids[1:-1]][: len(rows)], [0] * len(rows))
             got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
+            if self._graphs is not None:  # the first of a shape runs as it is and is recorded, the next one is replayed
+                got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
         except UnsupportedModelError:
             raise
         except Exception as error:
@@ -255,7 +231,8 @@ class ModelRunner:
                 f"{type(self.model).__name__} cannot be run with embeddings as input over a KV cache in slots: {error}"
             ) from error
         wanted = torch.stack([logprobs[-1] for logprobs in expected[: len(rows)]])
-        tolerance = self._tolerance
+        # bfloat16: rounding alone moved a probability of the default model by 0.048.
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.15
         difference = float((got.exp() - wanted.exp()).abs().max())
         if not difference <= tolerance:
             raise UnsupportedModelError(

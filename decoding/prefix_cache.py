@@ -33,11 +33,6 @@ class PrefixCache:
         # than its children and the first one here is a leaf.
         self._by_use: OrderedDict[_Node, None] = OrderedDict()
 
-    @property
-    def num_used(self) -> int:
-        """Positions that hold a token."""
-        return len(self._by_use)
-
     def match(self, token_ids: Sequence[int]) -> list[int]:
         """Positions of the longest kept prefix of `token_ids`, in order."""
         path = self._walk(token_ids)

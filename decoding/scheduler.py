@@ -84,11 +84,6 @@ class Scheduler:
         return len(self._running) + len(self._batch) + (self._long is not None)
 
     @property
-    def can_fork(self) -> bool:
-        """A slot is free behind the running ones."""
-        return not self._batch and len(self._running) + self._reserved < self.num_slots
-
-    @property
     def _reserved(self) -> int:
         """Slots that the long prompt's branches will need, and those kept for running sequences to fork into."""
         return (self._long.params.num_rows if self._long is not None else 0) + sum(self._kept.values())
@@ -194,10 +189,7 @@ class Scheduler:
             self._kept[sequence] = sequence.params.num_rows - 1
 
     def fork(self, branch: Branch, twin: Branch) -> SlotMove:
-        """Give `twin` a slot of its own; the returned copy makes it continue where `branch` is.
-
-        Between two steps only if `can_fork`.
-        """
+        """Give `twin` a slot of its own; the returned copy makes it continue where `branch` is."""
         assert branch.slot is not None
         assert len(self._running) < self.num_slots
         twin.slot = len(self._running)

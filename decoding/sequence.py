@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.random import Generator
 
@@ -10,11 +10,8 @@ from superdraft.decoding.draft_set import DraftSet, Extend
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 
-if TYPE_CHECKING:
-    from superdraft.decoding.device_steps import DeviceRow
 
-
-@dataclass(slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False)
 class Branch:
     """One row of the model: a KV-cache slot and the drafts that share it.
 
@@ -28,7 +25,6 @@ class Branch:
         num_healing_steps: the first of them, in which every draft was still repeating what had been typed.
         num_exact: tokens of the drafts, from the first on, whose keys and values are those of real tokens.
         is_unhealed: token healing was given up, and what it took back was run before the drafts.
-        device_row: what the device holds of it; None: nothing that is of use.
     """
 
     sequence: "Sequence"
@@ -40,7 +36,6 @@ class Branch:
     num_healing_steps: int = 0
     num_exact: int = 0
     is_unhealed: bool = False
-    device_row: "DeviceRow | None" = None
 
     @property
     def context_token_ids(self) -> list[int]:

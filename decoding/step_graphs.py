@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 MAX_GRAPHS = 256
 """Each keeps some megabytes on the device; the ones that were not used for longest go first."""
 
-Operations = Callable[[], None]
+Operations = Callable[[], object]
 Recorder = Callable[[Operations], Operations]
 """Runs nothing of what it is given; what it returns repeats it."""
 

@@ -6,7 +6,6 @@
     ├── NgramModelNotFoundError   nothing is found under that name or path
     ├── BrokenNgramModelError     it is found but incomplete, damaged or of an unknown format
     ├── TokenizerMismatchError    it was built for the token ids of another tokenizer
-    ├── NoNgramTablesError        no tables for a device can be made of it; KenLM may well look it up
     └── NgramBuildError           a model cannot be built
         ├── CorpusError           a corpus file cannot be read
         └── BuildToolMissingError lmplz or build_binary, or what builds them, is not installed
@@ -29,10 +28,6 @@ class BrokenNgramModelError(NgramModelError):
 
 class TokenizerMismatchError(NgramModelError):
     """The n-gram model was built for another tokenizer: its words are other tokens."""
-
-
-class NoNgramTablesError(NgramModelError):
-    """No tables can be made of the n-gram model's file; it is looked up on the host instead."""
 
 
 class NgramBuildError(NgramModelError):

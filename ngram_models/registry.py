@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -167,6 +166,4 @@ def open_scorer(folder: Path, manifest: Manifest, *, unknown: UnknownPolicy = "u
         vocabulary_size=manifest.tokenizer.vocabulary_size,
         end_of_text_ids=manifest.tokenizer.end_of_text_ids,
         unknown=unknown,
-        # Looked for again each time: another model may have been put in its place since.
-        find_binary=partial(manifest.verify_binary, folder),
     )

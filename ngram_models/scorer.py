@@ -2,16 +2,11 @@
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
-from threading import Lock
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import kenlm
 
-from superdraft.ngram_models.errors import NoNgramTablesError
-from superdraft.ngram_models.hashed_ngrams import HashedNgrams, hash_ngrams
-from superdraft.ngram_models.kenlm_trie import read_trie
 from superdraft.ngram_models.vocabulary import WordTable
 
 UnknownPolicy = Literal["unk", "zero"]
@@ -36,8 +31,6 @@ class KenLMScorer:
         unknown: a token that the corpus lacks gets KenLM's probability of `<unk>` ("unk": such a token does not kill a
             draft) or none, `-inf` ("zero": a draft without any supported candidate then takes Superposed Decoding's
             penalty path, as with raw frequency tables).
-        find_binary: tells the path of the model's file, or raises an NgramModelError if that is not there any more;
-            None: it is not known, and `tables` cannot be asked for.
     """
 
     def __init__(
@@ -47,7 +40,6 @@ class KenLMScorer:
         vocabulary_size: int,
         end_of_text_ids: Collection[int],
         unknown: UnknownPolicy = "unk",
-        find_binary: Callable[[], Path] | None = None,
     ) -> None:
         self._model = model
         self._base_score = model.BaseScore
@@ -58,9 +50,6 @@ class KenLMScorer:
         model.BeginSentenceWrite(self._text_start)
         # BaseScore must write its out-state somewhere; nothing reads this one.
         self._discarded = kenlm.State()
-        self._find_binary = find_binary
-        self._tables: HashedNgrams | None = None
-        self._tables_lock = Lock()
 
     @property
     def order(self) -> int:
@@ -121,38 +110,3 @@ class KenLMScorer:
         next_state = kenlm.State()
         self._base_score(state, self._words[token_id], next_state)
         return next_state
-
-    def tables(self) -> HashedNgrams:
-        """The model as hash tables, with the same scores but for rounding: for a device that KenLM does not run on.
-
-        They are made when they are first asked for, which takes seconds and much more memory than the model's file, and
-        kept as long as the scorer. May be called on any thread.
-
-        Raises:
-            NoNgramTablesError: the model's file is none of KenLM's tries, or is not known.
-            BrokenNgramModelError: the file is no longer the one that was loaded.
-        """
-        with self._tables_lock:
-            if self._tables is None:
-                if self._find_binary is None:
-                    raise NoNgramTablesError("The n-gram model's file is not known: it is looked up on the host.")
-                trie = read_trie(self._find_binary())
-                self._tables = hash_ngrams(trie, self._words, unknown_has_no_support=self._unknown_has_no_support)
-            return self._tables
-
-    def context_words(self, token_ids: Sequence[int]) -> list[int]:
-        """The words, by the numbers of `tables`, that the state after `token_ids` depends on: `order - 1` at most.
-
-        As in `initial_state`, an end-of-text token starts a new text, whose first word is `<s>`; a prompt has none.
-
-        Raises:
-            NgramModelError: as `tables`.
-        """
-        tables = self.tables()
-        words: list[int] = []
-        for token_id in token_ids[-(tables.order - 1) :]:
-            if token_id in self._end_of_text_ids:
-                words = [tables.begin_word]
-            else:
-                words.append(int(tables.words[token_id]) if token_id < len(tables.words) else 0)
-        return words

@@ -78,12 +78,6 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
     max_prefill_tokens: Annotated[
         int | None, typer.Option(help="Prompt tokens between two decode steps.  [default: 256]")
     ] = None,
-    device_steps: Annotated[
-        bool | None, typer.Option(help="All of a decode step on the model's device.  [default: if that is a GPU]")
-    ] = None,
-    tune_kernels: Annotated[
-        bool | None, typer.Option("--tune-kernels", help="On a GPU: try more ways to compute; minutes at start.")
-    ] = None,
     max_num_drafts: Annotated[int | None, typer.Option(help="Largest k.  [default: 32]")] = None,
     max_batch_prompts: Annotated[int | None, typer.Option(help="Prompts in a request.  [default: 32]")] = None,
     prompt_too_long: Annotated[str | None, typer.Option(help="error or truncate_left.  [default: error]")] = None,

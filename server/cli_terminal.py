@@ -72,11 +72,6 @@ class Terminal:
         return "" if ghost is None or not self._is_at_line_end else ghost.text
 
     @property
-    def bar_text(self) -> str:
-        """What the bottom bar says."""
-        return "".join(fragment[1] for fragment in self._bar())
-
-    @property
     def _is_at_line_end(self) -> bool:
         return self.buffer.document.current_line_after_cursor == ""
 

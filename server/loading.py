@@ -11,7 +11,6 @@ from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import load_model
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.decoding.tokenizer import Tokenizer
-from superdraft.ngram_models.errors import NgramModelError
 from superdraft.ngram_models.in_context import DocumentCache
 from superdraft.ngram_models.manifest import Tuning
 from superdraft.ngram_models.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
@@ -61,22 +60,12 @@ def load_service(settings: Settings) -> LoadedService:
     engine = build_engine(loaded, settings.engine_config())
     fingerprint = tokenizer_fingerprint(engine.tokenizer.vocabulary)
     ngram_model = choose_ngram_model(settings, fingerprint)
-    if ngram_model is not None:
-        _place(ngram_model, engine)
     tuning = ngram_model.manifest.tuning if ngram_model is not None else None
     alpha, tau = _defaults(settings, tuning)
     ngram_models = _ngram_models(settings, engine.tokenizer, fingerprint, ngram_model)
     num_candidates = None if tuning is None else tuning.candidates_per_draft
     drafting = DraftingDefaults.of(settings, engine.num_slots, alpha, tau, num_candidates)
     return LoadedService(engine, loaded.name, ngram_models, drafting)
-
-
-def _place(ngram_model: NgramModel, engine: Engine) -> None:
-    """Let the engine hold the n-gram model on its device, if it has one and the model's format allows that."""
-    try:
-        engine.place_ngram(ngram_model.scorer)
-    except NgramModelError as error:
-        log.warning("ngram_model_on_host", model=ngram_model.name, reason=str(error))
 
 
 def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | None:

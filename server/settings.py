@@ -72,10 +72,6 @@ class Settings(BaseSettings):
     num_slots: int | None = Field(default=None, ge=1, description="None: as many as fit in kv_memory, at most 64")
     num_threads: int | None = Field(default=None, ge=1, description="on a CPU; None: all cores but one")
     max_prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens between two decode steps")
-    device_steps: bool | None = Field(
-        default=None, description="all of a decode step on the model's device, one ahead; None: if that is a GPU"
-    )
-    tune_kernels: bool = Field(default=False, description="then try more ways to compute; takes minutes at start")
     max_num_drafts: int = Field(default=32, ge=1)
     max_batch_prompts: int = Field(default=32, ge=1, description="most prompts in one /v1/completions request")
     prompt_too_long: Literal["error", "truncate_left"] = "error"
@@ -131,8 +127,6 @@ class Settings(BaseSettings):
             kv_memory_bytes=int(self.kv_memory),
             num_slots=self.num_slots,
             max_prefill_tokens=self.max_prefill_tokens,
-            device_steps=self.device_steps,
-            tune_kernels=self.tune_kernels,
             max_num_drafts=self.max_num_drafts,
             max_candidates_per_draft=max(1024, self.max_num_drafts**2),  # the default, k squared, is always allowed
             prompt_too_long=self.prompt_too_long,

@@ -217,11 +217,10 @@ def test_a_scorer_that_raises_ends_its_own_request_only():
         assert [d.token_ids for d in answer.output.drafts] == [d.token_ids for d in expected[name].drafts]
 
 
-@pytest.mark.parametrize(("device_steps", "method"), [(False, "decode"), (True, "decode_at")])
-def test_logits_that_are_not_numbers_end_their_own_request_only(monkeypatch, device_steps, method):
-    engine, _ = tiny_engine(device_steps=device_steps)
+def test_logits_that_are_not_numbers_end_their_own_request_only(monkeypatch):
+    engine, _ = tiny_engine()
     expected = engine.generate(PROMPTS[1], params())
-    decode = getattr(engine._runner, method)
+    decode = engine._runner.decode
     calls = []
 
     def poisoned(embeddings: torch.Tensor, *args: object) -> torch.Tensor:
@@ -233,7 +232,7 @@ def test_logits_that_are_not_numbers_end_their_own_request_only(monkeypatch, dev
                 engine._runner.cache.layers[0].values[0] = float("nan")
         return logits
 
-    monkeypatch.setattr(engine._runner, method, poisoned)
+    monkeypatch.setattr(engine._runner, "decode", poisoned)
     engine.add_request("poisoned", PROMPTS[0], params())
     engine.add_request("healthy", PROMPTS[1], params())
     outputs = run_all(engine)
@@ -266,13 +265,18 @@ def test_a_prompt_whose_logits_are_not_numbers_is_not_kept_for_the_next_one(monk
     assert [d.token_ids for d in again.drafts] == [d.token_ids for d in expected.drafts]
 
 
-def test_a_forward_that_fails_ends_those_in_it_and_the_engine_goes_on(monkeypatch):
+@pytest.mark.parametrize("method", ["prefill", "decode"])
+def test_a_forward_that_fails_ends_those_in_it_and_the_engine_goes_on(monkeypatch, method):
     engine, _ = tiny_engine()
+    expected = tiny_engine()[0].generate("abc", params())
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "prefill", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        patch.setattr(engine._runner, method, lambda *_: (_ for _ in ()).throw(MemoryError()))
         engine.add_request("a", "abc", params())
-        assert isinstance(run_all(engine)["a"].error, SequenceFailedError)
-    assert engine.generate("abc", params()).drafts
+        engine.add_request("b", "abc", params())
+        for output in run_all(engine).values():
+            assert isinstance(output.error, SequenceFailedError)
+            assert isinstance(output.error.__cause__, MemoryError)
+    assert texts(engine.generate("abc", params())) == texts(expected)
 
 
 def test_cancelled_requests_leave_no_trace_and_others_their_answers():
@@ -301,15 +305,14 @@ def test_an_id_cannot_be_used_twice_at_once():
     assert list(run_all(engine)) == ["a"]
 
 
-@pytest.mark.parametrize("device_steps", [False, True])
 @pytest.mark.parametrize(
     "options", [{}, {"strategy": "sample", "seed": 1}, {"selection": "distinct", "max_branches": 2}]
 )
-def test_a_known_prompt_needs_no_pass_of_its_own(device_steps, options):
+def test_a_known_prompt_needs_no_pass_of_its_own(options):
     """Its last token is one more row of the next decode step."""
     cold, _ = tiny_engine(num_slots=8)
     expected = cold.generate(PROMPTS[0], params(**options))
-    engine, model = tiny_engine(num_slots=8, device_steps=device_steps)
+    engine, model = tiny_engine(num_slots=8)
     engine.generate(PROMPTS[0], params(max_tokens=1))
     engine.add_request("other", PROMPTS[1], params(max_tokens=20))
     for _ in range(3):

@@ -5,15 +5,24 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.decoding import run_all
 from support.fake_cuda import OnlyOnDevice, fake_cuda, on_fake_cuda
-from support.graph_steps import PROMPTS, fill, step_of
-from support.models import tiny_model
-from support.recorded_ops import RecordedOps
+from support.models import VOCAB_SIZE, tiny_model, tiny_tokenizer
+from support.recorded_ops import CountedRecorder, RecordedOps
 
+from superdraft.decoding import model_runner
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine import Engine
 from superdraft.decoding.model_runner import ModelRunner
 from superdraft.decoding.model_support import can_be_recorded
+from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.step_graphs import Operations, Recorder
+from superdraft.decoding.tokenizer import Tokenizer
 
 NUM_ROWS = 3
+READ_LENGTH = 24
+PROMPTS = ([5, 80, 31, 7, 7, 99, 120, 18, 44, 3, 250], [3, 4, 5], [9] * 7)
 # In double precision Llama-like models run through the fused decoder, and rounding hides nothing.
 CASES = [
     *[(name, torch.float64) for name in ("llama", "mistral", "qwen3")],
@@ -23,6 +32,18 @@ CASES = [
 
 def runner_of(architecture: str, dtype: torch.dtype) -> ModelRunner:
     return ModelRunner(tiny_model(architecture).to(dtype), 64, 4_000_000, num_slots=4)
+
+
+def step_of(runner: ModelRunner, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Logits of one step of slots [0, R), shape [R, V]."""
+    return runner._decode_at(embeddings, lengths, READ_LENGTH)
+
+
+def fill(runner: ModelRunner, prompts: tuple[list[int], ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts into the slots; their last tokens' embeddings and the lengths before them."""
+    for slot, prompt in enumerate(prompts):
+        runner.prefill([slot], [prompt[:-1]], [0])
+    return runner.embed([prompt[-1] for prompt in prompts]), torch.tensor([len(prompt) - 1 for prompt in prompts])
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), CASES)
@@ -84,6 +105,73 @@ def test_a_model_with_angles_for_each_kind_of_layer_can_be_recorded():
     longrope = tiny_model("llama")
     longrope.model.rotary_emb.rope_type = {"full_attention": "default", "sliding_attention": "longrope"}
     assert not can_be_recorded(longrope)
+
+
+def engine_of(dtype: torch.dtype, recorder: Recorder | None, *, num_slots: int = 5, quantise: bool = False) -> Engine:
+    model = tiny_model("llama").to(dtype)
+    runner = ModelRunner(model, 96, 4_000_000, num_slots, quantise=quantise, recorder=recorder)
+    return Engine(runner, Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig())
+
+
+TEXTS = ["Thank you for your", "The quick brown", "a", "We're meeting at noon, aren't"]
+VARIANTS = [
+    GenerationParams(tau=0.5, num_drafts=3, max_tokens=8),
+    GenerationParams(strategy="greedy", num_drafts=1, max_tokens=60),
+    GenerationParams(strategy="sample", num_drafts=2, seed=5, max_tokens=8),
+    GenerationParams(selection="distinct", max_branches=3, alpha=0.0, tau=1.0, max_tokens=8),
+]
+
+
+def assert_alike(got: GenerationOutput, expected: GenerationOutput, tolerance: float) -> None:
+    assert [(d.token_ids, d.finish_reason) for d in got.drafts] == [
+        (d.token_ids, d.finish_reason) for d in expected.drafts
+    ]
+    assert [d.score for d in got.drafts] == pytest.approx([d.score for d in expected.drafts], abs=tolerance)
+
+
+# In double precision the steps' different read lengths round nothing away.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["transformers", "fused"])
+def test_replayed_steps_are_the_steps_themselves(dtype, monkeypatch):
+    """What Python decided while a step was recorded must hold for every step of its shape."""
+    monkeypatch.setattr(model_runner, "_FEWEST_POSITIONS", 16)
+    recorder = CountedRecorder()
+    engine, plain = engine_of(dtype, recorder), engine_of(dtype, None)
+    for variant in VARIANTS:
+        for text in TEXTS:
+            assert_alike(engine.generate(text, variant), plain.generate(text, variant), 1e-3)
+    for one in (engine, plain):
+        for number, variant in enumerate(VARIANTS):
+            one.add_request(str(number), TEXTS[number], variant)
+    together, expected = run_all(engine), run_all(plain)
+    for name, output in together.items():
+        assert_alike(output.output, expected[name].output, 1e-3)
+    assert recorder.num_replays > 5 * recorder.num_graphs > 20
+
+
+def test_graphs_do_not_outlive_the_weights_that_they_read():
+    def step(engine: Engine) -> torch.Tensor:
+        runner = engine._runner
+        runner.prefill([0], [[3, 4, 5]], [0])
+        return runner.decode(runner.embed([6]), [3]).float()
+
+    recorder = CountedRecorder()
+    quantised = step(engine_of(torch.bfloat16, recorder, num_slots=1, quantise=True))
+    # One before the weights change, for the check of the runner, and another one after.
+    assert (recorder.num_graphs, recorder.num_replays) == (2, 1)
+    expected = step(engine_of(torch.bfloat16, None, num_slots=1, quantise=True))
+    exact = step(engine_of(torch.bfloat16, None, num_slots=1))
+    assert float((quantised - expected).abs().max()) < 0.1 * float((exact - expected).abs().max())
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(caplog):
+    def broken(_: Operations) -> Operations:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    engine = engine_of(torch.float32, broken)
+    expected = engine_of(torch.float32, None).generate(TEXTS[0], VARIANTS[0])
+    assert_alike(engine.generate(TEXTS[0], VARIANTS[0]), expected, 1e-3)
+    assert "cannot be recorded" in caplog.text
+    assert len(caplog.records) == 1
 
 
 HOST_WORK: dict[str, Callable[[torch.Tensor], object]] = {

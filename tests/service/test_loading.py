@@ -3,14 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from structlog.testing import capture_logs
 from support.models import tiny_model_folder, tiny_tokenizer
-from support.ngram import shipped_scorer
 from support.ngram_folders import put_model, random_arpa
 
-from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU, GenerationParams
+from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.ngram_models.manifest import Manifest, TokenizerIdentity, Tuning
-from superdraft.ngram_models.scorer import KenLMScorer
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.loading import load_service
 from superdraft.server.settings import Settings
@@ -46,21 +43,3 @@ def test_settings_win_over_tuned_values_and_those_over_the_papers(load):
     drafting = load(None).drafting
     assert (drafting.alpha, drafting.tau, drafting.candidates_per_draft) == (DEFAULT_ALPHA, DEFAULT_TAU, None)
     assert (drafting.selection, drafting.max_branches) == ("distinct", 1)  # no more rows than slots
-
-
-def test_a_device_holds_the_n_gram_model_if_its_format_allows_that(load, monkeypatch):
-    with capture_logs() as logs:
-        service = load(None, device_steps=True)  # which is a text file
-    scorer = service.ngram_models.default_scorer
-    assert not service.engine._device.holds(scorer)
-    assert [entry["event"] for entry in logs] == ["ngram_model_on_host"]
-    params = GenerationParams(alpha=0.5, max_tokens=3)
-    on_host = service.engine.generate("Thank you", params, scorer)
-    assert len(on_host.drafts) == 3
-
-    trie = shipped_scorer().tables()
-    monkeypatch.setattr(KenLMScorer, "tables", lambda _: trie)
-    with capture_logs() as logs:
-        service = load(None, device_steps=True)
-    assert service.engine._device.holds(service.ngram_models.default_scorer)
-    assert not logs

@@ -29,8 +29,8 @@ class ManualClock:
 class FakeCache:
     """Slots hold what was fed at each position, as bytes. Reading a position that was never written is a failure."""
 
-    def __init__(self, num_slots: int, max_len: int, num_prefix_positions: int, num_scratch: int) -> None:
-        self.plan = CachePlan(num_slots, max_len, num_prefix_positions, 1, num_scratch)
+    def __init__(self, num_slots: int, max_len: int, num_prefix_positions: int) -> None:
+        self.plan = CachePlan(num_slots, max_len, num_prefix_positions, 1)
         self.slots: list[list[bytes | None]] = [[None] * max_len for _ in range(num_slots)]
         self.pool: list[bytes | None] = [None] * num_prefix_positions
 
@@ -59,19 +59,16 @@ class FakeRunner:
         max_model_len: int = 64,
         num_prefix_positions: int = 200,
         vocab_size: int = VOCAB_SIZE,
-        num_scratch: int = 0,
     ) -> None:
         self.num_slots = num_slots
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self.device = torch.device("cpu")
-        self.cache = FakeCache(num_slots, max_model_len, num_prefix_positions, num_scratch)
+        self.cache = FakeCache(num_slots, max_model_len, num_prefix_positions)
         self.prefilled: list[list[int]] = []
         self.decoded: list[int] = []
         table = np.random.default_rng(0).standard_normal((vocab_size, WIDTH)).astype(np.float32)
         self._embeddings = torch.from_numpy(table)
-        self.model = torch.nn.Module()
-        self.embedding = torch.nn.Embedding.from_pretrained(self._embeddings)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         return self._embeddings[list(token_ids)]
@@ -94,19 +91,6 @@ class FakeRunner:
             self._write(slot, length, row)
         return torch.stack([self._logits(slot, length + 1) for slot, length in enumerate(lengths)])
 
-    def choose_attention(self, *_: int, tries_all: bool) -> None:
-        return None
-
-    def decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int, _attention: None) -> Tensor:
-        logits = torch.zeros(len(embeddings), self.vocab_size)
-        running = [(row, at) for row, at in enumerate(positions.tolist()) if at != self.max_model_len]
-        self.decoded.append(len(running))
-        for row, position in running:
-            assert position < read_length
-            self._write(row, position, embeddings[row])
-            logits[row] = self._logits(row, position + 1)
-        return logits
-
     def _write(self, slot: int, position: int, row: Tensor) -> None:
         # Rounded: a blend is a sum whose order may differ between batches.
         self.cache.slots[slot][position] = np.round(row.numpy(), 3).tobytes()
@@ -124,10 +108,9 @@ def fake_engine(
     max_model_len: int = 64,
     num_prefix_positions: int = 200,
     tokenizer: Tokenizer | None = None,
-    device_steps: bool = False,
     **config: object,
 ) -> tuple[Engine, FakeRunner, ManualClock]:
     tokenizer = tokenizer or Tokenizer(tiny_tokenizer(), VOCAB_SIZE)
-    runner = FakeRunner(num_slots, max_model_len, num_prefix_positions, tokenizer.vocab_size, int(device_steps))
+    runner = FakeRunner(num_slots, max_model_len, num_prefix_positions, tokenizer.vocab_size)
     clock = ManualClock()
     return Engine(runner, tokenizer, EngineConfig(**config), clock), runner, clock

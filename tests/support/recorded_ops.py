@@ -12,6 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from superdraft.decoding.step_graphs import Operations
+
 _aten = torch.ops.aten
 _HOST_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _HOST_OPERATIONS = {
@@ -75,3 +77,21 @@ class RecordedOps(TorchDispatchMode):
                 # Views, and what was written in place, lie in the recorded memory already.
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
+
+
+class CountedRecorder:
+    """What `CudaGraphRecorder` does, with recorded operations."""
+
+    def __init__(self) -> None:
+        self.num_graphs = self.num_replays = 0
+
+    def __call__(self, operations: Operations) -> Operations:
+        self.num_graphs += 1
+        with RecordedOps() as recorded:
+            operations()
+
+        def replay() -> None:
+            self.num_replays += 1
+            recorded.replay()
+
+        return replay

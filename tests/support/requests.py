@@ -1,7 +1,6 @@
 """Requests of all kinds, at random, and an engine that they come to."""
 
 import random
-from dataclasses import replace
 
 from support.decoding import HashScorer
 
@@ -55,14 +54,6 @@ def some_request(rng: random.Random) -> tuple[str, GenerationParams]:
         logit_bias=rng.choice([(), ((65, 5.0), (66, -100.0))]),
     )
     return prompt, params
-
-
-def device_request(rng: random.Random) -> tuple[str, GenerationParams]:
-    """Mostly what the device decides on its own."""
-    prompt, params = some_request(rng)
-    params = replace(params, frequency_penalty=0.0, logit_bias=(), reset_every=None, alpha=0.0)
-    stop = rng.choice([(), (), ("e",), (" t", "in")])
-    return prompt, replace(params, stop=stop, token_healing=rng.random() < 0.1)
 
 
 def run_together(

@@ -1,14 +1,17 @@
 """The engine under churn, over a fake model: exactly one answer each, no slot lost, nobody's drafts mixed up."""
 
+import gc
 import random
 from collections import Counter
 
 import pytest
 from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
-from support.requests import device_request, run_together, some_request
+from support.requests import run_together, some_request
 
 from superdraft.decoding.errors import SupersededError
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.sequence import Branch
 
 
 @pytest.mark.parametrize("num_prefix_positions", [0, 40, 2000])
@@ -30,10 +33,9 @@ def test_every_request_is_answered_once_and_as_if_it_were_alone(num_prefix_posit
         assert together[name].usage.forward_rows == alone.usage.forward_rows
 
 
-@pytest.mark.parametrize(("make_request", "device_steps"), [(some_request, False), (device_request, True)])
-def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines(make_request, device_steps):
+def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
     rng = random.Random(7)
-    engine, _, clock = fake_engine(num_slots=6, max_model_len=96, device_steps=device_steps)
+    engine, _, clock = fake_engine(num_slots=6, max_model_len=96)
     open_requests: dict[str, str | None] = {}
     ends: Counter[str] = Counter()
     accepted = 0
@@ -42,7 +44,7 @@ def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines(make_re
         clock.now_s += 0.01
         for _ in range(rng.randint(0, 6) if number < 10_000 else 0):
             number += 1
-            prompt, params = make_request(rng)
+            prompt, params = some_request(rng)
             session = f"s{rng.randrange(12)}" if rng.random() < 0.7 else None
             timeout_s = rng.choice([None, None, 0.03, 0.2])
             engine.add_request(str(number), prompt, params, HashScorer(), session_id=session, timeout_s=timeout_s)
@@ -68,3 +70,21 @@ def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines(make_re
     assert sum(ends.values()) == accepted >= 10_000
     assert min(ends[kind] for kind in ("cancelled", "superseded", "answered", "cut short")) > 100
     assert run_all(engine) == {}
+
+
+def test_an_idle_engine_keeps_nothing_of_those_it_served():
+    def branches() -> list[Branch]:
+        gc.collect()
+        return [one for one in gc.get_objects() if type(one) is Branch]
+
+    num_before = len(branches())
+    engine, _, _ = fake_engine()
+    params = GenerationParams(max_tokens=30, num_drafts=3, alpha=0, tau=0.5)
+    engine.add_request("cancelled", "a secret", params)
+    for _ in range(4):
+        engine.step()
+    assert len(branches()) == num_before + 1
+    engine.cancel("cancelled")
+    assert len(branches()) == num_before
+    assert engine.generate("thank you", params).drafts
+    assert len(branches()) == num_before

@@ -22,7 +22,7 @@ def test_what_is_found_is_what_was_written_there(sequences, size):
         found = cache.match(tokens)
         assert [pool[position] for position in found] == [tuple(tokens[: i + 1]) for i in range(len(found))]
         keep(cache, pool, tokens)
-        assert cache.num_used <= size
+        assert all(0 <= position < size for position in pool)
         # What was just kept is found whole, or as much of it as the pool can hold.
         assert len(cache.match(tokens)) == min(len(tokens), size)
 

@@ -210,9 +210,3 @@ def test_documented_example_is_a_configuration_file(write):
     (example,) = re.findall(r"^    # superdraft\.toml\n(?:    .*\n)+", OPERATING.read_text(), re.M)
     loaded = load_settings({"config": write(textwrap.dedent(example))})
     assert (loaded.port, loaded.kv_memory, loaded.num_slots, loaded.log_format) == (8080, 2**32, 32, "json")
-
-
-def test_the_engine_is_told_how_steps_run():
-    config = Settings(device_steps=False, tune_kernels=True).engine_config()
-    assert (config.device_steps, config.tune_kernels) == (False, True)
-    assert (Settings().engine_config().device_steps, Settings().engine_config().tune_kernels) == (None, False)
