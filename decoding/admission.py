@@ -1,5 +1,8 @@
 """How a request becomes a sequence: limits, the prompt's tokens, token healing, the room in the context."""
 
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Literal
 
 from superdraft.decoding.config import EngineConfig
@@ -9,11 +12,16 @@ from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.penalties import check_logit_bias
-from superdraft.decoding.prompt import Prompt, PrefixedText
+from superdraft.decoding.prompt import PrefixedText, Prompt
 from superdraft.decoding.sampling import make_generator
 from superdraft.decoding.sequence import Branch, Sequence
-from superdraft.decoding.token_healing import TokenIndex, keep_forced_tokens, plan_healing
+from superdraft.decoding.token_healing import plan_healing
 from superdraft.decoding.tokenizer import Tokenizer
+
+_NOT_ROUND = (
+    "The tokenizer changes the end of this text, so the drafts go on from its tokens, not from its exact characters: "
+    "token healing has no effect."
+)
 
 
 def admit(
@@ -25,7 +33,6 @@ def admit(
     config: EngineConfig,
     max_model_len: int,
     num_slots: int,
-    token_index: TokenIndex,
 ) -> Sequence:
     """A sequence, ready to be scheduled, with its first branch.
 
@@ -34,35 +41,29 @@ def admit(
     """
     check_limits(params, config, max_model_len, num_slots)
     check_logit_bias(params.logit_bias, tokenizer.vocab_size)
-    token_ids = prompt_token_ids(prompt, tokenizer)
-    token_ids, warnings = fit_to_context(token_ids, params.max_tokens, max_model_len, config.prompt_too_long)
-    plan = None
-    # Exact log-probabilities are those of the prompt's own tokens followed by the draft's: nothing may be taken back.
-    if params.token_healing and isinstance(prompt, str) and params.verify_top is None and params.max_tokens > 0:
-        plan = plan_healing(prompt, token_ids, tokenizer)
-        plan = keep_forced_tokens(plan, tokenizer.token_bytes, token_index) if plan is not None else None
-    kept, prefix = token_ids, b""
-    healed: tuple[int, ...] = ()
-    if plan is not None:
-        kept, prefix = list(plan.token_ids), plan.prefix
-        # A start token, which is not among the prompt's own, may stand for a prompt of which nothing was left.
-        num_kept = len(kept) - (kept[0] != token_ids[0])
-        healed = tuple(token_ids[num_kept:])
+    tokens = tokenise(prompt, tokenizer, document_start=config.document_start)
+    tokens, warnings = fit_to_context(tokens, params.max_tokens, max_model_len, config.prompt_too_long)
+    healing = None
+    if params.token_healing and tokens.text and params.max_tokens > 0:
+        healing = plan_healing(tokens.text, tokens.token_ids, max(1, tokens.num_fixed), tokenizer)
+        if healing is None and tokenizer.token_bytes[tokens.token_ids[-1]] and len(tokens.token_ids) > 1:
+            warnings.append(_NOT_ROUND)
     stop = (*params.stop, "\n", "\r") if params.single_line else params.stop
     extend = TokenAppender(tokenizer.token_bytes, tokenizer.eos_token_ids, tuple(string.encode() for string in stop))
     if params.alpha == 0 or not params.strategy.endswith("superposed"):
         scorer = None
     sequence = Sequence(
         request_id,
-        kept,
+        list(tokens.token_ids),
         params,
         scorer,
         extend,
         max_positions=max_model_len,
-        healed_token_ids=healed,
+        num_start_tokens=tokens.num_start,
+        healing=healing,
         warnings=warnings,
     )
-    root = Draft(ngram_state=scorer.initial_state(kept) if scorer is not None else None, healing=prefix)
+    root = Draft(ngram_state=scorer.initial_state(tokens.token_ids) if scorer is not None else None)
     sequence.branches.append(Branch(sequence, DraftSet((root,)), make_generator(params.seed, 0)))
     return sequence
 
@@ -86,34 +87,76 @@ def check_limits(params: GenerationParams, config: EngineConfig, max_model_len: 
             )
 
 
-def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
-    """The prompt as token ids, at least one: an empty prompt becomes the token that starts a text.
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A prompt as the model is fed it.
+
+    Attributes:
+        token_ids: at least one.
+        num_start: the first of them that are not the prompt's own: the token that begins a document.
+        num_fixed: the first of them that stand before its text: that token, special ones, token ids given as such.
+        text: its text; None: it is given as token ids.
+    """
+
+    token_ids: tuple[int, ...]
+    num_start: int = 0
+    num_fixed: int = 0
+    text: str | None = None
+
+
+def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = True) -> PromptTokens:
+    """The prompt as token ids.
+
+    Args:
+        prompt: token ids are fed as they are.
+        tokenizer: the model's tokenizer.
+        document_start: put the token that begins a document in front of a text, unless that begins with a special
+            token.
 
     Raises:
         InvalidRequestError: no valid Unicode, an id outside the vocabulary, or nothing to start with.
     """
-    if isinstance(prompt, str):
-        check_unicode(prompt)
-        token_ids = tokenizer.encode(prompt)
-    elif isinstance(prompt, PrefixedText):
+    if isinstance(prompt, PrefixedText):
         check_unicode(prompt.text)
-        token_ids = [*prompt.token_ids, *tokenizer.encode_inside(prompt.text)]
-    else:
-        token_ids = list(prompt)
-        size = tokenizer.vocab_size
-        wrong = next((i for i, token_id in enumerate(token_ids) if not 0 <= token_id < size), None)
-        if wrong is not None:
-            raise InvalidRequestError(
-                f"prompt[{wrong}] is {token_ids[wrong]}, token ids of this model go from 0 to {size - 1}.",
-                param="prompt",
-            )
-    if token_ids:
-        return token_ids
-    if tokenizer.start_token_id is None:
+        fixed = tuple(_checked(prompt.token_ids, tokenizer))
+        return PromptTokens((*fixed, *tokenizer.encode_inside(prompt.text)), 0, len(fixed), prompt.text)
+    start = () if tokenizer.start_token_id is None else (tokenizer.start_token_id,)
+    if not isinstance(prompt, str):
+        token_ids = tuple(_checked(prompt, tokenizer))
+        return PromptTokens(token_ids) if token_ids else _start_alone(start)
+    check_unicode(prompt)
+    token_ids = tuple(tokenizer.encode(prompt))
+    if not token_ids:
+        return _start_alone(start)
+    num_special = len(list(takewhile(lambda token_id: not tokenizer.token_bytes[token_id], token_ids)))
+    if num_special:
+        return PromptTokens(token_ids, 0, num_special, prompt)
+    front = start if document_start else ()
+    return PromptTokens((*front, *token_ids), len(front), len(front), prompt)
+
+
+def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
+    """The prompt as token ids, at least one; errors as in `tokenise`."""
+    return list(tokenise(prompt, tokenizer).token_ids)
+
+
+def _start_alone(start: tuple[int, ...]) -> PromptTokens:
+    if not start:
         raise InvalidRequestError(
             "prompt is empty and this model has no token to start a text with. Send at least one token.", param="prompt"
         )
-    return [tokenizer.start_token_id]
+    return PromptTokens(start, 1, 1)
+
+
+def _checked(token_ids: Seq[int], tokenizer: Tokenizer) -> Seq[int]:
+    size = tokenizer.vocab_size
+    wrong = next((i for i, token_id in enumerate(token_ids) if not 0 <= token_id < size), None)
+    if wrong is not None:
+        raise InvalidRequestError(
+            f"prompt[{wrong}] is {token_ids[wrong]}, token ids of this model go from 0 to {size - 1}.",
+            param="prompt",
+        )
+    return token_ids
 
 
 def check_unicode(text: str) -> None:
@@ -128,22 +171,32 @@ def check_unicode(text: str) -> None:
 
 
 def fit_to_context(
-    token_ids: list[int], max_tokens: int, max_model_len: int, if_too_long: Literal["error", "truncate_left"]
-) -> tuple[list[int], list[str]]:
+    tokens: PromptTokens, max_tokens: int, max_model_len: int, if_too_long: Literal["error", "truncate_left"]
+) -> tuple[PromptTokens, list[str]]:
     """The prompt, shortened to the room beside `max_tokens` if the settings allow that, and what to tell the caller.
+
+    A text keeps the tokens in front of it, which the model's attention leans on, and loses its own first ones.
 
     Raises:
         PromptTooLongError: it does not fit and may not be shortened.
     """
     room = max_model_len - max_tokens
-    excess = len(token_ids) - room
-    if excess <= 0:
-        return token_ids, []
+    num_own = len(tokens.token_ids) - tokens.num_start
+    if len(tokens.token_ids) <= room:
+        return tokens, []
+    if num_own <= room:  # without the token that we put in front it fits
+        own = tokens.token_ids[tokens.num_start :]
+        return replace(tokens, token_ids=own, num_start=0, num_fixed=tokens.num_fixed - tokens.num_start), []
     if if_too_long == "error":
         raise PromptTooLongError(
-            f"The prompt has {len(token_ids)} tokens and max_tokens is {max_tokens}; together they may have at most "
-            f"{max_model_len}. Shorten the prompt by {excess} tokens or lower max_tokens."
+            f"The prompt has {num_own} tokens and max_tokens is {max_tokens}; together they may have at most "
+            f"{max_model_len}. Shorten the prompt by {num_own - room} tokens or lower max_tokens."
         )
-    return token_ids[excess:], [
-        f"The first {excess} tokens of the prompt were left out: only {room} fit beside max_tokens."
+    num_front = tokens.num_fixed if tokens.num_fixed < room and isinstance(tokens.text, str) else 0
+    excess = len(tokens.token_ids) - room
+    kept = tokens.token_ids[:num_front] + tokens.token_ids[num_front + excess :]
+    num_start = min(tokens.num_start, num_front)
+    return replace(tokens, token_ids=kept, num_start=num_start, num_fixed=num_front), [
+        f"The first {num_own - (len(kept) - num_start)} tokens of the prompt were left out: only {room} fit beside "
+        "max_tokens."
     ]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from superdraft.decoding.display import stable_prefix, tokens_within, trim_text
 from superdraft.decoding.draft_set import Draft, DraftSet
@@ -14,6 +14,7 @@ from superdraft.decoding.outputs import (
     GenerationOutput,
     Snapshot,
     Timings,
+    TokenLogprob,
     Usage,
 )
 from superdraft.decoding.params import GenerationParams
@@ -35,13 +36,20 @@ class _Shown:
     pieces: tuple[bytes, ...]
     token_logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    path: tuple[int, ...]
 
 
 def all_drafts(sequence: Sequence) -> DraftSet:
-    """The drafts of all branches together; those that have not finished the typed word yet are left out."""
-    alive = (draft for branch in sequence.branches for draft in branch.drafts.alive if not draft.healing)
+    """The drafts of all branches together; those that end because they are improbable have that as their reason."""
+    alive = [draft for branch in sequence.branches if not branch.is_unsure for draft in branch.drafts.alive]
+    unsure = [
+        replace(draft, finish_reason="improbable")
+        for branch in sequence.branches
+        if branch.is_unsure
+        for draft in branch.drafts.alive
+    ]
     finished = (draft for branch in sequence.branches for draft in branch.drafts.finished)
-    return DraftSet(tuple(alive), tuple(finished))
+    return DraftSet(tuple(alive), (*unsure, *finished))
 
 
 def snapshot(sequence: Sequence) -> Snapshot:
@@ -60,8 +68,6 @@ def _stable_text(sequence: Sequence) -> str:
     """What all drafts begin with, and so all their children; without what trimming or a stop string may still take."""
     params = sequence.params
     drafts = [draft for branch in sequence.branches for draft in branch.drafts.alive]
-    if any(draft.healing for draft in drafts):  # its own text has not begun, and may begin with anything
-        return ""
     stops = [stop.encode() for stop in params.stop]
     texts = [_without_begun_stop(draft.text, stops) for draft in drafts]
     texts += [draft.text for branch in sequence.branches for draft in branch.drafts.finished]
@@ -87,8 +93,10 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
     shown = _shown_drafts(sequence)
     verification = None
     if params.verify_top is not None and shown:
-        token_ids = [draft.token_ids for draft in shown]
-        verification = verify(runner, tokenizer, prompt, token_ids, params.verify_top, params.echo_logprobs)
+        own = prompt[sequence.num_start_tokens :] if params.echo_logprobs else None
+        front = prompt[: sequence.num_start_tokens]
+        pairs = [([*sequence.shared_token_ids, *draft.path], draft.token_ids) for draft in shown]
+        verification = verify(runner, tokenizer, pairs, params.verify_top, front, own)
         sequence.forward_rows += verification.num_rows
     outputs = tuple(
         DraftOutput(
@@ -99,7 +107,7 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
             score=draft.score,
             token_logprobs=draft.token_logprobs,
             finish_reason=draft.finish_reason,
-            exact_logprobs=verification.drafts[index] if verification else None,
+            exact_logprobs=_given_the_text(sequence, draft, verification.drafts[index]) if verification else None,
         )
         for index, draft in enumerate(shown)
     )
@@ -108,9 +116,9 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
         request_id=sequence.request_id,
         drafts=outputs,
         usage=Usage(
-            prompt_tokens=len(prompt) + len(sequence.healed_token_ids),
+            prompt_tokens=len(prompt) - sequence.num_start_tokens,
             completion_tokens=sum(len(draft.token_ids) for draft in outputs),
-            cached_tokens=sequence.num_cached_tokens,
+            cached_tokens=max(0, sequence.num_cached_tokens - sequence.num_start_tokens),
             forward_rows=sequence.forward_rows,
         ),
         timings=Timings(
@@ -120,7 +128,7 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
             ngram_ms=1e3 * sequence.ngram_s,
             total_ms=1e3 * (now_s - sequence.arrival_s),
         ),
-        prompt_token_ids=(*prompt, *sequence.healed_token_ids),
+        prompt_token_ids=tuple(prompt[sequence.num_start_tokens :]),
         warnings=tuple(sequence.warnings),
         prompt_logprobs=verification.prompt if verification else None,
     )
@@ -144,14 +152,20 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
 
 def _cut(draft: Draft, score: float, params: GenerationParams) -> _Shown:
     """One draft's shown text, and the tokens that text comes from."""
-    # A token without bytes of its own repeated what had been typed.
-    visible = [entry for entry in zip(draft.token_ids, draft.pieces, draft.token_logprobs, strict=False) if entry[1]]
-    token_ids, pieces, logprobs = zip(*visible, strict=True) if visible else ((), (), ())
-    text, finish_reason = draft.text, draft.finish_reason or "length"
-    if len(pieces) > params.max_tokens:  # the token that finished the typed word was one too many
-        pieces = pieces[: params.max_tokens]
-        text, finish_reason = text[: sum(map(len, pieces))], "length"
+    # An end of text adds no piece, and is no token of the draft.
+    pieces, token_ids, text = draft.pieces, draft.token_ids, draft.text
+    finish_reason = draft.finish_reason or "length"
     whole = valid_utf8_prefix(text)
     shown = trim_text(whole, finish_reason, params.single_line, params.trim)
     num_tokens = len(pieces) if shown == whole else tokens_within(pieces, len(shown.encode()))
-    return _Shown(score, shown, token_ids[:num_tokens], pieces[:num_tokens], logprobs[:num_tokens], finish_reason)
+    logprobs = draft.token_logprobs[: min(num_tokens, len(token_ids))]
+    return _Shown(score, shown, token_ids[:num_tokens], pieces[:num_tokens], logprobs, finish_reason, draft.path)
+
+
+def _given_the_text(sequence: Sequence, draft: _Shown, tokens: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...]:
+    """A draft's exact log-probabilities, the first token's given the typed text and not one tokenisation of it."""
+    if sequence.healing is None or not tokens:
+        return tokens
+    text = draft.pieces[0].decode("utf-8", errors="replace")
+    first = TokenLogprob(tokens[0].token_id, text, draft.token_logprobs[0], sequence.start_alternatives)
+    return (first, *tokens[1:])

@@ -1,10 +1,13 @@
-"""What happens to a branch: it takes a prompt, chooses tokens, forks, resets, gives up healing."""
+"""What happens to a branch: it takes a prompt, chooses tokens, forks, resets."""
 
+import math
 from collections.abc import Sequence as Seq
+from itertools import takewhile
 
+import torch
 from torch import Tensor
 
-from superdraft.decoding.choosing import NothingMatchesError, TokenChooser
+from superdraft.decoding.choosing import TokenChooser
 from superdraft.decoding.draft_set import Draft, DraftSet
 from superdraft.decoding.model_runner import ModelRunner
 from superdraft.decoding.prefix_cache import PrefixCache
@@ -42,20 +45,30 @@ class BranchSteps:
         self.num_run_tokens += len(token_ids)
         return logits
 
-    def run_prompts(self, sequences: Seq[Sequence], max_tokens: int) -> Tensor:
-        """Feed the next tokens of some prompts, at most `max_tokens` each; logits after them, float32, shape [P, V]."""
-        slots, tokens, starts = [], [], []
+    def run_prompts(self, sequences: Seq[Sequence], max_tokens: int) -> list[Tensor]:
+        """Feed the next tokens of some prompts, at most `max_tokens` each unless the last few are more.
+
+        Returns:
+            For each prompt that is through the logits after its last shared token and after each of the others, shape
+            [T + 1, V], float32; for one that is not, nothing of use.
+        """
+        slots, tokens, starts, nums = [], [], [], []
         for sequence in sequences:
-            branch = sequence.branches[0]
+            branch, end = sequence.branches[0], len(sequence.prompt_token_ids)
             assert branch.slot is not None
+            start = branch.num_computed
+            stop = start + max_tokens
+            # The tokens whose logits are needed are run together.
+            stop = end if sequence.num_reusable <= start or end <= stop else min(stop, sequence.num_reusable)
             slots.append(branch.slot)
-            starts.append(branch.num_computed)
-            tokens.append(sequence.prompt_token_ids[branch.num_computed : branch.num_computed + max_tokens])
-        logits = self._runner.prefill(slots, tokens, starts).float()
+            starts.append(start)
+            tokens.append(sequence.prompt_token_ids[start:stop])
+            nums.append(end - sequence.num_reusable if stop == end else 1)
+        logits = self._runner.prefill(slots, tokens, starts, nums).float()
         for sequence, chunk in zip(sequences, tokens, strict=True):
             sequence.branches[0].num_computed += len(chunk)
             self.num_run_tokens += len(chunk)
-        return logits
+        return list(torch.split(logits, nums))
 
     def take_step(self, branch: Branch, logits: Tensor, shared: Candidates) -> None:
         """What becomes of a branch in a decode step, from its logits, shape [V]."""
@@ -63,7 +76,7 @@ class BranchSteps:
         if branch.is_joining:
             self._begin(branch, logits, shared)
             return
-        self.choose(branch, logits, shared)
+        self._chooser.choose(branch, logits, shared)
         self.divide_if_due(branch)
         self.reset_if_due(branch)
 
@@ -74,7 +87,7 @@ class BranchSteps:
             self.end_prompt(branch)
         self.fork_rows(sequence, branch)
         for one in list(sequence.branches):
-            self.choose(one, logits, shared)
+            self._chooser.choose(one, logits, shared)
             self.divide_if_due(one)
 
     def end_prompt(self, branch: Branch) -> None:
@@ -82,37 +95,47 @@ class BranchSteps:
         self.num_run_tokens += 1
         self.keep_prefix(branch.sequence, branch)
 
-    def choose(self, branch: Branch, logits: Tensor, shared: Candidates) -> None:
-        """Choose the next tokens of one branch from its logits, shape [V]."""
-        try:
-            self._chooser.choose(branch, logits, shared)
-        except NothingMatchesError:
-            self.choose_from(branch, self._unheal(branch))
-
     def choose_from(self, branch: Branch, logits: Tensor) -> None:
-        """Do the same outside a decode step; logits have shape [1, V]."""
+        """Choose the next tokens of one branch outside a decode step; logits have shape [1, V]."""
         (shared,) = self._chooser.shared_candidates(logits, [branch])
-        self.choose(branch, logits[0], shared)
+        self._chooser.choose(branch, logits[0], shared)
 
-    def _unheal(self, branch: Branch) -> Tensor:
-        """Give up token healing: start again with the tokens that it took back."""
-        sequence = branch.sequence
-        branch.num_computed = len(sequence.prompt_token_ids)
-        branch.num_steps = branch.num_healing_steps = 0
-        warning = "No token continues the last word of the prompt; it was completed without token healing."
-        if warning not in sequence.warnings:
-            sequence.warnings.append(warning)
-        branch.is_unhealed = True
-        logits = self.run_tokens(branch, sequence.healed_token_ids)
-        state = None
-        if sequence.scorer is not None:
-            state = sequence.scorer.initial_state(branch.context_token_ids)
-        branch.drafts = DraftSet((Draft(ngram_state=state),))
+    def choose_starts(self, sequence: Sequence, logits: Tensor) -> None:
+        """Choose the first tokens of a prompt that is healed, and give each draft the stem that it goes on from.
+
+        Args:
+            sequence: the prompt is in its first branch's slot; it has all branches that it samples.
+            logits: as `run_prompts` gives them.
+        """
+        first = sequence.branches[0]
+        covers = self._chooser.covers(sequence, logits)
+        while (stem := covers.next_unrun()) is not None:
+            self._chooser.add_stem(covers, stem, sequence, self._take_path(first, stem.path))
+        if sequence.params.verify_top is not None:
+            sequence.start_alternatives = self._chooser.start_alternatives(covers, sequence.params.verify_top)
+        for branch in list(sequence.branches):
+            self._chooser.choose_start(branch, covers)
+            self.divide_if_due(branch)
+        for branch in sequence.branches:
+            if branch.drafts.alive and not branch.is_done:
+                self._take_path(branch, branch.drafts.alive[0].path)
+
+    def _take_path(self, branch: Branch, path: tuple[int, ...]) -> Tensor:
+        """Put a path into a branch's slot behind the shared tokens; logits after it if some of it had to be run."""
+        num_kept = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(path, branch.path, strict=False))))
+        branch.num_computed = branch.sequence.num_shared + num_kept
+        branch.path = path
+        logits = torch.empty(0)
+        if num_kept < len(path):
+            branch.sequence.forward_rows += len(path) - num_kept
+            logits = self.run_tokens(branch, path[num_kept:])[0]
         return logits
 
     def start(self, sequence: Sequence, first: Branch) -> None:
         """Begin drafting, the prompt being through: a slot for each branch, all with the prompt's keys and values."""
         self.move(self._scheduler.start(sequence))
+        if sequence.healing is not None:
+            first.path = sequence.healing.tail
         self.fork_rows(sequence, first)
 
     def fork_rows(self, sequence: Sequence, first: Branch) -> None:
@@ -133,10 +156,9 @@ class BranchSteps:
             drafts,
             branch.rng,
             num_computed=branch.num_computed,
+            path=branch.path,
             num_steps=branch.num_steps,
-            num_healing_steps=branch.num_healing_steps,
             num_exact=branch.num_exact,
-            is_unhealed=branch.is_unhealed,
         )
         self.move(self._scheduler.fork(branch, twin))
         branch.sequence.branches.append(twin)
@@ -145,15 +167,15 @@ class BranchSteps:
     def divide_if_due(self, branch: Branch) -> None:
         """Give the most probable drafts of a branch rows of their own, as far as the request's rows go.
 
-        The others stay together on the last row. A draft that is alone on its row is decoded exactly: where the row
-        held superposed inputs, while what was typed had to be repeated, its real tokens take their place.
+        The others stay together on the last row, as far as they follow the same tokens. A draft that is alone on its
+        row is decoded exactly: where the row held superposed inputs, its real tokens take their place.
         """
         sequence, alive = branch.sequence, branch.drafts.alive
         num_kept = self._scheduler.num_kept_slots(sequence)
-        if not num_kept or branch.is_done or not all(draft.start for draft in alive):
+        if not num_kept or branch.is_done:
             return
         num_rows = min(1 + num_kept, len(alive))
-        groups = [(draft,) for draft in alive[: num_rows - 1]] + [alive[num_rows - 1 :]]
+        groups = [(draft,) for draft in alive[: num_rows - 1]] + [_of_one_path(alive[num_rows - 1 :])]
         branch.drafts = DraftSet(groups[0], branch.drafts.finished)
         for one in (branch, *(self.fork(branch, DraftSet(group)) for group in groups[1:])):
             if len(one.drafts.alive) == 1 and one.num_exact < len(one.drafts.alive[0].token_ids) - 1:
@@ -177,8 +199,7 @@ class BranchSteps:
         drafting restarts from an exact context.
         """
         every = branch.sequence.params.reset_every
-        num_new = branch.num_steps - branch.num_healing_steps
-        if every is None or num_new == 0 or num_new % every or branch.is_done:
+        if every is None or branch.num_steps == 0 or branch.num_steps % every or branch.is_done:
             return
         chosen = branch.drafts.alive[choose_by_weight(branch.drafts.weights, branch.rng)]
         branch.drafts = DraftSet((chosen,), branch.drafts.finished)
@@ -190,9 +211,9 @@ class BranchSteps:
         self.choose_from(branch, logits)
 
     def reuse_prefix(self, sequence: Sequence, branch: Branch) -> None:
-        """Take what an earlier prompt left of this one. The last token is always run: its logits are needed."""
+        """Take what an earlier prompt left of this one, except for the tokens whose logits are needed."""
         assert branch.slot is not None
-        positions = self._prefixes.match(sequence.prompt_token_ids[:-1])
+        positions = self._prefixes.match(sequence.prompt_token_ids[: sequence.num_reusable])
         if positions:
             self._runner.cache.load_prefix(branch.slot, positions)
         branch.num_computed = sequence.num_cached_tokens = len(positions)
@@ -208,3 +229,12 @@ class BranchSteps:
         """Copy what the scheduler moved, if it moved anything."""
         if move is not None:
             self._runner.cache.move(move.source, move.target, move.length)
+
+
+def _of_one_path(drafts: Seq[Draft]) -> tuple[Draft, ...]:
+    """Those drafts that may share a row: they follow the same typed tokens as the most probable ones."""
+    weights: dict[tuple[int, ...], float] = {}
+    for draft in drafts:
+        weights[draft.path] = weights.get(draft.path, 0.0) + math.exp(draft.lm_logprob)
+    path = max(weights, key=lambda one: weights[one])
+    return tuple(draft for draft in drafts if draft.path == path)

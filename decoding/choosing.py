@@ -1,5 +1,6 @@
 """The choice of a branch's next tokens from the model's logits, for every strategy."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,28 +10,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from superdraft.decoding.covers import Covers, Start, Stem, UnrunStem
 from superdraft.decoding.draft_set import Draft, DraftSet, advance, advance_distinct, scored
 from superdraft.decoding.errors import SequenceFailedError
+from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.penalties import apply_logit_bias, penalise
 from superdraft.decoding.sampling import nucleus_sample
 from superdraft.decoding.scoring import (
     Candidates,
     Floats,
-    candidates_among,
     interpolate,
     tempered_logprobs,
     top_candidates,
 )
 from superdraft.decoding.sequence import Branch
+from superdraft.decoding.sequence import Sequence as Request
 from superdraft.decoding.token_healing import TokenIndex
 from superdraft.decoding.tokenizer import Tokenizer
 
 NUM_SAMPLED_STEPS = 3
 """Tokens that each branch samples before superposed drafting starts, with strategy "sample+superposed"."""
 
-
-class NothingMatchesError(Exception):
-    """Token healing: no token continues what was typed."""
+_NOT_NUMBERS = "The model's output holds values that are not numbers; this request cannot go on."
 
 
 class TokenChooser:
@@ -41,8 +42,6 @@ class TokenChooser:
         device: where the logits are.
         clock: monotonic seconds.
 
-    Attributes:
-        token_index: finds the tokens that continue a word.
     """
 
     def __init__(
@@ -50,8 +49,10 @@ class TokenChooser:
     ) -> None:
         self._clock = clock
         suppressed = tokenizer.suppressed_token_ids
+        self._tokenizer = tokenizer
         self._suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
-        self.token_index = TokenIndex(tokenizer.token_bytes, {*suppressed, *tokenizer.eos_token_ids})
+        self._token_index = TokenIndex(tokenizer.token_bytes, {*suppressed, *tokenizer.eos_token_ids})
+        self._open_ids = np.setdiff1d(np.arange(tokenizer.vocab_size), np.asarray(suppressed, dtype=np.int64))
 
     @torch.inference_mode()
     def shared_candidates(self, logits: Tensor, branches: Sequence[Branch]) -> list[Candidates]:
@@ -77,74 +78,144 @@ class TokenChooser:
 
         Raises:
             SequenceFailedError: the model's output is not numbers.
-            NothingMatchesError: token healing has no way on; nothing was changed.
         """
         if not shared.token_ids:
-            raise SequenceFailedError(
-                "The model's output holds values that are not numbers; this request cannot go on."
-            )
-        heals = all(draft.healing for draft in branch.drafts.alive)
+            raise SequenceFailedError(_NOT_NUMBERS)
         if samples(branch):
             chosen = self._sample(branch, logits, normaliser=float(shared.logits[0] - shared.logprobs[0]))
         else:
-            chosen = self._superposed(branch, logits, shared)
+            chosen = self._superposed(branch, shared)
         self.settle(branch, chosen)
-        branch.num_healing_steps += heals
+
+    @torch.inference_mode()
+    def covers(self, sequence: Request, logits: Tensor) -> Covers:
+        """The covers of a prompt that is healed.
+
+        Args:
+            sequence: whose prompt; `healing` is set.
+            logits: the model's output after the shared tokens and after each of the others, shape [T + 1, V].
+
+        Raises:
+            SequenceFailedError: the model's output is not numbers.
+        """
+        assert sequence.healing is not None
+        covers = Covers.of_prompt(
+            sequence.healing,
+            self._tokenizer,
+            self._token_index,
+            self._open_ids,
+            logits,
+            self._biased(logits, sequence),
+        )
+        if math.isnan(covers.log_total) or not math.isfinite(covers.log_total):
+            raise SequenceFailedError(_NOT_NUMBERS)
+        return covers
+
+    def add_stem(self, covers: Covers, stem: UnrunStem, sequence: Request, logits: Tensor) -> None:
+        """Give covers the model's output after a stem that has been run, shape [V]."""
+        covers.add(stem, logits, self._biased(logits, sequence))
+
+    def _biased(self, logits: Tensor, sequence: Request) -> Tensor:
+        bias = sequence.params.logit_bias
+        return apply_logit_bias(logits, bias) if bias else logits
+
+    def start_alternatives(self, covers: Covers, num: int) -> tuple[tuple[int, str, float], ...]:
+        """The most probable starts: token id, text beyond what was typed, log-probability given the typed text."""
+        alternatives = []
+        for start in covers.starts(num) if num else []:
+            data = self._tokenizer.token_bytes[start.token_id][len(covers.stems[start.stem].rest) :]
+            text = data.decode("utf-8", errors="replace") or self._tokenizer.token_text(start.token_id)
+            alternatives.append((start.token_id, text, start.logprob - covers.log_total))
+        return tuple(alternatives)
+
+    @torch.inference_mode()
+    def choose_start(self, branch: Branch, covers: Covers) -> None:
+        """Give a branch of a healed prompt its drafts' first tokens, each the end of a cover.
+
+        The drafts of one branch may follow different stems (`Draft.path`): it is for the caller to divide them.
+        """
+        chosen = self._sampled_start(branch, covers) if samples(branch) else self._superposed_starts(branch, covers)
+        self.settle(branch, chosen)
+
+    def _superposed_starts(self, branch: Branch, covers: Covers) -> DraftSet:
+        """The k best starts, by the rule of every other step; the parents are the stems."""
+        sequence, params = branch.sequence, branch.sequence.params
+        starts = covers.starts(params.num_candidates)
+        if params.num_rows == 1:  # one row holds one tokenisation of what was typed
+            best = starts[: params.num_drafts]
+            weights = {stem: sum(math.exp(one.logprob) for one in best if one.stem == stem) for stem in _stems_of(best)}
+            starts = covers.starts(params.num_candidates, max(weights, key=lambda stem: weights[stem]))
+        roots, candidates = [], []
+        for stem in _stems_of(starts):
+            own = [start for start in starts if start.stem == stem]
+            logprobs = np.array([start.logprob for start in own])
+            roots.append(self._root(branch, covers.stems[stem]))
+            candidates.append(Candidates([start.token_id for start in own], logprobs, logprobs - covers.log_total))
+        # All starts compete: one softmax over those of all stems.
+        lm_logprobs = np.split(
+            tempered_logprobs(np.concatenate([row.logits for row in candidates]), params.tau),
+            np.cumsum([len(row.token_ids) for row in candidates])[:-1],
+        )
+        ngram_logprobs = self._ngram_logprobs(sequence, roots, candidates)
+        scores = [
+            interpolate(row, None if ngram_logprobs is None else np.asarray([ngram]), params.alpha, params.penalty)[0]
+            for row, ngram in zip(lm_logprobs, ngram_logprobs or [[]] * len(roots), strict=True)
+        ]
+        return _keep(branch, DraftSet(tuple(roots)), candidates, scores)
+
+    def _sampled_start(self, branch: Branch, covers: Covers) -> DraftSet:
+        """One start drawn from all covers; "greedy" takes the most probable one."""
+        params, start = branch.sequence.params, None
+        while start is None:
+            joint = torch.from_numpy(covers.joint_logprobs())
+            index, logprob = nucleus_sample(joint, covers.log_total, temperature_of(params), params.top_p, branch.rng)
+            start = covers.start_at(index)
+        root = self._root(branch, covers.stems[start.stem])
+        child = scored(branch.sequence.extend(root, start.token_id), logprob, logprob)
+        return DraftSet((child,)) if child.finish_reason is None else DraftSet((), (child,))
+
+    def _root(self, branch: Branch, stem: Stem) -> Draft:
+        """The empty draft after a stem."""
+        sequence = branch.sequence
+        state = None
+        if sequence.scorer is not None:
+            state = sequence.scorer.initial_state([*sequence.shared_token_ids, *stem.path])
+        return Draft(ngram_state=state, path=stem.path, rest=stem.rest)
 
     def settle(self, branch: Branch, chosen: DraftSet) -> None:
         """Make what was chosen the drafts of a branch."""
         branch.drafts = self._with_ngram_states(branch, chosen)
         branch.num_steps += 1
 
-    def _superposed(self, branch: Branch, logits: Tensor, shared: Candidates) -> DraftSet:
+    def _superposed(self, branch: Branch, shared: Candidates) -> DraftSet:
         """Score the children of all drafts and keep the best k."""
         sequence, alive = branch.sequence, branch.drafts.alive
         params = sequence.params
-        candidates = [self._candidates(branch, draft, logits, shared) for draft in alive]
-        if not any(row.token_ids for row in candidates):
-            raise NothingMatchesError
-        ngram_logprobs: list[list[float]] | None = None
-        if sequence.scorer is not None:
-            started_s = self._clock()
-            states = [draft.ngram_state for draft in alive]
-            ngram_logprobs = sequence.scorer.score(states, [row.token_ids for row in candidates])
-            sequence.ngram_s += self._clock() - started_s
+        candidates = [_penalised(draft, shared, params) for draft in alive]
+        ngram_logprobs = self._ngram_logprobs(sequence, alive, candidates)
         scores = _scores(candidates, ngram_logprobs, params.alpha, params.tau, params.penalty)
-        if params.selection == "distinct":
-            num_drafts = drafts_wanted(branch)
-            return advance_distinct(branch.drafts, candidates, scores, num_drafts, sequence.extend)
-        return advance(branch.drafts, candidates, scores, params.drafts_per_branch, sequence.extend)
+        return _keep(branch, branch.drafts, candidates, scores)
 
-    def _candidates(self, branch: Branch, draft: Draft, logits: Tensor, shared: Candidates) -> Candidates:
-        """What one draft may go on with; the shared object itself unless the draft has rules of its own."""
-        params = branch.sequence.params
-        row = shared
-        if draft.healing:
-            matching = self.token_index.matching(draft.healing)
-            # How probable it is that the typed word was typed says nothing of how it ends.
-            is_given = params.selection == "distinct"
-            row = candidates_among(logits, matching, params.num_candidates, is_given=is_given)
-        if params.frequency_penalty or params.presence_penalty:
-            row = penalise(row, draft.token_ids, params.frequency_penalty, params.presence_penalty)
-        return row
+    def _ngram_logprobs(
+        self, sequence: Request, drafts: Sequence[Draft], candidates: Sequence[Candidates]
+    ) -> list[list[float]] | None:
+        if sequence.scorer is None:
+            return None
+        started_s = self._clock()
+        states = [draft.ngram_state for draft in drafts]
+        logprobs = sequence.scorer.score(states, [row.token_ids for row in candidates])
+        sequence.ngram_s += self._clock() - started_s
+        return logprobs
 
     def _sample(self, branch: Branch, logits: Tensor, normaliser: float) -> DraftSet:
         """Give the branch's only draft one token from the nucleus; "greedy" takes the most probable one."""
         params = branch.sequence.params
         (draft,) = branch.drafts.alive
         logits = logits.index_fill(0, self._suppressed, float("-inf"))
-        if draft.healing:
-            matching = torch.from_numpy(self.token_index.matching(draft.healing)).to(logits.device)
-            allowed = torch.full_like(logits, float("-inf"))
-            allowed[matching] = logits[matching]
-            if not bool(torch.isfinite(allowed).any()):
-                raise NothingMatchesError
-            logits = allowed
         if params.frequency_penalty or params.presence_penalty:
             for token_id, count in Counter(draft.token_ids).items():
                 logits[token_id] -= count * params.frequency_penalty + params.presence_penalty
-        temperature = 0.0 if params.strategy == "greedy" else params.temperature
-        token_id, logprob = nucleus_sample(logits, normaliser, temperature, params.top_p, branch.rng)
+        token_id, logprob = nucleus_sample(logits, normaliser, temperature_of(params), params.top_p, branch.rng)
         child = scored(branch.sequence.extend(draft, token_id), draft.logprob + logprob, logprob)
         return DraftSet((child,)) if child.finish_reason is None else DraftSet((), (child,))
 
@@ -165,8 +236,13 @@ def samples(branch: Branch) -> bool:
     """Whether the branch's next token is sampled, or greedy, and so has one draft."""
     strategy = branch.sequence.params.strategy
     if strategy == "sample+superposed":
-        return branch.num_new < NUM_SAMPLED_STEPS
+        return branch.num_steps < NUM_SAMPLED_STEPS
     return strategy in ("sample", "greedy")
+
+
+def temperature_of(params: GenerationParams) -> float:
+    """That of the next sampled token; "greedy" is sampling at temperature 0."""
+    return 0.0 if params.strategy == "greedy" else params.temperature
 
 
 def drafts_wanted(branch: Branch) -> int:
@@ -174,6 +250,25 @@ def drafts_wanted(branch: Branch) -> int:
     sequence = branch.sequence
     others = sum(one.drafts.num_shown for one in sequence.branches if one is not branch)
     return sequence.params.num_drafts - others
+
+
+def _keep(branch: Branch, drafts: DraftSet, candidates: Sequence[Candidates], scores: Sequence[Floats]) -> DraftSet:
+    """The children that live on, by the request's selection rule."""
+    sequence = branch.sequence
+    if sequence.params.selection == "distinct":
+        return advance_distinct(drafts, candidates, scores, drafts_wanted(branch), sequence.extend)
+    return advance(drafts, candidates, scores, sequence.params.drafts_per_branch, sequence.extend)
+
+
+def _penalised(draft: Draft, shared: Candidates, params: GenerationParams) -> Candidates:
+    """What one draft may go on with; the shared object itself unless the draft has penalties of its own."""
+    if params.frequency_penalty or params.presence_penalty:
+        return penalise(shared, draft.token_ids, params.frequency_penalty, params.presence_penalty)
+    return shared
+
+
+def _stems_of(starts: Sequence[Start]) -> list[int]:
+    return sorted({start.stem for start in starts})
 
 
 def _scores(

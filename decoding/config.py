@@ -17,6 +17,8 @@ class EngineConfig:
         max_num_drafts: largest k a request may ask for.
         max_candidates_per_draft: largest m a request may ask for.
         max_tokens: most new tokens a draft may ask for.
+        document_start: put the token that begins a document in front of every text prompt; False: feed a text's own
+            tokens alone. Without such a token a model predicts the first words of a text badly.
         prompt_too_long: refuse such a prompt ("error"), or drop its oldest tokens and say so ("truncate_left").
     """
 
@@ -27,4 +29,5 @@ class EngineConfig:
     max_num_drafts: int = 32
     max_candidates_per_draft: int = 1024
     max_tokens: int = 512
+    document_start: bool = True
     prompt_too_long: Literal["error", "truncate_left"] = "error"

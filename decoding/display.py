@@ -34,7 +34,7 @@ def trim_text(text: str, finish_reason: str, single_line: bool, trim: str, last_
 
     Args:
         text: the draft's text.
-        finish_reason: "length" if the tokens ran out, so that the last word may be half; otherwise it is complete.
+        finish_reason: "stop" if the text is complete; otherwise its last word may be half.
         single_line: show nothing from the first line break on.
         trim: "none"; "word": no last word that may be half, and no white space at the end; "sentence": nothing after
             the first sentence, and as "word" if no sentence ends.
@@ -43,7 +43,7 @@ def trim_text(text: str, finish_reason: str, single_line: bool, trim: str, last_
     Returns:
         A prefix of `text`. It is empty if all there is may be half a word.
     """
-    is_complete = last_word_complete or finish_reason != "length"
+    is_complete = last_word_complete or finish_reason == "stop"
     line_break = _LINE_BREAK.search(text) if single_line else None
     if line_break is not None:
         text, is_complete = text[: line_break.start()], True

@@ -27,15 +27,15 @@ class Draft:
 
     Attributes:
         token_ids: its tokens; an end-of-text token is not kept.
-        pieces: the bytes that each token adds to the prompt; none for one that only repeats what was typed.
+        pieces: the bytes that each token adds to the prompt.
         text: all of them together, cut before a stop string.
         logprob: its score, the sum of ln p_f over its tokens (eq. 6), end of text included.
         num_scored: how many terms that sum has.
         token_logprobs: ln p of each token in the step that chose it, at temperature 1, without the n-gram model.
         finish_reason: None while it is alive.
         ngram_state: the n-gram model's state after prompt and draft; belongs to this draft alone.
-        healing: what the draft still has to repeat of a word that was typed half, before it adds anything (token
-            healing).
+        path: the typed tokens in front of it that its row holds after those that all covers share (token healing).
+        rest: of a draft without tokens: typed bytes that its first token has to begin with, and that are not its own.
         start: with the selection "distinct", its text when it began; empty before that.
     """
 
@@ -46,7 +46,8 @@ class Draft:
     token_logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     ngram_state: Hashable = None
-    healing: bytes = b""
+    path: tuple[int, ...] = ()
+    rest: bytes = b""
     pieces: tuple[bytes, ...] = ()
     start: bytes = b""
 
@@ -122,14 +123,14 @@ def keep_best(drafts: DraftSet, children: Iterable[Draft], num_drafts: int) -> D
     ended: list[Draft] = []
     # Distinct as text. Alive and ended ones are told apart: an alive draft may have the text of an ended one and grow
     # past it.
-    alive_texts: set[tuple[bytes, bytes]] = set()
-    ended_texts = {(draft.text, draft.healing) for draft in drafts.finished}
+    alive_texts: set[bytes] = set()
+    ended_texts = {draft.text for draft in drafts.finished}
     for child in children:
         if len(alive) + len(ended) == 2 * num_drafts:
             break
         group, texts = (alive, alive_texts) if child.finish_reason is None else (ended, ended_texts)
-        if (child.text, child.healing) not in texts:
-            texts.add((child.text, child.healing))
+        if child.text not in texts:
+            texts.add(child.text)
             group.append(child)
     finished = sorted((*drafts.finished, *ended), key=lambda draft: -draft.logprob)
     return DraftSet(tuple(alive[:num_drafts]), tuple(finished[:num_drafts]))
@@ -147,8 +148,7 @@ def advance_distinct(
 
     So the first step begins the k best tokens, unless some are improbable; a place that stays free is taken by the
     second child of a draft, at the first step where it has a probable one. A draft begins with its first word, or
-    leaves another one within `MAX_COMMON_WORDS`: later would only show the same suggestion twice. Drafts that still
-    repeat what was typed have not begun.
+    leaves another one within `MAX_COMMON_WORDS`: later would only show the same suggestion twice.
 
     Args:
         drafts: the draft set so far, n drafts alive.
@@ -167,7 +167,7 @@ def advance_distinct(
         num_drafts - sum(bool(draft.text) for draft in finished) - sum(bool(draft.start) for draft in drafts.alive)
     )
     heirless = {index for index, draft in enumerate(drafts.alive) if draft.start}
-    seen: set[tuple[bytes, bytes]] = set()
+    seen: set[bytes] = set()
     for parent, child in _children(drafts, candidates, scores, extend):
         if parent in heirless:
             heirless.remove(parent)
@@ -178,14 +178,14 @@ def advance_distinct(
             break
         else:
             continue
-        seen.add((child.text, child.healing))
+        seen.add(child.text)
         (alive if child.finish_reason is None else finished).append(child)
     finished.sort(key=lambda draft: -draft.logprob)
     return DraftSet(tuple(alive), tuple(finished))
 
 
-def _may_begin(child: Draft, min_probability: float, seen: set[tuple[bytes, bytes]]) -> bool:
-    if (child.text, child.healing) in seen or len(child.text.split()) > MAX_COMMON_WORDS:
+def _may_begin(child: Draft, min_probability: float, seen: set[bytes]) -> bool:
+    if child.text in seen or len(child.text.split()) > MAX_COMMON_WORDS:
         return False
     return min_probability == 0 or child.lm_logprob >= math.log(min_probability)
 

@@ -25,15 +25,14 @@ class TokenAppender:
         if token_id in self.eos_token_ids:
             return replace(draft, finish_reason="stop")
         token = self.token_bytes[token_id]
-        # While a draft heals, its tokens first repeat what was typed: only what goes beyond that is its own text.
-        piece = token[len(draft.healing) :]
+        piece = token[len(draft.rest) :]
         text = draft.text + piece
         child = replace(
             draft,
             token_ids=(*draft.token_ids, token_id),
             pieces=(*draft.pieces, piece),
             text=text,
-            healing=draft.healing[len(token) :],
+            rest=b"",
         )
         # The draft's own text held no stop string, so a new one ends inside the new token's bytes.
         starts = [text.find(stop, max(0, len(draft.text) - len(stop) + 1)) for stop in self.stop]

@@ -164,7 +164,6 @@ class Engine:
             self.config,
             self.max_model_len,
             self.num_slots,
-            self._chooser.token_index,
         )
         sequence.arrival_s = self._clock()
         sequence.deadline_s = None if timeout_s is None else sequence.arrival_s + timeout_s
@@ -222,8 +221,9 @@ class Engine:
     # The two kinds of step
 
     def _num_unfed(self, sequence: Sequence) -> int:
-        """Prompt tokens that would have to be run; the last one always is, since its logits are needed."""
-        return len(sequence.prompt_token_ids) - len(self._prefixes.match(sequence.prompt_token_ids[:-1]))
+        """Prompt tokens that would have to be run; the last ones always are, since their logits are needed."""
+        num_known = len(self._prefixes.match(sequence.prompt_token_ids[: sequence.num_reusable]))
+        return len(sequence.prompt_token_ids) - num_known
 
     def _prefill(self, work: Prefill) -> list[StepOutput]:
         """Some prompts' tokens in one forward; those that are through choose their drafts' first tokens."""
@@ -250,14 +250,16 @@ class Engine:
         return outputs
 
     def _start(self, sequence: Sequence, branch: Branch, logits: Tensor) -> Exception | None:
-        """The prompt is through: keep it for reuse, fork the branches, choose first tokens from its logits [V]."""
+        """The prompt is through: keep it for reuse, fork the branches, choose first tokens from its logits [T, V]."""
         try:
             if not bool(logits.isnan().any()):  # else every prompt that begins like this one would fail, too
                 self._steps.keep_prefix(sequence, branch)
             self._steps.start(sequence, branch)
-            if sequence.params.max_tokens > 0:
+            if sequence.params.max_tokens > 0 and sequence.healing is not None:
+                self._steps.choose_starts(sequence, logits)
+            elif sequence.params.max_tokens > 0:
                 for twin in list(sequence.branches):
-                    self._steps.choose_from(twin, logits.clone().unsqueeze(0))
+                    self._steps.choose_from(twin, logits.clone())
                     self._steps.divide_if_due(twin)
         except Exception as fault:  # an n-gram model from outside may raise anything: it is this sequence's alone
             return fault

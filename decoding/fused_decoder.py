@@ -99,10 +99,10 @@ class FusedDecoder:
             positions: shape [B, T].
             masks: additive attention mask, shape [B, 1, T, C], or one for each layer type.
             cache: pointed at the rows' slots.
-            kept: columns whose logits are wanted; None: all.
+            kept: indices b * T + t of the positions whose logits are wanted, shape [N]; None: all.
 
         Returns:
-            Logits, shape [B, T or number kept, V].
+            Logits, shape [N, V], or [B, T, V] for all.
         """
         num_rows, num_tokens, width = hidden.shape
         step = self._step(hidden, positions, masks, cache)
@@ -117,9 +117,10 @@ class FusedDecoder:
                 hidden, normed = add_and_norm(hidden, change, next_norms[index], self._epsilon)
         hidden = hidden + change
         if kept is not None:
-            hidden = hidden.view(num_rows, num_tokens, width)[:, kept].reshape(-1, width)
+            hidden = hidden[kept]
         normed = torch.rms_norm(hidden, (width,), self._norm, self._epsilon)
-        return self._head(normed).view(num_rows, -1, self._num_logits)
+        logits: Tensor = self._head(normed)
+        return logits if kept is not None else logits.view(num_rows, num_tokens, -1)
 
     def _step(self, hidden: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor], cache: SlotKVCache) -> _Step:
         num_rows, num_tokens, _ = hidden.shape

@@ -92,30 +92,39 @@ class ModelRunner:
         return embeddings
 
     @torch.inference_mode()
-    def prefill(self, slots: Sequence[int], token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    def prefill(
+        self,
+        slots: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        num_logits: Sequence[int] | None = None,
+    ) -> Tensor:
         """Run tokens of P prompts into their slots, in one forward.
 
         Args:
-            slots: one a prompt.
+            slots: one per prompt.
             token_ids: for each prompt the tokens to run, at least one.
             starts: for each prompt the position of the first of them.
+            num_logits: for each prompt the number of its last tokens whose logits are wanted; None: one.
 
         Returns:
-            Logits after each prompt's last token, shape [P, V].
+            Logits after each prompt's last tokens, prompt after prompt, shape [sum of `num_logits`, V].
         """
+        nums = [1] * len(slots) if num_logits is None else list(num_logits)
         widest = max(len(ids) for ids in token_ids)
         if max(starts) + widest > self.max_model_len and len(slots) > 1:
             # Padding would run over the end of a slot.
-            rows = zip(slots, token_ids, starts, strict=True)
-            return torch.cat([self.prefill([slot], [ids], [start]) for slot, ids, start in rows])
+            rows = zip(slots, token_ids, starts, nums, strict=True)
+            return torch.cat([self.prefill([slot], [ids], [start], [num]) for slot, ids, start, num in rows])
         positions = self.cache.select(slots, starts, widest)
         # What padding writes lies behind the prompt's end, where later tokens overwrite it before they read it.
         padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in token_ids]
-        last = [len(ids) - 1 for ids in token_ids]
-        kept = sorted(set(last))
-        logits = self._forward(positions, to_device(kept, self.device), input_ids=to_device(padded, self.device))
-        places = to_device([kept.index(column) for column in last], self.device)
-        return logits[torch.arange(len(slots), device=self.device), places]
+        wanted = [
+            row * widest + column
+            for row, (ids, num) in enumerate(zip(token_ids, nums, strict=True))
+            for column in range(len(ids) - num, len(ids))
+        ]
+        return self._forward(positions, wanted, input_ids=to_device(padded, self.device))
 
     @torch.inference_mode()
     def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -179,12 +188,16 @@ class ModelRunner:
         logits = logits[:, start - longest :]
         return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
 
-    def _forward(self, positions: Tensor, kept: Tensor | None, **inputs: Tensor) -> Tensor:
-        """Logits of the columns `kept` of each row, or of all, shape [B, T, V]."""
+    def _forward(self, positions: Tensor, wanted: Sequence[int] | None, **inputs: Tensor) -> Tensor:
+        """Logits at the indices b * T + t in `wanted`, shape [N, V], or all, shape [B, T, V]."""
         if self._fused is not None:
             embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embedding(inputs["input_ids"])
+            kept = None if wanted is None else to_device(wanted, self.device)
             return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept)
-        keep = {"logits_to_keep": kept} if self._can_keep_logits and kept is not None else {}
+        keep, num_tokens = {}, positions.shape[1]
+        columns = list(range(num_tokens)) if wanted is None else sorted({index % num_tokens for index in wanted})
+        if self._can_keep_logits and wanted is not None:
+            keep = {"logits_to_keep": to_device(columns, self.device)}
         logits: Tensor = self.model(
             attention_mask=self._attention_mask(positions),
             position_ids=positions,
@@ -193,7 +206,13 @@ class ModelRunner:
             **keep,
             **inputs,
         ).logits
-        return logits if keep or kept is None else logits[:, kept]
+        if wanted is None:
+            return logits
+        if not keep:
+            columns = list(range(num_tokens))
+        places = {column: place for place, column in enumerate(columns)}
+        flat = [index // num_tokens * len(columns) + places[index % num_tokens] for index in wanted]
+        return logits.flatten(0, 1)[to_device(flat, self.device)]
 
     def _attention_mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """What each new position may see: additive, shape [B, 1, T, read_length], or one such mask a layer type."""

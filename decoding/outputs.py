@@ -5,7 +5,8 @@ from typing import Literal
 
 from superdraft.decoding.errors import SuperdraftError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "improbable"]
+"""Why a draft ended: end of text or a stop string; its tokens ran out; going on was improbable (`min_probability`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,13 @@ class DraftOutput:
         token_ids: the draft's tokens, without the end-of-text token. With a stop string these are the tokens that
             were decoded, so their text may be longer than `text`.
         tokens: the text of each token.
-        score: mean over the tokens of ln p_f, the interpolated score (eq. 6), the end-of-text token included.
-        token_logprobs: for each token, its log-probability in the step that chose it. The first is exact; the later
-            ones come from the shared, superposed forward and are approximations.
-        finish_reason: "stop" (end of text or a stop string) or "length".
+        score: what the drafts are ranked by. With the selection "distinct", ln of the probability that the text goes
+            on with the draft's first word; else the mean over the tokens of ln p_f, the interpolated score (eq. 6),
+            the end-of-text token included.
+        token_logprobs: for each token, its log-probability in the step that chose it. The first is exact, given the
+            typed text; the later ones are exact where the draft had a row of its own, and approximations where its row
+            was superposed.
+        finish_reason: see `FinishReason`.
         exact_logprobs: from the verification pass, if one was asked for.
     """
 
@@ -57,11 +61,12 @@ class Usage:
     """Work done for one request.
 
     Attributes:
-        prompt_tokens: tokens of the prompt as it was fed to the model.
+        prompt_tokens: tokens of the prompt; a token that the engine put in front of it is not counted.
         completion_tokens: tokens of all drafts together.
         cached_tokens: prompt tokens whose keys and values came from an earlier request.
-        forward_rows: model rows of all decode steps: one a step for superposed decoding, whatever k is. The
-            prompt's own pass is not counted; a verification pass counts one row for each token it checks.
+        forward_rows: model rows of all decode steps: one per step for superposed decoding, whatever k is. The
+            prompt's own pass is not counted; another tokenisation of its end that had to be run is. A verification
+            pass counts one row for each token that it checks.
     """
 
     prompt_tokens: int
@@ -113,7 +118,7 @@ class Snapshot:
 
     Attributes:
         num_steps: tokens chosen so far.
-        drafts: the best k; none while all still repeat a word that was typed half (token healing).
+        drafts: the best k.
         stable_text: what every one of them begins with and no later step can change.
     """
 

@@ -54,24 +54,6 @@ def top_candidates(logits: Tensor, nums: Sequence[int], suppressed: Tensor) -> l
     return rows
 
 
-def candidates_among(logits: Tensor, token_ids: NDArray[np.int64], num: int, *, is_given: bool = False) -> Candidates:
-    """The m most probable of some tokens, for a draft that may not go on with any other.
-
-    Args:
-        logits: one row of the model's output, shape [V].
-        token_ids: what the draft may go on with.
-        num: m.
-        is_given: that it is one of them is known: their probabilities sum to 1.
-    """
-    logits = logits.float()
-    allowed = logits[torch.from_numpy(token_ids).to(logits.device)]
-    values, order = torch.topk(allowed, min(num, len(token_ids)))
-    top = values.double().cpu().numpy()
-    m = int(np.isfinite(top).sum())
-    normaliser = float(torch.logsumexp(allowed if is_given else logits, dim=-1))
-    return Candidates(token_ids[order.cpu().numpy()][:m].tolist(), top[:m], top[:m] - normaliser)
-
-
 def tempered_logprobs(logits: Floats, tau: float) -> Floats:
     """Take ln of softmax(logits / tau), cut to the candidates and renormalised over them.
 

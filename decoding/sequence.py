@@ -9,6 +9,7 @@ from numpy.random import Generator
 from superdraft.decoding.draft_set import DraftSet, Extend
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.token_healing import HealingPlan
 
 
 @dataclass(slots=True, eq=False)
@@ -21,10 +22,9 @@ class Branch:
         rng: for sampling and resets.
         slot: its KV-cache slot while it runs.
         num_computed: positions of the slot that hold keys and values.
-        num_steps: tokens that each alive draft has, those of token healing included.
-        num_healing_steps: the first of them, in which every draft was still repeating what had been typed.
+        path: the tokens that its slot holds after those that all covers of the prompt share (token healing).
+        num_steps: tokens that each alive draft has.
         num_exact: tokens of the drafts, from the first on, whose keys and values are those of real tokens.
-        is_unhealed: token healing was given up, and what it took back was run before the drafts.
     """
 
     sequence: "Sequence"
@@ -32,25 +32,22 @@ class Branch:
     rng: Generator
     slot: int | None = None
     num_computed: int = 0
+    path: tuple[int, ...] = ()
     num_steps: int = 0
-    num_healing_steps: int = 0
     num_exact: int = 0
-    is_unhealed: bool = False
 
     @property
     def context_token_ids(self) -> list[int]:
         """The tokens before the drafts."""
-        sequence = self.sequence
-        healed = sequence.healed_token_ids if self.is_unhealed else ()
-        return [*sequence.prompt_token_ids, *healed]
+        return [*self.sequence.shared_token_ids, *self.path]
 
     @property
     def is_done(self) -> bool:
         """All its tokens are chosen, no draft is left to grow, none is probable any more, or its slot is full."""
         return (
-            self.num_new >= self.sequence.params.max_tokens
+            self.num_steps >= self.sequence.params.max_tokens
             or self.drafts.is_done
-            or self._is_unsure
+            or self.is_unsure
             or self.num_computed >= self.sequence.max_positions
         )
 
@@ -77,18 +74,14 @@ class Branch:
         self.sequence.forward_rows += 1
 
     @property
-    def num_new(self) -> int:
-        """Tokens that each alive draft has beyond what was typed."""
-        return self.num_steps - self.num_healing_steps
-
-    @property
-    def _is_unsure(self) -> bool:
+    def is_unsure(self) -> bool:
+        """It ends before its time: none of its drafts is probable enough."""
         params = self.sequence.params
         low = params.min_probability
         is_spared = params.whole_best and self is self.sequence.branches[0]
-        if low == 0 or is_spared or self.num_new < params.min_draft_tokens:
+        if low == 0 or is_spared or self.num_steps < params.min_draft_tokens:
             return False
-        return max(draft.lm_logprob for draft in self.drafts.alive) < math.log(low)
+        return max((draft.lm_logprob for draft in self.drafts.alive), default=0.0) < math.log(low)
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +90,8 @@ class Sequence:
 
     Attributes:
         request_id: the caller's name for it.
-        prompt_token_ids: what the model is fed, never empty; without the tokens that token healing took back.
+        prompt_token_ids: what the model is fed, never empty.
+        num_start_tokens: the first of them that are no part of the prompt: the token that begins a document.
         params: what was asked for.
         scorer: the n-gram model; None when it has no say.
         extend: adds a token to one of its drafts.
@@ -105,7 +99,9 @@ class Sequence:
         max_positions: positions that its slots have.
         session_id: the typing session it belongs to.
         deadline_s: the clock at which it is answered with what it has.
-        healed_token_ids: the prompt's tokens that token healing took back.
+        healing: where the covers of the prompt's end part; None: the prompt's own tokens are the only ones.
+        start_alternatives: for verification, the most probable first tokens of drafts of a prompt that is healed: id,
+            text, log-probability given the typed text.
         warnings: what the answer should tell the caller.
         branches: its rows; the first one exists from the start, the others after the prompt's pass.
         num_cached_tokens: prompt tokens that came from the prefix cache.
@@ -125,7 +121,9 @@ class Sequence:
     arrival_s: float = 0.0
     session_id: str | None = None
     deadline_s: float | None = None
-    healed_token_ids: tuple[int, ...] = ()
+    num_start_tokens: int = 0
+    healing: HealingPlan | None = None
+    start_alternatives: tuple[tuple[int, str, float], ...] = ()
     warnings: list[str] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
     num_cached_tokens: int = 0
@@ -134,6 +132,21 @@ class Sequence:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     ngram_s: float = 0.0
+
+    @property
+    def shared_token_ids(self) -> list[int]:
+        """The prompt's tokens that all drafts go on from."""
+        return self.prompt_token_ids[: self.num_shared]
+
+    @property
+    def num_shared(self) -> int:
+        """The number of these, at least one."""
+        return len(self.prompt_token_ids) if self.healing is None else self.healing.num_shared
+
+    @property
+    def num_reusable(self) -> int:
+        """Prompt tokens that need not be run if they are known: the logits after the others are needed."""
+        return self.num_shared - 1
 
     @property
     def num_unfed_tokens(self) -> int:

@@ -1,8 +1,20 @@
-"""Token healing: a prompt that ends inside a word gets drafts that finish the word.
+"""Token healing: drafts follow the model's distribution over how the typed *text* goes on.
 
-A model has learnt "improvements" as one or two certain tokens and hardly ever sees the tokens of "improv" followed by
-"ements". So the prompt's last tokens are taken back, and each draft must first reproduce their bytes, in any
-tokenisation: the *healing prefix*. The same goes for white space, which tokens carry in front of the next word.
+A prompt is a text that was cut anywhere; the tokens that its end happens to have are not those that the finished text
+will have. Let B be the typed bytes. A *cover* is a token sequence whose tokens, all but the last, lie inside B, and
+whose last token reaches beyond B. Its weight is the plain product of the model's probabilities. The sum over all covers
+is P(text begins with B), and a continuation's probability is its covers' share of that sum (Phan et al., 2024, arXiv
+2410.09303). Nothing is renormalised on the way, so a tokenisation that the model finds absurd keeps its tiny weight.
+
+Only *canonical* covers count, those that the tokenizer itself makes of their text: models are trained on no others.
+
+Words of this module:
+
+- *shared tokens*: the prompt's tokens that every cover begins with; what stands before its last unfinished piece.
+- *stem*: a cover without its last token. Most stems lie on the borders of the prompt's own tokens, so that the prompt's
+  one pass gives all their distributions. Another one needs a row of its own, and is run only if its weight can matter.
+- *rest*: the typed bytes that a stem leaves for the next token to begin with.
+- *start*: the last token of a cover, the first one of a draft. Its bytes beyond the rest are the draft's own text.
 
 All of it works on bytes, since a token may hold part of a character.
 """
@@ -15,94 +27,151 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from superdraft.decoding.characters import last_word_start
 from superdraft.decoding.tokenizer import Tokenizer
 
-MAX_HEALED_TOKENS = 8
-MAX_HEALED_BYTES = 32
-_APOSTROPHES = "'\u2019"
+MAX_TAIL_TOKENS = 8
+MAX_TAIL_BYTES = 32
+_MAX_WINDOW_TOKENS = 8
+_MAX_PIECE_CHARS = 128
+_PROBES = ("x", "0", ".", "\n")
+"""One character of each kind that tokenizers cut white space before."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealingPlan:
-    """A prompt whose last tokens were taken back.
+    """The end of a prompt, where covers part.
 
     Attributes:
-        token_ids: the tokens that stay, at least one.
-        prefix: bytes that every draft must reproduce before it adds anything of its own, never empty.
+        num_shared: tokens of the prompt that every cover begins with, at least one.
+        tail: the prompt's other tokens, at least one.
+        window: the last of the shared tokens; together with `tail` their text has the tokens that it has in the prompt.
+        is_checked: the tokenizer makes these tokens of this text, so that it can tell which covers are canonical.
     """
 
-    token_ids: tuple[int, ...]
-    prefix: bytes
+    num_shared: int
+    tail: tuple[int, ...]
+    window: tuple[int, ...]
+    is_checked: bool
 
 
-def plan_healing(text: str, token_ids: Sequence[int], tokenizer: Tokenizer) -> HealingPlan | None:
-    """Which of the prompt's last tokens to take back.
+def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer: Tokenizer) -> HealingPlan | None:
+    """Where the covers of a prompt part.
 
-    Those that overlap the last unfinished piece of `text`: a word and the space before it, or a run of white space, or
-    else the last character. Never more than `MAX_HEALED_TOKENS`, nor than `MAX_HEALED_BYTES` unless the last token
-    alone is longer; of a longer piece only the end is healed. If all tokens would go, the tokenizer's start token
-    stands for the empty prompt, or without one the first token stays.
+    The tail is what overlaps the last piece of `text` (`Tokenizer.last_piece_start`), but never more than
+    `MAX_TAIL_TOKENS`, nor than `MAX_TAIL_BYTES` unless the last token alone is longer.
 
     Args:
-        text: the prompt, without lone surrogates.
-        token_ids: its tokens as `tokenizer.encode` gives them; the oldest may be missing.
+        text: the prompt's text, or the end of it, without lone surrogates.
+        token_ids: the prompt's tokens; the oldest may be missing.
+        num_fixed: how many of them, from the first on, are not to be changed; at least one.
         tokenizer: the tokenizer.
 
     Returns:
-        The plan; the bytes of its tokens and its prefix together are the bytes of `token_ids`. None when nothing can
-        be healed: no token to take back, a special token at the end, or tokens that do not end in the bytes of `text`
-        (a tokenizer that normalises).
+        The plan; None when nothing can be healed: the text is empty, it ends in a special token, or the tokens do not
+        end in its bytes (a tokenizer that normalises).
     """
-    last_tokens = [tokenizer.token_bytes[i] for i in token_ids[-MAX_HEALED_TOKENS:]]
-    num_kept = len(token_ids) - _num_tokens_to_take(last_tokens, text)
-    kept, taken = token_ids[:num_kept], token_ids[num_kept:]
-    if not kept:
-        start = tokenizer.start_token_id
-        kept, taken = (taken[:1], taken[1:]) if start is None else ([start], taken)
-    prefix = b"".join(tokenizer.token_bytes[i] for i in taken)
-    if not prefix or not _is_exact(prefix, text.encode()):
+    ending = text[-_MAX_PIECE_CHARS:]
+    piece_bytes = len(ending[tokenizer.last_piece_start(ending) :].encode()) if ending else 0
+    last_tokens = [tokenizer.token_bytes[i] for i in token_ids[num_fixed:][-MAX_TAIL_TOKENS:]]
+    num_shared = len(token_ids) - _num_tail_tokens(last_tokens, piece_bytes)
+    tail = tuple(token_ids[num_shared:])
+    typed = tokenizer.bytes_of(tail)
+    # SentencePiece puts a space before a text, so the tokens of a short prompt may have one byte more than it has.
+    if not tail or not (text.encode().endswith(typed) or typed == b" " + text.encode()):
         return None
-    return HealingPlan(tuple(kept), prefix)
+    for num_window in range(_MAX_WINDOW_TOKENS, -1, -1):
+        window = tuple(token_ids[max(num_fixed, num_shared - num_window) : num_shared])
+        if _is_canonical_alone((*window, *tail), tokenizer):
+            return HealingPlan(num_shared, tail, window, is_checked=True)
+    return HealingPlan(num_shared, tail, (), is_checked=False)
 
 
-def _num_tokens_to_take(last_tokens: Sequence[bytes], text: str) -> int:
-    """How many of the last tokens overlap the unfinished piece of `text`, within the bounds."""
-    piece_bytes = len(_unfinished_piece(text).encode())
-    num_taken = num_bytes = 0
+def _num_tail_tokens(last_tokens: Sequence[bytes], piece_bytes: int) -> int:
+    """How many of the last tokens overlap the last `piece_bytes` bytes, within the bounds."""
+    num_tokens = num_bytes = 0
     # A token without bytes is special and no part of the text.
     for token in takewhile(len, reversed(last_tokens)):
-        is_too_long = num_taken > 0 and num_bytes + len(token) > MAX_HEALED_BYTES
+        is_too_long = num_tokens > 0 and num_bytes + len(token) > MAX_TAIL_BYTES
         if num_bytes >= piece_bytes or is_too_long:
             break
-        num_taken += 1
+        num_tokens += 1
         num_bytes += len(token)
-    return num_taken
+    return num_tokens
 
 
-def _unfinished_piece(text: str) -> str:
-    """The end of `text` that the next token might have been one token with."""
-    # No character has less than one byte, so what is further back stays anyway.
-    text = text[-MAX_HEALED_BYTES:]
-    space_start = len(text.rstrip())
-    if space_start < len(text):
-        return text[space_start:]
-    start = last_word_start(text, _APOSTROPHES)
-    if start == len(text):
-        return text[-1:]
-    return text[start - 1 :] if text[:start].endswith(" ") else text[start:]
+def _is_canonical_alone(token_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    try:
+        text = tokenizer.bytes_of(token_ids).decode()
+    except UnicodeDecodeError:
+        return False
+    return tokenizer.encode_inside(text) == list(token_ids)
 
 
-def _is_exact(prefix: bytes, text: bytes) -> bool:
-    """Whether a draft that reproduces `prefix` goes on from the last byte of `text`.
+class CanonicalCheck:
+    """Tells which token sequences the tokenizer itself would make of their text.
 
-    SentencePiece puts a space before a text, so the tokens of a short prompt may have one byte more than it has.
+    A sequence that ends inside a character is judged by its tokens before that character: no text can be made of the
+    others yet.
+
+    Args:
+        plan: the prompt's end.
+        tokenizer: the tokenizer.
     """
-    return text.endswith(prefix) or prefix == b" " + text
+
+    def __init__(self, plan: HealingPlan, tokenizer: Tokenizer) -> None:
+        self._plan = plan
+        self._tokenizer = tokenizer
+
+    def __call__(self, paths: Sequence[Sequence[int]]) -> list[bool]:
+        """For each sequence of tokens after the shared ones: whether it is canonical."""
+        if not self._plan.is_checked:
+            return [True] * len(paths)
+        verdicts = [True] * len(paths)
+        texts, wanted, indices = [], [], []
+        for index, path in enumerate(paths):
+            token_ids = self._before_broken_character([*self._plan.window, *path])
+            if token_ids is None:
+                verdicts[index] = False
+            else:
+                texts.append(self._tokenizer.bytes_of(token_ids).decode())
+                wanted.append(token_ids)
+                indices.append(index)
+        for index, token_ids, encoded in zip(indices, wanted, self._tokenizer.encode_all_inside(texts), strict=True):
+            verdicts[index] = encoded == token_ids
+        return verdicts
+
+    def may_begin(self, path: Sequence[int]) -> bool:
+        """Whether a sequence may be the beginning of a longer canonical one.
+
+        As a rule it is canonical itself. But tokenizers cut a run of white space one way at the end of a text, and
+        another way before a word or a digit.
+        """
+        if self([path])[0]:
+            return True
+        if not self._tokenizer.token_bytes[path[-1]][-1:].isspace():
+            return False
+        token_ids = [*self._plan.window, *path]
+        text = self._tokenizer.bytes_of(token_ids).decode(errors="replace")
+        longer = self._tokenizer.encode_all_inside([text + probe for probe in _PROBES])
+        return any(encoded[: len(token_ids)] == token_ids for encoded in longer)
+
+    def _before_broken_character(self, token_ids: list[int]) -> list[int] | None:
+        """The tokens before a character that the sequence does not finish; None if its bytes are no text at all."""
+        data = self._tokenizer.bytes_of(token_ids)
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            if error.reason != "unexpected end of data":
+                return None
+            num_bytes = len(data)
+            while num_bytes > error.start:
+                num_bytes -= len(self._tokenizer.token_bytes[token_ids.pop()])
+            return self._before_broken_character(token_ids)
+        return token_ids
 
 
 class TokenIndex:
-    """Finds the tokens that fit a healing prefix. Built once for a tokenizer.
+    """Finds tokens by the bytes they begin with. Built once for a tokenizer.
 
     Args:
         token_bytes: the bytes of every token id.
@@ -115,44 +184,17 @@ class TokenIndex:
         self._tokens = [token for token, _ in table]
         self._ids: NDArray[np.int64] = np.array([i for _, i in table], dtype=np.int64)
 
-    def matching(self, prefix: bytes) -> NDArray[np.int64]:
-        """Ids of the tokens that agree with `prefix`, shape [number of them].
+    def beyond(self, rest: bytes) -> NDArray[np.int64]:
+        """Ids of the tokens that begin with `rest` and are longer, shape [number of them]."""
+        first = bisect_right(self._tokens, rest)
+        last = bisect_right(self._tokens, rest, lo=first, key=lambda token: token[: len(rest)])
+        return self._ids[first:last]
 
-        A token agrees when it begins with the whole prefix, or when it is a part of it from the start, so that further
-        tokens can complete it. An empty prefix agrees with every token.
-        """
-        first = bisect_left(self._tokens, prefix)
-        last = bisect_right(self._tokens, prefix, lo=first, key=lambda token: token[: len(prefix)])
-        parts = [self._equal_to(prefix[:length]) for length in range(1, len(prefix))]
-        return np.concatenate([*parts, self._ids[first:last]])
+    def inside(self, rest: bytes) -> list[int]:
+        """Ids of the tokens that `rest` begins with, all of it among them."""
+        return [i for length in range(1, len(rest) + 1) for i in self._equal_to(rest[:length]).tolist()]
 
     def _equal_to(self, token: bytes) -> NDArray[np.int64]:
         """Ids of `token`; several for SentencePiece, where a byte token may equal a piece."""
         first = bisect_left(self._tokens, token)
         return self._ids[first : bisect_right(self._tokens, token, lo=first)]
-
-
-def keep_forced_tokens(plan: HealingPlan, token_bytes: Sequence[bytes], index: TokenIndex) -> HealingPlan | None:
-    """The plan without the tokens that healing could only choose again, because nothing else agrees with the prefix.
-
-    A tokenizer that makes a token of each digit would otherwise spend a decode step on each digit of a number.
-
-    Returns:
-        The shorter plan; None when nothing is left to heal.
-    """
-    token_ids, prefix = plan.token_ids, plan.prefix
-    while prefix:
-        matching = index.matching(prefix)
-        if len(matching) != 1:
-            return HealingPlan(token_ids, prefix)
-        token = token_bytes[matching[0]]
-        if len(token) > len(prefix):
-            return HealingPlan(token_ids, prefix)
-        token_ids = (*token_ids, int(matching[0]))
-        prefix = remaining_after(prefix, token)
-    return None
-
-
-def remaining_after(prefix: bytes, token: bytes) -> bytes:
-    """What of a healing prefix is still to be reproduced after a token that agrees with it."""
-    return prefix[len(token) :]

@@ -33,32 +33,38 @@ class Verification:
 def verify(
     runner: ModelRunner,
     tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    drafts: Sequence[Sequence[int]],
+    drafts: Sequence[tuple[Sequence[int], Sequence[int]]],
     num_top: int,
-    with_prompt: bool,
+    front: Sequence[int] = (),
+    prompt: Sequence[int] | None = None,
 ) -> Verification:
-    """Run prompt + draft for every draft through the exact model.
+    """Run every draft behind its context through the exact model.
 
     Args:
         runner: the model.
         tokenizer: for the tokens' texts.
-        prompt: its token ids, never empty.
-        drafts: token ids of each draft.
+        drafts: for each draft the token ids before it, at least one, and its own.
         num_top: most probable alternatives to report for each token.
-        with_prompt: report the prompt's own tokens too.
+        front: tokens that stand before the prompt and are not to be reported.
+        prompt: the prompt's tokens, if they are to be reported too.
     """
-    start = 0 if with_prompt else len(prompt) - 1
-    rows = runner.exact_logprobs([[*prompt, *draft] for draft in drafts], start)
-    offset = len(prompt) - 1 - start
+    whole = [*front, *(prompt or ())]
+    sequences = [[*context, *draft] for context, draft in drafts]
+    # A draft goes on from other tokens than the prompt's own where another tokenisation of its end is more probable.
+    carrier = next((index for index, (context, _) in enumerate(drafts) if list(context) == whole), len(drafts))
+    if prompt is not None and carrier == len(drafts):
+        sequences.append(whole)
+    start = len(front) if prompt is not None else min(len(context) for context, _ in drafts) - 1
+    rows = runner.exact_logprobs(sequences, start)
     verified = tuple(
-        _describe(tokenizer, logprobs[offset:], draft, num_top) for logprobs, draft in zip(rows, drafts, strict=True)
+        _describe(tokenizer, logprobs[len(context) - 1 - start :], draft, num_top)
+        for logprobs, (context, draft) in zip(rows, drafts, strict=False)
     )
     prompt_logprobs = None
-    if with_prompt:
+    if prompt is not None:
         first = TokenLogprob(prompt[0], tokenizer.decode(prompt[:1]), None)
-        prompt_logprobs = (first, *_describe(tokenizer, rows[0], prompt[1:], num_top))
-    return Verification(verified, prompt_logprobs, sum(len(draft) for draft in drafts))
+        prompt_logprobs = (first, *_describe(tokenizer, rows[carrier], prompt[1:], num_top))
+    return Verification(verified, prompt_logprobs, sum(len(draft) for _, draft in drafts))
 
 
 def _describe(

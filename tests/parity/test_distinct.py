@@ -115,18 +115,28 @@ def test_alone_equals_in_a_batch(architecture):
             assert got.usage.forward_rows == expected.usage.forward_rows
 
 
-def test_a_half_typed_word_is_finished_exactly():
-    """Drafts that were superposed while they repeated what was typed: on rows of their own their tokens are exact."""
-    engine, _ = tiny_engine()
+@pytest.mark.parametrize("typed", ["meeting at noo", "on the corn", "We're meeting at noon, a", "def add(a, b):\n    "])
+def test_a_half_typed_word_is_finished_exactly(typed):
+    """Every draft of a row of its own has the exact log-probabilities of its tokens, whichever stem it follows."""
+    engine, model = tiny_engine()
     wanted = params(num_drafts=3, max_branches=3, max_tokens=6, token_healing=True, logit_bias=forbid_ends(engine))
-    engine.add_request("typed", "meeting at noo", wanted)
+    engine.add_request("typed", typed, wanted)
     (sequence,) = engine._sequences.values()
-    output = run_all(engine)["typed"].output
-    assert len(output.drafts) == 3
-    assert any(branch.num_healing_steps > 1 for branch in sequence.branches)
+    engine.step()
+    for _ in range(4):
+        engine.step()
+    assert len(sequence.branches) == 3
     for branch in sequence.branches:
-        # What its slot holds beyond the prompt are the real tokens before its draft's last one.
-        assert branch.num_exact == branch.num_steps - 1
+        (draft,) = branch.drafts.alive
+        assert branch.num_exact == branch.num_steps - 1 == 4
+        before = branch.context_token_ids
+        whole = engine.tokenizer.bytes_of([*before, *draft.token_ids])
+        assert whole == typed.encode() + draft.text
+        exact = [
+            float(logprobs_after(engine, model, [*before, *draft.token_ids[:i]])[draft.token_ids[i]]) for i in range(5)
+        ]
+        assert list(draft.token_logprobs[1:]) == pytest.approx(exact[1:], abs=2e-3)
+    run_all(engine)
 
 
 def test_more_rows_than_slots_and_rows_without_the_selection_are_refused():

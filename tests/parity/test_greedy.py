@@ -80,6 +80,6 @@ def test_default_model(default_model):
     loaded = load_model(str(default_model), dtype="float32")
     engine = build_engine(loaded, EngineConfig(max_model_len=128, num_slots=1))
     for prompt in PROMPTS:
-        ids = engine.tokenizer.encode(prompt)
+        ids = [engine.tokenizer.start_token_id, *engine.tokenizer.encode(prompt)]
         draft = engine.generate(prompt, GenerationParams(max_tokens=8, **GREEDY)).drafts[0]
         assert list(draft.token_ids) == transformers_greedy(loaded.model, engine, ids, 8), prompt

@@ -1,5 +1,8 @@
 """Every strategy over tiny real models: rows, exactness, reuse of prefixes, resets, forks."""
 
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -175,37 +178,96 @@ def test_healing_finishes_the_word_and_goes_on_from_the_last_character():
 
 
 def test_a_prompt_that_ends_in_a_space_gets_no_second_one():
+    """Nearly all of the probability lies on words whose token carries the space that was typed."""
     engine, _ = tiny_engine()
-    output = engine.generate("Thank you for your ", params(token_healing=True, num_drafts=8))
-    with_space = [engine.tokenizer.token_bytes[d.token_ids[0]] for d in output.drafts if d.token_ids]
-    assert all(token.startswith(b" ") for token in with_space)
-    assert all(not draft.tokens[0].startswith(" ") for draft in output.drafts)
+    prompt = "Thank you for your "
+    output = engine.generate(prompt, params(token_healing=True, num_drafts=8, max_tokens=1, alpha=0.0))
+    for draft in output.drafts:
+        whole = engine.tokenizer.encode(prompt + draft.text)
+        assert whole[-1:] == list(draft.token_ids)
 
 
-def test_healing_is_left_alone_for_token_ids_and_for_exact_logprobs():
+def test_token_ids_are_not_healed():
     engine, _ = tiny_engine()
     ids = engine.tokenizer.encode("Thank you for your ema")
     plain = engine.generate(ids, params(), HashScorer())
     assert token_ids(engine.generate(ids, params(token_healing=True), HashScorer())) == token_ids(plain)
-    verified = engine.generate("Thank you for your ema", params(token_healing=True, verify_top=0), HashScorer())
-    assert token_ids(verified) == token_ids(plain)
 
 
-@pytest.mark.parametrize("strategy", ["superposed", "sample", "greedy"])
-def test_a_prefix_that_nothing_matches_is_completed_unhealed_with_a_warning(strategy):
+HEALED = "Thank you for your ema"
+
+
+@pytest.mark.parametrize("selection", ["paper", "distinct"])
+def test_asking_for_logprobs_does_not_change_the_drafts(selection):
     engine, _ = tiny_engine()
-    prompt = "Thank you for your ema"
-    engine.add_request("a", prompt, params(token_healing=True))
-    typed = engine._sequences["a"].branches[0].drafts.alive[0].healing
-    engine.cancel("a")
-    matching = engine._chooser.token_index.matching(typed)
-    bias = tuple((int(i), -100.0) for i in matching)
-    assert typed
-    assert bias
-    wanted = {"strategy": strategy, "logit_bias": bias, "num_drafts": 1, "seed": 1, "alpha": 0.0}
-    output = engine.generate(prompt, params(token_healing=True, **wanted))
-    assert "without token healing" in output.warnings[0]
-    assert token_ids(output) == token_ids(engine.generate(prompt, params(**wanted)))
+    options = {"token_healing": True, "selection": selection, "alpha": 0.0}
+    plain = engine.generate(HEALED, params(**options))
+    verified = engine.generate(HEALED, params(verify_top=3, echo_logprobs=True, **options))
+    assert texts(verified) == texts(plain)
+    assert len(verified.prompt_logprobs) == verified.usage.prompt_tokens
+    for draft in verified.drafts:
+        first, *others = draft.exact_logprobs
+        assert first.logprob == draft.token_logprobs[0]
+        assert first.text == draft.tokens[0]
+        assert len(first.top) == 3
+        assert first.top[0][2] == max(top[2] for top in first.top)
+        assert len(others) == len(draft.token_ids) - 1
+
+
+def test_the_paper_superposes_starts_of_one_stem_only():
+    engine, _ = tiny_engine()
+    for prompt in (HEALED, "We're meeting at noon, a", "def add(a, b):\n   "):
+        engine.add_request("a", prompt, params(token_healing=True, num_drafts=8))
+        (sequence,) = engine._sequences.values()
+        engine.step()
+        (branch,) = sequence.branches
+        assert {draft.path for draft in branch.drafts.alive} == {branch.path}
+        run_all(engine)
+
+
+def test_greedy_takes_the_most_probable_text():
+    """Not the most probable token behind the prompt's own tokens: the best of all covers."""
+    engine, _ = tiny_engine()
+    wanted = params(strategy="greedy", num_drafts=1, alpha=0.0, token_healing=True, max_tokens=1)
+    covers = covers_of(engine, HEALED)
+    (best,) = covers.starts(1)
+    (draft,) = engine.generate(HEALED, wanted).drafts
+    assert draft.token_ids == (best.token_id,)
+    assert draft.token_logprobs[0] == pytest.approx(best.logprob - covers.log_total)
+
+
+def test_samples_are_drawn_from_all_covers():
+    """A thousand draws: each start about as often as its share of the covers says."""
+    engine, _ = tiny_engine(num_slots=8)
+    covers = covers_of(engine, HEALED)
+    shares = {
+        (covers.stems[start.stem].path, start.token_id): math.exp(start.logprob - covers.log_total)
+        for start in covers.starts(400)
+    }
+    wanted = {"strategy": "sample", "num_drafts": 8, "alpha": 0.0, "token_healing": True, "max_tokens": 2}
+    counts: Counter[tuple[tuple[int, ...], int]] = Counter()
+    for seed in range(125):
+        engine.add_request("a", HEALED, params(seed=seed, **wanted))
+        (sequence,) = engine._sequences.values()
+        engine.step()
+        for branch in sequence.branches:
+            drafts = [*branch.drafts.alive, *branch.drafts.finished]
+            counts.update((draft.path, draft.token_ids[0]) for draft in drafts if draft.token_ids)
+        engine.cancel("a")
+    total = sum(counts.values())
+    assert set(counts) <= set(shares)
+    for start, share in sorted(shares.items(), key=lambda item: -item[1])[:5]:
+        assert counts[start] / total == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / total))
+
+
+def covers_of(engine, prompt):
+    """What the engine chooses a prompt's first tokens from."""
+    seen = []
+    choose = engine._chooser.choose_start
+    engine._chooser.choose_start = lambda branch, covers: (seen.append(covers), choose(branch, covers))
+    engine.generate(prompt, params(token_healing=True, num_drafts=1, max_tokens=1, alpha=0.0))
+    engine._chooser.choose_start = choose
+    return seen[0]
 
 
 def test_logit_bias_forbids_and_forces_tokens():

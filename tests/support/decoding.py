@@ -14,15 +14,20 @@ from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 
+DEFAULTS: dict[str, object] = {
+    "max_model_len": 96,
+    "num_slots": 4,
+    "kv_memory_bytes": 1_000_000,
+    "document_start": False,  # so that a text's tokens are those that transformers is given
+}
+
 
 def tiny_engine(
     architecture: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object
 ) -> tuple[Engine, PreTrainedModel]:
     model = tiny_model(architecture, seed).to(dtype)
     loaded = LoadedModel(model, tiny_tokenizer(), architecture, Path())
-    return build_engine(
-        loaded, EngineConfig(**({"max_model_len": 96, "num_slots": 4, "kv_memory_bytes": 1_000_000} | config))
-    ), model
+    return build_engine(loaded, EngineConfig(**(DEFAULTS | config))), model
 
 
 def run_all(engine: Engine) -> dict[str, StepOutput]:

@@ -73,15 +73,21 @@ class FakeRunner:
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         return self._embeddings[list(token_ids)]
 
-    def prefill(self, slots: Sequence[int], token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    def prefill(
+        self,
+        slots: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        num_logits: Sequence[int] | None = None,
+    ) -> Tensor:
         assert len(set(slots)) == len(slots)
         self.prefilled.append([len(ids) for ids in token_ids])
         logits = []
-        for slot, ids, start in zip(slots, token_ids, starts, strict=True):
-            assert ids
+        for slot, ids, start, num in zip(slots, token_ids, starts, num_logits or [1] * len(slots), strict=True):
+            assert 1 <= num <= len(ids)
             for offset, row in enumerate(self.embed(ids)):
                 self._write(slot, start + offset, row)
-            logits.append(self._logits(slot, start + len(ids)))
+            logits += [self._logits(slot, start + length) for length in range(len(ids) - num + 1, len(ids) + 1)]
         return torch.stack(logits)
 
     def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -113,4 +119,4 @@ def fake_engine(
     tokenizer = tokenizer or Tokenizer(tiny_tokenizer(), VOCAB_SIZE)
     runner = FakeRunner(num_slots, max_model_len, num_prefix_positions, tokenizer.vocab_size)
     clock = ManualClock()
-    return Engine(runner, tokenizer, EngineConfig(**config), clock), runner, clock
+    return Engine(runner, tokenizer, EngineConfig(**({"document_start": False} | config)), clock), runner, clock

@@ -76,9 +76,10 @@ def test_the_only_way_on_is_taken_even_if_it_is_improbable():
     assert [draft.text for draft in drafts.alive] == [b" the"]
 
 
-def test_drafts_that_repeat_what_was_typed_may_all_go_on():
-    drafts = step(DraftSet((Draft(healing=b" th"),)), [{THE: 0.6, THEN: 0.4}], 3)
-    assert [(draft.text, draft.start) for draft in drafts.alive] == [(b"e", b"e"), (b"en", b"en")]
+def test_drafts_after_several_stems_begin_with_what_goes_beyond_the_typed_text():
+    drafts = step(DraftSet((Draft(rest=b" th"), Draft(path=(THE,)))), [{THE: 0.5, THEN: 0.3}, {CAT: 0.2}], 3)
+    found = [(draft.text, draft.start, draft.path) for draft in drafts.alive]
+    assert found == [(b"e", b"e", ()), (b"en", b"en", ()), (b" cat", b" cat", (THE,))]
 
 
 def test_the_score_is_the_probability_of_the_first_word():

@@ -2,10 +2,12 @@
 
 import pytest
 from support.models import QWEN_FIM, tiny_fim_tokenizer, tiny_tokenizer
+from support.tokenizers import byte_level, sentencepiece_like
 
 from superdraft.decoding.tokenizer import Tokenizer
-from unit.test_token_healing import SENTENCEPIECE, WORDS  # type: ignore[import-not-found]
 
+SENTENCEPIECE = sentencepiece_like()
+WORDS = byte_level([" impro", " don", "    ", "foo_ba", "☃", " café"])
 TINY = Tokenizer(tiny_tokenizer())
 FIM = Tokenizer(tiny_fim_tokenizer())
 

@@ -1,0 +1,258 @@
+"""The covers of one prompt's end, with their weights: what the model says of how the typed text goes on.
+
+The words are those of `token_healing`. Stems are added with the model's distribution after them, first those on the
+prompt's own borders; `next_unrun` names another one whose covers may matter, and `starts` ranks what follows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from superdraft.decoding.scoring import Floats
+from superdraft.decoding.token_healing import CanonicalCheck, HealingPlan, TokenIndex
+from superdraft.decoding.tokenizer import Tokenizer
+
+MIN_STEM_SHARE = 0.05
+"""A stem off the prompt's own borders is run if its covers may be this share of P(text begins with the typed bytes)."""
+
+MIN_CHECKED_SHARE = 1e-3
+"""Starts with a smaller share are counted in that probability without asking the tokenizer whether they are canonical.
+None is chosen unasked."""
+
+_MAX_CHECKED = 256
+
+
+@dataclass(slots=True, eq=False)
+class Stem:
+    """A cover without its last token, and all starts that may follow.
+
+    Attributes:
+        path: its tokens after the shared ones.
+        rest: what of the typed bytes a start has to begin with.
+        token_ids: the starts, shape [N].
+        logprobs: ln of the weight of the cover that each of them ends, shape [N]; -inf: not canonical.
+        is_asked: which of them the tokenizer has been asked for, shape [N].
+        mass: the sum of their weights.
+    """
+
+    path: tuple[int, ...]
+    rest: bytes
+    token_ids: NDArray[np.int64]
+    logprobs: Floats
+    is_asked: NDArray[np.bool_] = field(init=False)
+    mass: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_asked = np.zeros(len(self.token_ids), dtype=np.bool_)
+        self.mass = float(np.exp(self.logprobs).sum())
+
+    def rule_out(self, place: int) -> None:
+        """A start turned out not to be canonical."""
+        self.mass = max(0.0, self.mass - math.exp(self.logprobs[place]))
+        self.logprobs[place] = -np.inf
+
+
+@dataclass(frozen=True, slots=True)
+class UnrunStem:
+    """A stem whose distribution is not known. `logprob` is the ln of its weight, a bound for each of its covers."""
+
+    path: tuple[int, ...]
+    rest: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The last token of a cover: how a draft may begin.
+
+    Attributes:
+        stem: index of its stem.
+        token_id: the token.
+        logprob: ln of the cover's weight. Less `Covers.log_total`, it is how probable it is that this comes next.
+    """
+
+    stem: int
+    token_id: int
+    logprob: float
+
+
+class Covers:
+    """The covers of one prompt's end.
+
+    Args:
+        plan: where they part.
+        tokenizer: the tokenizer.
+        index: finds tokens by their bytes.
+        open_ids: tokens that may follow when nothing is left to repeat, ends of text included, shape [N].
+
+    Attributes:
+        stems: those whose distributions are known.
+    """
+
+    def __init__(
+        self, plan: HealingPlan, tokenizer: Tokenizer, index: TokenIndex, open_ids: NDArray[np.int64]
+    ) -> None:
+        self.stems: list[Stem] = []
+        self._tokenizer = tokenizer
+        self._index = index
+        self._open_ids = open_ids
+        self._are_canonical = CanonicalCheck(plan, tokenizer)
+        self._known = {plan.tail[:length] for length in range(len(plan.tail) + 1)}
+        self._unrun: list[UnrunStem] = []
+
+    @classmethod
+    def of_prompt(
+        cls,
+        plan: HealingPlan,
+        tokenizer: Tokenizer,
+        index: TokenIndex,
+        open_ids: NDArray[np.int64],
+        logits: Tensor,
+        start_logits: Tensor,
+    ) -> "Covers":
+        """With the stems on the prompt's own borders.
+
+        Args:
+            plan: where covers part.
+            tokenizer: the tokenizer.
+            index: finds tokens by their bytes.
+            open_ids: as above.
+            logits: the model's output after the shared tokens and after each token of the tail, shape [len(tail) + 1,
+                V].
+            start_logits: the same with the biases that hold for drafts.
+        """
+        covers = cls(plan, tokenizer, index, open_ids)
+        rows = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+        start_rows = rows if start_logits is logits else torch.log_softmax(start_logits.float(), dim=-1).cpu().numpy()
+        rest, logprob = tokenizer.bytes_of(plan.tail), 0.0
+        for length, (row, start_row) in enumerate(zip(rows, start_rows, strict=True)):
+            covers._add(plan.tail[:length], rest, logprob, row, start_row)
+            if length < len(plan.tail):
+                token_id = plan.tail[length]
+                rest, logprob = rest[len(tokenizer.token_bytes[token_id]) :], logprob + float(row[token_id])
+        covers._rule_out_probable()
+        return covers
+
+    def add(self, stem: UnrunStem, logits: Tensor, start_logits: Tensor) -> None:
+        """Add a stem that has been run: its logits, shape [V], and the same with the biases that hold for drafts."""
+        row = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+        start_row = row if start_logits is logits else torch.log_softmax(start_logits.float(), dim=-1).cpu().numpy()
+        self._add(stem.path, stem.rest, stem.logprob, row, start_row)
+        self._rule_out_probable()
+
+    def _add(self, path: tuple[int, ...], rest: bytes, logprob: float, row: Floats, start_row: Floats) -> None:
+        token_ids = self._index.beyond(rest) if rest else self._open_ids
+        self.stems.append(Stem(path, rest, token_ids, logprob + start_row[token_ids].astype(np.float64)))
+        for token_id in self._index.inside(rest):
+            longer = (*path, token_id)
+            if longer not in self._known:
+                self._known.add(longer)
+                shorter = rest[len(self._tokenizer.token_bytes[token_id]) :]
+                self._unrun.append(UnrunStem(longer, shorter, logprob + float(row[token_id])))
+
+    @property
+    def log_total(self) -> float:
+        """Ln P(text begins with the typed bytes), given the shared tokens; -inf if nothing follows."""
+        mass = sum(stem.mass for stem in self.stems)
+        return math.log(mass) if mass > 0 else -math.inf
+
+    def next_unrun(self) -> UnrunStem | None:
+        """The most probable stem that should be run, because its covers may matter; None: there is none (any more)."""
+        while self._unrun:
+            best = max(self._unrun, key=lambda stem: stem.logprob)
+            if best.logprob < self.log_total + _log(MIN_STEM_SHARE):
+                return None
+            self._unrun.remove(best)
+            if self._are_canonical.may_begin(best.path) and self._leads_on(best.path, best.rest):
+                return best
+        return None
+
+    def _leads_on(self, path: tuple[int, ...], rest: bytes) -> bool:
+        """Whether any canonical cover begins with such a stem."""
+        if not rest:
+            return True
+        longer = [(*path, token_id) for token_id in self._index.beyond(rest).tolist()]
+        if any(self._are_canonical(longer)):
+            return True
+        return any(
+            self._are_canonical.may_begin((*path, token_id))
+            and self._leads_on((*path, token_id), rest[len(self._tokenizer.token_bytes[token_id]) :])
+            for token_id in self._index.inside(rest)
+        )
+
+    def starts(self, num: int, stem: int | None = None) -> list[Start]:
+        """The `num` most probable starts, all canonical, best first; fewer if there are no more.
+
+        Args:
+            num: at least 1.
+            stem: the only stem whose starts are wanted; None: those of all.
+        """
+        while True:
+            top = self._top(num, stem)
+            if not self._rule_out(top):
+                return [Start(s, int(self.stems[s].token_ids[i]), float(self.stems[s].logprobs[i])) for s, i in top]
+
+    def joint_logprobs(self) -> Floats:
+        """The ln of the weights of all starts, stem after stem; see `start_at`."""
+        return np.concatenate([stem.logprobs for stem in self.stems])
+
+    def start_at(self, index: int) -> Start | None:
+        """The start at an index of `joint_logprobs`; None if it turns out not to be canonical, and is then -inf."""
+        for number, stem in enumerate(self.stems):
+            if index < len(stem.token_ids):
+                if self._rule_out([(number, index)]):
+                    return None
+                return Start(number, int(stem.token_ids[index]), float(stem.logprobs[index]))
+            index -= len(stem.token_ids)
+        raise IndexError(index)
+
+    def _top(self, num: int, only: int | None = None) -> list[tuple[int, int]]:
+        """(stem, place) of the most probable starts, best first; equal ones in order."""
+        stems, places, logprobs = [], [], []
+        for number, stem in enumerate(self.stems):
+            if only not in (None, number):
+                continue
+            size = len(stem.logprobs)
+            own = np.argpartition(-stem.logprobs, num - 1)[:num] if size > num else np.arange(size)
+            own = np.sort(own[stem.logprobs[own] > -np.inf])
+            stems += [number] * len(own)
+            places += own.tolist()
+            logprobs.append(stem.logprobs[own])
+        order = np.argsort(-np.concatenate(logprobs), kind="stable")[:num]
+        return [(stems[i], places[i]) for i in order.tolist()]
+
+    def _rule_out(self, starts: Sequence[tuple[int, int]]) -> bool:
+        """Ask the tokenizer for starts that it has not been asked for; whether some were not canonical."""
+        unasked = [(number, place) for number, place in starts if not self.stems[number].is_asked[place]]
+        paths = [self._path_to(number, place) for number, place in unasked]
+        has_wrong = False
+        for (number, place), verdict in zip(unasked, self._are_canonical(paths), strict=True):
+            self.stems[number].is_asked[place] = True
+            if not verdict:
+                self.stems[number].rule_out(place)
+                has_wrong = True
+        return has_wrong
+
+    def _path_to(self, number: int, place: int) -> tuple[int, ...]:
+        """The tokens of a cover after the shared ones; an end of text, which has no bytes, is not one of them."""
+        stem = self.stems[number]
+        token_id = int(stem.token_ids[place])
+        return (*stem.path, token_id) if self._tokenizer.token_bytes[token_id] else stem.path
+
+    def _rule_out_probable(self) -> None:
+        """Leave only such starts unasked that hardly count."""
+        num = _MAX_CHECKED if MIN_CHECKED_SHARE > 0 else sum(len(stem.token_ids) for stem in self.stems)
+        while True:
+            least = self.log_total + _log(MIN_CHECKED_SHARE)
+            top = [(s, i) for s, i in self._top(num) if self.stems[s].logprobs[i] >= least]
+            if not self._rule_out(top):
+                return
+
+
+def _log(share: float) -> float:
+    return math.log(share) if share > 0 else -math.inf
