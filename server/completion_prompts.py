@@ -5,7 +5,7 @@ from typing import cast
 
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
 from superdraft.decoding.fim import Budget, FimTokenizer, FimTokens, Gap, fim_prompt
-from superdraft.server.schemas import Prompt
+from superdraft.decoding.prompt import Prompt
 from superdraft.server.schemas_openai import CompletionRequest
 from superdraft.server.service import Service
 
@@ -19,7 +19,7 @@ async def engine_prompts(body: CompletionRequest, service: Service) -> tuple[lis
         InvalidRequestError: there is a `suffix`, and no way to fill the gap before it.
     """
     if not body.suffix:
-        return body.prompt, []
+        return list(body.prompt), []
     fim = _fim_tokens(body, service)
     prompts: list[Prompt] = []
     engine = service.engine.engine

@@ -10,9 +10,9 @@ import structlog
 from superdraft.decoding.errors import SequenceFailedError, SuperdraftError
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import Prompt
 from superdraft.server.fan_out import Run
 from superdraft.server.output_stream import MergedOutputs, OutputStream, open_all
-from superdraft.server.schemas import Prompt
 from superdraft.server.service import Service, all_or_none
 
 log = structlog.get_logger(__name__)

@@ -7,12 +7,14 @@ from typing import cast
 
 from fastapi import Request
 
-from superdraft.decoding.fim import Budget, FimTokenizer, FimTokens, Gap, cut_overlap, find_fim_tokens, gap_prompt
+from superdraft.decoding.fim import Budget, FimTokenizer, FimTokens, Gap, find_fim_tokens, gap_prompt
+from superdraft.decoding.gap_cut import cut_overlap
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import Prompt
 from superdraft.server.engine_protocol import DecodingEngine
 from superdraft.server.fan_out import Share
-from superdraft.server.schemas import Prompt, Strategy
+from superdraft.server.schemas import Strategy
 from superdraft.server.service import Service, unless_client_gone
 from superdraft.server.settings import Settings
 
