@@ -30,13 +30,14 @@ def cut_for_gap(draft: str, gap: Gap) -> str:
     - in front of a closing bracket or quote that is there already, after the gap. One that closes what the draft itself
       opened stays: "foo)" before ")" is "foo", but "f(x) + y" stays.
     """
-    text, suffix = _with_line_feeds(draft.removesuffix("\r")), _with_line_feeds(gap.suffix)
+    text, suffix = _with_line_feeds(draft), _with_line_feeds(gap.suffix)
     line = gap.prefix[gap.prefix.rfind("\n") + 1 :]
     rest = suffix.partition("\n")[0]
     if rest.strip(_CLOSERS):
         text = text.partition("\n")[0]
+    text = text.rstrip("\r")  # half of a line break
     while (end := _end(text, line, rest, suffix)) < len(text):
-        text = text[:end]
+        text = text[:end].rstrip("\r")
     return draft[: _length_in(draft, len(text))]
 
 

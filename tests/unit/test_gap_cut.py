@@ -92,6 +92,8 @@ def test_what_is_shown_of_a_draft(prefix, draft, suffix, shown):
 
 @given(DRAFTS, DRAFTS, DRAFTS)
 @example("", "a\n)", "\n)")
+@example("", "\r\r", "")
+@example("f(", "a\r)", ")")
 @example("", "\r\na", "\r\n\r\na")
 def test_shown_part_is_a_beginning_that_stays_what_it_is(prefix, draft, suffix):
     gap = Gap(prefix, suffix)
