@@ -1,29 +1,56 @@
 """Fill-in-the-middle: prompts for a gap in a text, from the tokenizer's own special tokens.
 
-A prompt is in the order prefix, suffix, middle, and what stands on the cursor's own line comes *after* the middle
-token, as the beginning of the answer (llama.cpp does the same). So while a line is typed, everything before that token
-stays as it was and comes from the prefix cache. Such a prompt is a list of token ids, so token healing is off.
+Where the cursor's line stands in the prompt is the *layout*. Models are trained on prefixes that are cut anywhere, so
+the line may end the prefix (llama.cpp does this); but then every key press changes the prefix, and the text after the
+cursor is run again. If the line, or its last piece, comes after the middle token instead, as the beginning of the
+answer, everything before it stays as it was and comes from the prefix cache. What comes last is text whose end is
+healed (`PrefixedText`).
 
-A model without these tokens gets the text before the gap alone; `cut_overlap` then keeps drafts out of the text after.
+Text from files is plain text everywhere: where it spells a control token, it does not become one.
+
+A model without these tokens gets the text before the gap alone. `gap_cut` keeps drafts out of the text after.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-_MIDDLES = (  # prefix, suffix, middle
+from superdraft.decoding.prompt import PrefixedText
+
+Order = Literal["psm", "spm"]
+"""Prefix, suffix, middle; or suffix, prefix, middle."""
+
+Layout = Literal["line_in_prefix", "line_after_middle", "piece_after_middle"]
+"""Where the cursor's line stands: at the end of the prefix; after the middle token; or in the prefix but for its last
+word with the blank before it, or its last run of blanks, which comes after the middle token."""
+
+DEFAULT_LAYOUT: Layout = "line_after_middle"
+
+_PSM_NAMES = (  # prefix, suffix, middle
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma, Granite 4
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder 1 and 2, Granite Code, Stable Code
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder  # noqa: RUF001
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
 )
+_SPM_NAMES = ("[PREFIX]", "[SUFFIX]")
+"""Codestral's. Its vocabulary has a `[MIDDLE]` too, which no prompt contains."""
+
 _FILE_SEPARATORS = ("<|file_sep|>", "<file_sep>", "<|file_separator|>", "<|filename|>", "<filename>")
 _REPO_NAMES = ("<|repo_name|>", "<repo_name>", "<|reponame|>", "<reponame>")
-_ENDS = ("<|fim_pad|>", "<fim_pad>", "<fim-pad>", "▁<EOT>", "<EOT>", "<|EOT|>", "<|endoftext|>", "<|im_end|>")
+_ENDS = (
+    "<|fim_pad|>",
+    "<fim_pad>",
+    "<fim-pad>",
+    "▁<EOT>",
+    "<EOT>",
+    "<|EOT|>",
+    "<|endoftext|>",
+    "<|im_end|>",
+    "[MIDDLE]",
+)
 
 _REPO = "project\n"
-_SPLICE = "\u263a"  # Code Llama's own code encodes a text behind this character to get it without a leading space
 _CHARS_PER_TOKEN = 4  # in English and in code, about
 _MAX_CHARS_PER_TOKEN = 16
 """Text has fewer characters a token; what is further away than this cannot fit, and is not even encoded."""
@@ -37,11 +64,14 @@ class FimTokenizer(Protocol):
         """Token -> id."""
 
     @property
-    def token_bytes(self) -> Sequence[bytes]:
-        """The bytes of every token id."""
+    def start_token_id(self) -> int | None:
+        """The token that stands for an empty text."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with those that begin a text in front."""
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of plain text in the middle of a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +81,21 @@ class FimTokens:
     Attributes:
         prefix: before the text before the gap.
         suffix: before the text after the gap.
-        middle: before the answer.
+        middle: before the answer; None: the answer goes on from the prefix.
         file_separator: before each file of a project, its path first; None: the model knows one file at a time.
         repo_name: before a project's name; None: projects have none.
         end_token_ids: tokens that end an answer, beside the model's end of text.
+        order: which comes first, the text before the gap or the text after it. With suffix first, the text before the
+            gap comes right before the answer, and all layouts are the same.
     """
 
     prefix: int
     suffix: int
-    middle: int
+    middle: int | None
     file_separator: int | None
     repo_name: int | None
     end_token_ids: frozenset[int]
+    order: Order = "psm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +139,15 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class GapPrompt:
-    """A prompt for the engine: token ids, or text for a model without fill-in-the-middle tokens.
+    """A prompt for the engine.
 
     Attributes:
-        prompt: what to decode from.
+        prompt: what to decode from: token ids and the text behind them, which is empty where nothing comes after the
+            middle token. Text alone only for a tokenizer that has no token to start a text with.
         is_truncated: part of the gap's own prefix or suffix was left out.
     """
 
-    prompt: str | list[int]
+    prompt: str | PrefixedText
     is_truncated: bool
 
 
@@ -122,53 +156,107 @@ def find_fim_tokens(vocabulary: Mapping[str, int]) -> FimTokens | None:
 
     A vocabulary may have them although the model was never trained on them: the chat models of the Qwen family do.
     """
-    for names in _MIDDLES:
-        if all(name in vocabulary for name in names):
-            prefix, suffix, middle = (vocabulary[name] for name in names)
-            break
-    else:
+    names: tuple[str, ...] | None = next(
+        (names for names in (*_PSM_NAMES, _SPM_NAMES) if all(name in vocabulary for name in names)), None
+    )
+    if names is None:
         return None
+    prefix, suffix, *middle = (vocabulary[name] for name in names)
+    order: Order = "psm" if middle else "spm"
     file_separator, repo_name = _first_of(_FILE_SEPARATORS, vocabulary), _first_of(_REPO_NAMES, vocabulary)
-    ends = {vocabulary[name] for name in _ENDS if name in vocabulary} | {prefix, suffix, middle}
+    ends = {vocabulary[name] for name in _ENDS if name in vocabulary} | {prefix, suffix, *middle}
     ends |= {token for token in (file_separator, repo_name) if token is not None}
-    return FimTokens(prefix, suffix, middle, file_separator, repo_name, frozenset(ends))
+    return FimTokens(
+        prefix, suffix, middle[0] if middle else None, file_separator, repo_name, frozenset(ends), order=order
+    )
 
 
 def _first_of(names: Sequence[str], vocabulary: Mapping[str, int]) -> int | None:
     return next((vocabulary[name] for name in names if name in vocabulary), None)
 
 
-def gap_prompt(gap: Gap, fim: FimTokens | None, tokenizer: FimTokenizer, budget: Budget) -> GapPrompt:
+def gap_prompt(
+    gap: Gap, fim: FimTokens | None, tokenizer: FimTokenizer, budget: Budget, layout: Layout = DEFAULT_LAYOUT
+) -> GapPrompt:
     """The prompt for a gap, whatever the model is."""
     if fim is None:
         return prefix_prompt(gap, tokenizer, budget)
-    return fim_prompt(gap, fim, tokenizer, budget)
+    return fim_prompt(gap, fim, tokenizer, budget, layout)
 
 
-def fim_prompt(gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, budget: Budget) -> GapPrompt:
+def fim_prompt(
+    gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, budget: Budget, layout: Layout = DEFAULT_LAYOUT
+) -> GapPrompt:
     """The prompt of a model that fills gaps.
 
     If the gap's text does not fit, the suffix gets a quarter of the room, or more if the prefix leaves more; the
-    suffix loses its end and the prefix its beginning. Text that spells a special token becomes that token, as in any
-    other prompt.
+    suffix loses its end and the prefix its beginning.
     """
     start = tokenizer.encode("")
     context = _context_ids(gap, fim, tokenizer, budget.max_context_tokens)
-    room = max(0, budget.max_tokens - len(start) - len(context) - 3)
+    middle = [] if fim.middle is None else [fim.middle]
+    room = max(0, budget.max_tokens - len(start) - len(context) - 2 - len(middle))
     max_chars = room * _MAX_CHARS_PER_TOKEN
     prefix, suffix_text = gap.prefix[_num_to_cut(len(gap.prefix), max_chars, max_chars) :], gap.suffix[:max_chars]
-    line_start = prefix.rfind("\n") + 1
-    line = _encode_inside(prefix[line_start:], tokenizer)
-    lines = _encode_inside(prefix[:line_start], tokenizer)
-    suffix = _encode_inside(suffix_text, tokenizer)
-    num_tokens = len(lines) + len(line) + len(suffix)
-    line = line[max(0, len(line) - room) :]
-    suffix = suffix[: min(room - len(line), max(room // 4, room - len(line) - len(lines)))]
-    lines = lines[_num_to_cut(len(lines), room - len(line) - len(suffix), room) :]
-    is_truncated = num_tokens > room or len(prefix) < len(gap.prefix) or len(suffix_text) < len(gap.suffix)
-    # A model without files gets the context as if it stood above, in the same file.
-    before = [fim.prefix, *context] if fim.file_separator is None else [*context, fim.prefix]
-    return GapPrompt([*start, *before, *lines, fim.suffix, *suffix, fim.middle, *line], is_truncated)
+    text = _healed_text(prefix, fim.order, layout, room // 2, tokenizer)
+    num_text = len(tokenizer.encode_inside(text))
+    before = tokenizer.encode_inside(prefix[: len(prefix) - len(text)])
+    after = tokenizer.encode_inside(suffix_text)
+    is_truncated = len(before) + num_text + len(after) > room
+    if is_truncated:
+        step = max(1, room // 8)
+        num_left = max(0, room - num_text - len(before)) // step * step
+        after = after[: min(room - num_text, max(room // 4, num_left))]
+        before = before[_num_to_cut(len(before), room - num_text - len(after), room) :]
+    is_truncated |= len(prefix) < len(gap.prefix) or len(suffix_text) < len(gap.suffix)
+    return GapPrompt(PrefixedText((*start, *_in_order(fim, context, before, after)), text), is_truncated)
+
+
+def _in_order(fim: FimTokens, context: list[int], before: list[int], after: list[int]) -> list[int]:
+    """The prompt's parts with the special tokens of the model.
+
+    A model without files gets the context as if it stood above, in the same file.
+    """
+    if fim.file_separator is None:
+        context, before = [], [*context, *before]
+    if fim.order == "psm":
+        assert fim.middle is not None
+        return [*context, fim.prefix, *before, fim.suffix, *after, fim.middle]
+    if fim.middle is None:
+        return [*context, fim.suffix, *after, fim.prefix, *before]
+    return [*context, fim.prefix, fim.suffix, *after, fim.middle, *before]  # StarCoder's and Code Llama's other order
+
+
+def _healed_text(prefix: str, order: Order, layout: Layout, max_tokens: int, tokenizer: FimTokenizer) -> str:
+    """The end of the prefix that comes last in the prompt, as text.
+
+    Of a line that has more than `max_tokens` it is the last piece, and of such a piece its end; the rest stays in the
+    prefix, which may lose its beginning.
+    """
+
+    def fits(text: str) -> bool:
+        is_short = len(text) <= max_tokens * _MAX_CHARS_PER_TOKEN
+        return is_short and len(tokenizer.encode_inside(text)) <= max_tokens
+
+    if order == "spm":
+        text = prefix[_last_piece_start(prefix) :]
+    elif layout == "line_in_prefix":
+        return ""
+    else:
+        text = prefix[prefix.rfind("\n") + 1 :]
+    if layout == "piece_after_middle" or not fits(text):
+        text = text[_last_piece_start(text) :]
+    while not fits(text):
+        text = text[(len(text) + 1) // 2 :]
+    return text
+
+
+def _last_piece_start(text: str) -> int:
+    """Where the last word begins, the blank before it included, or the white space that ends the text."""
+    stripped = text.rstrip()
+    if len(stripped) < len(text):
+        return len(stripped)
+    return max(text.rfind(" "), text.rfind("\t"), text.rfind("\n") + 1, 0)
 
 
 def _num_to_cut(length: int, room: int, whole_room: int) -> int:
@@ -182,57 +270,41 @@ def _num_to_cut(length: int, room: int, whole_room: int) -> int:
 
 
 def prefix_prompt(gap: Gap, tokenizer: FimTokenizer, budget: Budget) -> GapPrompt:
-    """The prompt of a model without fill-in-the-middle tokens: the context's texts, then the prefix, as one text.
+    """The prompt of a model without fill-in-the-middle tokens: the context's texts, then the prefix, as plain text.
 
-    If it does not fit, the prefix loses its beginning.
+    If it does not fit, the prefix loses its beginning. The token that starts a text stands in front in any case.
     """
-    files = _fitting(gap.context, lambda file: tokenizer.encode(_as_text(file)), budget.max_context_tokens)
+    start = tokenizer.encode("")
+    if not start and tokenizer.start_token_id is not None:
+        start = [tokenizer.start_token_id]
+    max_tokens = max(0, budget.max_tokens - len(start))
+    files = _fitting(gap.context, lambda file: tokenizer.encode_inside(_as_text(file)), budget.max_context_tokens)
     context = "".join(_as_text(file) for file, _ in files)
-    room = budget.max_tokens * _MAX_CHARS_PER_TOKEN
-    while (cut := _num_to_cut(len(gap.prefix), room, budget.max_tokens * _CHARS_PER_TOKEN)) < len(gap.prefix):
-        num_tokens = len(tokenizer.encode(context + gap.prefix[cut:]))
-        if num_tokens <= budget.max_tokens:
+    room = max_tokens * _MAX_CHARS_PER_TOKEN
+    while (cut := _num_to_cut(len(gap.prefix), room, max_tokens * _CHARS_PER_TOKEN)) < len(gap.prefix):
+        num_tokens = len(tokenizer.encode_inside(context + gap.prefix[cut:]))
+        if num_tokens <= max_tokens:
             break
         # In proportion: cutting at a token's border would change how the rest is tokenised.
-        room = min(room - 1, (len(gap.prefix) - cut) * budget.max_tokens // num_tokens)
-    return GapPrompt(context + gap.prefix[cut:], is_truncated=cut > 0)
-
-
-def cut_overlap(draft: str, suffix: str) -> str:
-    """The part of a draft before it runs into the text after the gap.
-
-    The draft ends at the first place from which it repeats the suffix: either up to the draft's own end, or for the
-    whole first line of the suffix, where the draft's line must end too. "foo)" before ")" is "foo", but "f(x) + y"
-    before ")" stays, since its parenthesis closes another one.
-    """
-    line = _first_line(suffix)
-    for start in range(len(draft)):
-        rest = draft[start:]
-        if suffix.startswith(rest) or (line and rest.startswith(line + "\n")):
-            return draft[:start]
-    return draft
-
-
-def _first_line(text: str) -> str:
-    """`text` up to the end of its first line that is not blank; "" if all are."""
-    num_blank = len(text) - len(text.lstrip())
-    return text[: (text + "\n").index("\n", num_blank)] if num_blank < len(text) else ""
+        room = min(room - 1, (len(gap.prefix) - cut) * max_tokens // num_tokens)
+    text = context + gap.prefix[cut:]
+    return GapPrompt(PrefixedText(tuple(start), text) if start else text, is_truncated=cut > 0)
 
 
 def _context_ids(gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, room: int) -> list[int]:
     """The gap's context and what leads over to its own file."""
     separator = fim.file_separator
     if separator is None:
-        files = _fitting(gap.context, lambda file: _encode_inside(_as_text(file), tokenizer), room)
+        files = _fitting(gap.context, lambda file: tokenizer.encode_inside(_as_text(file)), room)
         return [token_id for _, token_ids in files for token_id in token_ids]
 
     def as_file(path: str, text: str) -> list[int]:
-        return [separator, *_encode_inside(f"{path}\n{text}", tokenizer)]
+        return [separator, *tokenizer.encode_inside(f"{path}\n{text}")]
 
     files = _fitting(gap.context, lambda file: as_file(file.path, file.text + "\n"), room)
     if not files:
         return []
-    repo = [] if fim.repo_name is None else [fim.repo_name, *_encode_inside(_REPO, tokenizer)]
+    repo = [] if fim.repo_name is None else [fim.repo_name, *tokenizer.encode_inside(_REPO)]
     token_ids = [token_id for _, file_ids in files for token_id in file_ids]
     return [*repo, *token_ids, *as_file(gap.path, "")]
 
@@ -255,22 +327,3 @@ def _fitting(
 
 def _as_text(file: ContextFile) -> str:
     return file.text + "\n\n"
-
-
-def _encode_inside(text: str, tokenizer: FimTokenizer) -> list[int]:
-    """`text` as it stands inside a prompt: without the tokens, or the space, that some tokenizers begin a text with."""
-    if not text:
-        return []
-    num_start = len(tokenizer.encode(""))
-    token_ids = tokenizer.encode(text)[num_start:]
-    if _bytes_of(token_ids, tokenizer) == text.encode():
-        return token_ids
-    spliced = tokenizer.encode(_SPLICE + text)[num_start:]
-    for border in range(1, 6):  # a space, and the three bytes of the character
-        if _bytes_of(spliced[:border], tokenizer).endswith(_SPLICE.encode()):
-            return spliced[border:]
-    return token_ids
-
-
-def _bytes_of(token_ids: Sequence[int], tokenizer: FimTokenizer) -> bytes:
-    return b"".join(tokenizer.token_bytes[token_id] for token_id in token_ids)

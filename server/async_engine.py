@@ -9,7 +9,6 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ from superdraft.decoding.errors import (
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import Prompt
 from superdraft.server.access import current_caller
 from superdraft.server.admission_control import AdmissionControl, Place
 from superdraft.server.engine_protocol import DecodingEngine
@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Add:
     request_id: str
-    prompt: str | Sequence[int]
+    prompt: Prompt
     params: GenerationParams
     scorer: NgramScorer[Any] | None
     session_id: str | None
@@ -106,7 +106,7 @@ class AsyncEngine:
     async def generate(
         self,
         request_id: str,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: GenerationParams,
         scorer: NgramScorer[Any] | None = None,
         *,
@@ -134,7 +134,7 @@ class AsyncEngine:
     async def stream(
         self,
         request_id: str,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: GenerationParams,
         scorer: NgramScorer[Any] | None = None,
         *,

@@ -3,16 +3,19 @@
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from superdraft.decoding.errors import SequenceFailedError, SuperdraftError
+from superdraft.decoding.fim import Gap
+from superdraft.decoding.gap_cut import cut_for_gap, line_end_of
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import Prompt
 from superdraft.server.fan_out import Run
+from superdraft.server.infill import with_cut_drafts
 from superdraft.server.output_stream import MergedOutputs, OutputStream, open_all
-from superdraft.server.schemas import Prompt
 from superdraft.server.service import Service, all_or_none
 
 log = structlog.get_logger(__name__)
@@ -29,6 +32,7 @@ class CompletionRuns:
         params: of every run.
         twin_key: what twins of this request have in common; None: it has none. Only for a single prompt.
         user: whose personal n-grams have a say.
+        gaps: what each request id's drafts are to fill, where there is a text after them.
     """
 
     service: Service
@@ -37,6 +41,18 @@ class CompletionRuns:
     params: GenerationParams
     twin_key: str | None = None
     user: str | None = None
+    gaps: Mapping[str, Gap] = field(default_factory=dict)
+
+    def shown(self, name: str, output: GenerationOutput) -> GenerationOutput:
+        """What is shown of a run's drafts: in a gap they end where the text after it begins.
+
+        Line ends become those of the gap's text, unless log-probabilities say where each token stands in the draft.
+        """
+        gap = self.gaps.get(name)
+        if gap is None or not output.drafts:
+            return output
+        line_end = line_end_of(gap) if self.params.verify_top is None else None
+        return with_cut_drafts(output, lambda text: cut_for_gap(text, gap), line_end)
 
     async def outputs(self) -> list[GenerationOutput]:
         """The answer to each prompt.
@@ -48,11 +64,12 @@ class CompletionRuns:
         if self.twin_key is None:
             generate = self.service.engine.generate
             works = [generate(name, prompt, self.params, scorer) for name, prompt in self.prompts.items()]
-            return await all_or_none(works)
+            outputs = await all_or_none(works)
+            return [self.shown(name, output) for name, output in zip(self.prompts, outputs, strict=True)]
         ((name, prompt),) = self.prompts.items()
 
         async def run(params: GenerationParams) -> GenerationOutput:
-            return await self.service.engine.generate(name, prompt, params, scorer)
+            return self.shown(name, await self.service.engine.generate(name, prompt, params, scorer))
 
         share = await self.service.fan_out.draft(self.twin_key, self.params, run)
         self.service.fan_out.remember(self.completion_id, share.rank)
@@ -91,7 +108,7 @@ class CompletionRuns:
                     if step.error is not None:
                         raise step.error
                     if step.output is not None:
-                        return step.output
+                        return self.shown(name, step.output)
                     outputs.send(step)
             raise AssertionError("a stream ended without a terminal output")
 

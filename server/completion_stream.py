@@ -29,6 +29,7 @@ class CompletionStream:
         echoes: what goes before the drafts of each prompt; empty without `echo`.
         warnings: what in the request has no effect.
         on_output: called with a prompt's index and its answer.
+        shown: what is shown of the answer to a request id.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class CompletionStream:
         echoes: Sequence[str],
         warnings: Sequence[str],
         on_output: Callable[[int, GenerationOutput], None],
+        shown: Callable[[str, GenerationOutput], GenerationOutput],
     ) -> None:
         self._head = head
         self._body = body
@@ -47,6 +49,7 @@ class CompletionStream:
         self._sent = [""] * len(echoes)
         self._warnings = list(warnings)
         self._on_output = on_output
+        self._shown = shown
         self._outputs: list[GenerationOutput] = []
 
     def __call__(self, step: StepOutput) -> list[CompletionChunk]:
@@ -55,7 +58,7 @@ class CompletionStream:
         if step.snapshot is not None:
             return self._grow(prompt_index, step.snapshot)
         assert step.output is not None
-        return self._finish(prompt_index, step.output)
+        return self._finish(prompt_index, self._shown(step.request_id, step.output))
 
     def _grow(self, prompt_index: int, snapshot: Snapshot) -> list[CompletionChunk]:
         settled = self._echoes[prompt_index] + snapshot.stable_text

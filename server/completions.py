@@ -49,8 +49,17 @@ def generation_params(body: CompletionRequest, service: Service) -> GenerationPa
             presence_penalty=body.presence_penalty,
             token_healing=_heals(body, service.settings.token_healing),
             single_line=body.single_line,
-            snapshots=body.stream and body.logprobs is None,  # exact log-probabilities come last, with the text
+            snapshots=_streams_early(body),
         )
+
+
+def _streams_early(body: CompletionRequest) -> bool:
+    """Whether text goes out before a draft is finished.
+
+    Exact log-probabilities come last, with the text; and only at its end a draft can tell whether it has begun to
+    repeat the text after the gap.
+    """
+    return body.stream and body.logprobs is None and not body.suffix
 
 
 @contextmanager
@@ -83,10 +92,9 @@ def _drafting(body: CompletionRequest, drafting: DraftingDefaults) -> dict[str, 
 def _heals(body: CompletionRequest, default: bool) -> bool:
     """Whether half typed words are finished.
 
-    Not where the answer places tokens in the prompt's text or beside the draft's: the healed token covers both. Nor in
-    a gap, whose prompt is made of token ids.
+    Not where the answer places tokens in the prompt's text or beside the draft's: the healed token covers both.
     """
-    if body.echo or body.logprobs is not None or body.suffix or not isinstance(body.prompt[0], str):
+    if body.echo or body.logprobs is not None or not isinstance(body.prompt[0], str):
         return False
     return default if body.token_healing is None else body.token_healing
 
@@ -115,8 +123,8 @@ def request_warnings(body: CompletionRequest, service: Service) -> list[str]:
     limit = service.engine.engine.config.max_tokens
     if body.max_tokens > limit:
         warnings.append(f"max_tokens is {body.max_tokens}; this server writes {limit} at most.")
-    if body.token_healing and (body.echo or body.logprobs is not None or body.suffix):
-        warnings.append("token_healing has no effect with echo, logprobs or suffix.")
+    if body.token_healing and (body.echo or body.logprobs is not None):
+        warnings.append("token_healing has no effect with echo or logprobs.")
     elif body.token_healing and not isinstance(body.prompt[0], str):
         warnings.append("token_healing has no effect: the prompt is given as token ids.")
     return warnings

@@ -7,6 +7,7 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import Prompt
 
 
 class TextTokenizer(Protocol):
@@ -42,7 +43,7 @@ class DecodingEngine(Protocol):
     def add_request(
         self,
         request_id: str,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: GenerationParams,
         scorer: NgramScorer[Any] | None = None,
         *,

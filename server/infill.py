@@ -7,16 +7,24 @@ from typing import cast
 
 from fastapi import Request
 
-from superdraft.decoding.fim import Budget, FimTokenizer, FimTokens, Gap, cut_overlap, find_fim_tokens, gap_prompt
+from superdraft.decoding.fim import Budget, FimTokenizer, FimTokens, Gap, find_fim_tokens, gap_prompt
+from superdraft.decoding.gap_cut import LineEnd, cut_for_gap, line_end_of, with_line_ends
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import Prompt
 from superdraft.server.engine_protocol import DecodingEngine
 from superdraft.server.fan_out import Share
-from superdraft.server.schemas import Prompt, Strategy
+from superdraft.server.schemas import Strategy
 from superdraft.server.service import Service, unless_client_gone
 from superdraft.server.settings import Settings
 
 Cut = Callable[[str], str]
+
+TOO_LONG = "prompt and suffix are too long together with max_tokens"
+NOT_SEEN = (
+    "The model has not seen the text after the gap: it has no tokens for filling gaps, or --no-fim turns them off. "
+    "Drafts only keep out of that text."
+)
 
 _NOTHING = DraftOutput(0, "", (), (), 0.0, (), "length")
 """For a request whose time was over before its first token: an editor's route always has an answer."""
@@ -32,6 +40,7 @@ class EditorRequest:
         key: what its twins have in common; None: it has none.
         timeout_s: after this time, the drafts so far.
         cut: what of a draft's text is shown.
+        line_end: what its line ends become; None: they stay.
         user: whose personal n-grams have a say.
     """
 
@@ -40,7 +49,38 @@ class EditorRequest:
     key: str | None
     timeout_s: float | None = None
     cut: Cut = str
+    line_end: LineEnd | None = None
     user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGap:
+    """What the engine is fed for a gap.
+
+    Attributes:
+        prompt: to go on from.
+        is_truncated: part of the gap's text was left out.
+        warnings: what to tell the caller of it.
+    """
+
+    prompt: Prompt
+    is_truncated: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A gap's drafts.
+
+    Attributes:
+        share: the drafts, at least one.
+        is_truncated: the text was too long and lost some of its ends.
+        warnings: what to tell the caller, the engine's warnings included.
+    """
+
+    share: Share
+    is_truncated: bool
+    warnings: list[str]
 
 
 def fim_tokens_of(engine: DecodingEngine, settings: Settings) -> FimTokens | None:
@@ -95,37 +135,61 @@ async def complete(http: Request, service: Service, request: EditorRequest, prom
 
     async def run(params: GenerationParams) -> GenerationOutput:
         output = await service.engine.generate(request.name, prompt, params, scorer, timeout_s=request.timeout_s)
-        return with_cut_drafts(output, request.cut)
+        return with_cut_drafts(output, request.cut, request.line_end)
 
     share = await unless_client_gone(http, service.fan_out.draft(request.key, request.params, run))
     service.fan_out.remember(request.name, share.rank)
     return share
 
 
-async def fill(http: Request, service: Service, request: EditorRequest, gap: Gap) -> tuple[Share, bool]:
-    """Drafts, at least one, for a gap in a text; and whether the text was too long and lost some of its ends.
+async def fill(http: Request, service: Service, request: EditorRequest, gap: Gap) -> Filled:
+    """Drafts for a gap in a text.
 
     Raises:
         SuperdraftError: the engine's.
         ClientGoneError: the client left.
     """
+    max_context_tokens = service.engine.engine.max_model_len // 2
+    prepared = await prepare_gap(service, gap, request.params.max_tokens, max_context_tokens)
+    shorten = request.cut
+    request = replace(request, cut=lambda text: cut_for_gap(shorten(text), gap), line_end=line_end_of(gap))
+    share = await complete(http, service, request, prepared.prompt)
+    return Filled(share, prepared.is_truncated, [*prepared.warnings, *share.output.warnings])
+
+
+async def prepare_gap(service: Service, gap: Gap, max_tokens: int, max_context_tokens: int = 0) -> PreparedGap:
+    """The prompt for a gap that leaves room for a draft of `max_tokens`.
+
+    Args:
+        service: the served model. One without tokens for gaps, or with these turned off, sees the prefix alone.
+        gap: the place to fill.
+        max_tokens: of each draft.
+        max_context_tokens: for the gap's context.
+    """
     engine = service.engine.engine
-    budget = Budget(engine.max_model_len - request.params.max_tokens, engine.max_model_len // 2)
+    budget = Budget(max(0, engine.max_model_len - max_tokens), max_context_tokens)
     # Not on the event loop: an editor may send a hundred thousand characters.
     prompt = await asyncio.to_thread(gap_prompt, gap, service.fim, _tokenizer(engine), budget)
-    if service.fim is None:
-        shorten = request.cut
-        request = replace(request, cut=lambda text: cut_overlap(shorten(text), gap.suffix))
-    return await complete(http, service, request, prompt.prompt), prompt.is_truncated
+    warnings = [NOT_SEEN] if service.fim is None and gap.suffix else []
+    if prompt.is_truncated:
+        warnings.append(f"{TOO_LONG}: their far ends were left out.")
+    return PreparedGap(prompt.prompt, prompt.is_truncated, tuple(warnings))
 
 
-def with_cut_drafts(output: GenerationOutput, cut: Cut) -> GenerationOutput:
-    """The output with shortened drafts: no text twice, an empty one only if there is no other, at least one."""
+def with_cut_drafts(output: GenerationOutput, cut: Cut, line_end: LineEnd | None = None) -> GenerationOutput:
+    """The output with shortened drafts: no text twice, an empty one only if there is no other, at least one.
+
+    Args:
+        output: the engine's.
+        cut: the beginning of a draft that is shown.
+        line_end: what its line ends become; None: they stay.
+    """
     by_text: dict[str, DraftOutput] = {}
     for draft in output.drafts:
-        text = cut(draft.text)
-        if text not in by_text:
-            by_text[text] = draft if text == draft.text else replace(draft, text=text, finish_reason="stop")
+        kept = cut(draft.text)
+        text = kept if line_end is None else with_line_ends(kept, line_end)
+        reason = draft.finish_reason if kept == draft.text else "stop"
+        by_text.setdefault(text, replace(draft, text=text, finish_reason=reason))
     if len(by_text) > 1:
         by_text.pop("", None)
     drafts = tuple(replace(draft, index=index) for index, draft in enumerate(by_text.values()))

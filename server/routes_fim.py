@@ -47,17 +47,18 @@ async def create_fim_completion(
     )
     name = f"fim-{uuid.uuid4().hex}"
     request = EditorRequest(name, params, twin_key(http, body))
-    share, _ = await fill(http, service, request, Gap(body.prompt, body.suffix))
+    filled = await fill(http, service, request, Gap(body.prompt, body.suffix))
+    share = filled.share
     service.feedback.remember(service.feedback.asked(name, [body.prompt]), share.output.drafts[:1])
     head: dict[str, Any] = {"id": name, "created": int(time.time()), "model": service.model_name}
     draft, usage = share.output.drafts[0], _usage(share.output)
     if not body.stream:
         message = FimMessage(content=draft.text)
         choice = FimChoice(message=message, finish_reason=draft.finish_reason)
-        return FimCompletion(**head, choices=[choice], usage=usage)
+        return FimCompletion(**head, choices=[choice], usage=usage, warnings=filled.warnings)
     text = FimChunkChoice(delta=FimDelta(content=draft.text), finish_reason=None)
     end = FimChunkChoice(delta=FimDelta(content=""), finish_reason=draft.finish_reason)
-    chunks = [FimChunk(**head, choices=[text]), FimChunk(**head, choices=[end], usage=usage)]
+    chunks = [FimChunk(**head, choices=[text]), FimChunk(**head, choices=[end], usage=usage, warnings=filled.warnings)]
     return Response(_event_stream(chunks), media_type="text/event-stream")
 
 

@@ -14,10 +14,10 @@ from fastapi.routing import APIRoute
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.fim import Gap
-from superdraft.decoding.outputs import DraftOutput, GenerationOutput
+from superdraft.decoding.outputs import DraftOutput
 from superdraft.server.error_map import failure_of
 from superdraft.server.fan_out import twin_key
-from superdraft.server.infill import EditorRequest, complete, cut_dedent, editor_params, fill
+from superdraft.server.infill import EditorRequest, Filled, complete, cut_dedent, editor_params, fill
 from superdraft.server.json_body import documented, json_body
 from superdraft.server.routes_openai import ServiceDep
 from superdraft.server.schemas_llamacpp import InfillRequest, LlamaCppCompletionRequest, LlamaCppRequest
@@ -65,8 +65,8 @@ async def infill(
 ) -> Response:
     """Fill the gap between two texts. With `n_predict` 0, only run the prompt, so that the next one is faster."""
     gap = Gap(body.input_prefix + body.prompt, body.input_suffix, body.input_extra)
-    share, is_truncated = await fill(http, service, _editor_request(http, service, body), gap)
-    return _response(body, share.output, service, is_truncated)
+    filled = await fill(http, service, _editor_request(http, service, body), gap)
+    return _response(body, filled, service)
 
 
 @router.post("/completion", openapi_extra=documented(LlamaCppCompletionRequest), summary="llama.cpp's own completion")
@@ -77,7 +77,7 @@ async def completion(
 ) -> Response:
     """Go on from a prompt."""
     share = await complete(http, service, _editor_request(http, service, body), body.prompt)
-    return _response(body, share.output, service, is_truncated=False)
+    return _response(body, Filled(share, is_truncated=False, warnings=[*share.output.warnings]), service)
 
 
 def _editor_request(http: Request, service: Service, body: LlamaCppRequest) -> EditorRequest:
@@ -101,8 +101,8 @@ def _editor_request(http: Request, service: Service, body: LlamaCppRequest) -> E
     )
 
 
-def _response(body: LlamaCppRequest, output: GenerationOutput, service: Service, is_truncated: bool) -> Response:
-    answers = [_answer(body, draft, output, service.model_name, is_truncated) for draft in output.drafts]
+def _response(body: LlamaCppRequest, filled: Filled, service: Service) -> Response:
+    answers = [_answer(body, draft, filled, service.model_name) for draft in filled.share.output.drafts]
     if body.stream:
         events = [event for answer in answers for event in _events(answer, body.response_fields)]
         content = "".join(f"data: {json.dumps(event, separators=(',', ':'))}\n\n" for event in events)
@@ -112,9 +112,8 @@ def _response(body: LlamaCppRequest, output: GenerationOutput, service: Service,
     return JSONResponse(picked if body.n_cmpl > 1 else picked[0])
 
 
-def _answer(
-    body: LlamaCppRequest, draft: DraftOutput, output: GenerationOutput, model: str, is_truncated: bool
-) -> dict[str, Any]:
+def _answer(body: LlamaCppRequest, draft: DraftOutput, filled: Filled, model: str) -> dict[str, Any]:
+    output = filled.share.output
     usage, num_predicted = output.usage, len(draft.token_ids)
     stop_type, stopping_word = _stop_of(draft, body.stop)
     return {
@@ -127,10 +126,11 @@ def _answer(
         "tokens_predicted": num_predicted,
         "tokens_evaluated": usage.prompt_tokens,
         "has_new_line": "\n" in draft.text,
-        "truncated": is_truncated,
+        "truncated": filled.is_truncated,
         "stop_type": stop_type,
         "stopping_word": stopping_word,
         "tokens_cached": usage.cached_tokens,
+        "warnings": filled.warnings,
         "timings": {
             "cache_n": usage.cached_tokens,
             **_speed("prompt", usage.prompt_tokens - usage.cached_tokens, output.timings.prefill_ms),

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from superdraft.decoding.outputs import GenerationOutput
-from superdraft.server.completion_prompts import echo_texts, engine_prompts
+from superdraft.server.completion_prompts import echo_texts, engine_prompts, gaps_of
 from superdraft.server.completion_runs import CompletionRuns
 from superdraft.server.completion_stream import CompletionStream
 from superdraft.server.completions import (
@@ -86,6 +86,7 @@ async def create_completion(
         params=params,
         twin_key=twin_key(request, body) if len(prompts) == 1 else None,
         user=body.user,
+        gaps={f"{completion_id}-{i}": gap for i, gap in enumerate(gaps_of(body))},
     )
     asked = service.feedback.asked(completion_id, body.prompt, body.user)
 
@@ -97,7 +98,7 @@ async def create_completion(
     with errors_in_request_terms(body):
         if body.stream:
             stream = await unless_client_gone(request, runs.stream())
-            render = CompletionStream(head, body, list(runs.prompts), echoes, warnings, remember)
+            render = CompletionStream(head, body, list(runs.prompts), echoes, warnings, remember, runs.shown)
             return EventStream(stream, render, _warnings_header(warnings))
         outputs = await unless_client_gone(request, runs.outputs())
     choices = [

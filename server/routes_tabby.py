@@ -43,10 +43,12 @@ async def complete_segments(body: dict[str, Any], request: Request) -> JSONRespo
     seed = None if wanted.seed is None else wanted.seed % 2**63
     params = editor_params(service, temperature=wanted.temperature, seed=seed)
     editor_request = EditorRequest(completion_id, params, twin_key(request, wanted), user=wanted.user)
-    share, _ = await fill(request, service, editor_request, wanted.segments.gap())
+    filled = await fill(request, service, editor_request, wanted.segments.gap())
+    drafts = filled.share.output.drafts[:1]
     asked = service.feedback.asked(completion_id, [wanted.segments.prefix], wanted.user)
-    service.feedback.remember(asked, share.output.drafts[:1])
-    return JSONResponse({"id": completion_id, "choices": [{"index": 0, "text": share.output.drafts[0].text}]})
+    service.feedback.remember(asked, drafts)
+    choices = [{"index": 0, "text": drafts[0].text}]
+    return JSONResponse({"id": completion_id, "choices": choices, "warnings": filled.warnings})
 
 
 @router.get("/v1/health", summary="What Tabby's plugins ask first")

@@ -53,7 +53,7 @@ class FimUsage(BaseModel):
 
 
 class FimCompletion(BaseModel):
-    """The answer without `stream`."""
+    """The answer without `stream`; `warnings` goes beyond Mistral's shape."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -61,6 +61,7 @@ class FimCompletion(BaseModel):
     model: str
     choices: list[FimChoice]
     usage: FimUsage
+    warnings: list[str] = []
 
 
 class FimDelta(BaseModel):
@@ -79,7 +80,10 @@ class FimChunkChoice(BaseModel):
 
 
 class FimChunk(BaseModel):
-    """An event of the stream. Continue reads `choices[0].delta.content` of each, so none is without."""
+    """An event of the stream; `warnings` are in the last.
+
+    Continue reads `choices[0].delta.content` of each, so none is without.
+    """
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -87,3 +91,4 @@ class FimChunk(BaseModel):
     model: str
     choices: list[FimChunkChoice]
     usage: FimUsage | None = None
+    warnings: list[str] = []

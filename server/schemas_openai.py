@@ -66,7 +66,10 @@ class CompletionRequest(BaseModel):
         default=None, ge=0, le=5, description="Exact log-probabilities of each token and of this many alternatives."
     )
     echo: Boolean = Field(default=False, description="Put the prompt before each draft.")
-    suffix: str | None = Field(default=None, description="The text after the gap; for models that fill gaps.")
+    suffix: str | None = Field(
+        default=None,
+        description="The text after the gap. A model without tokens for gaps does not see it; drafts keep out of it.",
+    )
     stream: Boolean = Field(default=False, description="Server-sent events: text as soon as it can no longer change.")
     stream_options: Annotated[dict[str, Any] | None, AfterValidator(_stream_options)] = Field(
         default=None, description="Only with stream. {include_usage: true}: one more chunk, with the usage."

@@ -9,7 +9,6 @@ require('minuet').setup {
       end_point = 'http://127.0.0.1:8012/v1/completions',
       model = 'superdraft',
       api_key = 'TERM', -- the name of a variable that holds the key; any that is set, where none is asked for
-      template = { suffix = false },
       optional = { max_tokens = 16 },
     },
   },

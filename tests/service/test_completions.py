@@ -214,7 +214,7 @@ def test_segments_without_a_prompt_are_tabbys(client):
     segments = {"prefix": "def add(", "suffix": ")"}
     for body in ({"segments": segments}, {"segments": segments, "prompt": None, "language": "python"}):
         answer = client.post(PATH, json=body).json()
-        assert set(answer) == {"id", "choices"}
+        assert set(answer) == {"id", "choices", "warnings"}
     assert ask(client, segments=segments)["object"] == "text_completion"
     assert client.post(PATH, json={"segments": None}).json()["error"]["param"] == "prompt"
 
@@ -279,7 +279,7 @@ def test_served_names(client, model):
         ("prompt", {"a": 1}),
         ("prompt", 5),
         ("prompt", ["x"] * 33),
-        ("suffix", "end"),
+        ("suffix", ["end"]),
         ("stream", "yes"),
         ("echo", 1),
         ("stop", ["x"] * 257),

@@ -21,6 +21,7 @@ from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.tokenizer import Tokenizer
 from superdraft.server.app import create_app
 from superdraft.server.drafting import DraftingDefaults
+from superdraft.server.infill import NOT_SEEN
 from superdraft.server.ngram_registry import NgramModels
 from superdraft.server.settings import Settings
 
@@ -28,7 +29,7 @@ DRAFTING = DraftingDefaults(alpha=0.3, tau=0.8)
 
 DOCS = Path(__file__).parents[2] / "docs" / "http-api.md"
 STRATEGIES = ("superposed", "sample", "greedy", "sample+superposed")
-WORDS = {"honoured", "ignored, warning", "accepted", "400", "404"}
+WORDS = {"honoured", "ignored, warning", "in part, warning", "accepted", "400", "404"}
 PROMPT = "We're meeting at n"
 
 
@@ -183,6 +184,11 @@ def fills(ask: Asker) -> bool:
     return answer["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] and bool(answer["choices"])
 
 
+def keeps_out(ask: Asker) -> bool:
+    (text,) = ask.texts(suffix="\n\n")
+    return len(text) > 1 and ask.texts(suffix=f"{text}\n") == [""]
+
+
 PROBES = {
     "`model`": Probe({"model": "superdraft"}, lambda ask: ask(model="superdraft")["model"] == "tiny"),
     "`model`, not served": Probe({"model": "gpt-4"}),
@@ -199,7 +205,7 @@ PROBES = {
     "`best_of`, less than `n`": Probe({"n": 2, "best_of": 1}, param="best_of"),
     "`echo`": Probe({"echo": True}, lambda ask: ask.texts(echo=True) == [PROMPT + ask.texts()[0]]),
     "`suffix`, the model has tokens for gaps": Probe({"suffix": " tomorrow."}, fills),
-    "`suffix`, it has none": Probe({"suffix": " tomorrow."}, param="suffix"),
+    "`suffix`, it has none": Probe({"suffix": " tomorrow."}, keeps_out),
     "`stop`": Probe({"stop": ["e"]}, cuts_at_stop),
     "`logprobs`": Probe({"logprobs": 2}, has_exact_logprobs),
     "`logprobs`, more than 5": Probe({"logprobs": 6}, param="logprobs"),
@@ -257,6 +263,10 @@ def test_row(clients, label, strategy):
         return
     assert response.status_code == 200
     answer = parsed(response.content)[-1] if "stream" in probe.fields else response.json()
+    if word == "in part, warning":
+        assert answer["warnings"] == [NOT_SEEN] == [response.headers["x-superdraft-warnings"]]
+        assert probe.holds(ask)
+        return
     warned = [warning for warning in answer["warnings"] if warning.startswith(f"{name} has no effect")]
     assert answer["warnings"] == warned
     assert bool(response.headers.get("x-superdraft-warnings")) == bool(warned)
@@ -325,6 +335,7 @@ def test_gap_of_several_prompts_with_echo_and_with_logprobs(clients):
     scored = ask(prompt=prompts, suffix=" end.", logprobs=1)["choices"]
     assert ["".join(choice["logprobs"]["tokens"]) for choice in scored] == [choice["text"] for choice in scored]
     assert ask(suffix="", token_healing=True)["warnings"] == []
-    assert ask(suffix=" end.", token_healing=True)["warnings"] == [
-        "token_healing has no effect with echo, logprobs or suffix."
-    ]
+    assert ask(suffix=" end.", token_healing=True)["warnings"] == []
+    for fields in ({"echo": True}, {"logprobs": 1}):
+        warnings = ask(suffix=" end.", token_healing=True, **fields)["warnings"]
+        assert warnings == ["token_healing has no effect with echo or logprobs."]

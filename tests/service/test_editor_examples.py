@@ -78,8 +78,7 @@ def test_minuet(client, engine):
     assert config["provider"] == "openai_fim_compatible"
     assert options["api_key"].isupper()  # the name of a variable
     body = editors.MINUET | {"model": options["model"]} | options["optional"]
-    assert options["template"] == {"suffix": False}
-    body["suffix"] = None
+    assert "template" not in options  # so it sends the text after the cursor, too
     raw = post(client, path_of(options["end_point"]), body).text
     assert "".join(event["choices"][0]["text"] for event in editors.continue_events(raw))
     assert engine.seen[-1].params.max_tokens == 16

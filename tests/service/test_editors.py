@@ -145,7 +145,7 @@ def together(app, path, body, num):
 
 
 def test_minuets_three_equal_requests_are_one_run_and_three_different_drafts():
-    app = make_app("no fim", fan_out=True)
+    app = make_app("no fim", fan_out=True, default_max_branches=3)
     texts = {
         "".join(event["choices"][0]["text"] for event in editors.continue_events(response.text))
         for response in together(app, "/v1/completions", editors.MINUET, 3)

@@ -3,6 +3,8 @@
 import pytest
 from support.sse import parsed
 
+from superdraft.server.infill import NOT_SEEN
+
 PATH = "/v1/fim/completions"
 
 
@@ -22,6 +24,7 @@ def test_answer_has_the_shape_of_a_chat(client):
         "model": "tiny",
         "choices": [{"index": 0, "message": message, "finish_reason": "length"}],
         "usage": {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4},
+        "warnings": [NOT_SEEN],
     }
 
 

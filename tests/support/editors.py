@@ -150,6 +150,7 @@ TABBY_VIEW = {"type": "view", "completion_id": "", "choice_index": 0, "view_id":
 MINUET = {
     "model": "superdraft",
     "prompt": "# language: python\n" + _PREFIX,
+    "suffix": _SUFFIX,
     "max_tokens": 56,
     "top_p": 0.9,
     "stream": True,

@@ -19,6 +19,7 @@ from superdraft.decoding.outputs import (
     Usage,
 )
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import PrefixedText, Prompt
 
 WORDS = ("red", "green", "blue", "white", "black", "amber")
 
@@ -28,9 +29,13 @@ class FakeTokenizer:
 
     vocabulary: ClassVar = {chr(i): i for i in range(128)}
     eos_token_ids = frozenset({0})
+    start_token_id: int | None = None
 
     def encode(self, text: str) -> list[int]:
         return [ord(char) for char in text]
+
+    def encode_inside(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in token_ids)
@@ -82,7 +87,7 @@ class FakeEngine:
     def add_request(
         self,
         request_id: str,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: GenerationParams,
         scorer: Any = None,
         *,
@@ -90,7 +95,10 @@ class FakeEngine:
         timeout_s: float | None = None,
     ) -> None:
         self.threads.add(threading.current_thread().name)
-        token_ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        if isinstance(prompt, PrefixedText):
+            token_ids = (*prompt.token_ids, *self.tokenizer.encode_inside(prompt.text))
+        else:
+            token_ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         if params.num_drafts > self.config.max_num_drafts:
             raise InvalidRequestError("num_drafts is over the limit.", param="num_drafts")
         if params.max_tokens > self.config.max_tokens:
@@ -136,7 +144,7 @@ class FakeEngine:
         stable = " " if len(drafts) > 1 else "".join(draft.text for draft in drafts)
         return Snapshot(job.num_steps, snapshots, stable)
 
-    def generate(self, prompt: str | Sequence[int], params: GenerationParams, scorer: Any = None) -> GenerationOutput:
+    def generate(self, prompt: Prompt, params: GenerationParams, scorer: Any = None) -> GenerationOutput:
         self.add_request("generate", prompt, params, scorer)
         while True:
             for answer in self.step():

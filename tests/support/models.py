@@ -70,6 +70,7 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 QWEN_FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 STARCODER_FIM = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+CODESTRAL_FIM = ("[PREFIX]", "[SUFFIX]", "[MIDDLE]")
 
 
 def tiny_fim_tokenizer(names: tuple[str, ...] = QWEN_FIM) -> transformers.PreTrainedTokenizerFast:

@@ -1,22 +1,26 @@
 """Prompts for a gap: the layout of each family, the room, what typing leaves as it was; drafts cut at the suffix."""
 
 import itertools
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.models import QWEN_FIM, STARCODER_FIM, tiny_fim_tokenizer, tiny_tokenizer
+from support.models import CODESTRAL_FIM, QWEN_FIM, STARCODER_FIM, tiny_fim_tokenizer, tiny_tokenizer
 
 from superdraft.decoding.fim import (
     Budget,
     ContextFile,
     Gap,
-    cut_overlap,
+    Layout,
+    Order,
     fim_prompt,
     find_fim_tokens,
     gap_prompt,
     prefix_prompt,
 )
+from superdraft.decoding.prompt import PrefixedText
 from superdraft.decoding.tokenizer import Tokenizer
 
 ROOMY = Budget(1000, 500)
@@ -25,13 +29,18 @@ QWEN = Tokenizer(tiny_fim_tokenizer(), 320)
 STARCODER = Tokenizer(tiny_fim_tokenizer(STARCODER_FIM), 320)
 
 
-def shown(token_ids, tokenizer=QWEN):
+def shown(prompt, tokenizer=QWEN):
     """The prompt as one string, special tokens by name."""
-    return "".join(tokenizer.token_text(i) for i in token_ids)
+    return "".join(tokenizer.token_text(i) for i in prompt.token_ids) + prompt.text
 
 
-def prompt_of(gap, budget=ROOMY, tokenizer=QWEN):
-    return gap_prompt(gap, find_fim_tokens(tokenizer.vocabulary), tokenizer, budget)
+def length(prompt, tokenizer=QWEN):
+    return len(prompt.token_ids) + len(tokenizer.encode_inside(prompt.text))
+
+
+def prompt_of(gap, budget=ROOMY, tokenizer=QWEN, layout="line_after_middle", order=None):
+    fim = find_fim_tokens(tokenizer.vocabulary)
+    return gap_prompt(gap, replace(fim, order=order or fim.order), tokenizer, budget, layout)
 
 
 class SentencePieceLike:
@@ -41,10 +50,13 @@ class SentencePieceLike:
     vocabulary = (
         {f"<0x{i:02X}>": i for i in range(256)} | {"<s>": 256} | {name: 257 + i for i, name in enumerate(names)}
     )
-    token_bytes = (*(bytes([i]) for i in range(256)), *[b""] * 5)
+    start_token_id = 256
 
     def encode(self, text):
         return [256, *(b" " + text.encode() if text else b"")]
+
+    def encode_inside(self, text):
+        return list(text.encode())
 
 
 @pytest.mark.parametrize(
@@ -67,6 +79,14 @@ def test_every_family_is_found_by_its_own_names(names):
     assert find_fim_tokens(vocabulary) is None
 
 
+def test_codestral_is_found_with_its_suffix_first():
+    fim = find_fim_tokens({"[PREFIX]": 5, "[SUFFIX]": 6, "[MIDDLE]": 7})
+    assert fim is not None
+    assert (fim.prefix, fim.suffix, fim.middle, fim.order) == (5, 6, None, "spm")
+    assert fim.end_token_ids == {5, 6, 7}
+    assert find_fim_tokens({"[PREFIX]": 5, "[MIDDLE]": 7}) is None
+
+
 def test_file_tokens_alone_do_not_fill_gaps():
     assert find_fim_tokens({"<file_sep>": 1, "<repo_name>": 2, "<|endoftext|>": 0}) is None  # SmolLM2's
 
@@ -84,21 +104,122 @@ def test_typed_line_comes_after_the_middle_token():
     assert not prompt.is_truncated
 
 
+@pytest.mark.parametrize(
+    ("layout", "order", "head", "text"),
+    [
+        ("line_in_prefix", "psm", "<|fim_prefix|>a\n  if b<|fim_suffix|>:\n<|fim_middle|>", ""),
+        ("line_after_middle", "psm", "<|fim_prefix|>a\n<|fim_suffix|>:\n<|fim_middle|>", "  if b"),
+        ("piece_after_middle", "psm", "<|fim_prefix|>a\n  if<|fim_suffix|>:\n<|fim_middle|>", " b"),
+        ("line_in_prefix", "spm", "<|fim_prefix|><|fim_suffix|>:\n<|fim_middle|>a\n  if", " b"),
+        ("line_after_middle", "spm", "<|fim_prefix|><|fim_suffix|>:\n<|fim_middle|>a\n  if", " b"),
+        ("piece_after_middle", "spm", "<|fim_prefix|><|fim_suffix|>:\n<|fim_middle|>a\n  if", " b"),
+    ],
+)
+def test_layout_says_where_the_cursors_line_stands(layout, order, head, text):
+    prompt = prompt_of(Gap("a\n  if b", ":\n"), layout=layout, order=order).prompt
+    assert shown(replace(prompt, text="")) == head
+    assert prompt.text == text
+
+
+@pytest.mark.parametrize(
+    ("prefix", "order", "text"),
+    [
+        ("a\n        ", "psm", "        "),  # after an indent
+        ("a\n\t\t", "psm", "\t\t"),
+        ("a\n  x = ", "psm", " "),
+        ("a\n  x =   ", "psm", "   "),
+        ("a\n\tx\tretu", "psm", "\tretu"),
+        ("a\nretu", "psm", "retu"),
+        ("retu", "psm", "retu"),
+        ("a b\n", "psm", ""),
+        ("a b\r\n", "psm", ""),
+        ("", "psm", ""),
+        ("a\n        ", "spm", "\n        "),  # the line break is part of the same run
+        ("a b\r\n", "spm", "\r\n"),
+        ("a\nretu", "spm", "retu"),
+        ("", "spm", ""),
+    ],
+)
+def test_last_piece_is_a_word_with_its_blank_or_a_run_of_blanks(prefix, order, text):
+    assert prompt_of(Gap(prefix, "\n"), layout="piece_after_middle", order=order).prompt.text == text
+
+
+def test_every_layout_holds_the_same_text():
+    gap = Gap("x = 1\n    y = fo", " + 1\n")
+    for layout in get_args(Layout):
+        text = shown(prompt_of(gap, layout=layout).prompt)
+        before, _, rest = text.removeprefix("<|fim_prefix|>").partition("<|fim_suffix|>")
+        after, _, line = rest.partition("<|fim_middle|>")
+        assert (before + line, after) == (gap.prefix, gap.suffix)
+
+
+def test_long_line_stays_in_the_prefix_but_for_its_last_piece():
+    words, one_word = "ab " * 100 + "cd", "é日" * 100
+    assert prompt_of(Gap("x\n" + words, "y"), Budget(120, 0)).prompt.text == " cd"
+    text = prompt_of(Gap("x\n" + one_word, "y"), Budget(120, 0)).prompt.text
+    assert one_word.endswith(text)
+    assert 0 < len(text) < len(one_word)
+
+
+def test_codestrals_prompt_begins_with_the_suffix_and_has_no_middle_token():
+    tokenizer = Tokenizer(tiny_fim_tokenizer(CODESTRAL_FIM), 320)
+    prompt = prompt_of(Gap("def f(a):\n    ret", " a\n", (ContextFile("b.py", "B"),)), tokenizer=tokenizer).prompt
+    assert shown(prompt, tokenizer) == "[SUFFIX] a\n[PREFIX]B\n\ndef f(a):\n    ret"
+    assert prompt.text == " ret"
+    assert {tokenizer.vocabulary[name] for name in CODESTRAL_FIM} <= tokenizer.eos_token_ids
+
+
+def test_typing_leaves_a_long_suffix_in_front_of_the_prefix_as_it_was():
+    budget, line = Budget(60, 0), "over the lazy dog"
+    prompts = [prompt_of(Gap(line[:end], "\nend\n" * 40), budget, order="spm").prompt for end in range(18)]
+    middle = find_fim_tokens(QWEN.vocabulary).middle
+    heads = {prompt.token_ids[: prompt.token_ids.index(middle)] for prompt in prompts}
+    assert all(length(prompt) <= 60 for prompt in prompts)
+    assert len(heads) <= 3
+
+
+SPELLED = "".join((*QWEN_FIM, *STARCODER_FIM, *CODESTRAL_FIM, "<|im_end|>", "<|endoftext|>"))
+
+
+@pytest.mark.parametrize("layout", get_args(Layout))
+@pytest.mark.parametrize("names", [QWEN_FIM, STARCODER_FIM, CODESTRAL_FIM])
+def test_text_that_spells_control_tokens_stays_text(names, layout):
+    tokenizer = Tokenizer(tiny_fim_tokenizer((*names, "<|im_end|>")), 320)
+    gap = Gap(f"{SPELLED}\n{SPELLED}", SPELLED, (ContextFile(SPELLED, SPELLED),), SPELLED)
+    empty = replace(gap, prefix="", suffix="", context=(ContextFile("", ""),), path="")
+    prompts = [prompt_of(each, Budget(4000, 2000), tokenizer, layout).prompt for each in (gap, empty)]
+    controls = {tokenizer.vocabulary[name] for name in (*names, "<|im_end|>", "<|endoftext|>")}
+    spelled, plain = ([i for i in prompt.token_ids if i in controls] for prompt in prompts)
+    assert spelled == plain
+    prompt = gap_prompt(gap, None, tokenizer, Budget(4000, 2000)).prompt
+    assert prompt.token_ids == (tokenizer.start_token_id,)
+    assert prompt.text == f"{SPELLED}\n\n{SPELLED}\n{SPELLED}"
+
+
+def test_tokenizer_without_any_start_gets_text_alone():
+    class Startless(SentencePieceLike):
+        start_token_id = None
+
+        def encode(self, text):
+            return list(text.encode())
+
+    assert prefix_prompt(Gap("x = "), Startless(), ROOMY).prompt == "x = "
+    assert prefix_prompt(Gap("x = "), SentencePieceLike(), ROOMY).prompt == PrefixedText((256,), "x = ")
+
+
 def test_typing_a_line_changes_nothing_before_it():
     """What the prefix cache lives on."""
     budget = Budget(60, 0)
     text = "the quick brown fox\n" * 20
     prompts = [prompt_of(Gap(text + "over the lazy dog"[:end], "\nend\n" * 9), budget).prompt for end in range(18)]
-    middle = find_fim_tokens(QWEN.vocabulary).middle
-    heads = [tuple(prompt[: prompt.index(middle)]) for prompt in prompts]
-    assert all(len(prompt) <= 60 for prompt in prompts)
-    assert len(set(heads)) <= 3  # cut in steps, not with every token
+    assert all(length(prompt) <= 60 for prompt in prompts)
+    assert len({prompt.token_ids for prompt in prompts}) <= 3  # cut in steps, not with every token
 
 
 def test_code_llamas_prompt_has_no_space_that_the_text_has_not():
     tokenizer = SentencePieceLike()
     prompt = fim_prompt(Gap("x\nfoo", ")"), find_fim_tokens(tokenizer.vocabulary), tokenizer, ROOMY)
-    assert prompt.prompt == [256, 257, *b"x\n", 258, *b")", 259, *b"foo"]
+    assert prompt.prompt == PrefixedText((256, 257, *b"x\n", 258, *b")", 259), "foo")
 
 
 def test_files_come_first_with_their_names():
@@ -130,7 +251,7 @@ def test_context_has_a_share_of_its_own_and_holds_whole_files_the_last_ones():
     [
         (10, 10, 10, 10),
         (200, 10, (60, 67), 10),
-        (10, 200, 10, 67),
+        (10, 200, 10, (58, 67)),
         (200, 200, (50, 58), 19),  # a quarter for the suffix
     ],
 )
@@ -138,70 +259,48 @@ def test_what_does_not_fit_is_cut(num_prefix, num_suffix, kept_prefix, kept_suff
     gap = Gap("q\n" * (num_prefix // 2), "z\n" * (num_suffix // 2))
     prompt = prompt_of(gap, Budget(80, 0))
     text = shown(prompt.prompt)
-    assert len(prompt.prompt) <= 80
+    assert length(prompt.prompt) <= 80
     before = text.removeprefix("<|fim_prefix|>").partition("<|fim_suffix|>")[0]
     after = text.partition("<|fim_suffix|>")[2].partition("<|fim_middle|>")[0]
     assert gap.prefix.endswith(before)
     assert gap.suffix.startswith(after)
-    low, high = kept_prefix if isinstance(kept_prefix, tuple) else (kept_prefix, kept_prefix)
-    assert low <= len(before) <= high
-    assert len(after) == kept_suffix
+    for part, kept in ((before, kept_prefix), (after, kept_suffix)):
+        low, high = kept if isinstance(kept, tuple) else (kept, kept)
+        assert low <= len(part) <= high
     assert prompt.is_truncated == (len(before) < num_prefix or len(after) < num_suffix)
 
 
-@given(st.text(max_size=300), st.text(max_size=300), st.integers(4, 60), st.integers(0, 30))
-def test_no_prompt_is_longer_than_its_room(prefix, suffix, room, context_room):
+@given(
+    st.text(max_size=300),
+    st.text(max_size=300),
+    st.integers(4, 60),
+    st.integers(0, 30),
+    st.sampled_from(get_args(Layout)),
+    st.sampled_from(get_args(Order)),
+)
+def test_no_prompt_is_longer_than_its_room(prefix, suffix, room, context_room, layout, order):
     for tokenizer in (QWEN, STARCODER):
         gap = Gap(prefix, suffix, (ContextFile("f", suffix),))
-        prompt = prompt_of(gap, Budget(room + context_room + 20, context_room), tokenizer)
-        assert len(prompt.prompt) <= room + context_room + 20
+        budget = Budget(room + context_room + 20, context_room)
+        prompt = prompt_of(gap, budget, tokenizer, layout, order)
+        assert length(prompt.prompt, tokenizer) <= budget.max_tokens
+        assert prefix.endswith(prompt.prompt.text)
     plain = prefix_prompt(Gap(prefix), PLAIN, Budget(room, 0))
-    assert len(PLAIN.encode(plain.prompt)) <= room
-    assert prefix.endswith(plain.prompt)
-    assert plain.is_truncated == (plain.prompt != prefix)
+    assert length(plain.prompt, PLAIN) <= room
+    assert prefix.endswith(plain.prompt.text)
+    assert plain.is_truncated == (plain.prompt.text != prefix)
 
 
 def test_plain_prompt_is_text_with_the_context_before_it():
     prompt = gap_prompt(Gap("x = ", "\n", (ContextFile("a.py", "A = 1"),)), None, PLAIN, ROOMY)
-    assert prompt.prompt == "A = 1\n\nx = "
+    assert prompt.prompt == PrefixedText((PLAIN.start_token_id,), "A = 1\n\nx = ")
 
 
 def test_typing_leaves_the_beginning_of_a_long_plain_prompt():
     text = "The quick brown fox jumps over the lazy dog. " * 30
-    prompts = [prefix_prompt(Gap(text[:end]), PLAIN, Budget(100, 0)).prompt for end in range(900, 960)]
+    prompts = [prefix_prompt(Gap(text[:end]), PLAIN, Budget(100, 0)).prompt.text for end in range(900, 960)]
     same = [later.startswith(earlier) for earlier, later in itertools.pairwise(prompts)]
     assert same.count(False) <= 2
-
-
-@pytest.mark.parametrize(
-    ("draft", "suffix", "shown_text"),
-    [
-        ("foo)", ")", "foo"),
-        ("foo)\nbar", ")\nbaz", "foo"),  # the whole line, although the next one differs
-        ("f(x) + y", ")", "f(x) + y"),  # closes its own parenthesis
-        ("x\n    return y", "\n    return y\n}\n", "x"),
-        ("x\n    ret", "\n    return y\n}\n", "x"),  # cut off in the middle of the suffix
-        ("x\n    return y\n    z", "\n    return y\n}\n", "x"),
-        ("x\n    return yes", "\n    return y\n}\n", "x\n    return yes"),
-        (" the cat and", " and the dog", " the cat"),
-        ("foo", "", "foo"),
-        ("foo", "\n\n", "foo"),
-        ("foo\nbar", "\n\n", "foo\nbar"),
-        (")", ")", ""),
-        ("", ")", ""),
-    ],
-)
-def test_draft_ends_where_the_suffix_begins(draft, suffix, shown_text):
-    assert cut_overlap(draft, suffix) == shown_text
-
-
-@given(st.text("ab)\n ", max_size=12), st.text("ab)\n ", max_size=12))
-def test_only_what_the_suffix_says_anyway_is_cut(draft, suffix):
-    kept = cut_overlap(draft, suffix)
-    taken = draft[len(kept) :]
-    assert draft.startswith(kept)
-    first_line = suffix[: len(suffix) - len(suffix.lstrip())] + suffix.lstrip().partition("\n")[0]
-    assert suffix.startswith(taken) or (suffix.strip() and taken.startswith(first_line + "\n"))
 
 
 def test_end_tokens_can_be_given_to_the_engine():
