@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence as Seq
-from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from superdraft.decoding.choosing import TokenChooser
+from superdraft.decoding.covers import Covers
 from superdraft.decoding.draft_set import Draft, DraftSet
 from superdraft.decoding.model_runner import ModelRunner
 from superdraft.decoding.prefix_cache import PrefixCache
@@ -109,8 +110,7 @@ class BranchSteps:
         """
         first = sequence.branches[0]
         covers = self._chooser.covers(sequence, logits)
-        while (stem := covers.next_unrun()) is not None:
-            self._chooser.add_stem(covers, stem, sequence, self._take_path(first, stem.path))
+        saved = self._run_stems(first, covers)
         if sequence.params.verify_top is not None:
             sequence.start_alternatives = self._chooser.start_alternatives(covers, sequence.params.verify_top)
         for branch in list(sequence.branches):
@@ -118,18 +118,37 @@ class BranchSteps:
             self.divide_if_due(branch)
         for branch in sequence.branches:
             if branch.drafts.alive and not branch.is_done:
-                self._take_path(branch, branch.drafts.alive[0].path)
+                self._take_path(branch, branch.drafts.alive[0].path, saved)
 
-    def _take_path(self, branch: Branch, path: tuple[int, ...]) -> Tensor:
-        """Put a path into a branch's slot behind the shared tokens; logits after it if some of it had to be run."""
-        num_kept = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(path, branch.path, strict=False))))
-        branch.num_computed = branch.sequence.num_shared + num_kept
+    def _run_stems(self, branch: Branch, covers: Covers) -> dict[tuple[int, ...], Any]:
+        """Run the stems off the prompt's own borders that may matter, one after another in the prompt's slot.
+
+        Returns:
+            What the slot held behind the shared tokens for each path that was run, so that no token is run twice.
+        """
+        assert branch.slot is not None
+        sequence, cache = branch.sequence, self._runner.cache
+        saved: dict[tuple[int, ...], Any] = {}
+        while (stem := covers.next_unrun()) is not None:
+            if not saved:
+                saved[branch.path] = cache.read(branch.slot, sequence.num_shared, branch.num_computed)
+            self._take_path(branch, stem.path[:-1], saved)
+            logits = self.run_tokens(branch, stem.path[-1:])[0]
+            sequence.forward_rows += 1
+            branch.path = stem.path
+            saved[stem.path] = cache.read(branch.slot, sequence.num_shared, branch.num_computed)
+            self._chooser.add_stem(covers, stem, sequence, logits)
+        return saved
+
+    def _take_path(self, branch: Branch, path: tuple[int, ...], saved: dict[tuple[int, ...], Any]) -> None:
+        """Put a stem's path into a branch's slot behind the shared tokens; it is in the slot already, or saved."""
+        num_shared = branch.sequence.num_shared
+        if branch.path[: len(path)] != path:
+            assert branch.slot is not None
+            whole = next(known for known in saved if known[: len(path)] == path)
+            self._runner.cache.write(branch.slot, num_shared, saved[whole], len(path))
         branch.path = path
-        logits = torch.empty(0)
-        if num_kept < len(path):
-            branch.sequence.forward_rows += len(path) - num_kept
-            logits = self.run_tokens(branch, path[num_kept:])[0]
-        return logits
+        branch.num_computed = num_shared + len(path)
 
     def start(self, sequence: Sequence, first: Branch) -> None:
         """Begin drafting, the prompt being through: a slot for each branch, all with the prompt's keys and values."""

@@ -292,6 +292,17 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
             slots[:, target, :, :length] = slots[:, source, :, :length]
 
     @torch.inference_mode()
+    def read(self, slot: int, start: int, stop: int) -> list[Tensor]:
+        """A copy of some positions of a slot, all layers' keys and values; `write` puts it back."""
+        return [slots[:, slot, :, start:stop].clone() for slots in self._slots]
+
+    @torch.inference_mode()
+    def write(self, slot: int, start: int, saved: list[Tensor], num_positions: int) -> None:
+        """Put the first positions of what `read` gave into a slot, from `start` on."""
+        for slots, block in zip(self._slots, saved, strict=True):
+            slots[:, slot, :, start : start + num_positions] = block[:, :, :num_positions]
+
+    @torch.inference_mode()
     def load_prefix(self, slot: int, positions: list[int]) -> None:
         """Copy these positions of the pool to the beginning of a slot."""
         index = to_device(positions, self._pools[0].device)

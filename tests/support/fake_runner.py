@@ -38,6 +38,12 @@ class FakeCache:
         assert source != target
         self.slots[target][:length] = self.slots[source][:length]
 
+    def read(self, slot: int, start: int, stop: int) -> list[bytes | None]:
+        return self.slots[slot][start:stop]
+
+    def write(self, slot: int, start: int, saved: list[bytes | None], num_positions: int) -> None:
+        self.slots[slot][start : start + num_positions] = saved[:num_positions]
+
     def clear(self, slot: int) -> None:
         self.slots[slot] = [None] * self.plan.max_len
 
