@@ -11,7 +11,7 @@ from superdraft.server.errors import CommandError
 
 app = typer.Typer(help="Measure how good the drafts are.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-DEFAULT_DECODERS = ("greedy", "superposed", "nucleus")
+DEFAULT_DECODERS = ("greedy", "served", "nucleus")
 DEFAULT_NUM_DRAFTS = {"quality": [3], "diversity": [3], "keystrokes": [1, 3, 5]}
 COVERAGE_DECODERS = ("nucleus", "nucleus+superposed")
 DRAFTS_OF_A_ROW = 3  # coverage: of each sampled row that Superposed Decoding goes on from
@@ -29,8 +29,8 @@ Decoders = Annotated[
     list[str] | None,
     typer.Option(
         "--decoder",
-        help="superposed, nucleus, greedy, beam or nucleus+superposed; repeatable; the first is the baseline. With a "
-        "name and options: 'plain: superposed alpha=0 k=1,3'.  [default: greedy, superposed, nucleus]",
+        help="served, paper, nucleus, greedy, beam or nucleus+superposed; repeatable; the first is the baseline. With "
+        "a name and options: 'unhealed: served healing=off k=1,3'.  [default: greedy, served, nucleus]",
     ),
 ]
 NumDrafts = Annotated[
@@ -39,7 +39,7 @@ NumDrafts = Annotated[
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=2, help="New tokens of each draft.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts, from the files in turns.")]
 Seed = Annotated[int, typer.Option(help="Of the sampling decoders.")]
-Selection = Annotated[str | None, typer.Option(help="The rule that picks the drafts.  [default: paper]")]
+Selection = Annotated[str | None, typer.Option(help="The rule that picks the drafts.  [default: the decoder's]")]
 Alpha = Annotated[float | None, typer.Option(help="The n-gram model's weight.  [default: tuned for it]")]
 Tau = Annotated[float | None, typer.Option(help="The temperature.  [default: tuned for the n-gram model]")]
 Candidates = Annotated[
@@ -80,7 +80,7 @@ def on_prompts(
     candidates_per_draft: Candidates = None,
     ngram: Ngram = "auto",
     model: Model = "smollm2-135m",
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     evaluator: Evaluator = None,
     prefix_words: Prefix = None,
@@ -135,7 +135,7 @@ def on_questions(
     candidates_per_draft: Candidates = None,
     ngram: Ngram = "auto",
     model: Model = "smollm2-135m",
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     output: Output = None,
 ) -> None:
