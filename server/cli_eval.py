@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from superdraft.server.cli_api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
 app = typer.Typer(help="Measure how good the drafts are.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -62,6 +63,11 @@ Output = Annotated[
 ]
 
 
+Peers = Annotated[
+    list[str] | None, typer.Option("--peer", help="A running server beside them, as KIND=URL. Repeatable.")
+]
+
+
 @app.command("quality", help="Perplexity, hits, keystrokes saved and distinctness of several decoders' drafts.")
 @app.command("keystrokes", help="Keystrokes that drafts save, for several numbers of drafts.")
 @app.command("diversity", help="How different the drafts of one prompt are, and whether a draft repeats itself.")
@@ -114,6 +120,55 @@ def on_prompts(
         output=output or Path(f"eval-{command}"),
     )
     run_prompt_job(job, Console())
+
+
+@app.command()
+def completion(
+    prompts: Files = None,
+    more: MoreFiles = None,
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option("--decoder", help="As in eval quality, or none, for peers alone.  [default: served]"),
+    ] = None,
+    peer: Peers = None,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Drafts of a prompt.")] = 3,
+    max_tokens: MaxTokens = 10,
+    limit: Limit = None,
+    seed: Seed = 0,
+    words: Annotated[
+        Path | None, typer.Option(help="Known words, one per line.  [default: of the model's vocabulary]")
+    ] = None,
+    ngram: Ngram = "auto",
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    typed_words: TypedWords = 5,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    output: Output = None,
+) -> None:
+    """Measure what is served where users ask: behind words and inside them, broken words included."""
+    from superdraft.evaluation.completion import CompletionJob, run_completion_job
+    from superdraft.evaluation.decoder_spec import parse_decoders
+    from superdraft.evaluation.peers import SUPERDRAFT, parse_peer
+    from superdraft.evaluation.workbench import ModelChoice
+
+    shared: dict[str, Sequence[Any]] = {"num_drafts": [num_drafts], "max_tokens": [max_tokens]}
+    job = CompletionJob(
+        files=all_files(prompts, more),
+        limit=limit,
+        models=ModelChoice(model, dtype, device),
+        decoders=tuple(spec for text in _decoders(decoder, peer) for spec in parse_decoders(text, ngram, shared)),
+        peers=tuple(parse_peer(text, (SUPERDRAFT,)) for text in peer or ()),
+        api_key=read_key(api_key, api_key_file),
+        num_drafts=num_drafts,
+        max_tokens=max_tokens,
+        words=words,
+        typed_words=typed_words or None,
+        seed=seed,
+        output=output or Path("eval-completion"),
+    )
+    run_completion_job(job, Console())
 
 
 @app.command("qa", help="How often drafts answer questions: P@1, P@2, P@3.")
@@ -197,6 +252,13 @@ def all_files(first: list[Path] | None, more: list[Path] | None) -> tuple[Path, 
     if not files:
         raise CommandError("--prompts FILE is missing.")
     return files
+
+
+def _decoders(given: list[str] | None, peers: list[str] | None) -> list[str]:
+    """The decoders on this machine: what is served unless others are named; "none" leaves the peers alone."""
+    if given == ["none"] and not peers:
+        raise CommandError("--decoder none leaves nothing to measure; add --peer KIND=URL.")
+    return [] if given == ["none"] else given or ["served"]
 
 
 def _given(value: T | None) -> list[T]:

@@ -6,10 +6,14 @@ import sys
 import pytest
 from support.models import tiny_model_folder
 from support.ngram import TINY_ARPA, tiny_manifest
+from support.serving import serving
 
 from superdraft.ngram_models.manifest import BINARY_FILE, Manifest, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server import cli
+from superdraft.server.app import create_app
+from superdraft.server.loading import load_service
+from superdraft.server.settings import Settings
 
 KEYS = {
     "perplexity_best",
@@ -229,6 +233,55 @@ def test_a_model_named_after_the_domain(run, files, ngram_model):
     assert results["decoders"]["superposed ngram=mine-{domain}"]["settings"]["ngram_binaries"].keys() == {"mine-mail"}
 
 
+def test_completion_reports_word_ends_and_inside_words(run, files, tmp_path):
+    rows = [{"prompt": "Please find the rep", "reference": "ort attached", "typed": "rep", "domain": "mail"}]
+    (tmp_path / "mid.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = tmp_path / "words.txt"
+    words.write_text("report\n")
+    code, results, err = run(
+        *("eval", "completion", *prompt_files(files), str(tmp_path / "mid.jsonl"), "--words", str(words)),
+        *("--decoder", "served", "--decoder", "unhealed: served healing=off", "-n", "4"),
+    )
+    assert (code, err) == (0, "")
+    assert list(results["places"]) == ["word ends", "inside words"]
+    ends, inside = (place["decoders"] for place in results["places"].values())
+    assert list(ends) == list(inside) == ["served", "unhealed"]
+    assert (ends["served"]["n"], inside["served"]["n"]) == (4, 1)
+    assert set(ends["served"]["saved_at"]) == set(ends["served"]["acceptance_rate_at"]) == {"1", "3"}
+    assert set(inside["unhealed"]["broken_joints"]) == {"first", "drafts", "any"}
+    assert inside["served"]["request_ms"] > 0
+    assert ends["served"]["settings"]["params"]["token_healing"]
+    assert not ends["unhealed"]["settings"]["params"]["token_healing"]
+    table = (files / "out" / "results.md").read_text()
+    assert "# Completion: word ends" in table
+    assert "| broken, first |" in table
+    assert (files / "out" / "completion_inside_words.png").stat().st_size > 1000
+
+
+def test_completion_of_a_running_server_equals_that_in_the_process(run, files, model, monkeypatch):
+    settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
+    loaded = load_service(settings)
+    app = create_app(
+        settings,
+        loaded.engine,
+        model_name=loaded.model_name,
+        ngram_models=loaded.ngram_models,
+        drafting=loaded.drafting,
+    )
+    with serving(app) as url:
+        command = ("eval", "completion", *prompt_files(files), "-n", "4", "--peer", f"superdraft={url}")
+        code, results, _ = run(*command)
+    assert code == 0
+    served, peer = results["places"]["word ends"]["decoders"].values()
+    for name in ("words_right", "keystroke_savings", "saved_at", "broken_joints", "forward_rows", "mean_words"):
+        assert served[name] == peer[name], name
+    assert peer["settings"]["peer"] == "superdraft"
+    code, _, err = run(*command, output=files / "gone")  # nobody is there any more
+    assert code == 2
+    assert "--peer superdraft=" in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -239,6 +292,11 @@ def test_a_model_named_after_the_domain(run, files, ngram_model):
             ("eval", "quality", "--prompts", "x", "--decoder", "greedy", "--decoder", "greedy"),
             "Two decoders are called",
         ),
+        (
+            ("eval", "completion", "--prompts", "x", "--peer", "ftp://x"),
+            "--peer must be KIND=URL with KIND one of superdraft",
+        ),
+        (("eval", "completion", "--prompts", "x", "--decoder", "none"), "--decoder none leaves nothing to measure"),
         (("tune", "--prompts", "x", "--objective", "fame"), "--objective must be one of words_right"),
         (("tune", "--prompts", "x", "--tau", "hot"), "--tau must be numbers"),
     ],
