@@ -65,8 +65,9 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "trim": str,
     "min_score": float,
     "token_healing": _switch,
+    "layout": str,
 }
-_NO_FIELDS = ("penalty",)  # of the library, which no request can set
+_NO_FIELDS = ("penalty", "layout")  # which no request can set: the library's, and the one of gaps
 OPTION_NAMES = ("ngram", *_LONG, *_TYPES)
 
 
@@ -127,6 +128,8 @@ class DecoderSpec:
         """
         body = self.request(settings.default_strategy)
         library = {name: value for name, value in self.options if name in _NO_FIELDS}
+        if "layout" in library:
+            raise CommandError(f"decoder {self.name!r}: layout is an option of gaps; it belongs to eval infill.")
         try:
             params = replace(generation_params(body, drafting, token_healing=settings.token_healing), **library)
         except InvalidRequestError as error:
@@ -161,7 +164,7 @@ def parse_decoders(text: str, ngram: str, shared: Mapping[str, Sequence[Any]]) -
         if key == "ngram" and value:
             ngram = value
             continue
-        key = _LONG.get(key, key)
+        key = _long(key)
         if key not in _TYPES or not equals:
             raise CommandError(
                 f"--decoder {text!r}: {pair!r} is not option=value with one of {', '.join(OPTION_NAMES)}."
@@ -178,6 +181,10 @@ def parse_decoders(text: str, ngram: str, shared: Mapping[str, Sequence[Any]]) -
     return _expand(DecoderSpec(name, kind, ngram), options)
 
 
+def _long(name: str) -> str:
+    return _LONG.get(name, name)
+
+
 def _expand(base: DecoderSpec, options: Mapping[str, Sequence[Any]]) -> list[DecoderSpec]:
     """A decoder for each value of the option that has several."""
     single = {key: values[0] for key, values in options.items() if len(values) == 1}
@@ -191,7 +198,7 @@ def _expand(base: DecoderSpec, options: Mapping[str, Sequence[Any]]) -> list[Dec
         return [_without_idle_ngram(plain)]
     (option,) = swept
     # "served k=1,3" and "served" with -k 1 -k 3 give the same names.
-    series = " ".join(word for word in base.name.split() if _LONG.get(word.partition("=")[0]) != option)
+    series = " ".join(word for word in base.name.split() if _long(word.partition("=")[0]) != option)
     return [
         _without_idle_ngram(
             replace(

@@ -171,6 +171,64 @@ def completion(
     run_completion_job(job, Console())
 
 
+@app.command()
+def infill(
+    cases: Annotated[
+        Path | None, typer.Option(help="JSON lines with prefix, suffix and reference, the rest of the line.")
+    ] = None,
+    from_source: Annotated[Path | None, typer.Option(help="Or a folder of source code to make cases of.")] = None,
+    kind: Annotated[
+        str, typer.Option(help="Of such cases: indent (a new line), mid (inside a line) or word (inside a word).")
+    ] = "indent",
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decoder",
+            help="served, or none, for peers alone; repeatable. With a name and the options k, n, layout and healing: "
+            "'unhealed: served healing=off layout=line_in_prefix'.  [default: served]",
+        ),
+    ] = None,
+    peer: Peers = None,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Drafts for a gap.")] = 3,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", min=2, help="Of each draft.  [default: the server's limit]")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many cases.  [default: all, 100 of source]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of cases.")] = 0,
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    output: Output = None,
+) -> None:
+    """Fill gaps in source code as /infill does: whole lines, first words, first characters, keystrokes saved."""
+    from superdraft.evaluation.decoder_spec import parse_decoders
+    from superdraft.evaluation.infill import InfillJob, run_infill_job
+    from superdraft.evaluation.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
+    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.server.log_config import configure_logging
+
+    configure_logging("warning", "console")
+    job = InfillJob(
+        file=cases,
+        source=from_source,
+        kind=kind,
+        limit=limit,
+        seed=seed,
+        models=ModelChoice(model, dtype, device),
+        decoders=tuple(spec for text in _decoders(decoder, peer) for spec in parse_decoders(text, "auto", {})),
+        peers=tuple(parse_peer(text, (SUPERDRAFT, LLAMA_CPP)) for text in peer or ()),
+        api_key=read_key(api_key, api_key_file),
+        num_drafts=num_drafts,
+        max_tokens=max_tokens,
+        output=output or Path("eval-infill"),
+    )
+    run_infill_job(job, Console())
+
+
 @app.command("qa", help="How often drafts answer questions: P@1, P@2, P@3.")
 @app.command("coverage", help="How often one of many drafts answers, and how far scores can be trusted.")
 def on_questions(

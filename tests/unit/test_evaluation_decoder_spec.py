@@ -91,6 +91,8 @@ def test_several_values_make_several_decoders():
     assert [spec.name for spec in (one, three)] == ["superposed num_drafts=1", "superposed num_drafts=3"]
     assert [spec.params(TUNED, Settings()).num_drafts for spec in (one, three)] == [1, 3]
     assert three.sweep == Sweep("superposed", "num_drafts", 3.0)
+    low, high = parse_decoders("served alpha=0,0.5 trim=word", "auto", SHARED)
+    assert [spec.name for spec in (low, high)] == ["served trim=word alpha=0.0", "served trim=word alpha=0.5"]
     swept = parse_decoders("nucleus", "auto", {**SHARED, "num_drafts": [1, 5]})
     assert [spec.name for spec in swept] == ["nucleus num_drafts=1", "nucleus num_drafts=5"]
     assert len(parse_decoders("greedy", "auto", {**SHARED, "num_drafts": [1, 5]})) == 1
