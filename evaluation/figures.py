@@ -103,12 +103,13 @@ def collect(
 def _turns(records: Sequence[PromptRecord]) -> dict[str, Ratios]:
     """saved@k and acceptance_rate@k for each k that was counted for all prompts."""
     figures = {}
-    for num_shown in sorted({count.num_shown for record in records for count in record.turns}):
-        counts = [record.turns_with(num_shown) for record in records]
+    for num_shown, in_part in sorted({(one.num_shown, one.in_part) for record in records for one in record.turns}):
+        counts = [record.turns_with(num_shown, in_part) for record in records]
         saved = [math.nan if count is None else count.saved for count in counts]
         accepted = [math.nan if count is None else count.acceptance_rate for count in counts]
-        figures[f"saved_at/{num_shown}"] = as_ratios(np.array(saved))
-        figures[f"acceptance_rate_at/{num_shown}"] = as_ratios(np.array(accepted))
+        suffix = f"_in_part/{num_shown}" if in_part else f"/{num_shown}"
+        figures[f"saved_at{suffix}"] = as_ratios(np.array(saved))
+        figures[f"acceptance_rate_at{suffix}"] = as_ratios(np.array(accepted))
     return figures
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,10 @@ class QualityRun:
             prompts, first_drafts = [chunk[i] for i in todo], [done[i].texts for i in todo]
             for i, keys in zip(todo, type_all(prompts, first_drafts, decoder.suggest, typing.max_words), strict=True):
                 done[i] = replace(done[i], keys=keys)
-        for num_shown in typing.turns:
-            todo = [i for i, record in enumerate(done) if record.turns_with(num_shown) is None]
-            found = count_turns([chunk[i] for i in todo], decoder.suggest, num_shown, typing.max_words)
+        for num_shown, in_part in product(typing.turns, (False, True)):
+            todo = [i for i, record in enumerate(done) if record.turns_with(num_shown, in_part) is None]
+            prompts = [chunk[i] for i in todo]
+            found = count_turns(prompts, decoder.suggest, num_shown, typing.max_words, in_part=in_part)
             for i, count in zip(todo, found, strict=True):
                 done[i] = replace(done[i], turns=(*done[i].turns, count))
         return done

@@ -58,9 +58,9 @@ class PromptRecord:
         """The drafts' texts, best first."""
         return [draft.text for draft in self.drafts]
 
-    def turns_with(self, num_shown: int) -> TurnCount | None:
+    def turns_with(self, num_shown: int, in_part: bool) -> TurnCount | None:
         """The turns with so many drafts shown; None: they were not counted."""
-        return next((count for count in self.turns if count.num_shown == num_shown), None)
+        return next((one for one in self.turns if (one.num_shown, one.in_part) == (num_shown, in_part)), None)
 
 
 class RecordFile:

@@ -5,8 +5,11 @@ still to be written is accepted as a whole, with one key; if none is, a word is 
 ends. Before a punctuation mark nothing is suggested: it is typed.
 
 `saved@k` is (accepted characters - acceptances) / (characters of the text - 1), and `acceptance_rate@k` is acceptances
-/ turns at which something was shown; both per text. In the published code case does not count, and the beginnings of a
-suggestion, up to each word's end, are suggestions of their own; here case counts, and a draft is one suggestion.
+/ turns at which something was shown; both per text.
+
+Where drafts may be accepted *in part*, one key takes a draft up to the end of any of its words. In the published code
+such beginnings are suggestions of their own, which count towards k, and case does not matter; here they belong to their
+draft, and case matters.
 """
 
 import re
@@ -27,6 +30,7 @@ class TurnCount:
 
     Attributes:
         num_shown: k, the drafts that are shown at most.
+        in_part: drafts were accepted in part.
         num_characters: of the text.
         num_accepted_characters: of these, in accepted drafts.
         num_accepted: accepted drafts.
@@ -34,6 +38,7 @@ class TurnCount:
     """
 
     num_shown: int
+    in_part: bool
     num_characters: int
     num_accepted_characters: int
     num_accepted: int
@@ -57,12 +62,14 @@ class Writer:
         prompt: what stands there already, and the reference.
         num_shown: k.
         max_words: write no more of the reference than this; None: all of it.
+        in_part: accept the beginnings of drafts, too.
     """
 
-    def __init__(self, prompt: Prompt, num_shown: int, max_words: int | None = None) -> None:
+    def __init__(self, prompt: Prompt, num_shown: int, max_words: int | None = None, *, in_part: bool = False) -> None:
         self._prompt = prompt
         self._text = "".join(_SEGMENT.findall(prompt.continuation)[:max_words])
         self._num_shown = num_shown
+        self._in_part = in_part
         self._position = self._num_accepted_characters = self._num_accepted = self._num_turns = 0
         self._skip_punctuation()
 
@@ -81,7 +88,12 @@ class Writer:
     def count(self) -> TurnCount:
         """How it went so far."""
         return TurnCount(
-            self._num_shown, len(self._text), self._num_accepted_characters, self._num_accepted, self._num_turns
+            self._num_shown,
+            self._in_part,
+            len(self._text),
+            self._num_accepted_characters,
+            self._num_accepted,
+            self._num_turns,
         )
 
     def take(self, drafts: Sequence[str]) -> None:
@@ -89,8 +101,8 @@ class Writer:
         shown = [draft for draft in drafts[: self._num_shown] if draft.strip()]
         self._num_turns += bool(shown)
         rest = self._text[self._position :]
-        if fitting := [draft for draft in shown if fits(draft, rest)]:
-            length = max(map(len, fitting))
+        length = max((accepted_length(draft, rest, in_part=self._in_part) for draft in shown), default=0)
+        if length:
             self._num_accepted += 1
             self._num_accepted_characters += length
         else:
@@ -107,6 +119,12 @@ class Writer:
             self._position = behind.end()
 
 
+def accepted_length(draft: str, rest: str, *, in_part: bool) -> int:
+    """How many characters of a draft are accepted before the rest of a text; 0: it does not fit."""
+    ends = (match.end() for match in _SEGMENT.finditer(draft)) if in_part else ()
+    return next((end for end in (len(draft), *sorted(ends, reverse=True)) if fits(draft[:end], rest)), 0)
+
+
 def fits(draft: str, rest: str) -> bool:
     """Whether a draft is a beginning of the rest of a text and ends where a word of it ends."""
     if not rest.startswith(draft):
@@ -116,7 +134,7 @@ def fits(draft: str, rest: str) -> bool:
 
 
 def count_turns(
-    prompts: Sequence[Prompt], suggest: Suggest, num_shown: int, max_words: int | None = None
+    prompts: Sequence[Prompt], suggest: Suggest, num_shown: int, max_words: int | None = None, *, in_part: bool = False
 ) -> list[TurnCount]:
     """Write the references of many prompts at once; every round asks for the drafts of all that are not done.
 
@@ -125,8 +143,9 @@ def count_turns(
         suggest: gives the drafts at each place.
         num_shown: k.
         max_words: as in `Writer`.
+        in_part: likewise.
     """
-    writers = [Writer(prompt, num_shown, max_words) for prompt in prompts]
+    writers = [Writer(prompt, num_shown, max_words, in_part=in_part) for prompt in prompts]
     while waiting := [writer for writer in writers if not writer.is_done]:
         for writer, drafts in zip(waiting, suggest([writer.place for writer in waiting]), strict=True):
             writer.take(drafts)

@@ -3,7 +3,7 @@
 import pytest
 
 from superdraft.evaluation.prompts import Prompt
-from superdraft.evaluation.suggestion_turns import TurnCount, Writer, count_turns, fits
+from superdraft.evaluation.suggestion_turns import TurnCount, Writer, accepted_length, count_turns, fits
 
 
 def prompt(reference="going to the moon", text="I am", **more):
@@ -35,7 +35,7 @@ def test_accepted_drafts_cost_one_key_each():
     drafts = {"I am": [" going to", " going"], "I am going to": [" a"], "I am going to the": [" moon"]}
     (count,) = count_turns([prompt()], lambda places: [drafts[place.text] for place in places], 3)
     # " going to" (9) is accepted, " the" typed, " moon" (5) accepted; 18 characters in all.
-    assert count == TurnCount(3, num_characters=18, num_accepted_characters=14, num_accepted=2, num_turns=3)
+    assert count == TurnCount(3, False, num_characters=18, num_accepted_characters=14, num_accepted=2, num_turns=3)
     assert count.saved == pytest.approx((14 - 2) / 17)
     assert count.acceptance_rate == pytest.approx(2 / 3)
 
@@ -53,7 +53,7 @@ def test_a_turn_without_a_draft_is_none():
     writer = Writer(prompt("to"), 3)
     writer.take(["", "  "])
     assert writer.is_done
-    assert writer.count == TurnCount(3, 3, 0, 0, 0)
+    assert writer.count == TurnCount(3, False, 3, 0, 0, 0)
     assert (writer.count.saved, writer.count.acceptance_rate) == (0, 0)
 
 
@@ -74,4 +74,16 @@ def test_a_half_word_and_a_limit_of_words():
     (count,) = count_turns(
         [prompt("ves much more", "It impro", is_mid_word=True)], lambda places: [["ves"] for _ in places], 1, 2
     )
-    assert count == TurnCount(1, num_characters=len("ves much"), num_accepted_characters=3, num_accepted=1, num_turns=2)
+    assert count == TurnCount(1, False, len("ves much"), num_accepted_characters=3, num_accepted=1, num_turns=2)
+
+
+def test_drafts_may_be_accepted_in_part():
+    drafts = [" gone", " going to them"]
+    assert [accepted_length(draft, " going to the moon", in_part=True) for draft in drafts] == [0, len(" going to")]
+    assert accepted_length(" going to them", " going to the moon", in_part=False) == 0
+    assert accepted_length(" going to ", " going to the moon", in_part=True) == len(" going to ")
+    for num_shown, in_part, accepted in ((2, True, 9), (2, False, 0), (1, True, 0)):
+        writer = Writer(prompt(), num_shown, in_part=in_part)
+        writer.take(drafts)
+        assert writer.count.num_accepted_characters == accepted
+        assert writer.count.in_part is in_part
