@@ -170,10 +170,13 @@ def _entrant_of_peer(peer: Peer, job: InfillJob, max_tokens: int, stack: ExitSta
 def _records(entrant: _Entrant, cases: Sequence[InfillCase], folder: Path, done: Any) -> list[PromptRecord]:
     """A record of each case: the kept one, or a new one."""
     file = RecordFile(folder, entrant.name, entrant.settings)
+    shas = [digest("\0".join((case.prefix, case.suffix, case.reference))) for case in cases]
+    kept = [file.get(case.id, sha) for case, sha in zip(cases, shas, strict=True)]
+    if None in kept:
+        entrant.decoder.warm_up()
     records = []
-    for case in cases:
-        sha = digest("\0".join((case.prefix, case.suffix, case.reference)))
-        record = file.get(case.id, sha)
+    for case, sha, found in zip(cases, shas, kept, strict=True):
+        record = found
         if record is None:
             record = new_record(case.id, sha, entrant.decoder.decode(case))
             file.add([record])

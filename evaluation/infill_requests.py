@@ -14,6 +14,8 @@ from superdraft.evaluation.peers import LLAMA_CPP
 from superdraft.server.errors import CommandError
 
 ROUTE = "/infill"
+_WARM_UP = InfillCase("warm-up", "warm-up", "def add(a, b):\n    return ", "\n\n\nprint(add(1, 2))\n", "a + b")
+_WARM_UPS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,11 @@ class InfillDecoder:
     max_tokens: int | None
     engine: VariedEngine | None = None
     variation: Variation = AS_SERVED
+
+    def warm_up(self) -> None:
+        """Have the server do what it does only once, with a gap that is none of the cases."""
+        for _ in range(_WARM_UPS):
+            self.decode(_WARM_UP)
 
     def decode(self, case: InfillCase) -> Decoded:
         """The drafts for a gap.
