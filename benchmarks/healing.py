@@ -1,11 +1,12 @@
 """What token healing gains: drafts of prompts that end inside a word, with healing and without.
 
 A draft completes its word if the word characters that it begins with are those that the reference begins with: "nt at
-noon" completes "appointme", "nts at noon" does not. Both kinds are decoded side by side with the same parameters.
+noon" completes "appointme", "nts at noon" does not. The requests of both kinds are the same but for healing.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rich.table import Table
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.characters import is_word_character
 from superdraft.evaluation.bootstrap import Interval, interval
-from superdraft.evaluation.decoder_spec import parse_decoders
+from superdraft.evaluation.decoder_spec import DecoderSpec, parse_decoders
 from superdraft.evaluation.decoders import Ask, Decoder
 from superdraft.evaluation.prompts import Prompt, read_prompts
 from superdraft.evaluation.workbench import ModelChoice, Workbench
@@ -48,13 +49,12 @@ def main(prompts: list[Path], model: str, dtype: str, decoder: str, limit: int |
     """
     asked = read_prompts(prompts, limit)
     check(asked)
-    (spec, *others) = parse_decoders(decoder, "auto", {"num_drafts": [3], "max_tokens": [10]})
-    if others:
-        raise CommandError(f"--decoder {decoder!r} stands for {1 + len(others)} decoders; give each value by itself.")
+    spec = single_decoder(decoder)
     workbench = Workbench(ModelChoice(model, dtype, "auto"), [one.text + one.continuation for one in asked], [spec])
+    decoders = [workbench.decoder(with_healing(spec, heals)) for heals in (True, False)]
     parts = [asked[start : start + PROMPTS_AT_ONCE] for start in range(0, len(asked), PROMPTS_AT_ONCE)]
     counts = [
-        completed(part, workbench.decoder(spec))
+        [completed(part, one) for one in decoders]
         for part in track(parts, "completing", console=Console(stderr=True), transient=True)
     ]
     healed, unhealed = (np.concatenate(one) for one in zip(*counts, strict=True))
@@ -72,6 +72,25 @@ def main(prompts: list[Path], model: str, dtype: str, decoder: str, limit: int |
         "rows": rows_of([one.domain for one in asked], healed, unhealed),
     }
     _print(report, as_json)
+
+
+def single_decoder(text: str) -> DecoderSpec:
+    """The decoder that is measured with healing and without.
+
+    Raises:
+        CommandError: it is none, or several, or says itself whether it heals.
+    """
+    (spec, *others) = parse_decoders(text, "auto", {"num_drafts": [3], "max_tokens": [10]})
+    if others:
+        raise CommandError(f"--decoder {text!r} stands for {1 + len(others)} decoders; give each value by itself.")
+    if "token_healing" in dict(spec.options):
+        raise CommandError(f"--decoder {text!r} has the option healing, which is measured both ways; leave it out.")
+    return spec
+
+
+def with_healing(spec: DecoderSpec, heals: bool) -> DecoderSpec:
+    """The decoder with healing on or off."""
+    return replace(spec, options=(*spec.options, ("token_healing", heals)))
 
 
 def check(prompts: Sequence[Prompt]) -> None:
@@ -95,15 +114,15 @@ def leading_word(text: str) -> str:
     return "".join(takewhile(is_word_character, text))
 
 
-def completed(prompts: Sequence[Prompt], decoder: Decoder) -> tuple[Counts, Counts]:
-    """What became of each prompt's word, with healing and without."""
-    asks = [Ask(one.text, one.id, one.domain, is_mid_word=heals) for heals in (True, False) for one in prompts]
+def completed(prompts: Sequence[Prompt], decoder: Decoder) -> Counts:
+    """What became of each prompt's word."""
+    asks = [Ask(one.text, one.id, one.domain) for one in prompts]
     counts = np.zeros((len(asks), 4))
-    for row, prompt, decoded in zip(counts, [*prompts, *prompts], decoder.decode(asks), strict=True):
+    for row, prompt, decoded in zip(counts, prompts, decoder.decode(asks), strict=True):
         rest = leading_word(prompt.reference)
         are_right = [leading_word(draft.text) == rest for draft in decoded.drafts]
         row[:] = sum(are_right), len(are_right), any(are_right[:1]), any(are_right)
-    return counts[: len(prompts)], counts[len(prompts) :]
+    return counts
 
 
 def rows_of(domains: Sequence[str], healed: Counts, unhealed: Counts) -> list[dict[str, Any]]:

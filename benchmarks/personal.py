@@ -34,7 +34,7 @@ from superdraft.ngram_models.mixture import UniformScorer
 from superdraft.ngram_models.personal import AcceptedText, PersonalModel, end_of
 
 NUM_PARTS = 4
-_DECODER = "superposed"
+_DECODER = "paper"  # what the server decodes by where there are personal n-grams
 
 
 @dataclass(slots=True)

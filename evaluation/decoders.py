@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import PrefixedText, Prompt
 from superdraft.decoding.tokenizer import Tokenizer
 
 _BEAM_BATCH = 16
@@ -23,19 +24,17 @@ ScorerOf = Callable[[str], NgramScorer[Any] | None]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A text whose drafts are wanted.
+    """A prompt whose drafts are wanted.
 
     Attributes:
-        text: what stands in front of the cursor.
+        prompt: what stands in front of the cursor, or what the server makes of a gap.
         seed_key: what the seed is made of, so that results do not depend on the order of work.
         domain: the kind of text.
-        is_mid_word: the text ends inside a word, which the drafts shall finish.
     """
 
-    text: str
+    prompt: Prompt
     seed_key: str
     domain: str = ""
-    is_mid_word: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +49,49 @@ class DecodedDraft:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The drafts of one text, best first.
+    """The drafts of one prompt, best first.
 
     Attributes:
         drafts: the drafts.
-        forward_rows: model rows of all its decode steps; the prompt's own pass is not counted.
-        wall_s: its share of the time that decoding all texts together took, prompts included.
+        forward_rows: model rows of all its decode steps; the prompt's own pass is not counted. None: not known.
+        wall_s: its share of the time that decoding all prompts together took, prompts included.
     """
 
     drafts: tuple[DecodedDraft, ...]
-    forward_rows: int
+    forward_rows: int | None
     wall_s: float
 
 
 class Decoder(Protocol):
-    """Makes drafts for many texts at once."""
+    """Makes drafts for many prompts at once."""
 
     def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
-        """The drafts of each text, in order."""
+        """The drafts of each prompt, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One decoder of a comparison, ready to be asked.
+
+    Attributes:
+        name: what it is called in reports.
+        decoder: makes its drafts.
+        settings: all that its drafts depend on.
+    """
+
+    name: str
+    decoder: Decoder
+    settings: Mapping[str, Any]
 
 
 class EngineDecoder:
-    """A strategy of the engine. All texts are given to it at once; it runs as many together as it has slots.
+    """Requests to the engine. All prompts are given to it at once; it runs as many together as it has slots.
 
     Args:
         engine: has nothing else to do meanwhile.
-        params: seed and token healing are set for each text.
+        params: of each request, but for the seed.
         scorer_of: gives the n-gram model for a domain; None: the language model alone.
-        seed: each text's own seed is made from this one and its key.
+        seed: each prompt's own seed is made from this one and its key.
     """
 
     def __init__(self, engine: Engine, params: GenerationParams, scorer_of: ScorerOf, seed: int = 0) -> None:
@@ -87,17 +101,17 @@ class EngineDecoder:
         self._seed = seed
 
     def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
-        """The drafts of each text, in order.
+        """The drafts of each prompt, in order.
 
         Raises:
-            SuperdraftError: a text is refused, or its decoding failed.
+            SuperdraftError: a prompt is refused, or its decoding failed.
         """
         started_s = time.perf_counter()
         # Prompts that are run together are padded to the longest of them: similar lengths go together.
-        for index, ask in sorted(enumerate(asks), key=lambda entry: len(entry[1].text)):
+        for index, ask in sorted(enumerate(asks), key=lambda entry: _length(entry[1].prompt)):
             seed = zlib.crc32(f"{self._seed} {ask.seed_key}".encode())
-            params = replace(self._params, seed=seed, token_healing=ask.is_mid_word)
-            self._engine.add_request(str(index), ask.text, params, self._scorer_of(ask.domain))
+            params = replace(self._params, seed=seed)
+            self._engine.add_request(str(index), ask.prompt, params, self._scorer_of(ask.domain))
         outputs: dict[str, GenerationOutput] = {}
         while self._engine.has_unfinished:
             for step_output in self._engine.step():
@@ -106,10 +120,16 @@ class EngineDecoder:
                 if step_output.output is not None:
                     outputs[step_output.request_id] = step_output.output
         wall_s = (time.perf_counter() - started_s) / max(len(asks), 1)
-        return [_decoded(outputs[str(index)], wall_s) for index in range(len(asks))]
+        return [decoded_of(outputs[str(index)], wall_s) for index in range(len(asks))]
 
 
-def _decoded(output: GenerationOutput, wall_s: float) -> Decoded:
+def _length(prompt: Prompt) -> int:
+    """About how long a prompt is, to tell short ones from long ones."""
+    return len(prompt.token_ids) + len(prompt.text) if isinstance(prompt, PrefixedText) else len(prompt)
+
+
+def decoded_of(output: GenerationOutput, wall_s: float) -> Decoded:
+    """The engine's output, and the seconds that it took."""
     drafts = tuple(
         DecodedDraft(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in output.drafts
     )
@@ -117,7 +137,7 @@ def _decoded(output: GenerationOutput, wall_s: float) -> Decoded:
 
 
 class BeamDecoder:
-    """Beam search by transformers' `generate`: k beams, all of them returned, k rows a step.
+    """Beam search by transformers' `generate`: k beams, all of them returned, k rows per step. Nothing is healed.
 
     Args:
         loaded: the model.
@@ -131,17 +151,17 @@ class BeamDecoder:
         self._params = params
 
     def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
-        """The drafts of each text, in order; the score is the mean log-probability of a draft's tokens."""
+        """The drafts of each prompt, in order; the score is the mean log-probability of a draft's tokens."""
         decoded: list[Decoded] = []
         for start in range(0, len(asks), _BEAM_BATCH):
-            decoded += self._decode_batch([ask.text for ask in asks[start : start + _BEAM_BATCH]])
+            decoded += self._decode_batch([ask.prompt for ask in asks[start : start + _BEAM_BATCH]])
         return decoded
 
     @torch.inference_mode()
-    def _decode_batch(self, texts: Sequence[str]) -> list[Decoded]:
+    def _decode_batch(self, asked: Sequence[Prompt]) -> list[Decoded]:
         started_s = time.perf_counter()
         k, max_tokens = self._params.num_drafts, self._params.max_tokens
-        prompts = [prompt_token_ids(text, self._tokenizer) for text in texts]
+        prompts = [prompt_token_ids(prompt, self._tokenizer) for prompt in asked]
         width = max(map(len, prompts))
         ends = sorted(self._tokenizer.eos_token_ids)
         padding = ends[0] if ends else 0
@@ -161,10 +181,10 @@ class BeamDecoder:
             output_scores=True,
         )
         num_steps = answer.sequences.shape[1] - width
-        wall_s = (time.perf_counter() - started_s) / len(texts)
+        wall_s = (time.perf_counter() - started_s) / len(asked)
         rows = zip(answer.sequences.tolist(), answer.sequences_scores.tolist(), strict=True)
         drafts = [self._draft(ids[width:], score) for ids, score in rows]
-        return [Decoded(tuple(drafts[i * k : i * k + k]), k * (num_steps - 1), wall_s) for i in range(len(texts))]
+        return [Decoded(tuple(drafts[i * k : i * k + k]), k * (num_steps - 1), wall_s) for i in range(len(asked))]
 
     def _draft(self, token_ids: list[int], score: float) -> DecodedDraft:
         end = next((i for i, token_id in enumerate(token_ids) if token_id in self._tokenizer.eos_token_ids), None)

@@ -1,12 +1,10 @@
 """N-gram models by the names that requests give them: one model, several with weights, the prompt's own n-grams."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from superdraft.decoding.ngram import NgramScorer
-from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.decoding.tokenizer import Tokenizer
 from superdraft.ngram_models.corpus import read_sequences
 from superdraft.ngram_models.encoder import Encoder
@@ -15,11 +13,13 @@ from superdraft.ngram_models.in_context import DocumentCache, combined
 from superdraft.ngram_models.manifest import file_sha256
 from superdraft.ngram_models.registry import NgramModel, load_ngram_model
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.errors import CommandError
-from superdraft.server.loading import choose_ngram_model
+from superdraft.server.loading import choose_ngram_model, drafting_defaults, open_ngram_models
 from superdraft.server.ngram_options import IN_CONTEXT
 from superdraft.server.settings import Settings
 
+AUTO = "auto"
 FREQUENCIES = "frequencies:"
 _DOMAIN = "{domain}"
 
@@ -27,18 +27,18 @@ _DOMAIN = "{domain}"
 class NgramModels:
     """Loads n-gram models, each once.
 
-    A *choice* is "none", "auto" (what the server would choose), a name or path, "in_context" (the prompt's own
+    A *choice* is "none", "auto" (the server's default), a name or path, "in_context" (the prompt's own
     n-grams), "frequencies:FILE" (the paper's raw n-gram frequencies of a corpus, counted here) or a mixture,
     `a=0.7,in_context=0.3`. `{domain}` in it stands for the domain of the prompt.
 
     Args:
-        model: the language model, as in the settings.
-        tokenizer: its tokenizer.
+        settings: the server's, with the language model and the default n-gram model.
+        tokenizer: the language model's.
         domains: all domains that there are.
     """
 
-    def __init__(self, model: str, tokenizer: Tokenizer, domains: Sequence[str] = ()) -> None:
-        self._model = model
+    def __init__(self, settings: Settings, tokenizer: Tokenizer, domains: Sequence[str] = ()) -> None:
+        self._settings = settings
         self._tokenizer = tokenizer
         self._fingerprint = tokenizer_fingerprint(tokenizer.vocabulary)
         self._vocabulary_size = tokenizer.vocab_size
@@ -56,8 +56,12 @@ class NgramModels:
         """
         choice = choice.replace(_DOMAIN, domain)
         if choice not in self._scorers:
-            self._scorers[choice] = self._combine(_parse(choice))
+            self._scorers[choice] = self._default_scorer() if choice == AUTO else self._combine(_parse(choice))
         return self._scorers[choice]
+
+    def _default_scorer(self) -> NgramScorer[Any] | None:
+        """The server's own: with the prompt's n-grams, if the settings say so."""
+        return open_ngram_models(self._settings, self._tokenizer, self._fingerprint, self.model(AUTO)).default_scorer
 
     def _combine(self, weights: dict[str, float]) -> NgramScorer[Any] | None:
         """As the server combines them: the prompt's n-grams lie over a mixture of the others."""
@@ -84,16 +88,15 @@ class NgramModels:
         binaries = {name: model.manifest.binary_sha256 for name, model in models.items() if model is not None}
         return binaries | {name: file_sha256(Path(_corpus(name))) for name in names if name.startswith(FREQUENCIES)}
 
-    def tuned(self, choice: str) -> dict[str, Any]:
-        """What a request takes for parameters that it does not give: tuned for the model, else the paper's.
+    def drafting(self, choice: str, num_slots: int) -> DraftingDefaults:
+        """What the server fills in for a request with this choice, which "auto" leaves to the server.
 
         Where the choice stands for several models, what was tuned for the first counts.
         """
-        models = [model for name in self._names(choice) if (model := self.model(name)) is not None]
-        tuning = models[0].manifest.tuning if models else None
-        if tuning is not None:
-            return asdict(tuning)
-        return {"alpha": 0.0 if choice == "none" else DEFAULT_ALPHA, "tau": DEFAULT_TAU}
+        named = [self.model(name) for name in self._names(choice) if name != AUTO]
+        first = next((model for model in named if model is not None), None)
+        tuning = None if first is None else first.manifest.tuning
+        return drafting_defaults(self._settings, num_slots, self.model(AUTO)).with_tuning(self._settings, tuning)
 
     def _names(self, choice: str) -> list[str]:
         domains = self._domains if _DOMAIN in choice else ("",)
@@ -106,13 +109,12 @@ class NgramModels:
             NgramModelError: it cannot be used.
         """
         if name not in self._loaded:
-            if name == IN_CONTEXT or name.startswith(FREQUENCIES):
+            if name in ("none", IN_CONTEXT) or name.startswith(FREQUENCIES):
                 self._loaded[name] = None
-            elif name in ("none", "auto"):
-                settings = Settings(model=self._model, ngram_model=name)
-                self._loaded[name] = choose_ngram_model(settings, self._fingerprint)
+            elif name == AUTO:
+                self._loaded[name] = choose_ngram_model(self._settings, self._fingerprint)
             else:
-                self._loaded[name] = load_ngram_model(name, fingerprint=self._fingerprint)
+                self._loaded[name] = load_ngram_model(name, fingerprint=self._fingerprint, home=self._settings.home)
         return self._loaded[name]
 
 

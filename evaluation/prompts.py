@@ -75,8 +75,8 @@ def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: 
             is_mid_word="typed" in row,
         )
 
-    prompts = _read(paths, parse, limit)
-    _check_ids([prompt.id for prompt in prompts])
+    prompts = read_rows(paths, parse, limit)
+    check_ids([prompt.id for prompt in prompts])
     return prompts
 
 
@@ -87,12 +87,12 @@ def read_questions(paths: Sequence[Path], limit: int | None = None) -> list[Ques
         answers = tuple(str(answer) for answer in row["answers"])
         return Question(str(row.get("id", f"{path.stem}-{number}")), _text(row, "question"), answers)
 
-    questions = _read(paths, parse, limit)
-    _check_ids([question.id for question in questions])
+    questions = read_rows(paths, parse, limit)
+    check_ids([question.id for question in questions])
     return questions
 
 
-def _read(paths: Sequence[Path], parse: Callable[[Path, int, dict[str, Any]], T], limit: int | None) -> list[T]:
+def read_rows(paths: Sequence[Path], parse: Callable[[Path, int, dict[str, Any]], T], limit: int | None) -> list[T]:
     """The parsed lines of all files, one of each file in turn."""
     files = [list(_rows(path, parse)) for path in paths]
     missing = object()
@@ -130,7 +130,8 @@ def _last_words(text: str, count: int | None) -> str:
     return text if count is None or len(words) <= count else text[words[-count].start() :]
 
 
-def _check_ids(ids: Sequence[str]) -> None:
+def check_ids(ids: Sequence[str]) -> None:
+    """Raise CommandError if two lines have the same id."""
     seen: set[str] = set()
     for name in ids:
         if name in seen:

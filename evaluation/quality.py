@@ -1,21 +1,37 @@
 """Decode prompts by several decoders, judge the drafts, type the references; what is done already is not done again."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-from superdraft.evaluation.decoder_spec import DecoderSpec
-from superdraft.evaluation.decoders import Ask, Decoded, Decoder
+from superdraft.evaluation.decoders import Ask, Contender, Decoded, Decoder
 from superdraft.evaluation.evaluator import DraftText, Evaluator
 from superdraft.evaluation.prompts import Prompt
 from superdraft.evaluation.records import DraftRecord, PromptRecord, RecordFile, digest
+from superdraft.evaluation.suggestion_turns import count_turns
 from superdraft.evaluation.typing_simulation import TypedText, type_all
-from superdraft.evaluation.workbench import Workbench
 
 CHUNK_SIZE = 128
 
 Advance = Callable[[str, int], None]
 """Told a decoder's name and how many more prompts it is through with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Typing:
+    """What is typed of the references.
+
+    Attributes:
+        keys: count keystrokes.
+        turns: count the turns of suggestions with the first 1, 3, ... drafts shown; none: do not.
+        max_words: of each reference; None: all.
+    """
+
+    keys: bool = True
+    turns: tuple[int, ...] = ()
+    max_words: int | None = None
 
 
 class QualityRun:
@@ -25,34 +41,27 @@ class QualityRun:
     one decoder to the next, and a draft that several decoders make is judged once.
 
     Args:
-        workbench: the models.
-        specs: the decoders.
+        contenders: the decoders.
         folder: where records are kept.
-        judges: find the drafts' exact log-probabilities.
-        types: simulate typing.
-        typed_words: words of each reference that are typed; None: all.
-        prefix_words: to how many words the prompts were cut, which tells the records apart.
+        evaluator: finds the drafts' exact log-probabilities; None: they are not wanted.
+        typing: what is typed.
+        conditions: what else tells records of the same decoder and prompt apart.
     """
 
     def __init__(
         self,
-        workbench: Workbench,
-        specs: Sequence[DecoderSpec],
+        contenders: Sequence[Contender],
         folder: Path,
         *,
-        judges: bool = True,
-        types: bool = True,
-        typed_words: int | None = None,
-        prefix_words: int | None = None,
+        evaluator: Evaluator | None = None,
+        typing: Typing | None = None,
+        conditions: Mapping[str, Any] | None = None,
     ) -> None:
-        self._decoders: dict[str, Decoder] = {spec.name: workbench.decoder(spec) for spec in specs}
-        self._evaluator: Evaluator | None = workbench.open_evaluator() if judges else None
-        self._types = types
-        self._typed_words = typed_words
-        shared = {"evaluator": workbench.choice.evaluator, "typed_words": typed_words, "prefix_words": prefix_words}
-        self._files = {
-            spec.name: RecordFile(folder, spec.name, {**workbench.settings(spec), **shared}) for spec in specs
-        }
+        self._evaluator = evaluator
+        self._typing = typing or Typing()
+        self._decoders = {one.name: _Remembering(one.decoder) for one in contenders}
+        shared = {**(conditions or {}), "typed_words": self._typing.max_words}
+        self._files = {one.name: RecordFile(folder, one.name, {**one.settings, **shared}) for one in contenders}
 
     def run(self, prompts: Sequence[Prompt], advance: Advance) -> dict[str, list[PromptRecord]]:
         """The records of each decoder, in the order of the prompts."""
@@ -84,10 +93,10 @@ class QualityRun:
         shas = [digest(f"{prompt.text}\0{prompt.continuation}") for prompt in chunk]
         kept = [file.get(prompt.id, sha) for prompt, sha in zip(chunk, shas, strict=True)]
         missing = [prompt for prompt, record in zip(chunk, kept, strict=True) if record is None]
-        asks = [Ask(prompt.text, prompt.id, prompt.domain, prompt.is_mid_word) for prompt in missing]
-        decoded = iter(self._decoders[name].decode(asks))
+        asks = [Ask(prompt.text, prompt.id, prompt.domain) for prompt in missing]
+        decoded = iter(self._decoders[name].decoder.decode(asks))
         return [
-            record or _new_record(prompt, sha, next(decoded))
+            record or new_record(prompt.id, sha, next(decoded))
             for prompt, sha, record in zip(chunk, shas, kept, strict=True)
         ]
 
@@ -109,26 +118,48 @@ class QualityRun:
         }
 
     def _typed(self, name: str, chunk: Sequence[Prompt], records: list[PromptRecord]) -> list[PromptRecord]:
-        """The same records, with keystrokes."""
-        todo = [index for index, record in enumerate(records) if record.keys is None]
-        if not self._types or not todo:
-            return records
-        decoder = self._decoders[name]
+        """The same records, with keystrokes and turns of suggestions."""
+        typing, decoder, done = self._typing, self._decoders[name], list(records)
+        decoder.remember(chunk, records)
+        if todo := [i for i, record in enumerate(done) if typing.keys and record.keys is None]:
+            prompts, first_drafts = [chunk[i] for i in todo], [done[i].texts for i in todo]
+            for i, keys in zip(todo, type_all(prompts, first_drafts, decoder.suggest, typing.max_words), strict=True):
+                done[i] = replace(done[i], keys=keys)
+        for num_shown, in_part in product(typing.turns, (False, True)):
+            todo = [i for i, record in enumerate(done) if record.turns_with(num_shown, in_part) is None]
+            prompts = [chunk[i] for i in todo]
+            found = count_turns(prompts, decoder.suggest, num_shown, typing.max_words, in_part=in_part)
+            for i, count in zip(todo, found, strict=True):
+                done[i] = replace(done[i], turns=(*done[i].turns, count))
+        return done
 
-        def suggest(places: Sequence[TypedText]) -> list[list[str]]:
-            asks = [Ask(place.text, f"{place.prompt.id} {place.num_words}", place.prompt.domain) for place in places]
-            return [[draft.text for draft in decoded.drafts] for decoded in decoder.decode(asks)]
 
-        prompts, first_drafts = [chunk[i] for i in todo], [records[i].texts for i in todo]
-        keys = dict(zip(todo, type_all(prompts, first_drafts, suggest, self._typed_words), strict=True))
-        return [replace(record, keys=keys[i]) if i in keys else record for i, record in enumerate(records)]
+@dataclass(slots=True)
+class _Remembering:
+    """A decoder that is not asked twice for the same place of a text, whoever types it."""
+
+    decoder: Decoder
+    known: dict[tuple[str, str], Sequence[str]] = field(default_factory=dict)
+
+    def remember(self, prompts: Sequence[Prompt], records: Sequence[PromptRecord]) -> None:
+        """Know the drafts at these prompts' ends, and none elsewhere."""
+        self.known = {(prompt.id, prompt.text): one.texts for prompt, one in zip(prompts, records, strict=True)}
+
+    def suggest(self, places: Sequence[TypedText]) -> list[Sequence[str]]:
+        """The drafts at each place."""
+        missing = [place for place in places if (place.prompt.id, place.text) not in self.known]
+        asks = [Ask(place.text, f"{place.prompt.id} {place.num_words}", place.prompt.domain) for place in missing]
+        for place, decoded in zip(missing, self.decoder.decode(asks), strict=True):
+            self.known[place.prompt.id, place.text] = [draft.text for draft in decoded.drafts]
+        return [self.known[place.prompt.id, place.text] for place in places]
 
 
-def _new_record(prompt: Prompt, prompt_sha: str, decoded: Decoded) -> PromptRecord:
+def new_record(prompt_id: str, prompt_sha: str, decoded: Decoded) -> PromptRecord:
+    """A record that has drafts and nothing else yet."""
     drafts = tuple(
         DraftRecord(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in decoded.drafts
     )
-    return PromptRecord(prompt.id, prompt_sha, drafts, decoded.forward_rows, decoded.wall_s)
+    return PromptRecord(prompt_id, prompt_sha, drafts, decoded.forward_rows, decoded.wall_s)
 
 
 def _with_logprobs(record: PromptRecord, found: Mapping[DraftText, tuple[float, ...]]) -> PromptRecord:

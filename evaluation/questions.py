@@ -12,10 +12,10 @@ from superdraft.evaluation import plots
 from superdraft.evaluation.bootstrap import as_ratios
 from superdraft.evaluation.commands import check_names, progress_of
 from superdraft.evaluation.decoder_spec import DecoderSpec
-from superdraft.evaluation.figures import Figures, intervals
+from superdraft.evaluation.figures import Figures, forward_rows, intervals
 from superdraft.evaluation.metrics import contains_answer, coverage_accuracy, precision_at
 from superdraft.evaluation.prompts import Prompt, Question, read_questions
-from superdraft.evaluation.quality import QualityRun
+from superdraft.evaluation.quality import QualityRun, Typing
 from superdraft.evaluation.records import PromptRecord
 from superdraft.evaluation.report import DecoderResult, markdown, results_document, summary_table, write_json
 from superdraft.evaluation.workbench import ModelChoice, Workbench
@@ -63,7 +63,7 @@ def run_question_job(job: QuestionJob, console: Console) -> None:
         raise CommandError("The files hold no questions.")
     prompts = [Prompt(one.id, "questions", one.prompt, one.answers[0]) for one in questions]
     workbench = Workbench(job.models, [prompt.text for prompt in prompts], job.decoders, seed=job.seed)
-    run = QualityRun(workbench, job.decoders, job.output / "records", judges=False, types=False)
+    run = QualityRun(workbench.contenders(job.decoders), job.output / "records", typing=Typing(keys=False))
     with progress_of([spec.name for spec in job.decoders], len(prompts), console) as advance:
         records = run.run(prompts, advance)
     results = [
@@ -94,7 +94,7 @@ def _figures(records: Sequence[PromptRecord], questions: Sequence[Question], num
                 "coverage": float(precision_at(record.texts, question.answers, len(record.drafts))),
                 "num_drafts": float(len(record.drafts)),
                 "mean_words": float(np.mean([len(text.split()) for text in record.texts])),
-                "forward_rows": record.forward_rows / num_steps,
+                "forward_rows": forward_rows(record, num_steps),
             }
         )
     return {name: as_ratios(np.array([row[name] for row in rows])) for name in rows[0]}

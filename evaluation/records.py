@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from superdraft.evaluation.suggestion_turns import TurnCount
 from superdraft.evaluation.typing_simulation import KeyCount
 
 
@@ -38,22 +39,28 @@ class PromptRecord:
         prompt_id: whose drafts these are.
         prompt_sha: digest of what was asked; a record whose prompt has changed since is not used again.
         drafts: best first.
-        forward_rows: model rows of all decode steps, without the prompt.
+        forward_rows: model rows of all decode steps, without the prompt; None: not known.
         wall_s: its share of the decoding time.
         keys: what typing the reference took; None: nothing was typed.
+        turns: how the reference was written with different numbers of drafts shown.
     """
 
     prompt_id: str
     prompt_sha: str
     drafts: tuple[DraftRecord, ...]
-    forward_rows: int
+    forward_rows: int | None
     wall_s: float
     keys: KeyCount | None = None
+    turns: tuple[TurnCount, ...] = ()
 
     @property
     def texts(self) -> list[str]:
         """The drafts' texts, best first."""
         return [draft.text for draft in self.drafts]
+
+    def turns_with(self, num_shown: int, in_part: bool) -> TurnCount | None:
+        """The turns with so many drafts shown; None: they were not counted."""
+        return next((one for one in self.turns if (one.num_shown, one.in_part) == (num_shown, in_part)), None)
 
 
 class RecordFile:
@@ -104,8 +111,8 @@ def _read(path: Path) -> Iterable[PromptRecord]:
         except ValueError:  # an empty line, or one that was torn off
             continue
         drafts = tuple(_draft(draft) for draft in row.pop("drafts"))
-        keys = row.pop("keys")
-        yield PromptRecord(drafts=drafts, keys=KeyCount(**keys) if keys else None, **row)
+        keys, turns = row.pop("keys"), tuple(TurnCount(**count) for count in row.pop("turns", ()))
+        yield PromptRecord(drafts=drafts, keys=KeyCount(**keys) if keys else None, turns=turns, **row)
 
 
 def _draft(row: dict[str, Any]) -> DraftRecord:

@@ -17,7 +17,7 @@ from superdraft.evaluation.commands import progress_of
 from superdraft.evaluation.decoder_spec import DecoderSpec
 from superdraft.evaluation.figures import Figures, collect, intervals
 from superdraft.evaluation.prompts import Prompt, read_prompts
-from superdraft.evaluation.quality import QualityRun
+from superdraft.evaluation.quality import QualityRun, Typing
 from superdraft.evaluation.report import TITLES, format_interval, write_json
 from superdraft.evaluation.workbench import ModelChoice, Workbench
 from superdraft.ngram_models.manifest import Tuning
@@ -180,15 +180,19 @@ def run_tuning_job(job: TuningJob, console: Console) -> None:
 
 def _spec(setting: Tuning, job: TuningJob) -> DecoderSpec:
     options = {"num_drafts": job.num_drafts, "max_tokens": job.max_tokens, **asdict(setting)}
-    return DecoderSpec(name_of(setting), "superposed", job.ngram if setting.alpha else "none", tuple(options.items()))
+    return DecoderSpec(name_of(setting), "paper", job.ngram if setting.alpha else "none", tuple(options.items()))
 
 
 def _measure(
     job: TuningJob, bench: Workbench, settings: Sequence[Tuning], prompts: Sequence[Prompt], console: Console
 ) -> list[Trial]:
     specs = [_spec(setting, job) for setting in settings]
-    types = job.objective == "keystroke_savings"
-    run = QualityRun(bench, specs, job.output / "records", types=types)
+    run = QualityRun(
+        bench.contenders(specs),
+        job.output / "records",
+        evaluator=bench.open_evaluator(),
+        typing=Typing(keys=job.objective == "keystroke_savings"),
+    )
     label = f"{len(specs)} settings, {len(prompts)} prompts"
     with progress_of([label], len(specs) * len(prompts), console) as advance:
         records = run.run(prompts, lambda _, count: advance(label, count))

@@ -1,19 +1,20 @@
 """The models of an evaluation: the drafting model with its engine, the n-gram models, and who judges."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from superdraft.decoding.admission import prompt_token_ids
-from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine import Engine
 from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import LoadedModel, load_model
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.tokenizer import Tokenizer
 from superdraft.evaluation.decoder_spec import DecoderSpec
-from superdraft.evaluation.decoders import BeamDecoder, Decoder, EngineDecoder
+from superdraft.evaluation.decoders import BeamDecoder, Contender, Decoder, EngineDecoder
 from superdraft.evaluation.evaluator import Evaluator
 from superdraft.evaluation.ngram_choice import NgramModels
+from superdraft.server.settings import Settings, load_settings
 
 NUM_SLOTS = 64
 _KV_MEMORY_BYTES = 3 * 1024**3
@@ -40,9 +41,16 @@ class ModelChoice:
     device: str
     evaluator: str | None = None
 
+    def server_settings(self) -> Settings:
+        """The settings of a server with this model; all others are those that `superdraft serve` would find."""
+        return load_settings({"model": self.model, "dtype": self.dtype, "device": self.device})
+
 
 class Workbench:
     """Everything that is needed to decode some texts and to judge the drafts.
+
+    A decoder is a request: it goes through the server's own filling in of what it does not say, and through the
+    engine's admission. Only the engine's limits are others, since all texts are decoded together.
 
     Args:
         choice: the language models.
@@ -62,30 +70,40 @@ class Workbench:
         domains: Sequence[str] = (),
     ) -> None:
         self.choice = choice
-        self.loaded: LoadedModel = load_model(choice.model, dtype=choice.dtype, device=choice.device)
+        self.server_settings = choice.server_settings()
+        self.loaded: LoadedModel = load_model(
+            choice.model,
+            home=self.server_settings.home,
+            dtype=choice.dtype,
+            device=choice.device,
+            trust_remote_code=self.server_settings.trust_remote_code,
+        )
         tokenizer = Tokenizer(self.loaded.tokenizer)
-        self.ngram_models = NgramModels(choice.model, tokenizer, domains)
+        self.ngram_models = NgramModels(self.server_settings, tokenizer, domains)
         self._seed = seed
         self._texts = texts
         params = [self.params(spec) for spec in specs]
         self._max_tokens = max(one.max_tokens for one in params)
         self._max_len = _longest(texts, tokenizer) + self._max_tokens + _SPARE_TOKENS
-        self.engine = build_engine(
-            self.loaded,
-            EngineConfig(
-                max_model_len=self._max_len,
-                kv_memory_bytes=_KV_MEMORY_BYTES,
-                num_slots=max(NUM_SLOTS, *(one.num_rows for one in params)),
-                max_prefill_tokens=max(_MAX_PREFILL_TOKENS, self._max_len),
-                max_num_drafts=max(one.num_drafts for one in params),
-                max_candidates_per_draft=max(one.num_candidates for one in params),
-                max_tokens=self._max_tokens,
-            ),
+        self.engine = self._engine(params)
+
+    def _engine(self, params: Sequence[GenerationParams]) -> Engine:
+        config = replace(
+            self.server_settings.engine_config(),
+            max_model_len=self._max_len,
+            kv_memory_bytes=_KV_MEMORY_BYTES,
+            num_slots=max(NUM_SLOTS, *(one.num_rows for one in params)),
+            max_prefill_tokens=max(_MAX_PREFILL_TOKENS, self._max_len),
+            max_num_drafts=max(one.num_drafts for one in params),
+            max_candidates_per_draft=max(one.num_candidates for one in params),
+            max_tokens=self._max_tokens,
         )
+        return build_engine(self.loaded, config)
 
     def params(self, spec: DecoderSpec) -> GenerationParams:
-        """A decoder's parameters, those filled in that were tuned for its n-gram model."""
-        return spec.params(self.ngram_models.tuned(spec.ngram))
+        """A decoder's parameters, as the server would have them."""
+        num_slots = self.server_settings.num_slots or NUM_SLOTS
+        return spec.params(self.ngram_models.drafting(spec.ngram, num_slots), self.server_settings)
 
     def decoder(self, spec: DecoderSpec) -> Decoder:
         """The decoder itself."""
@@ -94,6 +112,10 @@ class Workbench:
         return EngineDecoder(
             self.engine, self.params(spec), lambda domain: self.ngram_models.scorer(spec.ngram, domain), self._seed
         )
+
+    def contenders(self, specs: Sequence[DecoderSpec]) -> list[Contender]:
+        """The decoders with their names and settings."""
+        return [Contender(spec.name, self.decoder(spec), self.settings(spec)) for spec in specs]
 
     def settings(self, spec: DecoderSpec) -> dict[str, Any]:
         """All that a decoder's drafts depend on."""

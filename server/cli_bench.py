@@ -168,7 +168,7 @@ def healing(
     ],
     model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
     dtype: Annotated[str, typer.Option(help="As in serve.")] = "auto",
-    decoder: Annotated[str, typer.Option(help="As in eval quality.")] = "superposed",
+    decoder: Annotated[str, typer.Option(help="As in eval quality.")] = "served",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.  [default: all]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:

@@ -7,11 +7,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from superdraft.server.cli_api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
 app = typer.Typer(help="Measure how good the drafts are.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-DEFAULT_DECODERS = ("greedy", "superposed", "nucleus")
+DEFAULT_DECODERS = ("greedy", "served", "nucleus")
 DEFAULT_NUM_DRAFTS = {"quality": [3], "diversity": [3], "keystrokes": [1, 3, 5]}
 COVERAGE_DECODERS = ("nucleus", "nucleus+superposed")
 DRAFTS_OF_A_ROW = 3  # coverage: of each sampled row that Superposed Decoding goes on from
@@ -29,8 +30,8 @@ Decoders = Annotated[
     list[str] | None,
     typer.Option(
         "--decoder",
-        help="superposed, nucleus, greedy, beam or nucleus+superposed; repeatable; the first is the baseline. With a "
-        "name and options: 'plain: superposed alpha=0 k=1,3'.  [default: greedy, superposed, nucleus]",
+        help="served, paper, nucleus, greedy, beam or nucleus+superposed; repeatable; the first is the baseline. With "
+        "a name and options: 'unhealed: served healing=off k=1,3'.  [default: greedy, served, nucleus]",
     ),
 ]
 NumDrafts = Annotated[
@@ -39,7 +40,7 @@ NumDrafts = Annotated[
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=2, help="New tokens of each draft.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts, from the files in turns.")]
 Seed = Annotated[int, typer.Option(help="Of the sampling decoders.")]
-Selection = Annotated[str | None, typer.Option(help="The rule that picks the drafts.  [default: paper]")]
+Selection = Annotated[str | None, typer.Option(help="The rule that picks the drafts.  [default: the decoder's]")]
 Alpha = Annotated[float | None, typer.Option(help="The n-gram model's weight.  [default: tuned for it]")]
 Tau = Annotated[float | None, typer.Option(help="The temperature.  [default: tuned for the n-gram model]")]
 Candidates = Annotated[
@@ -62,6 +63,11 @@ Output = Annotated[
 ]
 
 
+Peers = Annotated[
+    list[str] | None, typer.Option("--peer", help="A running server beside them, as KIND=URL. Repeatable.")
+]
+
+
 @app.command("quality", help="Perplexity, hits, keystrokes saved and distinctness of several decoders' drafts.")
 @app.command("keystrokes", help="Keystrokes that drafts save, for several numbers of drafts.")
 @app.command("diversity", help="How different the drafts of one prompt are, and whether a draft repeats itself.")
@@ -80,7 +86,7 @@ def on_prompts(
     candidates_per_draft: Candidates = None,
     ngram: Ngram = "auto",
     model: Model = "smollm2-135m",
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     evaluator: Evaluator = None,
     prefix_words: Prefix = None,
@@ -116,6 +122,113 @@ def on_prompts(
     run_prompt_job(job, Console())
 
 
+@app.command()
+def completion(
+    prompts: Files = None,
+    more: MoreFiles = None,
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option("--decoder", help="As in eval quality, or none, for peers alone.  [default: served]"),
+    ] = None,
+    peer: Peers = None,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Drafts of a prompt.")] = 3,
+    max_tokens: MaxTokens = 10,
+    limit: Limit = None,
+    seed: Seed = 0,
+    words: Annotated[
+        Path | None, typer.Option(help="Known words, one per line.  [default: of the model's vocabulary]")
+    ] = None,
+    ngram: Ngram = "auto",
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    typed_words: TypedWords = 5,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    output: Output = None,
+) -> None:
+    """Measure what is served where users ask: behind words and inside them, broken words included."""
+    from superdraft.evaluation.completion import CompletionJob, run_completion_job
+    from superdraft.evaluation.decoder_spec import parse_decoders
+    from superdraft.evaluation.peers import SUPERDRAFT, parse_peer
+    from superdraft.evaluation.workbench import ModelChoice
+
+    shared: dict[str, Sequence[Any]] = {"num_drafts": [num_drafts], "max_tokens": [max_tokens]}
+    job = CompletionJob(
+        files=all_files(prompts, more),
+        limit=limit,
+        models=ModelChoice(model, dtype, device),
+        decoders=tuple(spec for text in _decoders(decoder, peer) for spec in parse_decoders(text, ngram, shared)),
+        peers=tuple(parse_peer(text, (SUPERDRAFT,)) for text in peer or ()),
+        api_key=read_key(api_key, api_key_file),
+        num_drafts=num_drafts,
+        max_tokens=max_tokens,
+        words=words,
+        typed_words=typed_words or None,
+        seed=seed,
+        output=output or Path("eval-completion"),
+    )
+    run_completion_job(job, Console())
+
+
+@app.command()
+def infill(
+    cases: Annotated[
+        Path | None, typer.Option(help="JSON lines with prefix, suffix and reference, the rest of the line.")
+    ] = None,
+    from_source: Annotated[Path | None, typer.Option(help="Or a folder of source code to make cases of.")] = None,
+    kind: Annotated[
+        str, typer.Option(help="Of such cases: indent (a new line), mid (inside a line) or word (inside a word).")
+    ] = "indent",
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decoder",
+            help="served, or none, for peers alone; repeatable. With a name and the options k, n, layout and healing: "
+            "'unhealed: served healing=off layout=line_in_prefix'.  [default: served]",
+        ),
+    ] = None,
+    peer: Peers = None,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Drafts for a gap.")] = 3,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", min=2, help="Of each draft.  [default: the server's limit]")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many cases.  [default: all, 100 of source]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of cases.")] = 0,
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    output: Output = None,
+) -> None:
+    """Fill gaps in source code as /infill does: whole lines, first words, first characters, keystrokes saved."""
+    from superdraft.evaluation.decoder_spec import parse_decoders
+    from superdraft.evaluation.infill import InfillJob, run_infill_job
+    from superdraft.evaluation.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
+    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.server.log_config import configure_logging
+
+    configure_logging("warning", "console")
+    job = InfillJob(
+        file=cases,
+        source=from_source,
+        kind=kind,
+        limit=limit,
+        seed=seed,
+        models=ModelChoice(model, dtype, device),
+        decoders=tuple(spec for text in _decoders(decoder, peer) for spec in parse_decoders(text, "auto", {})),
+        peers=tuple(parse_peer(text, (SUPERDRAFT, LLAMA_CPP)) for text in peer or ()),
+        api_key=read_key(api_key, api_key_file),
+        num_drafts=num_drafts,
+        max_tokens=max_tokens,
+        output=output or Path("eval-infill"),
+    )
+    run_infill_job(job, Console())
+
+
 @app.command("qa", help="How often drafts answer questions: P@1, P@2, P@3.")
 @app.command("coverage", help="How often one of many drafts answers, and how far scores can be trusted.")
 def on_questions(
@@ -135,7 +248,7 @@ def on_questions(
     candidates_per_draft: Candidates = None,
     ngram: Ngram = "auto",
     model: Model = "smollm2-135m",
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     output: Output = None,
 ) -> None:
@@ -197,6 +310,13 @@ def all_files(first: list[Path] | None, more: list[Path] | None) -> tuple[Path, 
     if not files:
         raise CommandError("--prompts FILE is missing.")
     return files
+
+
+def _decoders(given: list[str] | None, peers: list[str] | None) -> list[str]:
+    """The decoders on this machine: what is served unless others are named; "none" leaves the peers alone."""
+    if given == ["none"] and not peers:
+        raise CommandError("--decoder none leaves nothing to measure; add --peer KIND=URL.")
+    return [] if given == ["none"] else given or ["served"]
 
 
 def _given(value: T | None) -> list[T]:

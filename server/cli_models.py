@@ -26,7 +26,7 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
         rows.append(
             {
                 "name": name,
-                "source": KNOWN_MODELS[name].requirement,
+                "source": KNOWN_MODELS[name].source,
                 "licence": KNOWN_MODELS[name].licence,
                 "cached": folder is not None,
                 "size_bytes": store.size_bytes(name),

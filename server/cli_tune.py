@@ -34,7 +34,7 @@ def tune(
     first_prompts: Annotated[int, typer.Option(min=1, help="Prompts of the first round.")] = 60,
     limit: Limit = None,
     model: Model = "smollm2-135m",
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     write: Annotated[bool, typer.Option("--write", help="Put the choice into the n-gram model's manifest.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("tuning"),

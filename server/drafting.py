@@ -1,9 +1,10 @@
 """How drafts are decoded for requests that don't say, or say a part of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU, DISTINCT_DEFAULTS
+from superdraft.ngram_models.manifest import Tuning
 from superdraft.server.settings import Settings
 
 MAX_SHORT_TOKENS = 32
@@ -51,6 +52,21 @@ class DraftingDefaults:
             alpha=alpha,
             tau=tau,
             candidates_per_draft=candidates_per_draft,
+        )
+
+    def with_tuning(self, settings: Settings, tuning: Tuning | None) -> "DraftingDefaults":
+        """The same for a request that names an n-gram model with this tuning; None: it names none, or an untuned one.
+
+        The operator's own settings win over what was tuned.
+        """
+        if tuning is None:
+            return self
+        alpha, tau = settings.default_alpha, settings.default_tau
+        return replace(
+            self,
+            alpha=tuning.alpha if alpha is None else alpha,
+            tau=tuning.tau if tau is None else tau,
+            candidates_per_draft=tuning.candidates_per_draft,
         )
 
     def num_candidates(self, num_drafts: int) -> int | None:

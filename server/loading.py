@@ -6,9 +6,10 @@ from importlib import resources
 import structlog
 import torch
 
+from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine import Engine
 from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import load_model
+from superdraft.decoding.model_loader import LoadedModel, load_model
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.decoding.tokenizer import Tokenizer
 from superdraft.ngram_models.in_context import DocumentCache
@@ -57,15 +58,44 @@ def load_service(settings: Settings) -> LoadedService:
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
     )
-    engine = build_engine(loaded, settings.engine_config())
+    return service_of(loaded, settings, settings.engine_config())
+
+
+def service_of(loaded: LoadedModel, settings: Settings, config: EngineConfig) -> LoadedService:
+    """An engine over a loaded model, with the n-gram model that the settings ask for.
+
+    Args:
+        loaded: the model.
+        settings: the server's settings.
+        config: of the engine.
+
+    Raises:
+        ModelLoadError: the model cannot be used.
+        NgramModelError: a named n-gram model cannot be used.
+    """
+    engine = build_engine(loaded, config)
     fingerprint = tokenizer_fingerprint(engine.tokenizer.vocabulary)
     ngram_model = choose_ngram_model(settings, fingerprint)
+    return LoadedService(
+        engine,
+        loaded.name,
+        open_ngram_models(settings, engine.tokenizer, fingerprint, ngram_model),
+        drafting_defaults(settings, engine.num_slots, ngram_model),
+    )
+
+
+def drafting_defaults(settings: Settings, num_slots: int, ngram_model: NgramModel | None) -> DraftingDefaults:
+    """How to decode for requests that don't say.
+
+    Args:
+        settings: the server's settings.
+        num_slots: of the engine.
+        ngram_model: the default one; None: there is none.
+    """
     tuning = ngram_model.manifest.tuning if ngram_model is not None else None
     alpha, tau = _defaults(settings, tuning)
-    ngram_models = _ngram_models(settings, engine.tokenizer, fingerprint, ngram_model)
     num_candidates = None if tuning is None else tuning.candidates_per_draft
-    drafting = DraftingDefaults.of(settings, engine.num_slots, alpha, tau, num_candidates)
-    return LoadedService(engine, loaded.name, ngram_models, drafting)
+    return DraftingDefaults.of(settings, num_slots, alpha, tau, num_candidates)
 
 
 def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | None:
@@ -93,9 +123,17 @@ def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | Non
     return None
 
 
-def _ngram_models(
+def open_ngram_models(
     settings: Settings, tokenizer: Tokenizer, fingerprint: str, default: NgramModel | None
 ) -> NgramModels:
+    """What requests may name, and the default that is loaded already.
+
+    Args:
+        settings: the server's settings.
+        tokenizer: the language model's.
+        fingerprint: of its vocabulary.
+        default: for requests that don't name one; None: they use none.
+    """
     paths = {}
     if default is not None and named_model_folder(default.name, settings.home) != default.folder:
         paths[default.name] = default.folder  # the settings name it by path: its name alone would not find it

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
 from fastapi import Request
@@ -68,19 +68,8 @@ class Service:
     personal: PersonalModels | None = None
 
     def drafting_for(self, tuning: Tuning | None) -> DraftingDefaults:
-        """How to decode a request that doesn't say; `tuning` is that of an n-gram model that it names.
-
-        The operator's own settings win over what was tuned.
-        """
-        if tuning is None:
-            return self.drafting
-        alpha, tau = self.settings.default_alpha, self.settings.default_tau
-        return replace(
-            self.drafting,
-            alpha=tuning.alpha if alpha is None else alpha,
-            tau=tuning.tau if tau is None else tau,
-            candidates_per_draft=tuning.candidates_per_draft,
-        )
+        """How to decode a request that doesn't say; `tuning` is that of an n-gram model that it names."""
+        return self.drafting.with_tuning(self.settings, tuning)
 
     @property
     def model_names(self) -> tuple[str, ...]:

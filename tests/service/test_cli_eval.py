@@ -6,10 +6,14 @@ import sys
 import pytest
 from support.models import tiny_model_folder
 from support.ngram import TINY_ARPA, tiny_manifest
+from support.serving import serving
 
 from superdraft.ngram_models.manifest import BINARY_FILE, Manifest, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server import cli
+from superdraft.server.app import create_app
+from superdraft.server.loading import load_service
+from superdraft.server.settings import Settings
 
 KEYS = {
     "perplexity_best",
@@ -94,8 +98,10 @@ def prompt_files(folder):
 
 
 def test_quality_writes_every_figure_with_its_bounds(run, files):
-    decoders = ("greedy", "superposed", "nucleus", "beam", "both: nucleus+superposed branches=2 k=2")
-    flags = [part for text in decoders for part in ("--decoder", text)]
+    # Without healing, whose steps would be counted too.
+    decoders = {name: name for name in ("greedy", "superposed", "nucleus", "beam")}
+    decoders["both"] = "nucleus+superposed branches=2 k=2"
+    flags = [part for name, kind in decoders.items() for part in ("--decoder", f"{name}: {kind} healing=off")]
     code, results, err = run("eval", "quality", *prompt_files(files), *flags, "-n", "5", "--ngram", "none")
     assert (code, err) == (0, "")
     assert list(results["decoders"]) == ["greedy", "superposed", "nucleus", "beam", "both"]
@@ -178,8 +184,8 @@ def test_prompts_can_be_cut_to_several_lengths(run, files):
 def test_questions(run, files):
     code, results, _ = run("eval", "qa", "--prompts", str(files / "questions.jsonl"), "-n", "4")
     assert code == 0
-    assert list(results["decoders"]["superposed"]["precision"]) == ["1", "2", "3"]
-    assert results["decoders"]["superposed"]["settings"]["params"]["alpha"] == 0
+    assert list(results["decoders"]["served"]["precision"]) == ["1", "2", "3"]
+    assert results["decoders"]["served"]["settings"]["params"]["alpha"] == 0
     code, results, _ = run(
         "eval", "coverage", "--prompts", str(files / "questions.jsonl"), "-n", "5", "-k", "4", output=files / "coverage"
     )
@@ -227,16 +233,70 @@ def test_a_model_named_after_the_domain(run, files, ngram_model):
     assert results["decoders"]["superposed ngram=mine-{domain}"]["settings"]["ngram_binaries"].keys() == {"mine-mail"}
 
 
+def test_completion_reports_word_ends_and_inside_words(run, files, tmp_path):
+    rows = [{"prompt": "Please find the rep", "reference": "ort attached", "typed": "rep", "domain": "mail"}]
+    (tmp_path / "mid.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = tmp_path / "words.txt"
+    words.write_text("report\n")
+    code, results, err = run(
+        *("eval", "completion", *prompt_files(files), str(tmp_path / "mid.jsonl"), "--words", str(words)),
+        *("--decoder", "served", "--decoder", "unhealed: served healing=off", "-n", "4"),
+    )
+    assert (code, err) == (0, "")
+    assert list(results["places"]) == ["word ends", "inside words"]
+    ends, inside = (place["decoders"] for place in results["places"].values())
+    assert list(ends) == list(inside) == ["served", "unhealed"]
+    assert (ends["served"]["n"], inside["served"]["n"]) == (4, 1)
+    assert set(ends["served"]["saved_at"]) == set(ends["served"]["acceptance_rate_at"]) == {"1", "3"}
+    assert set(inside["unhealed"]["broken_joints"]) == {"first", "drafts", "any"}
+    assert inside["served"]["request_ms"] > 0
+    assert ends["served"]["settings"]["params"]["token_healing"]
+    assert not ends["unhealed"]["settings"]["params"]["token_healing"]
+    table = (files / "out" / "results.md").read_text()
+    assert "# Completion: word ends" in table
+    assert "| broken, first |" in table
+    assert (files / "out" / "completion_inside_words.png").stat().st_size > 1000
+
+
+def test_completion_of_a_running_server_equals_that_in_the_process(run, files, model, monkeypatch):
+    settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
+    loaded = load_service(settings)
+    app = create_app(
+        settings,
+        loaded.engine,
+        model_name=loaded.model_name,
+        ngram_models=loaded.ngram_models,
+        drafting=loaded.drafting,
+    )
+    with serving(app) as url:
+        command = ("eval", "completion", *prompt_files(files), "-n", "4", "--peer", f"superdraft={url}")
+        code, results, _ = run(*command)
+    assert code == 0
+    served, peer = results["places"]["word ends"]["decoders"].values()
+    for name in ("words_right", "keystroke_savings", "saved_at", "broken_joints", "forward_rows", "mean_words"):
+        assert served[name] == peer[name], name
+    assert peer["settings"]["peer"] == "superdraft"
+    code, _, err = run(*command, output=files / "gone")  # nobody is there any more
+    assert code == 2
+    assert "--peer superdraft=" in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (("eval", "quality"), "--prompts FILE is missing"),
         (("eval", "quality", "--prompts", "none.jsonl"), "none.jsonl cannot be read"),
-        (("eval", "quality", "--prompts", "x", "--decoder", "magic"), "'magic' is no decoder"),
+        (("eval", "quality", "--prompts", "x", "--decoder", "magic"), "'magic' is no decoder; there are served, paper"),
         (
             ("eval", "quality", "--prompts", "x", "--decoder", "greedy", "--decoder", "greedy"),
             "Two decoders are called",
         ),
+        (
+            ("eval", "completion", "--prompts", "x", "--peer", "ftp://x"),
+            "--peer must be KIND=URL with KIND one of superdraft",
+        ),
+        (("eval", "completion", "--prompts", "x", "--decoder", "none"), "--decoder none leaves nothing to measure"),
         (("tune", "--prompts", "x", "--objective", "fame"), "--objective must be one of words_right"),
         (("tune", "--prompts", "x", "--tau", "hot"), "--tau must be numbers"),
     ],

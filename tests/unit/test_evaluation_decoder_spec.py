@@ -1,15 +1,58 @@
 import pytest
 
+from superdraft.decoding.params import GenerationParams
 from superdraft.evaluation.decoder_spec import Sweep, parse_decoders
+from superdraft.server.drafting import DraftingDefaults
+from superdraft.server.drafts import generation_params
 from superdraft.server.errors import CommandError
+from superdraft.server.schemas_native import DraftsRequest
+from superdraft.server.settings import Settings
 
 SHARED = {"num_drafts": [3], "max_tokens": [10], "alpha": []}
-TUNED = {"alpha": 0.3, "tau": 0.2, "candidates_per_draft": 12}
+TUNED = DraftingDefaults(alpha=0.3, tau=0.2, candidates_per_draft=12)
 
 
 def params(text, shared=SHARED):
     (spec,) = parse_decoders(text, "auto", shared)
-    return spec.params(TUNED)
+    return spec.params(TUNED, Settings())
+
+
+def test_served_is_the_default_request():
+    drafting = DraftingDefaults.of(Settings(), 64, 0.54, 0.06, None)
+    (spec,) = parse_decoders("served k=5 n=7", "auto", {})
+    expected = generation_params(
+        DraftsRequest(prompt="x", num_drafts=5, max_tokens=7), drafting, token_healing=Settings().token_healing
+    )
+    assert spec.params(drafting, Settings()) == expected
+    assert (expected.selection, expected.max_branches, expected.token_healing) == ("distinct", 3, True)
+    sampling = Settings(default_strategy="sample", token_healing=False)
+    (params,) = [spec.params(drafting, sampling)]
+    assert (params.strategy, params.token_healing) == ("sample", False)
+
+
+def test_healing_is_the_servers_unless_a_decoder_says_otherwise():
+    assert [params(text).token_healing for text in ("served", "paper", "nucleus", "greedy")] == [True] * 4
+    assert not params("served healing=off").token_healing
+    (spec,) = parse_decoders("served healing=on", "auto", SHARED)
+    assert spec.params(TUNED, Settings(token_healing=False)).token_healing
+
+
+def test_a_decoder_that_names_an_ngram_model_is_a_request_that_does():
+    drafting = DraftingDefaults.of(Settings(), 64, 0.54, 0.06, None)
+
+    def selection(text):
+        (spec,) = parse_decoders(text, "auto", SHARED)
+        return spec.params(drafting, Settings()).selection
+
+    named = [selection(text) for text in ("served", "served ngram=none", "served ngram=mine", "served alpha=0.1")]
+    assert named == ["distinct", "distinct", "paper", "paper"]
+    assert selection("paper") == selection("superposed") == "paper"
+    assert selection("superposed selection=distinct max_branches=3") == "distinct"
+
+
+def test_the_librarys_penalty_is_no_field_of_a_request():
+    assert params("paper penalty=7").penalty == 7
+    assert params("paper").penalty == GenerationParams().penalty
 
 
 def test_what_each_kind_means():
@@ -40,14 +83,16 @@ def test_names_and_ngram_models():
     assert (spec.name, spec.ngram) == ("mine", "a=0.7,b=0.3")
     assert parse_decoders("superposed", "auto", SHARED)[0].ngram == "auto"
     # Where no n-gram model has a say, none need be loaded.
-    assert [parse_decoders(text, "auto", SHARED)[0].ngram for text in ("superposed alpha=0", "nucleus")] == ["none"] * 2
+    assert [parse_decoders(text, "auto", SHARED)[0].ngram for text in ("greedy", "nucleus", "beam")] == ["none"] * 3
 
 
 def test_several_values_make_several_decoders():
     one, three = parse_decoders("superposed k=1,3", "auto", SHARED)
     assert [spec.name for spec in (one, three)] == ["superposed num_drafts=1", "superposed num_drafts=3"]
-    assert [spec.params(TUNED).num_drafts for spec in (one, three)] == [1, 3]
+    assert [spec.params(TUNED, Settings()).num_drafts for spec in (one, three)] == [1, 3]
     assert three.sweep == Sweep("superposed", "num_drafts", 3.0)
+    low, high = parse_decoders("served alpha=0,0.5 trim=word", "auto", SHARED)
+    assert [spec.name for spec in (low, high)] == ["served trim=word alpha=0.0", "served trim=word alpha=0.5"]
     swept = parse_decoders("nucleus", "auto", {**SHARED, "num_drafts": [1, 5]})
     assert [spec.name for spec in swept] == ["nucleus num_drafts=1", "nucleus num_drafts=5"]
     assert len(parse_decoders("greedy", "auto", {**SHARED, "num_drafts": [1, 5]})) == 1
@@ -56,13 +101,15 @@ def test_several_values_make_several_decoders():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("magic", "'magic' is no decoder; there are superposed"),
+        ("magic", "'magic' is no decoder; there are served, paper"),
         ("", "'' is no decoder"),
         ("superposed colour=red", "'colour=red' is not option=value"),
         ("superposed alpha", "'alpha' is not option=value"),
         ("superposed alpha=much", "'alpha=much' needs a number"),
+        ("served healing=maybe", "'healing=maybe' needs on or off"),
+        ("nucleus max_branches=2", "decoder 'nucleus max_branches=2': max_branches must be 1 with"),
         ("superposed k=1,3 alpha=0,0.5", "only one option may have several values"),
-        ("superposed alpha=2", "alpha must be a number from 0 to 1, got 2.0"),
+        ("superposed alpha=2", "decoder 'superposed alpha=2': alpha .* less than or equal to 1, got 2"),
         ("beam k=1", "beam needs num_drafts of at least 2"),
     ],
 )

@@ -1,6 +1,7 @@
 """Decoders and evaluators over tiny models: batched equals alone, and exact is exact."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,13 @@ def test_samples_depend_on_seed_and_key_but_not_on_the_company():
     assert sampled(asks(), seed=1) != everything
 
 
-def test_a_word_that_was_cut_is_healed():
+def test_a_word_that_was_cut_is_healed_as_the_parameters_say():
     engine, _ = tiny_engine()
-    decoder = EngineDecoder(engine, GenerationParams(num_drafts=3, max_tokens=4, alpha=0), lambda _: None)
-    cut, plain = decoder.decode([Ask("Please find the rep", "a", is_mid_word=True), Ask("Please find the rep", "a")])
-    healed = engine.generate(
-        "Please find the rep", GenerationParams(num_drafts=3, max_tokens=4, alpha=0, token_healing=True)
-    )
+    params = GenerationParams(num_drafts=3, max_tokens=4, alpha=0, token_healing=True)
+    ask = Ask("Please find the rep", "a")
+    (cut,) = EngineDecoder(engine, params, lambda _: None).decode([ask])
+    (plain,) = EngineDecoder(engine, replace(params, token_healing=False), lambda _: None).decode([ask])
+    healed = engine.generate("Please find the rep", params)
     assert [draft.text for draft in cut.drafts] == texts(healed) != [draft.text for draft in plain.drafts]
 
 

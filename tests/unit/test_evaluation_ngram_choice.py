@@ -12,6 +12,7 @@ from superdraft.ngram_models.frequency_table import PUBLISHED_WEIGHTS
 from superdraft.ngram_models.manifest import BINARY_FILE, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.errors import CommandError
+from superdraft.server.settings import Settings
 
 CANDIDATES = [3, 4, 5, 6]
 
@@ -36,7 +37,7 @@ def models(tmp_path, monkeypatch):
             binary_bytes=binary.stat().st_size,
         )
         manifest.write(folder)
-    return NgramModels("some-model", tokenizer, ["chat"])
+    return NgramModels(Settings(model="some-model"), tokenizer, ["chat"])
 
 
 def probs(scorer, prompt):
@@ -66,9 +67,25 @@ def test_the_prompts_own_ngrams_lie_over_the_others(models):
 
 
 def test_settings_that_go_with_a_model(models):
-    assert models.tuned("flat-{domain}=0.7,steep=0.3") == {"alpha": 0.2, "tau": 0.3, "candidates_per_draft": 12}
-    assert models.tuned("steep") == {"alpha": 0.54, "tau": 0.06}
-    assert models.tuned("none")["alpha"] == 0
+    def filled_in(choice):
+        found = models.drafting(choice, 64)
+        return found.alpha, found.tau, found.candidates_per_draft, found.max_branches
+
+    assert filled_in("flat-{domain}=0.7,steep=0.3") == (0.2, 0.3, 12, 3)
+    assert filled_in("steep") == filled_in("none") == filled_in("auto") == (0.54, 0.06, None, 3)
+    assert models.drafting("flat-chat", 2).max_branches == 2
+
+
+def test_the_default_model_is_the_servers(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPERDRAFT_IN_CONTEXT_WEIGHT", "0.5")
+    ours = NgramModels(Settings(model="some-model", ngram_model="flat-chat"), Tokenizer(tiny_tokenizer()))
+    prompt = [6, 5, 6, 5, 6]
+    assert probs(ours.scorer("auto", ""), prompt) == pytest.approx(
+        probs(models.scorer("flat-chat=0.5,in_context=0.5", ""), prompt)
+    )
+    tuned = ours.drafting("auto", 64)
+    assert (tuned.selection, tuned.alpha, tuned.candidates_per_draft) == ("paper", 0.2, 12)
+    assert models.scorer("auto", "") is None  # none is shipped for this tokenizer
 
 
 def test_identity_changes_with_the_binary(models, tmp_path):
@@ -103,6 +120,6 @@ def test_raw_frequencies_of_a_corpus(models, tmp_path):
     assert unseen == [-math.inf]
     choice = f"frequencies:{corpus}"
     assert models.identity(choice) == {choice: file_sha256(corpus)}
-    assert models.tuned(choice) == {"alpha": 0.54, "tau": 0.06}
+    assert models.drafting(choice, 64).alpha == 0.54
     with pytest.raises(CommandError, match="there is no file"):
         models.scorer("frequencies:none.txt", "")

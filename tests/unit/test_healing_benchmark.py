@@ -1,23 +1,26 @@
-"""The comparison of drafts with token healing and without, with a decoder that answers by the way it is asked."""
+"""The comparison of drafts with token healing and without, with decoders whose answers are known."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from superdraft.benchmarks.healing import check, completed, rows_of
+from superdraft.benchmarks.healing import check, completed, rows_of, single_decoder, with_healing
 from superdraft.evaluation.decoders import Decoded, DecodedDraft
 from superdraft.evaluation.prompts import Prompt
+from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.errors import CommandError
+from superdraft.server.settings import Settings
 
 
 class Answers:
-    """Gives some drafts where healing is asked for, and others where it is not."""
+    """Gives the same drafts everywhere."""
 
-    def __init__(self, healed, unhealed):
-        self.texts = {True: healed, False: unhealed}
+    def __init__(self, texts):
+        self.drafts = tuple(DecodedDraft(text, (), 0.0, ()) for text in texts)
 
     def decode(self, asks):
-        drafts = ([DecodedDraft(text, (), 0.0, ()) for text in self.texts[ask.is_mid_word]] for ask in asks)
-        return [Decoded(tuple(some), 1, 0.0) for some in drafts]
+        return [Decoded(self.drafts, 1, 0.0) for _ in asks]
 
 
 def prompt(name, text="an appointme", reference="nt at noon", *, is_mid_word=True, domain="chat"):
@@ -25,10 +28,21 @@ def prompt(name, text="an appointme", reference="nt at noon", *, is_mid_word=Tru
 
 
 def test_a_draft_completes_its_word_if_it_is_the_true_one_and_no_longer():
-    decoder = Answers(["nt at ten", "nt", "nt, or", "nts at", ""], [" nt", "nd", "nt"])
-    healed, unhealed = completed([prompt("a"), prompt("b", reference="nts")], decoder)
+    prompts = [prompt("a"), prompt("b", reference="nts")]
+    healed = completed(prompts, Answers(["nt at ten", "nt", "nt, or", "nts at", ""]))
     assert healed.tolist() == [[3, 5, 1, 1], [1, 5, 0, 1]]
-    assert unhealed.tolist() == [[1, 3, 0, 1], [0, 3, 0, 0]]
+    assert completed(prompts, Answers([" nt", "nd", "nt"])).tolist() == [[1, 3, 0, 1], [0, 3, 0, 0]]
+
+
+def test_both_kinds_are_the_same_request_but_for_healing():
+    drafting, settings = DraftingDefaults.of(Settings(), 64, 0.54, 0.06, None), Settings()
+    spec = single_decoder("served k=2")
+    on, off = (with_healing(spec, heals).params(drafting, settings) for heals in (True, False))
+    assert (on.token_healing, off.token_healing, on.num_drafts) == (True, False, 2)
+    assert replace(off, token_healing=True) == on == spec.params(drafting, settings)
+    for wrong, message in (("served k=1,2", "stands for 2"), ("served healing=off", "measured both ways")):
+        with pytest.raises(CommandError, match=message):
+            single_decoder(wrong)
 
 
 def test_shares_are_of_all_drafts_and_of_prompts_by_domain_and_together():

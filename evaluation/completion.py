@@ -1,0 +1,173 @@
+"""`superdraft eval completion`: drafts where users ask for them, behind whole words and inside words."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from superdraft.benchmarks.machine import describe_machine
+from superdraft.evaluation import plots
+from superdraft.evaluation.commands import check_names, progress_of
+from superdraft.evaluation.decoder_spec import DecoderSpec
+from superdraft.evaluation.decoders import Contender
+from superdraft.evaluation.figures import collect, intervals
+from superdraft.evaluation.peers import Peer, served_contender
+from superdraft.evaluation.prompts import Prompt, read_prompts
+from superdraft.evaluation.quality import QualityRun, Typing
+from superdraft.evaluation.records import PromptRecord
+from superdraft.evaluation.report import DecoderResult, markdown, results_document, summary_table, write_json
+from superdraft.evaluation.word_list import WordList, known_words
+from superdraft.evaluation.workbench import ModelChoice, Workbench
+from superdraft.server.errors import CommandError
+
+NUM_SHOWN = (1, 3)
+"""The k of saved@k: one draft in the text, as editors show it, and a list of three."""
+
+PLACES = ("word ends", "inside words")
+COLUMNS = (
+    "forward_rows",
+    "request_ms",
+    "exact_match_any/1",
+    "words_right",
+    "keystroke_savings",
+    "saved_at/1",
+    "saved_at/3",
+    "acceptance_rate_at/1",
+    "acceptance_rate_at/3",
+    "saved_at_in_part/1",
+    "saved_at_in_part/3",
+    "acceptance_rate_at_in_part/1",
+    "acceptance_rate_at_in_part/3",
+    "broken_joints/first",
+    "broken_joints/drafts",
+    "broken_joints/any",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionJob:
+    """The command.
+
+    Attributes:
+        files: of prompts.
+        limit: at most so many.
+        models: the language models.
+        decoders: what is compared on this machine.
+        peers: running servers, asked for k drafts of so many tokens by default requests.
+        api_key: of the peers.
+        num_drafts: k of the requests to peers.
+        max_tokens: of each of their drafts.
+        words: file of known words; None: the vocabulary's.
+        typed_words: words of each reference that are typed; None: all.
+        seed: of the sampling decoders.
+        output: folder of the results.
+    """
+
+    files: tuple[Path, ...]
+    limit: int | None
+    models: ModelChoice
+    decoders: tuple[DecoderSpec, ...]
+    peers: tuple[Peer, ...]
+    api_key: str | None
+    num_drafts: int
+    max_tokens: int
+    words: Path | None
+    typed_words: int | None
+    seed: int
+    output: Path
+
+
+def run_completion_job(job: CompletionJob, console: Console) -> None:
+    """Decode, type and write everything to the job's folder.
+
+    Raises:
+        CommandError: a file or an option is wrong, or a peer does not answer.
+    """
+    names = [*(spec.name for spec in job.decoders), *(peer.name for peer in job.peers)]
+    check_names(names)
+    prompts = read_prompts(job.files, job.limit)
+    if not prompts:
+        raise CommandError("The files hold no prompts.")
+    words = known_words(prompts, job.words, job.models.model)
+    with ExitStack() as stack:
+        asked = (job.api_key, job.num_drafts, job.max_tokens)
+        peers = [stack.enter_context(served_contender(peer, *asked)) for peer in job.peers]
+        contenders, steps = _contenders(job, prompts, peers)
+        run = QualityRun(contenders, job.output / "records", typing=Typing(turns=NUM_SHOWN, max_words=job.typed_words))
+        advance = stack.enter_context(progress_of(names, len(prompts), console))
+        records = run.run(prompts, advance)
+    places = {place: [i for i, prompt in enumerate(prompts) if place_of(prompt) == place] for place in PLACES}
+    results = {
+        place: [_result(one, prompts, records[one.name], own, steps[one.name], words) for one in contenders]
+        for place, own in places.items()
+        if own
+    }
+    _report(job, results, len(words), console)
+
+
+def place_of(prompt: Prompt) -> str:
+    """Where the prompt was cut."""
+    return PLACES[prompt.is_mid_word]
+
+
+def _contenders(
+    job: CompletionJob, prompts: Sequence[Prompt], peers: Sequence[Contender]
+) -> tuple[list[Contender], dict[str, int]]:
+    """Whoever is compared, and the decode steps of each one's whole drafts."""
+    contenders: list[Contender] = []
+    steps = {peer.name: job.max_tokens - 1 for peer in job.peers}
+    if job.decoders:
+        texts = [prompt.text + prompt.continuation for prompt in prompts]
+        domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
+        workbench = Workbench(job.models, texts, job.decoders, seed=job.seed, domains=domains)
+        contenders += workbench.contenders(job.decoders)
+        steps |= {spec.name: workbench.params(spec).max_tokens - 1 for spec in job.decoders}
+    return [*contenders, *peers], steps
+
+
+def _result(
+    contender: Contender,
+    prompts: Sequence[Prompt],
+    records: Sequence[PromptRecord],
+    indices: Sequence[int],
+    num_steps: int,
+    words: WordList,
+) -> DecoderResult:
+    """What a decoder did on some of the prompts."""
+    domains = {}
+    for domain in dict.fromkeys(prompts[i].domain for i in indices):
+        own = [i for i in indices if prompts[i].domain == domain]
+        domains[domain] = collect([records[i] for i in own], [prompts[i] for i in own], num_steps, words)
+    return DecoderResult(
+        contender.name,
+        collect([records[i] for i in indices], [prompts[i] for i in indices], num_steps, words),
+        wall_s=round(sum(records[i].wall_s for i in indices), 3),
+        settings=contender.settings,
+        domains=domains,
+    )
+
+
+def _report(
+    job: CompletionJob, results: Mapping[str, Sequence[DecoderResult]], num_words: int, console: Console
+) -> None:
+    """results.json, the tables, the plots, and the figures on the terminal."""
+    about: dict[str, Any] = {
+        "command": "completion",
+        "files": [file.name for file in job.files],
+        "typed_words": job.typed_words,
+        "known_words": num_words,
+        "machine": describe_machine(),
+    }
+    places = {place: results_document("completion", own, {}) for place, own in results.items()}
+    write_json(job.output / "results.json", {**about, "places": places})
+    tables = [markdown(f"Completion: {place}", own, COLUMNS) for place, own in results.items()]
+    (job.output / "results.md").write_text("\n".join(tables), encoding="utf-8")
+    for place, own in results.items():
+        found = {result.name: intervals(result.figures) for result in own}
+        plots.bars(job.output / f"completion_{place.replace(' ', '_')}.png", found, COLUMNS)
+        console.print(f"{place}: {own[0].num_prompts} prompts")
+        console.print(summary_table(own, COLUMNS))
+    console.print(f"{job.output / 'results.md'} has the confidence bounds, differences and domains.")
