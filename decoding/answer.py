@@ -93,9 +93,10 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
     shown = _shown_drafts(sequence)
     verification = None
     if params.verify_top is not None and shown:
-        own = prompt[sequence.num_start_tokens :] if params.echo_logprobs else None
+        own = (prompt[sequence.num_start_tokens :] or None) if params.echo_logprobs else None
         front = prompt[: sequence.num_start_tokens]
-        pairs = [([*sequence.shared_token_ids, *draft.path], draft.token_ids) for draft in shown]
+        verified = shown[: params.num_verified]
+        pairs = [([*sequence.shared_token_ids, *draft.path], draft.token_ids) for draft in verified]
         verification = verify(runner, tokenizer, pairs, params.verify_top, front, own)
         sequence.forward_rows += verification.num_rows
     outputs = tuple(
@@ -107,7 +108,11 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
             score=draft.score,
             token_logprobs=draft.token_logprobs,
             finish_reason=draft.finish_reason,
-            exact_logprobs=_given_the_text(sequence, draft, verification.drafts[index]) if verification else None,
+            exact_logprobs=(
+                _given_the_text(sequence, draft, verification.drafts[index])
+                if verification is not None and index < len(verification.drafts)
+                else None
+            ),
         )
         for index, draft in enumerate(shown)
     )
