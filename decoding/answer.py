@@ -41,12 +41,11 @@ class _Shown:
 
 def all_drafts(sequence: Sequence) -> DraftSet:
     """The drafts of all branches together; those that end because they are improbable have that as their reason."""
-    alive = [draft for branch in sequence.branches if not branch.is_unsure for draft in branch.drafts.alive]
+    max_tokens = sequence.params.max_tokens
+    unsure_branches = [branch for branch in sequence.branches if branch.is_unsure and branch.num_steps < max_tokens]
+    alive = [draft for branch in sequence.branches if branch not in unsure_branches for draft in branch.drafts.alive]
     unsure = [
-        replace(draft, finish_reason="improbable")
-        for branch in sequence.branches
-        if branch.is_unsure
-        for draft in branch.drafts.alive
+        replace(draft, finish_reason="improbable") for branch in unsure_branches for draft in branch.drafts.alive
     ]
     finished = (draft for branch in sequence.branches for draft in branch.drafts.finished)
     return DraftSet(tuple(alive), (*unsure, *finished))

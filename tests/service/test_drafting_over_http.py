@@ -92,6 +92,8 @@ def test_an_improbable_draft_says_so_on_the_native_wire_and_stops_on_openais(cli
     asked = {"min_probability": 1}
     answer = drafts(client, num_drafts=2, min_draft_tokens=2, **asked)
     assert [(draft["finish_reason"], len(draft["tokens"])) for draft in answer["drafts"]] == [("improbable", 2)] * 2
+    whole = drafts(client, max_tokens=2, min_draft_tokens=2, **asked)  # no token was left anyway
+    assert {draft["finish_reason"] for draft in whole["drafts"]} == {"length"}
     streamed = parsed(client.post("/v1/drafts", json={"prompt": "The", "stream": True, **asked}).content)[-1]
     assert {draft["finish_reason"] for draft in streamed["drafts"]} == {"improbable"}
     for stream in (False, True):
