@@ -44,9 +44,7 @@ def all_drafts(sequence: Sequence) -> DraftSet:
     max_tokens = sequence.params.max_tokens
     unsure_branches = [branch for branch in sequence.branches if branch.is_unsure and branch.num_steps < max_tokens]
     alive = [draft for branch in sequence.branches if branch not in unsure_branches for draft in branch.drafts.alive]
-    unsure = [
-        replace(draft, finish_reason="improbable") for branch in unsure_branches for draft in branch.drafts.alive
-    ]
+    unsure = [replace(draft, finish_reason="improbable") for branch in unsure_branches for draft in branch.drafts.alive]
     finished = (draft for branch in sequence.branches for draft in branch.drafts.finished)
     return DraftSet(tuple(alive), (*unsure, *finished))
 

@@ -94,9 +94,7 @@ class Covers:
         stems: those whose distributions are known.
     """
 
-    def __init__(
-        self, plan: HealingPlan, tokenizer: Tokenizer, index: TokenIndex, open_ids: NDArray[np.int64]
-    ) -> None:
+    def __init__(self, plan: HealingPlan, tokenizer: Tokenizer, index: TokenIndex, open_ids: NDArray[np.int64]) -> None:
         self.stems: list[Stem] = []
         self._tokenizer = tokenizer
         self._index = index
