@@ -18,9 +18,14 @@ class Draft:
         text: what goes on right after the prompt.
         tokens: the text of each token.
         token_ids: the tokens.
-        score: mean over the tokens of the interpolated log-score that ranks the drafts.
-        token_logprobs: natural log; exact for the first token, approximations of the shared forward for the others.
-        finish_reason: "stop" (end of text or a stop string) or "length".
+        score: what the drafts are ranked by. With selection "distinct", ln of the probability that the text goes on
+            with the draft's first word, given the typed text; with "paper", the mean over the tokens of the
+            interpolated log-score; with the strategies "sample" and "greedy", the mean of the tokens'
+            log-probabilities.
+        token_logprobs: natural log. The first is exact, given the typed text; the others are exact where the draft has
+            a row of its own, and approximations where its row is superposed.
+        finish_reason: "stop" (end of text or a stop string), "length" (`max_tokens`), or "improbable" (going on was
+            improbable, see `min_probability`).
     """
 
     index: int
@@ -86,7 +91,7 @@ class DraftsAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDraft:
-    """One draft while it grows; a later snapshot may replace it."""
+    """One draft while it grows; a later snapshot may replace it. `score`: as that of a finished draft, so far."""
 
     index: int
     text: str

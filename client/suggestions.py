@@ -17,7 +17,7 @@ class Suggestion:
         completion_id: of its answer.
         rank: of the draft in the answer; 0 is the best.
         text: goes on right after the cursor; never empty.
-        score: of the draft.
+        score: of the draft, see `Draft`.
         num_typed: characters of the draft that are on the screen already.
     """
 

@@ -41,13 +41,10 @@ class _Shown:
 
 def all_drafts(sequence: Sequence) -> DraftSet:
     """The drafts of all branches together; those that end because they are improbable have that as their reason."""
-    alive = [draft for branch in sequence.branches if not branch.is_unsure for draft in branch.drafts.alive]
-    unsure = [
-        replace(draft, finish_reason="improbable")
-        for branch in sequence.branches
-        if branch.is_unsure
-        for draft in branch.drafts.alive
-    ]
+    max_tokens = sequence.params.max_tokens
+    unsure_branches = [branch for branch in sequence.branches if branch.is_unsure and branch.num_steps < max_tokens]
+    alive = [draft for branch in sequence.branches if branch not in unsure_branches for draft in branch.drafts.alive]
+    unsure = [replace(draft, finish_reason="improbable") for branch in unsure_branches for draft in branch.drafts.alive]
     finished = (draft for branch in sequence.branches for draft in branch.drafts.finished)
     return DraftSet(tuple(alive), (*unsure, *finished))
 
@@ -93,9 +90,10 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
     shown = _shown_drafts(sequence)
     verification = None
     if params.verify_top is not None and shown:
-        own = prompt[sequence.num_start_tokens :] if params.echo_logprobs else None
+        own = (prompt[sequence.num_start_tokens :] or None) if params.echo_logprobs else None
         front = prompt[: sequence.num_start_tokens]
-        pairs = [([*sequence.shared_token_ids, *draft.path], draft.token_ids) for draft in shown]
+        verified = shown[: params.num_verified]
+        pairs = [([*sequence.shared_token_ids, *draft.path], draft.token_ids) for draft in verified]
         verification = verify(runner, tokenizer, pairs, params.verify_top, front, own)
         sequence.forward_rows += verification.num_rows
     outputs = tuple(
@@ -107,7 +105,11 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
             score=draft.score,
             token_logprobs=draft.token_logprobs,
             finish_reason=draft.finish_reason,
-            exact_logprobs=_given_the_text(sequence, draft, verification.drafts[index]) if verification else None,
+            exact_logprobs=(
+                _given_the_text(sequence, draft, verification.drafts[index])
+                if verification is not None and index < len(verification.drafts)
+                else None
+            ),
         )
         for index, draft in enumerate(shown)
     )

@@ -1,4 +1,4 @@
-"""The k drafts of a request and the step that makes the next k of them (Shen et al., 2024, section 3).
+"""The k drafts of a request and the step that makes the next k of them (Shen et al., 2024).
 
 Pure values: a step takes a draft set and scores and returns a new draft set.
 """

@@ -105,7 +105,7 @@ class DraftSnapshot:
 
     Attributes:
         text: as it stands now; a later step may replace it.
-        score: mean of ln p_f so far.
+        score: as that of a finished draft, so far.
     """
 
     text: str

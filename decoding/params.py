@@ -34,7 +34,7 @@ def _is_within(value: object, low: float, high: float) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationParams:
-    """Parameters of one generation. Symbols are those of the paper (Shen et al., 2024, sections 3 and 4).
+    """Parameters of one generation. Symbols are those of the paper (Shen et al., 2024).
 
     Attributes:
         num_drafts: k, the drafts to return.
@@ -42,7 +42,7 @@ class GenerationParams:
         alpha: weight of the n-gram model in the interpolation, 0 (language model alone) to 1 (n-gram model alone).
         tau: temperature of the language model's distribution before it is interpolated; > 0.
         candidates_per_draft: m, the language model's most probable tokens that every draft may go on with;
-            None means k squared, the paper's published 9 for k = 3.
+            None means k squared, as in the paper's text; its published parameter files use about 3k.
         penalty: subtracted from the score of a draft whose n-gram model supports none of the m tokens (eq. 7).
         selection: the rule that picks the k drafts a step keeps. "paper": the k best of all children. "distinct": the k
             most probable first tokens begin one draft each, and each draft goes on with its own best child.
@@ -55,6 +55,7 @@ class GenerationParams:
         stop: a draft ends before the first of these strings.
         verify_top: None: no verification. An integer n: one more pass over the finished drafts gives each token's exact
             log-probability and its n most probable alternatives.
+        num_verified: with `verify_top`: how many drafts are verified, the best ones; None: all.
         echo_logprobs: with `verify_top`: the prompt's own log-probabilities too.
         strategy: "superposed": one branch of k drafts. "sample": `num_branches` nucleus samples, one row each.
             "greedy": one draft, the language model alone. "sample+superposed": `num_branches` nucleus samples of a
@@ -67,7 +68,8 @@ class GenerationParams:
         logit_bias: (token id, what is added to its logit) before the cut to m candidates; -100 or less forbids a token.
         frequency_penalty: taken from a token's logit for each time the draft has it already.
         presence_penalty: taken from a token's logit once if the draft has it already.
-        token_healing: a text prompt that ends inside a word gives drafts that finish the word.
+        token_healing: drafts of a text prompt follow the probabilities of how the typed text goes on, whatever tokens
+            its end has, so that a half typed word is finished.
         single_line: a draft ends before its first line break.
         trim: "word" cuts a last word that may be unfinished, "sentence" cuts after the first whole sentence.
         min_score: drafts with a lower score are left out; the answer may then be empty.
@@ -87,6 +89,7 @@ class GenerationParams:
     whole_best: bool = False
     stop: tuple[str, ...] = ()
     verify_top: int | None = None
+    num_verified: int | None = None
     echo_logprobs: bool = False
     strategy: str = "superposed"
     num_branches: int | None = None
@@ -117,6 +120,8 @@ class GenerationParams:
         _check(all(isinstance(s, str) and s for s in self.stop), "stop", list(self.stop), "strings that are not empty")
         top = self.verify_top
         _check(top is None or (_is_int(top) and 0 <= top <= 20), "logprobs", top, "an integer from 0 to 20, or null")
+        num = self.num_verified
+        _check(num is None or (_is_int(num) and num >= 1), "num_verified", num, "an integer of at least 1, or null")
         self._check_sampling()
         self._check_selection()
         _check(self.trim in TRIMS, "trim", self.trim, f"one of {', '.join(TRIMS)}")

@@ -1,4 +1,4 @@
-"""Scores of candidate tokens (Shen et al., 2024, section 3.3). One step: cut, temper, interpolate."""
+"""Scores of candidate tokens (Shen et al., 2024, eq. 6 and 7). One step: cut, temper, interpolate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

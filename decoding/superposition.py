@@ -1,4 +1,4 @@
-"""The superposed input of a decode step (Shen et al., 2024, section 3.2, eq. 3 and 4)."""
+"""The superposed input of a decode step (Shen et al., 2024, eq. 3 and 4)."""
 
 from collections.abc import Sequence
 

@@ -88,7 +88,17 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
     ] = None,
     token_healing: Annotated[
         bool | None,
-        typer.Option("--token-healing/--no-token-healing", help="Finish a half typed word.  [default: on]"),
+        typer.Option(
+            "--token-healing/--no-token-healing",
+            help="Go on from the typed text, whatever tokens its end has: finish a half typed word.  [default: on]",
+        ),
+    ] = None,
+    document_start: Annotated[
+        bool | None,
+        typer.Option(
+            "--document-start/--no-document-start",
+            help="Begin every text prompt with the token that begins a document.  [default: on]",
+        ),
     ] = None,
     fim: Annotated[
         bool | None, typer.Option("--fim/--no-fim", help="Use the model's own tokens to fill gaps.  [default: on]")

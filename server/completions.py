@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogprob
@@ -39,6 +39,7 @@ def generation_params(body: CompletionRequest, service: Service) -> GenerationPa
             **_drafting(body, service.drafting),
             stop=body.stop,
             verify_top=body.logprobs,
+            num_verified=body.n,
             echo_logprobs=body.echo and body.logprobs is not None,
             strategy=body.strategy,
             temperature=body.temperature,
@@ -90,13 +91,8 @@ def _drafting(body: CompletionRequest, drafting: DraftingDefaults) -> dict[str, 
 
 
 def _heals(body: CompletionRequest, default: bool) -> bool:
-    """Whether half typed words are finished.
-
-    Not where the answer places tokens in the prompt's text or beside the draft's: the healed token covers both.
-    """
-    if body.echo or body.logprobs is not None or not isinstance(body.prompt[0], str):
-        return False
-    return default if body.token_healing is None else body.token_healing
+    """Whether drafts go on from the typed text, and not from its tokens. Nothing else of the request has a say."""
+    return isinstance(body.prompt[0], str) and (default if body.token_healing is None else body.token_healing)
 
 
 def _check(body: CompletionRequest, max_prompts: int) -> None:
@@ -123,9 +119,7 @@ def request_warnings(body: CompletionRequest, service: Service) -> list[str]:
     limit = service.engine.engine.config.max_tokens
     if body.max_tokens > limit:
         warnings.append(f"max_tokens is {body.max_tokens}; this server writes {limit} at most.")
-    if body.token_healing and (body.echo or body.logprobs is not None):
-        warnings.append("token_healing has no effect with echo or logprobs.")
-    elif body.token_healing and not isinstance(body.prompt[0], str):
+    if body.token_healing and not isinstance(body.prompt[0], str):
         warnings.append("token_healing has no effect: the prompt is given as token ids.")
     return warnings
 
@@ -155,11 +149,19 @@ def choices_of(body: CompletionRequest, prompt_index: int, prompt_text: str, out
                 index=prompt_index * body.n + draft.index,
                 text=text,
                 logprobs=logprobs,
-                finish_reason=draft.finish_reason,
+                finish_reason=openai_finish_reason(draft),
                 score=floored(draft.score),
             )
         )
     return choices
+
+
+def openai_finish_reason(draft: DraftOutput) -> Literal["stop", "length"]:
+    """Why a draft ended, in the words that clients of OpenAI's wire know.
+
+    A draft that ended because going on was improbable has ended by the server's own choice, with tokens left: "stop".
+    """
+    return "length" if draft.finish_reason == "length" else "stop"
 
 
 def legacy_logprobs(text: str, tokens: Sequence[TokenLogprob]) -> Logprobs:

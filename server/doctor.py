@@ -7,12 +7,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from superdraft.decoding.errors import SuperdraftError
 from superdraft.ngram_models.errors import NgramModelError
 from superdraft.server.cli_serve import bind
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings
+
+if TYPE_CHECKING:
+    from superdraft.decoding.tokenizer import Tokenizer
 
 MIN_PYTHON = (3, 11)
 MIN_KENLM_ORDER = 6
@@ -36,6 +40,7 @@ def run_checks(settings: Settings) -> Iterator[tuple[str, Finding]]:
         ("memory", check_memory),
         ("kenlm", check_kenlm),
         ("model", check_model),
+        ("start token", check_start_token),
         ("n-gram model", check_ngram_model),
         ("port", check_port),
     )
@@ -122,21 +127,34 @@ def check_model(settings: Settings) -> Finding:
     return Finding(True, f"{settings.model} is taken for a hub id; it is fetched when it is served")
 
 
+def check_start_token(settings: Settings) -> Finding:
+    """The token that stands in front of every text prompt."""
+    tokenizer = _tokenizer(settings)
+    if tokenizer is None:
+        return _needs_model(settings)
+    own = [token_id for token_id in tokenizer.encode("") if not tokenizer.token_bytes[token_id]]
+    if own:
+        named = ", ".join(f"{tokenizer.token_text(token_id)} ({token_id})" for token_id in own)
+        return Finding(True, f"the tokenizer itself puts {named} in front of every text")
+    if not settings.document_start:
+        return Finding(True, "none, as asked for; the first words of a text are badly predicted")
+    token_id = tokenizer.start_token_id
+    if token_id is None:
+        return Finding(True, "the tokenizer has none; the first words of a text are badly predicted")
+    return Finding(True, f"{tokenizer.token_text(token_id)} ({token_id}) stands in front of every text prompt")
+
+
 def check_ngram_model(settings: Settings) -> Finding:
     """The n-gram model loads and is for the model's tokenizer."""
-    from superdraft.decoding.model_loader import load_tokenizer
-    from superdraft.decoding.model_store import ModelStore
-    from superdraft.decoding.tokenizer import Tokenizer
     from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
     from superdraft.server.loading import choose_ngram_model
 
     if settings.ngram_model == "none":
         return Finding(True, "none is asked for")
-    store = ModelStore(settings.home)
-    if store.knows(settings.model) and store.cached(settings.model) is None:
-        return Finding(False, f"not checked: it needs the model; run superdraft models pull {settings.model}")
-    hf_tokenizer = load_tokenizer(settings.model, home=settings.home, trust_remote_code=settings.trust_remote_code)
-    fingerprint = tokenizer_fingerprint(Tokenizer(hf_tokenizer).vocabulary)
+    tokenizer = _tokenizer(settings)
+    if tokenizer is None:
+        return _needs_model(settings)
+    fingerprint = tokenizer_fingerprint(tokenizer.vocabulary)
     ngram_model = choose_ngram_model(settings, fingerprint)
     if ngram_model is None:
         return Finding(True, f"none is shipped for {settings.model}; superdraft ngram build makes one")
@@ -148,6 +166,22 @@ def check_port(settings: Settings) -> Finding:
     """Whether the server's port is free."""
     bind(settings.host, settings.port).close()
     return Finding(True, f"{settings.host}:{settings.port} is free")
+
+
+def _tokenizer(settings: Settings) -> "Tokenizer | None":
+    """The model's tokenizer; None: the model is one that has to be fetched first."""
+    from superdraft.decoding.model_loader import load_tokenizer
+    from superdraft.decoding.model_store import ModelStore
+    from superdraft.decoding.tokenizer import Tokenizer
+
+    store = ModelStore(settings.home)
+    if store.knows(settings.model) and store.cached(settings.model) is None:
+        return None
+    return Tokenizer(load_tokenizer(settings.model, home=settings.home, trust_remote_code=settings.trust_remote_code))
+
+
+def _needs_model(settings: Settings) -> Finding:
+    return Finding(False, f"not checked: it needs the model; run superdraft models pull {settings.model}")
 
 
 def _free_bytes() -> int | None:

@@ -16,7 +16,7 @@ class DraftingDefaults:
     """What the server fills in.
 
     Attributes:
-        selection: of requests that ask for nothing of an n-gram model; the others get "paper".
+        selection: of requests that set nothing of the paper's method; the others get "paper".
         max_branches: with the selection "distinct".
         min_probability: likewise.
         alpha: with the selection "paper".
@@ -85,11 +85,12 @@ class DraftingDefaults:
             num_drafts: k.
             max_tokens: of each draft.
             asked: what the request says of `selection`, `max_branches`, `min_probability`, `alpha`, `tau`,
-                `candidates_per_draft` and `reset_every`; None: nothing. `ngram_model`: it names one.
+                `candidates_per_draft` and `reset_every`; None: nothing. `ngram_model`: which one it names; None: it
+                leaves that to the server, or wants none.
         """
         names = ("alpha", "tau", "candidates_per_draft", "reset_every", "ngram_model")
-        asks_for_ngrams = any(asked.get(name) for name in names)
-        selection = asked.get("selection") or ("paper" if asks_for_ngrams else self.selection)
+        asks_for_paper = any(asked.get(name) is not None for name in names)  # alpha 0, too: it is said, not absent
+        selection = asked.get("selection") or ("paper" if asks_for_paper else self.selection)
         if strategy != "superposed":
             selection = "paper"
         defaults: dict[str, Any]

@@ -96,8 +96,11 @@ def request_warnings(body: DraftsRequest, scorer: NgramScorer[object] | None) ->
     warnings = strategy_warnings(body)
     if body.alpha and scorer is None and body.strategy.endswith("superposed"):
         warnings.append("alpha has no effect: the request runs without an n-gram model.")
-    if body.selection == "distinct" and body.ngram_model and not body.alpha:
-        warnings.append("ngram_model has no effect with selection distinct unless alpha is given.")
+    if body.ngram_model is not None and body.strategy.endswith("superposed"):
+        if body.alpha == 0:
+            warnings.append("ngram_model has no effect with alpha 0.")
+        elif body.alpha is None and body.selection == "distinct":
+            warnings.append("ngram_model has no effect with selection distinct unless alpha is given.")
     if body.token_healing and not isinstance(body.prompt, str):
         warnings.append("token_healing has no effect: the prompt is given as token ids.")
     return warnings

@@ -79,10 +79,12 @@ class FanOut:
     async def draft(self, key: str | None, params: GenerationParams, run: Run) -> Share:
         """Run a request, or take the next draft of a twin's run. Cancelling the last twin that waits cancels the run.
 
+        A request for exact log-probabilities shares nothing, but gets the best of as many drafts: asking for them must
+        not change the text.
+
         Args:
             key: from `twin_key`; None: the request runs alone.
-            params: the request's own. Not shared unless it is for one superposed draft that involves no chance and
-                needs no further rows.
+            params: the request's own. Not shared unless it is for one superposed draft that involves no chance.
             run: decodes, with the parameters that it is given; called at most once.
 
         Raises:
@@ -90,6 +92,8 @@ class FanOut:
         """
         if key is None or not self._is_shareable(params):
             return Share(await run(params))
+        if params.verify_top is not None:
+            return Share(_only(await run(replace(params, num_drafts=self._num_drafts)), 0))
         shared = self._runs.get(key)
         if shared is None:
             if not self._has_room():
@@ -121,7 +125,7 @@ class FanOut:
 
     def _is_shareable(self, params: GenerationParams) -> bool:
         asks_for_one = params.num_drafts == 1 and params.max_tokens > 0 and params.strategy == "superposed"
-        is_plain = params.seed is None and params.reset_every is None and params.verify_top is None
+        is_plain = params.seed is None and params.reset_every is None
         return self._num_drafts > 1 and asks_for_one and is_plain
 
     def _has_room(self) -> bool:

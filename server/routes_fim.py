@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from superdraft.decoding.fim import Gap
 from superdraft.decoding.outputs import GenerationOutput
+from superdraft.server.completions import openai_finish_reason
 from superdraft.server.fan_out import twin_key
 from superdraft.server.infill import EditorRequest, editor_params, fill
 from superdraft.server.json_body import documented, json_body
@@ -54,10 +55,10 @@ async def create_fim_completion(
     draft, usage = share.output.drafts[0], _usage(share.output)
     if not body.stream:
         message = FimMessage(content=draft.text)
-        choice = FimChoice(message=message, finish_reason=draft.finish_reason)
+        choice = FimChoice(message=message, finish_reason=openai_finish_reason(draft))
         return FimCompletion(**head, choices=[choice], usage=usage, warnings=filled.warnings)
     text = FimChunkChoice(delta=FimDelta(content=draft.text), finish_reason=None)
-    end = FimChunkChoice(delta=FimDelta(content=""), finish_reason=draft.finish_reason)
+    end = FimChunkChoice(delta=FimDelta(content=""), finish_reason=openai_finish_reason(draft))
     chunks = [FimChunk(**head, choices=[text]), FimChunk(**head, choices=[end], usage=usage, warnings=filled.warnings)]
     return Response(_event_stream(chunks), media_type="text/event-stream")
 

@@ -24,7 +24,7 @@ class Limits(BaseModel):
     max_timeout_ms: int
     strategies: list[Strategy]
     default_strategy: Strategy = Field(description="Of requests that don't say.")
-    token_healing: bool = Field(description="Whether half typed words are finished in requests that don't say.")
+    token_healing: bool = Field(description="Whether requests that don't say have token healing.")
 
 
 @router.get("/v1/limits", summary="What requests may ask for")

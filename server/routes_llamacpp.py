@@ -140,7 +140,7 @@ def _answer(body: LlamaCppRequest, draft: DraftOutput, filled: Filled, model: st
 
 
 def _stop_of(draft: DraftOutput, stops: Sequence[str]) -> tuple[str, str]:
-    """llama.cpp's `stop_type` and `stopping_word`."""
+    """llama.cpp's `stop_type` and `stopping_word`; a draft that ended because it was improbable counts as "eos"."""
     if draft.finish_reason == "length":
         return "limit", ""
     decoded = "".join(draft.tokens)  # unlike the text, with the stop string that ended it

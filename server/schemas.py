@@ -13,6 +13,11 @@ MAX_LOGIT_BIASES = 1024
 MAX_STOPS = 256  # each costs time at every step, whatever its length
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
+HEALING_DESCRIPTION = (
+    "Drafts follow the probabilities of how the typed text goes on, whatever tokens its end has: a half typed word is "
+    "finished. False: they go on from the prompt's own tokens. Text prompts only; absent: the server's default."
+)
+
 Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
 Selection = Literal["paper", "distinct"]
 

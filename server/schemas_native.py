@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
+from superdraft.decoding.outputs import FinishReason
 from superdraft.server import examples
 from superdraft.server.schemas import (
+    HEALING_DESCRIPTION,
     Boolean,
     Integer,
     LogitBias,
@@ -20,6 +22,13 @@ from superdraft.server.schemas import (
 )
 
 NgramChoice = str | dict[str, float] | None
+
+SCORE = (
+    "What drafts are ranked by. Selection distinct: ln of the language model's probability that the text goes on with "
+    "the draft's first word, given the typed text. Selection paper: the mean over the draft's tokens of ln p_f, the "
+    "language model's and the n-gram model's scores interpolated. Sampling and greedy: the mean of the tokens' "
+    "log-probabilities."
+)
 
 # Wider than anybody needs, and narrow enough for sums and shares of weights to be exact numbers above 0.
 _MIN_WEIGHT, _MAX_WEIGHT = 0.001, 1000
@@ -67,7 +76,9 @@ class DraftsRequest(BaseModel):
         default=None, ge=0.001, le=100, description="Temperature of the language model's part; absent: the server's."
     )
     candidates_per_draft: Integer | None = Field(
-        default=None, ge=1, description="m, the next tokens that every draft may go on with; absent: k squared."
+        default=None,
+        ge=1,
+        description="m, the next tokens that every draft may go on with; absent: k squared.",
     )
     ngram_model: Annotated[NgramChoice, PlainValidator(_ngram_model), WithJsonSchema(_NGRAM_SCHEMA)] = Field(
         default=None, description="A model's name, or {name: weight} of several; null: none; absent: the server's."
@@ -100,12 +111,10 @@ class DraftsRequest(BaseModel):
     logit_bias: LogitBias = Field(default={}, description="{token id: added to its logit}; -100 forbids a token.")
     frequency_penalty: Number = Field(default=0.0, ge=-2, le=2, description="For each time a draft has the token.")
     presence_penalty: Number = Field(default=0.0, ge=-2, le=2, description="Once, if a draft has the token.")
-    token_healing: Boolean | None = Field(
-        default=None, description="Finish a half typed word; absent: the server's default. Text prompts only."
-    )
+    token_healing: Boolean | None = Field(default=None, description=HEALING_DESCRIPTION)
     single_line: Boolean = Field(default=False, description="A draft ends before its first line break.")
     trim: Literal["none", "word", "sentence"] = Field(default="none", description="Cut what is half finished.")
-    min_score: Number | None = Field(default=None, le=0, description="Leave out drafts with a lower score.")
+    min_score: Number | None = Field(default=None, le=0, description="Leave out drafts with a lower `score`.")
     session_id: str | None = Field(
         default=None, min_length=1, max_length=128, description="A newer request of a session ends the older one."
     )
@@ -128,15 +137,21 @@ class DraftsRequest(BaseModel):
 
 
 class Draft(BaseModel):
-    """One draft; index 0 is the best. `token_logprobs` after the first are those of the shared, superposed forward."""
+    """One draft; index 0 is the best."""
 
     index: int
-    text: str
+    text: str = Field(description="What goes on right after the prompt's last character.")
     tokens: list[str]
     token_ids: list[int]
-    score: float
-    token_logprobs: list[float]
-    finish_reason: Literal["stop", "length"]
+    score: float = Field(description=SCORE)
+    token_logprobs: list[float] = Field(
+        description="Of each token in the step that chose it. The first one is exact, given the typed text; the others "
+        "are exact where the draft has a row of its own, and approximations where its row is superposed."
+    )
+    finish_reason: FinishReason = Field(
+        description="stop: end of text or a stop string. length: max_tokens. improbable: going on was improbable, see "
+        "min_probability."
+    )
 
 
 class DraftsUsage(BaseModel):
@@ -178,7 +193,7 @@ class DraftsResponse(BaseModel):
 
 
 class SnapshotDraft(BaseModel):
-    """One draft while it grows; a later step may replace it."""
+    """One draft while it grows; a later step may replace it. `score`: as that of a finished draft, so far."""
 
     index: int
     text: str

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from superdraft.server import examples
 from superdraft.server.schemas import (
+    HEALING_DESCRIPTION,
     Boolean,
     Integer,
     LogitBias,
@@ -99,8 +100,7 @@ class CompletionRequest(BaseModel):
         description="Beyond OpenAI: Less probable drafts grow no further, with selection distinct.",
     )
     token_healing: Boolean | None = Field(
-        default=None,
-        description="Beyond OpenAI: finish a half typed word; absent: the server's default. Not with echo or logprobs.",
+        default=None, description=f"Beyond OpenAI: {HEALING_DESCRIPTION[0].lower()}{HEALING_DESCRIPTION[1:]}"
     )
     single_line: Boolean = Field(default=False, description="Beyond OpenAI: a draft ends before its first line break.")
 
@@ -134,13 +134,15 @@ class Logprobs(BaseModel):
 class Choice(BaseModel):
     """One draft; index 0 is the best. Of several prompts, prompt i has the indices from i * n on.
 
-    `score` goes beyond OpenAI's shape: the mean over the draft's tokens of the interpolated log-score.
+    `score` goes beyond OpenAI's shape and is that of `/v1/drafts`.
     """
 
     index: int
     text: str
     logprobs: Logprobs | None = None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length"] = Field(
+        description="length: max_tokens. stop: end of text, a stop string, or going on was improbable."
+    )
     score: float
 
 

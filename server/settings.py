@@ -78,7 +78,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     max_timeout_ms: int = Field(default=60_000, ge=1, description="largest timeout_ms of a request")
     default_strategy: Strategy = Field(default="superposed", description="for requests that don't say")
-    token_healing: bool = Field(default=True, description="for text prompts of requests that don't say")
+    token_healing: bool = Field(
+        default=True,
+        description="for text prompts of requests that don't say: go on from the text, not its tokens",
+    )
+    document_start: bool = Field(default=True, description="begin every text prompt with the token of a new document")
     fim: bool = Field(default=True, description="fill gaps with the model's own tokens for that, if it has them")
     editor_max_tokens: int = Field(default=16, ge=1, description="longest draft on the editors' routes")
     fan_out: bool = Field(default=True, description="twin requests share the drafts of one run")
@@ -129,6 +133,7 @@ class Settings(BaseSettings):
             max_prefill_tokens=self.max_prefill_tokens,
             max_num_drafts=self.max_num_drafts,
             max_candidates_per_draft=max(1024, self.max_num_drafts**2),  # the default, k squared, is always allowed
+            document_start=self.document_start,
             prompt_too_long=self.prompt_too_long,
         )
 

@@ -173,16 +173,16 @@ def test_strategy_beyond_openai_samples(client, engine):
         ({"prompt": ["a", "b"]}, True),
         ({"prompt": [104]}, False),
         ({"prompt": [[104], [105]]}, False),
-        ({"echo": True}, False),
-        ({"logprobs": 0}, False),
-        ({"logprobs": 1, "token_healing": True}, False),
+        ({"echo": True}, True),
+        ({"logprobs": 0}, True),
+        ({"logprobs": 1, "echo": True, "token_healing": True}, True),
         ({"prompt": [104], "token_healing": True}, False),
     ],
 )
-def test_token_healing_is_on_for_text_unless_tokens_are_shown(client, engine, fields, healed):
+def test_token_healing_is_on_for_text_and_nothing_else_decides(client, engine, fields, healed):
     warnings = ask(client, **fields)["warnings"]
     assert {job.params.token_healing for job in engine.seen} == {healed}
-    assert len(warnings) == (1 if fields.get("token_healing") else 0)
+    assert len(warnings) == (1 if fields.get("token_healing") and not healed else 0)
 
 
 def test_engine_warnings_are_passed_on_once(client, engine):

@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.engine import FakeEngine
 from support.serving import serving
+from support.tokenizers import byte_level, sentencepiece_like
 
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.server import cli, cli_complete, cli_serve, doctor, loading
@@ -250,13 +251,14 @@ def test_doctor_says_ok_or_what_to_do(run, monkeypatch):
         raise OSError("disk on fire")
 
     monkeypatch.setattr(doctor, "check_ngram_model", lambda settings: doctor.Finding(True, "fits"))
+    monkeypatch.setattr(doctor, "check_start_token", lambda settings: doctor.Finding(True, "there"))
     monkeypatch.setattr(doctor, "check_model", lambda settings: doctor.Finding(True, "complete"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     code, out, _ = run("doctor", "--port", port, "--kv-memory", "1MB")
     assert code == 0, out
-    assert len(out.splitlines()) == 7
+    assert len(out.splitlines()) == 8
     assert all(line.startswith("ok ") for line in out.splitlines())
 
     monkeypatch.setattr(doctor, "check_model", broken)
@@ -270,7 +272,8 @@ def test_doctor_tells_a_missing_model_and_a_taken_port(monkeypatch, tmp_path):
     finding = doctor.check_model(settings)
     assert not finding.ok
     assert "superdraft models pull smollm2-135m" in finding.detail
-    assert "superdraft models pull" in doctor.check_ngram_model(settings).detail
+    for check in (doctor.check_ngram_model, doctor.check_start_token):
+        assert "superdraft models pull" in check(settings).detail
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -279,6 +282,22 @@ def test_doctor_tells_a_missing_model_and_a_taken_port(monkeypatch, tmp_path):
     assert not findings["port"].ok
     assert "--port" in findings["port"].detail
     assert findings["kenlm"].ok
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "settings", "said"),
+    [
+        (byte_level(["ab"]), {}, "<|endoftext|> (0) stands in front"),
+        (byte_level(["ab"]), {"document_start": False}, "none, as asked for"),
+        (byte_level(["ab"], special=None), {}, "the tokenizer has none"),
+        (sentencepiece_like(), {"document_start": False}, "the tokenizer itself puts <s> (1) in front"),
+    ],
+)
+def test_doctor_shows_the_token_that_begins_a_document(monkeypatch, tokenizer, settings, said):
+    monkeypatch.setattr(doctor, "_tokenizer", lambda settings: tokenizer)
+    finding = doctor.check_start_token(Settings(**settings))
+    assert finding.ok
+    assert finding.detail.startswith(said)
 
 
 def test_doctor_counts_the_cache_into_the_memory(monkeypatch):

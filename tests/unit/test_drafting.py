@@ -17,7 +17,15 @@ def test_distinct_drafts_are_the_language_models_alone():
 
 
 @pytest.mark.parametrize(
-    "field", [{"alpha": 0.5}, {"tau": 0.2}, {"candidates_per_draft": 5}, {"reset_every": 2}, {"ngram_model": "mail"}]
+    "field",
+    [
+        {"alpha": 0.5},
+        {"alpha": 0.0},
+        {"tau": 0.2},
+        {"candidates_per_draft": 5},
+        {"reset_every": 2},
+        {"ngram_model": "mail"},
+    ],
 )
 def test_who_asks_for_what_only_the_paper_has_gets_its_selection(field):
     filled = DISTINCT.fill(**ASK, **field)
@@ -31,7 +39,8 @@ def test_what_a_request_says_wins():
     assert (filled["selection"], filled["alpha"], filled["max_branches"]) == ("distinct", 0.5, 1)
     assert filled["min_probability"] == 0.0  # 0 is said, not absent
     assert DISTINCT.fill(**(ASK | {"strategy": "sample"}))["selection"] == "paper"
-    assert DISTINCT.fill(**ASK, alpha=0.0)["selection"] == "distinct"
+    assert DISTINCT.fill(**ASK, selection="distinct", alpha=0.0)["selection"] == "distinct"
+    assert DISTINCT.fill(**ASK, ngram_model=None)["selection"] == "distinct"
 
 
 @pytest.mark.parametrize(

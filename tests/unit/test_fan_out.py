@@ -61,6 +61,19 @@ def test_twins_get_the_drafts_of_one_run_best_first():
     asyncio.run(main())
 
 
+def test_logprobs_share_nothing_and_change_no_text():
+    async def main():
+        fan_out, runner = FanOut(window_s=60), Runner()
+        runner.gate.set()
+        params = GenerationParams(num_drafts=1, max_tokens=1, verify_top=0, num_verified=1)
+        for _ in range(2):
+            share = await fan_out.draft("k", params, runner)
+            assert (text_of(share), share.rank) == (" red0", 0)
+        assert [one.num_drafts for one in runner.started] == [3, 3]
+
+    asyncio.run(main())
+
+
 def test_first_request_does_not_wait_for_twins():
     async def main():
         runner = Runner()
@@ -157,7 +170,6 @@ def test_every_twin_gets_the_error_and_the_next_one_starts_anew():
         {"strategy": "greedy"},
         {"seed": 1},
         {"reset_every": 2},
-        {"verify_top": 0},
     ],
 )
 def test_who_runs_alone(change):

@@ -68,6 +68,12 @@ def test_engine_config_allows_k_squared_candidates():
     assert config.prompt_too_long == "truncate_left"
 
 
+def test_document_start_is_a_setting(monkeypatch):
+    assert load_settings().engine_config().document_start
+    monkeypatch.setenv("SUPERDRAFT_DOCUMENT_START", "false")
+    assert not load_settings().engine_config().document_start
+
+
 def test_memory_and_slots_reach_the_engine(monkeypatch):
     config = load_settings().engine_config()
     assert (config.kv_memory_bytes, config.num_slots, config.max_prefill_tokens) == (4 * 1024**3, None, 256)
