@@ -51,8 +51,7 @@ class TokenChooser:
         suppressed = tokenizer.suppressed_token_ids
         self._tokenizer = tokenizer
         self._suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
-        self._token_index = TokenIndex(tokenizer.token_bytes, {*suppressed, *tokenizer.eos_token_ids})
-        self._open_ids = np.setdiff1d(np.arange(tokenizer.vocab_size), np.asarray(suppressed, dtype=np.int64))
+        self._token_index = TokenIndex.of(tokenizer)
 
     @torch.inference_mode()
     def shared_candidates(self, logits: Tensor, branches: Sequence[Branch]) -> list[Candidates]:
@@ -103,7 +102,7 @@ class TokenChooser:
             sequence.healing,
             self._tokenizer,
             self._token_index,
-            self._open_ids,
+            self._tokenizer.draftable_ids,
             logits,
             self._biased(logits, sequence),
         )

@@ -184,6 +184,11 @@ class TokenIndex:
         self._tokens = [token for token, _ in table]
         self._ids: NDArray[np.int64] = np.array([i for _, i in table], dtype=np.int64)
 
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "TokenIndex":
+        """Of the tokens that a draft may contain as text."""
+        return cls(tokenizer.token_bytes, {*tokenizer.suppressed_token_ids, *tokenizer.eos_token_ids})
+
     def beyond(self, rest: bytes) -> NDArray[np.int64]:
         """Ids of the tokens that begin with `rest` and are longer, shape [number of them]."""
         first = bisect_right(self._tokens, rest)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
 from superdraft.decoding.errors import UnsupportedModelError
@@ -105,6 +107,11 @@ class Tokenizer:
         known = set(self.vocabulary.values())
         no_text = {i for i in range(self.vocab_size) if i not in known}
         return tuple(sorted((self._special_ids | no_text) - self.eos_token_ids))
+
+    @cached_property
+    def draftable_ids(self) -> NDArray[np.int64]:
+        """All other ids, ends of text among them, shape [N]."""
+        return np.setdiff1d(np.arange(self.vocab_size), np.asarray(self.suppressed_token_ids, dtype=np.int64))
 
     @property
     def start_token_id(self) -> int | None:

@@ -7,10 +7,12 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from superdraft.decoding.admission import prompt_token_ids
+from superdraft.decoding.admission import tokenise
+from superdraft.decoding.covers import Covers
 from superdraft.decoding.kv_cache import plan_cache, probe_layer_shapes
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.model_runner import ModelRunner
+from superdraft.decoding.token_healing import HealingPlan, TokenIndex, plan_healing
 from superdraft.decoding.tokenizer import Tokenizer
 
 MAX_ROWS = 64
@@ -19,11 +21,18 @@ TokenIds = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
-class DraftText:
-    """A draft to be judged: its text and, in the drafting model's tokens, its ids."""
+class _Task:
+    """A prompt and its drafts as tokens of the model that judges.
 
-    text: str
-    token_ids: tuple[int, ...]
+    Attributes:
+        context: the prompt's tokens before its last unfinished piece; all drafts go on from them.
+        plan: the rest of the prompt; None: nothing is left of it.
+        drafts: for each draft the tokens of that rest and the draft together, and how many of them lie in the rest.
+    """
+
+    context: tuple[int, ...]
+    plan: HealingPlan | None
+    drafts: list[tuple[tuple[int, ...], int]]
 
 
 class ExactRunner(ModelRunner):
@@ -94,37 +103,80 @@ def exact_runner(loaded: LoadedModel, max_len: int, num_slots: int) -> ExactRunn
 
 
 class Evaluator:
-    """Judges drafts by a language model.
+    """Judges drafts by a language model, as texts.
+
+    A draft's first token may hold the end of what was typed: "ema" goes on as one token " email". So its probability is
+    the text's, given the typed text: that of the tokens of both together, divided by the probability that a text begins
+    with what was typed (`decoding.token_healing`; tokenisations of it that need a pass of their own are left out).
 
     Args:
         loaded: the model that judges.
         max_len: tokens of the longest prompt and draft together.
-        same_tokenizer: the drafts' token ids are this model's; otherwise their texts are tokenised anew.
     """
 
-    def __init__(self, loaded: LoadedModel, max_len: int, *, same_tokenizer: bool) -> None:
+    def __init__(self, loaded: LoadedModel, max_len: int) -> None:
         self._runner = exact_runner(loaded, max_len, MAX_ROWS)
         self._tokenizer = Tokenizer(loaded.tokenizer, self._runner.vocab_size)
-        self._same_tokenizer = same_tokenizer
+        self._index = TokenIndex.of(self._tokenizer)
         self.name = loaded.name
 
-    def logprobs(self, prompts: Sequence[str], drafts: Sequence[Sequence[DraftText]]) -> list[list[tuple[float, ...]]]:
-        """Exact log-probabilities of the tokens of each prompt's drafts; none for a draft without tokens."""
+    def logprobs(self, prompts: Sequence[str], drafts: Sequence[Sequence[str]]) -> list[list[tuple[float, ...]]]:
+        """Exact log-probabilities of the tokens of each prompt's drafts; none for an empty draft."""
+        tasks = [self._task(prompt, own) for prompt, own in zip(prompts, drafts, strict=True)]
         known: list[dict[TokenIds, tuple[float, ...]]] = [{(): ()} for _ in prompts]
-        token_ids = [[self._ids(draft) for draft in own] for own in drafts]
-        prompt_ids = [prompt_token_ids(prompt, self._tokenizer) for prompt in prompts]
-        wanted = [list(dict.fromkeys(ids for ids in own if ids)) for own in token_ids]
-        for batch in _batches(prompt_ids, wanted):
+        wanted = [list(dict.fromkeys(ids for ids, _ in task.drafts if ids)) for task in tasks]
+        for batch in _batches([task.context for task in tasks], wanted):
             pieces = [wanted[index][start:stop] for index, start, stop in batch]
-            rows = iter(self._runner.draft_logprobs([prompt_ids[index] for index, _, _ in batch], pieces))
+            rows = iter(self._runner.draft_logprobs([tasks[index].context for index, _, _ in batch], pieces))
             for (index, _, _), piece in zip(batch, pieces, strict=True):
                 known[index].update((ids, tuple(next(rows))) for ids in piece)
-        return [[known[index][ids] for ids in own] for index, own in enumerate(token_ids)]
+        return [
+            [self._given_the_text(known[index][ids], num_typed, log_total) for ids, num_typed in task.drafts]
+            for index, (task, log_total) in enumerate(zip(tasks, self._log_totals(tasks), strict=True))
+        ]
 
-    def _ids(self, draft: DraftText) -> tuple[int, ...]:
-        if self._same_tokenizer:
-            return draft.token_ids
-        return tuple(self._tokenizer.hf_tokenizer.encode(draft.text, add_special_tokens=False, verbose=False))
+    def _task(self, prompt: str, drafts: Sequence[str]) -> _Task:
+        tokens = tokenise(prompt, self._tokenizer)
+        plan = plan_healing(tokens.text or "", tokens.token_ids, max(1, tokens.num_fixed), self._tokenizer)
+        if plan is None:
+            return _Task(tokens.token_ids, None, [(tuple(self._tokenizer.encode_inside(text)), 0) for text in drafts])
+        context = tokens.token_ids[: plan.num_shared]
+        num_bytes = len(self._tokenizer.bytes_of(plan.tail))
+        judged = []
+        for text in drafts:
+            whole = tokenise(prompt + text, self._tokenizer).token_ids
+            if whole[: len(context)] != context:  # the draft changes tokens that lie further back
+                whole = (*tokens.token_ids, *self._tokenizer.encode_inside(text))
+            own = whole[len(context) :] if text else ()
+            ends = accumulate(len(self._tokenizer.token_bytes[i]) for i in own)
+            judged.append((own, sum(end <= num_bytes for end in ends)))
+        return _Task(context, plan, judged)
+
+    def _log_totals(self, tasks: Sequence[_Task]) -> list[float]:
+        """For each prompt ln P(text begins with it), given its context."""
+        totals = [0.0] * len(tasks)
+        healed = sorted((i for i, task in enumerate(tasks) if task.plan is not None), key=lambda i: _length(tasks[i]))
+        for start in range(0, len(healed), MAX_ROWS):
+            batch = healed[start : start + MAX_ROWS]
+            plans = [plan for i in batch if (plan := tasks[i].plan) is not None]
+            whole = [[*tasks[i].context, *plan.tail] for i, plan in zip(batch, plans, strict=True)]
+            nums = [len(plan.tail) + 1 for plan in plans]
+            logits = self._runner.prefill(range(len(batch)), whole, [0] * len(batch), nums).float()
+            for index, plan, rows in zip(batch, plans, torch.split(logits, nums), strict=True):
+                open_ids = self._tokenizer.draftable_ids
+                totals[index] = Covers.of_prompt(plan, self._tokenizer, self._index, open_ids, rows, rows).log_total
+        return totals
+
+    @staticmethod
+    def _given_the_text(logprobs: tuple[float, ...], num_typed: int, log_total: float) -> tuple[float, ...]:
+        if not logprobs:
+            return ()
+        first = sum(logprobs[: num_typed + 1]) - log_total
+        return (min(first, 0.0), *logprobs[num_typed + 1 :])
+
+
+def _length(task: _Task) -> int:
+    return len(task.context) + (0 if task.plan is None else len(task.plan.tail))
 
 
 def _batches(prompts: Sequence[TokenIds], drafts: Sequence[Sequence[TokenIds]]) -> Iterator[list[tuple[int, int, int]]]:

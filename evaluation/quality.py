@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from superdraft.evaluation.decoders import Ask, Contender, Decoded, Decoder
-from superdraft.evaluation.evaluator import DraftText, Evaluator
+from superdraft.evaluation.evaluator import Evaluator
 from superdraft.evaluation.prompts import Prompt
 from superdraft.evaluation.records import DraftRecord, PromptRecord, RecordFile, digest
 from superdraft.evaluation.suggestion_turns import count_turns
@@ -106,10 +106,10 @@ class QualityRun:
         """The same records, with exact log-probabilities."""
         if self._evaluator is None:
             return records
-        wanted: list[list[DraftText]] = []
+        wanted: list[list[str]] = []
         for of_prompt in zip(*records.values(), strict=True):
             drafts = (draft for record in of_prompt for draft in record.drafts if draft.exact_logprobs is None)
-            wanted.append(list(dict.fromkeys(DraftText(draft.text, draft.token_ids) for draft in drafts)))
+            wanted.append(list(dict.fromkeys(draft.text for draft in drafts)))
         answers = self._evaluator.logprobs([prompt.text for prompt in chunk], wanted)
         found = [dict(zip(texts, answer, strict=True)) for texts, answer in zip(wanted, answers, strict=True)]
         return {
@@ -162,11 +162,9 @@ def new_record(prompt_id: str, prompt_sha: str, decoded: Decoded) -> PromptRecor
     return PromptRecord(prompt_id, prompt_sha, drafts, decoded.forward_rows, decoded.wall_s)
 
 
-def _with_logprobs(record: PromptRecord, found: Mapping[DraftText, tuple[float, ...]]) -> PromptRecord:
+def _with_logprobs(record: PromptRecord, found: Mapping[str, tuple[float, ...]]) -> PromptRecord:
     drafts = tuple(
-        draft
-        if draft.exact_logprobs is not None
-        else replace(draft, exact_logprobs=found[DraftText(draft.text, draft.token_ids)])
+        draft if draft.exact_logprobs is not None else replace(draft, exact_logprobs=found[draft.text])
         for draft in record.drafts
     )
     return replace(record, drafts=drafts)

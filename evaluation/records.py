@@ -21,7 +21,7 @@ class DraftRecord:
         token_ids: its tokens.
         score: by which the drafts are ranked.
         token_logprobs: of the step that chose each token.
-        exact_logprobs: of its tokens, or the evaluator's tokens, under the evaluator; None: not judged.
+        exact_logprobs: of its text's tokens under the evaluator, given the typed text; None: not judged.
     """
 
     text: str

@@ -132,12 +132,10 @@ class Workbench:
     def open_evaluator(self) -> Evaluator:
         """Whoever judges the drafts."""
         if self.choice.evaluator is None:
-            return Evaluator(self.loaded, self._max_len, same_tokenizer=True)
+            return Evaluator(self.loaded, self._max_len)
         judge = load_model(self.choice.evaluator, dtype=self.choice.dtype, device=self.choice.device)
-        if judge.tokenizer.get_vocab() == self.loaded.tokenizer.get_vocab():
-            return Evaluator(judge, self._max_len, same_tokenizer=True)
         longest = _longest(self._texts, Tokenizer(judge.tokenizer))
-        return Evaluator(judge, longest + _MAX_TOKEN_RATIO * self._max_tokens, same_tokenizer=False)
+        return Evaluator(judge, longest + _MAX_TOKEN_RATIO * self._max_tokens)
 
 
 def _longest(texts: Sequence[str], tokenizer: Tokenizer) -> int:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.cover_oracle import is_canonical
 from support.decoding import HashScorer, texts, tiny_engine
 from support.models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
+from superdraft.decoding import covers
 from superdraft.decoding.model_loader import LoadedModel
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.token_healing import plan_healing
 from superdraft.decoding.tokenizer import Tokenizer
 from superdraft.evaluation.decoders import Ask, BeamDecoder, EngineDecoder
-from superdraft.evaluation.evaluator import DraftText, Evaluator, exact_runner
+from superdraft.evaluation.evaluator import Evaluator, exact_runner
 from superdraft.evaluation.linearity import LinearityProbe
 
 PROMPTS = ["Thank you for your", "The quick brown fox jumps over", "Please find", "def add(a, b):\n    return"] * 3
@@ -70,7 +73,7 @@ def test_beams_are_those_of_an_exhaustive_search():
     # With more beams than tokens, two steps of beam search leave nothing out.
     (found,) = BeamDecoder(model, tokenizer, GenerationParams(num_drafts=300, max_tokens=2)).decode([Ask("We", "0")])
     best = found.drafts[0]
-    prompt = torch.tensor([tokenizer.encode("We")])
+    prompt = torch.tensor([[tokenizer.start_token_id, *tokenizer.encode("We")]])
     first = torch.log_softmax(model.model(prompt).logits[0, -1], -1)
     both = torch.full((300, 300), -math.inf)
     for token in range(1, 300):
@@ -93,39 +96,60 @@ def test_beams_do_not_depend_on_padding():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_exact_logprobs_are_those_of_the_plain_model(architecture):
+def test_exact_logprobs_are_those_of_the_text_given_what_was_typed(architecture, monkeypatch):
+    """The chain rule over texts: with every tokenisation counted, ln P(prompt + draft) - ln P(prompt)."""
+    monkeypatch.setattr(covers, "MIN_CHECKED_SHARE", 0.0)
     model = loaded(architecture)
     tokenizer = Tokenizer(model.tokenizer, 300)
-    prompts = ["Thank you", "The quick brown fox jumps over the lazy dog", "We"]
-    drafts = [[(5,), (7, 8, 9, 10), (7, 8, 20)], [(30, 31)], []]
-    wanted = [[DraftText("", ids) for ids in own] for own in drafts]
-    wanted[2] = [DraftText("", ()), DraftText("", (4, 4, 4)), DraftText("", (4, 4, 4))]
-    found = Evaluator(model, 64, same_tokenizer=True).logprobs(prompts, wanted)
-    for prompt, own, answers in zip(prompts, wanted, found, strict=True):
-        ids = tokenizer.encode(prompt)
-        for draft, answer in zip(own, answers, strict=True):
-            logits = model.model(torch.tensor([[*ids, *draft.token_ids]])).logits[0]
-            expected = torch.log_softmax(logits, -1)[range(len(ids) - 1, len(ids) - 1 + len(answer)), draft.token_ids]
-            assert len(answer) == len(draft.token_ids)
-            assert list(answer) == pytest.approx(expected.tolist(), abs=1e-4)
+    prompts = ["Thank you", "The quick brown fox jumps over the laz", "We"]
+    drafts = [[" for", " for your email. I", " fox"], ["y dog", "y"], ["", "'re meeting"]]
+    found = Evaluator(model, 64).logprobs(prompts, drafts)
+    for prompt, own, answers in zip(prompts, drafts, found, strict=True):
+        for text, answer in zip(own, answers, strict=True):
+            assert sum(answer) == pytest.approx(expected_logprob(model, tokenizer, prompt, text), abs=1e-3)
+            num_typed = len(tokenizer.encode(prompt))
+            assert len(answer) <= max(0, len(tokenizer.encode(prompt + text)) - num_typed + 1) or not text
+
+
+def expected_logprob(model, tokenizer, prompt, text):
+    if not text:
+        return 0.0
+    start = [tokenizer.start_token_id]
+
+    def after(ids):
+        return torch.log_softmax(model.model(torch.tensor([[*start, *ids]])).logits[0, -1].double(), -1).tolist()
+
+    ids, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + text)
+    plan = plan_healing(prompt, [*start, *ids], 1, tokenizer)
+    shared = ids[: plan.num_shared - 1]
+    typed = math.log(sum(borders(tokenizer, after, shared, plan.tail)))
+    return sum(after(whole[:i])[whole[i]] for i in range(len(shared), len(whole))) - typed
+
+
+def borders(tokenizer, after, shared, tail):
+    """Weights of all covers whose stems lie on the prompt's own borders, from the definition."""
+    rest, logprob = tokenizer.bytes_of(tail), 0.0
+    for length in range(len(tail) + 1):
+        row = after([*shared, *tail[:length]])
+        for token_id, data in enumerate(tokenizer.token_bytes):
+            is_end = not rest and token_id in tokenizer.eos_token_ids
+            if not is_end and not (data.startswith(rest) and len(data) > len(rest)):
+                continue
+            path = [*shared, *tail[:length], token_id]
+            if is_end or is_canonical(path, 0, tokenizer):
+                yield math.exp(logprob + row[token_id])
+        if length < len(tail):
+            rest, logprob = rest[len(tokenizer.token_bytes[tail[length]]) :], logprob + row[tail[length]]
 
 
 def test_more_drafts_than_slots_are_judged_in_parts():
     model = loaded()
-    drafts = [[DraftText("", (token, token + 1)) for token in range(1, 160)], [DraftText("", (9,))]]
-    evaluator = Evaluator(model, 32, same_tokenizer=True)
+    drafts = [[f" {first}{second}" for first in "abcdefghijklm" for second in "nopqrstuvwxyz"][:159], [" x"]]
+    evaluator = Evaluator(model, 32)
     found = evaluator.logprobs(["Thank you", "We"], drafts)
     assert [len(own) for own in found] == [159, 1]
     (single,) = evaluator.logprobs(["Thank you"], [[drafts[0][150]]])
     assert found[0][150] == pytest.approx(single[0], abs=1e-5)
-
-
-def test_an_independent_evaluator_reads_the_text():
-    model = loaded()
-    (answers,) = Evaluator(model, 64, same_tokenizer=False).logprobs(["Thank"], [[DraftText(" you for", (1, 2, 3, 4))]])
-    ids = model.tokenizer.encode(" you for")
-    (same,) = Evaluator(model, 64, same_tokenizer=True).logprobs(["Thank"], [[DraftText("", tuple(ids))]])
-    assert answers == same
 
 
 def test_linearity_of_one_draft_is_perfect_and_of_several_is_not():
