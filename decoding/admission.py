@@ -119,6 +119,8 @@ def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = Tru
     if isinstance(prompt, PrefixedText):
         check_unicode(prompt.text)
         fixed = tuple(_checked(prompt.token_ids, tokenizer))
+        if fixed == (tokenizer.start_token_id,):  # the beginning of a document, of which nothing is a control token
+            return PromptTokens((*fixed, *tokenizer.encode_document(prompt.text)), 1, 1, prompt.text)
         return PromptTokens((*fixed, *tokenizer.encode_inside(prompt.text)), 0, len(fixed), prompt.text)
     start = () if tokenizer.start_token_id is None else (tokenizer.start_token_id,)
     if not isinstance(prompt, str):

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from superdraft.decoding.display import trim_text
 from superdraft.decoding.outputs import FinishReason
 from superdraft.decoding.scoring import Candidates, Floats
 from superdraft.decoding.superposition import draft_weights
+from superdraft.decoding.tokenizer import valid_utf8_prefix
 
 MIN_START_PROBABILITY = 0.01
 """With the selection "distinct": a draft less probable than this is not begun beside others."""
@@ -55,6 +57,11 @@ class Draft:
     def lm_logprob(self) -> float:
         """The language model's part of the score: ln of the probability of all its tokens, as chosen."""
         return math.fsum(self.token_logprobs)
+
+    @property
+    def has_word(self) -> bool:
+        """Its first word is finished: something follows it that is no part of a word."""
+        return trim_text(valid_utf8_prefix(self.text), "length", single_line=False, trim="word") != ""
 
     @property
     def mean_logprob(self) -> float:

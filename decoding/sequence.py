@@ -75,13 +75,18 @@ class Branch:
 
     @property
     def is_unsure(self) -> bool:
-        """It ends before its time: none of its drafts is probable enough."""
+        """It ends before its time: none of its drafts is probable enough.
+
+        A draft that has not finished its first word may have as many tokens again to do so: half a word is none.
+        """
         params = self.sequence.params
         low = params.min_probability
         is_spared = params.whole_best and self is self.sequence.branches[0]
-        if low == 0 or is_spared or self.num_steps < params.min_draft_tokens:
+        if low == 0 or is_spared or self.num_steps < params.min_draft_tokens or not self.drafts.alive:
             return False
-        return max((draft.lm_logprob for draft in self.drafts.alive), default=0.0) < math.log(low)
+        if max(draft.lm_logprob for draft in self.drafts.alive) >= math.log(low):
+            return False
+        return self.num_steps >= 2 * params.min_draft_tokens or any(draft.has_word for draft in self.drafts.alive)
 
 
 @dataclass(slots=True, eq=False)

@@ -135,6 +135,10 @@ class Tokenizer:
         """
         return self.encode_all_inside([text])[0]
 
+    def encode_document(self, text: str) -> list[int]:
+        """`text` as it stands at the beginning of a document, as plain text and without special tokens in front."""
+        return self._encode_plain([text])[0]
+
     def encode_all_inside(self, texts: Sequence[str]) -> list[list[int]]:
         """The same for many texts at once."""
         encodings = self._encode_plain(texts)
