@@ -32,9 +32,11 @@ from superdraft.server.cli_eval_options import (
     TypedWords,
     decoders_beside,
 )
+from superdraft.server.cli_eval_texts import texts
 from superdraft.server.errors import CommandError
 
 app = typer.Typer(help="Measure how good the drafts are.", no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(texts)
 
 DEFAULT_DECODERS = ("greedy", "served", "nucleus")
 DEFAULT_NUM_DRAFTS = {"quality": [3], "diversity": [3], "keystrokes": [1, 3, 5]}
