@@ -24,15 +24,17 @@ class Peer:
     Attributes:
         kind: whose it is: "superdraft" or "llamacpp".
         url: where it answers.
+        label: what it is called in reports; empty: by its kind and address.
     """
 
     kind: str
     url: str
+    label: str = ""
 
     @property
     def name(self) -> str:
         """What it is called in reports."""
-        return f"{self.kind} at {self.url}"
+        return self.label or f"{self.kind} at {self.url}"
 
 
 def parse_peer(text: str, kinds: Sequence[str]) -> Peer:
@@ -48,6 +50,18 @@ def parse_peer(text: str, kinds: Sequence[str]) -> Peer:
             f"{kinds[0]}=http://127.0.0.1:8000, got {text!r}."
         )
     return Peer(kind, url.rstrip("/"))
+
+
+def parse_named_peer(text: str) -> Peer:
+    """A Superdraft server from `NAME=URL`, under that name.
+
+    Raises:
+        CommandError: it has no name or no URL.
+    """
+    name, _, url = text.partition("=")
+    if not name.strip() or not url.startswith(("http://", "https://")):
+        raise CommandError(f"--peer must be NAME=URL, such as before=http://127.0.0.1:8000, got {text!r}.")
+    return Peer(SUPERDRAFT, url.rstrip("/"), name.strip())
 
 
 class ServedDecoder:
@@ -96,7 +110,7 @@ def served_contender(peer: Peer, api_key: str | None, num_drafts: int, max_token
         try:
             model = client.models()[0].id
         except ClientError as error:
-            raise CommandError(f"--peer {peer.kind}={peer.url}: {error}") from None
+            raise CommandError(f"--peer {peer.label or peer.kind}={peer.url}: {error}") from None
         asked = {"num_drafts": num_drafts, "max_tokens": max_tokens}
         settings = {"peer": peer.kind, "url": peer.url, "model": model, **asked}
         yield Contender(peer.name, ServedDecoder(client, num_drafts, max_tokens), settings)

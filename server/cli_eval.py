@@ -8,9 +8,35 @@ import typer
 from rich.console import Console
 
 from superdraft.server.cli_api_key import ApiKey, ApiKeyFile, read_key
+from superdraft.server.cli_eval_options import (
+    Alpha,
+    Candidates,
+    Decoders,
+    Device,
+    Dtype,
+    Evaluator,
+    Files,
+    Limit,
+    MaxTokens,
+    Model,
+    MoreFiles,
+    Ngram,
+    NumDrafts,
+    Output,
+    Peers,
+    Prefix,
+    QuestionFiles,
+    Seed,
+    Selection,
+    Tau,
+    TypedWords,
+    decoders_beside,
+)
+from superdraft.server.cli_eval_texts import texts
 from superdraft.server.errors import CommandError
 
 app = typer.Typer(help="Measure how good the drafts are.", no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(texts)
 
 DEFAULT_DECODERS = ("greedy", "served", "nucleus")
 DEFAULT_NUM_DRAFTS = {"quality": [3], "diversity": [3], "keystrokes": [1, 3, 5]}
@@ -18,54 +44,6 @@ COVERAGE_DECODERS = ("nucleus", "nucleus+superposed")
 DRAFTS_OF_A_ROW = 3  # coverage: of each sampled row that Superposed Decoding goes on from
 
 T = TypeVar("T")
-
-Files = Annotated[
-    list[Path] | None, typer.Option("--prompts", help="JSON lines with prompt and reference; several files may follow.")
-]
-QuestionFiles = Annotated[
-    list[Path] | None, typer.Option("--prompts", help="JSON lines with question and answers; several may follow.")
-]
-MoreFiles = Annotated[list[Path] | None, typer.Argument(help="More such files.", show_default=False)]
-Decoders = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--decoder",
-        help="served, paper, nucleus, greedy, beam or nucleus+superposed; repeatable; the first is the baseline. With "
-        "a name and options: 'unhealed: served healing=off k=1,3'.  [default: greedy, served, nucleus]",
-    ),
-]
-NumDrafts = Annotated[
-    list[int] | None, typer.Option("--num-drafts", "-k", min=1, help="Drafts of a prompt. Repeatable.")
-]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=2, help="New tokens of each draft.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts, from the files in turns.")]
-Seed = Annotated[int, typer.Option(help="Of the sampling decoders.")]
-Selection = Annotated[str | None, typer.Option(help="The rule that picks the drafts.  [default: the decoder's]")]
-Alpha = Annotated[float | None, typer.Option(help="The n-gram model's weight.  [default: tuned for it]")]
-Tau = Annotated[float | None, typer.Option(help="The temperature.  [default: tuned for the n-gram model]")]
-Candidates = Annotated[
-    int | None, typer.Option("--candidates-per-draft", "-m", min=1, help="m.  [default: tuned, else k squared]")
-]
-Ngram = Annotated[str, typer.Option("--ngram", help="auto, none, a name, or a mixture a=0.7,b=0.3.")]
-Model = Annotated[str, typer.Option(help="As in serve.")]
-Dtype = Annotated[str, typer.Option(help="As in serve.")]
-Device = Annotated[str, typer.Option(help="As in serve.")]
-Evaluator = Annotated[str | None, typer.Option(help="A model that judges.  [default: the drafting model]")]
-Prefix = Annotated[
-    list[int] | None, typer.Option("--prefix-words", min=1, help="Cut prompts to their last words. Repeatable.")
-]
-TypedWords = Annotated[int, typer.Option(min=0, help="Words of each reference that are typed; 0: all.")]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", "-o", help="Folder of the results; an interrupted run goes on there.  [default: eval-...]"
-    ),
-]
-
-
-Peers = Annotated[
-    list[str] | None, typer.Option("--peer", help="A running server beside them, as KIND=URL. Repeatable.")
-]
 
 
 @app.command("quality", help="Perplexity, hits, keystrokes saved and distinctness of several decoders' drafts.")
@@ -158,7 +136,7 @@ def completion(
         files=all_files(prompts, more),
         limit=limit,
         models=ModelChoice(model, dtype, device),
-        decoders=tuple(spec for text in _decoders(decoder, peer) for spec in parse_decoders(text, ngram, shared)),
+        decoders=tuple(spec for text in decoders_beside(decoder, peer) for spec in parse_decoders(text, ngram, shared)),
         peers=tuple(parse_peer(text, (SUPERDRAFT,)) for text in peer or ()),
         api_key=read_key(api_key, api_key_file),
         num_drafts=num_drafts,
@@ -219,7 +197,7 @@ def infill(
         limit=limit,
         seed=seed,
         models=ModelChoice(model, dtype, device),
-        decoders=tuple(spec for text in _decoders(decoder, peer) for spec in parse_decoders(text, "auto", {})),
+        decoders=tuple(spec for text in decoders_beside(decoder, peer) for spec in parse_decoders(text, "auto", {})),
         peers=tuple(parse_peer(text, (SUPERDRAFT, LLAMA_CPP)) for text in peer or ()),
         api_key=read_key(api_key, api_key_file),
         num_drafts=num_drafts,
@@ -310,13 +288,6 @@ def all_files(first: list[Path] | None, more: list[Path] | None) -> tuple[Path, 
     if not files:
         raise CommandError("--prompts FILE is missing.")
     return files
-
-
-def _decoders(given: list[str] | None, peers: list[str] | None) -> list[str]:
-    """The decoders on this machine: what is served unless others are named; "none" leaves the peers alone."""
-    if given == ["none"] and not peers:
-        raise CommandError("--decoder none leaves nothing to measure; add --peer KIND=URL.")
-    return [] if given == ["none"] else given or ["served"]
 
 
 def _given(value: T | None) -> list[T]:

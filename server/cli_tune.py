@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from superdraft.server.cli_eval import Device, Dtype, Files, Limit, Model, MoreFiles, all_files
+from superdraft.server.cli_eval import all_files
+from superdraft.server.cli_eval_options import Device, Dtype, Files, Limit, Model, MoreFiles
 from superdraft.server.errors import CommandError
 
 app = typer.Typer(pretty_exceptions_enable=False)

@@ -282,6 +282,29 @@ def test_completion_of_a_running_server_equals_that_in_the_process(run, files, m
     assert err.count("\n") == 1
 
 
+def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model):
+    rows = [{"kind": "mail", "place": "inside a word", "text": text} for text in ("Please conf", "Go on |", "It is ")]
+    (files / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
+    loaded = load_service(settings)
+    app = create_app(
+        settings,
+        loaded.engine,
+        model_name=loaded.model_name,
+        ngram_models=loaded.ngram_models,
+        drafting=loaded.drafting,
+    )
+    with serving(app) as url:
+        command = ("eval", "texts", "--texts", str(files / "texts.jsonl"), "--peer", f"there={url}")
+        code, _, err = run(*command, "--decoder", "here: served", output=files / "drafts.md")
+    assert (code, err) == (0, "")
+    lines = (files / "drafts.md").read_text().splitlines()
+    assert lines[:3] == ["## Mail", "", "|  | text | here | there |"]
+    cells = [line.split(" | ") for line in lines[4:]]
+    assert [row[1] for row in cells] == ["`Please conf`", "<code>Go on &#124;</code>", "`It is␣`"]
+    assert all(" %" in row[2] and row[2] == row[3].removesuffix(" |") for row in cells)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -297,6 +320,8 @@ def test_completion_of_a_running_server_equals_that_in_the_process(run, files, m
             "--peer must be KIND=URL with KIND one of superdraft",
         ),
         (("eval", "completion", "--prompts", "x", "--decoder", "none"), "--decoder none leaves nothing to measure"),
+        (("eval", "texts", "--peer", "before=x"), "--peer must be NAME=URL"),
+        (("eval", "texts", "--texts", "none.jsonl"), "none.jsonl cannot be read"),
         (("tune", "--prompts", "x", "--objective", "fame"), "--objective must be one of words_right"),
         (("tune", "--prompts", "x", "--tau", "hot"), "--tau must be numbers"),
     ],
