@@ -52,6 +52,7 @@ class TokenChooser:
         self._tokenizer = tokenizer
         self._suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
         self._token_index = TokenIndex.of(tokenizer)
+        tokenizer.encode_inside("")  # what it prepares takes longer than a request
 
     @torch.inference_mode()
     def shared_candidates(self, logits: Tensor, branches: Sequence[Branch]) -> list[Candidates]:
@@ -166,8 +167,8 @@ class TokenChooser:
         """One start drawn from all covers; "greedy" takes the most probable one."""
         params, start = branch.sequence.params, None
         while start is None:
-            joint = torch.from_numpy(covers.joint_logprobs())
-            index, logprob = nucleus_sample(joint, covers.log_total, temperature_of(params), params.top_p, branch.rng)
+            shares = torch.from_numpy(covers.shares())
+            index, logprob = nucleus_sample(shares, 0.0, temperature_of(params), params.top_p, branch.rng)
             start = covers.start_at(index)
         root = self._root(branch, covers.stems[start.stem])
         child = scored(branch.sequence.extend(root, start.token_id), logprob, logprob)

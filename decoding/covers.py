@@ -13,18 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from superdraft.decoding.scoring import Floats
 from superdraft.decoding.token_healing import CanonicalCheck, HealingPlan, TokenIndex
 from superdraft.decoding.tokenizer import Tokenizer
 
 MIN_STEM_SHARE = 0.05
 """A stem off the prompt's own borders is run if its covers may be this share of P(text begins with the typed bytes)."""
 
-MIN_CHECKED_SHARE = 1e-3
+MIN_CHECKED_SHARE = 0.01
 """Starts with a smaller share are counted in that probability without asking the tokenizer whether they are canonical.
 None is chosen unasked."""
 
-_MAX_CHECKED = 256
+_NEAR = 6.0
+"""Starts whose ln p is less than the best one's by more are sorted only if so many are wanted."""
+
+Row = NDArray[np.float32]
 
 
 @dataclass(slots=True, eq=False)
@@ -34,27 +36,32 @@ class Stem:
     Attributes:
         path: its tokens after the shared ones.
         rest: what of the typed bytes a start has to begin with.
+        logprob: ln of its weight, that of the path's tokens.
         token_ids: the starts, shape [N].
-        logprobs: ln of the weight of the cover that each of them ends, shape [N]; -inf: not canonical.
+        logprobs: ln p of each of them after the stem, shape [N]; -inf: not canonical.
         is_asked: which of them the tokenizer has been asked for, shape [N].
-        mass: the sum of their weights.
+        log_mass: ln of the sum of the weights of all its covers.
     """
 
     path: tuple[int, ...]
     rest: bytes
+    logprob: float
     token_ids: NDArray[np.int64]
-    logprobs: Floats
+    logprobs: NDArray[np.float32]
     is_asked: NDArray[np.bool_] = field(init=False)
-    mass: float = field(init=False)
+    log_mass: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.is_asked = np.zeros(len(self.token_ids), dtype=np.bool_)
-        self.mass = float(np.exp(self.logprobs).sum())
+        self.log_mass = self._sum()
 
-    def rule_out(self, place: int) -> None:
-        """A start turned out not to be canonical."""
-        self.mass = max(0.0, self.mass - math.exp(self.logprobs[place]))
-        self.logprobs[place] = -np.inf
+    def rule_out(self, places: Sequence[int]) -> None:
+        """Some starts turned out not to be canonical."""
+        self.logprobs[places] = -np.inf
+        self.log_mass = self._sum()
+
+    def _sum(self) -> float:
+        return self.logprob + _log(float(np.exp(self.logprobs).sum(dtype=np.float64)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +150,9 @@ class Covers:
         self._add(stem.path, stem.rest, stem.logprob, row, start_row)
         self._rule_out_probable()
 
-    def _add(self, path: tuple[int, ...], rest: bytes, logprob: float, row: Floats, start_row: Floats) -> None:
+    def _add(self, path: tuple[int, ...], rest: bytes, logprob: float, row: Row, start_row: Row) -> None:
         token_ids = self._index.beyond(rest) if rest else self._open_ids
-        self.stems.append(Stem(path, rest, token_ids, logprob + start_row[token_ids].astype(np.float64)))
+        self.stems.append(Stem(path, rest, logprob, token_ids, start_row[token_ids]))
         for token_id in self._index.inside(rest):
             longer = (*path, token_id)
             if longer not in self._known:
@@ -156,8 +163,7 @@ class Covers:
     @property
     def log_total(self) -> float:
         """Ln P(text begins with the typed bytes), given the shared tokens; -inf if nothing follows."""
-        mass = sum(stem.mass for stem in self.stems)
-        return math.log(mass) if mass > 0 else -math.inf
+        return float(np.logaddexp.reduce([stem.log_mass for stem in self.stems]))
 
     def next_unrun(self) -> UnrunStem | None:
         """The most probable stem that should be run, because its covers may matter; None: there is none (any more)."""
@@ -174,8 +180,7 @@ class Covers:
         """Whether any canonical cover begins with such a stem."""
         if not rest:
             return True
-        longer = [(*path, token_id) for token_id in self._index.beyond(rest).tolist()]
-        if any(self._are_canonical(longer)):
+        if any(self._are_canonical(path, self._index.beyond(rest).tolist())):
             return True
         return any(
             self._are_canonical.may_begin((*path, token_id))
@@ -193,62 +198,74 @@ class Covers:
         while True:
             top = self._top(num, stem)
             if not self._rule_out(top):
-                return [Start(s, int(self.stems[s].token_ids[i]), float(self.stems[s].logprobs[i])) for s, i in top]
+                return [self._start(number, place) for number, place in top]
 
-    def joint_logprobs(self) -> Floats:
-        """The ln of the weights of all starts, stem after stem; see `start_at`."""
-        return np.concatenate([stem.logprobs for stem in self.stems])
+    def _start(self, number: int, place: int) -> Start:
+        stem = self.stems[number]
+        return Start(number, int(stem.token_ids[place]), stem.logprob + float(stem.logprobs[place]))
+
+    def shares(self) -> NDArray[np.float64]:
+        """Ln of the probability of each start, given the typed bytes, stem after stem; see `start_at`."""
+        log_total = self.log_total
+        return np.concatenate([stem.logprobs.astype(np.float64) + (stem.logprob - log_total) for stem in self.stems])
 
     def start_at(self, index: int) -> Start | None:
-        """The start at an index of `joint_logprobs`; None if it turns out not to be canonical, and is then -inf."""
+        """The start at an index of `shares`; None if it turns out not to be canonical, and is then -inf."""
         for number, stem in enumerate(self.stems):
             if index < len(stem.token_ids):
                 if self._rule_out([(number, index)]):
                     return None
-                return Start(number, int(stem.token_ids[index]), float(stem.logprobs[index]))
+                return self._start(number, index)
             index -= len(stem.token_ids)
         raise IndexError(index)
 
     def _top(self, num: int, only: int | None = None) -> list[tuple[int, int]]:
         """(stem, place) of the most probable starts, best first; equal ones in order."""
-        stems, places, logprobs = [], [], []
-        for number, stem in enumerate(self.stems):
-            if only not in (None, number):
-                continue
-            size = len(stem.logprobs)
-            own = np.argpartition(-stem.logprobs, num - 1)[:num] if size > num else np.arange(size)
-            own = np.sort(own[stem.logprobs[own] > -np.inf])
-            stems += [number] * len(own)
-            places += own.tolist()
-            logprobs.append(stem.logprobs[own])
-        order = np.argsort(-np.concatenate(logprobs), kind="stable")[:num]
-        return [(stems[i], places[i]) for i in order.tolist()]
+        chosen = [(n, stem) for n, stem in enumerate(self.stems) if only in (None, n) and len(stem.logprobs)]
+        peak = max((stem.logprob + float(stem.logprobs.max()) for _, stem in chosen), default=-math.inf)
+        near = [np.flatnonzero(stem.logprobs > peak - _NEAR - stem.logprob) for _, stem in chosen]
+        if sum(map(len, near)) < num:
+            near = [np.flatnonzero(stem.logprobs > -np.inf) for _, stem in chosen]
+        if not near:
+            return []
+        stems = np.concatenate([np.full(len(own), number) for (number, _), own in zip(chosen, near, strict=True)])
+        places = np.concatenate(near)
+        logprobs = np.concatenate(
+            [stem.logprobs[own] + stem.logprob for (_, stem), own in zip(chosen, near, strict=True)], dtype=np.float64
+        )
+        order = np.argsort(-logprobs, kind="stable")[:num]
+        return list(zip(stems[order].tolist(), places[order].tolist(), strict=True))
 
     def _rule_out(self, starts: Sequence[tuple[int, int]]) -> bool:
         """Ask the tokenizer for starts that it has not been asked for; whether some were not canonical."""
-        unasked = [(number, place) for number, place in starts if not self.stems[number].is_asked[place]]
-        paths = [self._path_to(number, place) for number, place in unasked]
+        unasked: dict[int, list[int]] = {}
+        for number, place in starts:
+            if not self.stems[number].is_asked[place]:
+                unasked.setdefault(number, []).append(place)
         has_wrong = False
-        for (number, place), verdict in zip(unasked, self._are_canonical(paths), strict=True):
-            self.stems[number].is_asked[place] = True
-            if not verdict:
-                self.stems[number].rule_out(place)
+        for number, places in unasked.items():
+            stem = self.stems[number]
+            stem.is_asked[places] = True
+            verdicts = self._verdicts(stem, stem.token_ids[places].tolist())
+            wrong = [place for place, verdict in zip(places, verdicts, strict=True) if not verdict]
+            if wrong:
+                stem.rule_out(wrong)
                 has_wrong = True
         return has_wrong
 
-    def _path_to(self, number: int, place: int) -> tuple[int, ...]:
-        """The tokens of a cover after the shared ones; an end of text, which has no bytes, is not one of them."""
-        stem = self.stems[number]
-        token_id = int(stem.token_ids[place])
-        return (*stem.path, token_id) if self._tokenizer.token_bytes[token_id] else stem.path
+    def _verdicts(self, stem: Stem, token_ids: Sequence[int]) -> list[bool]:
+        verdicts = self._are_canonical(stem.path, token_ids)
+        for index, token_id in enumerate(token_ids):
+            if not self._tokenizer.token_bytes[token_id]:  # an end of text: the stem alone has to be canonical
+                verdicts[index] = not stem.path or self._are_canonical(stem.path[:-1], stem.path[-1:])[0]
+        return verdicts
 
     def _rule_out_probable(self) -> None:
         """Leave only such starts unasked that hardly count."""
-        num = _MAX_CHECKED if MIN_CHECKED_SHARE > 0 else sum(len(stem.token_ids) for stem in self.stems)
         while True:
             least = self.log_total + _log(MIN_CHECKED_SHARE)
-            top = [(s, i) for s, i in self._top(num) if self.stems[s].logprobs[i] >= least]
-            if not self._rule_out(top):
+            places = [np.flatnonzero(stem.logprobs >= least - stem.logprob).tolist() for stem in self.stems]
+            if not self._rule_out([(number, place) for number, own in enumerate(places) for place in own]):
                 return
 
 

@@ -31,7 +31,7 @@ from superdraft.decoding.tokenizer import Tokenizer
 
 MAX_TAIL_TOKENS = 8
 MAX_TAIL_BYTES = 32
-_MAX_WINDOW_TOKENS = 8
+_MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS = 2, 8
 _MAX_PIECE_CHARS = 128
 _PROBES = ("x", "0", ".", "\n")
 """One character of each kind that tokenizers cut white space before."""
@@ -79,7 +79,7 @@ def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer:
     # SentencePiece puts a space before a text, so the tokens of a short prompt may have one byte more than it has.
     if not tail or not (text.encode().endswith(typed) or typed == b" " + text.encode()):
         return None
-    for num_window in range(_MAX_WINDOW_TOKENS, -1, -1):
+    for num_window in range(_MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS + 1):
         window = tuple(token_ids[max(num_fixed, num_shared - num_window) : num_shared])
         if _is_canonical_alone((*window, *tail), tokenizer):
             return HealingPlan(num_shared, tail, window, is_checked=True)
@@ -122,22 +122,28 @@ class CanonicalCheck:
         self._plan = plan
         self._tokenizer = tokenizer
 
-    def __call__(self, paths: Sequence[Sequence[int]]) -> list[bool]:
-        """For each sequence of tokens after the shared ones: whether it is canonical."""
+    def __call__(self, path: Sequence[int], token_ids: Sequence[int]) -> list[bool]:
+        """For each of some tokens behind a path, which begins after the shared tokens: whether both are canonical."""
         if not self._plan.is_checked:
-            return [True] * len(paths)
-        verdicts = [True] * len(paths)
+            return [True] * len(token_ids)
+        front = [*self._plan.window, *path]
+        front_bytes, token_bytes = self._tokenizer.bytes_of(front), self._tokenizer.token_bytes
+        verdicts = [True] * len(token_ids)
         texts, wanted, indices = [], [], []
-        for index, path in enumerate(paths):
-            token_ids = self._before_broken_character([*self._plan.window, *path])
-            if token_ids is None:
-                verdicts[index] = False
-            else:
-                texts.append(self._tokenizer.bytes_of(token_ids).decode())
-                wanted.append(token_ids)
-                indices.append(index)
-        for index, token_ids, encoded in zip(indices, wanted, self._tokenizer.encode_all_inside(texts), strict=True):
-            verdicts[index] = encoded == token_ids
+        for index, token_id in enumerate(token_ids):
+            try:
+                text, whole = (front_bytes + token_bytes[token_id]).decode(), [*front, token_id]
+            except UnicodeDecodeError:
+                kept = self._before_broken_character([*front, token_id])
+                if kept is None:
+                    verdicts[index] = False
+                    continue
+                text, whole = self._tokenizer.bytes_of(kept).decode(), kept
+            texts.append(text)
+            wanted.append(whole)
+            indices.append(index)
+        for index, whole, encoded in zip(indices, wanted, self._tokenizer.encode_all_inside(texts), strict=True):
+            verdicts[index] = encoded == whole
         return verdicts
 
     def may_begin(self, path: Sequence[int]) -> bool:
@@ -146,7 +152,7 @@ class CanonicalCheck:
         As a rule it is canonical itself. But tokenizers cut a run of white space one way at the end of a text, and
         another way before a word or a digit.
         """
-        if self([path])[0]:
+        if self(path[:-1], path[-1:])[0]:
             return True
         if not self._tokenizer.token_bytes[path[-1]][-1:].isspace():
             return False

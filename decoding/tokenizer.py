@@ -190,9 +190,8 @@ class Tokenizer:
         if self._plain_backend is None:
             options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
             return [list(self.hf_tokenizer.encode(text, **options)) for text in texts]
-        if len(texts) == 1:  # a batch starts threads
-            return [self._plain_backend.encode(texts[0], add_special_tokens=False).ids]
-        return [entry.ids for entry in self._plain_backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        # One by one: the library's batches start threads, which wait for the model's.
+        return [self._plain_backend.encode(text, add_special_tokens=False).ids for text in texts]
 
     def _behind_splice(self, token_ids: list[int]) -> list[int] | None:
         """The tokens behind the splice character; None if it is not told apart from the text."""
