@@ -179,6 +179,37 @@ def healing(
 
 
 @app.command()
+def healing_cost(
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prompts", help="JSON lines with prompt, reference and perhaps typed. Repeatable.  [default: built in]"
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="As in serve.")] = "auto",
+    num_drafts: Annotated[
+        list[int] | None, typer.Option("--num-drafts", "-k", min=1, help="Repeatable.  [default: 3, 8]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens of each draft.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts that end behind a word, and as many inside one.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Time requests with token healing and without, in turns: prompt, decode steps, and the host's part."""
+    from superdraft.benchmarks.healing_cost import main
+
+    main(
+        model=model,
+        dtype=dtype,
+        num_drafts=num_drafts or [3, 8],
+        max_tokens=max_tokens,
+        prompts=prompts or [],
+        limit=limit,
+        as_json=as_json,
+    )
+
+
+@app.command()
 def personal(
     prompts: Annotated[
         list[Path], typer.Option("--prompts", help="JSON lines with prompt and reference, in order. Repeatable.")
