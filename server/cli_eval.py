@@ -66,6 +66,10 @@ Output = Annotated[
 Peers = Annotated[
     list[str] | None, typer.Option("--peer", help="A running server beside them, as KIND=URL. Repeatable.")
 ]
+ContextLines = Annotated[
+    str | None,
+    typer.Option(help="BEFORE,AFTER: keep only so many lines before and after the cursor's, as 50,20.  [default: all]"),
+]
 
 
 @app.command("quality", help="Perplexity, hits, keystrokes saved and distinctness of several decoders' drafts.")
@@ -197,6 +201,7 @@ def infill(
         int | None, typer.Option(min=1, help="At most so many cases.  [default: all, 100 of source]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of cases.")] = 0,
+    context_lines: ContextLines = None,
     model: Model = "smollm2-135m",
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -207,6 +212,7 @@ def infill(
     """Fill gaps in source code as /infill does: whole lines, first words, first characters, keystrokes saved."""
     from superdraft.evaluation.decoder_spec import parse_decoders
     from superdraft.evaluation.infill import InfillJob, run_infill_job
+    from superdraft.evaluation.infill_cases import parse_window
     from superdraft.evaluation.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
     from superdraft.evaluation.workbench import ModelChoice
     from superdraft.server.log_config import configure_logging
@@ -218,6 +224,7 @@ def infill(
         kind=kind,
         limit=limit,
         seed=seed,
+        window=None if context_lines is None else parse_window(context_lines),
         models=ModelChoice(model, dtype, device),
         decoders=tuple(spec for text in _decoders(decoder, peer) for spec in parse_decoders(text, "auto", {})),
         peers=tuple(parse_peer(text, (SUPERDRAFT, LLAMA_CPP)) for text in peer or ()),
