@@ -197,7 +197,9 @@ def healing_cost(
 ) -> None:
     """Time requests with token healing and without, in turns: prompt, decode steps, and the host's part."""
     from superdraft.benchmarks.healing_cost import main
+    from superdraft.server.log_config import configure_logging
 
+    configure_logging("warning", "console")
     main(
         model=model,
         dtype=dtype,

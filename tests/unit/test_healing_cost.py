@@ -120,7 +120,9 @@ def test_the_command_reports_every_k_place_and_state_of_the_cache(measured, as_j
     from superdraft.server.cli_bench import app
 
     model, file = measured
-    monkeypatch.setattr("torch.set_num_threads", lambda _: None)  # it would stay for all tests
+    # Both would stay for all tests.
+    monkeypatch.setattr("superdraft.server.log_config.configure_logging", lambda *_: None)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     asked = []
     monkeypatch.setattr(healing_cost, "ask", lambda engine, text, *more: asked.append(text) or ask(engine, text, *more))
     options = ["--prompts", str(file), "--model", model, "--dtype", "float32", "-k", "2", "-k", "3", "-n", "4"]
