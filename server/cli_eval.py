@@ -147,6 +147,12 @@ def completion(
     dtype: Dtype = "auto",
     device: Device = "auto",
     typed_words: TypedWords = 5,
+    first_words: Annotated[
+        str | None,
+        typer.Option(
+            help="N,...: prompts are the first N words of each text, nothing is typed.  [default: as they are]"
+        ),
+    ] = None,
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
     output: Output = None,
@@ -169,6 +175,7 @@ def completion(
         max_tokens=max_tokens,
         words=words,
         typed_words=typed_words or None,
+        first_words=_word_counts(first_words),
         seed=seed,
         output=output or Path("eval-completion"),
     )
@@ -317,6 +324,14 @@ def all_files(first: list[Path] | None, more: list[Path] | None) -> tuple[Path, 
     if not files:
         raise CommandError("--prompts FILE is missing.")
     return files
+
+
+def _word_counts(text: str | None) -> tuple[int, ...]:
+    """The numbers of --first-words, each once."""
+    counts = [] if text is None else [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if min(counts, default=1) < 1:
+        raise CommandError(f"--first-words must be numbers of at least 1, as 1,2,3; got {text!r}.")
+    return tuple(dict.fromkeys(counts))
 
 
 def _decoders(given: list[str] | None, peers: list[str] | None) -> list[str]:
