@@ -137,9 +137,9 @@ def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = Tru
     return PromptTokens((*front, *token_ids), len(front), len(front), prompt)
 
 
-def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
-    """The prompt as token ids, at least one; errors as in `tokenise`."""
-    return list(tokenise(prompt, tokenizer).token_ids)
+def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = True) -> list[int]:
+    """The prompt as token ids, at least one; arguments and errors as in `tokenise`."""
+    return list(tokenise(prompt, tokenizer, document_start=document_start).token_ids)
 
 
 def _start_alone(start: tuple[int, ...]) -> PromptTokens:

@@ -225,7 +225,7 @@ class Covers:
         peak = max((stem.logprob + float(stem.logprobs.max()) for _, stem in chosen), default=-math.inf)
         near = [np.flatnonzero(stem.logprobs > peak - _NEAR - stem.logprob) for _, stem in chosen]
         if sum(map(len, near)) < num:
-            near = [np.flatnonzero(stem.logprobs > -np.inf) for _, stem in chosen]
+            near = [_best(stem.logprobs, num) for _, stem in chosen]
         if not near:
             return []
         stems = np.concatenate([np.full(len(own), number) for (number, _), own in zip(chosen, near, strict=True)])
@@ -267,6 +267,12 @@ class Covers:
             places = [np.flatnonzero(stem.logprobs >= least - stem.logprob).tolist() for stem in self.stems]
             if not self._rule_out([(number, place) for number, own in enumerate(places) for place in own]):
                 return
+
+
+def _best(logprobs: Row, num: int) -> NDArray[np.int64]:
+    """Places of the `num` highest values, in order of place, without -inf."""
+    places = np.argpartition(-logprobs, num - 1)[:num] if len(logprobs) > num else np.arange(len(logprobs))
+    return np.sort(places[logprobs[places] > -np.inf])
 
 
 def _log(share: float) -> float:

@@ -187,6 +187,10 @@ class Engine:
         self._ended = [output for output in self._ended if output.request_id != request_id]
         return len(self._ended) < num_ended
 
+    def forget_prompts(self) -> None:
+        """Keep none of the prompts so far for reuse: the next request runs all tokens of its own."""
+        self._prefixes.clear()
+
     def step(self) -> list[StepOutput]:
         """One forward pass: a prompt, or one more token for the drafts of every running request.
 

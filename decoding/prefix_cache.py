@@ -60,6 +60,12 @@ class PrefixCache:
         self._touch(path)
         return start, positions
 
+    def clear(self) -> None:
+        """Keep nothing of what was inserted so far."""
+        self._unused = 0
+        self._root = _Node(-1, None, -1)
+        self._by_use.clear()
+
     def _walk(self, token_ids: Sequence[int]) -> list[_Node]:
         path: list[_Node] = []
         node = self._root

@@ -15,7 +15,7 @@ from superdraft.evaluation.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders import Contender
 from superdraft.evaluation.figures import collect, intervals
 from superdraft.evaluation.peers import Peer, served_contender
-from superdraft.evaluation.prompts import Prompt, read_prompts
+from superdraft.evaluation.prompts import Prompt, first_words, read_prompts
 from superdraft.evaluation.quality import QualityRun, Typing
 from superdraft.evaluation.records import PromptRecord
 from superdraft.evaluation.report import DecoderResult, markdown, results_document, summary_table, write_json
@@ -45,6 +45,8 @@ COLUMNS = (
     "broken_joints/drafts",
     "broken_joints/any",
 )
+FIRST_WORDS_COLUMNS = ("forward_rows", "request_ms", "exact_match_first/1", "exact_match_any/1", "words_right")
+"""Behind the first words of texts, where nothing is typed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class CompletionJob:
         max_tokens: of each of their drafts.
         words: file of known words; None: the vocabulary's.
         typed_words: words of each reference that are typed; None: all.
+        first_words: prompts are so many first words of the texts instead, and nothing is typed; none: as they are.
         seed: of the sampling decoders.
         output: folder of the results.
     """
@@ -76,6 +79,7 @@ class CompletionJob:
     max_tokens: int
     words: Path | None
     typed_words: int | None
+    first_words: tuple[int, ...]
     seed: int
     output: Path
 
@@ -88,24 +92,48 @@ def run_completion_job(job: CompletionJob, console: Console) -> None:
     """
     names = [*(spec.name for spec in job.decoders), *(peer.name for peer in job.peers)]
     check_names(names)
+    asked = _asked(job)
+    prompts = [prompt for _, prompt in asked]
+    is_typed = not job.first_words
+    words = known_words(prompts, job.words, job.models.model) if is_typed else None
+    typing = Typing(is_typed, NUM_SHOWN if is_typed else (), job.typed_words)
+    with ExitStack() as stack:
+        wanted = (job.api_key, job.num_drafts, job.max_tokens)
+        peers = [stack.enter_context(served_contender(peer, *wanted)) for peer in job.peers]
+        contenders, steps = _contenders(job, prompts, peers)
+        run = QualityRun(contenders, job.output / "records", typing=typing)
+        advance = stack.enter_context(progress_of(names, len(prompts), console))
+        records = run.run(prompts, advance)
+    places = [after_words(count) for count in job.first_words] or PLACES
+    indices = {place: [i for i, (own, _) in enumerate(asked) if own == place] for place in places}
+    results = {
+        place: [_result(one, prompts, records[one.name], own, steps[one.name], words) for one in contenders]
+        for place, own in indices.items()
+        if own
+    }
+    _report(job, results, words, console)
+
+
+def _asked(job: CompletionJob) -> list[tuple[str, Prompt]]:
+    """The prompts, and where each of them ends.
+
+    Raises:
+        CommandError: there are none, or no text is longer than the first words that are asked for.
+    """
     prompts = read_prompts(job.files, job.limit)
     if not prompts:
         raise CommandError("The files hold no prompts.")
-    words = known_words(prompts, job.words, job.models.model)
-    with ExitStack() as stack:
-        asked = (job.api_key, job.num_drafts, job.max_tokens)
-        peers = [stack.enter_context(served_contender(peer, *asked)) for peer in job.peers]
-        contenders, steps = _contenders(job, prompts, peers)
-        run = QualityRun(contenders, job.output / "records", typing=Typing(turns=NUM_SHOWN, max_words=job.typed_words))
-        advance = stack.enter_context(progress_of(names, len(prompts), console))
-        records = run.run(prompts, advance)
-    places = {place: [i for i, prompt in enumerate(prompts) if place_of(prompt) == place] for place in PLACES}
-    results = {
-        place: [_result(one, prompts, records[one.name], own, steps[one.name], words) for one in contenders]
-        for place, own in places.items()
-        if own
-    }
-    _report(job, results, len(words), console)
+    if not job.first_words:
+        return [(place_of(prompt), prompt) for prompt in prompts]
+    cut = [(after_words(count), prompt) for count in job.first_words for prompt in first_words(prompts, count)]
+    if not cut:
+        raise CommandError(f"--first-words {min(job.first_words)}: no text has more words than that.")
+    return cut
+
+
+def after_words(count: int) -> str:
+    """The place behind a text's first words."""
+    return f"after {count} word{'s' if count > 1 else ''}"
 
 
 def place_of(prompt: Prompt) -> str:
@@ -134,7 +162,7 @@ def _result(
     records: Sequence[PromptRecord],
     indices: Sequence[int],
     num_steps: int,
-    words: WordList,
+    words: WordList | None,
 ) -> DecoderResult:
     """What a decoder did on some of the prompts."""
     domains = {}
@@ -151,23 +179,25 @@ def _result(
 
 
 def _report(
-    job: CompletionJob, results: Mapping[str, Sequence[DecoderResult]], num_words: int, console: Console
+    job: CompletionJob, results: Mapping[str, Sequence[DecoderResult]], words: WordList | None, console: Console
 ) -> None:
     """results.json, the tables, the plots, and the figures on the terminal."""
+    columns = FIRST_WORDS_COLUMNS if job.first_words else COLUMNS
     about: dict[str, Any] = {
         "command": "completion",
         "files": [file.name for file in job.files],
         "typed_words": job.typed_words,
-        "known_words": num_words,
+        "first_words": job.first_words,
+        "known_words": None if words is None else len(words),
         "machine": describe_machine(),
     }
     places = {place: results_document("completion", own, {}) for place, own in results.items()}
     write_json(job.output / "results.json", {**about, "places": places})
-    tables = [markdown(f"Completion: {place}", own, COLUMNS) for place, own in results.items()]
+    tables = [markdown(f"Completion: {place}", own, columns) for place, own in results.items()]
     (job.output / "results.md").write_text("\n".join(tables), encoding="utf-8")
     for place, own in results.items():
         found = {result.name: intervals(result.figures) for result in own}
-        plots.bars(job.output / f"completion_{place.replace(' ', '_')}.png", found, COLUMNS)
+        plots.bars(job.output / f"completion_{place.replace(' ', '_')}.png", found, columns)
         console.print(f"{place}: {own[0].num_prompts} prompts")
-        console.print(summary_table(own, COLUMNS))
+        console.print(summary_table(own, columns))
     console.print(f"{job.output / 'results.md'} has the confidence bounds, differences and domains.")

@@ -66,8 +66,9 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "min_score": float,
     "token_healing": _switch,
     "layout": str,
+    "document_start": _switch,
 }
-_NO_FIELDS = ("penalty", "layout")  # which no request can set: the library's, and the one of gaps
+_NO_FIELDS = ("penalty", "layout", "document_start")  # which no request can set: the library's, of gaps, the engine's
 OPTION_NAMES = ("ngram", *_LONG, *_TYPES)
 
 
@@ -116,6 +117,10 @@ class DecoderSpec:
         except ValidationError as error:
             raise CommandError(f"decoder {self.name!r}: {invalid_request(error)}") from None
 
+    def document_start(self, settings: Settings) -> bool:
+        """Whether the engine puts the token that begins a document in front of texts; the server does unless told."""
+        return bool(dict(self.options).get("document_start", settings.document_start))
+
     def params(self, drafting: DraftingDefaults, settings: Settings) -> GenerationParams:
         """The decoder's parameters, made as the server makes them of a request.
 
@@ -127,7 +132,7 @@ class DecoderSpec:
             CommandError: a value is out of range, or two contradict each other.
         """
         body = self.request(settings.default_strategy)
-        library = {name: value for name, value in self.options if name in _NO_FIELDS}
+        library = {name: value for name, value in self.options if name in _NO_FIELDS and name != "document_start"}
         if "layout" in library:
             raise CommandError(f"decoder {self.name!r}: layout is an option of gaps; it belongs to eval infill.")
         try:

@@ -143,12 +143,16 @@ class BeamDecoder:
         loaded: the model.
         tokenizer: its tokenizer.
         params: `num_drafts` and `max_tokens` are used.
+        document_start: put the token that begins a document in front of texts.
     """
 
-    def __init__(self, loaded: LoadedModel, tokenizer: Tokenizer, params: GenerationParams) -> None:
+    def __init__(
+        self, loaded: LoadedModel, tokenizer: Tokenizer, params: GenerationParams, *, document_start: bool = True
+    ) -> None:
         self._model = loaded.model
         self._tokenizer = tokenizer
         self._params = params
+        self._document_start = document_start
 
     def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
         """The drafts of each prompt, in order; the score is the mean log-probability of a draft's tokens."""
@@ -161,7 +165,7 @@ class BeamDecoder:
     def _decode_batch(self, asked: Sequence[Prompt]) -> list[Decoded]:
         started_s = time.perf_counter()
         k, max_tokens = self._params.num_drafts, self._params.max_tokens
-        prompts = [prompt_token_ids(prompt, self._tokenizer) for prompt in asked]
+        prompts = [prompt_token_ids(one, self._tokenizer, document_start=self._document_start) for one in asked]
         width = max(map(len, prompts))
         ends = sorted(self._tokenizer.eos_token_ids)
         padding = ends[0] if ends else 0

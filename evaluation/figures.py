@@ -35,9 +35,11 @@ def prompt_figures(record: PromptRecord, prompt: Prompt, num_steps: int) -> dict
     texts, continuation = record.texts, prompt.continuation
     words = [text.split() for text in texts]
     matches = {n: metrics.exact_match(texts, continuation, n) for n in MATCH_WORDS}
+    is_first_right = metrics.exact_match(texts[:1], continuation, 1)
     figures = {
         **_perplexities(record),
         **{f"exact_match_any/{n}": math.nan if match is None else float(match) for n, match in matches.items()},
+        "exact_match_first/1": math.nan if is_first_right is None else float(is_first_right),
         "words_right": float(metrics.most_words_right(texts, continuation)),
         "distinct_starts": float(metrics.distinct_starts(texts)),
         "self_bleu": metrics.self_bleu(texts),

@@ -17,7 +17,7 @@ from superdraft.evaluation.bootstrap import as_ratios
 from superdraft.evaluation.commands import check_names, progress_of
 from superdraft.evaluation.decoder_spec import DecoderSpec
 from superdraft.evaluation.figures import Figures, forward_rows, intervals
-from superdraft.evaluation.infill_cases import InfillCase, cases_from_source, read_cases, write_cases
+from superdraft.evaluation.infill_cases import InfillCase, chosen_cases, write_cases
 from superdraft.evaluation.infill_requests import InfillDecoder
 from superdraft.evaluation.infill_server import Variation, served_here
 from superdraft.evaluation.peers import SUPERDRAFT, TIMEOUT_S, Peer, served_model
@@ -52,6 +52,7 @@ class InfillJob:
         kind: of the cases from source code.
         limit: at most so many cases; None: all of the file.
         seed: of the cases from source code.
+        window: lines kept before and after the cursor's; None: all.
         models: the language model.
         decoders: what is compared on this machine.
         peers: running servers.
@@ -66,6 +67,7 @@ class InfillJob:
     kind: str
     limit: int | None
     seed: int
+    window: tuple[int, int] | None
     models: ModelChoice
     decoders: tuple[DecoderSpec, ...]
     peers: tuple[Peer, ...]
@@ -92,7 +94,7 @@ def run_infill_job(job: InfillJob, console: Console) -> None:
         CommandError: a file or an option is wrong, or a peer does not answer.
     """
     check_names([*(spec.name for spec in job.decoders), *(peer.name for peer in job.peers)])
-    cases = _cases(job)
+    cases = chosen_cases(job.file, job.source, job.kind, job.limit, job.seed, job.window)
     max_tokens = job.max_tokens or job.models.server_settings().editor_max_tokens
     with ExitStack() as stack:
         entrants = [_entrant_of_peer(peer, job, max_tokens, stack) for peer in job.peers]
@@ -104,18 +106,6 @@ def run_infill_job(job: InfillJob, console: Console) -> None:
             records = _records(entrant, cases, job.output / "records", lambda name=entrant.name: advance(name, 1))
             results.append(_result(entrant, cases, records))
     _report(job, results, cases, console)
-
-
-def _cases(job: InfillJob) -> list[InfillCase]:
-    if (job.file is None) == (job.source is None):
-        raise CommandError("Name either a file of cases (--cases FILE) or source code (--from-source FOLDER).")
-    if job.file is not None:
-        cases = read_cases(job.file, job.limit)
-        if not cases:
-            raise CommandError(f"{job.file} holds no cases.")
-        return cases
-    assert job.source is not None
-    return cases_from_source(job.source, job.kind, job.limit or 100, job.seed)
 
 
 def _entrants_here(job: InfillJob, max_tokens: int, stack: ExitStack) -> list[_Entrant]:
@@ -238,6 +228,7 @@ _CHECKS = {
 def _report(job: InfillJob, results: Sequence[DecoderResult], cases: Sequence[InfillCase], console: Console) -> None:
     about = {
         "cases": job.file.name if job.file is not None else {"kind": job.kind, "seed": job.seed},
+        "context_lines": job.window,
         "machine": describe_machine(),
     }
     write_json(job.output / "results.json", results_document("infill", results, about))

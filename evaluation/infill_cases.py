@@ -4,7 +4,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,53 @@ def read_cases(path: Path, limit: int | None = None) -> list[InfillCase]:
     cases = read_rows([path], parse, limit)
     check_ids([case.id for case in cases])
     return cases
+
+
+def with_window(case: InfillCase, num_before: int, num_after: int) -> InfillCase:
+    """The case with only so many lines before and after the cursor's: editors send a window, not the whole file."""
+    before = case.prefix.split("\n")[-(num_before + 1) :]
+    after = case.suffix.split("\n")[: num_after + 1]  # the first one is what follows on the cursor's line
+    return replace(case, prefix="\n".join(before), suffix="\n".join(after))
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """Lines before and after the cursor's, from `BEFORE,AFTER`.
+
+    Raises:
+        CommandError: it is something else.
+    """
+    found = re.fullmatch(r"(\d+),(\d+)", text)
+    if found is None:
+        raise CommandError(f"--context-lines must be BEFORE,AFTER, two numbers of lines such as 50,20; got {text!r}.")
+    return int(found[1]), int(found[2])
+
+
+def chosen_cases(
+    file: Path | None, source: Path | None, kind: str, limit: int | None, seed: int, window: tuple[int, int] | None
+) -> list[InfillCase]:
+    """The cases of a file, or those made from source code.
+
+    Args:
+        file: of cases; None: they are made from source code.
+        source: folder of source code; None: the cases are in the file.
+        kind: of the cases from source code.
+        limit: at most so many cases; None: all of the file, 100 of source code.
+        seed: of the cases from source code.
+        window: lines kept before and after the cursor's; None: all.
+
+    Raises:
+        CommandError: neither or both are named, or there are no cases.
+    """
+    if (file is None) == (source is None):
+        raise CommandError("Name either a file of cases (--cases FILE) or source code (--from-source FOLDER).")
+    if source is not None:
+        cases = cases_from_source(source, kind, limit or 100, seed)
+    else:
+        assert file is not None
+        cases = read_cases(file, limit)
+        if not cases:
+            raise CommandError(f"{file} holds no cases.")
+    return cases if window is None else [with_window(case, *window) for case in cases]
 
 
 def write_cases(path: Path, cases: Sequence[InfillCase]) -> None:

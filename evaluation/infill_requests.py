@@ -86,6 +86,6 @@ class InfillDecoder:
 
     def _forward_rows(self, num_predicted: int) -> int | None:
         """One row per token after the first, which comes from the prompt's own pass, where it is one draft alone."""
-        if self.engine is not None:
-            return self.engine.forward_rows
+        if self.engine is not None and self.engine.output is not None:
+            return self.engine.output.usage.forward_rows
         return max(0, num_predicted - 1) if self.kind == LLAMA_CPP else None

@@ -15,7 +15,7 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.fim import Budget, FimTokens, Gap, gap_prompt
 from superdraft.decoding.kv_cache import plan_cache, probe_layer_shapes
 from superdraft.decoding.model_loader import LoadedModel, load_model
-from superdraft.decoding.outputs import StepOutput
+from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.evaluation.workbench import ModelChoice
 from superdraft.server.app import create_app
@@ -57,7 +57,7 @@ class VariedEngine:
     Attributes:
         variation: of the requests from now on.
         gap: what the next request is for.
-        forward_rows: model rows of the decode steps of the latest request.
+        output: what the engine answered the latest request; None: none yet.
         defaults: what the server fills in.
         max_tokens: of a draft, at most.
     """
@@ -73,7 +73,7 @@ class VariedEngine:
         self._fim: FimTokens | None = fim_tokens_of(engine, settings)
         self.variation = AS_SERVED
         self.gap = Gap("")
-        self.forward_rows = 0
+        self.output: GenerationOutput | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -92,7 +92,7 @@ class VariedEngine:
         outputs = self._engine.step()
         for output in outputs:
             if output.output is not None:
-                self.forward_rows = output.output.usage.forward_rows
+                self.output = output.output
         return outputs
 
     def _laid_out(self, layout: str, max_tokens: int) -> Any:
@@ -121,11 +121,15 @@ class VariedEngine:
 
 
 @contextlib.contextmanager
-def served_here(choice: ModelChoice) -> Iterator[tuple[str, VariedEngine]]:
+def served_here(choice: ModelChoice, *, keeps_prompts: bool = False) -> Iterator[tuple[str, VariedEngine]]:
     """A server on a free port of this machine, with the settings that `superdraft serve` would have; URL and engine.
 
-    Some of them are others: no prompt is kept for the next one, so that no decoder finds those of the one before,
-    repeated requests do not share a run, and nobody else may ask, so that there are neither keys nor limits.
+    Some of them are others: repeated requests do not share a run, and nobody else may ask, so that there are neither
+    keys nor limits.
+
+    Args:
+        choice: the model.
+        keeps_prompts: for the next request, as a server does; else no decoder finds those of the one before.
 
     Raises:
         ModelLoadError: the model cannot be used.
@@ -139,7 +143,8 @@ def served_here(choice: ModelChoice) -> Iterator[tuple[str, VariedEngine]]:
         device=choice.device,
         trust_remote_code=settings.trust_remote_code,
     )
-    service = service_of(loaded, settings, _without_room_for_prompts(loaded, settings))
+    config = settings.engine_config() if keeps_prompts else _without_room_for_prompts(loaded, settings)
+    service = service_of(loaded, settings, config)
     engine = VariedEngine(service, settings)
     app = create_app(
         settings,

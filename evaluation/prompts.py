@@ -80,6 +80,21 @@ def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: 
     return prompts
 
 
+def first_words(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The first words of each text, prompt and reference together, as prompts; what follows is their reference.
+
+    Texts without a further word are left out.
+    """
+    cut = []
+    for prompt in prompts:
+        text = prompt.text + prompt.continuation
+        words = list(_WORD.finditer(text))
+        if len(words) > count:
+            start, end = words[count].start(), words[count - 1].end()
+            cut.append(Prompt(f"{prompt.id} first {count}", prompt.domain, text[:end], text[start:]))
+    return cut
+
+
 def read_questions(paths: Sequence[Path], limit: int | None = None) -> list[Question]:
     """Questions of files with the fields `question` and `answers`; limit and errors as in `read_prompts`."""
 

@@ -33,6 +33,7 @@ TITLES = {
     "exact_match_any/1": "EM@1",
     "exact_match_any/2": "EM@2",
     "exact_match_any/3": "EM@3",
+    "exact_match_first/1": "EM@1, first draft",
     "words_right": "words right",
     "keystroke_savings": "keystrokes saved",
     "distinct_starts": "distinct starts",

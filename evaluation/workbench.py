@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from superdraft.decoding.admission import prompt_token_ids
+from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine import Engine
 from superdraft.decoding.engine_builder import build_engine
 from superdraft.decoding.model_loader import LoadedModel, load_model
@@ -85,10 +86,20 @@ class Workbench:
         params = [self.params(spec) for spec in specs]
         self._max_tokens = max(one.max_tokens for one in params)
         self._max_len = _longest(texts, tokenizer) + self._max_tokens + _SPARE_TOKENS
-        self.engine = self._engine(params)
+        self._config = self._engine_config(params)
+        self._engines: dict[bool, Engine] = {}
+        self.engine = self._engine(specs[0].document_start(self.server_settings))
 
-    def _engine(self, params: Sequence[GenerationParams]) -> Engine:
-        config = replace(
+    def _engine(self, document_start: bool) -> Engine:
+        """The engine that begins texts so, or does not: one for each, over the same weights."""
+        if document_start not in self._engines:
+            self._engines[document_start] = build_engine(
+                self.loaded, replace(self._config, document_start=document_start)
+            )
+        return self._engines[document_start]
+
+    def _engine_config(self, params: Sequence[GenerationParams]) -> EngineConfig:
+        return replace(
             self.server_settings.engine_config(),
             max_model_len=self._max_len,
             kv_memory_bytes=_KV_MEMORY_BYTES,
@@ -98,7 +109,6 @@ class Workbench:
             max_candidates_per_draft=max(one.num_candidates for one in params),
             max_tokens=self._max_tokens,
         )
-        return build_engine(self.loaded, config)
 
     def params(self, spec: DecoderSpec) -> GenerationParams:
         """A decoder's parameters, as the server would have them."""
@@ -108,9 +118,17 @@ class Workbench:
     def decoder(self, spec: DecoderSpec) -> Decoder:
         """The decoder itself."""
         if spec.kind == "beam":
-            return BeamDecoder(self.loaded, self.engine.tokenizer, self.params(spec))
+            return BeamDecoder(
+                self.loaded,
+                self.engine.tokenizer,
+                self.params(spec),
+                document_start=spec.document_start(self.server_settings),
+            )
         return EngineDecoder(
-            self.engine, self.params(spec), lambda domain: self.ngram_models.scorer(spec.ngram, domain), self._seed
+            self._engine(spec.document_start(self.server_settings)),
+            self.params(spec),
+            lambda domain: self.ngram_models.scorer(spec.ngram, domain),
+            self._seed,
         )
 
     def contenders(self, specs: Sequence[DecoderSpec]) -> list[Contender]:
@@ -126,6 +144,7 @@ class Workbench:
             "ngram": spec.ngram,
             "ngram_binaries": self.ngram_models.identity(spec.ngram),
             "seed": self._seed,
+            "document_start": spec.document_start(self.server_settings),
             "params": asdict(self.params(spec)),
         }
 

@@ -179,6 +179,75 @@ def healing(
 
 
 @app.command()
+def healing_cost(
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prompts", help="JSON lines with prompt, reference and perhaps typed. Repeatable.  [default: built in]"
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="As in serve.")] = "auto",
+    num_drafts: Annotated[
+        list[int] | None, typer.Option("--num-drafts", "-k", min=1, help="Repeatable.  [default: 3, 8]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens of each draft.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts that end behind a word, and as many inside one.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Time requests with token healing and without, in turns: prompt, decode steps, and the host's part."""
+    from superdraft.benchmarks.healing_cost import main
+    from superdraft.server.log_config import configure_logging
+
+    configure_logging("warning", "console")
+    main(
+        model=model,
+        dtype=dtype,
+        num_drafts=num_drafts or [3, 8],
+        max_tokens=max_tokens,
+        prompts=prompts or [],
+        limit=limit,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def gap_keys(
+    cases: Annotated[Path | None, typer.Option(help="As in eval infill.")] = None,
+    from_source: Annotated[Path | None, typer.Option(help="Or a folder of source code to make cases of.")] = None,
+    kind: Annotated[str, typer.Option(help="Of such cases: mid or word.")] = "mid",
+    context_lines: Annotated[str | None, typer.Option(help="As in eval infill.  [default: all]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Lines.  [default: all, 100 of source]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of cases.")] = 0,
+    keys: Annotated[int, typer.Option(min=2, help="Key presses of each line.")] = 10,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Drafts for a gap.")] = 3,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", min=2, help="Of each draft.  [default: the server's limit]")
+    ] = None,
+    model: Annotated[str, typer.Option(help="As in serve.")] = "qwen2.5-coder-0.5b",
+    dtype: Annotated[str, typer.Option(help="As in serve.")] = "auto",
+    device: Annotated[str, typer.Option(help="As in serve.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Type the ends of lines of code key by key: what each layout of a gap's prompt costs."""
+    from superdraft.benchmarks.gap_keys import CaseChoice, main
+    from superdraft.evaluation.infill_cases import parse_window
+    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.server.log_config import configure_logging
+
+    configure_logging("warning", "console")
+    window = None if context_lines is None else parse_window(context_lines)
+    main(
+        cases=CaseChoice(cases, from_source, kind, limit, seed, window),
+        num_keys=keys,
+        models=ModelChoice(model, dtype, device),
+        num_drafts=num_drafts,
+        max_tokens=max_tokens,
+        as_json=as_json,
+    )
+
+
+@app.command()
 def personal(
     prompts: Annotated[
         list[Path], typer.Option("--prompts", help="JSON lines with prompt and reference, in order. Repeatable.")

@@ -11,6 +11,7 @@ from superdraft.server.cli_api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.cli_eval_options import (
     Alpha,
     Candidates,
+    ContextLines,
     Decoders,
     Device,
     Dtype,
@@ -121,6 +122,12 @@ def completion(
     dtype: Dtype = "auto",
     device: Device = "auto",
     typed_words: TypedWords = 5,
+    first_words: Annotated[
+        str | None,
+        typer.Option(
+            help="N,...: prompts are the first N words of each text, nothing is typed.  [default: as they are]"
+        ),
+    ] = None,
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
     output: Output = None,
@@ -143,6 +150,7 @@ def completion(
         max_tokens=max_tokens,
         words=words,
         typed_words=typed_words or None,
+        first_words=_word_counts(first_words),
         seed=seed,
         output=output or Path("eval-completion"),
     )
@@ -175,6 +183,7 @@ def infill(
         int | None, typer.Option(min=1, help="At most so many cases.  [default: all, 100 of source]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of cases.")] = 0,
+    context_lines: ContextLines = None,
     model: Model = "smollm2-135m",
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -185,6 +194,7 @@ def infill(
     """Fill gaps in source code as /infill does: whole lines, first words, first characters, keystrokes saved."""
     from superdraft.evaluation.decoder_spec import parse_decoders
     from superdraft.evaluation.infill import InfillJob, run_infill_job
+    from superdraft.evaluation.infill_cases import parse_window
     from superdraft.evaluation.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
     from superdraft.evaluation.workbench import ModelChoice
     from superdraft.server.log_config import configure_logging
@@ -196,6 +206,7 @@ def infill(
         kind=kind,
         limit=limit,
         seed=seed,
+        window=None if context_lines is None else parse_window(context_lines),
         models=ModelChoice(model, dtype, device),
         decoders=tuple(spec for text in decoders_beside(decoder, peer) for spec in parse_decoders(text, "auto", {})),
         peers=tuple(parse_peer(text, (SUPERDRAFT, LLAMA_CPP)) for text in peer or ()),
@@ -288,6 +299,14 @@ def all_files(first: list[Path] | None, more: list[Path] | None) -> tuple[Path, 
     if not files:
         raise CommandError("--prompts FILE is missing.")
     return files
+
+
+def _word_counts(text: str | None) -> tuple[int, ...]:
+    """The numbers of --first-words, each once."""
+    counts = [] if text is None else [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if min(counts, default=1) < 1:
+        raise CommandError(f"--first-words must be numbers of at least 1, as 1,2,3; got {text!r}.")
+    return tuple(dict.fromkeys(counts))
 
 
 def _given(value: T | None) -> list[T]:

@@ -63,3 +63,9 @@ def decoders_beside(given: list[str] | None, peers: list[str] | None) -> list[st
     if given == ["none"] and not peers:
         raise CommandError("--decoder none leaves nothing to measure; add --peer KIND=URL.")
     return [] if given == ["none"] else given or ["served"]
+
+
+ContextLines = Annotated[
+    str | None,
+    typer.Option(help="BEFORE,AFTER: keep only so many lines before and after the cursor's, as 50,20.  [default: all]"),
+]

@@ -258,6 +258,38 @@ def test_completion_reports_word_ends_and_inside_words(run, files, tmp_path):
     assert (files / "out" / "completion_inside_words.png").stat().st_size > 1000
 
 
+def test_completion_behind_the_first_words_of_texts(run, files, model, monkeypatch):
+    from superdraft.decoding.engine import Engine
+
+    seen = []
+    add_request = Engine.add_request
+
+    def note(self, request_id, prompt, *more, **options):
+        seen.append((self.config.document_start, prompt))
+        add_request(self, request_id, prompt, *more, **options)
+
+    monkeypatch.setattr(Engine, "add_request", note)
+    command = ("eval", "completion", *prompt_files(files), "-n", "4", "--first-words", "1,2,9")
+    code, results, err = run(*command, "--decoder", "on: served", "--decoder", "off: served document_start=off")
+    assert (code, err) == (0, "")
+    assert list(results["places"]) == ["after 1 word", "after 2 words", "after 9 words"]
+    for place, count in (("after 1 word", 4), ("after 2 words", 4), ("after 9 words", 3)):
+        decoders = results["places"][place]["decoders"]
+        assert list(decoders) == ["on", "off"]
+        assert [found["n"] for found in decoders.values()] == [count, count]
+        assert [found["settings"]["document_start"] for found in decoders.values()] == [True, False]
+        for found in decoders.values():
+            assert found["keystroke_savings"] is None
+            assert 0 <= found["exact_match_first"]["1"] <= found["exact_match_any"]["1"] <= 1
+    texts = {" ".join((*prompt.split(), *reference.split())[:n]) for prompt, reference in TEXTS for n in (1, 2, 9)}
+    assert {prompt for _, prompt in seen} <= texts
+    assert sorted(prompt for starts, prompt in seen if starts) == sorted(
+        prompt for starts, prompt in seen if not starts
+    )
+    assert len(seen) == 2 * 11
+    assert "| EM@1, first draft |" in (files / "out" / "results.md").read_text()
+
+
 def test_completion_of_a_running_server_equals_that_in_the_process(run, files, model, monkeypatch):
     settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
     loaded = load_service(settings)
@@ -322,6 +354,10 @@ def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model)
         (("eval", "completion", "--prompts", "x", "--decoder", "none"), "--decoder none leaves nothing to measure"),
         (("eval", "texts", "--peer", "before=x"), "--peer must be NAME=URL"),
         (("eval", "texts", "--texts", "none.jsonl"), "none.jsonl cannot be read"),
+        (
+            ("eval", "completion", "--prompts", "x", "--first-words", "1,0"),
+            "--first-words must be numbers of at least 1",
+        ),
         (("tune", "--prompts", "x", "--objective", "fame"), "--objective must be one of words_right"),
         (("tune", "--prompts", "x", "--tau", "hot"), "--tau must be numbers"),
     ],

@@ -195,6 +195,8 @@ def test_llamacpps_server_gets_the_same_gaps(run, cases):
         (("--from-source", ".", "--cases", "x"), "Name either a file of cases"),
         (("--cases", "none.jsonl"), "none.jsonl cannot be read"),
         (("--from-source", ".", "--kind", "end"), "--kind must be one of indent, mid, word"),
+        (("--cases", "CASES", "--context-lines", "50"), "--context-lines must be BEFORE,AFTER"),
+        (("--cases", "CASES", "--decoder", "served document_start=off"), "got 'document_start'"),
         (("--cases", "CASES", "--decoder", "greedy"), "gaps are filled by the decoder served"),
         (("--cases", "CASES", "--decoder", "served tau=2"), "got 'tau'"),
         (("--cases", "CASES", "--decoder", "served layout=upside_down"), "layout must be one of line_in_prefix"),

@@ -116,3 +116,10 @@ def test_several_values_make_several_decoders():
 def test_errors(text, message):
     with pytest.raises(CommandError, match=message):
         params(text)
+
+
+def test_who_begins_texts_with_the_token_of_a_document():
+    specs = parse_decoders("served document_start=on,off", "auto", SHARED) + parse_decoders("served", "auto", SHARED)
+    assert [spec.document_start(Settings()) for spec in specs] == [True, False, True]
+    assert [spec.document_start(Settings(document_start=False)) for spec in specs] == [True, False, False]
+    assert len({spec.params(TUNED, Settings()) for spec in specs}) == 1  # it is the engine's, no request has it

@@ -5,7 +5,16 @@ import json
 import pytest
 
 from superdraft.evaluation.infill import infill_figures
-from superdraft.evaluation.infill_cases import KINDS, InfillCase, cases_from_source, read_cases, write_cases
+from superdraft.evaluation.infill_cases import (
+    KINDS,
+    InfillCase,
+    cases_from_source,
+    chosen_cases,
+    parse_window,
+    read_cases,
+    with_window,
+    write_cases,
+)
 from superdraft.evaluation.infill_metrics import (
     is_exact_line,
     is_first_character_right,
@@ -161,3 +170,28 @@ def test_figures_of_the_first_draft_and_of_any():
     assert (values["forward_rows"], values["request_ms"], values["num_drafts"]) == (2, 500, 1.5)
     unknown = infill_figures(cases[:1], [record("return 1")], 3)["forward_rows"]
     assert unknown.tolist() == [[0, 0]]
+
+
+def test_a_window_keeps_lines_on_both_sides():
+    case = InfillCase("a", "mid", "one\ntwo\n    thr", "\nfour\n\nfive\n", "ee")
+    whole = with_window(case, 9, 9)
+    assert whole == case
+    narrow = with_window(case, 1, 2)
+    assert (narrow.prefix, narrow.suffix, narrow.reference) == ("two\n    thr", "\nfour\n", "ee")
+    none = with_window(case, 0, 0)
+    assert (none.prefix, none.suffix) == ("    thr", "")
+
+
+def test_windows_are_two_numbers():
+    assert parse_window("50,0") == (50, 0)
+    for wrong in ("50", "a,b", "1,2,3", "-1,2", "1, 2", ""):
+        with pytest.raises(CommandError, match="--context-lines must be BEFORE,AFTER"):
+            parse_window(wrong)
+
+
+def test_cases_of_source_have_the_window_that_was_asked_for(folder):
+    whole = chosen_cases(None, folder, "mid", 4, 0, None)
+    assert whole == cases_from_source(folder, "mid", 4, 0)
+    narrow = chosen_cases(None, folder, "mid", 4, 0, (1, 1))
+    assert narrow == [with_window(case, 1, 1) for case in whole]
+    assert all(case.prefix.count("\n") == case.suffix.count("\n") == 1 for case in narrow)

@@ -58,6 +58,16 @@ def test_only_the_new_tokens_of_a_grown_prompt_are_written():
     assert cache.insert([1, 2]) == (2, [])
 
 
+def test_a_cleared_cache_has_all_its_room_and_nothing_in_it():
+    cache = PrefixCache(3)
+    cache.insert([1, 2, 3])
+    cache.clear()
+    assert cache.match([1, 2, 3]) == []
+    start, positions = cache.insert([4, 5, 6])
+    assert (start, sorted(positions)) == (0, [0, 1, 2])
+    assert cache.match([4, 5, 6]) == positions
+
+
 def test_a_pool_of_nothing_keeps_nothing():
     cache = PrefixCache(0)
     assert cache.insert([1, 2]) == (0, [])
