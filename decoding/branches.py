@@ -130,6 +130,8 @@ class BranchSteps:
         sequence, cache = branch.sequence, self._runner.cache
         saved: dict[tuple[int, ...], Any] = {}
         while (stem := covers.next_unrun()) is not None:
+            if sequence.num_shared + len(stem.path) > sequence.max_positions:
+                continue  # it has more tokens than the prompt's own end, and the slot is full
             if not saved:
                 saved[branch.path] = cache.read(branch.slot, sequence.num_shared, branch.num_computed)
             self._take_path(branch, stem.path[:-1], saved)

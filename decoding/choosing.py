@@ -107,7 +107,7 @@ class TokenChooser:
             logits,
             self._biased(logits, sequence),
         )
-        if math.isnan(covers.log_total) or not math.isfinite(covers.log_total):
+        if not math.isfinite(covers.log_total):
             raise SequenceFailedError(_NOT_NUMBERS)
         return covers
 
