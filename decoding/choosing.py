@@ -140,11 +140,14 @@ class TokenChooser:
     def _superposed_starts(self, branch: Branch, covers: Covers) -> DraftSet:
         """The k best starts, by the rule of every other step; the parents are the stems."""
         sequence, params = branch.sequence, branch.sequence.params
-        starts = covers.starts(params.num_candidates)
+        num = params.num_candidates
+        if params.selection == "distinct":  # it begins the k best; the others are for those that are equal as text
+            num = min(num, 2 * params.num_drafts)
+        starts = covers.starts(num)
         if params.num_rows == 1:  # one row holds one tokenisation of what was typed
             best = starts[: params.num_drafts]
             weights = {stem: sum(math.exp(one.logprob) for one in best if one.stem == stem) for stem in _stems_of(best)}
-            starts = covers.starts(params.num_candidates, max(weights, key=lambda stem: weights[stem]))
+            starts = covers.starts(num, max(weights, key=lambda stem: weights[stem]))
         roots, candidates = [], []
         for stem in _stems_of(starts):
             own = [start for start in starts if start.stem == stem]
