@@ -1,0 +1,82 @@
+"""What the model is fed for a prompt: the token that begins a document, what is not the client's, what is cut off."""
+
+import pytest
+from support.fake_runner import fake_engine
+from support.models import tiny_tokenizer
+from support.tokenizers import sentencepiece_like
+
+from superdraft.decoding.admission import fit_to_context, tokenise
+from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import PrefixedText
+from superdraft.decoding.tokenizer import Tokenizer
+
+TINY = Tokenizer(tiny_tokenizer())
+SENTENCEPIECE = sentencepiece_like()
+START = TINY.start_token_id
+TEXT = "Thank you for your email"
+
+
+def test_a_text_gets_the_token_that_begins_a_document_and_token_ids_do_not():
+    own = tuple(TINY.encode(TEXT))
+    tokens = tokenise(TEXT, TINY)
+    assert (tokens.token_ids, tokens.num_start, tokens.num_fixed) == ((START, *own), 1, 1)
+    assert tokenise(TEXT, TINY, document_start=False).token_ids == own
+    assert tokenise(own, TINY).token_ids == own
+
+
+def test_a_text_that_begins_with_a_special_token_gets_no_other_one():
+    spelled = f"<|endoftext|>{TEXT}"
+    assert tokenise(spelled, TINY).token_ids == tuple(TINY.encode(spelled))
+    assert tokenise("wor", SENTENCEPIECE).token_ids == tuple(SENTENCEPIECE.encode("wor"))
+    assert tokenise("wor", SENTENCEPIECE).num_fixed == 1
+
+
+def test_plain_text_at_the_beginning_of_a_document_is_encoded_as_such():
+    begin = SENTENCEPIECE.start_token_id
+    assert tokenise(PrefixedText((begin,), "wor"), SENTENCEPIECE).token_ids == (begin, *SENTENCEPIECE.encode("wor")[1:])
+    inside = tokenise(PrefixedText((begin, begin), "wor"), SENTENCEPIECE)
+    assert SENTENCEPIECE.bytes_of(inside.token_ids) == b"wor"
+    spelled = tokenise(PrefixedText((START,), "<|endoftext|>"), TINY)
+    assert TINY.bytes_of(spelled.token_ids) == b"<|endoftext|>"
+    with pytest.raises(InvalidRequestError, match="prompt\\[0\\] is 9999"):
+        tokenise(PrefixedText((9999,), "a"), TINY)
+
+
+def test_the_token_in_front_is_not_counted():
+    engine, _, _ = fake_engine(document_start=True)
+    params = GenerationParams(max_tokens=2, alpha=0, token_healing=True)
+    output = engine.generate(TEXT, params)
+    assert output.usage.prompt_tokens == len(TINY.encode(TEXT)) == len(output.prompt_token_ids)
+    again = engine.generate(TEXT, params)
+    assert 0 < again.usage.cached_tokens < again.usage.prompt_tokens
+
+
+def test_a_prompt_that_is_cut_keeps_the_token_in_front_and_one_that_just_fits_does_without():
+    own = TINY.encode(TEXT)
+    tokens = tokenise(TEXT, TINY)
+    cut, (warning,) = fit_to_context(tokens, 4, 4 + 6, "truncate_left")
+    assert cut.token_ids == (START, *own[-5:])
+    assert f"The first {len(own) - 5} tokens of the prompt were left out" in warning
+    fitting, warnings = fit_to_context(tokens, 4, 4 + len(own), "error")
+    assert (fitting.token_ids, fitting.num_start, fitting.num_fixed, warnings) == (tuple(own), 0, 0, [])
+    with pytest.raises(PromptTooLongError, match=f"has {len(own)} tokens .* by 1 tokens"):
+        fit_to_context(tokens, 4, 4 + len(own) - 1, "error")
+
+
+def test_an_improbable_draft_ends_behind_its_first_word_or_after_as_many_tokens_again():
+    """Of letters no word is finished after two tokens, and two more are awaited; of marks nothing is to be finished."""
+    engine, _, _ = fake_engine()
+    letters = {token: i for i, token in enumerate(engine.tokenizer.token_bytes) if token.isalpha() and len(token) == 1}
+    marks = engine.tokenizer.encode_inside("!") + engine.tokenizer.encode_inside("?")
+    options = {"selection": "distinct", "alpha": 0, "tau": 1, "num_drafts": 1, "min_probability": 0.9}
+
+    def length(allowed):
+        bias = tuple((i, 100.0) for i in allowed)
+        params = GenerationParams(max_tokens=10, min_draft_tokens=2, logit_bias=bias, **options)
+        (draft,) = engine.generate(TEXT, params).drafts
+        assert draft.finish_reason == "improbable"
+        return len(draft.token_ids)
+
+    assert length(letters.values()) == 4
+    assert length(marks) == 2
