@@ -69,7 +69,7 @@ def test_an_improbable_draft_ends_behind_its_first_word_or_after_as_many_tokens_
     engine, _, _ = fake_engine()
     letters = {token: i for i, token in enumerate(engine.tokenizer.token_bytes) if token.isalpha() and len(token) == 1}
     marks = engine.tokenizer.encode_inside("!") + engine.tokenizer.encode_inside("?")
-    options = {"selection": "distinct", "alpha": 0, "tau": 1, "num_drafts": 1, "min_probability": 0.9}
+    options = {"selection": "distinct", "alpha": 0, "tau": 1, "num_drafts": 1, "min_probability": 1.0}
 
     def length(allowed):
         bias = tuple((i, 100.0) for i in allowed)
