@@ -85,13 +85,13 @@ class BranchSteps:
         """The prompt's last token was fed in a decode step: choose first tokens from its logits, shape [V]."""
         sequence = branch.sequence
         if shared.token_ids:  # else every prompt that begins like this one would fail, too
-            self.end_prompt(branch)
+            self._end_prompt(branch)
         self.fork_rows(sequence, branch)
         for one in list(sequence.branches):
             self._chooser.choose(one, logits, shared)
             self.divide_if_due(one)
 
-    def end_prompt(self, branch: Branch) -> None:
+    def _end_prompt(self, branch: Branch) -> None:
         """All of a branch's prompt is in its slot, the last token by a decode step."""
         self.num_run_tokens += 1
         self.keep_prefix(branch.sequence, branch)

@@ -81,11 +81,11 @@ class TokenChooser:
         """
         if not shared.token_ids:
             raise SequenceFailedError(_NOT_NUMBERS)
-        if samples(branch):
+        if _samples(branch):
             chosen = self._sample(branch, logits, normaliser=float(shared.logits[0] - shared.logprobs[0]))
         else:
             chosen = self._superposed(branch, shared)
-        self.settle(branch, chosen)
+        self._settle(branch, chosen)
 
     @torch.inference_mode()
     def covers(self, sequence: Request, logits: Tensor) -> Covers:
@@ -103,7 +103,6 @@ class TokenChooser:
             sequence.healing,
             self._tokenizer,
             self._token_index,
-            self._tokenizer.draftable_ids,
             logits,
             self._biased(logits, sequence),
         )
@@ -134,8 +133,8 @@ class TokenChooser:
 
         The drafts of one branch may follow different stems (`Draft.path`): it is for the caller to divide them.
         """
-        chosen = self._sampled_start(branch, covers) if samples(branch) else self._superposed_starts(branch, covers)
-        self.settle(branch, chosen)
+        chosen = self._sampled_start(branch, covers) if _samples(branch) else self._superposed_starts(branch, covers)
+        self._settle(branch, chosen)
 
     def _superposed_starts(self, branch: Branch, covers: Covers) -> DraftSet:
         """The k best starts, by the rule of every other step; the parents are the stems."""
@@ -185,7 +184,7 @@ class TokenChooser:
             state = sequence.scorer.initial_state([*sequence.shared_token_ids, *stem.path])
         return Draft(ngram_state=state, path=stem.path, rest=stem.rest)
 
-    def settle(self, branch: Branch, chosen: DraftSet) -> None:
+    def _settle(self, branch: Branch, chosen: DraftSet) -> None:
         """Make what was chosen the drafts of a branch."""
         branch.drafts = self._with_ngram_states(branch, chosen)
         branch.num_steps += 1
@@ -235,7 +234,7 @@ class TokenChooser:
         return DraftSet(alive, drafts.finished)
 
 
-def samples(branch: Branch) -> bool:
+def _samples(branch: Branch) -> bool:
     """Whether the branch's next token is sampled, or greedy, and so has one draft."""
     strategy = branch.sequence.params.strategy
     if strategy == "sample+superposed":
@@ -248,7 +247,7 @@ def temperature_of(params: GenerationParams) -> float:
     return 0.0 if params.strategy == "greedy" else params.temperature
 
 
-def drafts_wanted(branch: Branch) -> int:
+def _drafts_wanted(branch: Branch) -> int:
     """With the selection "distinct": k without the drafts of the request's other branches."""
     sequence = branch.sequence
     others = sum(one.drafts.num_shown for one in sequence.branches if one is not branch)
@@ -259,7 +258,7 @@ def _keep(branch: Branch, drafts: DraftSet, candidates: Sequence[Candidates], sc
     """The children that live on, by the request's selection rule."""
     sequence = branch.sequence
     if sequence.params.selection == "distinct":
-        return advance_distinct(drafts, candidates, scores, drafts_wanted(branch), sequence.extend)
+        return advance_distinct(drafts, candidates, scores, _drafts_wanted(branch), sequence.extend)
     return advance(drafts, candidates, scores, sequence.params.drafts_per_branch, sequence.extend)
 
 

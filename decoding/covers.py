@@ -96,17 +96,15 @@ class Covers:
         plan: where they part.
         tokenizer: the tokenizer.
         index: finds tokens by their bytes.
-        open_ids: tokens that may follow when nothing is left to repeat, ends of text included, shape [N].
 
     Attributes:
         stems: those whose distributions are known.
     """
 
-    def __init__(self, plan: HealingPlan, tokenizer: Tokenizer, index: TokenIndex, open_ids: NDArray[np.int64]) -> None:
+    def __init__(self, plan: HealingPlan, tokenizer: Tokenizer, index: TokenIndex) -> None:
         self.stems: list[Stem] = []
         self._tokenizer = tokenizer
         self._index = index
-        self._open_ids = open_ids
         self._are_canonical = CanonicalCheck(plan, tokenizer)
         self._known = {plan.tail[:length] for length in range(len(plan.tail) + 1)}
         self._unrun: list[UnrunStem] = []
@@ -117,7 +115,6 @@ class Covers:
         plan: HealingPlan,
         tokenizer: Tokenizer,
         index: TokenIndex,
-        open_ids: NDArray[np.int64],
         logits: Tensor,
         start_logits: Tensor,
     ) -> "Covers":
@@ -127,14 +124,13 @@ class Covers:
             plan: where covers part.
             tokenizer: the tokenizer.
             index: finds tokens by their bytes.
-            open_ids: as above.
             logits: the model's output after the shared tokens and after each token of the tail, shape [len(tail) + 1,
                 V].
             start_logits: the same with the biases that hold for drafts.
         """
-        covers = cls(plan, tokenizer, index, open_ids)
-        rows = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
-        start_rows = rows if start_logits is logits else torch.log_softmax(start_logits.float(), dim=-1).cpu().numpy()
+        covers = cls(plan, tokenizer, index)
+        rows = _logprobs(logits)
+        start_rows = rows if start_logits is logits else _logprobs(start_logits)
         rest, logprob = tokenizer.bytes_of(plan.tail), 0.0
         for length, (row, start_row) in enumerate(zip(rows, start_rows, strict=True)):
             covers._add(plan.tail[:length], rest, logprob, row, start_row)
@@ -146,13 +142,13 @@ class Covers:
 
     def add(self, stem: UnrunStem, logits: Tensor, start_logits: Tensor) -> None:
         """Add a stem that has been run: its logits, shape [V], and the same with the biases that hold for drafts."""
-        row = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
-        start_row = row if start_logits is logits else torch.log_softmax(start_logits.float(), dim=-1).cpu().numpy()
+        row = _logprobs(logits)
+        start_row = row if start_logits is logits else _logprobs(start_logits)
         self._add(stem.path, stem.rest, stem.logprob, row, start_row)
         self._rule_out_probable()
 
     def _add(self, path: tuple[int, ...], rest: bytes, logprob: float, row: Row, start_row: Row) -> None:
-        token_ids = self._index.beyond(rest) if rest else self._open_ids
+        token_ids = self._index.beyond(rest) if rest else self._tokenizer.draftable_ids
         self.stems.append(Stem(path, rest, logprob, token_ids, start_row[token_ids]))
         for token_id in self._index.inside(rest):
             longer = (*path, token_id)
@@ -271,6 +267,11 @@ class Covers:
             places = [np.flatnonzero(stem.logprobs >= least - stem.logprob).tolist() for stem in self.stems]
             if not self._rule_out([(number, place) for number, own in enumerate(places) for place in own]):
                 return
+
+
+def _logprobs(logits: Tensor) -> Row:
+    values: Row = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+    return values
 
 
 def _best(logprobs: Row, num: int) -> NDArray[np.int64]:

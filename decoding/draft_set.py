@@ -4,7 +4,7 @@ Pure values: a step takes a draft set and scores and returns a new draft set.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -121,18 +121,13 @@ def advance(
     Returns:
         The new draft set. Fewer than k drafts are alive when fewer children exist.
     """
-    return keep_best(drafts, (child for _, child in _children(drafts, candidates, scores, extend)), num_drafts)
-
-
-def keep_best(drafts: DraftSet, children: Iterable[Draft], num_drafts: int) -> DraftSet:
-    """The rule of `advance` for children that are already scored, best first; no more are asked for than it takes."""
     alive: list[Draft] = []
     ended: list[Draft] = []
     # Distinct as text. Alive and ended ones are told apart: an alive draft may have the text of an ended one and grow
     # past it.
     alive_texts: set[bytes] = set()
     ended_texts = {draft.text for draft in drafts.finished}
-    for child in children:
+    for _, child in _children(drafts, candidates, scores, extend):
         if len(alive) + len(ended) == 2 * num_drafts:
             break
         group, texts = (alive, alive_texts) if child.finish_reason is None else (ended, ended_texts)

@@ -163,8 +163,7 @@ class Evaluator:
             nums = [len(plan.tail) + 1 for plan in plans]
             logits = self._runner.prefill(range(len(batch)), whole, [0] * len(batch), nums).float()
             for index, plan, rows in zip(batch, plans, torch.split(logits, nums), strict=True):
-                open_ids = self._tokenizer.draftable_ids
-                totals[index] = Covers.of_prompt(plan, self._tokenizer, self._index, open_ids, rows, rows).log_total
+                totals[index] = Covers.of_prompt(plan, self._tokenizer, self._index, rows, rows).log_total
         return totals
 
     @staticmethod
