@@ -7,8 +7,7 @@ from playwright.sync_api import expect
 from support.playground import button, drafts, expect_text, text_area, write
 from support.serving import serving
 
-from superdraft.server.app import create_app
-from superdraft.server.loading import load_service
+from superdraft.server.cli_serve import load_app
 from superdraft.server.settings import Settings
 
 LETTER = "Dear Ann,\n\nThank you for your email. Please let me kn"
@@ -17,14 +16,7 @@ LETTER = "Dear Ann,\n\nThank you for your email. Please let me kn"
 @pytest.fixture(scope="module")
 def model_url(default_model):
     settings = Settings(max_model_len=512, kv_memory=256 * 1024**2)
-    loaded = load_service(settings)
-    app = create_app(
-        settings,
-        loaded.engine,
-        model_name=loaded.model_name,
-        ngram_models=loaded.ngram_models,
-        drafting=loaded.drafting,
-    )
+    app = load_app(settings)
     with serving(app) as url:
         yield url
 

@@ -11,8 +11,7 @@ from support.serving import serving
 from superdraft.ngram_models.manifest import BINARY_FILE, Manifest, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server import cli
-from superdraft.server.app import create_app
-from superdraft.server.loading import load_service
+from superdraft.server.cli_serve import load_app
 from superdraft.server.settings import Settings
 
 KEYS = {
@@ -292,14 +291,7 @@ def test_completion_behind_the_first_words_of_texts(run, files, model, monkeypat
 
 def test_completion_of_a_running_server_equals_that_in_the_process(run, files, model, monkeypatch):
     settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
-    loaded = load_service(settings)
-    app = create_app(
-        settings,
-        loaded.engine,
-        model_name=loaded.model_name,
-        ngram_models=loaded.ngram_models,
-        drafting=loaded.drafting,
-    )
+    app = load_app(settings)
     with serving(app) as url:
         command = ("eval", "completion", *prompt_files(files), "-n", "4", "--peer", f"superdraft={url}")
         code, results, _ = run(*command)
@@ -318,14 +310,7 @@ def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model)
     rows = [{"kind": "mail", "place": "inside a word", "text": text} for text in ("Please conf", "Go on |", "It is ")]
     (files / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
-    loaded = load_service(settings)
-    app = create_app(
-        settings,
-        loaded.engine,
-        model_name=loaded.model_name,
-        ngram_models=loaded.ngram_models,
-        drafting=loaded.drafting,
-    )
+    app = load_app(settings)
     with serving(app) as url:
         command = ("eval", "texts", "--texts", str(files / "texts.jsonl"), "--peer", f"there={url}")
         code, _, err = run(*command, "--decoder", "here: served", output=files / "drafts.md")

@@ -7,15 +7,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from support.models import VOCAB_SIZE, tiny_fim_tokenizer, tiny_model
+from support.models import save_tiny_coder
 from support.serving import serving
 
 from superdraft.decoding.engine import Engine
 from superdraft.decoding.fim import gap_prompt
 from superdraft.evaluation import infill_server
 from superdraft.server import cli
-from superdraft.server.app import create_app
-from superdraft.server.loading import load_service
+from superdraft.server.cli_serve import load_app
 from superdraft.server.settings import Settings
 
 CASES = [
@@ -40,11 +39,7 @@ def answering(handler):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model with tokens to fill gaps."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-coder"
-    tokenizer = tiny_fim_tokenizer()
-    tiny_model("llama", vocab_size=max(VOCAB_SIZE, len(tokenizer))).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save_tiny_coder(tmp_path_factory.mktemp("models") / "tiny-coder")
 
 
 @pytest.fixture
@@ -90,14 +85,7 @@ def seen(monkeypatch):
 
 def test_what_is_measured_is_what_a_server_answers(run, cases, model, seen):
     settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128, kv_memory="64MiB")
-    loaded = load_service(settings)
-    app = create_app(
-        settings,
-        loaded.engine,
-        model_name=loaded.model_name,
-        ngram_models=loaded.ngram_models,
-        drafting=loaded.drafting,
-    )
+    app = load_app(settings)
     with serving(app) as url:
         code, results, err = run("--cases", cases, "-n", "6", "--peer", f"superdraft={url}")
     assert (code, err) == (0, "")

@@ -7,8 +7,7 @@ from support.models import tiny_model_folder
 from superdraft.evaluation.decoder_spec import parse_decoders
 from superdraft.evaluation.decoders import Ask
 from superdraft.evaluation.workbench import ModelChoice, Workbench
-from superdraft.server.app import create_app
-from superdraft.server.loading import load_service
+from superdraft.server.cli_serve import load_app
 from superdraft.server.settings import Settings
 
 PROMPTS = {
@@ -32,14 +31,7 @@ def ask(model, monkeypatch):
     """Ask a server over HTTP: (text, score) of each draft."""
     monkeypatch.delenv("SUPERDRAFT_DEFAULT_MAX_BRANCHES")
     settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=96)
-    loaded = load_service(settings)
-    app = create_app(
-        settings,
-        loaded.engine,
-        model_name=loaded.model_name,
-        ngram_models=loaded.ngram_models,
-        drafting=loaded.drafting,
-    )
+    app = load_app(settings)
     with TestClient(app) as client:
 
         def post(prompt, **fields):

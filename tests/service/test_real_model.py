@@ -3,8 +3,7 @@
 import pytest
 from starlette.testclient import TestClient
 
-from superdraft.server.app import create_app
-from superdraft.server.loading import load_service
+from superdraft.server.cli_serve import load_app
 from superdraft.server.settings import Settings
 
 PROMPT = "Thank you for your email. I will"
@@ -13,14 +12,7 @@ PROMPT = "Thank you for your email. I will"
 @pytest.fixture(scope="module")
 def real_client(default_model):
     settings = Settings(max_model_len=256, dtype="float32")  # answers do not depend on what else is in the batch
-    loaded = load_service(settings)
-    app = create_app(
-        settings,
-        loaded.engine,
-        model_name=loaded.model_name,
-        ngram_models=loaded.ngram_models,
-        drafting=loaded.drafting,
-    )
+    app = load_app(settings)
     with TestClient(app) as client:
         yield client
 

@@ -10,8 +10,7 @@ from starlette.testclient import TestClient
 from superdraft.benchmarks.replay import Script, Typist, summary
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.client import AsyncSuperdraft, AsyncTypingSession, DraftsAnswer
-from superdraft.server.app import create_app
-from superdraft.server.loading import load_service
+from superdraft.server.cli_serve import load_app
 from superdraft.server.settings import Settings
 
 REPLAYED_LATENCY_S = 0.08
@@ -55,14 +54,7 @@ def test_typing_accepting_and_telemetry(url):
 def ask(default_model):
     """The default model as a replay wants it, every answer after the same time."""
     settings = Settings(max_model_len=256)
-    loaded = load_service(settings)
-    app = create_app(
-        settings,
-        loaded.engine,
-        model_name=loaded.model_name,
-        ngram_models=loaded.ngram_models,
-        drafting=loaded.drafting,
-    )
+    app = load_app(settings)
     with TestClient(app) as client:
 
         def ask(prompt):

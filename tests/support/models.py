@@ -95,3 +95,11 @@ def tiny_model_folder(folder: Path, architecture: str, seed: int = 0, **options:
     tiny_model(architecture, seed, **options).save_pretrained(target)
     tiny_tokenizer().save_pretrained(target)
     return target
+
+
+def save_tiny_coder(folder: Path) -> str:
+    """Save a model with tokens to fill gaps; gives back the folder's name, as the server takes it."""
+    tokenizer = tiny_fim_tokenizer()
+    tiny_model("llama", vocab_size=max(VOCAB_SIZE, len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

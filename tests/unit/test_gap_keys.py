@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.models import VOCAB_SIZE, tiny_fim_tokenizer, tiny_model, tiny_model_folder
+from support.models import save_tiny_coder, tiny_model_folder
 
 from superdraft.benchmarks.gap_keys import FIRST, FOLLOWING, KeyPress, rows_of, typed_stages
 from superdraft.evaluation.infill_cases import InfillCase
@@ -52,11 +52,7 @@ def test_first_key_presses_are_counted_apart():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model with tokens to fill gaps."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-coder"
-    tokenizer = tiny_fim_tokenizer()
-    tiny_model("llama", vocab_size=max(VOCAB_SIZE, len(tokenizer))).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save_tiny_coder(tmp_path_factory.mktemp("models") / "tiny-coder")
 
 
 @pytest.fixture
