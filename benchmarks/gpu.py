@@ -36,7 +36,7 @@ NGRAM_MODEL = "smollm2-135m"  # its words are token ids, whosoever they are
 _WARM_UP = 3
 
 NOTES = (
-    "steps: the forward of a decode step, from the host's call until the device is through. of weights: the time that "
+    "steps: the forward of a decode step, from the host's call until the device is done. of weights: the time that "
     "reading the weights once takes, at the rate of a large copy, divided by the step's; of weights and cache: the "
     "same with all keys and values that are read.",
     "decoders: one request, a whole step of the engine. ratio: to greedy, round by round.",

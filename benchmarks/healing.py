@@ -1,7 +1,7 @@
 """What token healing gains: drafts of prompts that end inside a word, with healing and without.
 
 A draft completes its word if the word characters that it begins with are those that the reference begins with: "nt at
-noon" completes "appointme", "nts at noon" does not. The requests of both kinds are the same but for healing.
+noon" completes "appointme", "nts at noon" does not. The requests of both kinds differ in healing alone.
 """
 
 import json
@@ -78,7 +78,7 @@ def single_decoder(text: str) -> DecoderSpec:
     """The decoder that is measured with healing and without.
 
     Raises:
-        CommandError: it is none, or several, or says itself whether it heals.
+        CommandError: it names no decoder, or several, or sets healing itself.
     """
     (spec, *others) = parse_decoders(text, "auto", {"num_drafts": [3], "max_tokens": [10]})
     if others:

@@ -118,7 +118,7 @@ def run_step(scorer: KenLMScorer, states: list[Any], step: Step) -> None:
 
 
 def evict(path: Path) -> None:
-    """Put a file out of the page cache, but for the parts that a process has mapped and touched."""
+    """Put a file out of the page cache, except for the parts that a process has mapped and touched."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
