@@ -23,10 +23,10 @@ from tokenizers import decoders, pre_tokenizers
 
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.summary import print_report, ratio, shown, spread
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import LoadedModel
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.ngram_models.manifest import Manifest

@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.machine import describe_machine
-from superdraft.decoding.characters import is_word_character
+from superdraft.decoding.text.words import is_word_character
 from superdraft.evaluation.bootstrap import Interval, interval
 from superdraft.evaluation.decoder_spec import DecoderSpec, parse_decoders
 from superdraft.evaluation.decoders import Ask, Decoder

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.typing_texts import TEXTS
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import load_model
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.loader import load_model
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.errors import CommandError
 

@@ -22,8 +22,8 @@ from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.peers import INSTALL_LLAMA_CPP, Contender, llama_cpp_peer, transformers_peer
 from superdraft.benchmarks.summary import percentile, print_report, ratio, shown, spread
 from superdraft.benchmarks.typing_texts import TEXTS
-from superdraft.decoding.model_loader import load_tokenizer
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.loading.loader import load_tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.errors import CommandError
 
 PROMPT_TOKENS = 15

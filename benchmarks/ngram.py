@@ -21,7 +21,7 @@ from rich.table import Column, Table
 
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.typing_texts import TEXTS
-from superdraft.decoding.model_loader import load_tokenizer
+from superdraft.decoding.loading.loader import load_tokenizer
 from superdraft.ngram_models.corpus import read_sequences
 from superdraft.ngram_models.encoder import Encoder
 from superdraft.ngram_models.manifest import BINARY_FILE, Manifest

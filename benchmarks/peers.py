@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from superdraft.decoding.model_loader import load_model
-from superdraft.decoding.model_store import KNOWN_MODELS, ModelStore
+from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
 from superdraft.server.errors import CommandError
 
 INSTALL_LLAMA_CPP = 'CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_AMX=OFF" pip install llama-cpp-python'

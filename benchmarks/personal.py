@@ -21,7 +21,7 @@ from rich.table import Table
 
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.ngram import NgramScorer
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.bootstrap import interval, paired_difference
 from superdraft.evaluation.decoder_spec import parse_decoders
 from superdraft.evaluation.decoders import Ask, Decoder, EngineDecoder

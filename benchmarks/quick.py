@@ -22,11 +22,11 @@ from superdraft.benchmarks.peers import transformers_peer
 from superdraft.benchmarks.step import PROMPT, TOKENS_PER_RUN
 from superdraft.benchmarks.summary import print_report, ratio, shown
 from superdraft.benchmarks.typing_texts import TEXTS
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.fused_decoder import FusedDecoder
-from superdraft.decoding.model_loader import load_model
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.model.fused_decoder import FusedDecoder
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from superdraft.decoding import admission
-from superdraft.decoding.choosing import TokenChooser
-from superdraft.decoding.covers import Covers
-from superdraft.decoding.engine import Engine
+from superdraft.decoding.engine.engine import Engine, admission
+from superdraft.decoding.engine.token_chooser import TokenChooser
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.text.covers import Covers
 
 BOOKKEEPING: tuple[tuple[Any, str], ...] = (
     (admission, "plan_healing"),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from superdraft.benchmarks.machine import describe_machine
-from superdraft.decoding.engine import Engine
+from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.loading import load_service

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 import torch
 
-from superdraft.decoding.admission import prompt_token_ids
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.model_loader import LoadedModel
+from superdraft.decoding.engine.admission import prompt_token_ids
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import PrefixedText, Prompt
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 _BEAM_BATCH = 16
 

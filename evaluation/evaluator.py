@@ -7,13 +7,13 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from superdraft.decoding.admission import tokenise
-from superdraft.decoding.covers import Covers
-from superdraft.decoding.kv_cache import plan_cache, probe_layer_shapes
-from superdraft.decoding.model_loader import LoadedModel
-from superdraft.decoding.model_runner import ModelRunner
-from superdraft.decoding.token_healing import HealingPlan, TokenIndex, plan_healing
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.engine.admission import tokenise
+from superdraft.decoding.loading.loader import LoadedModel
+from superdraft.decoding.model.kv_cache import plan_cache, probe_layer_shapes
+from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.text.covers import Covers
+from superdraft.decoding.text.healing import HealingPlan, TokenIndex, plan_healing
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 MAX_ROWS = 64
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from superdraft.decoding.fim import Gap
+from superdraft.decoding.text.fim import Gap
 from superdraft.evaluation.decoders import Decoded, DecodedDraft
 from superdraft.evaluation.infill_cases import InfillCase
 from superdraft.evaluation.infill_server import AS_SERVED, Variation, VariedEngine

@@ -12,11 +12,11 @@ from typing import Any, cast
 import torch
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.fim import Budget, FimTokens, Gap, gap_prompt
-from superdraft.decoding.kv_cache import plan_cache, probe_layer_shapes
-from superdraft.decoding.model_loader import LoadedModel, load_model
+from superdraft.decoding.loading.loader import LoadedModel, load_model
+from superdraft.decoding.model.kv_cache import plan_cache, probe_layer_shapes
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.text.fim import Budget, FimTokens, Gap, gap_prompt
 from superdraft.evaluation.workbench import ModelChoice
 from superdraft.server.app import create_app
 from superdraft.server.engine_protocol import DecodingEngine

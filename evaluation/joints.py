@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from superdraft.decoding.characters import is_word_character, last_word_start
+from superdraft.decoding.text.words import is_word_character, last_word_start
 from superdraft.evaluation.prompts import Prompt
 from superdraft.evaluation.word_list import WordList
 

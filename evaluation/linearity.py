@@ -12,14 +12,14 @@ from rich.table import Table
 from torch import Tensor
 
 from superdraft.benchmarks.machine import describe_machine
-from superdraft.decoding.admission import prompt_token_ids
-from superdraft.decoding.draft_set import Draft, DraftSet, advance
-from superdraft.decoding.draft_text import TokenAppender
-from superdraft.decoding.model_loader import load_model
+from superdraft.decoding.engine.admission import prompt_token_ids
+from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.method.draft_set import Draft, DraftSet, advance
+from superdraft.decoding.method.draft_text import TokenAppender
+from superdraft.decoding.method.scoring import interpolate, tempered_logprobs, top_candidates
+from superdraft.decoding.method.superposition import superpose
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.scoring import interpolate, tempered_logprobs, top_candidates
-from superdraft.decoding.superposition import superpose
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation import plots
 from superdraft.evaluation.bootstrap import as_ratios, interval
 from superdraft.evaluation.commands import progress_of

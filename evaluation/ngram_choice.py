@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from superdraft.decoding.ngram import NgramScorer
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.ngram_models.corpus import read_sequences
 from superdraft.ngram_models.encoder import Encoder
 from superdraft.ngram_models.frequency_table import FrequencyTableScorer

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from superdraft.decoding.model_loader import load_tokenizer
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.loading.loader import load_tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.prompts import Prompt
 from superdraft.server.errors import CommandError
 

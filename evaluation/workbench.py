@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from superdraft.decoding.admission import prompt_token_ids
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import LoadedModel, load_model
+from superdraft.decoding.engine.admission import prompt_token_ids
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.loader import LoadedModel, load_model
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders import BeamDecoder, Contender, Decoder, EngineDecoder
 from superdraft.evaluation.evaluator import Evaluator

@@ -22,9 +22,9 @@ from superdraft.server.errors import CommandError
 from superdraft.server.ngram_options import output_folder, prune_counts, tokenizer_identity
 
 if TYPE_CHECKING:
-    from superdraft.decoding.model_loader import LoadedModel
-    from superdraft.decoding.text_sampler import TextSampler
-    from superdraft.decoding.tokenizer import Tokenizer
+    from superdraft.decoding.distillation.sampler import TextSampler
+    from superdraft.decoding.loading.loader import LoadedModel
+    from superdraft.decoding.text.tokenizer import Tokenizer
 
 app = typer.Typer(
     help="Make an n-gram model of what a language model writes.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -108,8 +108,8 @@ def distill(
 
 def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]":
     # Imported late: torch and transformers take seconds, and a wrong option should be told at once.
-    from superdraft.decoding.model_loader import load_model
-    from superdraft.decoding.tokenizer import Tokenizer
+    from superdraft.decoding.loading.loader import load_model
+    from superdraft.decoding.text.tokenizer import Tokenizer
 
     if dtype == "int4":
         raise CommandError("The sampler runs many rows at once, for which int4 is slower: choose another --dtype.")
@@ -151,8 +151,8 @@ def _sampler(
     prompts: Sequence[Sequence[int]],
 ) -> "tuple[TextSampler, dict[str, object]]":
     """The sampler, and all that decides what it samples beside the seed and the shape."""
-    from superdraft.decoding.text_sampler import SamplerConfig, TextSampler
-    from superdraft.decoding.weights_fingerprint import weights_fingerprint
+    from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
+    from superdraft.decoding.distillation.weights_fingerprint import weights_fingerprint
 
     settings: dict[str, object] = {
         "weights": weights_fingerprint(loaded.model),

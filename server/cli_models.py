@@ -9,7 +9,7 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 
 from superdraft.decoding.errors import ModelLoadError
-from superdraft.decoding.model_store import DEFAULT_MODEL, KNOWN_MODELS, ModelStore
+from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS, ModelStore
 
 app = typer.Typer(help="The models known by name: fetched once, kept in a cache folder.", no_args_is_help=True)
 

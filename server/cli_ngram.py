@@ -186,8 +186,8 @@ def verify(
 
 def _tokenizer(spec: str) -> _LoadedTokenizer:
     # Imported late: torch and transformers take seconds, and a wrong option should be told at once.
-    from superdraft.decoding.model_loader import load_tokenizer
-    from superdraft.decoding.tokenizer import Tokenizer
+    from superdraft.decoding.loading.loader import load_tokenizer
+    from superdraft.decoding.text.tokenizer import Tokenizer
 
     hf_tokenizer = load_tokenizer(spec)
     tokenizer = Tokenizer(hf_tokenizer)

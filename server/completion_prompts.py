@@ -1,8 +1,8 @@
 """What the engine is fed for the prompts of a completion: themselves, or with `suffix` the gap's two sides."""
 
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
-from superdraft.decoding.fim import Gap
 from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.text.fim import Gap
 from superdraft.server.infill import TOO_LONG, prepare_gap
 from superdraft.server.schemas_openai import CompletionRequest
 from superdraft.server.service import Service

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from superdraft.decoding.errors import SequenceFailedError, SuperdraftError
-from superdraft.decoding.fim import Gap
-from superdraft.decoding.gap_cut import cut_for_gap, line_end_of
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.text.fim import Gap
+from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of
 from superdraft.server.fan_out import Run
 from superdraft.server.infill import with_cut_drafts
 from superdraft.server.output_stream import MergedOutputs, OutputStream, open_all

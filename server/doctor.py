@@ -16,7 +16,7 @@ from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings
 
 if TYPE_CHECKING:
-    from superdraft.decoding.tokenizer import Tokenizer
+    from superdraft.decoding.text.tokenizer import Tokenizer
 
 MIN_PYTHON = (3, 11)
 MIN_KENLM_ORDER = 6
@@ -114,7 +114,7 @@ def check_kenlm(_: Settings) -> Finding:
 
 def check_model(settings: Settings) -> Finding:
     """The model's files."""
-    from superdraft.decoding.model_store import ModelStore
+    from superdraft.decoding.loading.store import ModelStore
 
     store = ModelStore(settings.home)
     if store.knows(settings.model):
@@ -170,9 +170,9 @@ def check_port(settings: Settings) -> Finding:
 
 def _tokenizer(settings: Settings) -> "Tokenizer | None":
     """The model's tokenizer; None: the model is one that has to be fetched first."""
-    from superdraft.decoding.model_loader import load_tokenizer
-    from superdraft.decoding.model_store import ModelStore
-    from superdraft.decoding.tokenizer import Tokenizer
+    from superdraft.decoding.loading.loader import load_tokenizer
+    from superdraft.decoding.loading.store import ModelStore
+    from superdraft.decoding.text.tokenizer import Tokenizer
 
     store = ModelStore(settings.home)
     if store.knows(settings.model) and store.cached(settings.model) is None:

@@ -1,4 +1,4 @@
-"""What the server asks of an engine: `superdraft.decoding.engine.Engine`, or a test's."""
+"""What the server asks of an engine: `superdraft.decoding.engine.engine.Engine`, or a test's."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

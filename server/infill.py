@@ -7,11 +7,11 @@ from typing import cast
 
 from fastapi import Request
 
-from superdraft.decoding.fim import Budget, FimTokenizer, FimTokens, Gap, find_fim_tokens, gap_prompt
-from superdraft.decoding.gap_cut import LineEnd, cut_for_gap, line_end_of, with_line_ends
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.text.fim import Budget, FimTokenizer, FimTokens, Gap, find_fim_tokens, gap_prompt
+from superdraft.decoding.text.gap_cut import LineEnd, cut_for_gap, line_end_of, with_line_ends
 from superdraft.server.engine_protocol import DecodingEngine
 from superdraft.server.fan_out import Share
 from superdraft.server.schemas import Strategy

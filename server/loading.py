@@ -6,12 +6,12 @@ from importlib import resources
 import structlog
 import torch
 
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import LoadedModel, load_model
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.loader import LoadedModel, load_model
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.ngram_models.in_context import DocumentCache
 from superdraft.ngram_models.manifest import Tuning
 from superdraft.ngram_models.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder

@@ -26,7 +26,7 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class ReportedStep(Protocol):
-    """What an engine tells of its latest step; `superdraft.decoding.engine.StepReport` says what it means."""
+    """What an engine tells of its latest step; `superdraft.decoding.engine.engine.StepReport` says what it means."""
 
     @property
     def kind(self) -> str | None:

@@ -10,7 +10,7 @@ from superdraft.ngram_models.registry import is_model_name
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 
 if TYPE_CHECKING:
-    from superdraft.decoding.tokenizer import Tokenizer
+    from superdraft.decoding.text.tokenizer import Tokenizer
 
 IN_CONTEXT: Final = "in_context"
 """What requests call the n-grams of their own prompt."""

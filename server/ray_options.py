@@ -6,7 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final
 
-from superdraft.decoding.model_store import KNOWN_MODELS
+from superdraft.decoding.loading.store import KNOWN_MODELS
 from superdraft.ngram_models.manifest import MANIFEST_FILE
 from superdraft.ngram_models.registry import list_ngram_models, named_model_folder
 from superdraft.server.admission_control import places_of

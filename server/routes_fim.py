@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from superdraft.decoding.fim import Gap
 from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.text.fim import Gap
 from superdraft.server.completions import openai_finish_reason
 from superdraft.server.fan_out import twin_key
 from superdraft.server.infill import EditorRequest, editor_params, fill

@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.fim import Gap
 from superdraft.decoding.outputs import DraftOutput
+from superdraft.decoding.text.fim import Gap
 from superdraft.server.error_map import failure_of
 from superdraft.server.fan_out import twin_key
 from superdraft.server.infill import EditorRequest, Filled, complete, cut_dedent, editor_params, fill

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from superdraft.decoding.fim import ContextFile
+from superdraft.decoding.text.fim import ContextFile
 from superdraft.server.schemas import MAX_STOPS, Boolean, Integer, Number, Prompt, is_token_ids, without_nulls
 
 

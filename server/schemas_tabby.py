@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from superdraft.decoding.fim import ContextFile, Gap
+from superdraft.decoding.text.fim import ContextFile, Gap
 from superdraft.server.schemas import Integer, Number, without_nulls
 
 

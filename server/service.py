@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from fastapi import Request
 
-from superdraft.decoding.fim import FimTokens
+from superdraft.decoding.text.fim import FimTokens
 from superdraft.ngram_models.manifest import Tuning
 from superdraft.server.access import current_caller
 from superdraft.server.async_engine import AsyncEngine

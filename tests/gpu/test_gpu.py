@@ -20,12 +20,12 @@ from support.recorded_ops import CountedRecorder
 from transformers import PreTrainedModel
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.gpu_quantisation import GPU_MAX_ROWS, Int4GpuLinear
-from superdraft.decoding.model_runner import ModelRunner
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.model.linear_cuda import GPU_MAX_ROWS, Int4GpuLinear
+from superdraft.decoding.model.linear_int4 import DenseLinear, Int8Linear, quantised
+from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.quantisation import DenseLinear, Int8Linear, quantised
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 NUM_PROMPTS = 12
 PERTURBATION = 4e-6

@@ -4,8 +4,8 @@ import pytest
 import torch
 from support.models import tiny_model
 
-from superdraft.decoding.fused_decoder import FusedDecoder
-from superdraft.decoding.model_runner import ModelRunner
+from superdraft.decoding.model.fused_decoder import FusedDecoder
+from superdraft.decoding.model.runner import ModelRunner
 
 OPTIONS = {
     "llama": {},

@@ -10,15 +10,15 @@ from support.fake_cuda import OnlyOnDevice, fake_cuda, on_fake_cuda
 from support.models import VOCAB_SIZE, tiny_model, tiny_tokenizer
 from support.recorded_ops import CountedRecorder, RecordedOps
 
-from superdraft.decoding import model_runner
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.model_runner import ModelRunner
-from superdraft.decoding.model_support import can_be_recorded
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.support import can_be_recorded
+from superdraft.decoding.model import runner as model_runner
+from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.step_graphs import Operations, Recorder
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.step_graphs import Operations, Recorder
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 NUM_ROWS = 3
 READ_LENGTH = 24

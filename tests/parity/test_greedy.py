@@ -8,10 +8,10 @@ from support.decoding import tiny_engine
 from support.models import ARCHITECTURES
 from transformers import PreTrainedModel
 
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import load_model
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.loader import load_model
 from superdraft.decoding.params import GenerationParams
 
 GREEDY = {"num_drafts": 1, "alpha": 0.0}

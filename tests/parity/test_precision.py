@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.models import tiny_model
 
-from superdraft.decoding.model_runner import ModelRunner
+from superdraft.decoding.model.runner import ModelRunner
 
 ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")
 # bfloat16 keeps 8 bits: neighbouring numbers near the largest logit differ by 1/128 of it. Two layers' worth of

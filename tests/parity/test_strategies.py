@@ -8,8 +8,8 @@ import pytest
 import torch
 from support.decoding import HashScorer, counted_rows, run_all, texts, tiny_engine
 
-from superdraft.decoding.draft_set import DraftSet
 from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.method.draft_set import DraftSet
 from superdraft.decoding.params import GenerationParams
 
 ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")

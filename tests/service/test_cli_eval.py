@@ -258,7 +258,7 @@ def test_completion_reports_word_ends_and_inside_words(run, files, tmp_path):
 
 
 def test_completion_behind_the_first_words_of_texts(run, files, model, monkeypatch):
-    from superdraft.decoding.engine import Engine
+    from superdraft.decoding.engine.engine import Engine
 
     seen = []
     add_request = Engine.add_request

@@ -10,8 +10,8 @@ import pytest
 from support.models import save_tiny_coder
 from support.serving import serving
 
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.fim import gap_prompt
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.text.fim import gap_prompt
 from superdraft.evaluation import infill_server
 from superdraft.server import cli
 from superdraft.server.cli_serve import load_app

@@ -15,10 +15,10 @@ from support.decoding import HashScorer, tiny_engine
 from support.models import QWEN_FIM, VOCAB_SIZE, tiny_fim_tokenizer, tiny_model, tiny_tokenizer
 from support.sse import parsed
 
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import LoadedModel
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.loading.loader import LoadedModel
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.app import create_app
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.infill import NOT_SEEN

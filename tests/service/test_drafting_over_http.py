@@ -8,7 +8,7 @@ from support.decoding import tiny_engine
 from support.models import tiny_tokenizer
 from support.sse import parsed
 
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.app import create_app
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.settings import Settings

@@ -9,9 +9,9 @@ from starlette.testclient import TestClient
 from support import editors
 from support.models import STARCODER_FIM, tiny_fim_tokenizer, tiny_model, tiny_tokenizer
 
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import LoadedModel
+from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 

@@ -10,11 +10,11 @@ from support.engine import FakeEngine, FakeTokenizer
 from support.models import CODESTRAL_FIM, QWEN_FIM, tiny_fim_tokenizer, tiny_model, tiny_tokenizer
 from support.sse import parsed
 
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import LoadedModel
+from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.prompt import PrefixedText
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.app import create_app
 from superdraft.server.infill import NOT_SEEN
 from superdraft.server.settings import Settings

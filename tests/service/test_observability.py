@@ -20,8 +20,8 @@ from support.serving import eventually, serving
 
 from superdraft.client import Superdraft
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.app import create_app
 from superdraft.server.log_config import configure_logging
 from superdraft.server.ngram_registry import NgramModels

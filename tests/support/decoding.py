@@ -8,10 +8,10 @@ import torch
 from support.models import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
+from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.engine_builder import build_engine
-from superdraft.decoding.model_loader import LoadedModel
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 
 DEFAULTS: dict[str, object] = {

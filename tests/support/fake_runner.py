@@ -9,9 +9,9 @@ from support.models import VOCAB_SIZE, tiny_tokenizer
 from torch import Tensor
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine import Engine
-from superdraft.decoding.kv_cache import CachePlan
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.model.kv_cache import CachePlan
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 WIDTH = 4
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from superdraft.decoding.step_graphs import Operations
+from superdraft.decoding.model.step_graphs import Operations
 
 _aten = torch.ops.aten
 _HOST_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}

@@ -4,7 +4,7 @@ import random
 
 from support.decoding import HashScorer
 
-from superdraft.decoding.engine import Engine
+from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 

@@ -5,11 +5,11 @@ from support.fake_runner import fake_engine
 from support.models import tiny_tokenizer
 from support.tokenizers import sentencepiece_like
 
-from superdraft.decoding.admission import fit_to_context, tokenise
+from superdraft.decoding.engine.admission import fit_to_context, tokenise
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import PrefixedText
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 TINY = Tokenizer(tiny_tokenizer())
 SENTENCEPIECE = sentencepiece_like()

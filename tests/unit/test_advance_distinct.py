@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from superdraft.decoding.draft_set import Draft, DraftSet, advance_distinct
-from superdraft.decoding.draft_text import TokenAppender
+from superdraft.decoding.method.draft_set import Draft, DraftSet, advance_distinct
+from superdraft.decoding.method.draft_text import TokenAppender
+from superdraft.decoding.method.ranking import rank, score_of, start_logprob
+from superdraft.decoding.method.scoring import Candidates
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.ranking import rank, score_of, start_logprob
-from superdraft.decoding.scoring import Candidates
 
 TOKENS = (b" the", b" a", b" cat", b" dog", b"s", b" sat", b" then", b"")
 THE, A, CAT, DOG, S, SAT, THEN, END = range(8)

@@ -9,9 +9,9 @@ from support.cover_oracle import next_bytes
 from support.fake_runner import FakeRunner, fake_engine
 from support.tokenizers import merged_byte_level, sentencepiece_like
 
-from superdraft.decoding import covers
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text import covers
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 MERGES = [
     (" ", "w"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superdraft.decoding.display import stable_prefix, tokens_within, trim_text
+from superdraft.decoding.text.trimming import stable_prefix, tokens_within, trim_text
 
 PROSE = st.text(st.sampled_from("ab I.!?,-'\"\n\r 3。日é)…\u0301"), max_size=25) | st.text(max_size=15)
 

@@ -12,9 +12,9 @@ from support.models import tiny_model, tiny_model_folder, tiny_tokenizer
 from support.ngram import write_fake_tools
 from typer.testing import CliRunner
 
-from superdraft.decoding.text_sampler import SamplerConfig, TextSampler
-from superdraft.decoding.tokenizer import Tokenizer
-from superdraft.decoding.weights_fingerprint import weights_fingerprint
+from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
+from superdraft.decoding.distillation.weights_fingerprint import weights_fingerprint
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.ngram_models.errors import CorpusError
 from superdraft.ngram_models.manifest import Manifest
 from superdraft.server.cli_distill import app

@@ -7,11 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.oracle import OracleResult, oracle_answer, run_oracle
 
-from superdraft.decoding.draft_set import Draft, DraftSet, advance
-from superdraft.decoding.draft_text import TokenAppender
-from superdraft.decoding.ranking import rank
-from superdraft.decoding.scoring import Candidates, interpolate, tempered_logprobs, top_candidates
-from superdraft.decoding.superposition import draft_weights
+from superdraft.decoding.method.draft_set import Draft, DraftSet, advance
+from superdraft.decoding.method.draft_text import TokenAppender
+from superdraft.decoding.method.ranking import rank
+from superdraft.decoding.method.scoring import Candidates, interpolate, tempered_logprobs, top_candidates
+from superdraft.decoding.method.superposition import draft_weights
 
 VOCAB = 12
 # Two tokens share a text and one is a prefix of another, so that different token sequences can read the same.

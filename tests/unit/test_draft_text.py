@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superdraft.decoding.draft_set import Draft
-from superdraft.decoding.draft_text import TokenAppender
+from superdraft.decoding.method.draft_set import Draft
+from superdraft.decoding.method.draft_text import TokenAppender
 
 TOKENS = (b"5", b",5", b",6", b"\n", b"a\n", b"\xc3", b"\xa9", b"")
 EOS = 7

@@ -9,9 +9,9 @@ from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
 from support.requests import run_together, some_request
 
+from superdraft.decoding.engine.sequence import Branch
 from superdraft.decoding.errors import SupersededError
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.sequence import Branch
 
 
 @pytest.mark.parametrize("num_prefix_positions", [0, 40, 2000])

@@ -10,11 +10,11 @@ from support.cover_oracle import is_canonical
 from support.decoding import HashScorer, texts, tiny_engine
 from support.models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
-from superdraft.decoding import covers
-from superdraft.decoding.model_loader import LoadedModel
+from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.token_healing import plan_healing
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text import covers
+from superdraft.decoding.text.healing import plan_healing
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.decoders import Ask, BeamDecoder, EngineDecoder
 from superdraft.evaluation.evaluator import Evaluator, exact_runner
 from superdraft.evaluation.linearity import LinearityProbe

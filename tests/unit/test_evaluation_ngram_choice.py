@@ -5,7 +5,7 @@ import pytest
 from support.models import tiny_tokenizer
 from support.ngram import TINY_ARPA, tiny_manifest
 
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.ngram_choice import NgramModels
 from superdraft.ngram_models.errors import NgramModelNotFoundError
 from superdraft.ngram_models.frequency_table import PUBLISHED_WEIGHTS

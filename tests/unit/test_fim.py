@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.models import CODESTRAL_FIM, QWEN_FIM, STARCODER_FIM, tiny_fim_tokenizer, tiny_tokenizer
 
-from superdraft.decoding.fim import (
+from superdraft.decoding.prompt import PrefixedText
+from superdraft.decoding.text.fim import (
     Budget,
     ContextFile,
     Gap,
@@ -20,8 +21,7 @@ from superdraft.decoding.fim import (
     gap_prompt,
     prefix_prompt,
 )
-from superdraft.decoding.prompt import PrefixedText
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 ROOMY = Budget(1000, 500)
 PLAIN = Tokenizer(tiny_tokenizer())

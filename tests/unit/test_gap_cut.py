@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from superdraft.decoding.fim import Gap
-from superdraft.decoding.gap_cut import cut_for_gap, line_end_of, with_line_ends
+from superdraft.decoding.text.fim import Gap
+from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of, with_line_ends
 
 DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a", "ab", ")", " a", "\n", "\r\n"])).map(
     "".join

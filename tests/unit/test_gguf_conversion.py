@@ -8,8 +8,8 @@ import torch
 from support.models import EOS_TOKEN, tiny_tokenizer
 from transformers import AutoConfig, GenerationConfig
 
-from superdraft.decoding.gguf_conversion import convert_gguf
-from superdraft.decoding.model_loader import load_model
+from superdraft.decoding.loading.gguf_conversion import convert_gguf
+from superdraft.decoding.loading.loader import load_model
 
 HIDDEN, FFN, HEADS, LAYERS = 32, 64, 4, 2
 END_OF_TURN = "<|im_end|>"

@@ -7,9 +7,10 @@ import torch
 from support.fake_cuda import OnlyOnDevice, fake_cuda
 from support.models import tiny_model
 
-from superdraft.decoding import gpu_quantisation
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.gpu_quantisation import (
+from superdraft.decoding.loading.loader import _dtype
+from superdraft.decoding.model import linear_cuda as gpu_quantisation
+from superdraft.decoding.model.linear_cuda import (
     GPU_MAX_ROWS,
     Int4GpuLinear,
     Int8GpuLinear,
@@ -18,9 +19,8 @@ from superdraft.decoding.gpu_quantisation import (
     pack_levels,
     quantised_on_gpu,
 )
-from superdraft.decoding.model_loader import _dtype
-from superdraft.decoding.model_runner import ModelRunner
-from superdraft.decoding.quantisation import GROUP_SIZE, DenseLinear, quantise_int4, quantised
+from superdraft.decoding.model.linear_int4 import GROUP_SIZE, DenseLinear, quantise_int4, quantised
+from superdraft.decoding.model.runner import ModelRunner
 
 ATEN = torch.ops.aten
 
@@ -180,7 +180,7 @@ def test_a_whole_model_decodes_with_them(monkeypatch):
         return runner.decode(runner.embed(prompt[-1:]), [len(prompt) - 1])
 
     on_cpu = logits(quantise=True)
-    monkeypatch.setattr("superdraft.decoding.fused_decoder.quantised", quantised_on_gpu)
+    monkeypatch.setattr("superdraft.decoding.model.fused_decoder.quantised", quantised_on_gpu)
     monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: True)
     # The same weights, rounded at other places: bfloat16 keeps 8 bits.
     assert float((logits(quantise=True) - on_cpu).abs().max()) <= 0.05 * float(on_cpu.abs().max())

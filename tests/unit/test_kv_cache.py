@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from superdraft.decoding.errors import ModelLoadError
-from superdraft.decoding.kv_cache import CachePlan, LayerShape, SlotKVCache, plan_cache
+from superdraft.decoding.model.kv_cache import CachePlan, LayerShape, SlotKVCache, plan_cache
 
 # 2 layers, 3 heads, keys of 4 and values of 6 numbers of 2 bytes: 2 * 3 * 10 * 2 = 120 bytes a position
 SHAPES = [LayerShape(3, 4, 6)] * 2

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.models import ARCHITECTURES, tiny_model, tiny_model_folder, tiny_tokenizer
 
-from superdraft.decoding import model_loader
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
-from superdraft.decoding.model_loader import load_model, load_tokenizer
+from superdraft.decoding.loading import loader as model_loader
+from superdraft.decoding.loading.loader import load_model, load_tokenizer
 
 
 @pytest.fixture

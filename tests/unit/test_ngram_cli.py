@@ -65,7 +65,7 @@ def model_loader(monkeypatch):
             raise UnknownModelError(f"There is no model {spec!r}.")
         return CharacterTokenizer()
 
-    module = types.ModuleType("superdraft.decoding.model_loader")
+    module = types.ModuleType("superdraft.decoding.loading.loader")
     module.load_tokenizer = load_tokenizer
     monkeypatch.setitem(sys.modules, module.__name__, module)
 

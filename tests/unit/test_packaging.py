@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = sorted(package.removeprefix("superdraft.") for package in PROJECT["tool"]["setuptools"]["packages"])
+PACKAGES = sorted(package.removeprefix("superdraft.") for package in PROJECT["tool"]["setuptools"]["packages"])
+FOLDERS = [package for package in PACKAGES if "." not in package]
 HEAVY = {"torch", "transformers", "kenlm", "fastapi", "numpy", "pydantic", "uvicorn"}
 
 
@@ -46,9 +47,12 @@ def test_every_file_of_the_packages_is_in_the_wheel_and_nothing_else(wheel):
     assert in_wheel == in_tree
 
 
-def test_every_top_level_package_is_listed():
-    with_init = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
-    assert with_init == FOLDERS
+def test_every_package_is_listed():
+    assert sorted(path.parent.name for path in ROOT.glob("*/__init__.py")) == FOLDERS
+    with_init = {path.parent.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")}
+    assert sorted(path.as_posix().replace("/", ".") for path in with_init) == PACKAGES
+    with_modules = {path.parent.relative_to(ROOT) for path in python_files(*FOLDERS)}
+    assert with_modules == with_init
     assert PROJECT["tool"]["setuptools"]["package-dir"] == {f"superdraft.{folder}": folder for folder in FOLDERS}
 
 
@@ -95,7 +99,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("module", ["superdraft.decoding.model_store", "superdraft.server.cli_models"])
+@pytest.mark.parametrize("module", ["superdraft.decoding.loading.store", "superdraft.server.cli_models"])
 def test_looking_for_a_model_does_not_import_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.penalties import apply_logit_bias, check_logit_bias, penalise
-from superdraft.decoding.scoring import Candidates
+from superdraft.decoding.method.penalties import apply_logit_bias, check_logit_bias, penalise
+from superdraft.decoding.method.scoring import Candidates
 
 
 def test_a_bias_is_added_to_its_token_alone_and_the_models_logits_stay():

@@ -4,7 +4,7 @@ import pytest
 from support.models import QWEN_FIM, tiny_fim_tokenizer, tiny_tokenizer
 from support.tokenizers import byte_level, sentencepiece_like
 
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 SENTENCEPIECE = sentencepiece_like()
 WORDS = byte_level([" impro", " don", "    ", "foo_ba", "☃", " café"])

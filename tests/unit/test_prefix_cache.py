@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superdraft.decoding.prefix_cache import PrefixCache
+from superdraft.decoding.engine.prefix_cache import PrefixCache
 
 prompts = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), max_size=40)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from superdraft.decoding.quantisation import (
+from superdraft.decoding.model.linear_int4 import (
     GROUP_SIZE,
     INT4_MAX_ROWS,
     INT8_MAX_ROWS,

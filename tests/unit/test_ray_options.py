@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from superdraft.decoding.kv_cache import MAX_DEFAULT_SLOTS
+from superdraft.decoding.model.kv_cache import MAX_DEFAULT_SLOTS
 from superdraft.server.admission_control import places_of
 from superdraft.server.errors import SettingsError
 from superdraft.server.ray_options import (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superdraft.decoding.errors import SequenceFailedError
-from superdraft.decoding.sampling import choose_by_weight, make_generator, nucleus_sample
+from superdraft.decoding.method.sampling import choose_by_weight, make_generator, nucleus_sample
 
 INF = math.inf
 

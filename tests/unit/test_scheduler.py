@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
-from superdraft.decoding.draft_set import DraftSet
-from superdraft.decoding.draft_text import TokenAppender
+from superdraft.decoding.engine.scheduler import Decode, Prefill, Scheduler, SlotMove
+from superdraft.decoding.engine.sequence import Branch, Sequence
+from superdraft.decoding.method.draft_set import DraftSet
+from superdraft.decoding.method.draft_text import TokenAppender
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.scheduler import Decode, Prefill, Scheduler, SlotMove
-from superdraft.decoding.sequence import Branch, Sequence
 
 
 def sequence(name: str, num_tokens: int = 4, rows: int = 1) -> Sequence:

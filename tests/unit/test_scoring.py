@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.method.scoring import tempered_logprobs, top_candidates
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.scoring import tempered_logprobs, top_candidates
 
 NONE = torch.tensor([], dtype=torch.long)
 

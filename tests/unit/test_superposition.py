@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from superdraft.decoding.superposition import superpose
+from superdraft.decoding.method.superposition import superpose
 
 
 def test_each_sequence_gets_its_own_blend():

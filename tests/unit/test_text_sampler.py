@@ -7,9 +7,9 @@ import pytest
 import torch
 from support.models import tiny_model, tiny_tokenizer
 
+from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler, choose_tokens
 from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
-from superdraft.decoding.text_sampler import SamplerConfig, TextSampler, choose_tokens
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 EOS = 0
 ARCHITECTURES = ["llama", "gpt2", "gemma3_text", "mistral", "opt"]
@@ -32,7 +32,7 @@ def all_logits(monkeypatch):
         seen.append(logits.clone())
         return choose_tokens(logits, *rest).masked_fill(torch.from_numpy(rng.random(len(logits)) < 0.1), EOS)
 
-    monkeypatch.setattr("superdraft.decoding.text_sampler.choose_tokens", choose)
+    monkeypatch.setattr("superdraft.decoding.distillation.sampler.choose_tokens", choose)
     return seen
 
 
@@ -64,7 +64,7 @@ def nucleus_by_hand(logits, temperature, top_p):
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.75), (0.5, 0.9), (2.0, 0.5), (1.0, 1.0), (1.0, 1e-6)])
 @pytest.mark.parametrize("preselected", [4096, 3])
 def test_tokens_are_drawn_from_the_nucleus_by_their_probability(monkeypatch, temperature, top_p, preselected):
-    monkeypatch.setattr("superdraft.decoding.text_sampler._PRESELECTED", preselected)
+    monkeypatch.setattr("superdraft.decoding.distillation.sampler._PRESELECTED", preselected)
     rng = np.random.default_rng(7)
     rows = [[0.3, 2.0, -1.0, 1.5, 0.0, 1.0, -math.inf], rng.normal(size=7).tolist()]
     num = 2000
@@ -79,7 +79,7 @@ def test_tokens_are_drawn_from_the_nucleus_by_their_probability(monkeypatch, tem
 
 
 def test_rows_with_small_and_large_nuclei_do_not_mix(monkeypatch):
-    monkeypatch.setattr("superdraft.decoding.text_sampler._PRESELECTED", 4)
+    monkeypatch.setattr("superdraft.decoding.distillation.sampler._PRESELECTED", 4)
     flat, sharp = torch.zeros(50), torch.full((50,), -20.0).index_fill(0, torch.tensor([31]), 20.0)
     logits = torch.stack([sharp, flat, sharp, flat])
     chosen = choose_tokens(logits, 1.0, 0.9, torch.tensor([0.5, 0.0, 0.999, 0.999], dtype=torch.float64))
@@ -124,7 +124,7 @@ def test_temperature_0_equals_transformers_greedy(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_equal_those_of_the_plain_model_in_every_text_of_a_row(architecture, all_logits, monkeypatch):
     """Static cache against none. A text sees nothing of the one before it; its positions and window begin anew."""
-    monkeypatch.setattr("superdraft.decoding.text_sampler._READ_STEP", 16)
+    monkeypatch.setattr("superdraft.decoding.distillation.sampler._READ_STEP", 16)
     model = tiny_model(architecture)
     rows = sampler(model, 4, 60).sample(seed=3)
     lengths = []

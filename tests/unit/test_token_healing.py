@@ -10,13 +10,13 @@ from support.tokenizers import byte_level, merged_byte_level, sentencepiece_like
 from tokenizers import normalizers
 
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.token_healing import (
+from superdraft.decoding.text.healing import (
     MAX_TAIL_BYTES,
     MAX_TAIL_TOKENS,
     TokenIndex,
     plan_healing,
 )
-from superdraft.decoding.tokenizer import Tokenizer
+from superdraft.decoding.text.tokenizer import Tokenizer
 
 PIECES = [
     " impro",

@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.tokenizer import Tokenizer, valid_utf8_prefix
+from superdraft.decoding.text.tokenizer import Tokenizer, valid_utf8_prefix
 
 BYTE_LEVEL = Tokenizer(tiny_tokenizer())
 

@@ -1,0 +1,1 @@
+"""The engine: requests in, one forward pass per step, drafts out."""

@@ -1,0 +1,204 @@
+"""How a request becomes a sequence: limits, the prompt's tokens, token healing, the room in the context."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any, Literal
+
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine.sequence import Branch, Sequence
+from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
+from superdraft.decoding.method.draft_set import Draft, DraftSet
+from superdraft.decoding.method.draft_text import TokenAppender
+from superdraft.decoding.method.penalties import check_logit_bias
+from superdraft.decoding.method.sampling import make_generator
+from superdraft.decoding.ngram import NgramScorer
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import PrefixedText, Prompt
+from superdraft.decoding.text.healing import plan_healing
+from superdraft.decoding.text.tokenizer import Tokenizer
+
+_NOT_ROUND = (
+    "The tokenizer changes the end of this text, so the drafts go on from its tokens, not from its exact characters: "
+    "token healing has no effect."
+)
+
+
+def admit(
+    request_id: str,
+    prompt: Prompt,
+    params: GenerationParams,
+    scorer: NgramScorer[Any] | None,
+    tokenizer: Tokenizer,
+    config: EngineConfig,
+    max_model_len: int,
+    num_slots: int,
+) -> Sequence:
+    """A sequence, ready to be scheduled, with its first branch.
+
+    Raises:
+        InvalidRequestError: the prompt or a parameter is outside the limits.
+    """
+    check_limits(params, config, max_model_len, num_slots)
+    check_logit_bias(params.logit_bias, tokenizer.vocab_size)
+    tokens = tokenise(prompt, tokenizer, document_start=config.document_start)
+    tokens, warnings = fit_to_context(tokens, params.max_tokens, max_model_len, config.prompt_too_long)
+    healing = None
+    if params.token_healing and tokens.text and params.max_tokens > 0:
+        healing = plan_healing(tokens.text, tokens.token_ids, max(1, tokens.num_fixed), tokenizer)
+        if healing is None and tokenizer.token_bytes[tokens.token_ids[-1]] and len(tokens.token_ids) > 1:
+            warnings.append(_NOT_ROUND)
+    stop = (*params.stop, "\n", "\r") if params.single_line else params.stop
+    extend = TokenAppender(tokenizer.token_bytes, tokenizer.eos_token_ids, tuple(string.encode() for string in stop))
+    if params.alpha == 0 or not params.strategy.endswith("superposed"):
+        scorer = None
+    sequence = Sequence(
+        request_id,
+        list(tokens.token_ids),
+        params,
+        scorer,
+        extend,
+        max_positions=max_model_len,
+        num_start_tokens=tokens.num_start,
+        healing=healing,
+        warnings=warnings,
+    )
+    root = Draft(ngram_state=scorer.initial_state(tokens.token_ids) if scorer is not None else None)
+    sequence.branches.append(Branch(sequence, DraftSet((root,)), make_generator(params.seed, 0)))
+    return sequence
+
+
+def check_limits(params: GenerationParams, config: EngineConfig, max_model_len: int, num_slots: int) -> None:
+    """Compare a request with the engine's limits.
+
+    Raises:
+        InvalidRequestError: a value is above its limit.
+    """
+    limits = (
+        ("num_drafts", params.num_drafts, config.max_num_drafts),
+        ("num_branches" if params.strategy.startswith("sample") else "max_branches", params.num_rows, num_slots),
+        ("candidates_per_draft", params.num_candidates, config.max_candidates_per_draft),
+        ("max_tokens", params.max_tokens, min(config.max_tokens, max_model_len - 1)),
+    )
+    for name, value, limit in limits:
+        if value > limit:
+            raise InvalidRequestError(
+                f"{name} is {value}, this server allows at most {limit}. Ask for less.", param=name
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A prompt as the model is fed it.
+
+    Attributes:
+        token_ids: at least one.
+        num_start: the first of them that are not the prompt's own: the token that begins a document.
+        num_fixed: the first of them that stand before its text: that token, special ones, token ids given as such.
+        text: its text; None: it is given as token ids.
+    """
+
+    token_ids: tuple[int, ...]
+    num_start: int = 0
+    num_fixed: int = 0
+    text: str | None = None
+
+
+def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = True) -> PromptTokens:
+    """The prompt as token ids.
+
+    Args:
+        prompt: token ids are fed as they are.
+        tokenizer: the model's tokenizer.
+        document_start: put the token that begins a document in front of a text, unless that begins with a special
+            token.
+
+    Raises:
+        InvalidRequestError: no valid Unicode, an id outside the vocabulary, or nothing to start with.
+    """
+    if isinstance(prompt, PrefixedText):
+        check_unicode(prompt.text)
+        fixed = tuple(_checked(prompt.token_ids, tokenizer))
+        if fixed == (tokenizer.start_token_id,):  # the beginning of a document, of which nothing is a control token
+            return PromptTokens((*fixed, *tokenizer.encode_document(prompt.text)), 1, 1, prompt.text)
+        return PromptTokens((*fixed, *tokenizer.encode_inside(prompt.text)), 0, len(fixed), prompt.text)
+    start = () if tokenizer.start_token_id is None else (tokenizer.start_token_id,)
+    if not isinstance(prompt, str):
+        token_ids = tuple(_checked(prompt, tokenizer))
+        return PromptTokens(token_ids) if token_ids else _start_alone(start)
+    check_unicode(prompt)
+    token_ids = tuple(tokenizer.encode(prompt))
+    if not token_ids:
+        return _start_alone(start)
+    num_special = len(list(takewhile(lambda token_id: not tokenizer.token_bytes[token_id], token_ids)))
+    if num_special:
+        return PromptTokens(token_ids, 0, num_special, prompt)
+    front = start if document_start else ()
+    return PromptTokens((*front, *token_ids), len(front), len(front), prompt)
+
+
+def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = True) -> list[int]:
+    """The prompt as token ids, at least one; arguments and errors as in `tokenise`."""
+    return list(tokenise(prompt, tokenizer, document_start=document_start).token_ids)
+
+
+def _start_alone(start: tuple[int, ...]) -> PromptTokens:
+    if not start:
+        raise InvalidRequestError(
+            "prompt is empty and this model has no token to start a text with. Send at least one token.", param="prompt"
+        )
+    return PromptTokens(start, 1, 1)
+
+
+def _checked(token_ids: Seq[int], tokenizer: Tokenizer) -> Seq[int]:
+    size = tokenizer.vocab_size
+    wrong = next((i for i, token_id in enumerate(token_ids) if not 0 <= token_id < size), None)
+    if wrong is not None:
+        raise InvalidRequestError(
+            f"prompt[{wrong}] is {token_ids[wrong]}, token ids of this model go from 0 to {size - 1}.",
+            param="prompt",
+        )
+    return token_ids
+
+
+def check_unicode(text: str) -> None:
+    """Raise InvalidRequestError if `text` has lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"prompt has a lone surrogate at character {error.start}, which is no Unicode text. Send valid UTF-8.",
+            param="prompt",
+        ) from None
+
+
+def fit_to_context(
+    tokens: PromptTokens, max_tokens: int, max_model_len: int, if_too_long: Literal["error", "truncate_left"]
+) -> tuple[PromptTokens, list[str]]:
+    """The prompt, shortened to the room beside `max_tokens` if the settings allow that, and what to tell the caller.
+
+    A text keeps the tokens in front of it, which the model's attention leans on, and loses its own first ones.
+
+    Raises:
+        PromptTooLongError: it does not fit and may not be shortened.
+    """
+    room = max_model_len - max_tokens
+    num_own = len(tokens.token_ids) - tokens.num_start
+    if len(tokens.token_ids) <= room:
+        return tokens, []
+    if num_own <= room:  # without the token that we put in front it fits
+        own = tokens.token_ids[tokens.num_start :]
+        return replace(tokens, token_ids=own, num_start=0, num_fixed=tokens.num_fixed - tokens.num_start), []
+    if if_too_long == "error":
+        raise PromptTooLongError(
+            f"The prompt has {num_own} tokens and max_tokens is {max_tokens}; together they may have at most "
+            f"{max_model_len}. Shorten the prompt by {num_own - room} tokens or lower max_tokens."
+        )
+    num_front = tokens.num_fixed if tokens.num_fixed < room and isinstance(tokens.text, str) else 0
+    excess = len(tokens.token_ids) - room
+    kept = tokens.token_ids[:num_front] + tokens.token_ids[num_front + excess :]
+    num_start = min(tokens.num_start, num_front)
+    return replace(tokens, token_ids=kept, num_start=num_start, num_fixed=num_front), [
+        f"The first {num_own - (len(kept) - num_start)} tokens of the prompt were left out: only {room} fit beside "
+        "max_tokens."
+    ]

@@ -1,0 +1,75 @@
+"""Changes to logits that a request asks for: bias on single tokens, penalties on repeated ones."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.method.scoring import Candidates
+
+FORBIDDING_BIAS = -100.0
+"""A bias this low or lower rules a token out altogether."""
+
+
+def check_logit_bias(bias: Iterable[tuple[int, float]], vocab_size: int) -> None:
+    """Compare the ids with the vocabulary.
+
+    Raises:
+        InvalidRequestError: an id is outside it.
+    """
+    for token_id, _ in bias:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequestError(
+                f"logit_bias names token {token_id}, token ids of this model go from 0 to {vocab_size - 1}.",
+                param="logit_bias",
+            )
+
+
+def apply_logit_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
+    """Add a request's bias to its logits, before the cut to m candidates.
+
+    Args:
+        logits: shape [V] or [B, V]; every row gets the bias.
+        bias: (token id, what is added), each id once; `FORBIDDING_BIAS` or less makes the logit `-inf`.
+
+    Returns:
+        A new tensor, float32: a small bias would be lost in bfloat16. `logits` itself stays as it is.
+
+    Raises:
+        InvalidRequestError: an id is outside the vocabulary.
+    """
+    check_logit_bias(bias, logits.shape[-1])
+    ids = [token_id for token_id, _ in bias]
+    values = [value if value > FORBIDDING_BIAS else float("-inf") for _, value in bias]
+    biased = logits.to(torch.float32, copy=True)
+    biased[..., torch.tensor(ids, dtype=torch.long, device=logits.device)] += torch.tensor(
+        values, dtype=torch.float32, device=logits.device
+    )
+    return biased
+
+
+def penalise(
+    candidates: Candidates, token_ids: Sequence[int], frequency_penalty: float, presence_penalty: float
+) -> Candidates:
+    """Take the penalties for a draft's own tokens from the candidates' logits.
+
+    OpenAI's definition: `logit[j] - count[j] * frequency_penalty - (count[j] > 0) * presence_penalty`, counted over the
+    draft, not over the prompt.
+
+    Args:
+        candidates: of one step.
+        token_ids: the draft's tokens.
+        frequency_penalty: for each time the draft has the token; negative values favour repetition.
+        presence_penalty: once if the draft has the token.
+
+    Returns:
+        The same tokens, highest new logit first. The log-probabilities stay the model's.
+    """
+    counts = Counter(token_ids)
+    own = np.array([counts[token_id] for token_id in candidates.token_ids], dtype=np.float64)
+    logits = candidates.logits - own * frequency_penalty - (own > 0) * presence_penalty
+    order = np.argsort(-logits, kind="stable")
+    return Candidates([candidates.token_ids[i] for i in order], logits[order], candidates.logprobs[order])

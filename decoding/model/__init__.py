@@ -1,0 +1,1 @@
+"""The model runner: forward passes, the KV cache, quantised linear layers."""

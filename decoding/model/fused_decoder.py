@@ -1,0 +1,201 @@
+"""The forward pass of Llama-like decoders with fewer and larger operations than transformers' own.
+
+With a few rows and small matrices a decode step is mostly the cost of starting operations. Here queries, keys and
+values come from one product, so do gate and up; grouped queries share their keys without copies; keys and values are
+written at once. The model runner compares it with transformers' own forward when it is built.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from superdraft.decoding.model.kv_cache import SlotKVCache
+from superdraft.decoding.model.layer_ops import add_and_norm, gate, rotate, rotate_and_write
+from superdraft.decoding.model.linear_int4 import DenseLinear, quantised
+
+SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+@dataclass(slots=True)
+class _Layer:
+    """One decoder layer. Norms are weights [D]; `norms` are those of queries and keys [Dh], or None."""
+
+    input_norm: Tensor
+    qkv: DenseLinear
+    norms: tuple[Tensor, Tensor] | None
+    output: DenseLinear
+    mlp_norm: Tensor
+    gate_up: DenseLinear
+    down: DenseLinear
+    mask_type: str
+
+
+@dataclass(slots=True)
+class _Step:
+    """What the layers of one forward share; a mask for each. See `SlotKVCache` for `views` and `pairs`."""
+
+    num_rows: int
+    num_tokens: int
+    rotation: tuple[Tensor, Tensor]
+    masks: list[Tensor]
+    cache: SlotKVCache
+    views: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
+    pairs: tuple[tuple[Tensor, ...], Tensor, Tensor] | None
+
+
+class FusedDecoder:
+    """A Llama-like model's forward over the slots of a KV cache.
+
+    The separate weights of `model` become views of the fused ones, so nothing is held twice.
+
+    Args:
+        model: one of `SUPPORTED`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        decoder, config = model.model, model.config
+        first = decoder.layers[0].self_attn
+        self._head_dim: int = first.head_dim
+        self._num_heads: int = config.num_attention_heads
+        self._num_kv_heads: int = config.num_key_value_heads
+        self._scaling: float = first.scaling
+        self._epsilon: float = config.rms_norm_eps
+        activation = decoder.layers[0].mlp.act_fn
+        self._activation = nn.functional.silu if type(activation).__name__.startswith("SiLU") else activation
+        self._rotary = decoder.rotary_emb
+        self._layers = [_fuse(layer) for layer in decoder.layers]
+        self._norm: Tensor = decoder.norm.weight
+        self._head = DenseLinear(model.lm_head.weight, model.lm_head.bias)
+        self._num_logits: int = model.lm_head.weight.shape[0]
+        self._window: int | None = getattr(config, "sliding_window", None)
+
+    @staticmethod
+    def supports(model: PreTrainedModel) -> bool:
+        """Whether this forward is the model's."""
+        return type(model).__name__ in SUPPORTED
+
+    def quantise(self) -> None:
+        """Keep the weights of all linear layers in 4 and 8 bits as well."""
+        for layer in self._layers:
+            layer.qkv, layer.output = quantised(layer.qkv), quantised(layer.output)
+            layer.gate_up, layer.down = quantised(layer.gate_up), quantised(layer.down)
+        self._head = quantised(self._head, is_head=True)
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        masks: Tensor | dict[str, Tensor],
+        cache: SlotKVCache,
+        kept: Tensor | None,
+    ) -> Tensor:
+        """One forward. It reads nothing on the host, so that a CUDA graph can hold a decode step of it.
+
+        Args:
+            hidden: input embeddings, shape [B, T, D].
+            positions: shape [B, T].
+            masks: additive attention mask, shape [B, 1, T, C], or one for each layer type.
+            cache: pointed at the rows' slots.
+            kept: indices b * T + t of the positions whose logits are wanted, shape [N]; None: all.
+
+        Returns:
+            Logits, shape [N, V], or [B, T, V] for all.
+        """
+        num_rows, num_tokens, width = hidden.shape
+        step = self._step(hidden, positions, masks, cache)
+        hidden = hidden.reshape(-1, width)
+        normed = torch.rms_norm(hidden, (width,), self._layers[0].input_norm, self._epsilon)
+        next_norms = [layer.input_norm for layer in self._layers[1:]]
+        for index, layer in enumerate(self._layers):
+            change = layer.output(self._attended(index, layer.qkv(normed), step))
+            hidden, normed = add_and_norm(hidden, change, layer.mlp_norm, self._epsilon)
+            change = layer.down(gate(layer.gate_up(normed), self._activation))
+            if index < len(next_norms):
+                hidden, normed = add_and_norm(hidden, change, next_norms[index], self._epsilon)
+        hidden = hidden + change
+        if kept is not None:
+            hidden = hidden[kept]
+        normed = torch.rms_norm(hidden, (width,), self._norm, self._epsilon)
+        logits: Tensor = self._head(normed)
+        return logits if kept is not None else logits.view(num_rows, num_tokens, -1)
+
+    def _step(self, hidden: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor], cache: SlotKVCache) -> _Step:
+        num_rows, num_tokens, _ = hidden.shape
+        groups = self._num_heads // self._num_kv_heads
+        masks = masks if isinstance(masks, dict) else {"": masks}
+        if num_tokens > 1:
+            masks = {name: mask.repeat(1, 1, groups, 1) for name, mask in masks.items()}
+        default = next(iter(masks.values()))
+        return _Step(
+            num_rows=num_rows,
+            num_tokens=num_tokens,
+            rotation=self._rotation(hidden, positions),
+            masks=[masks.get(layer.mask_type, default) for layer in self._layers],
+            cache=cache,
+            views=cache.row_views(),
+            pairs=cache.row_pairs(),
+        )
+
+    def _attended(self, index: int, qkv: Tensor, step: _Step) -> Tensor:
+        """Products [B T, (H + 2 Hkv) Dh] -> what the heads read, [B T, H Dh]."""
+        norms, num_heads = self._layers[index].norms, self._num_heads
+        heads = qkv.view(step.num_rows, step.num_tokens, -1, self._head_dim)
+        if step.pairs is not None:
+            pairs, slots, positions = step.pairs
+            queries = rotate_and_write(
+                heads, step.rotation, norms, self._epsilon, num_heads, pairs[index], slots, positions
+            ).transpose(1, 2)
+            keys, values = step.cache.layers[index].read()
+        else:
+            heads = rotate(heads, step.rotation, norms, self._epsilon, num_heads).transpose(1, 2)
+            queries, keys, values = torch.split(heads, [num_heads, self._num_kv_heads, self._num_kv_heads], dim=1)
+            if step.views is None:
+                keys, values = step.cache.layers[index].update(keys, values)
+            else:
+                read, written = step.views
+                written[2 * index].copy_(keys)
+                written[2 * index + 1].copy_(values)
+                keys, values = read[2 * index], read[2 * index + 1]
+        # The queries that share keys and values lie beside one another, as if they were further positions.
+        queries = queries.reshape(step.num_rows, self._num_kv_heads, -1, self._head_dim)
+        mixed = nn.functional.scaled_dot_product_attention(
+            queries, keys, values, step.masks[index], scale=self._scaling
+        )
+        mixed = mixed.reshape(step.num_rows, num_heads, step.num_tokens, -1).transpose(1, 2)
+        return mixed.reshape(step.num_rows * step.num_tokens, -1)
+
+    def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, shape [B, T, 1, Dh]; the sign of rotate-half is in the sines."""
+        cosines, sines = self._rotary(hidden, positions)
+        sines[..., : self._head_dim // 2].neg_()
+        return cosines.unsqueeze(2), sines.unsqueeze(2)
+
+
+def _fuse(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    return _Layer(
+        input_norm=layer.input_layernorm.weight,
+        qkv=_fused(attention.q_proj, attention.k_proj, attention.v_proj),
+        norms=None if query_norm is None or key_norm is None else (query_norm.weight, key_norm.weight),
+        output=_fused(attention.o_proj),
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate_up=_fused(mlp.gate_proj, mlp.up_proj),
+        down=_fused(mlp.down_proj),
+        mask_type=str(getattr(attention, "layer_type", None) or getattr(layer, "attention_type", "")),
+    )
+
+
+def _fused(*parts: nn.Linear) -> DenseLinear:
+    """One layer for several that read the same input."""
+    if len(parts) == 1:
+        return DenseLinear(parts[0].weight, parts[0].bias)
+    weight = torch.cat([part.weight for part in parts])
+    views = torch.split(weight, [part.out_features for part in parts])
+    for part, view in zip(parts, views, strict=True):
+        part.weight = nn.Parameter(view, requires_grad=False)
+    bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+    return DenseLinear(weight, bias)

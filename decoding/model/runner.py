@@ -1,0 +1,261 @@
+"""The one place where the model runs: prompts, superposed decode steps and verification passes."""
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from superdraft.decoding.errors import UnsupportedModelError
+from superdraft.decoding.loading.support import can_be_recorded
+from superdraft.decoding.model.fused_decoder import FusedDecoder
+from superdraft.decoding.model.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes
+from superdraft.decoding.model.linear_int4 import quantise_modules
+from superdraft.decoding.model.step_graphs import CudaGraphRecorder, Recorder, StepGraphs
+from superdraft.decoding.model.transfer import to_device
+
+SELF_CHECK_TOKENS = 6
+_FEWEST_POSITIONS = 256  # a graph for each power of two from here on
+
+
+class ModelRunner:
+    """Runs a transformers causal LM over the slots of a KV cache.
+
+    Any architecture works that takes `inputs_embeds`, a `Cache`, a 4-D attention mask and position ids; a short check
+    when it is built compares it with the plain, uncached model and refuses the ones where that is not so.
+
+    Args:
+        model: the model, in evaluation mode.
+        max_model_len: positions of each slot.
+        kv_memory_bytes: memory for all keys and values.
+        num_slots: branches that can run at once; None: as many as fit.
+        quantise: keep the weights of linear layers in 4 and 8 bits as well, for steps of a few rows; a bfloat16 model
+            only.
+        recorder: makes graphs of decode steps; None: CUDA graphs on a GPU, and none on a CPU.
+
+    Raises:
+        UnsupportedModelError: the model cannot be run this way.
+        ModelLoadError: the slots do not fit in the memory.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        max_model_len: int,
+        kv_memory_bytes: int,
+        num_slots: int | None = None,
+        *,
+        quantise: bool = False,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.model = model
+        self.device: torch.device = model.device
+        self.max_model_len = max_model_len
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.embedding: nn.Module = model.get_input_embeddings()
+        self._can_keep_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        config = model.config.get_text_config()
+        self._layer_types: set[str] = set(getattr(config, "layer_types", None) or ())
+        self._sliding_window: int | None = getattr(config, "sliding_window", None)
+        with torch.inference_mode():
+            like = self.embedding(torch.zeros(1, dtype=torch.long, device=self.device))
+        shapes = probe_layer_shapes(model)
+        plan = plan_cache(shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots)
+        self.num_slots = plan.num_slots
+        self.cache = SlotKVCache(shapes, plan, like)
+        self._fused: FusedDecoder | None = None
+        # In float32 transformers' own forward stays: it is what everything else is compared with.
+        if model.dtype != torch.float32 and FusedDecoder.supports(model):
+            self._fused = FusedDecoder(model)
+        if recorder is None and self.device.type == "cuda" and can_be_recorded(model):
+            recorder = CudaGraphRecorder()
+        self._graphs: StepGraphs | None = None
+        if recorder is not None:
+            self._graphs = StepGraphs(recorder)
+            # A graph remembers where its tensors lie, so what changes from step to step is copied to and from these.
+            self._embeddings = like.new_zeros(plan.num_slots, like.shape[-1])
+            self._positions = torch.zeros(plan.num_slots, dtype=torch.long, device=self.device)
+            self._logits = like.new_zeros(plan.num_slots, self.vocab_size)
+        self._self_check()
+        if quantise and self._fused is not None:
+            self._fused.quantise()
+        elif quantise:
+            quantise_modules(model, model.get_output_embeddings())
+        if quantise and self._graphs is not None:
+            self._graphs.clear()  # they read the weights of before
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """Outputs of the model's embedding module, shape [N, D]."""
+        embeddings: Tensor = self.embedding(to_device(token_ids, self.device))
+        return embeddings
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        slots: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        num_logits: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Run tokens of P prompts into their slots, in one forward.
+
+        Args:
+            slots: one per prompt.
+            token_ids: for each prompt the tokens to run, at least one.
+            starts: for each prompt the position of the first of them.
+            num_logits: for each prompt the number of its last tokens whose logits are wanted; None: one.
+
+        Returns:
+            Logits after each prompt's last tokens, prompt after prompt, shape [sum of `num_logits`, V].
+        """
+        nums = [1] * len(slots) if num_logits is None else list(num_logits)
+        widest = max(len(ids) for ids in token_ids)
+        if max(starts) + widest > self.max_model_len and len(slots) > 1:
+            # Padding would run over the end of a slot.
+            rows = zip(slots, token_ids, starts, nums, strict=True)
+            return torch.cat([self.prefill([slot], [ids], [start], [num]) for slot, ids, start, num in rows])
+        positions = self.cache.select(slots, starts, widest)
+        # What padding writes lies behind the prompt's end, where later tokens overwrite it before they read it.
+        padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in token_ids]
+        wanted = [
+            row * widest + column
+            for row, (ids, num) in enumerate(zip(token_ids, nums, strict=True))
+            for column in range(len(ids) - num, len(ids))
+        ]
+        return self._forward(positions, wanted, input_ids=to_device(padded, self.device))
+
+    @torch.inference_mode()
+    def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
+        """One decode step of slots [0, B): one row and one new position for each.
+
+        Args:
+            embeddings: superposed embeddings, shape [B, D].
+            lengths: positions that each slot holds already, length B.
+
+        Returns:
+            Logits, shape [B, V].
+        """
+        if self._graphs is not None:
+            return self._replayed(self._graphs, embeddings, lengths)
+        positions = self.cache.select(range(len(lengths)), lengths, 1)
+        return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+
+    def _replayed(self, graphs: StepGraphs, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
+        """`decode` as a graph. There is one for each number of rows and each power of two of positions read."""
+        num_rows = len(lengths)
+        read_length = min(max(_FEWEST_POSITIONS, 1 << max(lengths).bit_length()), self.max_model_len)
+        inputs, positions, logits = (part[:num_rows] for part in (self._embeddings, self._positions, self._logits))
+        inputs.copy_(embeddings)
+        positions.copy_(to_device(lengths, self.device))
+        graphs.run((num_rows, read_length), lambda: logits.copy_(self._decode_at(inputs, positions, read_length)))
+        return logits.clone()
+
+    def _decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int) -> Tensor:
+        """A decode step in which all that changes from step to step is on the device: a graph can be made of it.
+
+        Args:
+            embeddings: superposed embeddings, shape [B, D].
+            positions: where each row's keys and values go, shape [B].
+            read_length: positions of each slot that attention looks at; above a row's own they are masked.
+
+        Returns:
+            Logits, shape [B, V].
+        """
+        positions = positions.unsqueeze(1)
+        self.cache.select_at(positions, read_length)
+        return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+
+    @torch.inference_mode()
+    def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
+        """The exact next-token log-probabilities along whole token sequences, without cache or superposition.
+
+        Args:
+            token_ids: R sequences, none empty.
+            start: first position wanted; what comes before is context only.
+
+        Returns:
+            For each sequence of length T the log-softmax after its tokens from `start` on, shape [T - start, V],
+            float32.
+        """
+        longest = max(len(ids) for ids in token_ids)
+        # Padding on the right: under a causal mask it cannot reach the real tokens before it.
+        rows = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in token_ids]
+        # A vocabulary's worth of logits for every prompt token would be the largest tensor of all: leave them out.
+        keep = {"logits_to_keep": longest - start} if self._can_keep_logits else {}
+        logits = self.model(input_ids=to_device(rows, self.device), use_cache=False, **keep).logits
+        logits = logits[:, start - longest :]
+        return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
+
+    def _forward(self, positions: Tensor, wanted: Sequence[int] | None, **inputs: Tensor) -> Tensor:
+        """Logits at the indices b * T + t in `wanted`, shape [N, V], or all, shape [B, T, V]."""
+        if self._fused is not None:
+            embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embedding(inputs["input_ids"])
+            kept = None if wanted is None else to_device(wanted, self.device)
+            return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept)
+        keep, num_tokens = {}, positions.shape[1]
+        columns = list(range(num_tokens)) if wanted is None else sorted({index % num_tokens for index in wanted})
+        if self._can_keep_logits and wanted is not None:
+            keep = {"logits_to_keep": to_device(columns, self.device)}
+        logits: Tensor = self.model(
+            attention_mask=self._attention_mask(positions),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **keep,
+            **inputs,
+        ).logits
+        if wanted is None:
+            return logits
+        if not keep:
+            columns = list(range(num_tokens))
+        places = {column: place for place, column in enumerate(columns)}
+        flat = [index // num_tokens * len(columns) + places[index % num_tokens] for index in wanted]
+        return logits.flatten(0, 1)[to_device(flat, self.device)]
+
+    def _attention_mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """What each new position may see: additive, shape [B, 1, T, read_length], or one such mask a layer type."""
+        keys = torch.arange(self.cache.read_length, device=self.device)
+        distance = positions[:, None, :, None] - keys
+        full = self._additive(distance >= 0)
+        if self._sliding_window is None:
+            return full
+        sliding = self._additive((distance >= 0) & (distance < self._sliding_window))
+        if len(self._layer_types) > 1:
+            return {"full_attention": full, "sliding_attention": sliding}
+        return full if self._layer_types == {"full_attention"} else sliding
+
+    def _additive(self, visible: Tensor) -> Tensor:
+        dtype = self.model.dtype
+        return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+    def _self_check(self) -> None:
+        """Slots, masks and embeddings against the plain model, on a few tokens and two slots of different lengths."""
+        count = min(SELF_CHECK_TOKENS, self.max_model_len)
+        ids = [(7 * i + 1) % min(self.vocab_size, 100) for i in range(count)]
+        try:
+            expected = self.exact_logprobs([ids, ids[1:]])
+            rows, lengths = [ids[-1]], [count - 1]
+            if self.num_slots > 1:
+                rows, lengths = [ids[-1]] * 2, [count - 1, count - 2]
+            self.prefill(range(len(rows)), [ids[:-1], ids[1:-1]][: len(rows)], [0] * len(rows))
+            got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
+            if self._graphs is not None:  # the first of a shape runs as it is and is recorded, the next one is replayed
+                got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
+        except UnsupportedModelError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} cannot be run with embeddings as input over a KV cache in slots: {error}"
+            ) from error
+        wanted = torch.stack([logprobs[-1] for logprobs in expected[: len(rows)]])
+        # bfloat16: rounding alone moved a probability of the default model by 0.048.
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.15
+        difference = float((got.exp() - wanted.exp()).abs().max())
+        if not difference <= tolerance:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} gives other probabilities with embeddings as input and a KV cache in "
+                f"slots than on its own (largest difference {difference:.3g}, allowed {tolerance}), so Superposed "
+                "Decoding would be wrong on it. Use another model."
+            )

@@ -1,0 +1,192 @@
+r"""What a draft for a gap may be: it ends where the text after the gap begins, and never says it again.
+
+`\r\n` and `\n` count as the same line break. A *closer* is a bracket, quote or punctuation mark that ends something;
+editors write closing brackets by themselves, so a draft may go on for several lines in front of them.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from superdraft.decoding.text.fim import Gap
+
+LineEnd = Literal["\n", "\r\n"]
+
+_OPENING = {")": "(", "]": "[", "}": "{"}
+_QUOTES = "\"'`"
+_CLOSERS = ")]}" + _QUOTES + ";:, \t"
+_MIN_SAME = 4
+"""Characters other than blanks that the rest of the cursor's line must have for a draft that goes on behind them to be
+taken for a repetition. The start of a word counts from one less."""
+
+
+def cut_for_gap(draft: str, gap: Gap) -> str:
+    """The part of a draft to show: a prefix of it, which may be empty.
+
+    It ends
+
+    - at its first line break, if anything but closers comes after the cursor on the same line;
+    - where it repeats the rest of the cursor's line, or, if that is blank, the first line after it that is not;
+    - where its own end repeats the beginning of the text after the gap;
+    - in front of a closing bracket or quote that is there already, after the gap. One that closes what the draft itself
+      opened stays: "foo)" before ")" is "foo", but "f(x) + y" stays.
+    """
+    text, suffix = _with_line_feeds(draft), _with_line_feeds(gap.suffix)
+    line = gap.prefix[gap.prefix.rfind("\n") + 1 :]
+    rest = suffix.partition("\n")[0]
+    if rest.strip(_CLOSERS):
+        text = text.partition("\n")[0]
+    text = text.rstrip("\r")  # half of a line break
+    while (end := _end(text, line, rest, suffix)) < len(text):
+        text = text[:end].rstrip("\r")
+    return draft[: _length_in(draft, len(text))]
+
+
+def line_end_of(gap: Gap) -> LineEnd:
+    """The line end that the gap's text has next to the cursor."""
+    for text, at in ((gap.prefix, gap.prefix.rfind("\n")), (gap.suffix, gap.suffix.find("\n"))):
+        if at >= 0:
+            return "\r\n" if text[:at].endswith("\r") else "\n"
+    return "\n"
+
+
+def with_line_ends(text: str, line_end: LineEnd) -> str:
+    """`text` with line ends of one kind."""
+    text = _with_line_feeds(text)
+    return text if line_end == "\n" else text.replace("\n", line_end)
+
+
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n")
+
+
+def _length_in(draft: str, num: int) -> int:
+    """How long the beginning of `draft` is that has `num` characters when a line break is one."""
+    position = 0
+    for _ in range(num):
+        position += 2 if draft.startswith("\r\n", position) else 1
+    return position
+
+
+def _end(text: str, line: str, rest: str, suffix: str) -> int:
+    """Where the draft first runs into the suffix; its length if it does not.
+
+    Args:
+        text: the draft.
+        line: what stands before the cursor on its line.
+        rest: what stands after it there.
+        suffix: all text after the cursor.
+    """
+    next_line = _first_line(suffix)
+    own = _own_closers(text, line, next_line)
+    ends = [len(text), *_overlapping_ends(text, suffix, own)]
+    if rest.strip():
+        ends += [*_repeated_rests(text, rest.rstrip(), own), *_taken_closers(text, rest, own)]
+    elif next_line:
+        ends += _repeated_lines(text, line, next_line, own)
+    return min(ends)
+
+
+def _first_line(text: str) -> str:
+    """The first line that is not blank, without blanks at its end; "" if all are."""
+    return next((line.rstrip() for line in text.split("\n") if line.strip()), "")
+
+
+def _own_closers(text: str, line: str, next_line: str) -> set[int]:
+    """Where the draft has brackets that close what it opened, or what the line before the cursor did.
+
+    Of the brackets that are open there, the outermost are closed by the text after the cursor.
+    """
+    stack: list[str] = []
+    _match_brackets(line, stack)
+    matched = _match_brackets(next_line, [])
+    for index, char in enumerate(next_line):
+        if char in _OPENING and index not in matched and _OPENING[char] in stack:
+            stack.remove(_OPENING[char])
+    return _match_brackets(text, stack)
+
+
+def _match_brackets(text: str, stack: list[str]) -> set[int]:
+    """Where `text` has brackets that close one of the stack or one of its own; those still open are left on it."""
+    matched = set()
+    for index, char in enumerate(text):
+        if char in _OPENING.values():
+            stack.append(char)
+        elif char in _OPENING and stack and stack[-1] == _OPENING[char]:
+            stack.pop()
+            matched.add(index)
+    return matched
+
+
+def _overlapping_ends(text: str, suffix: str, own: set[int]) -> Iterator[int]:
+    """Where a draft's end begins that the suffix begins with."""
+    for start in range(max(0, len(text) - len(suffix)), len(text)):
+        end = text[start:]
+        first = len(text) - len(end.lstrip())
+        if not suffix.startswith(end) or first in own or not _begins_a_word(text, start, suffix):
+            continue
+        is_all_in_a_word = start == 0 and _is_word(text[0])
+        if is_all_in_a_word or _says_enough(end, suffix):
+            yield start
+
+
+def _begins_a_word(text: str, start: int, same: str) -> bool:
+    """Whether a repetition may begin here: not inside a word, unless it has the whole first word of `same`."""
+    if start == 0 or not (_is_word(text[start - 1]) and _is_word(text[start])):
+        return True
+    word = _first_word(same)
+    return len(word) > 1 and _first_word(text[start:]) == word
+
+
+def _says_enough(end: str, suffix: str) -> bool:
+    """Whether a draft's end is more than a letter or two that a word of the suffix happens to begin with."""
+    if "\n" in end or not _is_word(end[-1]) or not _is_word(suffix[len(end) : len(end) + 1]):
+        return True
+    before = end.rstrip("".join(char for char in set(end) if _is_word(char)))
+    return bool(before.strip()) or len(end) - len(before) >= _MIN_SAME - 1
+
+
+def _repeated_rests(text: str, rest: str, own: set[int]) -> Iterator[int]:
+    """Where the draft repeats the rest of the cursor's line."""
+    first = len(rest) - len(rest.lstrip())
+    for start in range(len(text)):
+        if not text.startswith(rest, start) or start + first in own or not _begins_a_word(text, start, rest):
+            continue
+        after = text[start + len(rest) :]
+        is_long = start == 0 or len(rest.strip()) >= _MIN_SAME
+        splits_word = _is_word(rest[-1]) and _is_word(after[:1])
+        if not after.partition("\n")[0].strip() or (rest.strip(_CLOSERS) and is_long and not splits_word):
+            yield start
+
+
+def _taken_closers(text: str, rest: str, own: set[int]) -> Iterator[int]:
+    """Where the draft has the bracket or the quote that the rest of the cursor's line begins with."""
+    closer = rest.lstrip()[0]
+    if closer in _OPENING:
+        yield from (index for index, char in enumerate(text) if char == closer and index not in own)
+    elif closer in _QUOTES and not rest.strip(_CLOSERS):
+        line = text.partition("\n")[0]
+        if line.count(closer) % 2:  # the one too many ends the text that the cursor is in
+            yield line.rindex(closer)
+
+
+def _repeated_lines(text: str, line: str, next_line: str, own: set[int]) -> Iterator[int]:
+    """Where the draft's lines come to the next one after the cursor, or to a beginning of it at the draft's end."""
+    start = 0
+    for content in text.split("\n"):
+        end = start + len(content)
+        whole = (line if start == 0 else "") + content
+        first = end - len(content.lstrip())
+        is_same = whole.rstrip() == next_line
+        is_beginning = end == len(text) and next_line.startswith(whole)
+        if content.strip() and (is_same or is_beginning) and (start > 0 or not line.strip()) and first not in own:
+            yield len(text[:start].rstrip())
+        start = end + 1
+
+
+def _first_word(text: str) -> str:
+    """The letters, digits and underscores that `text` begins with."""
+    return text[: next((index for index, char in enumerate(text) if not _is_word(char)), len(text))]
+
+
+def _is_word(char: str) -> bool:
+    return char.isalnum() or char == "_"

@@ -1,0 +1,211 @@
+"""Token healing: drafts follow the model's distribution over how the typed *text* goes on.
+
+A prompt is a text that was cut anywhere; the tokens that its end happens to have are not those that the finished text
+will have. Let B be the typed bytes. A *cover* is a token sequence whose tokens, all but the last, lie inside B, and
+whose last token reaches beyond B. Its weight is the plain product of the model's probabilities. The sum over all covers
+is P(text begins with B), and a continuation's probability is its covers' share of that sum (Phan et al., 2024, arXiv
+2410.09303). Nothing is renormalised on the way, so a tokenisation that the model finds absurd keeps its tiny weight.
+
+Only *canonical* covers count, those that the tokenizer itself makes of their text: models are trained on no others.
+
+Words of this module:
+
+- *shared tokens*: the prompt's tokens that every cover begins with; what stands before its last unfinished piece.
+- *stem*: a cover without its last token. Most stems lie on the borders of the prompt's own tokens, so that the prompt's
+  one pass gives all their distributions. Another one needs a row of its own, and is run only if its weight can matter.
+- *rest*: the typed bytes that a stem leaves for the next token to begin with.
+- *start*: the last token of a cover, the first one of a draft. Its bytes beyond the rest are the draft's own text.
+
+All of it works on bytes, since a token may hold part of a character.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from superdraft.decoding.text.tokenizer import Tokenizer
+
+MAX_TAIL_TOKENS = 8
+MAX_TAIL_BYTES = 32
+_MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS = 2, 8
+_MAX_PIECE_CHARS = 128
+_PROBES = ("x", "0", ".", "\n")
+"""One character of each kind that tokenizers cut white space before."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealingPlan:
+    """The end of a prompt, where covers part.
+
+    Attributes:
+        num_shared: tokens of the prompt that every cover begins with, at least one.
+        tail: the prompt's other tokens, at least one.
+        window: the last of the shared tokens; together with `tail` their text has the tokens that it has in the prompt.
+        is_checked: the tokenizer makes these tokens of this text, so that it can tell which covers are canonical.
+    """
+
+    num_shared: int
+    tail: tuple[int, ...]
+    window: tuple[int, ...]
+    is_checked: bool
+
+
+def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer: Tokenizer) -> HealingPlan | None:
+    """Where the covers of a prompt part.
+
+    The tail is what overlaps the last piece of `text` (`Tokenizer.last_piece_start`), but never more than
+    `MAX_TAIL_TOKENS`, nor than `MAX_TAIL_BYTES` unless the last token alone is longer.
+
+    Args:
+        text: the prompt's text, or the end of it, without lone surrogates.
+        token_ids: the prompt's tokens; the oldest may be missing.
+        num_fixed: how many of them, from the first on, are not to be changed; at least one.
+        tokenizer: the tokenizer.
+
+    Returns:
+        The plan; None when nothing can be healed: the text is empty, it ends in a special token, or the tokens do not
+        end in its bytes (a tokenizer that normalises).
+    """
+    ending = text[-_MAX_PIECE_CHARS:]
+    piece_bytes = len(ending[tokenizer.last_piece_start(ending) :].encode()) if ending else 0
+    last_tokens = [tokenizer.token_bytes[i] for i in token_ids[num_fixed:][-MAX_TAIL_TOKENS:]]
+    num_shared = len(token_ids) - _num_tail_tokens(last_tokens, piece_bytes)
+    tail = tuple(token_ids[num_shared:])
+    typed = tokenizer.bytes_of(tail)
+    # SentencePiece puts a space before a text, so the tokens of a short prompt may have one byte more than it has.
+    if not tail or not (text.encode().endswith(typed) or typed == b" " + text.encode()):
+        return None
+    for num_window in range(_MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS + 1):
+        window = tuple(token_ids[max(num_fixed, num_shared - num_window) : num_shared])
+        if _is_canonical_alone((*window, *tail), tokenizer):
+            return HealingPlan(num_shared, tail, window, is_checked=True)
+    return HealingPlan(num_shared, tail, (), is_checked=False)
+
+
+def _num_tail_tokens(last_tokens: Sequence[bytes], piece_bytes: int) -> int:
+    """How many of the last tokens overlap the last `piece_bytes` bytes, within the bounds."""
+    num_tokens = num_bytes = 0
+    # A token without bytes is special and no part of the text.
+    for token in takewhile(len, reversed(last_tokens)):
+        is_too_long = num_tokens > 0 and num_bytes + len(token) > MAX_TAIL_BYTES
+        if num_bytes >= piece_bytes or is_too_long:
+            break
+        num_tokens += 1
+        num_bytes += len(token)
+    return num_tokens
+
+
+def _is_canonical_alone(token_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    try:
+        text = tokenizer.bytes_of(token_ids).decode()
+    except UnicodeDecodeError:
+        return False
+    return tokenizer.encode_inside(text) == list(token_ids)
+
+
+class CanonicalCheck:
+    """Tells which token sequences the tokenizer itself would make of their text.
+
+    A sequence that ends inside a character is judged by its tokens before that character: no text can be made of the
+    others yet.
+
+    Args:
+        plan: the prompt's end.
+        tokenizer: the tokenizer.
+    """
+
+    def __init__(self, plan: HealingPlan, tokenizer: Tokenizer) -> None:
+        self._plan = plan
+        self._tokenizer = tokenizer
+
+    def __call__(self, path: Sequence[int], token_ids: Sequence[int]) -> list[bool]:
+        """For each of some tokens behind a path, which begins after the shared tokens: whether both are canonical."""
+        if not self._plan.is_checked:
+            return [True] * len(token_ids)
+        front = [*self._plan.window, *path]
+        front_bytes, token_bytes = self._tokenizer.bytes_of(front), self._tokenizer.token_bytes
+        verdicts = [True] * len(token_ids)
+        texts, wanted, indices = [], [], []
+        for index, token_id in enumerate(token_ids):
+            try:
+                text, whole = (front_bytes + token_bytes[token_id]).decode(), [*front, token_id]
+            except UnicodeDecodeError:
+                kept = self._before_broken_character([*front, token_id])
+                if kept is None:
+                    verdicts[index] = False
+                    continue
+                text, whole = self._tokenizer.bytes_of(kept).decode(), kept
+            texts.append(text)
+            wanted.append(whole)
+            indices.append(index)
+        for index, whole, encoded in zip(indices, wanted, self._tokenizer.encode_all_inside(texts), strict=True):
+            verdicts[index] = encoded == whole
+        return verdicts
+
+    def may_begin(self, path: Sequence[int]) -> bool:
+        """Whether a sequence may be the beginning of a longer canonical one.
+
+        As a rule it is canonical itself. But tokenizers cut a run of white space one way at the end of a text, and
+        another way before a word or a digit.
+        """
+        if self(path[:-1], path[-1:])[0]:
+            return True
+        if not self._tokenizer.token_bytes[path[-1]][-1:].isspace():
+            return False
+        token_ids = [*self._plan.window, *path]
+        text = self._tokenizer.bytes_of(token_ids).decode(errors="replace")
+        longer = self._tokenizer.encode_all_inside([text + probe for probe in _PROBES])
+        return any(encoded[: len(token_ids)] == token_ids for encoded in longer)
+
+    def _before_broken_character(self, token_ids: list[int]) -> list[int] | None:
+        """The tokens before a character that the sequence does not finish; None if its bytes are no text at all."""
+        data = self._tokenizer.bytes_of(token_ids)
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            if error.reason != "unexpected end of data":
+                return None
+            num_bytes = len(data)
+            while num_bytes > error.start:
+                num_bytes -= len(self._tokenizer.token_bytes[token_ids.pop()])
+            return self._before_broken_character(token_ids)
+        return token_ids
+
+
+class TokenIndex:
+    """Finds tokens by the bytes they begin with. Built once for a tokenizer.
+
+    Args:
+        token_bytes: the bytes of every token id.
+        excluded_ids: ids that no draft may contain as text: special tokens, ends of text.
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes], excluded_ids: Collection[int]) -> None:
+        excluded = frozenset(excluded_ids)
+        table = sorted((token, i) for i, token in enumerate(token_bytes) if token and i not in excluded)
+        self._tokens = [token for token, _ in table]
+        self._ids: NDArray[np.int64] = np.array([i for _, i in table], dtype=np.int64)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "TokenIndex":
+        """Of the tokens that a draft may contain as text."""
+        return cls(tokenizer.token_bytes, {*tokenizer.suppressed_token_ids, *tokenizer.eos_token_ids})
+
+    def beyond(self, rest: bytes) -> NDArray[np.int64]:
+        """Ids of the tokens that begin with `rest` and are longer, shape [number of them]."""
+        first = bisect_right(self._tokens, rest)
+        last = bisect_right(self._tokens, rest, lo=first, key=lambda token: token[: len(rest)])
+        return self._ids[first:last]
+
+    def inside(self, rest: bytes) -> list[int]:
+        """Ids of the tokens that `rest` begins with, all of it among them."""
+        return [i for length in range(1, len(rest) + 1) for i in self._equal_to(rest[:length]).tolist()]
+
+    def _equal_to(self, token: bytes) -> NDArray[np.int64]:
+        """Ids of `token`; several for SentencePiece, where a byte token may equal a piece."""
+        first = bisect_left(self._tokens, token)
+        return self._ids[first : bisect_right(self._tokens, token, lo=first)]

@@ -1,0 +1,241 @@
+"""Text to token ids and back, with the exact bytes of every token.
+
+Drafts are compared, cut at stop strings and shown by their *bytes*: a token may hold part of a character, and decoding
+a token by itself often loses its leading space. The table of token bytes makes both exact.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Backend
+
+from superdraft.decoding.errors import UnsupportedModelError
+from superdraft.decoding.text.fim import find_fim_tokens
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_CONTROL_TOKEN = re.compile(r"<[|｜].*[|｜]>|</?[A-Za-z_]+>")  # noqa: RUF001 (DeepSeek's bars are full-width)
+"""Added tokens of this form are control tokens even where a vocabulary says that they are ordinary (Qwen)."""
+
+_SPLICE = "\u263a"
+"""Code Llama's own code encodes a text behind this character to get the text's tokens without a leading space."""
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The printable stand-ins of byte-level BPE (GPT-2): character -> byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return alphabet
+
+
+def _decoder_types(node: Any) -> Iterable[str]:
+    """The `type` of a tokenizers decoder and of the decoders inside it."""
+    if isinstance(node, dict):
+        if "type" in node:
+            yield node["type"]
+        for child in node.get("decoders", []):
+            yield from _decoder_types(child)
+
+
+def valid_utf8_prefix(data: bytes) -> str:
+    """`data` as text, without a character that is still incomplete at its end; other broken bytes become U+FFFD."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data":
+            return data[: error.start].decode("utf-8")
+        # Broken inside: show the damage, but still hold back an unfinished character at the end.
+        for cut in range(1, 4):
+            tail = data[-cut:]
+            if tail[0] >= 0xC0:
+                try:
+                    tail.decode("utf-8")
+                except UnicodeDecodeError as tail_error:
+                    if tail_error.reason == "unexpected end of data":
+                        data = data[:-cut]
+                break
+        return data.decode("utf-8", errors="replace")
+
+
+class Tokenizer:
+    """A transformers tokenizer with what Superposed Decoding needs of it.
+
+    Args:
+        hf_tokenizer: a transformers tokenizer.
+        model_vocab_size: rows of the model's output; ids from the tokenizer's size up to here have no text (padding
+            rows) and are never drafted.
+        eos_token_ids: ids that end a text beside the tokenizer's own, from the model's generation settings.
+    """
+
+    def __init__(
+        self,
+        hf_tokenizer: Any,
+        model_vocab_size: int | None = None,
+        eos_token_ids: Iterable[int] = (),
+    ) -> None:
+        self.hf_tokenizer = hf_tokenizer
+        self.vocab_size = model_vocab_size or len(hf_tokenizer)
+        own_eos = hf_tokenizer.eos_token_id
+        # Chat models name the end of a turn as their end of text and keep the base model's own end beside it.
+        base_eos = self.vocabulary.get("<|endoftext|>")
+        fim = find_fim_tokens(self.vocabulary)
+        self._fim_ids = frozenset[int]() if fim is None else fim.end_token_ids
+        ends = {own_eos, base_eos, *eos_token_ids, *self._fim_ids} - {None}
+        self.eos_token_ids: frozenset[int] = frozenset(ends)
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, added tokens included."""
+        return dict(self.hf_tokenizer.get_vocab())
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        added = self.hf_tokenizer.added_tokens_decoder
+        # Qwen says of its fill-in-the-middle tokens that they are ordinary ones.
+        specials = {i for i, token in added.items() if token.special}
+        return set(self.hf_tokenizer.all_special_ids) | specials | self._fim_ids
+
+    @cached_property
+    def suppressed_token_ids(self) -> tuple[int, ...]:
+        """Ids that never appear in a draft: special tokens that do not end a text, and ids without a token."""
+        known = set(self.vocabulary.values())
+        no_text = {i for i in range(self.vocab_size) if i not in known}
+        return tuple(sorted((self._special_ids | no_text) - self.eos_token_ids))
+
+    @cached_property
+    def draftable_ids(self) -> NDArray[np.int64]:
+        """All other ids, ends of text among them, shape [N]."""
+        return np.setdiff1d(np.arange(self.vocab_size), np.asarray(self.suppressed_token_ids, dtype=np.int64))
+
+    @property
+    def start_token_id(self) -> int | None:
+        """The token that stands for an empty prompt: the border between documents, else begin of text."""
+        border = self.vocabulary.get("<|endoftext|>")
+        candidates = (border, self.hf_tokenizer.bos_token_id, min(self.eos_token_ids, default=None))
+        return next((token_id for token_id in candidates if token_id is not None), None)
+
+    def encode(self, text: str) -> list[int]:
+        """`text` as token ids, with the special tokens that the model wants in front of it.
+
+        Text that spells a special token (`<|endoftext|>`) becomes that token.
+        """
+        return list(self.hf_tokenizer.encode(text, verbose=False))
+
+    def encode_inside(self, text: str) -> list[int]:
+        """`text` as it stands in the middle of a text, and as plain text.
+
+        Nothing is put in front of it, neither a special token nor the space of SentencePiece, and text that spells a
+        control token does not become one.
+        """
+        return self.encode_all_inside([text])[0]
+
+    def encode_document(self, text: str) -> list[int]:
+        """`text` as it stands at the beginning of a document, as plain text and without special tokens in front."""
+        return self._encode_plain([text])[0]
+
+    def encode_all_inside(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many texts at once."""
+        encodings = self._encode_plain(texts)
+        wrong = [index for index, text in enumerate(texts) if self.bytes_of(encodings[index]) != text.encode()]
+        if wrong:
+            spliced = self._encode_plain([_SPLICE + texts[index] for index in wrong])
+            for index, ids in zip(wrong, spliced, strict=True):
+                encodings[index] = self._behind_splice(ids) or encodings[index]
+        return encodings
+
+    def bytes_of(self, token_ids: Iterable[int]) -> bytes:
+        """The bytes of some tokens together."""
+        return b"".join(self.token_bytes[i] for i in token_ids)
+
+    def last_piece_start(self, text: str) -> int:
+        """Index in `text` from which on its tokens may change with what is typed next.
+
+        What stands in front of it, the tokenizer has cut off before it makes tokens: its last piece, with all the white
+        space right before the end. A tokenizer that does not cut texts into pieces has none: then the last word, with
+        the white space before it.
+        """
+        stripped = text.rstrip()
+        if len(stripped) < len(text):
+            return len(stripped)
+        pre_tokenizer = self._plain_backend.pre_tokenizer if self._plain_backend is not None else None
+        start = len(text) - len(re.split(r"\s", text)[-1])
+        word = len(text[:start].rstrip())
+        if pre_tokenizer is None:
+            return word
+        pieces = pre_tokenizer.pre_tokenize_str(text)
+        return min(pieces[-1][1][0], len(text) - 1) if len(pieces) > 1 else word
+
+    @cached_property
+    def _plain_backend(self) -> Any:
+        """A copy of the fast tokenizer that knows no control tokens; None: it is a slow one, and is used as it is."""
+        backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        description = json.loads(backend.to_str())
+        description["added_tokens"] = [
+            token
+            for token in description["added_tokens"]
+            if token["id"] not in self._special_ids and not _CONTROL_TOKEN.fullmatch(token["content"])
+        ]
+        description["post_processor"] = None
+        return Backend.from_str(json.dumps(description))
+
+    def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._plain_backend is None:
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            return [list(self.hf_tokenizer.encode(text, **options)) for text in texts]
+        # One by one: the library's batches start threads, which wait for the model's.
+        return [self._plain_backend.encode(text, add_special_tokens=False).ids for text in texts]
+
+    def _behind_splice(self, token_ids: list[int]) -> list[int] | None:
+        """The tokens behind the splice character; None if it is not told apart from the text."""
+        for border in range(1, 6):  # a space, and the three bytes of the character
+            if self.bytes_of(token_ids[:border]).endswith(_SPLICE.encode()):
+                return token_ids[border:]
+        return None
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids` as it stands in a running text, special tokens left out."""
+        return valid_utf8_prefix(b"".join(self.token_bytes[i] for i in token_ids))
+
+    def token_text(self, token_id: int) -> str:
+        """One token for people to read: its text, or its name if it is special; broken characters show as U+FFFD."""
+        if token_id in self._special_ids:
+            return str(self.hf_tokenizer.convert_ids_to_tokens(token_id))
+        return self.token_bytes[token_id].decode("utf-8", errors="replace")
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes that each id adds to a text, shape [vocab_size]; none for special tokens and padding ids."""
+        table = [b""] * max(self.vocab_size, max(self.vocabulary.values()) + 1)
+        to_bytes = self._token_to_bytes()
+        added = self.hf_tokenizer.added_tokens_decoder
+        for token, token_id in self.vocabulary.items():
+            if token_id in self._special_ids:
+                continue
+            table[token_id] = token.encode() if token_id in added else to_bytes(token)
+        return tuple(table)
+
+    def _token_to_bytes(self) -> Any:
+        backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
+        types = set(_decoder_types(json.loads(backend.to_str())["decoder"])) if backend is not None else set()
+        if "ByteLevel" in types:
+            alphabet = _byte_level_alphabet()
+            return lambda token: bytes(alphabet[char] for char in token)
+        if types & {"ByteFallback", "Metaspace", "Replace"} or backend is None:
+            return _sentencepiece_bytes
+        raise UnsupportedModelError(
+            f"The tokenizer's decoder ({', '.join(sorted(types)) or 'none'}) is neither byte-level nor SentencePiece-"
+            "like, so the text of its tokens is not known exactly. Use a model with a tokenizer of one of these kinds."
+        )
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    match = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(match[1], 16)]) if match else token.replace("▁", " ").encode()

@@ -1,0 +1,98 @@
+"""What of a draft is shown: trimming, and the text that all drafts agree on.
+
+Trimming only ever cuts the end off, so what is shown still goes on from the prompt's last character.
+"""
+
+import re
+from collections.abc import Sequence
+from os.path import commonprefix
+
+from superdraft.decoding.text.tokenizer import valid_utf8_prefix
+from superdraft.decoding.text.words import last_word_start
+
+_LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
+_HYPHENS_AND_APOSTROPHES = "-\u2010\u2011'\u2019"
+_CONNECTORS = _HYPHENS_AND_APOSTROPHES + ".,:/@"
+"""Inside a word: well-known, don't, 3.5, 10:30, e.g, and/or, mail and web addresses."""
+
+_CLOSERS = "\"'\u201d\u2019\u00bb)\\]}\u300d\u300f\uff09\u3011\u300b"
+_SENTENCE_END = re.compile(
+    f"(?:[.!?\u2026\u061f\u0964]+[{_CLOSERS}]*(?=\\s|$)|[\u3002\uff01\uff1f\uff61]+[{_CLOSERS}]*)"
+)
+"""Full stop, ! ? \u2026 and their Arabic and Hindi forms before white space; the Chinese and Japanese ones anywhere."""
+
+_LAST_CHUNK = re.compile(r"[^\W_]+(?:\.[^\W_]+)*\Z")
+_LIST_NUMBER = re.compile(r"\n\s*\d{1,3}\Z")
+_ABBREVIATION = re.compile(
+    r"(?:mr|mrs|ms|dr|prof|st|sr|jr|vs|cf|al|etc|approx|ca|fig|eq|vol|pp|eds|ph\.d|inc|ltd|corp|dept|est|ave)", re.I
+)
+"""Words whose full stop most often ends no sentence. "e.g.", "p.m.", "U.S." and initials are known by their form."""
+
+
+def trim_text(text: str, finish_reason: str, single_line: bool, trim: str, last_word_complete: bool = False) -> str:
+    """The part of a draft that is shown.
+
+    Args:
+        text: the draft's text.
+        finish_reason: "stop" if the text is complete; otherwise its last word may be half.
+        single_line: show nothing from the first line break on.
+        trim: "none"; "word": no last word that may be half, and no white space at the end; "sentence": nothing after
+            the first sentence, and as "word" if no sentence ends.
+        last_word_complete: the last word is complete although the tokens ran out.
+
+    Returns:
+        A prefix of `text`. It is empty if all there is may be half a word.
+    """
+    is_complete = last_word_complete or finish_reason == "stop"
+    line_break = _LINE_BREAK.search(text) if single_line else None
+    if line_break is not None:
+        text, is_complete = text[: line_break.start()], True
+    if trim == "none":
+        return text
+    sentence_end = _first_sentence_end(text) if trim == "sentence" else None
+    if sentence_end is not None:
+        return text[:sentence_end]
+    return (text if is_complete else _without_last_word(text)).rstrip()
+
+
+def _without_last_word(text: str) -> str:
+    """`text` without the word at its very end; a hyphen or apostrophe there is part of one that goes on."""
+    if text and text[-1] in _CONNECTORS and text[-1] not in _HYPHENS_AND_APOSTROPHES:
+        return text
+    return text[: last_word_start(text, _CONNECTORS)]
+
+
+def _first_sentence_end(text: str) -> int | None:
+    """Index after the first sentence of `text`, its closing quotes and brackets included; None if none ends."""
+    ends = (match.end() for match in _SENTENCE_END.finditer(text) if _ends_sentence(text, match))
+    return next(ends, None)
+
+
+def _ends_sentence(text: str, match: re.Match[str]) -> bool:
+    """Whether a match of `_SENTENCE_END` ends a sentence, and not an abbreviation, an initial or a list's number."""
+    if match[0] != ".":
+        return True
+    before = text[: match.start()]
+    if _LIST_NUMBER.search(before):
+        return False
+    chunk = _LAST_CHUNK.search(before)
+    if chunk is None or chunk[0] == "I":
+        return True
+    # "e.g", "p.m", "U.S", and the "J" of "J. Smith": single letters only. A single digit ends a sentence.
+    are_initials = all(len(part) == 1 and part.isalpha() for part in chunk[0].split("."))
+    return not are_initials and _ABBREVIATION.fullmatch(chunk[0]) is None
+
+
+def stable_prefix(texts: Sequence[bytes]) -> str:
+    """What all of `texts` begin with, in whole characters; "" if there are no texts."""
+    return valid_utf8_prefix(commonprefix(list(texts)) or b"")  # noqa: RUF071 (texts, not paths)
+
+
+def tokens_within(token_bytes: Sequence[bytes], num_bytes: int) -> int:
+    """How many tokens from the start reach into the first `num_bytes` bytes, the last one perhaps in part."""
+    start = 0
+    for index, token in enumerate(token_bytes):
+        if start >= num_bytes:
+            return index
+        start += len(token)
+    return len(token_bytes)
