@@ -13,7 +13,7 @@ from superdraft.server.errors import CommandError
 
 START_TIMEOUT_S = 180.0  # the model may have to be fetched
 STOP_TIMEOUT_S = 60.0
-_SERVE = "from superdraft.server.cli import main; main()"
+_SERVE = "from superdraft.server.cli.main import main; main()"
 _ARGUMENTS = ("serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning")
 _BANNER_URL = re.compile(r"on (http://[^\s,]+), docs at")
 

@@ -4,7 +4,7 @@ Its settings come from the environment (`SUPERDRAFT_...`) and the file in `SUPER
 those of Ray's proxies.
 """
 
-from superdraft.server.ray_serve import application
+from superdraft.server.ray_replicas.serve import application
 from superdraft.server.settings import load_settings
 
 app = application(load_settings())

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.drafts import generation_params
-from superdraft.server.error_map import invalid_request
+from superdraft.server.edge.error_map import invalid_request
 from superdraft.server.errors import CommandError
-from superdraft.server.schemas_native import DraftsRequest
 from superdraft.server.settings import Settings
+from superdraft.server.wires.native.mapping import generation_params
+from superdraft.server.wires.native.schemas import DraftsRequest
 
 _NUCLEUS = {"temperature": 0.6, "top_p": 0.9}  # what sampling is compared at unless it is asked for otherwise
 # The fields of `POST /v1/drafts` that make a request one of a kind; an option of the same name wins over them.

@@ -19,12 +19,12 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.fim import Budget, FimTokens, Gap, gap_prompt
 from superdraft.evaluation.workbench import ModelChoice
 from superdraft.server.app import create_app
-from superdraft.server.engine_protocol import DecodingEngine
+from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.errors import CommandError
-from superdraft.server.http_server import HttpServer
-from superdraft.server.infill import fim_tokens_of
 from superdraft.server.loading import LoadedService, service_of
+from superdraft.server.serving import HttpServer
 from superdraft.server.settings import Settings
+from superdraft.server.wires.editors import fim_tokens_of
 
 LAYOUTS = ("line_in_prefix", "line_after_middle", "piece_after_middle")
 NUM_SLOTS = 8

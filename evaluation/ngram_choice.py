@@ -16,7 +16,7 @@ from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.errors import CommandError
 from superdraft.server.loading import choose_ngram_model, drafting_defaults, open_ngram_models
-from superdraft.server.ngram_options import IN_CONTEXT
+from superdraft.server.ngrams.options import IN_CONTEXT
 from superdraft.server.settings import Settings
 
 AUTO = "auto"

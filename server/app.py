@@ -10,39 +10,37 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
-from superdraft.server import (
-    error_map,
-    routes_admin,
-    routes_feedback,
-    routes_fim,
-    routes_limits,
-    routes_llamacpp,
-    routes_native,
-    routes_ngram,
-    routes_openai,
-    routes_playground,
-    routes_tabby,
-)
-from superdraft.server.access import Access
-from superdraft.server.admission_control import AdmissionControl, places_of
-from superdraft.server.api_keys import ApiKeys
-from superdraft.server.async_engine import AsyncEngine
+from superdraft.server.bridge.admission_control import AdmissionControl, places_of
+from superdraft.server.bridge.async_engine import AsyncEngine
+from superdraft.server.bridge.engine_protocol import DecodingEngine
+from superdraft.server.bridge.fan_out import FanOut
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.engine_protocol import DecodingEngine
+from superdraft.server.edge import error_map
+from superdraft.server.edge.access import Access
+from superdraft.server.edge.api_keys import ApiKeys
+from superdraft.server.edge.host_check import HostCheckMiddleware
+from superdraft.server.edge.rate_limits import CallerLimits
+from superdraft.server.edge.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
+from superdraft.server.edge.security_headers import SecurityHeadersMiddleware
 from superdraft.server.errors import SettingsError
-from superdraft.server.fan_out import FanOut
 from superdraft.server.feedback import Feedback
-from superdraft.server.host_check import HostCheckMiddleware
-from superdraft.server.infill import fim_tokens_of
-from superdraft.server.metrics import Metrics
-from superdraft.server.ngram_registry import NgramModels
-from superdraft.server.personal_models import PersonalModels, PersonalTokenizer
-from superdraft.server.rate_limits import CallerLimits
-from superdraft.server.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
-from superdraft.server.security_headers import SecurityHeadersMiddleware
+from superdraft.server.ngrams.personal_models import PersonalModels, PersonalTokenizer
+from superdraft.server.ngrams.registry import NgramModels
+from superdraft.server.observe.metrics import Metrics
+from superdraft.server.observe.stats import Statistics
 from superdraft.server.service import Service
 from superdraft.server.settings import Settings
-from superdraft.server.stats import Statistics
+from superdraft.server.wires import admin as routes_admin
+from superdraft.server.wires import feedback as routes_feedback
+from superdraft.server.wires import fim as routes_fim
+from superdraft.server.wires import limits as routes_limits
+from superdraft.server.wires import llamacpp as routes_llamacpp
+from superdraft.server.wires import ngram as routes_ngram
+from superdraft.server.wires import playground as routes_playground
+from superdraft.server.wires import tabby as routes_tabby
+from superdraft.server.wires.editors import fim_tokens_of
+from superdraft.server.wires.native import routes as routes_native
+from superdraft.server.wires.openai import routes as routes_openai
 
 _ROUTES = (
     routes_openai,

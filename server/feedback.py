@@ -14,12 +14,12 @@ from typing import Final, NamedTuple
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput
 from superdraft.ngram_models.personal import AcceptedText
-from superdraft.server.access import current_caller
-from superdraft.server.error_map import NotFoundError
-from superdraft.server.fan_out import FanOut
-from superdraft.server.metrics import DraftEvent, Metrics
-from superdraft.server.personal_models import Owner, PersonalModels, owner_of
-from superdraft.server.schemas import Prompt
+from superdraft.server.bridge.fan_out import FanOut
+from superdraft.server.edge.access import current_caller
+from superdraft.server.edge.error_map import NotFoundError
+from superdraft.server.ngrams.personal_models import Owner, PersonalModels, owner_of
+from superdraft.server.observe.metrics import DraftEvent, Metrics
+from superdraft.server.wires.common import Prompt
 
 KEEP_S: Final = 900.0
 MAX_COMPLETIONS: Final = 2048

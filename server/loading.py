@@ -17,8 +17,8 @@ from superdraft.ngram_models.manifest import Tuning
 from superdraft.ngram_models.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.ngram_folders import ModelFolders
-from superdraft.server.ngram_registry import NgramModels
+from superdraft.server.ngrams.folders import ModelFolders
+from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -10,20 +10,20 @@ from fastapi import Request
 
 from superdraft.decoding.text.fim import FimTokens
 from superdraft.ngram_models.manifest import Tuning
-from superdraft.server.access import current_caller
-from superdraft.server.async_engine import AsyncEngine
+from superdraft.server.bridge.async_engine import AsyncEngine
+from superdraft.server.bridge.fan_out import FanOut
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.error_map import NotFoundError
-from superdraft.server.fan_out import FanOut
+from superdraft.server.edge.access import current_caller
+from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.feedback import Feedback
-from superdraft.server.metrics import Metrics
-from superdraft.server.ngram_registry import NgramModels, Scorer
-from superdraft.server.personal_models import PersonalModels
-from superdraft.server.schemas import Strategy
-from superdraft.server.schemas_native import DraftsRequest
-from superdraft.server.schemas_openai import CompletionRequest
+from superdraft.server.ngrams.personal_models import PersonalModels
+from superdraft.server.ngrams.registry import NgramModels, Scorer
+from superdraft.server.observe.metrics import Metrics
+from superdraft.server.observe.stats import Statistics
 from superdraft.server.settings import Settings
-from superdraft.server.stats import Statistics
+from superdraft.server.wires.common import Strategy
+from superdraft.server.wires.native.schemas import DraftsRequest
+from superdraft.server.wires.openai.schemas import CompletionRequest
 
 MODEL_ALIAS = "superdraft"  # editors send ids that start with "gpt" or "o" to the chat route: this one they don't
 

@@ -16,9 +16,9 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from pydantic_settings import SettingsError as SourceError
 
 from superdraft.decoding.config import EngineConfig
+from superdraft.server.edge.rate_limits import RateLimit
 from superdraft.server.errors import SettingsError
-from superdraft.server.rate_limits import RateLimit
-from superdraft.server.schemas import Selection, Strategy
+from superdraft.server.wires.common import Selection, Strategy
 
 ENV_PREFIX = "SUPERDRAFT_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"

@@ -8,8 +8,8 @@ from support.playground import button, expect_ghost, expect_text, write
 from support.serving import serving
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.server.api_keys import add_key
 from superdraft.server.app import create_app
+from superdraft.server.edge.api_keys import add_key
 from superdraft.server.settings import Settings
 
 RED = "".join(f" red{i}" for i in range(12))

@@ -13,7 +13,7 @@ from support.engine import FakeEngine
 from support.serving import eventually, serving
 
 from superdraft.server.app import create_app
-from superdraft.server.output_stream import OutputStream
+from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
 

@@ -11,11 +11,11 @@ import pytest
 import structlog
 from starlette.testclient import TestClient
 
-from superdraft.server import cli_serve
-from superdraft.server.api_keys import add_key
 from superdraft.server.app import create_app
+from superdraft.server.cli.main import serve as cli_serve
+from superdraft.server.edge.api_keys import add_key
 from superdraft.server.errors import CommandError
-from superdraft.server.log_config import configure_logging
+from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings, load_settings
 
 BODY = {"prompt": "hi", "max_tokens": 1}

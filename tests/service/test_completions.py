@@ -6,8 +6,8 @@ import math
 import pytest
 
 from superdraft.decoding.outputs import TokenLogprob
-from superdraft.server.completions import legacy_logprobs
-from superdraft.server.schemas_openai import CompletionRequest
+from superdraft.server.wires.openai.mapping import legacy_logprobs
+from superdraft.server.wires.openai.schemas import CompletionRequest
 
 PATH = "/v1/completions"
 

@@ -21,9 +21,9 @@ from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.app import create_app
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.infill import NOT_SEEN
-from superdraft.server.ngram_registry import NgramModels
+from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.settings import Settings
+from superdraft.server.wires.editors import NOT_SEEN
 
 DRAFTING = DraftingDefaults(alpha=0.3, tau=0.8)
 

@@ -14,11 +14,11 @@ from support.serving import eventually, num_commands, num_twins, raw_request, re
 from support.sse import parsed
 
 from superdraft.decoding.errors import SequenceFailedError
-from superdraft.server import streaming
 from superdraft.server.app import create_app
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
+from superdraft.server.wires import streaming
 
 DRAFTING = DraftingDefaults(alpha=0.3, tau=0.8)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from superdraft.server.schemas_native import DraftsRequest
-from superdraft.server.schemas_openai import CompletionRequest
+from superdraft.server.wires.native.schemas import DraftsRequest
+from superdraft.server.wires.openai.schemas import CompletionRequest
 
 PATHS = ("/v1/completions", "/v1/drafts")
 JSON = st.recursive(
@@ -80,7 +80,7 @@ def test_unexpected_exception_is_a_500_that_tells_nothing(client, monkeypatch):
     def broken(*args):
         raise KeyError("the secret prompt")
 
-    monkeypatch.setattr("superdraft.server.routes_native.drafts_response", broken)
+    monkeypatch.setattr("superdraft.server.wires.native.routes.drafts_response", broken)
     response = client.post("/v1/drafts", json={"prompt": "hi"}, headers={"x-request-id": "abc"})
     assert check_error(response, 500)["code"] == "internal_error"
     assert "secret" not in response.text

@@ -7,7 +7,7 @@ from support.models import tiny_model_folder
 from superdraft.evaluation.decoder_spec import parse_decoders
 from superdraft.evaluation.decoders import Ask
 from superdraft.evaluation.workbench import ModelChoice, Workbench
-from superdraft.server.cli_serve import load_app
+from superdraft.server.cli.serve import load_app
 from superdraft.server.settings import Settings
 
 PROMPTS = {

@@ -21,7 +21,7 @@ from superdraft.ngram_models.mixture import UniformScorer
 from superdraft.server import feedback as feedback_module
 from superdraft.server.app import create_app
 from superdraft.server.errors import SettingsError
-from superdraft.server.ngram_registry import NgramModels
+from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.settings import Settings
 
 KEYS = {"ann": "ann-0123456789-0123456789", "bob": "bob-0123456789-0123456789"}
@@ -317,7 +317,7 @@ def test_a_model_that_cannot_be_read_stops_nobody(make_client, tmp_path, monkeyp
 
 
 def test_the_file_is_written_anew_when_most_of_it_is_forgotten(make_client, tmp_path, monkeypatch):
-    monkeypatch.setattr("superdraft.server.personal_models._MAX_OLD_LINES", 4)
+    monkeypatch.setattr("superdraft.server.ngrams.personal_models._MAX_OLD_LINES", 4)
     engine_settings = {"api_keys": API_KEYS, "personal_ngrams": True, "max_personal_tokens": 1024, "home": tmp_path}
     client = make_client(**engine_settings)
     for _ in range(60):

@@ -3,7 +3,7 @@
 import pytest
 from support.sse import parsed
 
-from superdraft.server.infill import NOT_SEEN
+from superdraft.server.wires.editors import NOT_SEEN
 
 PATH = "/v1/fim/completions"
 

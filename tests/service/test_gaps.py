@@ -16,8 +16,8 @@ from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.prompt import PrefixedText
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.app import create_app
-from superdraft.server.infill import NOT_SEEN
 from superdraft.server.settings import Settings
+from superdraft.server.wires.editors import NOT_SEEN
 
 
 class GapTokenizer(FakeTokenizer):

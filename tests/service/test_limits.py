@@ -5,7 +5,7 @@ import threading
 import pytest
 from support.serving import eventually
 
-from superdraft.server.api_keys import add_key
+from superdraft.server.edge.api_keys import add_key
 
 BODY = {"prompt": "hi", "max_tokens": 1}
 

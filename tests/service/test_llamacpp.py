@@ -5,7 +5,7 @@ import json
 import pytest
 from support.serving import eventually, num_commands, num_twins, raw_request
 
-from superdraft.server.infill import cut_dedent
+from superdraft.server.wires.editors import cut_dedent
 
 GAP = {"input_prefix": "a\n", "input_suffix": "\nb", "prompt": "x"}
 

@@ -18,8 +18,8 @@ from superdraft.ngram_models.in_context import DocumentCache
 from superdraft.ngram_models.manifest import Manifest, TokenizerIdentity, Tuning
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.app import create_app
-from superdraft.server.ngram_folders import ModelFolders
-from superdraft.server.ngram_registry import NgramModels
+from superdraft.server.ngrams.folders import ModelFolders
+from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.settings import Settings
 
 PROMPT = "The quick brown fox jumps over the lazy dog. The quick brown"

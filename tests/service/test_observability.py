@@ -23,8 +23,8 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.app import create_app
-from superdraft.server.log_config import configure_logging
-from superdraft.server.ngram_registry import NgramModels
+from superdraft.server.ngrams.registry import NgramModels
+from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings
 
 SECRET = "Zanzibar"
@@ -290,7 +290,7 @@ def test_prompts_are_in_no_log_and_no_metric(make_client, engine, monkeypatch, l
             assert drafts(client, prompt=prompt).status_code == 500
             drafts(client, prompt=prompt, stream=True)
     with monkeypatch.context() as patch:
-        patch.setattr("superdraft.server.routes_native.drafts_response", broken)
+        patch.setattr("superdraft.server.wires.native.routes.drafts_response", broken)
         assert drafts(client, prompt=SECRET).status_code == 500
         drafts(client, prompt=SECRET, stream=True)
     logging.getLogger("asyncio").error(f"Task exception was never retrieved\nfuture: <Task {SECRET}>")

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 from support.engine import FakeEngine
 
 from superdraft.server.app import create_app
-from superdraft.server.log_config import configure_logging
+from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings
 
 

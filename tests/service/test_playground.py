@@ -8,9 +8,10 @@ import pytest
 from support.engine import FakeEngine
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.server import cli_serve, routes_playground
+from superdraft.server.cli.main import serve as cli_serve
+from superdraft.server.wires import playground as routes_playground
 
-STATIC = Path(routes_playground.__file__).parent / "static"
+STATIC = Path(routes_playground.__file__).parents[1] / "static"
 KEYS = "ann=0123456789-0123456789"
 
 

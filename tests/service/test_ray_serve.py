@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'superdraft[ray]'"
 )
 
-_SERVE = "from superdraft.server.cli import main; main()"
+_SERVE = "from superdraft.server.cli.main import main; main()"
 _URL = re.compile(r"on (http://[^\s,]+), docs at")
 NUM_CLIENTS = 6
 

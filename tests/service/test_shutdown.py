@@ -14,7 +14,7 @@ import pytest
 from support.models import tiny_model_folder
 from support.serving import eventually
 
-_SERVE = "from superdraft.server.cli import main; main()"
+_SERVE = "from superdraft.server.cli.main import main; main()"
 _URL = re.compile(r"on (http://[^\s,]+), docs at")
 NUM_CLIENTS = 8
 # How long to wait for what must come at last; a crowded machine needs minutes for what takes it a second otherwise.

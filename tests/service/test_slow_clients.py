@@ -13,7 +13,7 @@ from support.engine import FakeEngine
 from support.serving import eventually, raw_request, serving
 
 from superdraft.server.app import create_app
-from superdraft.server.http_protocol import BoundedHttpProtocol
+from superdraft.server.edge.http_protocol import BoundedHttpProtocol
 from superdraft.server.settings import Settings
 
 TIMEOUT_S = 0.5

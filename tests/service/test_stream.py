@@ -13,9 +13,9 @@ from support.serving import eventually, num_commands, raw_request, serving
 from support.sse import parsed
 
 from superdraft.decoding.errors import SequenceFailedError
-from superdraft.server import streaming
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
+from superdraft.server.wires import streaming
 
 PATH = "/v1/drafts"
 
@@ -106,7 +106,7 @@ def test_bug_while_rendering_is_an_event_that_tells_nothing(client, monkeypatch)
     def broken(*args):
         raise KeyError("the secret prompt")
 
-    monkeypatch.setattr("superdraft.server.routes_native.drafts_response", broken)
+    monkeypatch.setattr("superdraft.server.wires.native.routes.drafts_response", broken)
     (*_, last) = parsed(ask(client).content)
     assert last["error"]["code"] == "internal_error"
     assert "secret" not in str(last)

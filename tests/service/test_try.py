@@ -32,7 +32,7 @@ class Screen:
 
 def test_typing_taking_and_leaving(url):
     ours, theirs = pty.openpty()
-    command = "from superdraft.server.cli import main; main()"
+    command = "from superdraft.server.cli.main import main; main()"
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "20"}
     process = subprocess.Popen(
         [sys.executable, "-c", command, "try", "--url", url, "-n", "3"], stdin=theirs, stdout=theirs, env=environment

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from superdraft.server.async_engine import AsyncEngine
+from superdraft.server.bridge.async_engine import AsyncEngine
 
 
 def run(engine, scenario, timeout_s=10):

@@ -7,7 +7,7 @@ from pathlib import Path
 from support.engine import FakeEngine
 
 from superdraft.server.app import create_app
-from superdraft.server.http_server import HttpServer
+from superdraft.server.serving import HttpServer
 from superdraft.server.settings import Settings
 
 if __name__ == "__main__":

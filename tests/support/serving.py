@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from fastapi import FastAPI
 
-from superdraft.server.http_server import HttpServer
+from superdraft.server.serving import HttpServer
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ import pytest
 from support.virtual_time import VirtualTimeLoop
 
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
-from superdraft.server.admission_control import AdmissionControl, places_of
-from superdraft.server.refusals import OverloadedError
+from superdraft.server.bridge.admission_control import AdmissionControl, places_of
+from superdraft.server.edge.refusals import OverloadedError
 
 
 class Request:

@@ -7,11 +7,11 @@ import tomllib
 import pytest
 from typer.testing import CliRunner
 
-from superdraft.server import cli_keys
-from superdraft.server.api_keys import PREFIX, ApiKeys, add_key, digest_of, read_keys
+from superdraft.server.cli.main import keys as cli_keys
+from superdraft.server.edge.api_keys import PREFIX, ApiKeys, add_key, digest_of, read_keys
+from superdraft.server.edge.rate_limits import CallerLimits, network_of
+from superdraft.server.edge.refusals import TooManyRequestsError
 from superdraft.server.errors import CommandError, SettingsError
-from superdraft.server.rate_limits import CallerLimits, network_of
-from superdraft.server.refusals import TooManyRequestsError
 
 
 class Clock:

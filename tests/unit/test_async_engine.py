@@ -10,7 +10,7 @@ from support.engine_thread import run, until
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
-from superdraft.server.async_engine import AsyncEngine
+from superdraft.server.bridge.async_engine import AsyncEngine
 
 SHORT = GenerationParams(max_tokens=2)
 LONG = GenerationParams(max_tokens=50)

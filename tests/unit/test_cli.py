@@ -16,8 +16,12 @@ from support.serving import serving
 from support.tokenizers import byte_level, sentencepiece_like
 
 from superdraft.decoding.errors import UnknownModelError
-from superdraft.server import cli, cli_complete, cli_serve, doctor, loading
+from superdraft.server import loading
 from superdraft.server.app import create_app
+from superdraft.server.cli.main import complete as cli_complete
+from superdraft.server.cli.main import doctor
+from superdraft.server.cli.main import main as cli
+from superdraft.server.cli.main import serve as cli_serve
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.loading import LoadedService
 from superdraft.server.service import NgramModels
@@ -171,7 +175,7 @@ def test_broken_model_is_one_line(run, monkeypatch):
 
 def test_missing_package_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "structlog", None)
-    monkeypatch.delitem(sys.modules, "superdraft.server.log_config")
+    monkeypatch.delitem(sys.modules, "superdraft.server.observe.log_config")
     code, _, err = run("complete", "hi")
     assert code == 2
     assert "pip install 'superdraft[server]'" in err
@@ -214,7 +218,7 @@ def test_bench_load_fails_when_an_answer_is_an_error(run):
 
 def test_serving_on_ray_without_ray_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "superdraft.server.ray_serve", raising=False)
+    monkeypatch.delitem(sys.modules, "superdraft.server.ray_replicas.serve", raising=False)
     monkeypatch.setattr(cli_serve.os, "environ", dict(os.environ))
     code, out, err = run("serve", "--ray", "--port", "0")
     assert (code, out) == (2, "")
@@ -229,7 +233,7 @@ for name in ("torch", "transformers", "fastapi", "starlette", "uvicorn", "pydant
              "kenlm", "numpy", "filelock", "platformdirs", "safetensors", "huggingface_hub"):
     sys.modules[name] = None
 sys.argv = ["superdraft", *{args!r}]
-from superdraft.server.cli import main
+from superdraft.server.cli.main import main
 main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -350,7 +354,7 @@ def test_try_needs_a_terminal(run):
 
 @pytest.fixture
 def in_a_terminal(monkeypatch):
-    monkeypatch.setattr("superdraft.server.cli_try.is_terminal", lambda: True)
+    monkeypatch.setattr("superdraft.server.cli.try_drafts.is_terminal", lambda: True)
 
 
 def test_try_tells_what_is_wrong_before_it_takes_the_screen(run, in_a_terminal, tmp_path):
@@ -373,7 +377,7 @@ def test_try_runs_the_terminal_and_leaves_the_text(run, in_a_terminal, monkeypat
         completion = await client.complete(text, num_drafts=1, max_tokens=1)
         return text + completion.drafts[0].text + "\x1b"
 
-    monkeypatch.setattr("superdraft.server.cli_terminal.run_terminal", run_terminal)
+    monkeypatch.setattr("superdraft.server.cli.terminal.run_terminal", run_terminal)
     key = tmp_path / "key"
     key.write_text("ann-0123456789-0123456789\n")
     settings = Settings(api_keys="ann=ann-0123456789-0123456789")
@@ -387,7 +391,7 @@ def test_try_without_its_package_says_what_to_install(run, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "prompt_toolkit"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
-    monkeypatch.delitem(sys.modules, "superdraft.server.cli_terminal", raising=False)
+    monkeypatch.delitem(sys.modules, "superdraft.server.cli.terminal", raising=False)
     code, _, err = run("try")
     assert code == 2
     assert "pip install 'superdraft[try]'" in err

@@ -11,7 +11,7 @@ import yaml
 from support.engine import FakeEngine
 
 from superdraft.server.app import create_app
-from superdraft.server.ray_options import ENVIRONMENT
+from superdraft.server.ray_replicas.options import ENVIRONMENT
 from superdraft.server.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]

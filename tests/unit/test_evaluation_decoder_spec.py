@@ -3,10 +3,10 @@ import pytest
 from superdraft.decoding.params import GenerationParams
 from superdraft.evaluation.decoder_spec import Sweep, parse_decoders
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.drafts import generation_params
 from superdraft.server.errors import CommandError
-from superdraft.server.schemas_native import DraftsRequest
 from superdraft.server.settings import Settings
+from superdraft.server.wires.native.mapping import generation_params
+from superdraft.server.wires.native.schemas import DraftsRequest
 
 SHARED = {"num_drafts": [3], "max_tokens": [10], "alpha": []}
 TUNED = DraftingDefaults(alpha=0.3, tau=0.2, candidates_per_draft=12)

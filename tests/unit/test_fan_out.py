@@ -9,7 +9,7 @@ from support.engine import FakeEngine, Job
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.decoding.params import GenerationParams
-from superdraft.server.fan_out import FanOut, twin_key
+from superdraft.server.bridge.fan_out import FanOut, twin_key
 
 ONE = GenerationParams(num_drafts=1, max_tokens=1)
 
@@ -227,7 +227,7 @@ def test_run_without_drafts_is_answered():
 
 
 def test_ranks_are_kept_for_the_latest_answers(monkeypatch):
-    monkeypatch.setattr("superdraft.server.fan_out.MAX_RANKS", 2)
+    monkeypatch.setattr("superdraft.server.bridge.fan_out.MAX_RANKS", 2)
     fan_out = FanOut()
     for rank, name in enumerate(["a", "b", "c", "d"]):
         fan_out.remember(name, rank)

@@ -59,13 +59,13 @@ def model(tmp_path_factory):
 def run(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
-    from superdraft.server import cli_bench
+    from superdraft.server.cli.main import bench as cli_bench
 
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps(CASE))
     monkeypatch.setenv("SUPERDRAFT_KV_MEMORY", "64MiB")
     # Both would stay for all tests.
-    monkeypatch.setattr("superdraft.server.log_config.configure_logging", lambda *_: None)
+    monkeypatch.setattr("superdraft.server.observe.log_config.configure_logging", lambda *_: None)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
 
     def call(model, *more):

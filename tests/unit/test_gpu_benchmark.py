@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from superdraft.benchmarks import gpu
-from superdraft.server import cli
+from superdraft.server.cli.main import main as cli
 
 CPU = torch.device("cpu")
 

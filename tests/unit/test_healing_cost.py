@@ -117,11 +117,11 @@ def measured(tmp_path_factory):
 def test_the_command_reports_every_k_place_and_state_of_the_cache(measured, as_json, monkeypatch, capsys):
     from typer.testing import CliRunner
 
-    from superdraft.server.cli_bench import app
+    from superdraft.server.cli.bench import app
 
     model, file = measured
     # Both would stay for all tests.
-    monkeypatch.setattr("superdraft.server.log_config.configure_logging", lambda *_: None)
+    monkeypatch.setattr("superdraft.server.observe.log_config.configure_logging", lambda *_: None)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     asked = []
     monkeypatch.setattr(healing_cost, "ask", lambda engine, text, *more: asked.append(text) or ask(engine, text, *more))

@@ -12,9 +12,9 @@ from support.fake_runner import fake_engine
 
 from superdraft.decoding.outputs import GenerationOutput, Timings, Usage
 from superdraft.decoding.params import GenerationParams
-from superdraft.server.log_config import describe_exception
-from superdraft.server.metrics import Metrics
-from superdraft.server.stats import RequestRecord, Statistics, current_record, start_record
+from superdraft.server.observe.log_config import describe_exception
+from superdraft.server.observe.metrics import Metrics
+from superdraft.server.observe.stats import RequestRecord, Statistics, current_record, start_record
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "deploy/grafana/superdraft.json"

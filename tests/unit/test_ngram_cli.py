@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.ngram_models.manifest import Manifest
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
-from superdraft.server.cli_ngram import app
+from superdraft.server.cli.ngram import app
 
 
 class CharacterTokenizer:

@@ -17,10 +17,10 @@ from superdraft.ngram_models.in_context import DocumentCache, InContextScorer
 from superdraft.ngram_models.manifest import BINARY_FILE, MANIFEST_FILE, TokenizerIdentity
 from superdraft.ngram_models.mixture import MixtureScorer
 from superdraft.ngram_models.registry import load_ngram_model, named_model_folder
-from superdraft.server import ngram_folders
-from superdraft.server.error_map import NotFoundError
-from superdraft.server.ngram_folders import ModelFolders
-from superdraft.server.ngram_registry import NgramModels
+from superdraft.server.edge.error_map import NotFoundError
+from superdraft.server.ngrams import folders as ngram_folders
+from superdraft.server.ngrams.folders import ModelFolders
+from superdraft.server.ngrams.registry import NgramModels
 
 OTHER_TOKENIZER = TokenizerIdentity("another", "b" * 64, 8, (0,))
 

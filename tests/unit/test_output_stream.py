@@ -12,7 +12,7 @@ from support.engine_thread import run, until
 
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SupersededError
 from superdraft.decoding.params import GenerationParams
-from superdraft.server.output_stream import open_all
+from superdraft.server.bridge.output_stream import open_all
 
 SHORT = GenerationParams(max_tokens=2)
 LONG = GenerationParams(max_tokens=50)

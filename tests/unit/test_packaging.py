@@ -99,7 +99,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("module", ["superdraft.decoding.loading.store", "superdraft.server.cli_models"])
+@pytest.mark.parametrize("module", ["superdraft.decoding.loading.store", "superdraft.server.cli.models"])
 def test_looking_for_a_model_does_not_import_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

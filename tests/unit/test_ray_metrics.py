@@ -2,8 +2,8 @@ import pickle
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from superdraft.server.metrics import Metrics
-from superdraft.server.ray_metrics import AllReplicas, ReplicaMetrics
+from superdraft.server.observe.metrics import Metrics
+from superdraft.server.ray_replicas.metrics import AllReplicas, ReplicaMetrics
 
 
 def replica(name, num_requests, seconds=0.1):

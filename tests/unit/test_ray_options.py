@@ -3,9 +3,9 @@ import json
 import pytest
 
 from superdraft.decoding.model.kv_cache import MAX_DEFAULT_SLOTS
-from superdraft.server.admission_control import places_of
+from superdraft.server.bridge.admission_control import places_of
 from superdraft.server.errors import SettingsError
-from superdraft.server.ray_options import (
+from superdraft.server.ray_replicas.options import (
     check_for_ray,
     check_ngram_models,
     deployment_options,

@@ -7,7 +7,7 @@ import sys
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from superdraft.server.ray_proxy import REPLICA_HEADER, ProxyAnswers, ReplicaMark
+from superdraft.server.ray_replicas.proxy import REPLICA_HEADER, ProxyAnswers, ReplicaMark
 
 START = {"type": "http.response.start", "status": 200}
 STREAM = {**START, "headers": [(b"content-type", b"text/event-stream"), (REPLICA_HEADER.encode(), b"r1")]}
@@ -141,6 +141,6 @@ def test_what_is_no_request_passes():
 def test_a_proxy_loads_no_model_library():
     import subprocess
 
-    code = "import sys, superdraft.server.ray_proxy as p; p.middlewares(); print('torch' in sys.modules)"
+    code = "import sys, superdraft.server.ray_replicas.proxy as p; p.middlewares(); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"

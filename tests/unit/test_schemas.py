@@ -6,10 +6,10 @@ import pytest
 
 from superdraft.decoding.errors import EngineStoppedError, PromptTooLongError, SupersededError
 from superdraft.decoding.outputs import TokenLogprob
-from superdraft.server.completions import LOGPROB_FLOOR, floored, legacy_logprobs
-from superdraft.server.error_map import describe, failure_of
-from superdraft.server.schemas import bias_pairs
-from superdraft.server.schemas_native import DraftsRequest
+from superdraft.server.edge.error_map import describe, failure_of
+from superdraft.server.wires.common import bias_pairs
+from superdraft.server.wires.native.schemas import DraftsRequest
+from superdraft.server.wires.openai.mapping import LOGPROB_FLOOR, floored, legacy_logprobs
 
 
 def offsets(text, *tokens):

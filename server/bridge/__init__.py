@@ -1,0 +1,1 @@
+"""The bridge between the event loop and the engine's thread."""

@@ -1,0 +1,113 @@
+"""`superdraft complete`: drafts in the terminal, from a server or in process."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from superdraft.client.client import Superdraft
+from superdraft.client.completion import Completion
+from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
+from superdraft.server.errors import CommandError
+
+
+def complete(
+    text: Annotated[str, typer.Argument(help='The text to go on from; "-" reads it from standard input.')],
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", help="Drafts.")] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens of each draft.")] = 16,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the n-gram model, 0 to 1.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Temperature of the language model's part.")] = None,
+    ngram_model: Annotated[str | None, typer.Option(help="A name, or none; in process also a folder.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A draft ends before this text. Repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="Known name, folder, .gguf file or hub id.")] = None,
+    url: Annotated[str | None, typer.Option(help="Ask this server; without it the model is loaded here.")] = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The answer of /v1/drafts on stdout.")] = False,
+) -> None:
+    """Show the best drafts that go on from a text."""
+    given = {"alpha": alpha, "tau": tau, "stop": stop or None}
+    body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    body |= {"prompt": read_prompt(text), "num_drafts": num_drafts, "max_tokens": max_tokens}
+    if url is None:
+        completion = _complete_here(body, model, ngram_model)
+    else:
+        completion = _complete_there(body, model, ngram_model, url, read_key(api_key, api_key_file))
+    for warning in completion.warnings:
+        sys.stderr.write(f"superdraft: {warning}\n")
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(completion)) + "\n")
+    else:
+        _show(completion)
+
+
+def read_prompt(text: str) -> str:
+    """The prompt: `text`, or standard input (without the line break at its end) for "-".
+
+    Raises:
+        CommandError: it is not valid UTF-8.
+    """
+    try:
+        data = sys.stdin.buffer.read() if text == "-" else text.encode("utf-8", "surrogateescape")
+        prompt = data.decode("utf-8")
+    except UnicodeError:
+        raise CommandError("the text is not valid UTF-8.") from None
+    return prompt.removesuffix("\n") if text == "-" else prompt
+
+
+def _complete_there(
+    body: dict[str, Any], model: str | None, ngram_model: str | None, url: str, api_key: str | None
+) -> Completion:
+    if model is not None:
+        body["model"] = model
+    if ngram_model is not None:
+        body["ngram_model"] = None if ngram_model == "none" else ngram_model
+    with Superdraft(url, api_key) as client:
+        return client.complete(**body)
+
+
+def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | None) -> Completion:
+    from pydantic import ValidationError
+
+    from superdraft.server.edge.error_map import invalid_request
+    from superdraft.server.observe.log_config import configure_logging
+    from superdraft.server.settings import load_settings
+    from superdraft.server.wires.native.mapping import drafts_response, generation_params, request_warnings
+    from superdraft.server.wires.native.schemas import DraftsRequest
+
+    settings = load_settings({"model": model, "ngram_model": ngram_model})
+    configure_logging("warning", settings.log_format)
+    try:
+        request = DraftsRequest.model_validate(body)
+    except ValidationError as error:
+        raise invalid_request(error) from None
+
+    from superdraft.server.loading import load_service  # seconds: after all that can be wrong at once
+
+    loaded = load_service(settings)
+    scorer = loaded.ngram_models.default_scorer
+    params = generation_params(request, loaded.drafting, token_healing=settings.token_healing)
+    output = loaded.engine.generate(request.prompt, params, scorer)
+    name = settings.served_model_name or loaded.model_name
+    answer = drafts_response("drafts-local", name, output, request_warnings(request, scorer))
+    return Completion.from_json(answer.model_dump())
+
+
+def _show(completion: Completion) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("#", "score", "draft", title=f"{completion.model}, {completion.timings.total_ms:.0f} ms")
+    colours = ("bold green", "cyan", "yellow")
+    for draft in completion.drafts:
+        colour = colours[min(draft.index, len(colours) - 1)]
+        table.add_row(str(draft.index + 1), f"{draft.score:.3f}", Text(shown(draft.text), style=colour))
+    Console().print(table)
+
+
+def shown(text: str) -> str:
+    """A draft for the terminal: line breaks as they are, other control characters escaped."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)

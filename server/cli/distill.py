@@ -1,0 +1,224 @@
+"""`superdraft ngram distill`: an n-gram model of what a language model writes by itself."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from superdraft.ngram_models.build import BuildOptions, Stage, build_ngram_model
+from superdraft.ngram_models.disk_space import check_disk_space
+from superdraft.ngram_models.manifest import MANIFEST_FILE
+from superdraft.ngram_models.sampled_corpus import SampledCorpus, ShardShape, open_sampled_corpus
+from superdraft.ngram_models.tools import find_tools
+from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
+from superdraft.server.errors import CommandError
+from superdraft.server.ngrams.options import output_folder, prune_counts, tokenizer_identity
+
+if TYPE_CHECKING:
+    from superdraft.decoding.distillation.sampler import TextSampler
+    from superdraft.decoding.loading.loader import LoadedModel
+    from superdraft.decoding.text.tokenizer import Tokenizer
+
+app = typer.Typer(
+    help="Make an n-gram model of what a language model writes.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+_CPU_BATCH, _GPU_BATCH = 64, 1024
+_STAGES: dict[Stage, str] = {"read": "counting", "estimate": "estimating (lmplz)", "pack": "packing (build_binary)"}
+
+
+@app.command()
+def distill(
+    model: Annotated[str, typer.Argument(help="The language model: a name, a folder or a file, as in serve.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="A name, or the path of the n-gram model's folder.")],
+    rows: Annotated[int, typer.Option(min=1, help="Rows to sample; a row holds one or several texts.")] = 131_072,
+    row_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a row; a text that is longer is cut off.")] = 256,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help=f"Rows in step.  [default: {_CPU_BATCH} on a CPU, {_GPU_BATCH} on a GPU]")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable tokens.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the smallest set of tokens that has this share.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed samples the same rows.")] = 0,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Beginnings of texts, one a line; each text gets one of them at random.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="As in serve.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    work: Annotated[
+        Path | None, typer.Option(help="Keep the samples in this folder.  [default: removed when the model is built]")
+    ] = None,
+    order: Annotated[int, typer.Option(help="The longest n-gram, in tokens (2 to 6).")] = 6,
+    prune: Annotated[
+        str, typer.Option(help="Leave out n-grams seen at most this often; a number an order.")
+    ] = "0 0 1 1 2 2",
+    quantize_bits: Annotated[int, typer.Option(help="Bits of a probability (1 to 25); 0: full floats.")] = 8,
+    backoff_quantize_bits: Annotated[int, typer.Option(help="Bits of a back-off weight; 0: as --quantize-bits.")] = 8,
+    memory: Annotated[str, typer.Option(help="For sorting: 4G say, or 50% of what the machine has.")] = "4G",
+    tools: Annotated[Path | None, typer.Option(help="Folder of lmplz and build_binary.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the n-gram model, for its manifest.")] = "unknown",
+) -> None:
+    """Sample a corpus from a language model and build an n-gram model of it.
+
+    A run that was stopped goes on where it was when it is started again with the same options.
+    """
+    with _as_command_errors():
+        options = BuildOptions(order, prune_counts(prune), quantize_bits or None, backoff_quantize_bits or None, memory)
+        folder = output_folder(output)
+        if folder.exists() and not (folder / MANIFEST_FILE).is_file():
+            raise CommandError(f"{folder} exists and is no n-gram model. Choose another name or remove it.")
+        programs = find_tools(tools)
+        check_disk_space(folder.parent, rows * row_tokens, order, options.prune)
+        loaded, tokenizer = _load(model, device, dtype)
+        identity = tokenizer_identity(loaded.name, tokenizer)
+        batch = min(rows, batch or (_CPU_BATCH if loaded.model.device.type == "cpu" else _GPU_BATCH))
+        sampler, settings = _sampler(
+            loaded, tokenizer, (batch, row_tokens), (temperature, top_p), _read_prompts(prompts, tokenizer, row_tokens)
+        )
+        shape = ShardShape(batch, row_tokens, identity.vocabulary_size)
+        samples = work or folder.parent / f".{folder.name}.samples"
+        with open_sampled_corpus(samples, {**settings, "seed": seed}, shape) as corpus:
+            _sample(sampler, corpus, shape, rows, seed)
+            with _build_progress() as progress:
+                manifest = build_ngram_model(
+                    corpus.read(rows),
+                    folder,
+                    tokenizer=identity,
+                    tools=programs,
+                    options=options,
+                    description=f"{rows:,} samples of {row_tokens} tokens from {loaded.name} at temperature "
+                    f"{temperature:g}, top-p {top_p:g}, seed {seed}" + (f", prompts {prompts.name}" if prompts else ""),
+                    licence=licence,
+                    progress=progress,
+                )
+            if work is None:
+                corpus.remove()
+        typer.echo(folder)
+        typer.echo(
+            f"order {manifest.order}, {manifest.binary_bytes:,} bytes, from {manifest.corpus.num_tokens:,} tokens "
+            f"in {manifest.corpus.num_documents:,} documents"
+        )
+
+
+def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]":
+    # Imported late: torch and transformers take seconds, and a wrong option should be told at once.
+    from superdraft.decoding.loading.loader import load_model
+    from superdraft.decoding.text.tokenizer import Tokenizer
+
+    if dtype == "int4":
+        raise CommandError("The sampler runs many rows at once, for which int4 is slower: choose another --dtype.")
+    loaded = load_model(spec, device=device, dtype=dtype)
+    generation = loaded.model.generation_config
+    ends = generation.eos_token_id if generation is not None else None
+    eos_token_ids = [ends] if isinstance(ends, int) else (ends or [])
+    vocab_size = int(loaded.model.get_output_embeddings().weight.shape[0])
+    return loaded, Tokenizer(loaded.tokenizer, vocab_size, eos_token_ids)
+
+
+def _read_prompts(path: Path | None, tokenizer: "Tokenizer", row_tokens: int) -> list[list[int]]:
+    """Token ids of each line that is not blank; none without a file."""
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}).") from None
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            prompt = tokenizer.hf_tokenizer.encode(line.strip(), add_special_tokens=False, verbose=False)
+            if len(prompt) >= row_tokens:
+                raise CommandError(
+                    f"{path}, line {number}: {len(prompt)} tokens leave no room in rows of {row_tokens}."
+                )
+            prompts.append(list(prompt))
+    if not prompts:
+        raise CommandError(f"{path} holds no text.")
+    return prompts
+
+
+def _sampler(
+    loaded: "LoadedModel",
+    tokenizer: "Tokenizer",
+    shape: tuple[int, int],
+    choice: tuple[float, float],
+    prompts: Sequence[Sequence[int]],
+) -> "tuple[TextSampler, dict[str, object]]":
+    """The sampler, and all that decides what it samples beside the seed and the shape."""
+    from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
+    from superdraft.decoding.distillation.weights_fingerprint import weights_fingerprint
+
+    settings: dict[str, object] = {
+        "weights": weights_fingerprint(loaded.model),
+        "dtype": str(loaded.model.dtype),
+        "tokenizer": tokenizer_fingerprint(tokenizer.vocabulary),
+        "temperature": choice[0],
+        "top_p": choice[1],
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+    }
+    return TextSampler(loaded.model, tokenizer, SamplerConfig(*shape, *choice), prompts), settings
+
+
+def _sample(sampler: "TextSampler", corpus: SampledCorpus, shape: ShardShape, num_rows: int, seed: int) -> None:
+    """Sample the shards that are not there yet."""
+    console = Console(stderr=True)
+    num_shards = shape.num_shards(num_rows)
+    missing = corpus.missing(num_shards)
+    if corpus.num_removed:
+        console.print(f"Other settings than before: {corpus.num_removed:,} finished shards are removed.")
+    if len(missing) < num_shards:
+        console.print(f"Going on: {num_shards - len(missing):,} of {num_shards:,} shards are there.")
+    corpus.check_disk_space(len(missing))
+    start_s, num_tokens = time.monotonic(), 0
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        total = len(missing) * shape.num_rows * shape.row_tokens
+        task = bar.add_task("sampling", total=total, speed="")
+
+        def on_step() -> None:
+            nonlocal num_tokens
+            num_tokens += shape.num_rows
+            speed = f"{num_tokens / (time.monotonic() - start_s):,.0f} tokens/s"
+            bar.update(task, completed=num_tokens, speed=speed)
+
+        for index in missing:
+            corpus.write(index, sampler.sample(seed, index, on_step).ravel().tolist())
+
+
+@contextmanager
+def _build_progress() -> Iterator["_StageBar"]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.fields[tokens]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        yield _StageBar(bar)
+
+
+class _StageBar:
+    """Shows the stage of a build and its tokens in one line."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task(_STAGES["read"], total=None, tokens="")
+
+    def __call__(self, stage: Stage, num_tokens: int) -> None:
+        self._bar.update(self._task, description=_STAGES[stage], tokens=f"{num_tokens:,} tokens")
+
+
+@contextmanager
+def _as_command_errors() -> Iterator[None]:
+    """Wrong options, the file system and too little memory as errors of one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(f"{error.filename or 'file system'}: {error.strerror}") from None
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise CommandError("The GPU's memory is too small for this many rows in step: lower --batch.") from None
+        raise

@@ -1,0 +1,195 @@
+"""Checks of an installation. Each finding is ok or says what to do."""
+
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from superdraft.decoding.errors import SuperdraftError
+from superdraft.ngram_models.errors import NgramModelError
+from superdraft.server.cli.serve import bind
+from superdraft.server.errors import CommandError
+from superdraft.server.settings import Settings
+
+if TYPE_CHECKING:
+    from superdraft.decoding.text.tokenizer import Tokenizer
+
+MIN_PYTHON = (3, 11)
+MIN_KENLM_ORDER = 6
+MODEL_BYTES = 1024**3  # the default model in float32, its tokenizer and torch
+_MEMORY_TABLE = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found; `detail` holds the remedy if it is not ok."""
+
+    ok: bool
+    detail: str
+
+
+def run_checks(settings: Settings) -> Iterator[tuple[str, Finding]]:
+    """Run every check, one after the other: (name, finding). A check that fails does not stop the others."""
+    checks: tuple[tuple[str, Callable[[Settings], Finding]], ...] = (
+        ("python", check_python),
+        ("torch", check_torch),
+        ("memory", check_memory),
+        ("kenlm", check_kenlm),
+        ("model", check_model),
+        ("start token", check_start_token),
+        ("n-gram model", check_ngram_model),
+        ("port", check_port),
+    )
+    for name, check in checks:
+        try:
+            yield name, check(settings)
+        except ModuleNotFoundError as error:
+            yield name, Finding(False, f"{error.name} is missing; pip install 'superdraft[server]'")
+        except (SuperdraftError, NgramModelError, CommandError) as error:
+            yield name, Finding(False, str(error))
+        except Exception as error:
+            # Whatever is broken in an installation is what this command is for.
+            yield name, Finding(False, f"{type(error).__name__}: {error}")
+
+
+def check_python(_: Settings) -> Finding:
+    """Python's version."""
+    if sys.version_info < MIN_PYTHON:
+        return Finding(False, f"{platform.python_version()} is too old; install Python 3.11 or later")
+    return Finding(True, platform.python_version())
+
+
+def check_torch(settings: Settings) -> Finding:
+    """Torch and the device that the settings choose."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if settings.device.startswith("cuda") and not has_gpu:
+        return Finding(
+            False, f"torch {torch.__version__} sees no GPU; use --device cpu, or install a CUDA build of torch"
+        )
+    if has_gpu and settings.device != "cpu":
+        return Finding(True, f"{torch.__version__} on {torch.cuda.get_device_name()}")
+    return Finding(True, f"{torch.__version__} on the CPU, {torch.get_num_threads()} threads")
+
+
+def check_memory(settings: Settings) -> Finding:
+    """Memory that is free for the model and the KV cache."""
+    free = _free_bytes()
+    if free is None:
+        return Finding(True, "not known on this system")
+    needed = MODEL_BYTES + settings.kv_memory
+    if free < needed:
+        remedy = "close other programs or lower --kv-memory"
+        return Finding(
+            False, f"{free / 1e9:.1f} GB are free, the default model and its cache need {needed / 1e9:.1f}; {remedy}"
+        )
+    return Finding(True, f"{free / 1e9:.1f} GB free")
+
+
+def check_kenlm(_: Settings) -> Finding:
+    """KenLM's largest order, which is fixed when it is compiled: load a model of that order."""
+    import kenlm
+
+    sections = [f"\\{order}-grams:\n-1.0\t{' '.join(['<s>'] * order)}\n" for order in range(1, MIN_KENLM_ORDER + 1)]
+    sections[0] = "\\1-grams:\n-1.0\t<unk>\n-1.0\t<s>\t0\n-1.0\t</s>\n"
+    counts = "".join(f"ngram {order}={3 if order == 1 else 1}\n" for order in range(1, MIN_KENLM_ORDER + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "order.arpa"
+        path.write_text("\\data\\\n" + counts + "\n" + "\n".join(sections) + "\n\\end\\\n")
+        config = kenlm.Config()
+        config.show_progress = False
+        config.arpa_complain = kenlm.ARPALoadComplain.NONE
+        try:
+            order = kenlm.Model(str(path), config).order
+        except (OSError, RuntimeError):
+            remedy = "reinstall it with MAX_ORDER=6 pip install --force-reinstall --no-binary kenlm kenlm"
+            return Finding(False, f"it was compiled for orders below {MIN_KENLM_ORDER}; {remedy}")
+    return Finding(True, f"loads models of order {order}")
+
+
+def check_model(settings: Settings) -> Finding:
+    """The model's files."""
+    from superdraft.decoding.loading.store import ModelStore
+
+    store = ModelStore(settings.home)
+    if store.knows(settings.model):
+        fault = store.verify(settings.model)
+        if fault is not None:
+            return Finding(False, f"{settings.model}: {fault}; run superdraft models pull {settings.model}")
+        return Finding(True, f"{settings.model} is complete in {store.cached(settings.model)}")
+    if Path(settings.model).expanduser().exists():
+        return Finding(True, f"{settings.model} is there; its files are checked when it is served")
+    return Finding(True, f"{settings.model} is taken for a hub id; it is fetched when it is served")
+
+
+def check_start_token(settings: Settings) -> Finding:
+    """The token that stands in front of every text prompt."""
+    tokenizer = _tokenizer(settings)
+    if tokenizer is None:
+        return _needs_model(settings)
+    own = [token_id for token_id in tokenizer.encode("") if not tokenizer.token_bytes[token_id]]
+    if own:
+        named = ", ".join(f"{tokenizer.token_text(token_id)} ({token_id})" for token_id in own)
+        return Finding(True, f"the tokenizer itself puts {named} in front of every text")
+    if not settings.document_start:
+        return Finding(True, "none, as asked for; the first words of a text are badly predicted")
+    token_id = tokenizer.start_token_id
+    if token_id is None:
+        return Finding(True, "the tokenizer has none; the first words of a text are badly predicted")
+    return Finding(True, f"{tokenizer.token_text(token_id)} ({token_id}) stands in front of every text prompt")
+
+
+def check_ngram_model(settings: Settings) -> Finding:
+    """The n-gram model loads and is for the model's tokenizer."""
+    from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
+    from superdraft.server.loading import choose_ngram_model
+
+    if settings.ngram_model == "none":
+        return Finding(True, "none is asked for")
+    tokenizer = _tokenizer(settings)
+    if tokenizer is None:
+        return _needs_model(settings)
+    fingerprint = tokenizer_fingerprint(tokenizer.vocabulary)
+    ngram_model = choose_ngram_model(settings, fingerprint)
+    if ngram_model is None:
+        return Finding(True, f"none is shipped for {settings.model}; superdraft ngram build makes one")
+    manifest = ngram_model.manifest
+    return Finding(True, f"{manifest.name} (order {manifest.order}) loads and fits the tokenizer")
+
+
+def check_port(settings: Settings) -> Finding:
+    """Whether the server's port is free."""
+    bind(settings.host, settings.port).close()
+    return Finding(True, f"{settings.host}:{settings.port} is free")
+
+
+def _tokenizer(settings: Settings) -> "Tokenizer | None":
+    """The model's tokenizer; None: the model is one that has to be fetched first."""
+    from superdraft.decoding.loading.loader import load_tokenizer
+    from superdraft.decoding.loading.store import ModelStore
+    from superdraft.decoding.text.tokenizer import Tokenizer
+
+    store = ModelStore(settings.home)
+    if store.knows(settings.model) and store.cached(settings.model) is None:
+        return None
+    return Tokenizer(load_tokenizer(settings.model, home=settings.home, trust_remote_code=settings.trust_remote_code))
+
+
+def _needs_model(settings: Settings) -> Finding:
+    return Finding(False, f"not checked: it needs the model; run superdraft models pull {settings.model}")
+
+
+def _free_bytes() -> int | None:
+    if _MEMORY_TABLE.exists():
+        for line in _MEMORY_TABLE.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None

@@ -1,0 +1,196 @@
+"""API keys: who may ask for what.
+
+Keys are 256 random bits, so a plain SHA-256 of one tells nobody anything; only digests are kept. Keys come from a TOML
+file, which is read again when it changes, and from the environment.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from superdraft.server.edge.rate_limits import RateLimit
+from superdraft.server.errors import SettingsError
+
+Scope = Literal["complete", "metrics", "admin"]
+
+ALL_SCOPES: tuple[Scope, ...] = ("complete", "metrics", "admin")
+PREFIX = "sd-"  # lets people and secret scanners see what it is
+MIN_LENGTH = 20
+RECHECK_S = 1.0
+_NAME = r"[A-Za-z0-9._-]{1,64}"
+
+log = structlog.get_logger(__name__)
+
+
+class ApiKey(BaseModel):
+    """What is known of a key: one `[[key]]` table of the file.
+
+    Attributes:
+        name: for people, logs and limits; unique.
+        sha256: hexadecimal digest of the key.
+        scopes: what it may be used for; `admin` includes all others.
+        rate_limit: requests in a time; None: the server's.
+        max_concurrent: requests at once; None: the server's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=f"^{_NAME}$")]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", repr=False)]
+    scopes: Annotated[frozenset[Scope], Field(min_length=1)]
+    rate_limit: RateLimit | None = None
+    max_concurrent: Annotated[int | None, Field(ge=1)] = None
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether the key may be used for this."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
+class _KeyFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    key: list[ApiKey] = []
+
+
+class ApiKeys:
+    """The keys that are valid now.
+
+    A file that is damaged or gone while the server runs changes nothing: the keys that were read last stay valid, and
+    the log says so. It never opens the server to everybody.
+
+    Args:
+        given: `name=key` pairs with commas between them, each with every scope; None: none.
+        file: made by `superdraft keys new`; None: none.
+        clock: monotonic seconds.
+
+    Raises:
+        SettingsError: a key is too short, a name occurs twice, or the file cannot be used.
+    """
+
+    def __init__(
+        self, given: str | None = None, file: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._given = _parse_given(given) if given is not None else []
+        self._file = file
+        self._clock = clock
+        self._stamp = _stamp_of(file) if file is not None else None
+        self._keys = _joined(self._given, read_keys(file) if file is not None else [])
+        self._checked_s = clock()
+        self.are_required = given is not None or file is not None
+        if self.are_required and not self._keys:
+            raise SettingsError(f"There is no API key in {file or 'SUPERDRAFT_API_KEYS'}: run `superdraft keys new`.")
+
+    def find(self, key: str) -> ApiKey | None:
+        """What is known of this key; None: it is not valid."""
+        self._refresh()
+        digest = digest_of(key)
+        found = None
+        for known in self._keys:  # all of them, whichever it is: nothing to be learned from the time
+            if hmac.compare_digest(known.sha256, digest):
+                found = known
+        return found
+
+    def _refresh(self) -> None:
+        """Read the file again if it has changed; it is looked at once a second at most."""
+        if self._file is None or self._clock() - self._checked_s < RECHECK_S:
+            return
+        self._checked_s = self._clock()
+        stamp = _stamp_of(self._file)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = _joined(self._given, read_keys(self._file))
+        except SettingsError as error:
+            log.error("api_keys_not_reloaded", reason=str(error))
+        else:
+            log.info("api_keys_reloaded", keys=len(self._keys))
+
+
+def digest_of(key: str) -> str:
+    """The hexadecimal SHA-256 of a key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_keys(file: Path) -> list[ApiKey]:
+    """The keys of a file.
+
+    Raises:
+        SettingsError: it cannot be read, or is not what it should be.
+    """
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The API keys in {file} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}.") from None
+    try:
+        return _KeyFile.model_validate(content).key
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{where} in {file}: {first['msg']}.") from None
+
+
+def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
+    """Make a key and append its digest to a file, which only its owner may read if it is new.
+
+    Returns:
+        The key; it is kept nowhere.
+
+    Raises:
+        SettingsError: the name is taken or not allowed, or the file cannot be used.
+    """
+    if re.fullmatch(_NAME, name) is None:
+        raise SettingsError(f"A key's name has 1 to 64 of the characters A-Z a-z 0-9 . _ -, got {name!r}.")
+    if file.exists() and any(known.name == name for known in read_keys(file)):
+        raise SettingsError(f"There is a key named {name} in {file}: choose another name, or delete its table.")
+    key = PREFIX + secrets.token_urlsafe(32)
+    quoted = ", ".join(f'"{scope}"' for scope in dict.fromkeys(scopes))
+    table = f'[[key]]\nname = "{name}"\nsha256 = "{digest_of(key)}"\nscopes = [{quoted}]\n\n'
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as out:
+            out.write(table)  # in one piece: a server may read the file at any time
+    except OSError as error:
+        raise SettingsError(f"The key cannot be written to {file}: {error.strerror}.") from None
+    return key
+
+
+def _parse_given(given: str) -> list[ApiKey]:
+    keys = []
+    for pair in filter(None, map(str.strip, given.split(","))):
+        name, _, key = pair.partition("=")
+        if re.fullmatch(_NAME, name) is None or len(key) < MIN_LENGTH:
+            raise SettingsError(
+                f"SUPERDRAFT_API_KEYS must be name=key pairs with commas between them, each key of {MIN_LENGTH} "
+                "characters or more; `superdraft keys new` makes one."
+            )
+        keys.append(ApiKey(name=name, sha256=digest_of(key), scopes=frozenset(ALL_SCOPES)))
+    return keys
+
+
+def _joined(given: list[ApiKey], in_file: list[ApiKey]) -> list[ApiKey]:
+    keys = [*given, *in_file]
+    names = [key.name for key in keys]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"Two API keys are named {twice}; sessions and limits go by the name, so give one another.")
+    return keys
+
+
+def _stamp_of(file: Path) -> tuple[int, int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,191 @@
+"""uvicorn's HTTP/1.1 with an end to every wait, so that connections that hang cost nobody else anything.
+
+By itself uvicorn waits for ever for a request that has begun, for the rest of a body and for a reader that takes
+nothing, and it opens any number of connections.
+"""
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from superdraft.server.edge.refusals import NO_RETRY, retry_after
+from superdraft.server.edge.security_headers import SAFE_HEADERS
+
+
+def _answer(status: str, kind: str, code: str, message: str, headers: Mapping[str, str] | None = None) -> bytes:
+    """A whole answer that the app knows nothing of; the connection is closed behind it."""
+    body = f'{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":"{code}"}},"request_id":null}}'
+    own = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    lines = [f"{name}: {value}" for name, value in {**own, **SAFE_HEADERS, **(headers or {})}.items()]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", body]).encode()
+
+
+_NOT_HTTP = _answer(
+    "400 Bad Request",
+    "invalid_request_error",
+    "invalid_http",
+    "This is no valid HTTP/1.1 request, or its head is over the limit of 64 KiB.",
+)
+_TIMED_OUT = _answer(
+    "408 Request Timeout",
+    "invalid_request_error",
+    "request_timeout",
+    "The request did not arrive whole in time; send it again.",
+)
+_TOO_MANY = _answer(
+    "503 Service Unavailable",
+    "overloaded_error",
+    "too_many_connections",
+    "Too many connections are open; use those that you have.",
+    {**NO_RETRY, **retry_after(1.0)},
+)
+
+
+class BoundedHttpProtocol(H11Protocol):
+    """One connection.
+
+    A request, head and body, must be here `receive_timeout_s` after its first byte, the first one of a connection after
+    the connection was opened: what comes drop by drop does not move the end. A reader that takes nothing for as long is
+    cut off. When `max_connections` are open, the one that has been idle for longest makes room; if none is idle, the
+    new one is answered 503.
+
+    The two limits are attributes of subclasses that `bounded` makes: uvicorn makes the objects.
+    """
+
+    receive_timeout_s: float
+    max_connections: int
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._receiving: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self.idle_since_s = self.loop.time()
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there."""
+        super().connection_made(transport)
+        peer = transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # notices clients that vanished
+        if len(self.connections) > self.max_connections and not self._make_room():
+            transport.write(_TOO_MANY)
+            transport.close()
+            return
+        self._receiving = self.loop.call_later(self.receive_timeout_s, self._on_receive_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._stop_receive_timer()
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request."""
+        super().data_received(data)
+        self._watch()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than we write."""
+        super().pause_writing()
+        self._stop_write_timer()
+        self._stuck = self.loop.call_later(self.receive_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    # What uvicorn calls
+
+    def on_response_complete(self) -> None:
+        """An answer is written."""
+        self.idle_since_s = self.loop.time()
+        super().on_response_complete()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn says always the same)
+        """What came is no HTTP; uvicorn would say so in plain text, and fail if the request has its answer already."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what the app still says is not written behind this
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(_NOT_HTTP)
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: uvicorn would tell the operator to install a library, whenever a client asks for a WebSocket."""
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No further request came."""
+        if self.transport.get_write_buffer_size():  # nor was the last answer read: closing would wait for that
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
+    # Our own
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of a request is here."""
+        is_answered = self.cycle is None or self.cycle.response_complete
+        return is_answered and not self.transport.is_closing() and not self.conn.trailing_data[0]
+
+    def _watch(self) -> None:
+        """Run the clock while a request is arriving, from its first byte on."""
+        is_arriving = self.conn.their_state is h11.SEND_BODY
+        is_arriving |= self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        if not is_arriving or self.transport.is_closing():
+            self._stop_receive_timer()
+        elif self._receiving is None:
+            self._receiving = self.loop.call_later(self.receive_timeout_s, self._on_receive_timeout)
+
+    def _stop_receive_timer(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+
+    def _stop_write_timer(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
+    def _on_receive_timeout(self) -> None:
+        self._receiving = None
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # what the app still says is not written behind this
+            is_answered = self.cycle.response_started
+        else:
+            is_answered = self.is_idle
+        if not is_answered:
+            self.transport.write(_TIMED_OUT)
+        self.transport.close()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest; False if none is."""
+        others = (each for each in self.connections if isinstance(each, BoundedHttpProtocol) and each is not self)
+        idle = [each for each in others if each.is_idle]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda each: each.idle_since_s)
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+        return True
+
+
+def bounded(receive_timeout_s: float, max_connections: int) -> type[BoundedHttpProtocol]:
+    """The protocol with these limits; see there."""
+    limits = {"receive_timeout_s": receive_timeout_s, "max_connections": max_connections}
+    return type("BoundedHttpProtocol", (BoundedHttpProtocol,), limits)

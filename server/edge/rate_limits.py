@@ -1,0 +1,102 @@
+"""How often and how many at once one caller may ask: a key, or without keys a network address."""
+
+import ipaddress
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+import limits
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from pydantic import AfterValidator
+
+from superdraft.server.edge.refusals import TooManyRequestsError
+
+_IPV6_NETWORK_BITS = 64  # what one household or machine usually has
+
+
+def _checked(text: str) -> str:
+    try:
+        limits.parse(text)
+    except ValueError:
+        raise ValueError('must be a number of requests in a time, such as "600/minute" or "20/second"') from None
+    return text
+
+
+RateLimit = Annotated[str, AfterValidator(_checked)]
+
+
+class CallerLimits:
+    """Counts every caller's requests. For the event loop.
+
+    Args:
+        rate_limit: requests in a time for callers without a limit of their own; None: any number.
+        max_concurrent: likewise, requests at once.
+        on_shed: told why, for every request that is refused.
+    """
+
+    def __init__(
+        self,
+        rate_limit: str | None = None,
+        max_concurrent: int | None = None,
+        on_shed: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._rate_limit = rate_limit
+        self._max_concurrent = max_concurrent
+        self._on_shed = on_shed
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._running: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def counted(
+        self, caller: str, rate_limit: str | None = None, max_concurrent: int | None = None
+    ) -> AsyncIterator[None]:
+        """Count a request for as long as the context lasts.
+
+        Args:
+            caller: whose it is.
+            rate_limit: the caller's own; None: the one of all.
+            max_concurrent: likewise.
+
+        Raises:
+            TooManyRequestsError: a limit is reached.
+        """
+        most = max_concurrent or self._max_concurrent
+        if most is not None and self._running[caller] >= most:
+            self._on_shed("max_concurrent")
+            message = f"This caller has {most} requests at once, as many as it may; wait for one of them to end."
+            raise TooManyRequestsError(message, code="too_many_concurrent_requests")
+        await self._hit(caller, rate_limit or self._rate_limit)
+        self._running[caller] += 1
+        try:
+            yield
+        finally:
+            self._running[caller] -= 1
+            if not self._running[caller]:
+                del self._running[caller]
+
+    async def _hit(self, caller: str, rate_limit: str | None) -> None:
+        if rate_limit is None:
+            return
+        item = limits.parse(rate_limit)
+        if not await self._limiter.hit(item, caller):
+            self._on_shed("rate_limit")
+            window = await self._limiter.get_window_stats(item, caller)
+            message = f"This caller has sent {item}, as many as it may."
+            wait_s = max(0.001, window.reset_time - time.time())
+            raise TooManyRequestsError(message, code="rate_limit_exceeded", retry_after_s=wait_s)
+
+
+def network_of(address: str | None) -> str:
+    """What stands for a client without a key: its IPv4 address, or the network of its IPv6 address."""
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:  # a Unix socket, say
+        return address or "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, _IPV6_NETWORK_BITS), strict=False))
+    return str(parsed)

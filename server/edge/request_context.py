@@ -1,0 +1,89 @@
+"""Around every request: its id in and out, one log line, its metrics, and an answer even when a handler fails."""
+
+import asyncio
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from superdraft.server.edge.error_map import response_of
+from superdraft.server.observe.metrics import OTHER_ROUTE, Metrics
+from superdraft.server.observe.stats import CLIENT_CLOSED_REQUEST, RequestRecord, Statistics, start_record
+from superdraft.server.service import ClientGoneError
+
+REQUEST_ID_HEADER = "x-request-id"
+# Asked again and again, or a page's many files.
+OPERATION_ROUTES = frozenset({"/health", "/ready", "/metrics", "/v1/stats", "/v1/health", "/static/{name}"})
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+log = structlog.get_logger(__name__)
+
+
+class RequestContextMiddleware:
+    """ASGI middleware. A client's own `x-request-id` is kept if it is short and plain.
+
+    Args:
+        app: what is around the request.
+        metrics: where it is counted.
+        statistics: likewise.
+        templates: the paths of the app's routes, with parameters as `{name}`. Paths as they came are neither counted
+            nor logged: they are the client's text.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, statistics: Statistics, templates: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._statistics = statistics
+        self._templates = templates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = given if _SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        started_s, status = time.perf_counter(), 0
+        record = start_record()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except ClientGoneError:
+                status, record.is_cancelled = CLIENT_CLOSED_REQUEST, True
+            except asyncio.CancelledError:  # so Ray Serve tells that the client is gone
+                record.is_cancelled = True
+                self._finish(scope, record, CLIENT_CLOSED_REQUEST, time.perf_counter() - started_s)
+                raise
+            except Exception as error:
+                response = response_of(error)  # notes the error
+                if status == 0:
+                    await response(scope, receive, send_with_id)
+            self._finish(scope, record, status, time.perf_counter() - started_s)
+
+    def _finish(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        route = self._template_of(scope)
+        self._metrics.observe_request(route, status, record.strategy, seconds)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        fields = {"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+        if route in OPERATION_ROUTES:
+            log.debug("request", **fields)
+        else:
+            self._statistics.add(record, status, seconds)
+            log.info("request", **fields, **record.fields())
+
+    def _template_of(self, scope: Scope) -> str:
+        """The route that a request came to, or would have come to."""
+        route = getattr(scope.get("route"), "path", scope["path"])
+        return route if route in self._templates else OTHER_ROUTE

@@ -1,0 +1,190 @@
+"""The n-gram models that requests may name, alone or mixed by weight, and the prompt's own n-grams among them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.ngram import NgramScorer
+from superdraft.ngram_models.errors import (
+    BrokenNgramModelError,
+    NgramModelError,
+    NgramModelNotFoundError,
+    TokenizerMismatchError,
+)
+from superdraft.ngram_models.in_context import DocumentCache, combined
+from superdraft.ngram_models.manifest import Tuning
+from superdraft.ngram_models.registry import ListedModel
+from superdraft.server.edge.error_map import NotFoundError
+from superdraft.server.ngrams.folders import ModelFolders
+from superdraft.server.ngrams.options import IN_CONTEXT
+from superdraft.server.wires.native.schemas import NgramChoice
+
+MAX_PARTS: Final = 8
+"""Models of a mixture, at most: each is asked at every step."""
+
+Scorer = NgramScorer[Any]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """One name that `ngram_model` takes.
+
+    Attributes:
+        name: of the model.
+        order: the longest n-gram, in tokens; None: its manifest cannot be read.
+        size_bytes: of its binary; None: the same, or it is no model of the disk.
+        tokenizer: name of the tokenizer that it is for; None: the same.
+        fits: whether that is the language model's.
+        is_loaded: whether a request would not have to load it.
+    """
+
+    name: str
+    order: int | None
+    size_bytes: int | None
+    tokenizer: str | None
+    fits: bool
+    is_loaded: bool
+
+
+class NgramModels:
+    """What `ngram_model` may name in a request.
+
+    Args:
+        scorers: by name; they are there without being looked for, and win over models on disk.
+        default: the model for requests that don't say; None: none.
+        folders: the models on disk; None: there are none.
+        documents: the prompts' own n-grams; None: requests cannot use them.
+        vocabulary_size: number of ids of the tokenizer; needed with `documents`.
+        in_context_weight: of the prompt's own n-grams beside the default model, 0 to 1.
+
+    Raises:
+        ValueError: the default is neither among `scorers` nor the first model of `folders`.
+    """
+
+    def __init__(
+        self,
+        scorers: Mapping[str, Scorer] | None = None,
+        default: str | None = None,
+        *,
+        folders: ModelFolders | None = None,
+        documents: DocumentCache | None = None,
+        vocabulary_size: int = 0,
+        in_context_weight: float = 0.0,
+    ) -> None:
+        self.default = default
+        self.in_context_weight = in_context_weight
+        self._scorers = dict(scorers or {})
+        self._folders = folders
+        self._documents = documents
+        self._vocabulary_size = vocabulary_size
+        self._default_part: Scorer | None = None
+        self._default_scorer: Scorer | None = None
+        self._default_is_current = True
+        if default in self._scorers:
+            self._set_default(self._scorers[default])
+        elif folders is not None and folders.first is not None and folders.first.name == default:
+            self._set_default(folders.first.scorer)
+        elif default is not None:
+            raise ValueError(f"The default n-gram model {default!r} is not loaded.")
+
+    def _set_default(self, scorer: Scorer) -> None:
+        if scorer is not self._default_part:
+            self._default_part = scorer
+            own_weight = 0.0 if self._documents is None else self.in_context_weight
+            self._default_scorer = scorer if not own_weight else self._combine([(scorer, 1 - own_weight)], own_weight)
+
+    @property
+    def default_scorer(self) -> Scorer | None:
+        """For requests that don't name a model, as it was when it was last looked at; None: they use none."""
+        return self._default_scorer
+
+    async def current_default(self) -> Scorer | None:
+        """The same, after a look whether the default model was replaced.
+
+        A default model that has gone or is damaged does not stop anybody: the one that is loaded goes on.
+        """
+        if self.default is not None and self.default not in self._scorers and self._folders is not None:
+            try:
+                self._set_default((await self._folders.get(self.default)).scorer)
+                self._default_is_current = True
+            except NgramModelError as error:
+                if self._default_is_current:  # not again at every request
+                    log.warning("default_ngram_model_kept", ngram_model=self.default, reason=type(error).__name__)
+                self._default_is_current = False
+        return self.default_scorer
+
+    async def choose(self, choice: NgramChoice) -> Scorer | None:
+        """The scorer that a request asks for; loads what is not loaded.
+
+        Raises:
+            NotFoundError: it names a model that is not there.
+            InvalidRequestError: it names a model that is damaged or for another tokenizer, or too many.
+        """
+        if choice is None:
+            return None
+        weights = {choice: 1.0} if isinstance(choice, str) else dict(choice)
+        own_weight = weights.pop(IN_CONTEXT, 0.0) if self._documents is not None else 0.0
+        if len(weights) > MAX_PARTS:
+            message = f"ngram_model mixes {MAX_PARTS} models at most, got {len(weights)}; name fewer."
+            raise InvalidRequestError(message, param="ngram_model")
+        parts = [(await self._part(name), weight) for name, weight in weights.items()]
+        return self._combine(parts, own_weight)
+
+    async def tuning(self, choice: NgramChoice) -> Tuning | None:
+        """What was tuned for the models of a choice that `choose` took; of several, the first one's counts."""
+        names = [choice] if isinstance(choice, str) else list(choice or ())
+        first = next((name for name in names if name != IN_CONTEXT), None)
+        if first is None or first in self._scorers or self._folders is None:
+            return None
+        try:
+            return (await self._folders.get(first)).manifest.tuning
+        except NgramModelError:  # it was deleted just now
+            return None
+
+    async def listed(self) -> list[KnownModel]:
+        """All models that have a name, whether they fit or not; without the prompt's own n-grams."""
+        known = [KnownModel(name, scorer.order, None, None, True, True) for name, scorer in self._scorers.items()]
+        if self._folders is not None:
+            listed = [model for model in await self._folders.listed() if model.name not in (IN_CONTEXT, *self._scorers)]
+            known += [_known(model, self._folders) for model in listed]
+        return known
+
+    def _combine(self, parts: list[tuple[Scorer, float]], own_weight: float) -> Scorer:
+        return combined(parts, own_weight, self._documents, self._vocabulary_size)
+
+    async def _part(self, name: str) -> Scorer:
+        if name in self._scorers:
+            return self._scorers[name]
+        try:
+            if self._folders is None:
+                raise NgramModelNotFoundError
+            return (await self._folders.get(name)).scorer
+        except NgramModelNotFoundError:
+            message = f"ngram_model names a model that is not here; known: {', '.join(await self._names()) or 'none'}."
+            raise NotFoundError(message, param="ngram_model", code="ngram_model_not_found") from None
+        except TokenizerMismatchError as error:
+            code = "ngram_model_wrong_tokenizer"
+            raise InvalidRequestError(str(error), param="ngram_model", code=code) from None
+        except BrokenNgramModelError:  # its message holds paths of the server
+            message = f"The n-gram model {name!r} is damaged; the server's log says how. Name another one."
+            raise InvalidRequestError(message, param="ngram_model", code="ngram_model_damaged") from None
+
+    async def _names(self) -> list[str]:
+        on_disk = [] if self._folders is None else [model.name for model in await self._folders.listed()]
+        own = [] if self._documents is None else [IN_CONTEXT]
+        return list(dict.fromkeys([*self._scorers, *on_disk, *own]))
+
+
+def _known(model: ListedModel, folders: ModelFolders) -> KnownModel:
+    manifest = model.manifest
+    if manifest is None:
+        return KnownModel(model.name, None, None, None, False, False)
+    tokenizer = manifest.tokenizer
+    fits = tokenizer.fingerprint == folders.fingerprint
+    is_loaded = folders.is_loaded(model.name)
+    return KnownModel(model.name, manifest.order, manifest.binary_bytes, tokenizer.name, fits, is_loaded)

@@ -1,0 +1,149 @@
+"""From settings to what Ray Serve is told. Knows nothing of Ray, so that it can be tested without it."""
+
+import hashlib
+import secrets
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, Final
+
+from superdraft.decoding.loading.store import KNOWN_MODELS
+from superdraft.ngram_models.manifest import MANIFEST_FILE
+from superdraft.ngram_models.registry import list_ngram_models, named_model_folder
+from superdraft.server.bridge.admission_control import places_of
+from superdraft.server.errors import SettingsError
+from superdraft.server.settings import Settings
+
+APP_NAME: Final = "superdraft"
+ROUTER: Final = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+KEEP_ALIVE_S: Final = 75  # as `http_server`
+
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # or lines of requests that look alike are left out of the log
+    # A replica that is longer in saying how much it has to do (default: 0.1 s) loses its sessions to another.
+    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",
+    "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # by default 5, within which a busy machine does not start one
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "superdraft.server.ray_replicas.proxy.middlewares",
+}
+"""What every process of Ray must find in its environment."""
+
+_DEFAULT_SLOTS = 64  # `MAX_DEFAULT_SLOTS` of `decoding.kv_cache`, which loads torch
+_OTHER_REQUESTS = 16  # for operators, and of clients that have just gone
+_SLACK_S = 5.0  # for the last answers to be written
+_HEALTH_PERIOD_S = 5.0
+_HEALTH_TIMEOUT_S = 30.0
+_DRAIN_LOOK_S = 0.2
+
+
+def prepare_environment(environment: MutableMapping[str, str]) -> None:
+    """For a Ray of this machine alone, which inherits this process' environment. Before Ray is imported.
+
+    Ray's ports are open on all interfaces, and whoever may speak to them can run code: unless the environment says
+    otherwise, they ask for a token that this process makes up.
+
+    Args:
+        environment: changed.
+    """
+    environment.update(ENVIRONMENT)
+    if "RAY_AUTH_MODE" not in environment:
+        environment["RAY_AUTH_MODE"] = "token"
+        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def check_for_ray(settings: Settings) -> None:
+    """Refuse what several replicas cannot do together.
+
+    Raises:
+        SettingsError: the settings ask for it.
+    """
+    if settings.personal_ngrams:
+        raise SettingsError(
+            "--personal-ngrams is for one server: its replicas on Ray would write the same files. Serve without --ray, "
+            "or without --personal-ngrams."
+        )
+    if settings.ray_max_replicas < settings.ray_min_replicas:
+        raise SettingsError(
+            f"--ray-max-replicas must not be less than --ray-min-replicas, got {settings.ray_max_replicas} and "
+            f"{settings.ray_min_replicas}."
+        )
+
+
+def replica_settings(settings: Settings) -> Settings:
+    """The settings as they hold for a replica, which runs in another folder and shares its machine with others.
+
+    Paths become absolute; unless the settings say, the model gets a thread for each core that Ray keeps.
+    """
+    changes: dict[str, Any] = {"num_threads": settings.num_threads or max(1, int(settings.ray_replica_cpus))}
+    for name in ("home", "api_keys_file"):
+        if (path := getattr(settings, name)) is not None:
+            changes[name] = path.expanduser().absolute()
+    if settings.model not in KNOWN_MODELS and (path := Path(settings.model).expanduser()).exists():
+        changes["model"] = str(path.absolute())
+    is_path = settings.ngram_model not in ("auto", "none") and not named_model_folder(
+        settings.ngram_model, settings.home
+    )
+    if is_path and (path := Path(settings.ngram_model).expanduser()).exists():
+        changes["ngram_model"] = str(path.absolute())
+    return settings.model_copy(update=changes)
+
+
+def deployment_options(settings: Settings) -> dict[str, Any]:
+    """Options of `ray.serve.deployment`.
+
+    A replica gets more requests than it has slots: it is the replica that refuses what is too much, at once and the
+    oldest first, and a key press that replaces one of its own session must reach it even when it is full.
+    """
+    num_slots = settings.num_slots or _DEFAULT_SLOTS
+    num_ongoing = places_of(num_slots) + settings.max_waiting + _OTHER_REQUESTS
+    return {
+        "name": APP_NAME,
+        "max_ongoing_requests": num_ongoing,
+        "max_queued_requests": num_ongoing * settings.ray_max_replicas,  # of a proxy, while there is no replica
+        "autoscaling_config": {
+            "min_replicas": settings.ray_min_replicas,
+            "max_replicas": settings.ray_max_replicas,
+            "target_ongoing_requests": settings.ray_target_requests or max(1, num_slots // 2),
+            "upscale_delay_s": settings.ray_upscale_delay_s,
+            "downscale_delay_s": settings.ray_downscale_delay_s,
+        },
+        "request_router_config": {"request_router_class": ROUTER},
+        "graceful_shutdown_timeout_s": settings.shutdown_grace_s + _SLACK_S,
+        "graceful_shutdown_wait_loop_s": _DRAIN_LOOK_S,
+        "health_check_period_s": _HEALTH_PERIOD_S,
+        "health_check_timeout_s": _HEALTH_TIMEOUT_S,
+        "ray_actor_options": {
+            "num_cpus": settings.ray_replica_cpus,
+            "num_gpus": settings.ray_replica_gpus,
+        },
+    }
+
+
+def ngram_digests(home: Path | None) -> dict[str, str]:
+    """The n-gram models that have a name here: SHA-256 of their manifests, which hold that of their binaries."""
+    return {
+        model.name: hashlib.sha256((model.folder / MANIFEST_FILE).read_bytes()).hexdigest()
+        for model in list_ngram_models(home)
+    }
+
+
+def check_ngram_models(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Refuse a replica that would answer otherwise than the others. It may have more models.
+
+    Args:
+        expected: `ngram_digests` where the server was started.
+        found: those where the replica runs.
+
+    Raises:
+        SettingsError: models are missing, or others of the same name.
+    """
+    wrong = [
+        f"{name} ({'differs' if name in found else 'missing'})"
+        for name in expected
+        if found.get(name) != expected[name]
+    ]
+    if wrong:
+        raise SettingsError(
+            f"the n-gram models of this machine are not those of the machine that started the server: "
+            f"{', '.join(wrong)}. Let all machines share one home folder, or copy its ngram folder to each."
+        )

@@ -1,0 +1,178 @@
+"""llama.cpp's wire, as llama.vim, llama.vscode and Continue speak it.
+
+Drafts go out when all are final, in a stream too: with superposed decoding a draft may be replaced up to its end.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+
+from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.outputs import DraftOutput
+from superdraft.decoding.text.fim import Gap
+from superdraft.server.bridge.fan_out import twin_key
+from superdraft.server.edge.error_map import failure_of
+from superdraft.server.service import ClientGoneError, Service
+from superdraft.server.wires.editors import EditorRequest, Filled, complete, cut_dedent, editor_params, fill
+from superdraft.server.wires.json_body import documented, json_body
+from superdraft.server.wires.llamacpp_schemas import InfillRequest, LlamaCppCompletionRequest, LlamaCppRequest
+from superdraft.server.wires.openai.routes import ServiceDep
+
+
+class LlamaCppRoute(APIRoute):
+    """Answers errors in llama.cpp's shape, where `code` is the HTTP status."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler with the errors caught."""
+        handle = super().get_route_handler()
+
+        async def handle_errors(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except ClientGoneError:
+                raise
+            except Exception as error:
+                failure = failure_of(error)
+                if failure.detail.code == "internal_error":
+                    raise  # the middleware logs it
+                failure.log()
+                detail = {"code": failure.status, "message": failure.detail.message, "type": failure.detail.type}
+                return JSONResponse({"error": detail}, failure.status, headers=failure.headers)
+
+        return handle_errors
+
+
+_EVENTS: dict[str, Any] = {"content": {"text/event-stream": {}}, "description": "The drafts; with `stream`, as events."}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: _EVENTS,
+    400: {"description": "A field or the body is wrong. Errors have llama.cpp's shape."},
+    413: {"description": "The body is too large."},
+    500: {"description": "The server failed on this request."},
+    503: {"description": "The server is shutting down."},
+}
+
+router = APIRouter(tags=["llama.cpp"], route_class=LlamaCppRoute, responses=_RESPONSES)
+
+
+@router.post("/infill", openapi_extra=documented(InfillRequest), summary="llama.cpp's fill-in-the-middle")
+async def infill(
+    http: Request, service: ServiceDep, body: Annotated[InfillRequest, Depends(json_body(InfillRequest))]
+) -> Response:
+    """Fill the gap between two texts. With `n_predict` 0, only run the prompt, so that the next one is faster."""
+    gap = Gap(body.input_prefix + body.prompt, body.input_suffix, body.input_extra)
+    filled = await fill(http, service, _editor_request(http, service, body), gap)
+    return _response(body, filled, service)
+
+
+@router.post("/completion", openapi_extra=documented(LlamaCppCompletionRequest), summary="llama.cpp's own completion")
+async def completion(
+    http: Request,
+    service: ServiceDep,
+    body: Annotated[LlamaCppCompletionRequest, Depends(json_body(LlamaCppCompletionRequest))],
+) -> Response:
+    """Go on from a prompt."""
+    share = await complete(http, service, _editor_request(http, service, body), body.prompt)
+    return _response(body, Filled(share, is_truncated=False, warnings=[*share.output.warnings]), service)
+
+
+def _editor_request(http: Request, service: Service, body: LlamaCppRequest) -> EditorRequest:
+    limit = service.engine.engine.config.max_num_drafts
+    if body.n_cmpl > limit:
+        raise InvalidRequestError(f"n_cmpl must be at most {limit} on this server, got {body.n_cmpl}.", param="n_cmpl")
+    params = editor_params(
+        service,
+        num_drafts=body.n_cmpl,
+        max_tokens=None if body.n_predict < 0 else body.n_predict,
+        stop=body.stop,
+        temperature=body.temperature,
+        seed=None if body.seed < 0 else body.seed,
+    )
+    return EditorRequest(
+        f"infill-{uuid.uuid4().hex}",
+        params,
+        twin_key(http, body),
+        body.timeout_s,
+        lambda text: cut_dedent(text, body.n_indent),
+    )
+
+
+def _response(body: LlamaCppRequest, filled: Filled, service: Service) -> Response:
+    answers = [_answer(body, draft, filled, service.model_name) for draft in filled.share.output.drafts]
+    if body.stream:
+        events = [event for answer in answers for event in _events(answer, body.response_fields)]
+        content = "".join(f"data: {json.dumps(event, separators=(',', ':'))}\n\n" for event in events)
+        return Response(content, media_type="text/event-stream")
+    picked = [_picked(answer, body.response_fields) for answer in answers]
+    # JSONResponse leaves no space after a colon, and llama.vim searches for `"content":"`.
+    return JSONResponse(picked if body.n_cmpl > 1 else picked[0])
+
+
+def _answer(body: LlamaCppRequest, draft: DraftOutput, filled: Filled, model: str) -> dict[str, Any]:
+    output = filled.share.output
+    usage, num_predicted = output.usage, len(draft.token_ids)
+    stop_type, stopping_word = _stop_of(draft, body.stop)
+    return {
+        "index": draft.index,
+        "content": draft.text,
+        "tokens": [],
+        "id_slot": 0,
+        "stop": True,
+        "model": model,
+        "tokens_predicted": num_predicted,
+        "tokens_evaluated": usage.prompt_tokens,
+        "has_new_line": "\n" in draft.text,
+        "truncated": filled.is_truncated,
+        "stop_type": stop_type,
+        "stopping_word": stopping_word,
+        "tokens_cached": usage.cached_tokens,
+        "warnings": filled.warnings,
+        "timings": {
+            "cache_n": usage.cached_tokens,
+            **_speed("prompt", usage.prompt_tokens - usage.cached_tokens, output.timings.prefill_ms),
+            **_speed("predicted", num_predicted, output.timings.decode_ms),
+        },
+    }
+
+
+def _stop_of(draft: DraftOutput, stops: Sequence[str]) -> tuple[str, str]:
+    """llama.cpp's `stop_type` and `stopping_word`; a draft that ended because it was improbable counts as "eos"."""
+    if draft.finish_reason == "length":
+        return "limit", ""
+    decoded = "".join(draft.tokens)  # unlike the text, with the stop string that ended it
+    found = [(decoded.find(stop), stop) for stop in stops if stop in decoded]
+    return ("word", min(found)[1]) if found else ("eos", "")
+
+
+def _speed(what: str, num_tokens: int, milliseconds: float) -> dict[str, float]:
+    return {
+        f"{what}_n": num_tokens,
+        f"{what}_ms": round(milliseconds, 3),
+        f"{what}_per_token_ms": round(milliseconds / num_tokens, 3) if num_tokens else 0.0,
+        f"{what}_per_second": round(1e3 * num_tokens / milliseconds, 3) if milliseconds else 0.0,
+    }
+
+
+def _events(answer: dict[str, Any], fields: Sequence[str]) -> list[dict[str, Any]]:
+    """A draft's chunk, and the one that ends it and has everything but the text."""
+    head = {name: answer[name] for name in ("index", "content", "tokens", "id_slot")}
+    chunk = {**head, "stop": False, **{name: answer[name] for name in ("tokens_predicted", "tokens_evaluated")}}
+    return [chunk, _picked({**answer, "content": ""}, fields)]
+
+
+def _picked(answer: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """The wanted fields under the names that ask for them, slashes and all; every field if none is asked for."""
+    if not fields:
+        return answer
+    return {name: value for name in fields if (value := _nested(answer, name)) is not None}
+
+
+def _nested(answer: dict[str, Any], name: str) -> Any:
+    value: Any = answer
+    for part in name.split("/"):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

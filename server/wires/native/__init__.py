@@ -1,0 +1,1 @@
+"""The native wire: `POST /v1/drafts`."""

@@ -1,0 +1,1 @@
+"""OpenAI's wire: `POST /v1/completions` and `GET /v1/models`."""

@@ -1,0 +1,44 @@
+"""The playground: a page at `/` that shows drafts while somebody types.
+
+The page and its files are public, since a browser sends no key when it opens an address. They hold nothing but what is
+in this package; what the page asks for, it asks the API, with a key where keys are asked for.
+"""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+_STATIC = Path(__file__).parents[1] / "static"
+# Its own files and its own server, nothing else: no inline scripts or styles, no other site, no text made into HTML.
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+
+_FILES = StaticFiles(directory=_STATIC)
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+def playground() -> FileResponse:
+    """The page. Its links are relative: it works under another path behind a proxy, too."""
+    return FileResponse(_STATIC / "playground.html", headers={"content-security-policy": _POLICY})
+
+
+@router.api_route("/static/{name}", methods=["GET", "HEAD"])
+async def page_file(request: Request, name: str) -> Response:
+    """One of the page's files; 404 for what is none."""
+    return await _FILES.get_response(name, request.scope)
