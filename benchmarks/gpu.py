@@ -29,8 +29,8 @@ from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
-from superdraft.ngram_models.manifest import Manifest
-from superdraft.ngram_models.registry import find_ngram_model, open_scorer
+from superdraft.ngram_models.store.manifest import Manifest
+from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 
 NGRAM_MODEL = "smollm2-135m"  # its words are token ids, whosoever they are
 _WARM_UP = 3

@@ -22,11 +22,11 @@ from rich.table import Column, Table
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.loader import load_tokenizer
-from superdraft.ngram_models.corpus import read_sequences
-from superdraft.ngram_models.encoder import Encoder
-from superdraft.ngram_models.manifest import BINARY_FILE, Manifest
-from superdraft.ngram_models.registry import find_ngram_model, open_scorer
-from superdraft.ngram_models.scorer import KenLMScorer
+from superdraft.ngram_models.building.corpus import read_sequences
+from superdraft.ngram_models.building.encoder import Encoder
+from superdraft.ngram_models.scoring.scorer import KenLMScorer
+from superdraft.ngram_models.store.manifest import BINARY_FILE, Manifest
+from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 from superdraft.server.errors import CommandError
 
 # k and m, as in the paper's settings and as for the longest list of drafts.

@@ -29,9 +29,9 @@ from superdraft.evaluation.metrics import most_words_right
 from superdraft.evaluation.prompts import Prompt, read_prompts
 from superdraft.evaluation.typing_simulation import Typist
 from superdraft.evaluation.workbench import ModelChoice, Workbench
-from superdraft.ngram_models.in_context import InContextScorer
-from superdraft.ngram_models.mixture import UniformScorer
-from superdraft.ngram_models.personal import AcceptedText, PersonalModel, end_of
+from superdraft.ngram_models.scoring.in_context import InContextScorer
+from superdraft.ngram_models.scoring.mixture import UniformScorer
+from superdraft.ngram_models.scoring.personal import AcceptedText, PersonalModel, end_of
 
 NUM_PARTS = 4
 _DECODER = "paper"  # what the server decodes by where there are personal n-grams

@@ -6,12 +6,12 @@ from typing import Any
 
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.text.tokenizer import Tokenizer
-from superdraft.ngram_models.corpus import read_sequences
-from superdraft.ngram_models.encoder import Encoder
-from superdraft.ngram_models.frequency_table import FrequencyTableScorer
-from superdraft.ngram_models.in_context import DocumentCache, combined
-from superdraft.ngram_models.manifest import file_sha256
-from superdraft.ngram_models.registry import NgramModel, load_ngram_model
+from superdraft.ngram_models.building.corpus import read_sequences
+from superdraft.ngram_models.building.encoder import Encoder
+from superdraft.ngram_models.scoring.frequency_table import FrequencyTableScorer
+from superdraft.ngram_models.scoring.in_context import DocumentCache, combined
+from superdraft.ngram_models.store.manifest import file_sha256
+from superdraft.ngram_models.store.registry import NgramModel, load_ngram_model
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.errors import CommandError

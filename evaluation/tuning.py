@@ -20,7 +20,7 @@ from superdraft.evaluation.prompts import Prompt, read_prompts
 from superdraft.evaluation.quality import QualityRun, Typing
 from superdraft.evaluation.report import TITLES, format_interval, write_json
 from superdraft.evaluation.workbench import ModelChoice, Workbench
-from superdraft.ngram_models.manifest import Tuning
+from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.errors import CommandError
 
 OBJECTIVES = ("words_right", "keystroke_savings", "exact_match_any/1")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU, DISTINCT_DEFAULTS
-from superdraft.ngram_models.manifest import Tuning
+from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.settings import Settings
 
 MAX_SHORT_TOKENS = 32

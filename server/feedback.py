@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput
-from superdraft.ngram_models.personal import AcceptedText
+from superdraft.ngram_models.scoring.personal import AcceptedText
 from superdraft.server.bridge.fan_out import FanOut
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError

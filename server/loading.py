@@ -12,9 +12,9 @@ from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel, load_model
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.decoding.text.tokenizer import Tokenizer
-from superdraft.ngram_models.in_context import DocumentCache
-from superdraft.ngram_models.manifest import Tuning
-from superdraft.ngram_models.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
+from superdraft.ngram_models.scoring.in_context import DocumentCache
+from superdraft.ngram_models.store.manifest import Tuning
+from superdraft.ngram_models.store.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.ngrams.folders import ModelFolders

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 from fastapi import Request
 
 from superdraft.decoding.text.fim import FimTokens
-from superdraft.ngram_models.manifest import Tuning
+from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.fan_out import FanOut
 from superdraft.server.drafting import DraftingDefaults

@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from superdraft.ngram_models.build import BuildOptions, Stage, build_ngram_model
-from superdraft.ngram_models.disk_space import check_disk_space
-from superdraft.ngram_models.manifest import MANIFEST_FILE
-from superdraft.ngram_models.sampled_corpus import SampledCorpus, ShardShape, open_sampled_corpus
+from superdraft.ngram_models.building.build import BuildOptions, Stage, build_ngram_model
+from superdraft.ngram_models.building.disk_space import check_disk_space
+from superdraft.ngram_models.building.sampled_corpus import SampledCorpus, ShardShape, open_sampled_corpus
+from superdraft.ngram_models.store.manifest import MANIFEST_FILE
 from superdraft.ngram_models.tools import find_tools
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.errors import CommandError

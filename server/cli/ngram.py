@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column, Table
 
 from superdraft.decoding.errors import ModelLoadError
-from superdraft.ngram_models.build import BuildOptions, Stage, build_ngram_model
-from superdraft.ngram_models.build import Progress as BuildProgress
-from superdraft.ngram_models.corpus import (
+from superdraft.ngram_models.building.build import BuildOptions, Stage, build_ngram_model
+from superdraft.ngram_models.building.build import Progress as BuildProgress
+from superdraft.ngram_models.building.corpus import (
     DEFAULT_ROW_TOKENS,
     DEFAULT_TEXT_FIELD,
     Document,
@@ -24,17 +24,17 @@ from superdraft.ngram_models.corpus import (
     read_documents,
     read_sequences,
 )
-from superdraft.ngram_models.disk_space import approximate_tokens, check_disk_space
-from superdraft.ngram_models.encoder import Encoder
+from superdraft.ngram_models.building.disk_space import approximate_tokens, check_disk_space
+from superdraft.ngram_models.building.encoder import Encoder
+from superdraft.ngram_models.building.perplexity import HeldOutTail, measure_perplexity
+from superdraft.ngram_models.building.work_folder import unfinished_builds
 from superdraft.ngram_models.errors import NgramModelError
 from superdraft.ngram_models.home import user_models_folder
-from superdraft.ngram_models.inspection import top_continuations, verify_model
-from superdraft.ngram_models.manifest import Manifest, TokenizerIdentity
-from superdraft.ngram_models.perplexity import HeldOutTail, measure_perplexity
-from superdraft.ngram_models.registry import find_ngram_model, list_ngram_models, open_scorer
-from superdraft.ngram_models.scorer import KenLMScorer
+from superdraft.ngram_models.scoring.scorer import KenLMScorer
+from superdraft.ngram_models.store.inspection import top_continuations, verify_model
+from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity
+from superdraft.ngram_models.store.registry import find_ngram_model, list_ngram_models, open_scorer
 from superdraft.ngram_models.tools import find_tools
-from superdraft.ngram_models.work_folder import unfinished_builds
 from superdraft.server.cli.distill import distill
 from superdraft.server.ngrams.options import output_folder, prune_counts, tokenizer_identity
 

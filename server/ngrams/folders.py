@@ -12,15 +12,15 @@ from weakref import WeakValueDictionary
 import structlog
 
 from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelError, NgramModelNotFoundError
-from superdraft.ngram_models.manifest import BINARY_FILE, MANIFEST_FILE, Manifest, TokenizerIdentity
-from superdraft.ngram_models.registry import (
+from superdraft.ngram_models.scoring.scorer import KenLMScorer
+from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE, Manifest, TokenizerIdentity
+from superdraft.ngram_models.store.registry import (
     ListedModel,
     NgramModel,
     list_ngram_models,
     named_model_folder,
     open_scorer,
 )
-from superdraft.ngram_models.scorer import KenLMScorer
 
 DEFAULT_MAX_MODELS: Final = 8
 _MAX_ATTEMPTS = 3

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from superdraft.ngram_models.home import user_models_folder
-from superdraft.ngram_models.manifest import TokenizerIdentity
-from superdraft.ngram_models.registry import is_model_name
+from superdraft.ngram_models.store.manifest import TokenizerIdentity
+from superdraft.ngram_models.store.registry import is_model_name
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 
 if TYPE_CHECKING:

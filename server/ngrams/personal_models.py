@@ -14,11 +14,11 @@ import structlog
 from filelock import FileLock, Timeout
 
 from superdraft.decoding.ngram import NgramScorer
-from superdraft.ngram_models.accepted_texts import FILE_MODE, AcceptedTexts, make_private_folder
 from superdraft.ngram_models.home import superdraft_home
-from superdraft.ngram_models.in_context import InContextScorer
-from superdraft.ngram_models.mixture import UniformScorer
-from superdraft.ngram_models.personal import AcceptedText, PersonalModel, end_of
+from superdraft.ngram_models.scoring.accepted_texts import FILE_MODE, AcceptedTexts, make_private_folder
+from superdraft.ngram_models.scoring.in_context import InContextScorer
+from superdraft.ngram_models.scoring.mixture import UniformScorer
+from superdraft.ngram_models.scoring.personal import AcceptedText, PersonalModel, end_of
 from superdraft.server.errors import SettingsError
 from superdraft.server.settings import Settings
 from superdraft.server.wires.common import Prompt

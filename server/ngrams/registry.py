@@ -14,9 +14,9 @@ from superdraft.ngram_models.errors import (
     NgramModelNotFoundError,
     TokenizerMismatchError,
 )
-from superdraft.ngram_models.in_context import DocumentCache, combined
-from superdraft.ngram_models.manifest import Tuning
-from superdraft.ngram_models.registry import ListedModel
+from superdraft.ngram_models.scoring.in_context import DocumentCache, combined
+from superdraft.ngram_models.store.manifest import Tuning
+from superdraft.ngram_models.store.registry import ListedModel
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.ngrams.folders import ModelFolders
 from superdraft.server.ngrams.options import IN_CONTEXT

@@ -15,9 +15,9 @@ import httpx
 import pytest
 from support.engine import FakeEngine
 
-from superdraft.ngram_models.accepted_texts import AcceptedTexts
-from superdraft.ngram_models.in_context import InContextScorer
-from superdraft.ngram_models.mixture import UniformScorer
+from superdraft.ngram_models.scoring.accepted_texts import AcceptedTexts
+from superdraft.ngram_models.scoring.in_context import InContextScorer
+from superdraft.ngram_models.scoring.mixture import UniformScorer
 from superdraft.server import feedback as feedback_module
 from superdraft.server.app import create_app
 from superdraft.server.errors import SettingsError

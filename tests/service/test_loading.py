@@ -7,7 +7,7 @@ from support.models import tiny_model_folder, tiny_tokenizer
 from support.ngram_folders import put_model, random_arpa
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
-from superdraft.ngram_models.manifest import Manifest, TokenizerIdentity, Tuning
+from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity, Tuning
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.loading import load_service
 from superdraft.server.settings import Settings

@@ -14,8 +14,8 @@ from support.ngram_folders import damage, put_model, random_arpa
 from support.serving import eventually, serving
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
-from superdraft.ngram_models.in_context import DocumentCache
-from superdraft.ngram_models.manifest import Manifest, TokenizerIdentity, Tuning
+from superdraft.ngram_models.scoring.in_context import DocumentCache
+from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity, Tuning
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.app import create_app
 from superdraft.server.ngrams.folders import ModelFolders

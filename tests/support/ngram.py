@@ -7,15 +7,15 @@ from pathlib import Path
 
 import kenlm
 
-from superdraft.ngram_models.manifest import (
+from superdraft.ngram_models.scoring.scorer import KenLMScorer
+from superdraft.ngram_models.store.manifest import (
     BINARY_FILE,
     CorpusSummary,
     Manifest,
     TokenizerIdentity,
     file_sha256,
 )
-from superdraft.ngram_models.registry import find_ngram_model, open_scorer
-from superdraft.ngram_models.scorer import KenLMScorer
+from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 
 # Tokens 3 to 6; 0 and 2 end a text; 1 and 7 are in the vocabulary but not in the corpus.
 END_OF_TEXT_IDS = (0, 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support.ngram import TINY_ARPA, tiny_manifest
 
-from superdraft.ngram_models.manifest import BINARY_FILE, TokenizerIdentity, file_sha256
+from superdraft.ngram_models.store.manifest import BINARY_FILE, TokenizerIdentity, file_sha256
 
 
 def put_model(

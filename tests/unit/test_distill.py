@@ -16,7 +16,7 @@ from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
 from superdraft.decoding.distillation.weights_fingerprint import weights_fingerprint
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.ngram_models.errors import CorpusError
-from superdraft.ngram_models.manifest import Manifest
+from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.server.cli.distill import app
 from superdraft.server.errors import CommandError
 
@@ -24,7 +24,7 @@ from superdraft.server.errors import CommandError
 STOPPING = """
 import sys, time
 from pathlib import Path
-from superdraft.ngram_models import sampled_corpus
+from superdraft.ngram_models.building import sampled_corpus
 from superdraft.server.cli.distill import app
 
 rename = sampled_corpus.rename_durably

@@ -8,8 +8,8 @@ from support.ngram import TINY_ARPA, tiny_manifest
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.ngram_choice import NgramModels
 from superdraft.ngram_models.errors import NgramModelNotFoundError
-from superdraft.ngram_models.frequency_table import PUBLISHED_WEIGHTS
-from superdraft.ngram_models.manifest import BINARY_FILE, TokenizerIdentity, Tuning, file_sha256
+from superdraft.ngram_models.scoring.frequency_table import PUBLISHED_WEIGHTS
+from superdraft.ngram_models.store.manifest import BINARY_FILE, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings

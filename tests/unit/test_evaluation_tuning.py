@@ -2,7 +2,7 @@ import numpy as np
 
 from superdraft.evaluation.bootstrap import Interval
 from superdraft.evaluation.tuning import Trial, ranked, search
-from superdraft.ngram_models.manifest import Tuning
+from superdraft.ngram_models.store.manifest import Tuning
 
 PAPER = Tuning(0.54, 0.06, 9)
 

@@ -8,7 +8,7 @@ import pytest
 from support.ngram import write_tiny_model
 
 from superdraft.benchmarks import ngram
-from superdraft.ngram_models.registry import open_scorer
+from superdraft.ngram_models.store.registry import open_scorer
 from superdraft.server.errors import CommandError
 
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 from support.ngram import END_OF_TEXT_IDS, FAILING_TOOL, FINGERPRINT, write_fake_tools, write_tool
 
-from superdraft.ngram_models.build import BuildOptions, build_ngram_model
-from superdraft.ngram_models.corpus import Text
-from superdraft.ngram_models.disk_space import needed_disk_bytes
-from superdraft.ngram_models.encoder import Encoder
+from superdraft.ngram_models.building.build import BuildOptions, build_ngram_model
+from superdraft.ngram_models.building.corpus import Text
+from superdraft.ngram_models.building.disk_space import needed_disk_bytes
+from superdraft.ngram_models.building.encoder import Encoder
 from superdraft.ngram_models.errors import BuildToolMissingError, CorpusError, NgramBuildError
-from superdraft.ngram_models.manifest import Manifest, TokenizerIdentity
-from superdraft.ngram_models.registry import load_ngram_model
+from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity
+from superdraft.ngram_models.store.registry import load_ngram_model
 from superdraft.ngram_models.tools import Tools, find_tools
 
 

@@ -7,7 +7,7 @@ from support.ngram import write_fake_tools, write_tiny_model
 from typer.testing import CliRunner
 
 from superdraft.decoding.errors import UnknownModelError
-from superdraft.ngram_models.manifest import Manifest
+from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.cli.ngram import app
 

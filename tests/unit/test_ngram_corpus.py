@@ -7,7 +7,13 @@ import sys
 import pytest
 import zstandard
 
-from superdraft.ngram_models.corpus import MAX_TEXT_CHARACTERS, Text, corpus_size, read_documents, read_sequences
+from superdraft.ngram_models.building.corpus import (
+    MAX_TEXT_CHARACTERS,
+    Text,
+    corpus_size,
+    read_documents,
+    read_sequences,
+)
 from superdraft.ngram_models.errors import CorpusError
 
 

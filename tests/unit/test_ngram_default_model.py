@@ -2,8 +2,8 @@
 
 import pytest
 
-from superdraft.ngram_models.manifest import BINARY_FILE, Manifest
-from superdraft.ngram_models.registry import find_ngram_model, list_ngram_models, load_ngram_model
+from superdraft.ngram_models.store.manifest import BINARY_FILE, Manifest
+from superdraft.ngram_models.store.registry import find_ngram_model, list_ngram_models, load_ngram_model
 
 NAME = "smollm2-135m"
 MAX_BYTES = 30_000_000

@@ -6,7 +6,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
-from superdraft.ngram_models.encoder import Encoder
+from superdraft.ngram_models.building.encoder import Encoder
 
 
 def hf_tokenizer(**changes):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from superdraft.ngram_models.frequency_table import PUBLISHED_WEIGHTS, FrequencyTableScorer
+from superdraft.ngram_models.scoring.frequency_table import PUBLISHED_WEIGHTS, FrequencyTableScorer
 
 # Counted by hand. After 1: 2 three times (one of them in "1 2 4"), 4 once. After (1, 2): 3 twice, 4 once.
 CORPUS = [[1, 2, 3, 1, 2, 3], [1, 2, 4], [1, 4]]

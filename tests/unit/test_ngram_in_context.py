@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superdraft.ngram_models.counts import CountTable
-from superdraft.ngram_models.in_context import DocumentCache, InContextScorer
-from superdraft.ngram_models.mixture import UniformScorer
+from superdraft.ngram_models.scoring.counts import CountTable
+from superdraft.ngram_models.scoring.in_context import DocumentCache, InContextScorer
+from superdraft.ngram_models.scoring.mixture import UniformScorer
 
 VOCABULARY_SIZE = 6
 END = 0
@@ -214,7 +214,7 @@ def test_forgotten_documents_stay_with_those_who_use_them():
 
 
 def test_many_small_documents_are_not_all_kept(monkeypatch):
-    from superdraft.ngram_models import in_context
+    from superdraft.ngram_models.scoring import in_context
 
     monkeypatch.setattr(in_context, "_MAX_DOCUMENTS", 3)
     documents = DocumentCache({END})

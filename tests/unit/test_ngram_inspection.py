@@ -5,9 +5,9 @@ import pytest
 from support.ngram import FINGERPRINT, VOCABULARY_SIZE, write_tiny_model
 
 from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelNotFoundError, TokenizerMismatchError
-from superdraft.ngram_models.inspection import top_continuations, verify_model
-from superdraft.ngram_models.manifest import BINARY_FILE, MANIFEST_FILE
-from superdraft.ngram_models.registry import open_scorer
+from superdraft.ngram_models.store.inspection import top_continuations, verify_model
+from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE
+from superdraft.ngram_models.store.registry import open_scorer
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from superdraft.ngram_models.errors import (
     NgramModelNotFoundError,
     TokenizerMismatchError,
 )
-from superdraft.ngram_models.manifest import BINARY_FILE, MANIFEST_FILE, Manifest, Tuning, file_sha256
-from superdraft.ngram_models.registry import find_ngram_model, list_ngram_models, load_ngram_model
+from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE, Manifest, Tuning, file_sha256
+from superdraft.ngram_models.store.registry import find_ngram_model, list_ngram_models, load_ngram_model
 
 
 @pytest.fixture

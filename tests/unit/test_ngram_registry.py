@@ -13,10 +13,10 @@ from support.ngram_folders import damage, put_model, tiny_with
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelNotFoundError, TokenizerMismatchError
-from superdraft.ngram_models.in_context import DocumentCache, InContextScorer
-from superdraft.ngram_models.manifest import BINARY_FILE, MANIFEST_FILE, TokenizerIdentity
-from superdraft.ngram_models.mixture import MixtureScorer
-from superdraft.ngram_models.registry import load_ngram_model, named_model_folder
+from superdraft.ngram_models.scoring.in_context import DocumentCache, InContextScorer
+from superdraft.ngram_models.scoring.mixture import MixtureScorer
+from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE, TokenizerIdentity
+from superdraft.ngram_models.store.registry import load_ngram_model, named_model_folder
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.ngrams import folders as ngram_folders
 from superdraft.server.ngrams.folders import ModelFolders

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from support.ngram import FAILING_TOOL, FAKE_BUILD_BINARY, FAKE_LMPLZ, FINGERPRINT, write_arpa, write_tool
 
-from superdraft.ngram_models import programs
-from superdraft.ngram_models.build import BuildOptions, build_ngram_model
+from superdraft.ngram_models.building import programs
+from superdraft.ngram_models.building.build import BuildOptions, build_ngram_model
+from superdraft.ngram_models.building.work_folder import unfinished_builds
 from superdraft.ngram_models.errors import BuildToolMissingError, CorpusError, NgramBuildError, NgramModelNotFoundError
-from superdraft.ngram_models.manifest import BINARY_FILE, Manifest, TokenizerIdentity
-from superdraft.ngram_models.registry import list_ngram_models, load_ngram_model
+from superdraft.ngram_models.store.manifest import BINARY_FILE, Manifest, TokenizerIdentity
+from superdraft.ngram_models.store.registry import list_ngram_models, load_ngram_model
 from superdraft.ngram_models.tools import find_tools
-from superdraft.ngram_models.work_folder import unfinished_builds
 
 # A program that notes that it runs, and stops there while a file says so.
 WAITING_TOOL = """#!{python}
@@ -36,11 +36,12 @@ os.execv(here / "NAME.then", sys.argv)
 BUILD = """
 import json, sys, time
 from pathlib import Path
-from superdraft.ngram_models import shards, work_folder
-from superdraft.ngram_models.build import BuildOptions, build_ngram_model
-from superdraft.ngram_models.corpus import Text
-from superdraft.ngram_models.encoder import Encoder
-from superdraft.ngram_models.manifest import TokenizerIdentity
+from superdraft.ngram_models.building import shards
+from superdraft.ngram_models.building import work_folder
+from superdraft.ngram_models.building.build import BuildOptions, build_ngram_model
+from superdraft.ngram_models.building.corpus import Text
+from superdraft.ngram_models.building.encoder import Encoder
+from superdraft.ngram_models.store.manifest import TokenizerIdentity
 from superdraft.ngram_models.tools import find_tools
 
 task = json.loads(sys.argv[1])

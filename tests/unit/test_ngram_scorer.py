@@ -5,8 +5,8 @@ import kenlm
 import pytest
 from support.ngram import END_OF_TEXT_IDS, VOCABULARY_SIZE, load_arpa, write_arpa
 
-from superdraft.ngram_models.perplexity import HeldOutTail, measure_perplexity
-from superdraft.ngram_models.scorer import KenLMScorer
+from superdraft.ngram_models.building.perplexity import HeldOutTail, measure_perplexity
+from superdraft.ngram_models.scoring.scorer import KenLMScorer
 
 
 class CountingModel:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superdraft.ngram_models.accepted_texts import AcceptedTexts
-from superdraft.ngram_models.counts import CountTable
-from superdraft.ngram_models.in_context import InContextScorer
-from superdraft.ngram_models.mixture import UniformScorer
-from superdraft.ngram_models.personal import AcceptedText, PersonalModel, end_of
+from superdraft.ngram_models.scoring.accepted_texts import AcceptedTexts
+from superdraft.ngram_models.scoring.counts import CountTable
+from superdraft.ngram_models.scoring.in_context import InContextScorer
+from superdraft.ngram_models.scoring.mixture import UniformScorer
+from superdraft.ngram_models.scoring.personal import AcceptedText, PersonalModel, end_of
 
 END = 0
 PAIRS = ("th", "he")  # tokens of two characters, as a tokenizer joins them

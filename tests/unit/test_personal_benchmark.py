@@ -3,7 +3,7 @@
 from superdraft.benchmarks.personal import Arm, row_of, type_together
 from superdraft.evaluation.decoders import Decoded, DecodedDraft
 from superdraft.evaluation.prompts import Prompt
-from superdraft.ngram_models.personal import AcceptedText, PersonalModel
+from superdraft.ngram_models.scoring.personal import AcceptedText, PersonalModel
 
 
 def encode(text):

@@ -6,8 +6,8 @@ from collections import namedtuple
 
 import pytest
 
+from superdraft.ngram_models.building.sampled_corpus import ShardShape, open_sampled_corpus
 from superdraft.ngram_models.errors import CorpusError
-from superdraft.ngram_models.sampled_corpus import ShardShape, open_sampled_corpus
 
 SHAPE = ShardShape(num_rows=2, row_tokens=3, vocabulary_size=65_536)
 SETTINGS = {"seed": 1}

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from superdraft.ngram_models.personal import AcceptedText
+from superdraft.ngram_models.scoring.personal import AcceptedText
 
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700

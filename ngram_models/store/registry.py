@@ -10,8 +10,8 @@ import kenlm
 
 from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelError, NgramModelNotFoundError
 from superdraft.ngram_models.home import user_models_folder
-from superdraft.ngram_models.manifest import MANIFEST_FILE, Manifest
-from superdraft.ngram_models.scorer import KenLMScorer, UnknownPolicy
+from superdraft.ngram_models.scoring.scorer import KenLMScorer, UnknownPolicy
+from superdraft.ngram_models.store.manifest import MANIFEST_FILE, Manifest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

@@ -9,8 +9,8 @@ from itertools import compress, count
 from operator import ne
 from typing import Final, NamedTuple, Protocol
 
-from superdraft.ngram_models.counts import Context, CountTable
-from superdraft.ngram_models.mixture import MixtureScorer, Scorer, UniformScorer
+from superdraft.ngram_models.scoring.counts import Context, CountTable
+from superdraft.ngram_models.scoring.mixture import MixtureScorer, Scorer, UniformScorer
 
 DEFAULT_ORDER: Final = 5
 DEFAULT_MAX_TOKENS: Final = 65_536

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 
-from superdraft.ngram_models.manifest import Manifest
-from superdraft.ngram_models.registry import open_scorer
-from superdraft.ngram_models.scorer import KenLMScorer
+from superdraft.ngram_models.scoring.scorer import KenLMScorer
+from superdraft.ngram_models.store.manifest import Manifest
+from superdraft.ngram_models.store.registry import open_scorer
 
 
 @dataclass(frozen=True, slots=True)

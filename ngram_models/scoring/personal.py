@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from superdraft.ngram_models.counts import CountTable
-from superdraft.ngram_models.in_context import DEFAULT_ORDER, Lease, TextContexts
+from superdraft.ngram_models.scoring.counts import CountTable
+from superdraft.ngram_models.scoring.in_context import DEFAULT_ORDER, Lease, TextContexts
 
 DEFAULT_MAX_TOKENS: Final = 8192
 # A context of four tokens is hardly ever longer; what is cut off is not kept anywhere.

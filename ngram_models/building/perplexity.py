@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from superdraft.ngram_models.corpus import Document
-from superdraft.ngram_models.scorer import KenLMScorer
+from superdraft.ngram_models.building.corpus import Document
+from superdraft.ngram_models.scoring.scorer import KenLMScorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from superdraft.ngram_models.errors import NgramBuildError
-from superdraft.ngram_models.manifest import MANIFEST_FILE
+from superdraft.ngram_models.store.manifest import MANIFEST_FILE
 
 _SUFFIX: Final = ".build"
 

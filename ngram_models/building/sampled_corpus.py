@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from superdraft.ngram_models.corpus import TOKEN_FILES, Document, read_documents
+from superdraft.ngram_models.building.corpus import TOKEN_FILES, Document, read_documents
+from superdraft.ngram_models.building.shards import rename_durably
 from superdraft.ngram_models.errors import CorpusError
-from superdraft.ngram_models.shards import rename_durably
 
 _SETTINGS_FILE: Final = "settings.json"
 _LOCK_FILE: Final = "lock"

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from superdraft.ngram_models.corpus import Document
-from superdraft.ngram_models.disk_space import check_disk_space, memory_bytes
-from superdraft.ngram_models.encoder import Encoder
+from superdraft.ngram_models.building.corpus import Document
+from superdraft.ngram_models.building.disk_space import check_disk_space, memory_bytes
+from superdraft.ngram_models.building.encoder import Encoder
+from superdraft.ngram_models.building.programs import run_program
+from superdraft.ngram_models.building.shards import Shard, ShardFolder, rename_durably, training_lines
+from superdraft.ngram_models.building.work_folder import WorkFolder, work_folder
 from superdraft.ngram_models.errors import CorpusError
-from superdraft.ngram_models.manifest import BINARY_FILE, CorpusSummary, Manifest, TokenizerIdentity, file_sha256
-from superdraft.ngram_models.programs import run_program
-from superdraft.ngram_models.shards import Shard, ShardFolder, rename_durably, training_lines
+from superdraft.ngram_models.store.manifest import BINARY_FILE, CorpusSummary, Manifest, TokenizerIdentity, file_sha256
 from superdraft.ngram_models.tools import Tools
-from superdraft.ngram_models.work_folder import WorkFolder, work_folder
 
 # The Python package of KenLM is compiled for orders up to 6; a trie needs at least 2.
 MIN_ORDER, MAX_ORDER = 2, 6

@@ -23,8 +23,8 @@ from typing import BinaryIO, Final, NamedTuple, TextIO
 
 import zstandard
 
+from superdraft.ngram_models.building.packed_files import PACKED_SUFFIXES, open_unpacked
 from superdraft.ngram_models.errors import CorpusError
-from superdraft.ngram_models.packed_files import PACKED_SUFFIXES, open_unpacked
 
 STANDARD_INPUT: Final = "-"
 DEFAULT_ROW_TOKENS: Final = 65_536

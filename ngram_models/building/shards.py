@@ -17,11 +17,11 @@ from typing import Final
 
 import zstandard
 
-from superdraft.ngram_models.corpus import Document, Text, encode_documents
-from superdraft.ngram_models.encoder import Encoder
+from superdraft.ngram_models.building.corpus import Document, Text, encode_documents
+from superdraft.ngram_models.building.encoder import Encoder
+from superdraft.ngram_models.building.packed_files import open_unpacked
 from superdraft.ngram_models.errors import CorpusError, NgramBuildError
-from superdraft.ngram_models.manifest import TokenizerIdentity
-from superdraft.ngram_models.packed_files import open_unpacked
+from superdraft.ngram_models.store.manifest import TokenizerIdentity
 from superdraft.ngram_models.vocabulary import CUT, WordTable, split_at_end_of_text
 
 # Enough documents for a tokenizer to use all cores; little enough to stay in memory and to be lost by a kill.

@@ -1,0 +1,1 @@
+"""Building n-gram models from text: corpora, shards, KenLM's programs."""

@@ -1,0 +1,1 @@
+"""N-gram models as scorers of next tokens."""
