@@ -25,7 +25,7 @@ def step(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Compare a superposed step with a greedy one, n-gram model included."""
-    from superdraft.benchmarks.step import main
+    from superdraft.benchmarks.in_process.step import main
 
     main(model=model, num_drafts=num_drafts or [3, 8], steps=steps, as_json=as_json)
 
@@ -45,7 +45,7 @@ def latency(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Wait for drafts over HTTP, in turns with transformers and llama.cpp (which must be installed); then type."""
-    from superdraft.benchmarks.latency import PEERS, main
+    from superdraft.benchmarks.over_http.latency import PEERS, main
 
     main(
         model=model,
@@ -75,7 +75,7 @@ def throughput(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Compare the requests a second of superposed drafting and sampling, each within a limit of latency."""
-    from superdraft.benchmarks.throughput import main
+    from superdraft.benchmarks.over_http.throughput import main
 
     main(
         model=model,
@@ -99,7 +99,7 @@ def startup(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Start a server again and again: seconds until it is ready, and its memory."""
-    from superdraft.benchmarks.startup import main
+    from superdraft.benchmarks.over_http.startup import main
 
     main(model=model, runs=runs, serve_options=_options({"--dtype": dtype, "--kv-memory": kv_memory}), as_json=as_json)
 
@@ -111,7 +111,7 @@ def quick(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Compare ratios of the engine's times with the recorded ones. Exit code 1 if one grew beyond its tolerance."""
-    from superdraft.benchmarks.quick import main
+    from superdraft.benchmarks.in_process.quick import main
 
     if not main(rounds=rounds, record=record, as_json=as_json):
         raise typer.Exit(1)
@@ -124,7 +124,7 @@ def gpu(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Time decode steps on a GPU: by rows and positions, superposed beside greedy, and the host's choice of tokens."""
-    from superdraft.benchmarks.gpu import OptionError, main
+    from superdraft.benchmarks.in_process.gpu import OptionError, main
 
     try:
         main(device=device, shapes=shapes, as_json=as_json)
@@ -141,7 +141,7 @@ def ngram(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Time the n-gram model's part of a step, for k = 3, m = 9 and k = 8, m = 64, warm and cold."""
-    from superdraft.benchmarks.ngram import main
+    from superdraft.benchmarks.in_process.ngram import main
 
     main(models=models or ["smollm2-135m"], text=text, steps=steps, cold_starts=cold_starts, as_json=as_json)
 
@@ -156,7 +156,7 @@ def key_presses(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Type prompts key by key: what the reuse of prefixes saves."""
-    from superdraft.benchmarks.key_presses import main
+    from superdraft.benchmarks.in_process.key_presses import main
 
     main(model=model, dtype=dtype, prompts=prompts, num_prompts=limit, num_keys=keys, as_json=as_json)
 
@@ -173,7 +173,7 @@ def healing(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Complete words that are typed half, with token healing and without."""
-    from superdraft.benchmarks.healing import main
+    from superdraft.benchmarks.in_process.healing import main
 
     main(prompts=prompts, model=model, dtype=dtype, decoder=decoder, limit=limit, as_json=as_json)
 
@@ -196,7 +196,7 @@ def healing_cost(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Time requests with token healing and without, in turns: prompt, decode steps, and the host's part."""
-    from superdraft.benchmarks.healing_cost import main
+    from superdraft.benchmarks.in_process.healing_cost import main
     from superdraft.server.observe.log_config import configure_logging
 
     configure_logging("warning", "console")
@@ -230,9 +230,9 @@ def gap_keys(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Type the ends of lines of code key by key: what each layout of a gap's prompt costs."""
-    from superdraft.benchmarks.gap_keys import CaseChoice, main
-    from superdraft.evaluation.infill_cases import parse_window
-    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.benchmarks.in_process.gap_keys import CaseChoice, main
+    from superdraft.evaluation.cases.infill_cases import parse_window
+    from superdraft.evaluation.decoders.workbench import ModelChoice
     from superdraft.server.observe.log_config import configure_logging
 
     configure_logging("warning", "console")
@@ -264,7 +264,7 @@ def personal(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Type prompts and learn what is accepted: what personal n-grams gain."""
-    from superdraft.benchmarks.personal import main
+    from superdraft.benchmarks.in_process.personal import main
 
     main(
         prompts=prompts,
@@ -299,7 +299,7 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Type texts through the client's typing session. Exit code 1 if a suggestion did not fit the text."""
-    from superdraft.benchmarks.replay import main
+    from superdraft.benchmarks.over_http.replay import main
 
     given = {"--model": model, "--dtype": dtype}
     if url is not None and any(given.values()):
@@ -339,7 +339,7 @@ def load(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Let people type against a server. Exit code 1 if a request has no answer or ends in an error."""
-    from superdraft.benchmarks.load import main
+    from superdraft.benchmarks.over_http.load import main
 
     given = {"--model": model, "--dtype": dtype, "--kv-memory": kv_memory}
     if url is not None and any(given.values()):
@@ -372,7 +372,7 @@ def overload(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Ask a server for more than it can do. Exit code 1 if it does not keep what is promised."""
-    from superdraft.benchmarks.overload import main
+    from superdraft.benchmarks.over_http.overload import main
 
     is_kept = main(
         factor=factor,
@@ -396,7 +396,7 @@ def restart(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Stop and kill a server under load, and start it again. Exit code 1 if the stop broke off a draft."""
-    from superdraft.benchmarks.restart import main
+    from superdraft.benchmarks.over_http.restart import main
 
     given = {"--model": model, "--dtype": dtype}
     is_kept = main(
@@ -421,7 +421,7 @@ def replicas(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Kill, add and remove replicas on Ray Serve under load. Exit code 1 if something is lost that should not be."""
-    from superdraft.benchmarks.replicas import main
+    from superdraft.benchmarks.over_http.replicas import main
 
     given = {"--model": model, "--dtype": dtype, "--ngram-model": ngram_model, "--kv-memory": kv_memory}
     is_kept = main(

@@ -34,10 +34,10 @@ def texts(
     ] = None,
 ) -> None:
     """Show three drafts of each of many texts, decoders side by side, as Markdown tables to be read."""
-    from superdraft.evaluation.decoder_spec import parse_decoders
-    from superdraft.evaluation.peers import parse_named_peer
-    from superdraft.evaluation.texts import EVERYDAY, MAX_TOKENS, NUM_DRAFTS, TextsJob, run_texts_job
-    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.evaluation.decoders.decoder_spec import parse_decoders
+    from superdraft.evaluation.decoders.peers import parse_named_peer
+    from superdraft.evaluation.decoders.workbench import ModelChoice
+    from superdraft.evaluation.runs.texts import EVERYDAY, MAX_TOKENS, NUM_DRAFTS, TextsJob, run_texts_job
 
     shared = {"num_drafts": [NUM_DRAFTS], "max_tokens": [MAX_TOKENS]}
     names = decoders_beside(decoder, peer)

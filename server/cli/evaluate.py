@@ -73,9 +73,9 @@ def on_prompts(
     output: Output = None,
 ) -> None:
     """Run one of the commands on prompts: the one that was called."""
-    from superdraft.evaluation.commands import PromptJob, run_prompt_job
-    from superdraft.evaluation.decoder_spec import parse_decoders
-    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.evaluation.decoders.decoder_spec import parse_decoders
+    from superdraft.evaluation.decoders.workbench import ModelChoice
+    from superdraft.evaluation.runs.commands import PromptJob, run_prompt_job
 
     command = ctx.info_name or ""
     shared: dict[str, Sequence[Any]] = {
@@ -133,10 +133,10 @@ def completion(
     output: Output = None,
 ) -> None:
     """Measure what is served where users ask: behind words and inside them, broken words included."""
-    from superdraft.evaluation.completion import CompletionJob, run_completion_job
-    from superdraft.evaluation.decoder_spec import parse_decoders
-    from superdraft.evaluation.peers import SUPERDRAFT, parse_peer
-    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.evaluation.decoders.decoder_spec import parse_decoders
+    from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer
+    from superdraft.evaluation.decoders.workbench import ModelChoice
+    from superdraft.evaluation.runs.completion import CompletionJob, run_completion_job
 
     shared: dict[str, Sequence[Any]] = {"num_drafts": [num_drafts], "max_tokens": [max_tokens]}
     job = CompletionJob(
@@ -192,11 +192,11 @@ def infill(
     output: Output = None,
 ) -> None:
     """Fill gaps in source code as /infill does: whole lines, first words, first characters, keystrokes saved."""
-    from superdraft.evaluation.decoder_spec import parse_decoders
-    from superdraft.evaluation.infill import InfillJob, run_infill_job
-    from superdraft.evaluation.infill_cases import parse_window
-    from superdraft.evaluation.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
-    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.evaluation.cases.infill_cases import parse_window
+    from superdraft.evaluation.decoders.decoder_spec import parse_decoders
+    from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
+    from superdraft.evaluation.decoders.workbench import ModelChoice
+    from superdraft.evaluation.runs.infill import InfillJob, run_infill_job
     from superdraft.server.observe.log_config import configure_logging
 
     configure_logging("warning", "console")
@@ -242,9 +242,9 @@ def on_questions(
     output: Output = None,
 ) -> None:
     """Run one of the commands on questions: the one that was called."""
-    from superdraft.evaluation.decoder_spec import parse_decoders
-    from superdraft.evaluation.questions import QuestionJob, run_question_job
-    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.evaluation.decoders.decoder_spec import parse_decoders
+    from superdraft.evaluation.decoders.workbench import ModelChoice
+    from superdraft.evaluation.runs.questions import QuestionJob, run_question_job
 
     command = ctx.info_name or ""
     is_coverage = command == "coverage"
@@ -285,8 +285,8 @@ def linearity(
 ) -> None:
     """Compare superposed forwards with the weighted sum of separate ones, step by step."""
     from superdraft.decoding.params import GenerationParams
-    from superdraft.evaluation.linearity import LinearityJob, run_linearity_job
-    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.evaluation.decoders.workbench import ModelChoice
+    from superdraft.evaluation.runs.linearity import LinearityJob, run_linearity_job
 
     params = GenerationParams(num_drafts=num_drafts, max_tokens=max_tokens, alpha=0.0, tau=tau)
     files, models = all_files(prompts, more), ModelChoice(model, dtype, device)

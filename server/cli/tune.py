@@ -41,8 +41,8 @@ def tune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("tuning"),
 ) -> None:
     """Find the best settings on some prompts; an interrupted search goes on where it stopped."""
-    from superdraft.evaluation.tuning import OBJECTIVES, TuningJob, run_tuning_job
-    from superdraft.evaluation.workbench import ModelChoice
+    from superdraft.evaluation.decoders.workbench import ModelChoice
+    from superdraft.evaluation.runs.tuning import OBJECTIVES, TuningJob, run_tuning_job
 
     if objective not in OBJECTIVES:
         raise CommandError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")

@@ -126,7 +126,7 @@ def test_quality_writes_every_figure_with_its_bounds(run, files):
 
 
 def test_what_is_done_is_not_done_again(run, files, monkeypatch):
-    from superdraft.evaluation.decoders import EngineDecoder
+    from superdraft.evaluation.decoders.decoders import EngineDecoder
 
     asked = []
     decode = EngineDecoder.decode

@@ -16,7 +16,7 @@ import pytest
 from support.models import tiny_model_folder
 from support.serving import eventually
 
-from superdraft.benchmarks.replicas import last_event, replica_pids
+from superdraft.benchmarks.over_http.replicas import last_event, replica_pids
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'superdraft[ray]'"

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from superdraft.benchmarks.replay import Script, Typist, summary
+from superdraft.benchmarks.over_http.replay import Script, Typist, summary
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.client import AsyncSuperdraft, AsyncTypingSession, DraftsAnswer
 from superdraft.server.cli.serve import load_app

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from superdraft.evaluation.bootstrap import Interval, as_ratios, interval, paired_difference
+from superdraft.evaluation.measures.bootstrap import Interval, as_ratios, interval, paired_difference
 
 
 def test_a_mean_and_its_bounds():

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from superdraft.evaluation.calibration import calibration, calibration_tables
-from superdraft.evaluation.prompts import Prompt
-from superdraft.evaluation.records import DraftRecord, PromptRecord
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.reports.calibration import calibration, calibration_tables
+from superdraft.evaluation.reports.records import DraftRecord, PromptRecord
 
 
 def record(name: str, *drafts: tuple[str, float]) -> PromptRecord:

@@ -1,7 +1,7 @@
 import pytest
 
 from superdraft.decoding.params import GenerationParams
-from superdraft.evaluation.decoder_spec import Sweep, parse_decoders
+from superdraft.evaluation.decoders.decoder_spec import Sweep, parse_decoders
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings

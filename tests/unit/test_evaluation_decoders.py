@@ -15,9 +15,9 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text import covers
 from superdraft.decoding.text.healing import plan_healing
 from superdraft.decoding.text.tokenizer import Tokenizer
-from superdraft.evaluation.decoders import Ask, BeamDecoder, EngineDecoder
-from superdraft.evaluation.evaluator import Evaluator, exact_runner
-from superdraft.evaluation.linearity import LinearityProbe
+from superdraft.evaluation.decoders.decoders import Ask, BeamDecoder, EngineDecoder
+from superdraft.evaluation.measures.evaluator import Evaluator, exact_runner
+from superdraft.evaluation.runs.linearity import LinearityProbe
 
 PROMPTS = ["Thank you for your", "The quick brown fox jumps over", "Please find", "def add(a, b):\n    return"] * 3
 

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from superdraft.evaluation.infill import infill_figures
-from superdraft.evaluation.infill_cases import (
+from superdraft.evaluation.cases.infill_cases import (
     KINDS,
     InfillCase,
     cases_from_source,
@@ -15,14 +14,15 @@ from superdraft.evaluation.infill_cases import (
     with_window,
     write_cases,
 )
-from superdraft.evaluation.infill_metrics import (
+from superdraft.evaluation.measures.infill_metrics import (
     is_exact_line,
     is_first_character_right,
     is_first_word_right,
     keys_saved,
     tokens_right,
 )
-from superdraft.evaluation.records import DraftRecord, PromptRecord
+from superdraft.evaluation.reports.records import DraftRecord, PromptRecord
+from superdraft.evaluation.runs.infill import infill_figures
 from superdraft.server.errors import CommandError
 
 SOURCE = '''"""A module."""

@@ -3,10 +3,10 @@
 import pytest
 from support.models import tiny_tokenizer
 
-from superdraft.evaluation import word_list
-from superdraft.evaluation.joints import Joint, JointCount, count_joints, is_broken, joint_of
-from superdraft.evaluation.prompts import Prompt
-from superdraft.evaluation.word_list import WordList, known_words
+from superdraft.evaluation.cases import word_list
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.cases.word_list import WordList, known_words
+from superdraft.evaluation.measures.joints import Joint, JointCount, count_joints, is_broken, joint_of
 from superdraft.server.errors import CommandError
 
 WORDS = WordList(["appointment", "that", "at", "don't", "known", "for"])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from superdraft.evaluation.metrics import (
+from superdraft.evaluation.measures.metrics import (
     bleu,
     contains_answer,
     coverage_accuracy,

@@ -6,7 +6,7 @@ from support.models import tiny_tokenizer
 from support.ngram import TINY_ARPA, tiny_manifest
 
 from superdraft.decoding.text.tokenizer import Tokenizer
-from superdraft.evaluation.ngram_choice import NgramModels
+from superdraft.evaluation.decoders.ngram_choice import NgramModels
 from superdraft.ngram_models.errors import NgramModelNotFoundError
 from superdraft.ngram_models.scoring.frequency_table import PUBLISHED_WEIGHTS
 from superdraft.ngram_models.store.manifest import BINARY_FILE, TokenizerIdentity, Tuning, file_sha256

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from superdraft.evaluation.prompts import first_words, read_prompts, read_questions
+from superdraft.evaluation.cases.prompts import first_words, read_prompts, read_questions
 from superdraft.server.errors import CommandError
 
 

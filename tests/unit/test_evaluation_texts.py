@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from markdown_it import MarkdownIt
 
-from superdraft.evaluation.decoders import Contender, Decoded, DecodedDraft
-from superdraft.evaluation.peers import Peer, parse_named_peer
-from superdraft.evaluation.texts import (
+from superdraft.evaluation.decoders.decoders import Contender, Decoded, DecodedDraft
+from superdraft.evaluation.decoders.peers import Peer, parse_named_peer
+from superdraft.evaluation.runs.texts import (
     EVERYDAY,
     SHOWN_CHARACTERS,
     Column,

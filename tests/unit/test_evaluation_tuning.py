@@ -1,7 +1,7 @@
 import numpy as np
 
-from superdraft.evaluation.bootstrap import Interval
-from superdraft.evaluation.tuning import Trial, ranked, search
+from superdraft.evaluation.measures.bootstrap import Interval
+from superdraft.evaluation.runs.tuning import Trial, ranked, search
 from superdraft.ngram_models.store.manifest import Tuning
 
 PAPER = Tuning(0.54, 0.06, 9)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from superdraft.evaluation.prompts import Prompt
-from superdraft.evaluation.suggestion_turns import TurnCount, Writer, accepted_length, count_turns, fits
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.measures.suggestion_turns import TurnCount, Writer, accepted_length, count_turns, fits
 
 
 def prompt(reference="going to the moon", text="I am", **more):

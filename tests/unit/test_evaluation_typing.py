@@ -1,7 +1,7 @@
 """Typing simulations counted by hand."""
 
-from superdraft.evaluation.prompts import Prompt
-from superdraft.evaluation.typing_simulation import KeyCount, Typist, type_all
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.measures.typing_simulation import KeyCount, Typist, type_all
 
 
 def prompt(text="I am", reference="going to the moon", **more):

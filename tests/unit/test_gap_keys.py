@@ -5,9 +5,9 @@ import json
 import pytest
 from support.models import save_tiny_coder, tiny_model_folder
 
-from superdraft.benchmarks.gap_keys import FIRST, FOLLOWING, KeyPress, rows_of, typed_stages
-from superdraft.evaluation.infill_cases import InfillCase
-from superdraft.evaluation.infill_server import LAYOUTS
+from superdraft.benchmarks.in_process.gap_keys import FIRST, FOLLOWING, KeyPress, rows_of, typed_stages
+from superdraft.evaluation.cases.infill_cases import InfillCase
+from superdraft.evaluation.decoders.infill_server import LAYOUTS
 
 CASE = {"prefix": "def add(a, b):\n    ret", "suffix": "\n\nprint(1)\n", "reference": "urn a + b"}
 

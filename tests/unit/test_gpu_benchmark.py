@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from superdraft.benchmarks import gpu
+from superdraft.benchmarks.in_process import gpu
 from superdraft.server.cli.main import main as cli
 
 CPU = torch.device("cpu")

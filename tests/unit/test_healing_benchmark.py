@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from superdraft.benchmarks.healing import check, completed, rows_of, single_decoder, with_healing
-from superdraft.evaluation.decoders import Decoded, DecodedDraft
-from superdraft.evaluation.prompts import Prompt
+from superdraft.benchmarks.in_process.healing import check, completed, rows_of, single_decoder, with_healing
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.decoders.decoders import Decoded, DecodedDraft
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings

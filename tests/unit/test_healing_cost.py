@@ -7,9 +7,9 @@ import pytest
 from support.decoding import tiny_engine
 from support.models import tiny_model_folder
 
-from superdraft.benchmarks import healing_cost, request_cost
-from superdraft.benchmarks.healing_cost import INSIDE_WORD, WORD_END, built_in_places, places_of, row_of
-from superdraft.benchmarks.request_cost import Cost, ask, num_steps, timed
+from superdraft.benchmarks.in_process import healing_cost, request_cost
+from superdraft.benchmarks.in_process.healing_cost import INSIDE_WORD, WORD_END, built_in_places, places_of, row_of
+from superdraft.benchmarks.in_process.request_cost import Cost, ask, num_steps, timed
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.errors import CommandError

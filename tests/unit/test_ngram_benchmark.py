@@ -7,7 +7,7 @@ import os
 import pytest
 from support.ngram import write_tiny_model
 
-from superdraft.benchmarks import ngram
+from superdraft.benchmarks.in_process import ngram
 from superdraft.ngram_models.store.registry import open_scorer
 from superdraft.server.errors import CommandError
 

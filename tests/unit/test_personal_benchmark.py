@@ -1,8 +1,8 @@
 """The replay of personal n-grams, with a decoder that says what the n-gram model expects."""
 
-from superdraft.benchmarks.personal import Arm, row_of, type_together
-from superdraft.evaluation.decoders import Decoded, DecodedDraft
-from superdraft.evaluation.prompts import Prompt
+from superdraft.benchmarks.in_process.personal import Arm, row_of, type_together
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.decoders.decoders import Decoded, DecodedDraft
 from superdraft.ngram_models.scoring.personal import AcceptedText, PersonalModel
 
 

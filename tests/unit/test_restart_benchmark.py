@@ -7,7 +7,7 @@ import time
 from support.engine import FakeEngine
 from support.serving import serving
 
-from superdraft.benchmarks.restart import ANSWERED, BROKEN_OFF, NOBODY_THERE, OUTCOMES, SHUTTING_DOWN, Clients
+from superdraft.benchmarks.over_http.restart import ANSWERED, BROKEN_OFF, NOBODY_THERE, OUTCOMES, SHUTTING_DOWN, Clients
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 

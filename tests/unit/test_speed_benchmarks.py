@@ -12,8 +12,10 @@ import pytest
 from support.engine import FakeEngine
 from support.serving import serving
 
-from superdraft.benchmarks import latency, local_server, peers, quick, startup, summary, throughput
-from superdraft.benchmarks.throughput import Rate, Run
+from superdraft.benchmarks import peers, summary
+from superdraft.benchmarks.in_process import quick
+from superdraft.benchmarks.over_http import latency, local_server, startup, throughput
+from superdraft.benchmarks.over_http.throughput import Rate, Run
 from superdraft.server.app import create_app
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings

@@ -1,0 +1,1 @@
+"""What drafts are judged on: prompts, gaps, word lists."""

@@ -1,0 +1,241 @@
+"""Cases of `superdraft eval infill`: gaps in source code and what stood there."""
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from superdraft.evaluation.cases.prompts import check_ids, read_rows
+from superdraft.server.errors import CommandError
+
+KINDS = ("indent", "mid", "word")
+"""Where the cursor stands: behind the indentation of a new line, between two tokens of a line, or inside a word."""
+
+MIN_CHARACTERS, MAX_CHARACTERS = 10, 80
+LINES_PER_FILE = 2
+SUFFIXES = frozenset(
+    (
+        ".py",
+        ".c",
+        ".cc",
+        ".cpp",
+        ".cs",
+        ".go",
+        ".h",
+        ".hpp",
+        ".java",
+        ".js",
+        ".jsx",
+        ".kt",
+        ".lua",
+        ".php",
+        ".rb",
+        ".rs",
+    )
+) | frozenset((".scala", ".sh", ".swift", ".ts", ".tsx"))
+_MAX_FILE_CHARACTERS = 100_000
+_SKIPPED_FOLDERS = frozenset(("node_modules", "__pycache__", "venv", "site-packages", "build", "dist"))
+_COMMENTS = ("#", "//", "/*", "*", "--", '"""', "'''")
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_LONG_NAME = re.compile(r"[^\W\d]\w{3,}")
+
+
+@dataclass(frozen=True, slots=True)
+class InfillCase:
+    """A place in a text that is to be filled.
+
+    Attributes:
+        id: its name; no two cases of a run have the same.
+        kind: where the cursor stands: one of `KINDS`, or what a file of cases says.
+        prefix: the text before the cursor.
+        suffix: the text after the line that is to be completed, its line break included.
+        reference: the rest of that line.
+    """
+
+    id: str
+    kind: str
+    prefix: str
+    suffix: str
+    reference: str
+
+
+def read_cases(path: Path, limit: int | None = None) -> list[InfillCase]:
+    """Cases of a file of JSON lines with `prefix`, `suffix` and `reference`, and perhaps `id` and `kind`.
+
+    Raises:
+        CommandError: the file cannot be read, a line lacks a field, or two cases have the same id.
+    """
+
+    def parse(path: Path, number: int, row: dict[str, Any]) -> InfillCase:
+        texts = [row[name] for name in ("prefix", "suffix", "reference")]
+        if not all(isinstance(text, str) for text in texts) or not texts[2].strip():
+            raise ValueError("reference")
+        return InfillCase(str(row.get("id", f"{path.stem}-{number}")), str(row.get("kind", path.stem)), *texts)
+
+    cases = read_rows([path], parse, limit)
+    check_ids([case.id for case in cases])
+    return cases
+
+
+def with_window(case: InfillCase, num_before: int, num_after: int) -> InfillCase:
+    """The case with only so many lines before and after the cursor's: editors send a window, not the whole file."""
+    before = case.prefix.split("\n")[-(num_before + 1) :]
+    after = case.suffix.split("\n")[: num_after + 1]  # the first one is what follows on the cursor's line
+    return replace(case, prefix="\n".join(before), suffix="\n".join(after))
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """Lines before and after the cursor's, from `BEFORE,AFTER`.
+
+    Raises:
+        CommandError: it is something else.
+    """
+    found = re.fullmatch(r"(\d+),(\d+)", text)
+    if found is None:
+        raise CommandError(f"--context-lines must be BEFORE,AFTER, two numbers of lines such as 50,20; got {text!r}.")
+    return int(found[1]), int(found[2])
+
+
+def chosen_cases(
+    file: Path | None, source: Path | None, kind: str, limit: int | None, seed: int, window: tuple[int, int] | None
+) -> list[InfillCase]:
+    """The cases of a file, or those made from source code.
+
+    Args:
+        file: of cases; None: they are made from source code.
+        source: folder of source code; None: the cases are in the file.
+        kind: of the cases from source code.
+        limit: at most so many cases; None: all of the file, 100 of source code.
+        seed: of the cases from source code.
+        window: lines kept before and after the cursor's; None: all.
+
+    Raises:
+        CommandError: neither or both are named, or there are no cases.
+    """
+    if (file is None) == (source is None):
+        raise CommandError("Name either a file of cases (--cases FILE) or source code (--from-source FOLDER).")
+    if source is not None:
+        cases = cases_from_source(source, kind, limit or 100, seed)
+    else:
+        assert file is not None
+        cases = read_cases(file, limit)
+        if not cases:
+            raise CommandError(f"{file} holds no cases.")
+    return cases if window is None else [with_window(case, *window) for case in cases]
+
+
+def write_cases(path: Path, cases: Sequence[InfillCase]) -> None:
+    """A file that `read_cases` reads."""
+    rows = ({name: getattr(case, name) for name in InfillCase.__slots__} for case in cases)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+def cases_from_source(folder: Path, kind: str, limit: int, seed: int) -> list[InfillCase]:
+    """Cases from the source files below a folder; the same ones for the same files and seed.
+
+    Lines have 10 to 80 characters without their indentation, and are no comments. At most two are taken of a file.
+
+    Args:
+        folder: of source code.
+        kind: one of `KINDS`.
+        limit: at most so many cases.
+        seed: of the choice of files, lines and places.
+
+    Raises:
+        CommandError: there is no such folder or kind, or no line that fits.
+    """
+    if kind not in KINDS:
+        raise CommandError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if not folder.is_dir():
+        raise CommandError(f"--from-source {folder} is no folder.")
+    chance = random.Random(f"{seed} {kind}")  # noqa: S311 (the same cases in every run)
+    files = sorted(_source_files(folder))
+    chance.shuffle(files)
+    cases: list[InfillCase] = []
+    for file in files:
+        cases += _cases_of_file(file.relative_to(folder).as_posix(), _read(file), kind, chance)
+        if len(cases) >= limit:
+            return cases[:limit]
+    if not cases:
+        endings = ", ".join(sorted(SUFFIXES))
+        raise CommandError(
+            f"--from-source {folder} holds no line of code to complete; files that count end in {endings}."
+        )
+    return cases
+
+
+def _source_files(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        parts = file.relative_to(folder).parts
+        is_hidden = any(part.startswith(".") or part in _SKIPPED_FOLDERS for part in parts)
+        if file.suffix in SUFFIXES and not is_hidden and file.is_file():
+            yield file
+
+
+def _read(file: Path) -> str:
+    """A file's text with plain line ends; "" for one that is too large or no text."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return text if len(text) <= _MAX_FILE_CHARACTERS else ""
+
+
+def _cases_of_file(name: str, text: str, kind: str, chance: random.Random) -> list[InfillCase]:
+    lines = text.split("\n")
+    numbers = [number for number, line in enumerate(lines) if number > 0 and _is_code(line)]
+    chance.shuffle(numbers)
+    cases: list[InfillCase] = []
+    for number in numbers:
+        column = _PLACES[kind](lines[number], chance)
+        if column is None:
+            continue
+        before, after = "\n".join(lines[:number]), "\n".join(lines[number + 1 :])
+        line = lines[number]
+        cases.append(
+            InfillCase(
+                f"{kind}:{name}:{number + 1}", kind, f"{before}\n{line[:column]}", f"\n{after}", line[column:].rstrip()
+            )
+        )
+        if len(cases) == LINES_PER_FILE:
+            break
+    return cases
+
+
+def _is_code(line: str) -> bool:
+    content = line.strip()
+    return MIN_CHARACTERS <= len(content) <= MAX_CHARACTERS and not content.startswith(_COMMENTS)
+
+
+def _at_indent(line: str, _: random.Random) -> int | None:
+    """Behind the indentation; a line without one is none that an editor has indented."""
+    return (len(line) - len(line.lstrip())) or None
+
+
+def _at_border(line: str, chance: random.Random) -> int | None:
+    """Where a token begins in the middle half of the line."""
+    content = len(line.strip())
+    start = len(line) - len(line.lstrip())
+    first, last = start + content // 4, start + content * 3 // 4
+    borders = [found.start() for found in _TOKEN.finditer(line) if first <= found.start() <= last]
+    borders = [column for column in borders if column > start]
+    return chance.choice(borders) if borders else None
+
+
+def _in_word(line: str, chance: random.Random) -> int | None:
+    """Inside a name of at least four characters: two are typed at least, and one is left."""
+    words = list(_LONG_NAME.finditer(line))
+    if not words:
+        return None
+    word = chance.choice(words)
+    return chance.randint(word.start() + 2, word.end() - 1)
+
+
+_PLACES: dict[str, Callable[[str, random.Random], int | None]] = {
+    "indent": _at_indent,
+    "mid": _at_border,
+    "word": _in_word,
+}

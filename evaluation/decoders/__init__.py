@@ -1,0 +1,1 @@
+"""The decoders that are compared: this server's, plain ones, other servers."""

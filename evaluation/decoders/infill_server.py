@@ -1,0 +1,189 @@
+"""A server in this process for `superdraft eval infill`, whose requests can be changed before the engine gets them."""
+
+import contextlib
+import inspect
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import torch
+
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.loading.loader import LoadedModel, load_model
+from superdraft.decoding.model.kv_cache import plan_cache, probe_layer_shapes
+from superdraft.decoding.outputs import GenerationOutput, StepOutput
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.text.fim import Budget, FimTokens, Gap, gap_prompt
+from superdraft.evaluation.decoders.workbench import ModelChoice
+from superdraft.server.app import create_app
+from superdraft.server.bridge.engine_protocol import DecodingEngine
+from superdraft.server.errors import CommandError
+from superdraft.server.loading import LoadedService, service_of
+from superdraft.server.serving import HttpServer
+from superdraft.server.settings import Settings
+from superdraft.server.wires.editors import fim_tokens_of
+
+LAYOUTS = ("line_in_prefix", "line_after_middle", "piece_after_middle")
+NUM_SLOTS = 8
+_START_TIMEOUT_S = 30.0
+_FOR_ONE_USER = {
+    "fan_out": False,
+    **dict.fromkeys(("api_keys", "api_keys_file", "rate_limit", "max_concurrent")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """How requests differ from what is served.
+
+    Attributes:
+        layout: of the prompt, one of `LAYOUTS`; None: the server's.
+        heals: token healing; None: the server's.
+    """
+
+    layout: str | None = None
+    heals: bool | None = None
+
+
+AS_SERVED = Variation()
+
+
+class VariedEngine:
+    """An engine whose requests for gaps are changed on their way in. All else goes to the engine itself.
+
+    Attributes:
+        variation: of the requests from now on.
+        gap: what the next request is for.
+        output: what the engine answered the latest request; None: none yet.
+        defaults: what the server fills in.
+        max_tokens: of a draft, at most.
+    """
+
+    def __init__(self, service: LoadedService, settings: Settings) -> None:
+        engine = service.engine
+        self._engine = engine
+        self.defaults = {
+            **asdict(service.drafting),
+            **{name: getattr(settings, name) for name in ("default_strategy", "token_healing", "fim", "max_model_len")},
+        }
+        self.max_tokens = min(settings.editor_max_tokens, engine.max_model_len // 2)
+        self._fim: FimTokens | None = fim_tokens_of(engine, settings)
+        self.variation = AS_SERVED
+        self.gap = Gap("")
+        self.output: GenerationOutput | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def add_request(self, request_id: str, prompt: Any, params: GenerationParams, *more: Any, **options: Any) -> None:
+        """Queue a request, changed as the variation says."""
+        heals, layout = self.variation.heals, self.variation.layout
+        if heals is not None:
+            params = replace(params, token_healing=heals)
+        if layout is not None:
+            prompt = self._laid_out(layout, params.max_tokens)
+        self._engine.add_request(request_id, prompt, params, *more, **options)
+
+    def step(self) -> list[StepOutput]:
+        """Advance every running request."""
+        outputs = self._engine.step()
+        for output in outputs:
+            if output.output is not None:
+                self.output = output.output
+        return outputs
+
+    def _laid_out(self, layout: str, max_tokens: int) -> Any:
+        budget = Budget(self._engine.max_model_len - max_tokens, 0)
+        chosen: dict[str, Any] = {"layout": layout}
+        return gap_prompt(self.gap, self._fim, self._engine.tokenizer, budget, **chosen).prompt
+
+    def check(self, variation: Variation) -> None:
+        """Refuse what this model cannot do.
+
+        Raises:
+            CommandError: a layout is no layout, or there are none.
+        """
+        layout = variation.layout
+        if layout is None:
+            return
+        if layout not in LAYOUTS:
+            raise CommandError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+        if self._fim is None:
+            raise CommandError(
+                f"layout={layout}: this model has no tokens to fill gaps, or they are off, so its prompts have "
+                "no layouts. Leave the option out."
+            )
+        if "layout" not in inspect.signature(gap_prompt).parameters:
+            raise CommandError(f"layout={layout}: this version has one way to make prompts for gaps. Leave it out.")
+
+
+@contextlib.contextmanager
+def served_here(choice: ModelChoice, *, keeps_prompts: bool = False) -> Iterator[tuple[str, VariedEngine]]:
+    """A server on a free port of this machine, with the settings that `superdraft serve` would have; URL and engine.
+
+    Some of them are others: repeated requests do not share a run, and nobody else may ask, so that there are neither
+    keys nor limits.
+
+    Args:
+        choice: the model.
+        keeps_prompts: for the next request, as a server does; else no decoder finds those of the one before.
+
+    Raises:
+        ModelLoadError: the model cannot be used.
+    """
+    settings = choice.server_settings().model_copy(update=_FOR_ONE_USER)
+    torch.set_num_threads(settings.num_threads or max(1, torch.get_num_threads() - 1))  # as the server has it
+    loaded = load_model(
+        choice.model,
+        home=settings.home,
+        dtype=choice.dtype,
+        device=choice.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    config = settings.engine_config() if keeps_prompts else _without_room_for_prompts(loaded, settings)
+    service = service_of(loaded, settings, config)
+    engine = VariedEngine(service, settings)
+    app = create_app(
+        settings,
+        cast(DecodingEngine, engine),
+        model_name=service.model_name,
+        ngram_models=service.ngram_models,
+        drafting=service.drafting,
+        is_local=True,
+    )
+    with _listening(HttpServer(app)) as url:
+        yield url, engine
+
+
+def _without_room_for_prompts(loaded: LoadedModel, settings: Settings) -> EngineConfig:
+    """The server's configuration with memory for a few slots and for nothing else."""
+    config = settings.engine_config()
+    num_slots = config.num_slots or NUM_SLOTS
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    max_len = min(config.max_model_len, context or config.max_model_len)
+    item_bytes = torch.finfo(loaded.model.dtype).bits // 8
+    position_bytes = plan_cache(probe_layer_shapes(loaded.model), item_bytes, 2**62, 1, 1).bytes_per_position
+    scratch = num_slots  # one position for each slot where steps are on the device
+    return replace(config, num_slots=num_slots, kv_memory_bytes=position_bytes * (num_slots * max_len + scratch))
+
+
+@contextlib.contextmanager
+def _listening(server: HttpServer) -> Iterator[str]:
+    """Serve as long as the context lasts; yields the URL."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="superdraft-http")
+        thread.start()
+        try:
+            deadline_s = time.monotonic() + _START_TIMEOUT_S
+            while not server.started and thread.is_alive() and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+            if not server.started:
+                raise CommandError(f"the server in this process did not start within {_START_TIMEOUT_S:g} s.")
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

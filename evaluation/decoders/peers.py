@@ -1,0 +1,131 @@
+"""Running servers that are asked over HTTP, one request after another, as a single user asks."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from superdraft.client import Superdraft
+from superdraft.client.errors import ClientError
+from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, DecodedDraft
+from superdraft.server.errors import CommandError
+
+SUPERDRAFT, LLAMA_CPP = "superdraft", "llamacpp"
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server beside which drafts are compared.
+
+    Attributes:
+        kind: whose it is: "superdraft" or "llamacpp".
+        url: where it answers.
+        label: what it is called in reports; empty: by its kind and address.
+    """
+
+    kind: str
+    url: str
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        return self.label or f"{self.kind} at {self.url}"
+
+
+def parse_peer(text: str, kinds: Sequence[str]) -> Peer:
+    """A peer from `KIND=URL`.
+
+    Raises:
+        CommandError: it is not one of these kinds, or has no URL.
+    """
+    kind, _, url = text.partition("=")
+    if kind not in kinds or not url.startswith(("http://", "https://")):
+        raise CommandError(
+            f"--peer must be KIND=URL with KIND one of {', '.join(kinds)}, such as "
+            f"{kinds[0]}=http://127.0.0.1:8000, got {text!r}."
+        )
+    return Peer(kind, url.rstrip("/"))
+
+
+def parse_named_peer(text: str) -> Peer:
+    """A Superdraft server from `NAME=URL`, under that name.
+
+    Raises:
+        CommandError: it has no name or no URL.
+    """
+    name, _, url = text.partition("=")
+    if not name.strip() or not url.startswith(("http://", "https://")):
+        raise CommandError(f"--peer must be NAME=URL, such as before=http://127.0.0.1:8000, got {text!r}.")
+    return Peer(SUPERDRAFT, url.rstrip("/"), name.strip())
+
+
+class ServedDecoder:
+    """A Superdraft server's drafts for default requests to `/v1/drafts`: the prompt, k and the number of tokens.
+
+    Args:
+        client: asks it.
+        num_drafts: k.
+        max_tokens: of each draft.
+    """
+
+    def __init__(self, client: Superdraft, num_drafts: int, max_tokens: int) -> None:
+        self._client = client
+        self._num_drafts = num_drafts
+        self._max_tokens = max_tokens
+
+    def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
+        """The drafts of each prompt, in order.
+
+        Raises:
+            CommandError: the server does not answer, or refuses a prompt.
+        """
+        return [self._decode(ask.prompt) for ask in asks]
+
+    def _decode(self, prompt: Any) -> Decoded:
+        started_s = time.perf_counter()
+        try:
+            answer = self._client.complete(prompt, self._num_drafts, self._max_tokens)
+        except ClientError as error:
+            raise CommandError(f"{self._client.base_url} did not answer with drafts: {error}") from None
+        wall_s = time.perf_counter() - started_s
+        drafts = tuple(
+            DecodedDraft(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in answer.drafts
+        )
+        return Decoded(drafts, answer.usage.forward_rows, wall_s)
+
+
+@contextmanager
+def served_contender(peer: Peer, api_key: str | None, num_drafts: int, max_tokens: int) -> Iterator[Contender]:
+    """A running Superdraft server as one decoder of a comparison.
+
+    Raises:
+        CommandError: it does not answer.
+    """
+    with Superdraft(peer.url, api_key, TIMEOUT_S) as client:
+        try:
+            model = client.models()[0].id
+        except ClientError as error:
+            raise CommandError(f"--peer {peer.label or peer.kind}={peer.url}: {error}") from None
+        asked = {"num_drafts": num_drafts, "max_tokens": max_tokens}
+        settings = {"peer": peer.kind, "url": peer.url, "model": model, **asked}
+        yield Contender(peer.name, ServedDecoder(client, num_drafts, max_tokens), settings)
+
+
+def served_model(peer: Peer, http: httpx.Client) -> str:
+    """The name of the model that a peer serves.
+
+    Raises:
+        CommandError: it does not answer.
+    """
+    try:
+        answer = http.get("/v1/models").raise_for_status().json()
+        return str(answer["data"][0]["id"])
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise CommandError(
+            f"--peer {peer.kind}={peer.url}: no model list at /v1/models ({type(error).__name__}). Is it running?"
+        ) from None

@@ -1,0 +1,161 @@
+"""The models of an evaluation: the drafting model with its engine, the n-gram models, and who judges."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from superdraft.decoding.build import build_engine
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine.admission import prompt_token_ids
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.loader import LoadedModel, load_model
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
+from superdraft.evaluation.decoders.decoders import BeamDecoder, Contender, Decoder, EngineDecoder
+from superdraft.evaluation.decoders.ngram_choice import NgramModels
+from superdraft.evaluation.measures.evaluator import Evaluator
+from superdraft.server.settings import Settings, load_settings
+
+NUM_SLOTS = 64
+_KV_MEMORY_BYTES = 3 * 1024**3
+_MAX_PREFILL_TOKENS = 1024
+# A text that is typed word by word may have a few tokens more than in one piece.
+_SPARE_TOKENS = 32
+# An evaluator's tokenizer may cut the same draft into more tokens.
+_MAX_TOKEN_RATIO = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Which language models take part; names, dtype and device as in the server's settings.
+
+    Attributes:
+        model: drafts.
+        dtype: of its weights.
+        device: where it runs.
+        evaluator: judges the drafts; None: the drafting model does.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    evaluator: str | None = None
+
+    def server_settings(self) -> Settings:
+        """The settings of a server with this model; all others are those that `superdraft serve` would find."""
+        return load_settings({"model": self.model, "dtype": self.dtype, "device": self.device})
+
+
+class Workbench:
+    """Everything that is needed to decode some texts and to judge the drafts.
+
+    A decoder is a request: it goes through the server's own filling in of what it does not say, and through the
+    engine's admission. Only the engine's limits are others, since all texts are decoded together.
+
+    Args:
+        choice: the language models.
+        texts: all that will be decoded; slots are made as long as the longest needs.
+        specs: the decoders that will be asked for.
+        seed: of the sampling decoders.
+        domains: of the texts, for n-gram models named after them.
+    """
+
+    def __init__(
+        self,
+        choice: ModelChoice,
+        texts: Sequence[str],
+        specs: Sequence[DecoderSpec],
+        *,
+        seed: int = 0,
+        domains: Sequence[str] = (),
+    ) -> None:
+        self.choice = choice
+        self.server_settings = choice.server_settings()
+        self.loaded: LoadedModel = load_model(
+            choice.model,
+            home=self.server_settings.home,
+            dtype=choice.dtype,
+            device=choice.device,
+            trust_remote_code=self.server_settings.trust_remote_code,
+        )
+        tokenizer = Tokenizer(self.loaded.tokenizer)
+        self.ngram_models = NgramModels(self.server_settings, tokenizer, domains)
+        self._seed = seed
+        self._texts = texts
+        params = [self.params(spec) for spec in specs]
+        self._max_tokens = max(one.max_tokens for one in params)
+        self._max_len = _longest(texts, tokenizer) + self._max_tokens + _SPARE_TOKENS
+        self._config = self._engine_config(params)
+        self._engines: dict[bool, Engine] = {}
+        self.engine = self._engine(specs[0].document_start(self.server_settings))
+
+    def _engine(self, document_start: bool) -> Engine:
+        """The engine that begins texts so, or does not: one for each, over the same weights."""
+        if document_start not in self._engines:
+            self._engines[document_start] = build_engine(
+                self.loaded, replace(self._config, document_start=document_start)
+            )
+        return self._engines[document_start]
+
+    def _engine_config(self, params: Sequence[GenerationParams]) -> EngineConfig:
+        return replace(
+            self.server_settings.engine_config(),
+            max_model_len=self._max_len,
+            kv_memory_bytes=_KV_MEMORY_BYTES,
+            num_slots=max(NUM_SLOTS, *(one.num_rows for one in params)),
+            max_prefill_tokens=max(_MAX_PREFILL_TOKENS, self._max_len),
+            max_num_drafts=max(one.num_drafts for one in params),
+            max_candidates_per_draft=max(one.num_candidates for one in params),
+            max_tokens=self._max_tokens,
+        )
+
+    def params(self, spec: DecoderSpec) -> GenerationParams:
+        """A decoder's parameters, as the server would have them."""
+        num_slots = self.server_settings.num_slots or NUM_SLOTS
+        return spec.params(self.ngram_models.drafting(spec.ngram, num_slots), self.server_settings)
+
+    def decoder(self, spec: DecoderSpec) -> Decoder:
+        """The decoder itself."""
+        if spec.kind == "beam":
+            return BeamDecoder(
+                self.loaded,
+                self.engine.tokenizer,
+                self.params(spec),
+                document_start=spec.document_start(self.server_settings),
+            )
+        return EngineDecoder(
+            self._engine(spec.document_start(self.server_settings)),
+            self.params(spec),
+            lambda domain: self.ngram_models.scorer(spec.ngram, domain),
+            self._seed,
+        )
+
+    def contenders(self, specs: Sequence[DecoderSpec]) -> list[Contender]:
+        """The decoders with their names and settings."""
+        return [Contender(spec.name, self.decoder(spec), self.settings(spec)) for spec in specs]
+
+    def settings(self, spec: DecoderSpec) -> dict[str, Any]:
+        """All that a decoder's drafts depend on."""
+        return {
+            "model": self.loaded.name,
+            "dtype": self.choice.dtype,
+            "kind": spec.kind,
+            "ngram": spec.ngram,
+            "ngram_binaries": self.ngram_models.identity(spec.ngram),
+            "seed": self._seed,
+            "document_start": spec.document_start(self.server_settings),
+            "params": asdict(self.params(spec)),
+        }
+
+    def open_evaluator(self) -> Evaluator:
+        """Whoever judges the drafts."""
+        if self.choice.evaluator is None:
+            return Evaluator(self.loaded, self._max_len)
+        judge = load_model(self.choice.evaluator, dtype=self.choice.dtype, device=self.choice.device)
+        longest = _longest(self._texts, Tokenizer(judge.tokenizer))
+        return Evaluator(judge, longest + _MAX_TOKEN_RATIO * self._max_tokens)
+
+
+def _longest(texts: Sequence[str], tokenizer: Tokenizer) -> int:
+    return max(len(prompt_token_ids(text, tokenizer)) for text in texts)

@@ -1,0 +1,87 @@
+"""Broken joints: what stands before the cursor and how the draft goes on make a word that there is not.
+
+The *joint* is the word at the cursor: the letters that the prompt ends with and those that the draft begins with. It
+is broken if it is no word: "appointme" before a draft " at noon" or "nted". A draft that ends inside the joint is
+judged by whether a word begins like that.
+
+Not counted as broken: what is in no word list. That is a joint with a digit, an underscore or a capital letter
+(numbers, names), one that touches other characters than white space, punctuation and hyphens (code, addresses), and
+all of a domain named "code".
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from superdraft.decoding.text.words import is_word_character, last_word_start
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.cases.word_list import WordList
+
+CODE_DOMAINS = ("code",)
+_APOSTROPHES = "'\u2019"
+_BEFORE = frozenset(" \t\n\r-\u2010\u2011\u2013\u2014\"'\u201c\u2018([*\u2026")
+_BEHIND = frozenset(" \t\n\r-\u2010\u2011\u2013\u2014\"'\u201d\u2019)]*\u2026.,;:!?")
+_LETTERS = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*['\u2019]?")
+_INSIDE = ".:/@"  # with a letter right behind them: addresses, "e.g"
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """The word at the cursor.
+
+    Attributes:
+        word: the typed end and the draft's beginning.
+        is_open: the draft ends inside it, so that it may go on.
+    """
+
+    word: str
+    is_open: bool
+
+
+def joint_of(text: str, draft: str) -> Joint | None:
+    """The joint of a text and a draft; None if there is none that a word list could judge."""
+    start = last_word_start(text, _APOSTROPHES)
+    if start == len(text) or not draft:
+        return None
+    end = _word_end(draft)
+    word, behind = text[start:] + draft[:end], draft[end:]
+    before = text[start - 1] if start else " "
+    touches_code = before not in _BEFORE or (behind and behind[0] not in _BEHIND)
+    is_address = behind[:1] in tuple(_INSIDE) and behind[1:2].isalnum()
+    if touches_code or is_address or not _LETTERS.fullmatch(word) or word != word.lower():
+        return None
+    return Joint(word.rstrip(_APOSTROPHES), is_open=not behind)
+
+
+def _word_end(draft: str) -> int:
+    """Where the word that a draft begins with ends; an apostrophe belongs to it if a letter follows."""
+    end = 0
+    while end < len(draft):
+        is_inner = draft[end] in _APOSTROPHES and draft[end + 1 : end + 2].isalpha()
+        if not is_word_character(draft[end]) and not is_inner:
+            break
+        end += 1
+    return end
+
+
+def is_broken(prompt: Prompt, draft: str, words: WordList) -> bool:
+    """Whether a draft's joint is no word."""
+    joint = None if prompt.domain in CODE_DOMAINS else joint_of(prompt.text, draft)
+    if joint is None or joint.word in words:
+        return False
+    return not (joint.is_open and words.has_start(joint.word))
+
+
+@dataclass(frozen=True, slots=True)
+class JointCount:
+    """The broken joints of one request's drafts."""
+
+    is_first_broken: bool
+    num_broken: int
+    num_drafts: int
+
+
+def count_joints(prompt: Prompt, drafts: Sequence[str], words: WordList) -> JointCount:
+    """Judge all drafts of a prompt, best first."""
+    broken = [is_broken(prompt, draft, words) for draft in drafts]
+    return JointCount(any(broken[:1]), sum(broken), len(drafts))

@@ -1,0 +1,118 @@
+"""Whether scores can be read as probabilities, and what is left when low ones are not shown.
+
+For the selection "distinct", whose scores are ln of the probability that a draft's first word comes next.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.measures.metrics import words_right
+from superdraft.evaluation.reports.records import PromptRecord
+
+EDGES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+"""Of the bins of the reliability diagram, in probability."""
+
+THRESHOLDS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+"""Probabilities below which drafts are left out, one after another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Drafts of about the same score.
+
+    Attributes:
+        predicted: mean of exp(score).
+        right: share of them whose first word is the reference's.
+        num_drafts: how many they are.
+    """
+
+    predicted: float
+    right: float
+    num_drafts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What is left with a lowest score.
+
+    Attributes:
+        probability: exp of the lowest score that is shown.
+        shown: share of all drafts.
+        right: share of these whose first word is right.
+        prompts: share of the prompts that have a draft left.
+        hits: share of the prompts of which some draft left has the right first word.
+    """
+
+    probability: float
+    shown: float
+    right: float
+    prompts: float
+    hits: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Reliability of scores.
+
+    Attributes:
+        bins: by `EDGES`; those without drafts are left out.
+        error: expected calibration error: mean over drafts of |predicted - right| of their bin (Guo et al., 2017).
+        cuts: by `THRESHOLDS`.
+    """
+
+    bins: tuple[Bin, ...]
+    error: float
+    cuts: tuple[Cut, ...]
+
+
+def calibration(records: Sequence[PromptRecord], prompts: Sequence[Prompt]) -> Calibration:
+    """How far the scores of drafts can be trusted.
+
+    Args:
+        records: with at least one draft together.
+        prompts: theirs, in order.
+    """
+    drafts = [
+        (number, math.exp(min(draft.score, 0.0)), words_right(draft.text, prompt.continuation) > 0)
+        for number, (record, prompt) in enumerate(zip(records, prompts, strict=True))
+        for draft in record.drafts
+    ]
+    bins = []
+    for low, high in itertools.pairwise(EDGES):
+        own = [(p, right) for _, p, right in drafts if low <= p < high or p == high == 1.0]
+        if own:
+            bins.append(Bin(_mean([p for p, _ in own]), _mean([float(right) for _, right in own]), len(own)))
+    error = math.fsum(one.num_drafts * abs(one.predicted - one.right) for one in bins) / len(drafts)
+    return Calibration(tuple(bins), error, tuple(_cut(drafts, len(records), least) for least in THRESHOLDS))
+
+
+def _cut(drafts: Sequence[tuple[int, float, bool]], num_prompts: int, least: float) -> Cut:
+    kept = [(number, right) for number, p, right in drafts if p >= least]
+    return Cut(
+        least,
+        len(kept) / len(drafts),
+        _mean([float(right) for _, right in kept]),
+        len({number for number, _ in kept}) / num_prompts,
+        len({number for number, right in kept if right}) / num_prompts,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def calibration_tables(name: str, found: Calibration) -> str:
+    """The same as Markdown."""
+    lines = [f"## Calibration of {name}", "", f"Expected calibration error {found.error:.4f}.", ""]
+    lines += ["| exp(score) | first word right | drafts |", "| --- | --- | --- |"]
+    lines += [f"| {one.predicted:.3f} | {one.right:.3f} | {one.num_drafts} |" for one in found.bins]
+    lines += ["", "| exp(score) at least | drafts shown | of these right | prompts with a draft | with a right one |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {one.probability:g} | {one.shown:.3f} | {one.right:.3f} | {one.prompts:.3f} | {one.hits:.3f} |"
+        for one in found.cuts
+    ]
+    return "\n".join(lines)

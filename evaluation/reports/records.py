@@ -1,0 +1,126 @@
+"""What a decoder did on each prompt, kept on disk so that an interrupted run goes on where it stopped."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from superdraft.evaluation.measures.suggestion_turns import TurnCount
+from superdraft.evaluation.measures.typing_simulation import KeyCount
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRecord:
+    """One draft.
+
+    Attributes:
+        text: what was suggested.
+        token_ids: its tokens.
+        score: by which the drafts are ranked.
+        token_logprobs: of the step that chose each token.
+        exact_logprobs: of its text's tokens under the evaluator, given the typed text; None: not judged.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float
+    token_logprobs: tuple[float, ...]
+    exact_logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRecord:
+    """One prompt or question.
+
+    Attributes:
+        prompt_id: whose drafts these are.
+        prompt_sha: digest of what was asked; a record whose prompt has changed since is not used again.
+        drafts: best first.
+        forward_rows: model rows of all decode steps, without the prompt; None: not known.
+        wall_s: its share of the decoding time.
+        keys: what typing the reference took; None: nothing was typed.
+        turns: how the reference was written with different numbers of drafts shown.
+    """
+
+    prompt_id: str
+    prompt_sha: str
+    drafts: tuple[DraftRecord, ...]
+    forward_rows: int | None
+    wall_s: float
+    keys: KeyCount | None = None
+    turns: tuple[TurnCount, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """The drafts' texts, best first."""
+        return [draft.text for draft in self.drafts]
+
+    def turns_with(self, num_shown: int, in_part: bool) -> TurnCount | None:
+        """The turns with so many drafts shown; None: they were not counted."""
+        return next((one for one in self.turns if (one.num_shown, one.in_part) == (num_shown, in_part)), None)
+
+
+class RecordFile:
+    """The records of one decoder with one set of settings: a file of JSON lines, the settings in the first.
+
+    Args:
+        folder: of the run; made if it is missing.
+        name: the decoder's name.
+        settings: all that the records depend on; other settings go to another file.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+        header = json.dumps({"name": name, "settings": settings}, sort_keys=True)
+        slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", name)[:60]
+        self.path = folder / f"{slug}-{digest(header)}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._records = {record.prompt_id: record for record in _read(self.path)}
+        if not self.path.exists():
+            self.path.write_text(header + "\n", encoding="utf-8")
+
+    def get(self, prompt_id: str, prompt_sha: str) -> PromptRecord | None:
+        """The record of a prompt, if it is there and was made for the same text."""
+        record = self._records.get(prompt_id)
+        return record if record is not None and record.prompt_sha == prompt_sha else None
+
+    def add(self, records: Iterable[PromptRecord]) -> None:
+        """Append records."""
+        records = list(records)
+        if not records:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            # A line of its own even after one that was torn off when a run was killed.
+            file.write("".join(f"\n{json.dumps(asdict(record))}" for record in records) + "\n")
+        self._records.update((record.prompt_id, record) for record in records)
+
+
+def digest(text: str) -> str:
+    """A short name for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Iterable[PromptRecord]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        try:
+            row = json.loads(line)
+        except ValueError:  # an empty line, or one that was torn off
+            continue
+        drafts = tuple(_draft(draft) for draft in row.pop("drafts"))
+        keys, turns = row.pop("keys"), tuple(TurnCount(**count) for count in row.pop("turns", ()))
+        yield PromptRecord(drafts=drafts, keys=KeyCount(**keys) if keys else None, turns=turns, **row)
+
+
+def _draft(row: dict[str, Any]) -> DraftRecord:
+    exact = row["exact_logprobs"]
+    return DraftRecord(
+        text=row["text"],
+        token_ids=tuple(row["token_ids"]),
+        score=row["score"],
+        token_logprobs=tuple(row["token_logprobs"]),
+        exact_logprobs=None if exact is None else tuple(exact),
+    )

@@ -1,0 +1,1 @@
+"""The evaluations themselves, one module per `superdraft eval` command."""

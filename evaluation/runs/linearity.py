@@ -1,0 +1,146 @@
+"""How linear the model is: a superposed forward against the weighted sum of separate ones (the paper's figure 3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from superdraft.benchmarks.machine import describe_machine
+from superdraft.decoding.engine.admission import prompt_token_ids
+from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.method.draft_set import Draft, DraftSet, advance
+from superdraft.decoding.method.draft_text import TokenAppender
+from superdraft.decoding.method.scoring import interpolate, tempered_logprobs, top_candidates
+from superdraft.decoding.method.superposition import superpose
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.evaluation.cases.prompts import read_prompts
+from superdraft.evaluation.decoders.workbench import ModelChoice
+from superdraft.evaluation.measures.bootstrap import as_ratios, interval
+from superdraft.evaluation.measures.evaluator import ExactRunner, exact_runner
+from superdraft.evaluation.reports import plots
+from superdraft.evaluation.reports.report import format_interval, write_json
+from superdraft.evaluation.runs.commands import progress_of
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One superposed forward: what went in, and the logits that came out, shape [V]."""
+
+    drafts: tuple[tuple[int, ...], ...]
+    weights: NDArray[np.float64]
+    logits: Tensor
+
+
+class LinearityProbe:
+    """Runs Superposed Decoding without an n-gram model, one prompt at a time, and each draft separately beside it.
+
+    Args:
+        runner: the model, with at least `num_drafts * max_tokens` slots.
+        tokenizer: the model's.
+        params: k, the number of tokens, tau and m count.
+    """
+
+    def __init__(self, runner: ExactRunner, tokenizer: Tokenizer, params: GenerationParams) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._params = params
+        # Drafts that end would leave fewer and fewer to superpose.
+        barred = sorted({*self._tokenizer.suppressed_token_ids, *self._tokenizer.eos_token_ids})
+        self._barred = torch.tensor(barred, dtype=torch.long, device=runner.device)
+
+    def similarities(self, text: str) -> NDArray[np.float64]:
+        """Cosine similarity of the logits at each superposed step of one prompt, shape [max_tokens]."""
+        prompt = prompt_token_ids(text, self._tokenizer)
+        steps = self._superposed_steps(prompt)
+        exact = self._exact_logits(prompt, [ids for step in steps for ids in step.drafts])
+        return np.array([self._similarity(step, exact) for step in steps])
+
+    def _superposed_steps(self, prompt: Sequence[int]) -> list[_Step]:
+        extend = TokenAppender(self._tokenizer.token_bytes, self._tokenizer.eos_token_ids)
+        params, drafts = self._params, DraftSet((Draft(),))
+        logits = self._runner.prefill([0], [prompt], [0])
+        steps = []
+        for position in range(len(prompt), len(prompt) + params.max_tokens):
+            (shared,) = top_candidates(logits, [params.num_candidates], self._barred)
+            scores = interpolate(tempered_logprobs(shared.logits, params.tau), None, 0.0, params.penalty)[0]
+            num_alive = len(drafts.alive)
+            drafts = advance(drafts, [shared] * num_alive, [scores] * num_alive, params.num_drafts, extend)
+            embeddings = self._runner.embed([draft.token_ids[-1] for draft in drafts.alive])
+            logits = self._runner.decode(superpose(embeddings, [drafts.weights]), [position])
+            token_ids = tuple(draft.token_ids for draft in drafts.alive)
+            steps.append(_Step(token_ids, drafts.weights, logits[0].float()))
+        return steps
+
+    def _exact_logits(self, prompt: Sequence[int], drafts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+        """Logits [V] after each draft's last token; drafts that others begin with come from the same row."""
+        beginnings = {ids[:length] for ids in drafts for length in range(1, len(ids))}
+        longest = [ids for ids in dict.fromkeys(drafts) if ids not in beginnings]
+        found: dict[tuple[int, ...], Tensor] = {}
+        for ids, row in zip(longest, self._runner.draft_logits(prompt, longest), strict=True):
+            found.update((ids[: length + 1], row[length]) for length in range(len(ids)))
+        return found
+
+    def _similarity(self, step: _Step, exact: dict[tuple[int, ...], Tensor]) -> float:
+        weights = torch.from_numpy(step.weights).float().to(step.logits.device)
+        summed = weights @ torch.stack([exact[ids] for ids in step.drafts])
+        return float(torch.cosine_similarity(step.logits, summed, dim=0))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearityJob:
+    """The command.
+
+    Attributes:
+        files: of prompts.
+        limit: at most so many prompts.
+        models: the language model; no other judges here.
+        params: of Superposed Decoding.
+        output: folder of the results.
+    """
+
+    files: tuple[Path, ...]
+    limit: int | None
+    models: ModelChoice
+    params: GenerationParams
+    output: Path
+
+
+def run_linearity_job(job: LinearityJob, console: Console) -> None:
+    """Measure, and write results.json, the table and the plot.
+
+    Raises:
+        CommandError: a file is wrong.
+    """
+    texts = [prompt.text for prompt in read_prompts(job.files, job.limit)]
+    loaded = load_model(job.models.model, dtype=job.models.dtype, device=job.models.device)
+    tokenizer = Tokenizer(loaded.tokenizer)
+    longest = max(len(prompt_token_ids(text, tokenizer)) for text in texts)
+    max_tokens = job.params.max_tokens
+    runner = exact_runner(loaded, longest + max_tokens, job.params.num_drafts * max_tokens)
+    probe = LinearityProbe(runner, Tokenizer(loaded.tokenizer, runner.vocab_size), job.params)
+    rows = []
+    with progress_of(["linearity"], len(texts), console) as advance:
+        for text in texts:
+            rows.append(probe.similarities(text))
+            advance("linearity", 1)
+    found = [interval(as_ratios(column)) for column in np.array(rows).T]
+    job.output.mkdir(parents=True, exist_ok=True)
+    steps = [{"step": i, "cosine": one.value, "ci": [one.low, one.high]} for i, one in enumerate(found, 1)]
+    about = {"model": loaded.name, "num_drafts": job.params.num_drafts, "tau": job.params.tau, "n": len(texts)}
+    write_json(job.output / "results.json", {**about, "steps": steps, "machine": describe_machine()})
+    lines = [f"| {i} | {format_interval(one)} |" for i, one in enumerate(found, 1)]
+    table = "\n".join([f"# Linearity of {loaded.name}", "", "| step | cosine |", "| --- | --- |", *lines, ""])
+    (job.output / "results.md").write_text(table, encoding="utf-8")
+    points = {loaded.name: [(float(i), one) for i, one in enumerate(found, 1)]}
+    plots.lines(job.output / "linearity.png", points, "superposed steps", "cosine similarity of the logits")
+    shown = Table("superposed steps", "cosine")
+    for i, one in enumerate(found, 1):
+        shown.add_row(str(i), format_interval(one))
+    console.print(shown)

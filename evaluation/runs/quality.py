@@ -1,0 +1,170 @@
+"""Decode prompts by several decoders, judge the drafts, type the references; what is done already is not done again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, Decoder
+from superdraft.evaluation.measures.evaluator import Evaluator
+from superdraft.evaluation.measures.suggestion_turns import count_turns
+from superdraft.evaluation.measures.typing_simulation import TypedText, type_all
+from superdraft.evaluation.reports.records import DraftRecord, PromptRecord, RecordFile, digest
+
+CHUNK_SIZE = 128
+
+Advance = Callable[[str, int], None]
+"""Told a decoder's name and how many more prompts it is through with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Typing:
+    """What is typed of the references.
+
+    Attributes:
+        keys: count keystrokes.
+        turns: count the turns of suggestions with the first 1, 3, ... drafts shown; none: do not.
+        max_words: of each reference; None: all.
+    """
+
+    keys: bool = True
+    turns: tuple[int, ...] = ()
+    max_words: int | None = None
+
+
+class QualityRun:
+    """All decoders over the same prompts.
+
+    A chunk of prompts goes through all decoders before the next one: the engine keeps the prompts' keys and values from
+    one decoder to the next, and a draft that several decoders make is judged once.
+
+    Args:
+        contenders: the decoders.
+        folder: where records are kept.
+        evaluator: finds the drafts' exact log-probabilities; None: they are not wanted.
+        typing: what is typed.
+        conditions: what else tells records of the same decoder and prompt apart.
+    """
+
+    def __init__(
+        self,
+        contenders: Sequence[Contender],
+        folder: Path,
+        *,
+        evaluator: Evaluator | None = None,
+        typing: Typing | None = None,
+        conditions: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._evaluator = evaluator
+        self._typing = typing or Typing()
+        self._decoders = {one.name: _Remembering(one.decoder) for one in contenders}
+        shared = {**(conditions or {}), "typed_words": self._typing.max_words}
+        self._files = {one.name: RecordFile(folder, one.name, {**one.settings, **shared}) for one in contenders}
+
+    def run(self, prompts: Sequence[Prompt], advance: Advance) -> dict[str, list[PromptRecord]]:
+        """The records of each decoder, in the order of the prompts."""
+        records: dict[str, list[PromptRecord]] = {name: [] for name in self._decoders}
+        for start in range(0, len(prompts), CHUNK_SIZE):
+            chunk = prompts[start : start + CHUNK_SIZE]
+            for name, done in self._run_chunk(chunk, advance).items():
+                records[name] += done
+        return records
+
+    def _run_chunk(self, chunk: Sequence[Prompt], advance: Advance) -> Mapping[str, list[PromptRecord]]:
+        drafted = {name: self._kept(name, self._drafted(name, chunk)) for name in self._decoders}
+        judged = {name: self._kept(name, records) for name, records in self._judged(chunk, drafted).items()}
+        typed = {}
+        for name, records in judged.items():
+            typed[name] = self._kept(name, self._typed(name, chunk, records))
+            advance(name, len(chunk))
+        return typed
+
+    def _kept(self, name: str, records: list[PromptRecord]) -> list[PromptRecord]:
+        """The same records, those written down that are new or say more than before."""
+        file = self._files[name]
+        file.add(record for record in records if record != file.get(record.prompt_id, record.prompt_sha))
+        return records
+
+    def _drafted(self, name: str, chunk: Sequence[Prompt]) -> list[PromptRecord]:
+        """A record of each prompt: the kept one, or a new one that has drafts and nothing else yet."""
+        file = self._files[name]
+        shas = [digest(f"{prompt.text}\0{prompt.continuation}") for prompt in chunk]
+        kept = [file.get(prompt.id, sha) for prompt, sha in zip(chunk, shas, strict=True)]
+        missing = [prompt for prompt, record in zip(chunk, kept, strict=True) if record is None]
+        asks = [Ask(prompt.text, prompt.id, prompt.domain) for prompt in missing]
+        decoded = iter(self._decoders[name].decoder.decode(asks))
+        return [
+            record or new_record(prompt.id, sha, next(decoded))
+            for prompt, sha, record in zip(chunk, shas, kept, strict=True)
+        ]
+
+    def _judged(
+        self, chunk: Sequence[Prompt], records: Mapping[str, list[PromptRecord]]
+    ) -> Mapping[str, list[PromptRecord]]:
+        """The same records, with exact log-probabilities."""
+        if self._evaluator is None:
+            return records
+        wanted: list[list[str]] = []
+        for of_prompt in zip(*records.values(), strict=True):
+            drafts = (draft for record in of_prompt for draft in record.drafts if draft.exact_logprobs is None)
+            wanted.append(list(dict.fromkeys(draft.text for draft in drafts)))
+        answers = self._evaluator.logprobs([prompt.text for prompt in chunk], wanted)
+        found = [dict(zip(texts, answer, strict=True)) for texts, answer in zip(wanted, answers, strict=True)]
+        return {
+            name: [_with_logprobs(record, own) for record, own in zip(of_decoder, found, strict=True)]
+            for name, of_decoder in records.items()
+        }
+
+    def _typed(self, name: str, chunk: Sequence[Prompt], records: list[PromptRecord]) -> list[PromptRecord]:
+        """The same records, with keystrokes and turns of suggestions."""
+        typing, decoder, done = self._typing, self._decoders[name], list(records)
+        decoder.remember(chunk, records)
+        if todo := [i for i, record in enumerate(done) if typing.keys and record.keys is None]:
+            prompts, first_drafts = [chunk[i] for i in todo], [done[i].texts for i in todo]
+            for i, keys in zip(todo, type_all(prompts, first_drafts, decoder.suggest, typing.max_words), strict=True):
+                done[i] = replace(done[i], keys=keys)
+        for num_shown, in_part in product(typing.turns, (False, True)):
+            todo = [i for i, record in enumerate(done) if record.turns_with(num_shown, in_part) is None]
+            prompts = [chunk[i] for i in todo]
+            found = count_turns(prompts, decoder.suggest, num_shown, typing.max_words, in_part=in_part)
+            for i, count in zip(todo, found, strict=True):
+                done[i] = replace(done[i], turns=(*done[i].turns, count))
+        return done
+
+
+@dataclass(slots=True)
+class _Remembering:
+    """A decoder that is not asked twice for the same place of a text, whoever types it."""
+
+    decoder: Decoder
+    known: dict[tuple[str, str], Sequence[str]] = field(default_factory=dict)
+
+    def remember(self, prompts: Sequence[Prompt], records: Sequence[PromptRecord]) -> None:
+        """Know the drafts at these prompts' ends, and none elsewhere."""
+        self.known = {(prompt.id, prompt.text): one.texts for prompt, one in zip(prompts, records, strict=True)}
+
+    def suggest(self, places: Sequence[TypedText]) -> list[Sequence[str]]:
+        """The drafts at each place."""
+        missing = [place for place in places if (place.prompt.id, place.text) not in self.known]
+        asks = [Ask(place.text, f"{place.prompt.id} {place.num_words}", place.prompt.domain) for place in missing]
+        for place, decoded in zip(missing, self.decoder.decode(asks), strict=True):
+            self.known[place.prompt.id, place.text] = [draft.text for draft in decoded.drafts]
+        return [self.known[place.prompt.id, place.text] for place in places]
+
+
+def new_record(prompt_id: str, prompt_sha: str, decoded: Decoded) -> PromptRecord:
+    """A record that has drafts and nothing else yet."""
+    drafts = tuple(
+        DraftRecord(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in decoded.drafts
+    )
+    return PromptRecord(prompt_id, prompt_sha, drafts, decoded.forward_rows, decoded.wall_s)
+
+
+def _with_logprobs(record: PromptRecord, found: Mapping[str, tuple[float, ...]]) -> PromptRecord:
+    drafts = tuple(
+        draft if draft.exact_logprobs is not None else replace(draft, exact_logprobs=found[draft.text])
+        for draft in record.drafts
+    )
+    return replace(record, drafts=drafts)
