@@ -14,7 +14,7 @@ from superdraft.server.app import create_app
 from superdraft.server.ray_replicas.options import ENVIRONMENT
 from superdraft.server.settings import Settings, load_settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMPOSE = ROOT / "docker-compose.yml"
 KUBERNETES = ROOT / "deploy/kubernetes/superdraft.yaml"
 PROMETHEUS = ROOT / "deploy/prometheus/prometheus.yml"

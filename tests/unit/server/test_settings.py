@@ -15,7 +15,7 @@ from superdraft.server.cli.main import config as cli_config
 from superdraft.server.errors import SettingsError
 from superdraft.server.settings import Origin, Settings, is_secret, load_settings, settings_and_origins
 
-OPERATING = Path(__file__).parents[2] / "docs/operating.md"
+OPERATING = Path(__file__).parents[3] / "docs/operating.md"
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = sorted(package.removeprefix("superdraft.") for package in PROJECT["tool"]["setuptools"]["packages"])
 FOLDERS = [package for package in PACKAGES if "." not in package]

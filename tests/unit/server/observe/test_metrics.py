@@ -16,7 +16,7 @@ from superdraft.server.observe.log_config import describe_exception
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import RequestRecord, Statistics, current_record, start_record
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DASHBOARD = ROOT / "deploy/grafana/superdraft.json"
 PROMPT = "Thank you for your"
 
