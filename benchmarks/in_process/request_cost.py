@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from superdraft.decoding.engine.engine import Engine, admission
+from superdraft.decoding.engine import admission
+from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.engine.token_chooser import TokenChooser
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams

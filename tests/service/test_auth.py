@@ -12,7 +12,7 @@ import structlog
 from starlette.testclient import TestClient
 
 from superdraft.server.app import create_app
-from superdraft.server.cli.main import serve as cli_serve
+from superdraft.server.cli import serve as cli_serve
 from superdraft.server.edge.api_keys import add_key
 from superdraft.server.errors import CommandError
 from superdraft.server.observe.log_config import configure_logging

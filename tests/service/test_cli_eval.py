@@ -10,7 +10,7 @@ from support.serving import serving
 
 from superdraft.ngram_models.store.manifest import BINARY_FILE, Manifest, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
-from superdraft.server.cli.main import main as cli
+from superdraft.server.cli import main as cli
 from superdraft.server.cli.serve import load_app
 from superdraft.server.settings import Settings
 

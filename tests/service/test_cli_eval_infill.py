@@ -12,8 +12,8 @@ from support.serving import serving
 
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.text.fim import gap_prompt
-from superdraft.evaluation.decoders.decoders import infill_server
-from superdraft.server.cli.main import main as cli
+from superdraft.evaluation.decoders import infill_server
+from superdraft.server.cli import main as cli
 from superdraft.server.cli.serve import load_app
 from superdraft.server.settings import Settings
 

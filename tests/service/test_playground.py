@@ -8,7 +8,7 @@ import pytest
 from support.engine import FakeEngine
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.server.cli.main import serve as cli_serve
+from superdraft.server.cli import serve as cli_serve
 from superdraft.server.wires import playground as routes_playground
 
 STATIC = Path(routes_playground.__file__).parents[1] / "static"

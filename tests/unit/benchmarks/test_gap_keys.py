@@ -59,7 +59,7 @@ def model(tmp_path_factory):
 def run(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
-    from superdraft.server.cli.main import bench as cli_bench
+    from superdraft.server.cli import bench as cli_bench
 
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps(CASE))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from superdraft.benchmarks.in_process import gpu
-from superdraft.server.cli.main import main as cli
+from superdraft.server.cli import main as cli
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from superdraft.server import settings
-from superdraft.server.cli.main import config as cli_config
+from superdraft.server.cli import config as cli_config
 from superdraft.server.errors import SettingsError
 from superdraft.server.settings import Origin, Settings, is_secret, load_settings, settings_and_origins
 

@@ -18,10 +18,10 @@ from support.tokenizers import byte_level, sentencepiece_like
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.server import loading
 from superdraft.server.app import create_app
-from superdraft.server.cli.main import complete as cli_complete
-from superdraft.server.cli.main import doctor
-from superdraft.server.cli.main import main as cli
-from superdraft.server.cli.main import serve as cli_serve
+from superdraft.server.cli import complete as cli_complete
+from superdraft.server.cli import doctor
+from superdraft.server.cli import main as cli
+from superdraft.server.cli import serve as cli_serve
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.loading import LoadedService
 from superdraft.server.service import NgramModels

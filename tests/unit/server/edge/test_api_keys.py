@@ -7,7 +7,7 @@ import tomllib
 import pytest
 from typer.testing import CliRunner
 
-from superdraft.server.cli.main import keys as cli_keys
+from superdraft.server.cli import keys as cli_keys
 from superdraft.server.edge.api_keys import PREFIX, ApiKeys, add_key, digest_of, read_keys
 from superdraft.server.edge.rate_limits import CallerLimits, network_of
 from superdraft.server.edge.refusals import TooManyRequestsError
