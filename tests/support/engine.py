@@ -20,6 +20,7 @@ from superdraft.decoding.outputs import (
 )
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import PrefixedText, Prompt
+from superdraft.decoding.request import EngineRequest
 
 WORDS = ("red", "green", "blue", "white", "black", "amber")
 
@@ -84,16 +85,8 @@ class FakeEngine:
     def has_unfinished(self) -> bool:
         return bool(self.jobs or self.superseded)
 
-    def add_request(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: GenerationParams,
-        scorer: Any = None,
-        *,
-        session_id: str | None = None,
-        timeout_s: float | None = None,
-    ) -> None:
+    def add_request(self, request: EngineRequest) -> None:
+        prompt, params, session_id = request.prompt, request.params, request.session_id
         self.threads.add(threading.current_thread().name)
         if isinstance(prompt, PrefixedText):
             token_ids = (*prompt.token_ids, *self.tokenizer.encode_inside(prompt.text))
@@ -110,8 +103,8 @@ class FakeEngine:
         for older in [job for job in self.jobs.values() if session_id is not None and job.session_id == session_id]:
             del self.jobs[older.request_id]
             self.superseded.append(older.request_id)
-        job = Job(request_id, token_ids, params, scorer, session_id, timeout_s)
-        self.jobs[request_id] = job
+        job = Job(request.request_id, token_ids, params, request.scorer, session_id, request.timeout_s)
+        self.jobs[job.request_id] = job
         self.seen.append(job)
 
     def cancel(self, request_id: str) -> bool:
@@ -145,7 +138,7 @@ class FakeEngine:
         return Snapshot(job.num_steps, snapshots, stable)
 
     def generate(self, prompt: Prompt, params: GenerationParams, scorer: Any = None) -> GenerationOutput:
-        self.add_request("generate", prompt, params, scorer)
+        self.add_request(EngineRequest("generate", prompt, params, scorer))
         while True:
             for answer in self.step():
                 assert answer.output is not None

@@ -7,6 +7,7 @@ from support.decoding import HashScorer
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 
 WORDS = [
     "thank",
@@ -65,7 +66,7 @@ def run_together(
         for _ in range(rng.randint(0, 2)):
             if waiting:
                 name = waiting.pop()
-                engine.add_request(name, *requests[name], HashScorer())
+                engine.add_request(EngineRequest(name, *requests[name], HashScorer()))
         for output in engine.step():
             if output.is_terminal:
                 assert output.request_id not in answers
