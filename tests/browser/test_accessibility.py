@@ -36,18 +36,18 @@ def test_axe_finds_nothing_where_a_key_is_asked_for_and_where_the_server_is_gone
         page = open_page(url, color_scheme=scheme)
         expect(page.get_by_label("API key", exact=True)).to_be_visible()
         check_accessibility(page)
-    expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
+    expect(page.get_by_role("alert")).to_contain_text("The server is not responding.")
     check_accessibility(page)
 
 
 def test_colours_can_be_chosen_and_are_remembered(page):
     background = "getComputedStyle(document.documentElement).backgroundColor"
     light = page.evaluate(background)
-    page.get_by_label("Colours").select_option("dark")
+    page.get_by_label("Theme").select_option("dark")
     dark = page.evaluate(background)
     assert dark != light
     page.reload()
-    expect(page.get_by_label("Colours")).to_have_value("dark")
+    expect(page.get_by_label("Theme")).to_have_value("dark")
     assert page.evaluate(background) == dark
 
 

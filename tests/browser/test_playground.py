@@ -76,7 +76,7 @@ def test_a_word_can_be_accepted_and_the_rest_stays(page, engine):
     page.keyboard.press("Control+ArrowRight")
     expect_text(page, "Hello red0")
     expect_ghost(page, RED.removeprefix(" red0"))
-    button(page, "Accept a word").click()
+    button(page, "Accept word").click()
     expect_text(page, "Hello red0 red1")
     expect_ghost(page, RED.removeprefix(" red0 red1"))
     engine.gate.set()

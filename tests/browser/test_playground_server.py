@@ -26,7 +26,7 @@ def test_a_server_that_stops_is_told_and_missed_until_it_is_back(open_page, keep
         expect_ghost(page, RED)
     page.keyboard.type(" you")
     banner = page.get_by_role("alert")
-    expect(banner).to_contain_text("The server does not answer.")
+    expect(banner).to_contain_text("The server is not responding.")
     expect_ghost(page, "")
     expect_text(page, "Hello you")
     keep(page, "server-stopped")
@@ -45,7 +45,7 @@ def test_that_it_stopped_is_noticed_without_typing(open_page):
         page = open_page(url)
         write(page, "Hello")
         expect_ghost(page, RED)
-    expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
+    expect(page.get_by_role("alert")).to_contain_text("The server is not responding.")
     expect_ghost(page, "")
 
 
@@ -56,7 +56,7 @@ def test_a_key_is_asked_for_where_it_is_needed(open_page, keep, tmp_path):
         page = open_page(url)
         field = page.get_by_label("API key", exact=True)
         expect(field).to_be_focused()
-        expect(page.get_by_text("This server asks for an API key.")).to_be_visible()
+        expect(page.get_by_text("This server requires an API key.")).to_be_visible()
         keep(page, "api-key")
         field.fill("sd-wrong")
         field.press("Enter")
@@ -98,12 +98,14 @@ def test_side_by_side_the_same_prompt_is_decoded_twice(open_page, keep):
         page = open_page(url)
         verdict = page.get_by_role("region", name="Side by side").get_by_role("status")
         button(page, "Compare").click()
-        expect(verdict).to_have_text("Write something first.")
+        expect(verdict).to_have_text("Type some text first.")
         write(page, "Hello")
         expect_ghost(page, RED)
         num_seen = len(engine.seen)
         button(page, "Compare").click()
-        expect(verdict).to_contain_text("Sampling took 1.0 times the model rows")  # the fake's rows are always the same
+        expect(verdict).to_contain_text(
+            "Sampling used 1.0 times as many model rows"
+        )  # the fake's rows are always the same
         prefill, superposed, sampled = engine.seen[num_seen : num_seen + 3]
         assert {job.token_ids for job in (prefill, superposed, sampled)} == {tuple(map(ord, "Hello"))}
         assert prefill.params.max_tokens == 0
