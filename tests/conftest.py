@@ -1,11 +1,11 @@
-"""Settings of every test run, and the fixtures that all folders share."""
+"""Settings and fixtures shared by all test folders."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Before anything imports transformers: a test that asks the hub must fail at once, not wait for a network.
+# Set before anything imports transformers: a test that contacts the hub must fail at once, not wait for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 @pytest.fixture(scope="session")
 def default_model() -> Path:
-    """The folder of the real default model, fetched on the first run and then taken from the user's cache."""
+    """The folder of the real default model, downloaded on the first run and cached for the user after that."""
     from superdraft.decoding.model_store import DEFAULT_MODEL, ModelStore
 
     return ModelStore().ensure(DEFAULT_MODEL)

@@ -1,4 +1,4 @@
-"""The playground on the default model: half typed words, n-gram models, two ways of decoding."""
+"""Playground tests with the default model: half-typed words, n-gram models, comparison with sampling."""
 
 import re
 
@@ -29,7 +29,7 @@ def model_url(default_model):
         ("letter-phone", {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}),
     ],
 )
-def test_a_half_typed_word_is_finished(open_page, model_url, keep, name, options):
+def test_a_half_typed_word_is_completed(open_page, model_url, keep, name, options):
     page = open_page(model_url, **options)
     write(page, LETTER)
     expect(page.locator(".ghost")).to_have_text(re.compile(r"^ow\b"))
