@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 @pytest.fixture(scope="session")
 def default_model() -> Path:
-    """The folder of the real default model, downloaded on the first run and cached for the user after that."""
+    """The folder of the real default model, fetched on the first run and then taken from the user's cache."""
     from superdraft.decoding.model_store import DEFAULT_MODEL, ModelStore
 
     return ModelStore().ensure(DEFAULT_MODEL)
