@@ -41,7 +41,6 @@ class EditorRequest:
         timeout_s: after this time, the drafts so far.
         cut: what of a draft's text is shown.
         line_end: what its line ends become; None: they stay.
-        user: whose personal n-grams have a say.
     """
 
     name: str
@@ -50,7 +49,6 @@ class EditorRequest:
     timeout_s: float | None = None
     cut: Cut = str
     line_end: LineEnd | None = None
-    user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ async def complete(http: Request, service: Service, request: EditorRequest, prom
         SuperdraftError: the engine's.
         ClientGoneError: the client left.
     """
-    scorer = await service.default_scorer(request.user)
+    scorer = await service.ngram_models.current_default()
 
     async def run(params: GenerationParams) -> GenerationOutput:
         output = await service.engine.generate(request.name, prompt, params, scorer, timeout_s=request.timeout_s)

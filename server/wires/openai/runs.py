@@ -31,7 +31,6 @@ class CompletionRuns:
         prompts: by the engine's request id.
         params: of every run.
         twin_key: what twins of this request have in common; None: it has none. Only for a single prompt.
-        user: whose personal n-grams have a say.
         gaps: what each request id's drafts are to fill, where there is a text after them.
     """
 
@@ -40,7 +39,6 @@ class CompletionRuns:
     prompts: Mapping[str, Prompt]
     params: GenerationParams
     twin_key: str | None = None
-    user: str | None = None
     gaps: Mapping[str, Gap] = field(default_factory=dict)
 
     def shown(self, name: str, output: GenerationOutput) -> GenerationOutput:
@@ -60,7 +58,7 @@ class CompletionRuns:
         Raises:
             SuperdraftError: the engine's.
         """
-        scorer = await self.service.default_scorer(self.user)
+        scorer = await self.service.ngram_models.current_default()
         if self.twin_key is None:
             generate = self.service.engine.generate
             works = [generate(name, prompt, self.params, scorer) for name, prompt in self.prompts.items()]
@@ -83,7 +81,7 @@ class CompletionRuns:
         """
         if self.twin_key is not None:
             return await open_all([self._shared_stream()])
-        scorer = await self.service.default_scorer(self.user)
+        scorer = await self.service.ngram_models.current_default()
         stream = self.service.engine.stream
         return await open_all([stream(name, prompt, self.params, scorer) for name, prompt in self.prompts.items()])
 
@@ -100,7 +98,7 @@ class CompletionRuns:
         outputs = OutputStream(asyncio.get_running_loop(), cancel)
 
         async def run(params: GenerationParams) -> GenerationOutput:
-            scorer = await self.service.default_scorer(self.user)
+            scorer = await self.service.ngram_models.current_default()
             steps = await self.service.engine.stream(name, prompt, params, scorer)
             outputs.accept()
             with contextlib.closing(steps):
