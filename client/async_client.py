@@ -172,14 +172,13 @@ class AsyncSuperdraft(ClientBase):
         rank: int = 0,
         *,
         elapsed_ms: float | None = None,
-        num_characters: int | None = None,
     ) -> FeedbackReceipt:
         """What `AsyncCompletion.shown`, `accepted` and `dismissed` do, for those who have kept no more than the id.
 
         Raises:
             ClientError: as in `complete`.
         """
-        return await self._ask(feedback_call(completion_id, event, rank, elapsed_ms, num_characters))
+        return await self._ask(feedback_call(completion_id, event, rank, elapsed_ms))
 
     def _with_feedback(self, completion: AsyncCompletion) -> AsyncCompletion:
         reporting_through(completion, self._ask)

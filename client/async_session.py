@@ -36,7 +36,6 @@ class TypingClient(Protocol):
         rank: int = ...,
         *,
         elapsed_ms: float | None = ...,
-        num_characters: int | None = ...,
     ) -> FeedbackReceipt:
         """Tell what the user did."""
         ...
@@ -207,7 +206,6 @@ class AsyncTypingSession:
                 report.event,
                 report.rank,
                 elapsed_ms=report.elapsed_ms,
-                num_characters=report.num_characters,
             )
         except ClientError:
             return  # the user is typing: nobody wants to hear of it

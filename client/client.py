@@ -169,14 +169,13 @@ class Superdraft(ClientBase):
         rank: int = 0,
         *,
         elapsed_ms: float | None = None,
-        num_characters: int | None = None,
     ) -> FeedbackReceipt:
         """What `Completion.shown`, `accepted` and `dismissed` do, for those who have kept no more than the id.
 
         Raises:
             ClientError: as in `complete`.
         """
-        return self._ask(feedback_call(completion_id, event, rank, elapsed_ms, num_characters))
+        return self._ask(feedback_call(completion_id, event, rank, elapsed_ms))
 
     def _with_feedback(self, completion: Completion) -> Completion:
         reporting_through(completion, self._ask)

@@ -25,11 +25,9 @@ class ReportableAnswer(DraftsAnswer, Generic[ReceiptT]):
         """The draft was on the screen, for long enough to be read (250 ms, say)."""
         return self._report(feedback_call(self.id, "shown", rank))
 
-    def accepted(
-        self, rank: int = 0, *, num_characters: int | None = None, elapsed_ms: float | None = None
-    ) -> ReceiptT:
-        """The user took the draft, or its first `num_characters`, `elapsed_ms` after it was shown."""
-        return self._report(feedback_call(self.id, "accepted", rank, elapsed_ms, num_characters))
+    def accepted(self, rank: int = 0, *, elapsed_ms: float | None = None) -> ReceiptT:
+        """The user took the draft or a part of it, `elapsed_ms` after it was shown."""
+        return self._report(feedback_call(self.id, "accepted", rank, elapsed_ms))
 
     def dismissed(self, rank: int = 0, *, elapsed_ms: float | None = None) -> ReceiptT:
         """The user did not take the draft."""

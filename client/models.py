@@ -122,12 +122,10 @@ class FeedbackReceipt:
     Attributes:
         rank: the draft's place among those of its run; 0 is the best.
         counted: False if the event had come before.
-        learned: the user's personal n-gram model has the draft.
     """
 
     rank: int
     counted: bool
-    learned: bool
 
 
 @dataclass(frozen=True, slots=True)

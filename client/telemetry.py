@@ -26,14 +26,12 @@ class Report:
         event: what happened.
         rank: of the draft.
         elapsed_ms: since it came on the screen; None with "shown".
-        num_characters: of the draft that were accepted; None: all.
     """
 
     completion_id: str
     event: Event
     rank: int
     elapsed_ms: float | None = None
-    num_characters: int | None = None
 
 
 @dataclass(slots=True)
@@ -42,7 +40,7 @@ class _Viewing:
 
     since_s: float
     is_shown: bool = False
-    num_accepted: int = 0
+    is_partly_accepted: bool = False
 
 
 _Key = tuple[str, int]
@@ -69,23 +67,23 @@ class DisplayLog:
         if key is not None:
             self._viewings.setdefault(key, _Viewing(now_s))
 
-    def accept(self, ghost: Suggestion, num_characters: int | None, now_s: float) -> None:
-        """The draft was taken up to its character `num_characters`; None: all of it.
+    def accept(self, ghost: Suggestion, now_s: float, *, whole: bool) -> None:
+        """The draft was taken, or a part of it.
 
         A part is reported when the draft leaves the screen: there may be more parts.
         """
         viewing = self._viewings.get(ghost.key)
         if viewing is None:
             return
-        viewing.num_accepted = num_characters or 0
-        if num_characters is None:
+        viewing.is_partly_accepted = True
+        if whole:
             self._settle(ghost.key, "accepted", now_s)
 
     def dismiss(self, now_s: float) -> None:
         """The user did away with what is on the screen."""
         if self._current is not None:
             viewing = self._viewings[self._current]
-            self._settle(self._current, "accepted" if viewing.num_accepted else "dismissed", now_s)
+            self._settle(self._current, "accepted" if viewing.is_partly_accepted else "dismissed", now_s)
 
     def close(self, now_s: float) -> None:
         """Nothing will be accepted any more."""
@@ -123,7 +121,7 @@ class DisplayLog:
         viewing = self._viewings.get(key)
         if viewing is None:
             return
-        if viewing.num_accepted:
+        if viewing.is_partly_accepted:
             self._settle(key, "accepted", now_s)
         elif not viewing.is_shown:
             del self._viewings[key]
@@ -139,7 +137,7 @@ class DisplayLog:
         if len(self._settled) > _KEPT_SETTLED:
             self._settled.popitem(last=False)
         elapsed_ms = round((now_s - viewing.since_s) * 1000, 1)
-        self._reports.append(Report(*_event(key, event), elapsed_ms, viewing.num_accepted or None))
+        self._reports.append(Report(*_event(key, event), elapsed_ms))
 
     def _report_shown(self, key: _Key) -> None:
         viewing = self._viewings[key]

@@ -25,29 +25,6 @@ class Scorer(Protocol):
         """The state after one more token."""
 
 
-class UniformScorer:
-    """Every token of the vocabulary alike: what is left to say where no other model speaks.
-
-    Args:
-        vocabulary_size: number of ids of the tokenizer.
-    """
-
-    order = 1
-
-    def __init__(self, vocabulary_size: int) -> None:
-        self._logprob = -math.log(vocabulary_size)
-
-    def initial_state(self, token_ids: Sequence[int]) -> None:
-        """There is one state only."""
-
-    def score(self, states: Sequence[None], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
-        """`-ln V` for all; shapes as `Scorer.score`."""
-        return [[self._logprob] * len(token_ids) for _, token_ids in zip(states, candidates, strict=True)]
-
-    def advance(self, state: None, token_id: int) -> None:
-        """There is one state only."""
-
-
 MixtureState = tuple[Hashable, ...]
 
 
@@ -123,3 +100,12 @@ class MixtureScorer:
         return tuple(
             scorer.advance(part_state, token_id) for scorer, part_state in zip(self._scorers, state, strict=True)
         )
+
+
+def mixed(parts: Sequence[tuple[Scorer, float]]) -> Scorer:
+    """The mixture of these models; a single model is returned as it is, whatever its weight.
+
+    Raises:
+        ValueError: as `MixtureScorer`.
+    """
+    return parts[0][0] if len(parts) == 1 else MixtureScorer(parts)

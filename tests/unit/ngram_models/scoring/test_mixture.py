@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from superdraft.ngram_models.scoring.mixture import MixtureScorer, UniformScorer
+from superdraft.ngram_models.scoring.mixture import MixtureScorer, mixed
 
 LOGPROBS = st.one_of(st.just(-math.inf), st.floats(min_value=-2000, max_value=0))
 WEIGHTS = st.floats(min_value=0.001, max_value=1000)
@@ -93,8 +93,9 @@ def test_weights_that_make_no_mixture_are_refused(weights):
         MixtureScorer([(TableScorer([0.0]), weight) for weight in weights])
 
 
-def test_uniform_gives_every_token_the_same():
-    scorer = UniformScorer(8)
-    state = scorer.advance(scorer.initial_state([1, 2]), 3)
-    assert state == scorer.initial_state([])
-    assert scorer.score([state, state], [[0, 1], [7]]) == [[-math.log(8)] * 2, [-math.log(8)]]
+def test_a_model_alone_needs_no_mixture():
+    first, second = TableScorer([-1.0]), TableScorer([-2.0])
+    assert mixed([(first, 0.2)]) is first
+    assert isinstance(mixed([(first, 0.2), (second, 0.8)]), MixtureScorer)
+    with pytest.raises(ValueError, match="positive"):
+        mixed([])
