@@ -205,7 +205,7 @@ def test_work_of_the_host_is_found_on_the_device(work):
 
 @pytest.mark.parametrize("copied", [lambda lengths: lengths.cpu(), lambda lengths: torch.zeros(3, device="cpu")])
 def test_tensors_of_the_host_are_found(copied):
-    with pytest.raises(AssertionError, match="stay on the device uses cpu"):
+    with pytest.raises(AssertionError, match="uses cpu in a step that should stay on the device"):
         run_on_device(copied)
 
 
