@@ -18,7 +18,7 @@ from superdraft.ngram_models.errors import CorpusError
 
 
 def encode(texts):
-    """Every character is a token, so that the texts can be read off the sequences."""
+    """Makes every character a token, so that sequences can be converted back to text."""
     return [[ord(char) for char in text] for text in texts]
 
 
@@ -41,7 +41,7 @@ def test_blank_lines_separate_documents(tmp_path):
     assert texts(path) == ["first line\nsecond line", "next", "last"]
 
 
-def test_every_document_of_text_ends(tmp_path):
+def test_every_text_document_gets_an_end_of_text_token(tmp_path):
     path = write(tmp_path / "a.txt", "a\n\nb")
     assert read(path) == [[97, 0], [98, 0]]
     assert list(read_sequences([str(path)], encode=encode, end_of_text_id=None)) == [[97], [98]]
@@ -65,7 +65,7 @@ def test_jsonl_takes_the_text_field(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"body": "x"}', '{"text": 1}'])
-def test_a_bad_jsonl_line_is_named_by_its_number_and_not_quoted(tmp_path, line):
+def test_the_error_gives_the_number_of_a_bad_jsonl_line_and_does_not_quote_it(tmp_path, line):
     path = write(tmp_path / "a.jsonl", f'{{"text": "fine"}}\n\n{line}\n')
     with pytest.raises(CorpusError, match=r"a\.jsonl, line 3: not a JSON object") as caught:
         read(path)
@@ -96,7 +96,7 @@ def test_rows_do_not_depend_on_how_the_file_is_read(tmp_path):
 
 
 def test_half_a_token_is_an_error(tmp_path):
-    with pytest.raises(CorpusError, match="does not hold 16-bit token ids"):
+    with pytest.raises(CorpusError, match="does not contain 16-bit token ids: its size is not a multiple of 2 bytes"):
         read(write(tmp_path / "a.u16", b"\1\0\2"))
 
 
@@ -156,7 +156,7 @@ LINE = "x" * 99 + "\n"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_an_endless_document_comes_in_pieces_that_end_with_a_line(tmp_path, name):
+def test_a_very_long_document_is_split_after_lines(tmp_path, name):
     text = LINE * (2 * MAX_TEXT_CHARACTERS // 100 + 50) + "end"
     path = write(tmp_path / name, json.dumps({"text": text}) if name == "a.jsonl" else text)
     pieces = list(read_documents([str(path)]))
@@ -167,7 +167,7 @@ def test_an_endless_document_comes_in_pieces_that_end_with_a_line(tmp_path, name
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, name):
+def test_a_very_long_line_is_split_too(tmp_path, name):
     text = "x" * (MAX_TEXT_CHARACTERS + 7)
     path = write(tmp_path / name, json.dumps({"text": text}) if name == "a.jsonl" else f"{text}\n\nnext")
     pieces = list(read_documents([str(path)]))
@@ -194,5 +194,5 @@ def test_progress_adds_up_to_the_size_on_disk(tmp_path, name):
     assert size.unpacked_bytes == size.bytes_on_disk * (1 if name == "a.txt" else 3)
 
 
-def test_the_size_of_the_standard_input_is_not_known(tmp_path):
+def test_the_size_of_the_standard_input_is_unknown(tmp_path):
     assert corpus_size([str(write(tmp_path / "a.txt", "a")), "-"]) is None
