@@ -21,8 +21,6 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TextIO
 
-import zstandard
-
 from superdraft.ngram_models.building.packed_files import PACKED_SUFFIXES, open_unpacked
 from superdraft.ngram_models.errors import CorpusError
 
@@ -169,7 +167,7 @@ def _read_texts(path: str, text_field: str, report: Callable[[int], None]) -> It
                 yield from _blocks_of_lines(lines)
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}).") from None
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}.") from None
 
 
@@ -242,5 +240,5 @@ def _read_rows(path: str, row_tokens: int, report: Callable[[int], None]) -> Ite
                 if sys.byteorder == "big":
                     row.byteswap()
                 yield row
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}.") from None

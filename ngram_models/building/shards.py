@@ -139,7 +139,7 @@ def training_lines(shards: Iterable[Shard], report: Callable[[int], None]) -> It
             with open_unpacked(str(shard.path), lambda _num_bytes: None) as lines:
                 while block := lines.read(_READ_BYTES):
                     yield block
-        except (OSError, EOFError, zstandard.ZstdError) as error:
+        except OSError as error:
             raise NgramBuildError(f"{shard.path} is damaged ({error}). Remove it and build again.") from None
         num_tokens += shard.num_tokens
         report(num_tokens)

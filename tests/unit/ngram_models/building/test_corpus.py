@@ -36,6 +36,11 @@ def write(path, data):
     return path
 
 
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
 def test_blank_lines_separate_documents(tmp_path):
     path = write(tmp_path / "a.txt", "\n\nfirst line\nsecond line\r\n \t\nnext\n\n\n\nlast")
     assert texts(path) == ["first line\nsecond line", "next", "last"]
@@ -57,6 +62,12 @@ def test_compressed_text_of_several_frames(tmp_path):
     frames = write(tmp_path / "a.txt.zst", compress(b"one\n") + compress(b"\ntwo\n"))
     assert texts(frames) == ["one", "two"]
     assert texts(write(tmp_path / "b.txt.gz", gzip.compress("drei\n\nvier über".encode()))) == ["drei", "vier über"]
+
+
+def test_gzip_members_may_be_padded_with_zeros(tmp_path):
+    padded = gzip.compress(b"one\n") + bytes(300_000) + gzip.compress(b"\ntwo\n") + bytes(7)
+    assert texts(write(tmp_path / "a.txt.gz", padded)) == ["one", "two"]
+    assert texts(write(tmp_path / "b.txt.gz", b"")) == []
 
 
 def test_jsonl_takes_the_text_field(tmp_path):
@@ -123,7 +134,12 @@ def test_standard_input_is_text(monkeypatch):
     ("name", "data", "message"),
     [
         ("a.txt", b"fine\n\n\xff", r"a\.txt is not UTF-8"),
-        ("a.txt.gz", gzip.compress(b"a long enough text " * 50)[:-20], r"a\.txt\.gz cannot be read"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"a long enough text " * 50)[:-20],
+            r"a\.txt\.gz cannot be read: the file is truncated",
+        ),
+        ("a.txt.gz", flipped(gzip.compress(bytes(range(256)) * 50)), r"a\.txt\.gz cannot be read: the file is damaged"),
         ("a.txt.gz", b"plain", r"a\.txt\.gz cannot be read"),
         ("a.txt.zst", b"plain", r"a\.txt\.zst cannot be read"),
         ("a.u16.zst", b"plain", r"a\.u16\.zst cannot be read"),
