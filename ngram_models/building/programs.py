@@ -1,4 +1,4 @@
-"""Running KenLM's programs."""
+"""Runner for KenLM's programs."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def _feed(process: "subprocess.Popen[bytes]", stdin: Iterable[bytes]) -> None:
 def _dying_with_us(command: list[str]) -> list[str]:
     """Wrap a command so that the kernel kills it when this process is killed (on Linux).
 
-    Otherwise lmplz would take the end of its input for the end of the corpus, and finish a model from a part of it.
+    Otherwise lmplz would take the end of its input for the end of the corpus and keep working on a part of it.
     """
     if sys.platform != "linux":
         return command
