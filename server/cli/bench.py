@@ -248,38 +248,6 @@ def gap_keys(
 
 
 @app.command()
-def personal(
-    prompts: Annotated[
-        list[Path], typer.Option("--prompts", help="JSON lines with prompt and reference, in order. Repeatable.")
-    ],
-    model: Annotated[str, typer.Option(help="As in serve.")] = "smollm2-135m",
-    dtype: Annotated[str, typer.Option(help="As in serve.")] = "auto",
-    weight: Annotated[
-        list[float] | None, typer.Option(min=0.001, max=1, help="Repeatable.  [default: 0.3, as in serve]")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts to type.  [default: all]")] = None,
-    typed_words: Annotated[int, typer.Option(min=0, help="Words of each reference that are typed; 0: all.")] = 10,
-    together: Annotated[int, typer.Option(min=1, help="Prompts typed before anything is learned of them.")] = 8,
-    everything: Annotated[bool, typer.Option("--everything", help="Also learn all that is typed.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
-) -> None:
-    """Type prompts and learn what is accepted: what personal n-grams gain."""
-    from superdraft.benchmarks.in_process.personal import main
-
-    main(
-        prompts=prompts,
-        model=model,
-        dtype=dtype,
-        weights=weight or [0.3],
-        limit=limit,
-        typed_words=typed_words,
-        together=together,
-        everything=everything,
-        as_json=as_json,
-    )
-
-
-@app.command()
 def replay(
     prompts: Annotated[
         list[Path] | None, typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable.")

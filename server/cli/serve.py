@@ -38,28 +38,9 @@ def serve(  # one parameter a setting; None: the environment's value, the file's
     max_ngram_models: Annotated[
         int | None, typer.Option(help="N-gram models kept open for the next request.  [default: 8]")
     ] = None,
-    in_context_weight: Annotated[
-        float | None, typer.Option(help="Of the prompt's own n-grams beside the default n-gram model.  [default: 0]")
-    ] = None,
-    max_in_context_tokens: Annotated[
-        int | None, typer.Option(help="Of prompts whose n-grams are kept.  [default: 65536]")
-    ] = None,
     feedback: Annotated[
         bool | None,
         typer.Option("--feedback/--no-feedback", help="Count what users did with drafts.  [default: on]"),
-    ] = None,
-    personal_ngrams: Annotated[
-        bool | None, typer.Option("--personal-ngrams", help="Learn from what each key and user accepts.")
-    ] = None,
-    personal_anonymous: Annotated[
-        bool | None, typer.Option("--personal-anonymous", help="Likewise where there are no API keys.")
-    ] = None,
-    personal_weight: Annotated[
-        float | None, typer.Option(help="Of that beside the default n-gram model.  [default: 0.3]")
-    ] = None,
-    max_personal_tokens: Annotated[int | None, typer.Option(help="Remembered of each user.  [default: 8192]")] = None,
-    max_personal_users: Annotated[
-        int | None, typer.Option(help="Of each key; the oldest is forgotten.  [default: 1000]")
     ] = None,
     home: Annotated[Path | None, typer.Option(help="Cache folder of models.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
