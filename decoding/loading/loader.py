@@ -19,8 +19,9 @@ from superdraft.decoding.errors import BrokenModelError, ModelLoadError, Unknown
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
 from superdraft.decoding.loading.support import check_config, check_model_class
+from superdraft.decoding.model.linear import Conversion
+from superdraft.decoding.model.weight_formats import choose_weight_format
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,14 +43,14 @@ class LoadedModel:
         tokenizer: its tokenizer.
         name: what to call it: the known name, the folder's or file's name, or the hub id.
         path: the folder or `.gguf` file it came from; None for a hub id.
-        quantise: dtype int4 was asked for: the weights are bfloat16 and shall be kept in 4 bits too.
+        convert: converts its linear layers to the weight format that was asked for; None: they stay as they are.
     """
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
     name: str
     path: Path | None
-    quantise: bool = False
+    convert: Conversion | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,7 @@ def load_model(
         spec: a known name, a local folder, a `.gguf` file, or a hub id.
         home: folder of the known models; None means the default one.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: "float32", "bfloat16", "float16", "int4" or "auto": bfloat16 on a GPU, int4 on a CPU with bfloat16
-            instructions, float32 on others.
+        dtype: name of a weight format, or "auto"; see `choose_weight_format`.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
@@ -96,20 +96,20 @@ def load_model(
         ModelLoadError: the device or dtype cannot be had, or the model could not be fetched.
     """
     target = _device(device)
-    torch_dtype, quantise = _dtype(dtype, target)
+    weight_format = choose_weight_format(dtype, target)
     source = _locate(spec, home)
     if source.path is not None and source.gguf is None:
         _check_weight_files(source.path)
     _check_architecture(source, trust_remote_code)
     tokenizer = _read_tokenizer(source, trust_remote_code)
-    model = _read_weights(source, torch_dtype, trust_remote_code)
+    model = _read_weights(source, weight_format.dtype, trust_remote_code)
     _check_vocabulary(model, tokenizer, source)
     with _explained(f"cannot place model {source.name!r} on {target}", ModelLoadError):
         model.to(target)
     model.requires_grad_(False).eval()
     check_config(model.config, source.name)  # again, for models that brought their own classes
     check_model_class(type(model), model.config, source.name)
-    return LoadedModel(model, tokenizer, source.name, source.path, quantise)
+    return LoadedModel(model, tokenizer, source.name, source.path, weight_format.convert)
 
 
 def load_tokenizer(
@@ -254,22 +254,6 @@ def _device(device: str) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ModelLoadError(f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs.")
     return found
-
-
-def _dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, bool]:
-    """The weights' type, and whether they shall be quantised."""
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "int4" if _has_fast_bfloat16() else "float32"
-    if dtype == "int4":
-        return torch.bfloat16, True
-    if dtype not in _DTYPES:
-        raise ModelLoadError(f"dtype must be auto, {', '.join(_DTYPES)} or int4, got {dtype!r}.")
-    return _DTYPES[dtype], False
-
-
-def _has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices itself; without it they are slower than float32 ones."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextlib.contextmanager

@@ -49,20 +49,6 @@ def check_model_class(model_class: type, config: transformers.PretrainedConfig, 
         raise _refusal(name, config, "a model without an attention key-value cache")
 
 
-def can_be_recorded(model: transformers.PreTrainedModel) -> bool:
-    """Whether a CUDA graph can hold a step of this model: not where rotary angles depend on the longest row's length.
-
-    That is compared with the trained length on the host: by "dynamic" angles, and by "longrope" ones in some versions
-    of transformers.
-    """
-    for module in model.modules():
-        kinds = getattr(module, "rope_type", ())
-        kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
-        if any("dynamic" in kind or kind == "longrope" for kind in kinds):
-            return False
-    return True
-
-
 def _text_config(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
     """The language part of a multimodal model's config; the config itself where there is no single one."""
     try:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.model.kv_cache import SlotKVCache
 from superdraft.decoding.model.layer_ops import add_and_norm, gate, rotate, rotate_and_write
-from superdraft.decoding.model.linear_int4 import DenseLinear, quantised
+from superdraft.decoding.model.linear import Conversion, DenseLinear
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -77,12 +77,12 @@ class FusedDecoder:
         """Whether this forward is the model's."""
         return type(model).__name__ in SUPPORTED
 
-    def quantise(self) -> None:
-        """Keep the weights of all linear layers in 4 and 8 bits as well."""
+    def convert(self, convert: Conversion) -> None:
+        """Convert all linear layers to another weight format."""
         for layer in self._layers:
-            layer.qkv, layer.output = quantised(layer.qkv), quantised(layer.output)
-            layer.gate_up, layer.down = quantised(layer.gate_up), quantised(layer.down)
-        self._head = quantised(self._head, is_head=True)
+            layer.qkv, layer.output = convert(layer.qkv), convert(layer.output)
+            layer.gate_up, layer.down = convert(layer.gate_up), convert(layer.down)
+        self._head = convert(self._head, is_head=True)
 
     def __call__(
         self,

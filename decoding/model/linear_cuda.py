@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.model.linear_int4 import GROUP_SIZE, DenseLinear, Int8Linear, quantise_int4
+from superdraft.decoding.model.linear import DenseLinear
+from superdraft.decoding.model.linear_int4 import GROUP_SIZE, Int8Linear, quantise_int4
 
 GPU_MAX_ROWS = 16  # one tile of the 4-bit kernel; which number is best has not been measured
 _TOLERANCE = 0.02  # of the largest result: bfloat16 rounds each weight and each result to 8 bits
@@ -73,8 +74,8 @@ def inner_tiles(num_inputs: int) -> int:
     return next(tiles for tiles in _INNER_TILES if num_inputs % (tiles * _INPUTS_TILE) == 0)
 
 
-def quantised_on_gpu(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
-    """As `quantisation.quantised`; also dense where torch has no kernel for 8 bits.
+def convert_int4_on_gpu(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
+    """As `linear_int4.convert_int4`; also dense where torch has no kernel for 8 bits.
 
     Raises:
         UnsupportedModelError: the kernel refuses the weights or the GPU, or its product is wrong.

@@ -7,7 +7,9 @@ and takes the one that suits the number of rows. Kernels: torch's own, `_weight_
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from superdraft.decoding.model.linear import DenseLinear
 
 GROUP_SIZE = 32
 INT4_MAX_ROWS = 16  # measured on a processor with AMX, see docs/performance.md
@@ -23,23 +25,6 @@ _BLOCK_ROWS = 128
 
 
 _int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu.default  # looked up once: it is called 120 times a step
-
-
-class DenseLinear:
-    """y = x W^T + b, for weights in any floating-point type.
-
-    Args:
-        weight: shape [N, K].
-        bias: shape [N], or None.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight
-        self.bias = bias
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """[..., K] -> [..., N]."""
-        return nn.functional.linear(rows, self.weight, self.bias)
 
 
 class Int4Linear(DenseLinear):
@@ -149,45 +134,14 @@ def _round_to_grid(groups: Tensor, lows: Tensor, spans: Tensor, used: int) -> tu
     return levels, scales, exact.sub_(levels).abs_().amax(dim=-1)
 
 
-def quantised(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
+def convert_int4(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
     """The form with the fewest bits that suits it: 8 for the output head, 4 elsewhere, dense where shapes forbid it."""
     if linear.weight.device.type == "cuda":
-        from superdraft.decoding.model.linear_cuda import quantised_on_gpu  # which imports this module
+        from superdraft.decoding.model.linear_cuda import convert_int4_on_gpu  # which imports this module
 
-        return quantised_on_gpu(linear, is_head=is_head)
+        return convert_int4_on_gpu(linear, is_head=is_head)
     num_outputs, num_inputs = linear.weight.shape
     if is_head:
         return Int8Linear(linear.weight, linear.bias) if num_inputs % 32 == 0 else linear
     fits = num_outputs % 16 == 0 and num_inputs % GROUP_SIZE == 0
     return Int4Linear(linear.weight, linear.bias) if fits else linear
-
-
-class QuantisedModule(nn.Module):
-    """A `quantised` layer as a module, for models that run through transformers' own forward."""
-
-    def __init__(self, linear: DenseLinear) -> None:
-        super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
-        self._linear = linear
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """[..., K] -> [..., N]."""
-        return self._linear(rows)
-
-
-def quantise_modules(model: nn.Module, head: nn.Module | None) -> None:
-    """Replace every linear layer of a model by its `quantised` form, in place.
-
-    Args:
-        model: any architecture whose linear layers are `nn.Linear`; others stay as they are.
-        head: the one of them that is the output head.
-    """
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(
-                    parent,
-                    name,
-                    QuantisedModule(quantised(DenseLinear(child.weight, child.bias), is_head=child is head)),
-                )

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.loading.support import can_be_recorded
 from superdraft.decoding.model.fused_decoder import FusedDecoder
 from superdraft.decoding.model.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes
-from superdraft.decoding.model.linear_int4 import quantise_modules
-from superdraft.decoding.model.step_graphs import CudaGraphRecorder, Recorder, StepGraphs
+from superdraft.decoding.model.linear import Conversion, convert_modules
+from superdraft.decoding.model.step_graphs import CudaGraphRecorder, Recorder, StepGraphs, can_be_recorded
 from superdraft.decoding.model.transfer import to_device
 
 SELF_CHECK_TOKENS = 6
@@ -30,8 +29,7 @@ class ModelRunner:
         max_model_len: positions of each slot.
         kv_memory_bytes: memory for all keys and values.
         num_slots: branches that can run at once; None: as many as fit.
-        quantise: keep the weights of linear layers in 4 and 8 bits as well, for steps of a few rows; a bfloat16 model
-            only.
+        convert: converts the linear layers to another weight format, after the check; None: they stay dense.
         recorder: makes graphs of decode steps; None: CUDA graphs on a GPU, and none on a CPU.
 
     Raises:
@@ -46,7 +44,7 @@ class ModelRunner:
         kv_memory_bytes: int,
         num_slots: int | None = None,
         *,
-        quantise: bool = False,
+        convert: Conversion | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self.model = model
@@ -78,12 +76,16 @@ class ModelRunner:
             self._positions = torch.zeros(plan.num_slots, dtype=torch.long, device=self.device)
             self._logits = like.new_zeros(plan.num_slots, self.vocab_size)
         self._self_check()
-        if quantise and self._fused is not None:
-            self._fused.quantise()
-        elif quantise:
-            quantise_modules(model, model.get_output_embeddings())
-        if quantise and self._graphs is not None:
-            self._graphs.clear()  # they read the weights of before
+        if convert is not None:
+            self._convert(convert)
+
+    def _convert(self, convert: Conversion) -> None:
+        if self._fused is not None:
+            self._fused.convert(convert)
+        else:
+            convert_modules(self.model, self.model.get_output_embeddings(), convert)
+        if self._graphs is not None:
+            self._graphs.clear()  # they read the dense weights
 
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int]) -> Tensor:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
+from transformers import PreTrainedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -18,6 +19,20 @@ MAX_GRAPHS = 256
 Operations = Callable[[], object]
 Recorder = Callable[[Operations], Operations]
 """Runs nothing of what it is given; what it returns repeats it."""
+
+
+def can_be_recorded(model: PreTrainedModel) -> bool:
+    """Whether a CUDA graph can hold a step of this model: not where rotary angles depend on the longest row's length.
+
+    That is compared with the trained length on the host: by "dynamic" angles, and by "longrope" ones in some versions
+    of transformers.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", ())
+        kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+        if any("dynamic" in kind or kind == "longrope" for kind in kinds):
+            return False
+    return True
 
 
 class CudaGraphRecorder:

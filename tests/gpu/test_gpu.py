@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.model.linear import DenseLinear
 from superdraft.decoding.model.linear_cuda import GPU_MAX_ROWS, Int4GpuLinear
-from superdraft.decoding.model.linear_int4 import DenseLinear, Int8Linear, quantised
+from superdraft.decoding.model.linear_int4 import Int8Linear, convert_int4
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -153,6 +154,6 @@ def test_quantised_layers_multiply_by_about_their_weights(num_rows):
     rows = torch.randn(num_rows, 256, device="cuda").bfloat16()
     expected = rows.float() @ weight.float().t()
     for is_head, kinds in ((False, Int4GpuLinear), (True, (Int8Linear, DenseLinear))):
-        layer = quantised(DenseLinear(weight, None), is_head=is_head)
+        layer = convert_int4(DenseLinear(weight, None), is_head=is_head)
         assert isinstance(layer, kinds)
         assert float((layer(rows).float() - expected).abs().max() / expected.abs().max()) < 0.15

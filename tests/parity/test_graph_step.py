@@ -12,10 +12,11 @@ from support.recorded_ops import CountedRecorder, RecordedOps
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.loading.support import can_be_recorded
 from superdraft.decoding.model import runner as model_runner
+from superdraft.decoding.model.linear import Conversion
+from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.runner import ModelRunner
-from superdraft.decoding.model.step_graphs import Operations, Recorder
+from superdraft.decoding.model.step_graphs import Operations, Recorder, can_be_recorded
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -107,9 +108,11 @@ def test_a_model_with_angles_for_each_kind_of_layer_can_be_recorded():
     assert not can_be_recorded(longrope)
 
 
-def engine_of(dtype: torch.dtype, recorder: Recorder | None, *, num_slots: int = 5, quantise: bool = False) -> Engine:
+def engine_of(
+    dtype: torch.dtype, recorder: Recorder | None, *, num_slots: int = 5, convert: Conversion | None = None
+) -> Engine:
     model = tiny_model("llama").to(dtype)
-    runner = ModelRunner(model, 96, 4_000_000, num_slots, quantise=quantise, recorder=recorder)
+    runner = ModelRunner(model, 96, 4_000_000, num_slots, convert=convert, recorder=recorder)
     return Engine(runner, Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig())
 
 
@@ -155,10 +158,10 @@ def test_graphs_do_not_outlive_the_weights_that_they_read():
         return runner.decode(runner.embed([6]), [3]).float()
 
     recorder = CountedRecorder()
-    quantised = step(engine_of(torch.bfloat16, recorder, num_slots=1, quantise=True))
+    quantised = step(engine_of(torch.bfloat16, recorder, num_slots=1, convert=convert_int4))
     # One before the weights change, for the check of the runner, and another one after.
     assert (recorder.num_graphs, recorder.num_replays) == (2, 1)
-    expected = step(engine_of(torch.bfloat16, None, num_slots=1, quantise=True))
+    expected = step(engine_of(torch.bfloat16, None, num_slots=1, convert=convert_int4))
     exact = step(engine_of(torch.bfloat16, None, num_slots=1))
     assert float((quantised - expected).abs().max()) < 0.1 * float((exact - expected).abs().max())
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.models import tiny_model
 
+from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.runner import ModelRunner
 
 ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")
@@ -15,15 +16,15 @@ TOLERANCE_STEPS = 6
 INT4_TOLERANCE_STEPS = 16
 
 
-@pytest.mark.parametrize("quantise", [False, True], ids=["bfloat16", "int4"])
+@pytest.mark.parametrize("convert", [None, convert_int4], ids=["bfloat16", "int4"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_alone_in_a_batch_in_a_used_slot_and_after_a_prefix_hit(architecture, quantise):
+def test_alone_in_a_batch_in_a_used_slot_and_after_a_prefix_hit(architecture, convert):
     # Weights of the usual width: with wide random ones every layer multiplies the rounding errors.
     model = tiny_model(architecture, initializer_range=0.05).to(torch.bfloat16)
-    runner = ModelRunner(model, 64, 1_000_000, num_slots=4, quantise=quantise)
+    runner = ModelRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
     prompt, others = [5, 80, 31, 7, 7, 99, 120], [[3, 4, 5], [9] * 11, [200]]
     alone = runner.prefill([0], [prompt], [0])[0]
-    tolerance = (INT4_TOLERANCE_STEPS if quantise else TOLERANCE_STEPS) * float(alone.abs().max()) / 128
+    tolerance = (INT4_TOLERANCE_STEPS if convert else TOLERANCE_STEPS) * float(alone.abs().max()) / 128
 
     def assert_same(logits: torch.Tensor) -> None:
         assert float((logits.float() - alone.float()).abs().max()) <= tolerance

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from support.models import ARCHITECTURES, tiny_model, tiny_model_folder, tiny_tokenizer
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
-from superdraft.decoding.loading import loader as model_loader
 from superdraft.decoding.loading.loader import load_model, load_tokenizer
+from superdraft.decoding.model import weight_formats
+from superdraft.decoding.model.linear_int4 import convert_int4
 
 
 @pytest.fixture
@@ -65,14 +66,14 @@ def test_dtype_is_taken_from_the_option(llama):
 
 
 @pytest.mark.parametrize(
-    ("is_fast", "dtype", "quantise"), [(True, torch.bfloat16, True), (False, torch.float32, False)]
+    ("is_fast", "dtype", "convert"), [(True, torch.bfloat16, convert_int4), (False, torch.float32, None)]
 )
-def test_a_cpu_gets_four_bits_if_it_is_quick_at_bfloat16(llama, monkeypatch, is_fast, dtype, quantise):
-    monkeypatch.setattr(model_loader, "_has_fast_bfloat16", lambda: is_fast)
+def test_a_cpu_gets_four_bits_if_it_is_quick_at_bfloat16(llama, monkeypatch, is_fast, dtype, convert):
+    monkeypatch.setattr(weight_formats, "_has_fast_bfloat16", lambda: is_fast)
     loaded = load_model(str(llama), device="cpu")
-    assert (loaded.model.dtype, loaded.quantise) == (dtype, quantise)
+    assert (loaded.model.dtype, loaded.convert) == (dtype, convert)
     loaded = load_model(str(llama), device="cpu", dtype="int4")
-    assert (loaded.model.dtype, loaded.quantise) == (torch.bfloat16, True)
+    assert (loaded.model.dtype, loaded.convert) == (torch.bfloat16, convert_int4)
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta"])

@@ -8,19 +8,20 @@ from support.fake_cuda import OnlyOnDevice, fake_cuda
 from support.models import tiny_model
 
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.loading.loader import _dtype
-from superdraft.decoding.model import linear_cuda as gpu_quantisation
+from superdraft.decoding.model import linear_cuda
+from superdraft.decoding.model.linear import Conversion, DenseLinear
 from superdraft.decoding.model.linear_cuda import (
     GPU_MAX_ROWS,
     Int4GpuLinear,
     Int8GpuLinear,
+    convert_int4_on_gpu,
     has_int8_kernel,
     inner_tiles,
     pack_levels,
-    quantised_on_gpu,
 )
-from superdraft.decoding.model.linear_int4 import GROUP_SIZE, DenseLinear, quantise_int4, quantised
+from superdraft.decoding.model.linear_int4 import GROUP_SIZE, convert_int4, quantise_int4
 from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS, choose_weight_format
 
 ATEN = torch.ops.aten
 
@@ -90,7 +91,7 @@ def test_few_rows_take_four_bits_and_many_the_dense_weights(monkeypatch, shape, 
     kernels = Kernels()
     use(monkeypatch, kernels)
     dense = linear(has_bias=has_bias)
-    layer = quantised_on_gpu(dense)
+    layer = convert_int4_on_gpu(dense)
     assert type(layer) is Int4GpuLinear
     assert kernels.num_products == 1
     rows = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -110,7 +111,7 @@ def test_few_rows_take_four_bits_and_many_the_dense_weights(monkeypatch, shape, 
 def test_another_order_of_weights_than_the_kernel_s_is_refused(monkeypatch):
     use(monkeypatch, Kernels(is_swapped=True))
     with pytest.raises(UnsupportedModelError, match=r"Int4GpuLinear: torch .* multiplies by other weights .*bfloat16"):
-        quantised_on_gpu(linear())
+        convert_int4_on_gpu(linear())
 
 
 def test_results_that_are_not_numbers_are_refused(monkeypatch):
@@ -118,21 +119,21 @@ def test_results_that_are_not_numbers_are_refused(monkeypatch):
     use(monkeypatch, kernels)
     monkeypatch.setattr(ATEN, "_weight_int4pack_mm", lambda *inputs: kernels.multiply(*inputs) * float("nan"))
     with pytest.raises(UnsupportedModelError, match="off by nan"):
-        quantised_on_gpu(linear())
+        convert_int4_on_gpu(linear())
 
 
 def test_a_kernel_that_refuses_is_explained():
     # On a CPU torch has none of this kernel.
     with pytest.raises(UnsupportedModelError, match=r"dtype int4 does not work on this GPU with torch .*bfloat16"):
-        quantised_on_gpu(linear())
+        convert_int4_on_gpu(linear())
 
 
 def test_the_head_takes_eight_bits_where_torch_has_a_kernel(monkeypatch):
     head = linear()
-    monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: False)
-    assert quantised_on_gpu(head, is_head=True) is head
-    monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: True)
-    layer = quantised_on_gpu(head, is_head=True)
+    monkeypatch.setattr(linear_cuda, "has_int8_kernel", lambda: False)
+    assert convert_int4_on_gpu(head, is_head=True) is head
+    monkeypatch.setattr(linear_cuda, "has_int8_kernel", lambda: True)
+    layer = convert_int4_on_gpu(head, is_head=True)
     assert type(layer) is Int8GpuLinear
     many = torch.randn(GPU_MAX_ROWS + 1, 96).bfloat16()
     assert torch.equal(layer(many), head(many))
@@ -151,21 +152,22 @@ def test_wrong_eight_bit_products_are_refused(monkeypatch):
 
 def test_shapes_without_a_kernel_stay_dense():
     for odd in (linear(44, 96), linear(48, 40)):
-        assert quantised_on_gpu(odd) is odd
+        assert convert_int4_on_gpu(odd) is odd
 
 
 def test_the_device_decides(monkeypatch):
     on_gpu = DenseLinear(types.SimpleNamespace(device=torch.device("cuda")), None)
     asked = []
-    monkeypatch.setattr(gpu_quantisation, "quantised_on_gpu", lambda dense, is_head: asked.append((dense, is_head)))
-    quantised(on_gpu)
-    quantised(on_gpu, is_head=True)
+    monkeypatch.setattr(linear_cuda, "convert_int4_on_gpu", lambda dense, is_head: asked.append((dense, is_head)))
+    convert_int4(on_gpu)
+    convert_int4(on_gpu, is_head=True)
     assert asked == [(on_gpu, False), (on_gpu, True)]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "int4"])
 def test_a_gpu_takes_four_bits_only_when_asked(dtype):
-    assert _dtype(dtype, torch.device("cuda")) == (torch.bfloat16, dtype == "int4")
+    expected = WEIGHT_FORMATS["int4" if dtype == "int4" else "bfloat16"]
+    assert choose_weight_format(dtype, torch.device("cuda")) is expected
 
 
 @torch.inference_mode()
@@ -174,13 +176,12 @@ def test_a_whole_model_decodes_with_them(monkeypatch):
     model = tiny_model("llama", initializer_range=0.05, intermediate_size=64).to(torch.bfloat16)
     prompt = [5, 80, 31, 7, 7, 99, 120]
 
-    def logits(quantise: bool) -> torch.Tensor:
-        runner = ModelRunner(model, 64, 1_000_000, num_slots=4, quantise=quantise)
+    def logits(convert: Conversion) -> torch.Tensor:
+        runner = ModelRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
         runner.prefill([0], [prompt[:-1]], [0])
         return runner.decode(runner.embed(prompt[-1:]), [len(prompt) - 1])
 
-    on_cpu = logits(quantise=True)
-    monkeypatch.setattr("superdraft.decoding.model.fused_decoder.quantised", quantised_on_gpu)
-    monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: True)
+    on_cpu = logits(convert_int4)
+    monkeypatch.setattr(linear_cuda, "has_int8_kernel", lambda: True)
     # The same weights, rounded at other places: bfloat16 keeps 8 bits.
-    assert float((logits(quantise=True) - on_cpu).abs().max()) <= 0.05 * float(on_cpu.abs().max())
+    assert float((logits(convert_int4_on_gpu) - on_cpu).abs().max()) <= 0.05 * float(on_cpu.abs().max())

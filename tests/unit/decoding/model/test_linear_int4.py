@@ -4,18 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from superdraft.decoding.model.linear import DenseLinear, LinearModule, convert_modules
 from superdraft.decoding.model.linear_int4 import (
     GROUP_SIZE,
     INT4_MAX_ROWS,
     INT8_MAX_ROWS,
-    DenseLinear,
     Int4Linear,
     Int8Linear,
-    QuantisedModule,
+    convert_int4,
     quantise_int4,
     quantise_int8,
-    quantise_modules,
-    quantised,
 )
 
 
@@ -96,10 +94,10 @@ def test_many_rows_take_the_dense_weights(kind, max_rows):
 
 def test_shapes_without_a_kernel_stay_dense():
     odd = DenseLinear(weights(48, 40).bfloat16(), None)
-    assert quantised(odd) is odd
-    assert quantised(odd, is_head=True) is odd
-    assert type(quantised(DenseLinear(weights().bfloat16(), None))) is Int4Linear
-    assert type(quantised(DenseLinear(weights().bfloat16(), None), is_head=True)) is Int8Linear
+    assert convert_int4(odd) is odd
+    assert convert_int4(odd, is_head=True) is odd
+    assert type(convert_int4(DenseLinear(weights().bfloat16(), None))) is Int4Linear
+    assert type(convert_int4(DenseLinear(weights().bfloat16(), None), is_head=True)) is Int8Linear
 
 
 def test_modules_are_replaced_wherever_they_are():
@@ -109,8 +107,8 @@ def test_modules_are_replaced_wherever_they_are():
     rows = torch.randn(3, 32).bfloat16()
     with torch.inference_mode():
         before = model(rows)
-        quantise_modules(model, head)
+        convert_modules(model, head, convert_int4)
         after = model(rows)
     assert [type(m) for m in model.modules() if isinstance(m, nn.Linear)] == []
-    assert sum(isinstance(m, QuantisedModule) for m in model.modules()) == 3
+    assert sum(isinstance(m, LinearModule) for m in model.modules()) == 3
     assert float((after - before).abs().max()) <= 0.2 * float(before.abs().max())
