@@ -16,6 +16,7 @@ import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,15 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
-from superdraft.decoding.model.transfer import to_device
+
+
+def to_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
+    """A tensor of these (nested) numbers on `device`; the host does not wait for what that is doing.
+
+    A copy to a GPU from memory that is not pinned would wait for all that was started before.
+    """
+    tensor = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

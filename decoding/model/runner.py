@@ -9,10 +9,9 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.model.fused_decoder import FusedDecoder
-from superdraft.decoding.model.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes
+from superdraft.decoding.model.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes, to_device
 from superdraft.decoding.model.linear import Conversion, convert_modules
 from superdraft.decoding.model.step_graphs import CudaGraphRecorder, Recorder, StepGraphs, can_be_recorded
-from superdraft.decoding.model.transfer import to_device
 
 SELF_CHECK_TOKENS = 6
 _FEWEST_POSITIONS = 256  # a graph for each power of two from here on
