@@ -170,7 +170,7 @@ def _taken_closers(text: str, rest: str, own: set[int]) -> Iterator[int]:
 
 
 def _repeated_lines(text: str, line: str, next_line: str, own: set[int]) -> Iterator[int]:
-    """Indices where a line of the draft repeats the next line after the cursor; its last line may repeat only a part."""
+    """Indices where a line of the draft repeats the next line after the cursor; the last line may be incomplete."""
     start = 0
     for content in text.split("\n"):
         end = start + len(content)

@@ -1,4 +1,4 @@
-"""4-bit and 8-bit layers of a GPU, over what torch documents of its kernels; no GPU is needed."""
+"""4-bit and 8-bit layers on a GPU, with kernels replaced by plain operations; no GPU is needed."""
 
 import types
 
@@ -33,7 +33,7 @@ def linear(num_outputs: int = 48, num_inputs: int = 96, *, has_bias: bool = Fals
 
 
 class Kernels:
-    """The 4-bit kernels in plain operations: bytes hold the first of two weights in their upper half."""
+    """The 4-bit kernels in plain operations. Each byte has the first of two weights in its upper half."""
 
     def __init__(self, *, is_swapped: bool = False) -> None:
         self.is_swapped = is_swapped
@@ -61,7 +61,7 @@ def use(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     monkeypatch.setattr(ATEN, "_weight_int4pack_mm", kernels.multiply)
 
 
-def test_levels_are_packed_as_a_plain_loop_packs_them():
+def test_packed_levels_equal_those_of_a_plain_loop():
     levels = torch.randint(0, 16, (5, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     packed = pack_levels(levels)
     assert packed.dtype == torch.uint8
@@ -71,7 +71,7 @@ def test_levels_are_packed_as_a_plain_loop_packs_them():
 
 
 @pytest.mark.parametrize(("num_inputs", "tiles"), [(4096, 8), (576, 4), (96, 2), (11008, 8), (1536, 8)])
-def test_shapes_are_those_of_the_kernel(num_inputs, tiles):
+def test_the_kernels_accept_the_shapes(num_inputs, tiles):
     assert inner_tiles(num_inputs) == tiles
     with fake_cuda():
         packed = ATEN._convert_weight_to_int4pack(
@@ -87,7 +87,7 @@ def test_shapes_are_those_of_the_kernel(num_inputs, tiles):
 
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 96), (2, 3, 96)])
-def test_few_rows_take_four_bits_and_many_the_dense_weights(monkeypatch, shape, has_bias):
+def test_few_rows_use_four_bits_and_many_the_dense_weights(monkeypatch, shape, has_bias):
     kernels = Kernels()
     use(monkeypatch, kernels)
     dense = linear(has_bias=has_bias)
@@ -108,13 +108,13 @@ def test_few_rows_take_four_bits_and_many_the_dense_weights(monkeypatch, shape, 
     assert kernels.num_products == 2
 
 
-def test_another_order_of_weights_than_the_kernel_s_is_refused(monkeypatch):
+def test_weights_packed_in_the_wrong_order_are_refused(monkeypatch):
     use(monkeypatch, Kernels(is_swapped=True))
     with pytest.raises(UnsupportedModelError, match=r"Int4GpuLinear: torch .* does not multiply .*bfloat16"):
         convert_int4_on_gpu(linear())
 
 
-def test_results_that_are_not_numbers_are_refused(monkeypatch):
+def test_nan_results_are_refused(monkeypatch):
     kernels = Kernels()
     use(monkeypatch, kernels)
     monkeypatch.setattr(ATEN, "_weight_int4pack_mm", lambda *inputs: kernels.multiply(*inputs) * float("nan"))
@@ -122,13 +122,13 @@ def test_results_that_are_not_numbers_are_refused(monkeypatch):
         convert_int4_on_gpu(linear())
 
 
-def test_a_kernel_that_refuses_is_explained():
-    # On a CPU torch has none of this kernel.
+def test_the_error_of_a_kernel_is_explained():
+    # On a CPU torch does not have this kernel.
     with pytest.raises(UnsupportedModelError, match=r"dtype int4 does not work on this GPU with torch .*bfloat16"):
         convert_int4_on_gpu(linear())
 
 
-def test_the_head_takes_eight_bits_where_torch_has_a_kernel(monkeypatch):
+def test_the_head_uses_eight_bits_if_torch_has_a_kernel(monkeypatch):
     head = linear()
     monkeypatch.setattr(linear_cuda, "has_int8_kernel", lambda: False)
     assert convert_int4_on_gpu(head, is_head=True) is head
@@ -155,7 +155,7 @@ def test_shapes_without_a_kernel_stay_dense():
         assert convert_int4_on_gpu(odd) is odd
 
 
-def test_the_device_decides(monkeypatch):
+def test_the_device_decides_the_conversion(monkeypatch):
     on_gpu = DenseLinear(types.SimpleNamespace(device=torch.device("cuda")), None)
     asked = []
     monkeypatch.setattr(linear_cuda, "convert_int4_on_gpu", lambda dense, is_head: asked.append((dense, is_head)))
@@ -165,13 +165,13 @@ def test_the_device_decides(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "int4"])
-def test_a_gpu_takes_four_bits_only_when_asked(dtype):
+def test_a_gpu_uses_four_bits_only_on_request(dtype):
     expected = WEIGHT_FORMATS["int4" if dtype == "int4" else "bfloat16"]
     assert choose_weight_format(dtype, torch.device("cuda")) is expected
 
 
 @torch.inference_mode()
-def test_a_whole_model_decodes_with_them(monkeypatch):
+def test_a_whole_model_decodes_with_quantised_layers(monkeypatch):
     use(monkeypatch, Kernels())
     model = tiny_model("llama", initializer_range=0.05, intermediate_size=64).to(torch.bfloat16)
     prompt = [5, 80, 31, 7, 7, 99, 120]
@@ -183,5 +183,5 @@ def test_a_whole_model_decodes_with_them(monkeypatch):
 
     on_cpu = logits(convert_int4)
     monkeypatch.setattr(linear_cuda, "has_int8_kernel", lambda: True)
-    # The same weights, rounded at other places: bfloat16 keeps 8 bits.
+    # The same weights, but rounded at different places to the 8 bits of bfloat16.
     assert float((logits(convert_int4_on_gpu) - on_cpu).abs().max()) <= 0.05 * float(on_cpu.abs().max())
