@@ -19,6 +19,7 @@ from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.step_graphs import Operations, Recorder, can_be_recorded
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 NUM_ROWS = 3
@@ -144,7 +145,7 @@ def test_replayed_steps_equal_direct_ones(dtype, monkeypatch):
             assert_alike(engine.generate(text, variant), plain.generate(text, variant), 1e-3)
     for one in (engine, plain):
         for number, variant in enumerate(VARIANTS):
-            one.add_request(str(number), TEXTS[number], variant)
+            one.add_request(EngineRequest(str(number), TEXTS[number], variant))
     together, expected = run_all(engine), run_all(plain)
     for name, output in together.items():
         assert_alike(output.output, expected[name].output, 1e-3)
@@ -207,7 +208,7 @@ def test_host_work_is_found_on_the_device(work):
 
 @pytest.mark.parametrize("copied", [lambda lengths: lengths.cpu(), lambda lengths: torch.zeros(3, device="cpu")])
 def test_host_tensors_are_found(copied):
-    with pytest.raises(AssertionError, match="stay on the device uses cpu"):
+    with pytest.raises(AssertionError, match="uses cpu in a step that should stay on the device"):
         run_on_device(copied)
 
 
