@@ -87,12 +87,14 @@ def with_window(case: InfillCase, num_before: int, num_after: int) -> InfillCase
     return replace(case, prefix="\n".join(before), suffix="\n".join(after))
 
 
-def parse_window(text: str) -> tuple[int, int]:
-    """Lines before and after the cursor's, from `BEFORE,AFTER`.
+def parse_window(text: str | None) -> tuple[int, int] | None:
+    """Numbers of lines before and after the cursor's line, from `BEFORE,AFTER`; None for None.
 
     Raises:
-        CommandError: it is something else.
+        CommandError: the text has another form.
     """
+    if text is None:
+        return None
     found = re.fullmatch(r"(\d+),(\d+)", text)
     if found is None:
         raise CommandError(f"--context-lines must be BEFORE,AFTER, two numbers of lines such as 50,20; got {text!r}.")

@@ -80,7 +80,7 @@ def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: 
     return prompts
 
 
-def first_words(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+def first_words_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     """The first words of each text, prompt and reference together, as prompts; what follows is their reference.
 
     Texts without a further word are left out.

@@ -11,7 +11,7 @@ from support.serving import serving
 from superdraft.ngram_models.store.manifest import BINARY_FILE, Manifest, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.cli import main as cli
-from superdraft.server.cli.serve import load_app
+from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
 KEYS = {
@@ -211,7 +211,7 @@ def test_tuning_writes_its_choice_where_it_is_asked_to(run, files, ngram_model):
     tried = {(row["alpha"], row["tau"], row["candidates_per_draft"]) for row in results["trials"]}
     assert tried == {(0.0, 0.1, 4), (0.0, 1.0, 4), (0.3, 0.1, 4), (0.3, 1.0, 4), (0.54, 0.06, 4)}
     assert results["num_prompts"] == 4
-    assert "| best less alpha=0 " in (files / "out" / "tuning.md").read_text()
+    assert "| best minus alpha=0 " in (files / "out" / "tuning.md").read_text()
     assert (files / "out" / "tuning.png").exists()
     code, results, _ = run("tune", *prompt_files(files), "--ngram", "mine", *options, "--write", result="tuning.json")
     assert code == 0
@@ -357,4 +357,4 @@ def test_expected_errors_are_one_line(run, args, message):
 def test_tuning_without_an_ngram_model(run, files):
     code, _, err = run("tune", *prompt_files(files), "--ngram", "none")
     assert code == 2
-    assert "no n-gram model that could be tuned" in err
+    assert "is not an n-gram model that can be tuned" in err

@@ -14,7 +14,7 @@ from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.text.fim import gap_prompt
 from superdraft.evaluation.decoders import infill_server
 from superdraft.server.cli import main as cli
-from superdraft.server.cli.serve import load_app
+from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
 CASES = [
@@ -54,7 +54,7 @@ def run(monkeypatch, capsys, tmp_path, model):
     """Run the command: (exit code, results, standard error)."""
     monkeypatch.setenv("SUPERDRAFT_DEFAULT_MAX_BRANCHES", "3")
     monkeypatch.setattr(
-        "superdraft.server.observe.log_config.configure_logging", lambda *_: None
+        "superdraft.evaluation.runs.infill.configure_logging", lambda *_: None
     )  # it would stay for all tests
 
     def call(*args, output="out"):
