@@ -11,15 +11,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.machine import describe_machine
+from superdraft.benchmarks.options import AsJson, Dtype, Model
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
@@ -34,6 +36,7 @@ from superdraft.ngram_models.scoring.mixture import UniformScorer
 from superdraft.ngram_models.scoring.personal import AcceptedText, PersonalModel, end_of
 
 NUM_PARTS = 4
+WEIGHTS = [0.3]  # as in serve
 _DECODER = "paper"  # what the server decodes by where there are personal n-grams
 
 
@@ -87,15 +90,17 @@ class _Typing:
 
 
 def main(
-    prompts: list[Path],
-    model: str,
-    dtype: str,
-    weights: list[float],
-    limit: int | None,
-    typed_words: int,
-    together: int,
-    everything: bool,
-    as_json: bool,
+    prompts: Annotated[
+        list[Path], typer.Option("--prompts", help="JSON lines with prompt and reference, in order. Repeatable.")
+    ],
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "auto",
+    weights: Annotated[list[float], typer.Option("--weight", min=0.001, max=1, help="Repeatable.")] = WEIGHTS,
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts to type.")] = None,
+    typed_words: Annotated[int, typer.Option(min=0, help="Words of each reference that are typed; 0: all.")] = 10,
+    together: Annotated[int, typer.Option(min=1, help="Prompts typed before anything is learned of them.")] = 8,
+    everything: Annotated[bool, typer.Option("--everything", help="Also learn all that is typed.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure and print.
 

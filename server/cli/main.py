@@ -13,7 +13,7 @@ import typer
 from superdraft.client.errors import ClientError
 from superdraft.decoding.errors import SuperdraftError
 from superdraft.ngram_models.errors import NgramModelError
-from superdraft.server.cli import evaluate
+from superdraft.server.cli import bench, evaluate
 from superdraft.server.cli.complete import complete
 from superdraft.server.cli.lazy import add_commands
 from superdraft.server.cli.try_drafts import try_it
@@ -38,10 +38,10 @@ add_commands(
         "ngram": ("superdraft.server.cli.ngram", "Build, list, inspect and verify n-gram models."),
         "config": ("superdraft.server.cli.config", "Show the server's configuration."),
         "keys": ("superdraft.server.cli.keys", "Make API keys."),
-        "bench": ("superdraft.server.cli.bench", "Measure the engine."),
         "tune": ("superdraft.evaluation.runs.tuning", "Find the best settings for a model and an n-gram model."),
     },
 )
+app.add_typer(bench.app, name="bench")
 app.add_typer(evaluate.app, name="eval")
 
 
