@@ -327,7 +327,10 @@ def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model)
     [
         (("eval", "quality"), "--prompts FILE is missing"),
         (("eval", "quality", "--prompts", "none.jsonl"), "none.jsonl cannot be read"),
-        (("eval", "quality", "--prompts", "x", "--decoder", "magic"), "'magic' is no decoder; there are served, paper"),
+        (
+            ("eval", "quality", "--prompts", "x", "--decoder", "magic"),
+            "'magic' is not a decoder; choose one of served, paper",
+        ),
         (
             ("eval", "quality", "--prompts", "x", "--decoder", "greedy", "--decoder", "greedy"),
             "Two decoders are called",

@@ -206,4 +206,4 @@ def test_a_version_without_layouts_says_so(run, cases, monkeypatch):
     monkeypatch.setattr(infill_server, "gap_prompt", lambda gap, fim, tokenizer, budget: None)
     code, _, err = run("--cases", cases, "--decoder", "served layout=line_in_prefix")
     assert code == 2
-    assert "this version has one way to make prompts for gaps" in err
+    assert "this version has only one layout" in err

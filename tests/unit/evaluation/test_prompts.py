@@ -51,9 +51,9 @@ def test_questions(tmp_path):
     ("content", "message"),
     [
         ('{"prompt": "a", "reference": "b"}\n{"prompt": "a"}', "line 2: the field reference is missing"),
-        ('{"prompt": "a", "reference": 3}', "line 1: not a line"),
-        ('{"prompt": " ", "reference": "b"}', "line 1: not a line"),
-        ("nonsense", "line 1: not a line"),
+        ('{"prompt": "a", "reference": 3}', "line 1: not a JSON line"),
+        ('{"prompt": " ", "reference": "b"}', "line 1: not a JSON line"),
+        ("nonsense", "line 1: not a JSON line"),
         ('{"id": 1, "prompt": "a", "reference": "b"}\n{"id": 1, "prompt": "a", "reference": "b"}', "the id '1'"),
     ],
 )
