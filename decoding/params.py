@@ -165,6 +165,11 @@ class GenerationParams:
             _check(low == 0, "min_probability", low, f"0 with {chosen}")
 
     @property
+    def uses_ngrams(self) -> bool:
+        """Whether an n-gram model has a say."""
+        return self.alpha > 0 and self.strategy.endswith("superposed")
+
+    @property
     def num_rows(self) -> int:
         """Branches at most, that is model rows of a decode step and KV-cache slots."""
         if not self.strategy.startswith("sample"):

@@ -30,6 +30,7 @@ from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 from superdraft.server.errors import CommandError
@@ -215,7 +216,7 @@ def time_choice(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> list[
         with mock.patch.object(runner, "decode", timed):
             for _ in range(1 + sizes.repeats // 10):
                 for number in range(num_requests):
-                    engine.add_request(str(number), next(prompts), params, scorer)
+                    engine.add_request(EngineRequest(str(number), next(prompts), params, scorer))
                 while engine.has_unfinished:
                     outputs = engine.step()
                     last, is_whole = engine.last_step, engine.num_waiting == 0 and not outputs

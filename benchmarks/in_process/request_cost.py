@@ -11,6 +11,7 @@ from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.engine.token_chooser import TokenChooser
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.covers import Covers
 
 BOOKKEEPING: tuple[tuple[Any, str], ...] = (
@@ -49,7 +50,7 @@ def ask(engine: Engine, text: str, params: GenerationParams, scorer: NgramScorer
     kinds: list[str | None] = []
     with timed(BOOKKEEPING) as seconds:
         started_s = time.perf_counter()
-        engine.add_request("cost", text, params, scorer)
+        engine.add_request(EngineRequest("cost", text, params, scorer))
         output = None
         while output is None:
             for step_output in engine.step():

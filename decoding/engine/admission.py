@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Literal
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.sequence import Branch, Sequence
@@ -12,9 +12,9 @@ from superdraft.decoding.method.draft_set import Draft, DraftSet
 from superdraft.decoding.method.draft_text import TokenAppender
 from superdraft.decoding.method.penalties import check_logit_bias
 from superdraft.decoding.method.sampling import make_generator
-from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import PrefixedText, Prompt
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.healing import plan_healing
 from superdraft.decoding.text.tokenizer import Tokenizer
 
@@ -24,67 +24,68 @@ _NOT_ROUND = (
 )
 
 
-def admit(
-    request_id: str,
-    prompt: Prompt,
-    params: GenerationParams,
-    scorer: NgramScorer[Any] | None,
-    tokenizer: Tokenizer,
-    config: EngineConfig,
-    max_model_len: int,
-    num_slots: int,
-) -> Sequence:
-    """A sequence, ready to be scheduled, with its first branch.
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Makes sequences of requests.
 
-    Raises:
-        InvalidRequestError: the prompt or a parameter is outside the limits.
+    Attributes:
+        tokenizer: the model's tokenizer.
+        config: the engine's limits.
+        max_model_len: the longest prompt and draft together, in tokens.
+        num_slots: KV-cache slots.
     """
-    check_limits(params, config, max_model_len, num_slots)
-    check_logit_bias(params.logit_bias, tokenizer.vocab_size)
-    tokens = tokenise(prompt, tokenizer, document_start=config.document_start)
-    tokens, warnings = fit_to_context(tokens, params.max_tokens, max_model_len, config.prompt_too_long)
-    healing = None
-    if params.token_healing and tokens.text and params.max_tokens > 0:
-        healing = plan_healing(tokens.text, tokens.token_ids, max(1, tokens.num_fixed), tokenizer)
-        if healing is None and tokenizer.token_bytes[tokens.token_ids[-1]] and len(tokens.token_ids) > 1:
-            warnings.append(_NOT_ROUND)
-    stop = (*params.stop, "\n", "\r") if params.single_line else params.stop
-    extend = TokenAppender(tokenizer.token_bytes, tokenizer.eos_token_ids, tuple(string.encode() for string in stop))
-    if params.alpha == 0 or not params.strategy.endswith("superposed"):
-        scorer = None
-    sequence = Sequence(
-        request_id,
-        list(tokens.token_ids),
-        params,
-        scorer,
-        extend,
-        max_positions=max_model_len,
-        num_start_tokens=tokens.num_start,
-        healing=healing,
-        warnings=warnings,
-    )
-    root = Draft(ngram_state=scorer.initial_state(tokens.token_ids) if scorer is not None else None)
-    sequence.branches.append(Branch(sequence, DraftSet((root,)), make_generator(params.seed, 0)))
-    return sequence
 
+    tokenizer: Tokenizer
+    config: EngineConfig
+    max_model_len: int
+    num_slots: int
 
-def check_limits(params: GenerationParams, config: EngineConfig, max_model_len: int, num_slots: int) -> None:
-    """Compare a request with the engine's limits.
+    def admit(self, request: EngineRequest) -> Sequence:
+        """A sequence with its first branch, ready to be scheduled.
 
-    Raises:
-        InvalidRequestError: a value is above its limit.
-    """
-    limits = (
-        ("num_drafts", params.num_drafts, config.max_num_drafts),
-        ("num_branches" if params.strategy.startswith("sample") else "max_branches", params.num_rows, num_slots),
-        ("candidates_per_draft", params.num_candidates, config.max_candidates_per_draft),
-        ("max_tokens", params.max_tokens, min(config.max_tokens, max_model_len - 1)),
-    )
-    for name, value, limit in limits:
-        if value > limit:
-            raise InvalidRequestError(
-                f"{name} is {value}, this server allows at most {limit}. Ask for less.", param=name
-            )
+        Raises:
+            InvalidRequestError: the prompt or a parameter is outside the limits.
+        """
+        params, tokenizer = request.params, self.tokenizer
+        self._check_limits(params)
+        check_logit_bias(params.logit_bias, tokenizer.vocab_size)
+        tokens = tokenise(request.prompt, tokenizer, document_start=self.config.document_start)
+        tokens, warnings = fit_to_context(tokens, params.max_tokens, self.max_model_len, self.config.prompt_too_long)
+        healing = None
+        if params.token_healing and tokens.text and params.max_tokens > 0:
+            healing = plan_healing(tokens.text, tokens.token_ids, max(1, tokens.num_fixed), tokenizer)
+            if healing is None and tokenizer.token_bytes[tokens.token_ids[-1]] and len(tokens.token_ids) > 1:
+                warnings.append(_NOT_ROUND)
+        stop = (*params.stop, "\n", "\r") if params.single_line else params.stop
+        sequence = Sequence(
+            request,
+            list(tokens.token_ids),
+            scorer=request.scorer if params.uses_ngrams else None,
+            extend=TokenAppender(tokenizer.token_bytes, tokenizer.eos_token_ids, tuple(one.encode() for one in stop)),
+            max_positions=self.max_model_len,
+            num_start_tokens=tokens.num_start,
+            healing=healing,
+            warnings=warnings,
+        )
+        scorer = sequence.scorer
+        root = Draft(ngram_state=scorer.initial_state(tokens.token_ids) if scorer is not None else None)
+        sequence.branches.append(Branch(sequence, DraftSet((root,)), make_generator(params.seed, 0)))
+        return sequence
+
+    def _check_limits(self, params: GenerationParams) -> None:
+        config = self.config
+        rows = "num_branches" if params.strategy.startswith("sample") else "max_branches"
+        limits = (
+            ("num_drafts", params.num_drafts, config.max_num_drafts),
+            (rows, params.num_rows, self.num_slots),
+            ("candidates_per_draft", params.num_candidates, config.max_candidates_per_draft),
+            ("max_tokens", params.max_tokens, min(config.max_tokens, self.max_model_len - 1)),
+        )
+        for name, value, limit in limits:
+            if value > limit:
+                raise InvalidRequestError(
+                    f"{name} is {value}, this server allows at most {limit}. Ask for less.", param=name
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.engine.admission import admit
+from superdraft.decoding.engine.admission import Admission
 from superdraft.decoding.engine.answer import answer, snapshot
 from superdraft.decoding.engine.branches import BranchSteps
 from superdraft.decoding.engine.prefix_cache import PrefixCache
@@ -42,6 +42,7 @@ from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 
@@ -85,6 +86,7 @@ class Engine:
         self.num_slots = runner.num_slots
         self._runner = runner
         self._clock = clock
+        self._admission = Admission(tokenizer, config, self.max_model_len, self.num_slots)
         self._prefixes = PrefixCache(runner.cache.plan.num_prefix_positions)
         self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens, self._num_unfed)
         self._chooser = TokenChooser(tokenizer, runner.device, clock)
@@ -130,50 +132,25 @@ class Engine:
         """What the latest step was."""
         return self._last_step
 
-    def add_request(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: GenerationParams,
-        scorer: NgramScorer[Any] | None = None,
-        *,
-        session_id: str | None = None,
-        timeout_s: float | None = None,
-    ) -> None:
+    def add_request(self, request: EngineRequest) -> None:
         """Queue a request.
-
-        Args:
-            request_id: a name that no unfinished request has.
-            prompt: text, token ids that are fed as they are, or both.
-            params: what is wanted.
-            scorer: the n-gram model; None means the language model alone.
-            session_id: a typing session; an unfinished request of the same session ends, superseded by this one.
-            timeout_s: answer after this time with the drafts so far.
 
         Raises:
             InvalidRequestError: the prompt or a parameter is outside this engine's limits.
         """
-        if request_id in self._sequences:
-            raise InvalidRequestError(f"A request {request_id!r} is running; use another id.", param="request_id")
-        sequence = admit(
-            request_id,
-            prompt,
-            params,
-            scorer,
-            self.tokenizer,
-            self.config,
-            self.max_model_len,
-            self.num_slots,
-        )
+        if request.request_id in self._sequences:
+            raise InvalidRequestError(
+                f"A request {request.request_id!r} is running; use another id.", param="request_id"
+            )
+        sequence = self._admission.admit(request)
         sequence.arrival_s = self._clock()
-        sequence.deadline_s = None if timeout_s is None else sequence.arrival_s + timeout_s
-        if session_id is not None:
-            sequence.session_id = session_id
-            older = self._sessions.get(session_id)
+        sequence.deadline_s = None if request.timeout_s is None else sequence.arrival_s + request.timeout_s
+        if request.session_id is not None:
+            older = self._sessions.get(request.session_id)
             if older is not None:
                 self._ended.append(self._end(older, SupersededError("A newer request of this session took its place.")))
-            self._sessions[session_id] = sequence
-        self._sequences[request_id] = sequence
+            self._sessions[request.session_id] = sequence
+        self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> bool:
@@ -213,8 +190,17 @@ class Engine:
     def generate(
         self, prompt: Prompt, params: GenerationParams, scorer: NgramScorer[Any] | None = None
     ) -> GenerationOutput:
-        """Run one request to its end, for callers that have the engine to themselves; else as `add_request`."""
-        self.add_request("generate", prompt, params, scorer)
+        """Run one request to its end, for callers that have the engine to themselves.
+
+        Args:
+            prompt: text, token ids that are fed as they are, or both.
+            params: what is wanted.
+            scorer: the n-gram model; None: the language model alone.
+
+        Raises:
+            InvalidRequestError: the prompt or a parameter is outside this engine's limits.
+        """
+        self.add_request(EngineRequest("generate", prompt, params, scorer))
         while True:
             for step_output in self.step():
                 if step_output.error is not None:
@@ -373,5 +359,6 @@ class Engine:
             # Sequence and branch hold each other until the garbage collector comes, and an n-gram state may hold a
             # document that the next request would go on with.
             branch.drafts = DraftSet((), ())
-        if sequence.session_id is not None and self._sessions.get(sequence.session_id) is sequence:
-            del self._sessions[sequence.session_id]
+        session_id = sequence.request.session_id
+        if session_id is not None and self._sessions.get(session_id) is sequence:
+            del self._sessions[session_id]

@@ -9,6 +9,7 @@ from numpy.random import Generator
 from superdraft.decoding.method.draft_set import DraftSet, Extend
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.healing import HealingPlan
 
 
@@ -94,15 +95,13 @@ class Sequence:
     """One request on its way: waiting -> prefilling (one slot) -> running (a slot for each branch) -> answered.
 
     Attributes:
-        request_id: the caller's name for it.
+        request: what was asked for.
         prompt_token_ids: what the model is fed, never empty.
         num_start_tokens: the first of them that are no part of the prompt: the token that begins a document.
-        params: what was asked for.
         scorer: the n-gram model; None when it has no say.
         extend: adds a token to one of its drafts.
         arrival_s: the clock when it was added.
         max_positions: positions that its slots have.
-        session_id: the typing session it belongs to.
         deadline_s: the clock at which it is answered with what it has.
         healing: where the covers of the prompt's end part; None: the prompt's own tokens are the only ones.
         start_alternatives: for verification, the most probable first tokens of drafts of a prompt that is healed: id,
@@ -117,14 +116,12 @@ class Sequence:
         ngram_s: the part of both that the n-gram model took.
     """
 
-    request_id: str
+    request: EngineRequest
     prompt_token_ids: list[int]
-    params: GenerationParams
     scorer: NgramScorer[Any] | None
     extend: Extend
     max_positions: int
     arrival_s: float = 0.0
-    session_id: str | None = None
     deadline_s: float | None = None
     num_start_tokens: int = 0
     healing: HealingPlan | None = None
@@ -137,6 +134,16 @@ class Sequence:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     ngram_s: float = 0.0
+
+    @property
+    def request_id(self) -> str:
+        """The caller's name for the request."""
+        return self.request.request_id
+
+    @property
+    def params(self) -> GenerationParams:
+        """What was asked for."""
+        return self.request.params
 
     @property
     def shared_token_ids(self) -> list[int]:

@@ -15,6 +15,7 @@ from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import PrefixedText, Prompt
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 _BEAM_BATCH = 16
@@ -111,7 +112,7 @@ class EngineDecoder:
         for index, ask in sorted(enumerate(asks), key=lambda entry: _length(entry[1].prompt)):
             seed = zlib.crc32(f"{self._seed} {ask.seed_key}".encode())
             params = replace(self._params, seed=seed)
-            self._engine.add_request(str(index), ask.prompt, params, self._scorer_of(ask.domain))
+            self._engine.add_request(EngineRequest(str(index), ask.prompt, params, self._scorer_of(ask.domain)))
         outputs: dict[str, GenerationOutput] = {}
         while self._engine.has_unfinished:
             for step_output in self._engine.step():

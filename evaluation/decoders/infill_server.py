@@ -15,7 +15,7 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.loader import LoadedModel, load_model
 from superdraft.decoding.model.kv_cache import plan_cache, probe_layer_shapes
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
-from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import Budget, FimTokens, Gap, gap_prompt
 from superdraft.evaluation.decoders.workbench import ModelChoice
 from superdraft.server.app import create_app
@@ -78,14 +78,14 @@ class VariedEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def add_request(self, request_id: str, prompt: Any, params: GenerationParams, *more: Any, **options: Any) -> None:
+    def add_request(self, request: EngineRequest) -> None:
         """Queue a request after applying the variation."""
         heals, layout = self.variation.heals, self.variation.layout
         if heals is not None:
-            params = replace(params, token_healing=heals)
+            request = replace(request, params=replace(request.params, token_healing=heals))
         if layout is not None:
-            prompt = self._laid_out(layout, params.max_tokens)
-        self._engine.add_request(request_id, prompt, params, *more, **options)
+            request = replace(request, prompt=self._laid_out(layout, request.params.max_tokens))
+        self._engine.add_request(request)
 
     def step(self) -> list[StepOutput]:
         """Advance every running request."""

@@ -9,8 +9,7 @@ import contextlib
 import queue
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -22,10 +21,8 @@ from superdraft.decoding.errors import (
     SuperdraftError,
     SupersededError,
 )
-from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
-from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.admission_control import AdmissionControl, Place
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.bridge.output_stream import OutputStream
@@ -41,11 +38,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Add:
-    request_id: str
-    prompt: Prompt
-    params: GenerationParams
-    scorer: NgramScorer[Any] | None
-    session_id: str | None
+    request: EngineRequest
     deadline: float | None  # on time.monotonic
     stream: OutputStream
     record: RequestRecord
@@ -103,16 +96,7 @@ class AsyncEngine:
         self._accepting = True
         self._thread.start()
 
-    async def generate(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: GenerationParams,
-        scorer: NgramScorer[Any] | None = None,
-        *,
-        session_id: str | None = None,
-        timeout_s: float | None = None,
-    ) -> GenerationOutput:
+    async def generate(self, request: EngineRequest) -> GenerationOutput:
         """Queue a request and wait for its drafts. Cancelling the awaiting task cancels the request.
 
         Raises:
@@ -122,7 +106,7 @@ class AsyncEngine:
             SupersededError: a newer request of the same session took its place.
             EngineStoppedError: the engine stops, or has stopped.
         """
-        outputs = await self.stream(request_id, prompt, params, scorer, session_id=session_id, timeout_s=timeout_s)
+        outputs = await self.stream(request)
         with contextlib.closing(outputs):
             async for output in outputs:
                 if output.error is not None:
@@ -131,25 +115,12 @@ class AsyncEngine:
                     return output.output
         raise AssertionError("a stream ended without a terminal output")
 
-    async def stream(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: GenerationParams,
-        scorer: NgramScorer[Any] | None = None,
-        *,
-        session_id: str | None = None,
-        timeout_s: float | None = None,
-    ) -> OutputStream:
+    async def stream(self, request: EngineRequest) -> OutputStream:
         """Queue a request; returns when the engine has taken it.
 
         Args:
-            request_id: a name that no unfinished request has.
-            prompt: text or token ids.
-            params: what is wanted; with `snapshots`, the stream holds one for each step, unless the reader is slower.
-            scorer: the n-gram model; None: the language model alone.
-            session_id: this request ends an unfinished older one of the same session and the same caller.
-            timeout_s: after so many seconds the drafts are answered as they are then; from now on, waiting included.
+            request: with `snapshots`, the stream holds one for each step, unless the reader is slower. Its session is
+                one of the caller's: other callers may use the same name. Its time includes the waiting for a place.
 
         Returns:
             The outputs. Closing the stream before its end cancels the request at the next step boundary.
@@ -161,19 +132,19 @@ class AsyncEngine:
             EngineStoppedError: the engine stops, or has stopped.
         """
         self._check_accepting()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
         record = current_record()
-        if session_id is not None and current_caller():  # whose name has no space
-            session_id = f"{current_caller()} {session_id}"
-        place = await self._admission.enter(record, params.num_rows, session_id, timeout_s)
+        if request.session_id is not None and current_caller():  # whose name has no space
+            request = replace(request, session_id=f"{current_caller()} {request.session_id}")
+        place = await self._admission.enter(record, request.params.num_rows, request.session_id, request.timeout_s)
 
         def cancel(stream: OutputStream) -> None:
             record.is_cancelled = True
-            self._commands.put(_Cancel(request_id, stream))
+            self._commands.put(_Cancel(request.request_id, stream))
 
         outputs = OutputStream(asyncio.get_running_loop(), cancel)
-        record.begin(params)
-        self._post(_Add(request_id, prompt, params, scorer, session_id, deadline, outputs, record, place))
+        record.begin(request.params)
+        self._post(_Add(request, deadline, outputs, record, place))
         try:
             await outputs.accepted()
         except asyncio.CancelledError:
@@ -243,26 +214,21 @@ class AsyncEngine:
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
 
     def _add(self, command: _Add) -> None:
-        if command.request_id in self._requests:
-            error = InvalidRequestError(f"The request id {command.request_id} is in use.", param="id")
+        request_id = command.request.request_id
+        if request_id in self._requests:
+            error = InvalidRequestError(f"The request id {request_id} is in use.", param="id")
             self._refuse(command, error)
             return
+        timeout_s = None if command.deadline is None else max(0.0, command.deadline - time.monotonic())
         try:
-            self._engine.add_request(
-                command.request_id,
-                command.prompt,
-                command.params,
-                command.scorer,
-                session_id=command.session_id,
-                timeout_s=None if command.deadline is None else max(0.0, command.deadline - time.monotonic()),
-            )
+            self._engine.add_request(replace(command.request, timeout_s=timeout_s))
         except SuperdraftError as error:
             self._refuse(command, error)
         except Exception:
-            log.exception("add_request_failed", engine_request_id=command.request_id)
+            log.exception("add_request_failed", engine_request_id=request_id)
             self._refuse(command, SequenceFailedError("The engine failed on this request; the server's log says why."))
         else:
-            self._requests[command.request_id] = command
+            self._requests[request_id] = command
             command.stream.accept()
 
     def _refuse(self, command: _Add, error: SuperdraftError) -> None:
@@ -302,7 +268,7 @@ class AsyncEngine:
     def _observe(self, request: _Add, terminal: StepOutput) -> None:
         if terminal.output is not None:
             request.record.add(terminal.output)
-            self._metrics.observe_generation(request.params, terminal.output)
+            self._metrics.observe_generation(request.request.params, terminal.output)
         elif isinstance(terminal.error, SupersededError):
             self._metrics.count_cancelled("superseded")
 

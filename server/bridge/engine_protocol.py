@@ -1,13 +1,11 @@
 """What the server asks of an engine: `superdraft.decoding.engine.engine.Engine`, or a test's."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import StepOutput
-from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.request import EngineRequest
 
 
 class TextTokenizer(Protocol):
@@ -40,16 +38,7 @@ class DecodingEngine(Protocol):
     def has_unfinished(self) -> bool:
         """Whether `step` has something to do."""
 
-    def add_request(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: GenerationParams,
-        scorer: NgramScorer[Any] | None = None,
-        *,
-        session_id: str | None = None,
-        timeout_s: float | None = None,
-    ) -> None:
+    def add_request(self, request: EngineRequest) -> None:
         """Queue a request; it ends an unfinished one of the same session. Raises InvalidRequestError."""
 
     def cancel(self, request_id: str) -> bool:

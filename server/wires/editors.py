@@ -10,6 +10,7 @@ from fastapi import Request
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import Budget, FimTokenizer, FimTokens, Gap, find_fim_tokens, gap_prompt
 from superdraft.decoding.text.gap_cut import LineEnd, cut_for_gap, line_end_of, with_line_ends
 from superdraft.server.bridge.engine_protocol import DecodingEngine
@@ -134,7 +135,9 @@ async def complete(http: Request, service: Service, request: EditorRequest, prom
     scorer = await service.default_scorer(request.user)
 
     async def run(params: GenerationParams) -> GenerationOutput:
-        output = await service.engine.generate(request.name, prompt, params, scorer, timeout_s=request.timeout_s)
+        output = await service.engine.generate(
+            EngineRequest(request.name, prompt, params, scorer, timeout_s=request.timeout_s)
+        )
         return with_cut_drafts(output, request.cut, request.line_end)
 
     share = await unless_client_gone(http, service.fan_out.draft(request.key, request.params, run))

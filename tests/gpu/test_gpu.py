@@ -25,6 +25,7 @@ from superdraft.decoding.model.linear_cuda import GPU_MAX_ROWS, Int4GpuLinear
 from superdraft.decoding.model.linear_int4 import DenseLinear, Int8Linear, quantised
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 NUM_PROMPTS = 12
@@ -75,8 +76,8 @@ def drafts_of(engine: Engine, prompts: list[list[int]], params: GenerationParams
             seeded = params if params.seed is None else replace(params, seed=params.seed + index)
             if cancels and index % 3 == 0:
                 doomed.append(f"doomed {index}")
-                engine.add_request(doomed[-1], prompt, seeded, HashScorer())
-            engine.add_request(str(index), prompt, seeded, HashScorer())
+                engine.add_request(EngineRequest(doomed[-1], prompt, seeded, HashScorer()))
+            engine.add_request(EngineRequest(str(index), prompt, seeded, HashScorer()))
             num_running += 1
         for _ in range(2):
             for output in engine.step():

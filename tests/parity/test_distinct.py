@@ -9,6 +9,7 @@ from support.models import ARCHITECTURES
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 
 PROMPT = "Thank you for your email. I will get"
 
@@ -107,7 +108,7 @@ def test_alone_equals_in_a_batch(architecture):
     engine, _ = tiny_engine(architecture, num_slots=4)
     for _ in range(2):
         for number, (prompt, variant) in enumerate(zip(prompts, variants, strict=True)):
-            engine.add_request(str(number), prompt, variant)
+            engine.add_request(EngineRequest(str(number), prompt, variant))
         together = run_all(engine)
         for number, expected in enumerate(alone):
             got = together[str(number)].output
@@ -120,7 +121,7 @@ def test_a_half_typed_word_is_finished_exactly(typed):
     """Every draft of a row of its own has the exact log-probabilities of its tokens, whichever stem it follows."""
     engine, model = tiny_engine()
     wanted = params(num_drafts=3, max_branches=3, max_tokens=6, token_healing=True, logit_bias=forbid_ends(engine))
-    engine.add_request("typed", typed, wanted)
+    engine.add_request(EngineRequest("typed", typed, wanted))
     (sequence,) = engine._sequences.values()
     engine.step()
     for _ in range(4):

@@ -7,6 +7,7 @@ from support.models import ARCHITECTURES
 
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SequenceFailedError
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 
 PROMPTS = ["Thank you for your", "The quick brown", "a", "We're meeting at noon, aren't", "def add(a, b):\n    ret"]
 
@@ -36,7 +37,7 @@ def test_the_cache_is_allocated_once_and_has_one_slot_a_request():
     assert cache.plan.num_prefix_positions == 1_000_000 // 256 - 3 * 96
     assert cache.num_bytes == (1_000_000 // 256) * 256
     for number in range(7):
-        engine.add_request(str(number), PROMPTS[number % 5], params(num_drafts=4), HashScorer())
+        engine.add_request(EngineRequest(str(number), PROMPTS[number % 5], params(num_drafts=4), HashScorer()))
     run_all(engine)
     assert [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers] == addresses
 
@@ -50,7 +51,7 @@ def test_alone_equals_in_a_batch_equals_in_a_used_slot(architecture):
     alone = [tiny_engine(architecture)[0].generate(p, v, HashScorer()) for p, v in zip(PROMPTS, variants, strict=True)]
     for _ in range(2):  # the second round meets slots that others have used
         for number, (prompt, variant) in enumerate(zip(PROMPTS, variants, strict=True)):
-            engine.add_request(str(number), prompt, variant, HashScorer())
+            engine.add_request(EngineRequest(str(number), prompt, variant, HashScorer()))
         together = run_all(engine)
         for number, expected in enumerate(alone):
             got = together[str(number)].output
@@ -206,8 +207,8 @@ def test_a_scorer_that_raises_ends_its_own_request_only():
     engine, _ = tiny_engine()
     expected = {name: engine.generate(PROMPTS[i], params(), HashScorer()) for i, name in enumerate("abc")}
     for i, name in enumerate("abc"):
-        engine.add_request(name, PROMPTS[i], params(), HashScorer())
-    engine.add_request("broken", PROMPTS[3], params(), FailingScorer(calls=3))
+        engine.add_request(EngineRequest(name, PROMPTS[i], params(), HashScorer()))
+    engine.add_request(EngineRequest("broken", PROMPTS[3], params(), FailingScorer(calls=3)))
     outputs = run_all(engine)
     error = outputs.pop("broken").error
     assert isinstance(error, SequenceFailedError)
@@ -233,8 +234,8 @@ def test_logits_that_are_not_numbers_end_their_own_request_only(monkeypatch):
         return logits
 
     monkeypatch.setattr(engine._runner, "decode", poisoned)
-    engine.add_request("poisoned", PROMPTS[0], params())
-    engine.add_request("healthy", PROMPTS[1], params())
+    engine.add_request(EngineRequest("poisoned", PROMPTS[0], params()))
+    engine.add_request(EngineRequest("healthy", PROMPTS[1], params()))
     outputs = run_all(engine)
     assert "not numbers" in str(outputs["poisoned"].error)
     assert [d.token_ids for d in outputs["healthy"].output.drafts] == [d.token_ids for d in expected.drafts]
@@ -258,7 +259,7 @@ def test_a_prompt_whose_logits_are_not_numbers_is_not_kept_for_the_next_one(monk
 
     with monkeypatch.context() as patch:
         patch.setattr(fresh._runner, "prefill", poisoned)
-        fresh.add_request("poisoned", PROMPTS[1], params())
+        fresh.add_request(EngineRequest("poisoned", PROMPTS[1], params()))
         assert "not numbers" in str(run_all(fresh)["poisoned"].error)
     again = fresh.generate(PROMPTS[1], params())
     assert again.usage.cached_tokens == 0
@@ -271,8 +272,8 @@ def test_a_forward_that_fails_ends_those_in_it_and_the_engine_goes_on(monkeypatc
     expected = tiny_engine()[0].generate("abc", params())
     with monkeypatch.context() as patch:
         patch.setattr(engine._runner, method, lambda *_: (_ for _ in ()).throw(MemoryError()))
-        engine.add_request("a", "abc", params())
-        engine.add_request("b", "abc", params())
+        engine.add_request(EngineRequest("a", "abc", params()))
+        engine.add_request(EngineRequest("b", "abc", params()))
         for output in run_all(engine).values():
             assert isinstance(output.error, SequenceFailedError)
             assert isinstance(output.error.__cause__, MemoryError)
@@ -283,7 +284,7 @@ def test_cancelled_requests_leave_no_trace_and_others_their_answers():
     engine, _ = tiny_engine(num_slots=2)
     expected = [engine.generate(prompt, params()) for prompt in PROMPTS]
     for number, prompt in enumerate(PROMPTS):
-        engine.add_request(str(number), prompt, params())
+        engine.add_request(EngineRequest(str(number), prompt, params()))
     engine.step()
     engine.step()
     engine.step()
@@ -299,9 +300,9 @@ def test_cancelled_requests_leave_no_trace_and_others_their_answers():
 
 def test_an_id_cannot_be_used_twice_at_once():
     engine, _ = tiny_engine()
-    engine.add_request("a", "abc", params())
+    engine.add_request(EngineRequest("a", "abc", params()))
     with pytest.raises(InvalidRequestError, match="is running"):
-        engine.add_request("a", "abc", params())
+        engine.add_request(EngineRequest("a", "abc", params()))
     assert list(run_all(engine)) == ["a"]
 
 
@@ -314,11 +315,11 @@ def test_a_known_prompt_needs_no_pass_of_its_own(options):
     expected = cold.generate(PROMPTS[0], params(**options))
     engine, model = tiny_engine(num_slots=8)
     engine.generate(PROMPTS[0], params(max_tokens=1))
-    engine.add_request("other", PROMPTS[1], params(max_tokens=20))
+    engine.add_request(EngineRequest("other", PROMPTS[1], params(max_tokens=20)))
     for _ in range(3):
         engine.step()
     num_tokens = engine.num_prefilled_tokens
-    engine.add_request("known", PROMPTS[0], params(**options))
+    engine.add_request(EngineRequest("known", PROMPTS[0], params(**options)))
     seen = []
     with counted_rows(model) as shapes:
         while not seen:

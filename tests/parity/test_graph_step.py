@@ -18,6 +18,7 @@ from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.step_graphs import Operations, Recorder
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 NUM_ROWS = 3
@@ -141,7 +142,7 @@ def test_replayed_steps_are_the_steps_themselves(dtype, monkeypatch):
             assert_alike(engine.generate(text, variant), plain.generate(text, variant), 1e-3)
     for one in (engine, plain):
         for number, variant in enumerate(VARIANTS):
-            one.add_request(str(number), TEXTS[number], variant)
+            one.add_request(EngineRequest(str(number), TEXTS[number], variant))
     together, expected = run_all(engine), run_all(plain)
     for name, output in together.items():
         assert_alike(output.output, expected[name].output, 1e-3)
@@ -204,7 +205,7 @@ def test_work_of_the_host_is_found_on_the_device(work):
 
 @pytest.mark.parametrize("copied", [lambda lengths: lengths.cpu(), lambda lengths: torch.zeros(3, device="cpu")])
 def test_tensors_of_the_host_are_found(copied):
-    with pytest.raises(AssertionError, match="stay on the device uses cpu"):
+    with pytest.raises(AssertionError, match="uses cpu in a step that should stay on the device"):
         run_on_device(copied)
 
 

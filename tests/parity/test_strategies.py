@@ -11,6 +11,7 @@ from support.decoding import HashScorer, counted_rows, run_all, texts, tiny_engi
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.method.draft_set import DraftSet
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 
 ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")
 PROMPT = "Thank you for your email. I will get"
@@ -134,7 +135,7 @@ def test_resets_restart_from_one_draft_and_from_its_real_tokens():
 def test_a_forked_branch_goes_on_exactly_where_it_was(architecture):
     engine, _ = tiny_engine(architecture)
     expected = engine.generate(PROMPT, params(num_drafts=3), HashScorer())
-    engine.add_request("a", PROMPT, params(num_drafts=3), HashScorer())
+    engine.add_request(EngineRequest("a", PROMPT, params(num_drafts=3), HashScorer()))
     for _ in range(3):
         engine.step()
     (branch,) = engine._sequences["a"].branches
@@ -148,7 +149,7 @@ def test_a_forked_branch_goes_on_exactly_where_it_was(architecture):
 
 def test_a_fork_divides_the_drafts():
     engine, model = tiny_engine()
-    engine.add_request("a", PROMPT, params(num_drafts=3, max_tokens=4), HashScorer())
+    engine.add_request(EngineRequest("a", PROMPT, params(num_drafts=3, max_tokens=4), HashScorer()))
     engine.step()
     (branch,) = engine._sequences["a"].branches
     *others, last = branch.drafts.alive
@@ -217,7 +218,7 @@ def test_asking_for_logprobs_does_not_change_the_drafts(selection):
 def test_the_paper_superposes_starts_of_one_stem_only():
     engine, _ = tiny_engine()
     for prompt in (HEALED, "We're meeting at noon, a", "def add(a, b):\n   "):
-        engine.add_request("a", prompt, params(token_healing=True, num_drafts=8))
+        engine.add_request(EngineRequest("a", prompt, params(token_healing=True, num_drafts=8)))
         (sequence,) = engine._sequences.values()
         engine.step()
         (branch,) = sequence.branches
@@ -247,7 +248,7 @@ def test_samples_are_drawn_from_all_covers():
     wanted = {"strategy": "sample", "num_drafts": 8, "alpha": 0.0, "token_healing": True, "max_tokens": 2}
     counts: Counter[tuple[tuple[int, ...], int]] = Counter()
     for seed in range(125):
-        engine.add_request("a", HEALED, params(seed=seed, **wanted))
+        engine.add_request(EngineRequest("a", HEALED, params(seed=seed, **wanted)))
         (sequence,) = engine._sequences.values()
         engine.step()
         for branch in sequence.branches:
@@ -322,7 +323,7 @@ def test_more_branches_than_slots_are_refused():
 
 def test_a_branch_that_ended_gives_its_slot_back_before_its_siblings_end():
     engine, _ = tiny_engine(num_slots=3)
-    engine.add_request("a", PROMPT, params(strategy="sample", num_drafts=3, seed=1, max_tokens=20))
+    engine.add_request(EngineRequest("a", PROMPT, params(strategy="sample", num_drafts=3, seed=1, max_tokens=20)))
     engine.step()
     first = engine._sequences["a"].branches[0]
     engine.step()

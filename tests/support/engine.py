@@ -1,4 +1,4 @@
-"""A fake engine: drafts made of the prompt's length, one step a token, everything on demand."""
+"""Fake engine without a model: fixed drafts, one step per token, and failures on demand."""
 
 import threading
 import time
@@ -20,12 +20,13 @@ from superdraft.decoding.outputs import (
 )
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import PrefixedText, Prompt
+from superdraft.decoding.request import EngineRequest
 
 WORDS = ("red", "green", "blue", "white", "black", "amber")
 
 
 class FakeTokenizer:
-    """One token a character."""
+    """One token per character."""
 
     vocabulary: ClassVar = {chr(i): i for i in range(128)}
     eos_token_ids = frozenset({0})
@@ -59,10 +60,10 @@ class Job:
 
 @dataclass
 class FakeEngine:
-    """Draft i of a request is `max_tokens` tokens of the form " red1", fewer if time is over.
+    """Each draft has `max_tokens` tokens such as " red1", or fewer if the request runs out of time.
 
-    Set `gate` to hold every step until it is set; `on_step` runs at the start of each step and may raise; `fail` maps a
-    request id to the error that it ends with.
+    If `gate` is given, every step waits until this event is set. `on_step` runs at the start of each step and may
+    raise. `fail` maps a request id to the error that the request ends with.
     """
 
     config: EngineConfig = field(default_factory=EngineConfig)
@@ -84,16 +85,8 @@ class FakeEngine:
     def has_unfinished(self) -> bool:
         return bool(self.jobs or self.superseded)
 
-    def add_request(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: GenerationParams,
-        scorer: Any = None,
-        *,
-        session_id: str | None = None,
-        timeout_s: float | None = None,
-    ) -> None:
+    def add_request(self, request: EngineRequest) -> None:
+        prompt, params, session_id = request.prompt, request.params, request.session_id
         self.threads.add(threading.current_thread().name)
         if isinstance(prompt, PrefixedText):
             token_ids = (*prompt.token_ids, *self.tokenizer.encode_inside(prompt.text))
@@ -104,14 +97,14 @@ class FakeEngine:
         if params.max_tokens > self.config.max_tokens:
             raise InvalidRequestError("max_tokens is over the limit.", param="max_tokens")
         if any(i >= 0x110000 for i in token_ids):
-            raise InvalidRequestError("prompt holds an id outside the vocabulary.", param="prompt")
+            raise InvalidRequestError("prompt contains an id outside the vocabulary.", param="prompt")
         if len(token_ids) + params.max_tokens > self.max_model_len:
             raise PromptTooLongError(f"The prompt of {len(token_ids)} tokens does not fit.")
         for older in [job for job in self.jobs.values() if session_id is not None and job.session_id == session_id]:
             del self.jobs[older.request_id]
             self.superseded.append(older.request_id)
-        job = Job(request_id, token_ids, params, scorer, session_id, timeout_s)
-        self.jobs[request_id] = job
+        job = Job(request.request_id, token_ids, params, request.scorer, session_id, request.timeout_s)
+        self.jobs[job.request_id] = job
         self.seen.append(job)
 
     def cancel(self, request_id: str) -> bool:
@@ -123,7 +116,7 @@ class FakeEngine:
         if self.gate is not None:
             self.gate.wait(timeout=10)
         self.on_step()
-        outputs = [StepOutput(name, error=SupersededError("A newer one came.")) for name in self.superseded]
+        outputs = [StepOutput(name, error=SupersededError("A newer request arrived.")) for name in self.superseded]
         self.superseded.clear()
         for job in list(self.jobs.values()):
             job.num_steps += 1
@@ -145,7 +138,7 @@ class FakeEngine:
         return Snapshot(job.num_steps, snapshots, stable)
 
     def generate(self, prompt: Prompt, params: GenerationParams, scorer: Any = None) -> GenerationOutput:
-        self.add_request("generate", prompt, params, scorer)
+        self.add_request(EngineRequest("generate", prompt, params, scorer))
         while True:
             for answer in self.step():
                 assert answer.output is not None
@@ -166,7 +159,7 @@ class FakeEngine:
             usage=Usage(len(job.token_ids), sum(len(draft.tokens) for draft in drafts), 2, params.max_tokens),
             timings=Timings(0.1, 1.0, 2.0, 0.5, 3.1),
             prompt_token_ids=job.token_ids,
-            warnings=(*self.warnings, "Time was over.") if job.is_late else self.warnings,
+            warnings=(*self.warnings, "The time limit was reached.") if job.is_late else self.warnings,
             prompt_logprobs=prompt_logprobs,
         )
 

@@ -1,4 +1,4 @@
-"""A server with personal models as a process of its own, to be killed: `python personal_server.py HOME KEYS`."""
+"""Server with personal models in a separate process that tests can kill: `python personal_server.py HOME KEYS`."""
 
 import socket
 import sys

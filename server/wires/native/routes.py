@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
 from superdraft.decoding.outputs import StepOutput
+from superdraft.decoding.request import EngineRequest
 from superdraft.server.edge.error_map import ErrorResponse
 from superdraft.server.service import unless_client_gone
 from superdraft.server.wires.json_body import documented, json_body
@@ -58,11 +59,9 @@ async def create_drafts(
     timeout_s = timeout_of(body, service.settings.max_timeout_ms)
     drafts_id, warnings = f"drafts-{uuid.uuid4().hex}", request_warnings(body, scorer)
     asked = service.feedback.asked(drafts_id, [body.prompt], body.user)
+    asks = EngineRequest(drafts_id, body.prompt, params, scorer, session_id=session_id, timeout_s=timeout_s)
     if not body.stream:
-        work = service.engine.generate(
-            drafts_id, body.prompt, params, scorer, session_id=session_id, timeout_s=timeout_s
-        )
-        output = await unless_client_gone(request, work)
+        output = await unless_client_gone(request, service.engine.generate(asks))
         service.feedback.remember(asked, output.drafts)
         return drafts_response(drafts_id, service.model_name, output, warnings)
 
@@ -73,5 +72,4 @@ async def create_drafts(
         service.feedback.remember(asked, step.output.drafts)
         return drafts_response(drafts_id, service.model_name, step.output, warnings)
 
-    start = service.engine.stream(drafts_id, body.prompt, params, scorer, session_id=session_id, timeout_s=timeout_s)
-    return EventStream(await unless_client_gone(request, start), render)
+    return EventStream(await unless_client_gone(request, service.engine.stream(asks)), render)

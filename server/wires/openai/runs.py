@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
 from superdraft.decoding.errors import SequenceFailedError, SuperdraftError
+from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import Gap
 from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of
 from superdraft.server.bridge.fan_out import Run
@@ -62,14 +65,12 @@ class CompletionRuns:
         """
         scorer = await self.service.default_scorer(self.user)
         if self.twin_key is None:
-            generate = self.service.engine.generate
-            works = [generate(name, prompt, self.params, scorer) for name, prompt in self.prompts.items()]
-            outputs = await all_or_none(works)
+            outputs = await all_or_none([self.service.engine.generate(one) for one in self._requests(scorer)])
             return [self.shown(name, output) for name, output in zip(self.prompts, outputs, strict=True)]
         ((name, prompt),) = self.prompts.items()
 
         async def run(params: GenerationParams) -> GenerationOutput:
-            return self.shown(name, await self.service.engine.generate(name, prompt, params, scorer))
+            return self.shown(name, await self.service.engine.generate(EngineRequest(name, prompt, params, scorer)))
 
         share = await self.service.fan_out.draft(self.twin_key, self.params, run)
         self.service.fan_out.remember(self.completion_id, share.rank)
@@ -84,8 +85,10 @@ class CompletionRuns:
         if self.twin_key is not None:
             return await open_all([self._shared_stream()])
         scorer = await self.service.default_scorer(self.user)
-        stream = self.service.engine.stream
-        return await open_all([stream(name, prompt, self.params, scorer) for name, prompt in self.prompts.items()])
+        return await open_all([self.service.engine.stream(one) for one in self._requests(scorer)])
+
+    def _requests(self, scorer: NgramScorer[Any] | None) -> list[EngineRequest]:
+        return [EngineRequest(name, prompt, self.params, scorer) for name, prompt in self.prompts.items()]
 
     async def _shared_stream(self) -> OutputStream:
         """The request that starts a shared run sees its snapshots, a twin its own draft alone, at the end.
@@ -101,7 +104,7 @@ class CompletionRuns:
 
         async def run(params: GenerationParams) -> GenerationOutput:
             scorer = await self.service.default_scorer(self.user)
-            steps = await self.service.engine.stream(name, prompt, params, scorer)
+            steps = await self.service.engine.stream(EngineRequest(name, prompt, params, scorer))
             outputs.accept()
             with contextlib.closing(steps):
                 async for step in steps:

@@ -12,6 +12,7 @@ from support.requests import run_together, some_request
 from superdraft.decoding.engine.sequence import Branch
 from superdraft.decoding.errors import SupersededError
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 
 
 @pytest.mark.parametrize("num_prefix_positions", [0, 40, 2000])
@@ -47,7 +48,9 @@ def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
             prompt, params = some_request(rng)
             session = f"s{rng.randrange(12)}" if rng.random() < 0.7 else None
             timeout_s = rng.choice([None, None, 0.03, 0.2])
-            engine.add_request(str(number), prompt, params, HashScorer(), session_id=session, timeout_s=timeout_s)
+            engine.add_request(
+                EngineRequest(str(number), prompt, params, HashScorer(), session_id=session, timeout_s=timeout_s)
+            )
             open_requests[str(number)] = session
             accepted += 1
         if open_requests and rng.random() < 0.4:
@@ -80,7 +83,7 @@ def test_an_idle_engine_keeps_nothing_of_those_it_served():
     num_before = len(branches())
     engine, _, _ = fake_engine()
     params = GenerationParams(max_tokens=30, num_drafts=3, alpha=0, tau=0.5)
-    engine.add_request("cancelled", "a secret", params)
+    engine.add_request(EngineRequest("cancelled", "a secret", params))
     for _ in range(4):
         engine.step()
     assert len(branches()) == num_before + 1

@@ -8,6 +8,7 @@ from support.fake_runner import fake_engine
 
 from superdraft.decoding.errors import SupersededError
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 
 PROMPT = "Thank you for your"
 
@@ -18,10 +19,10 @@ def params(**options: object) -> GenerationParams:
 
 def test_a_newer_request_of_a_session_ends_the_older_one_and_no_other():
     engine, _, _ = fake_engine()
-    engine.add_request("old", PROMPT, params(), session_id="s")
-    engine.add_request("stranger", PROMPT, params(), session_id="t")
+    engine.add_request(EngineRequest("old", PROMPT, params(), session_id="s"))
+    engine.add_request(EngineRequest("stranger", PROMPT, params(), session_id="t"))
     engine.step()
-    engine.add_request("new", PROMPT + " e", params(), session_id="s")
+    engine.add_request(EngineRequest("new", PROMPT + " e", params(), session_id="s"))
     assert engine.has_unfinished
     outputs = run_all(engine)
     assert isinstance(outputs["old"].error, SupersededError)
@@ -31,19 +32,19 @@ def test_a_newer_request_of_a_session_ends_the_older_one_and_no_other():
 
 def test_a_request_is_superseded_while_it_waits_too_and_a_finished_one_is_not():
     engine, _, _ = fake_engine(num_slots=1)
-    engine.add_request("running", PROMPT, params())
+    engine.add_request(EngineRequest("running", PROMPT, params()))
     engine.step()
-    engine.add_request("waiting", PROMPT, params(), session_id="s")
-    engine.add_request("new", PROMPT, params(), session_id="s")
+    engine.add_request(EngineRequest("waiting", PROMPT, params(), session_id="s"))
+    engine.add_request(EngineRequest("new", PROMPT, params(), session_id="s"))
     outputs = run_all(engine)
     assert isinstance(outputs["waiting"].error, SupersededError)
-    engine.add_request("later", PROMPT, params(), session_id="s")
+    engine.add_request(EngineRequest("later", PROMPT, params(), session_id="s"))
     assert list(run_all(engine)) == ["later"]
 
 
 def test_when_the_time_is_over_the_answer_is_what_there_is():
     engine, _, clock = fake_engine()
-    engine.add_request("a", PROMPT, params(max_tokens=20), timeout_s=1.0)
+    engine.add_request(EngineRequest("a", PROMPT, params(max_tokens=20), timeout_s=1.0))
     for _ in range(4):
         engine.step()
     clock.now_s = 1.0
@@ -55,9 +56,9 @@ def test_when_the_time_is_over_the_answer_is_what_there_is():
 
 def test_a_request_that_never_ran_is_answered_with_nothing_when_its_time_is_over():
     engine, _, clock = fake_engine(num_slots=1)
-    engine.add_request("running", PROMPT, params(max_tokens=30))
+    engine.add_request(EngineRequest("running", PROMPT, params(max_tokens=30)))
     engine.step()
-    engine.add_request("late", PROMPT, params(), timeout_s=0.5)
+    engine.add_request(EngineRequest("late", PROMPT, params(), timeout_s=0.5))
     clock.now_s = 0.6
     (ended,) = [output for output in engine.step() if output.is_terminal]
     assert ended.request_id == "late"
@@ -89,7 +90,7 @@ def test_stable_text_never_changes_and_begins_every_draft_of_the_answer(
         seed=1,
         logit_bias=((32, 6.0), (66, 6.0)),  # words and spaces more often than noise
     )
-    engine.add_request("a", prompt, wanted, HashScorer())
+    engine.add_request(EngineRequest("a", prompt, wanted, HashScorer()))
     stable = [""]
     while engine.has_unfinished:
         for output in engine.step():
@@ -104,7 +105,7 @@ def test_stable_text_never_changes_and_begins_every_draft_of_the_answer(
 
 def test_snapshots_come_after_every_step_but_the_last():
     engine, _, _ = fake_engine()
-    engine.add_request("a", PROMPT, params(max_tokens=5, snapshots=True))
+    engine.add_request(EngineRequest("a", PROMPT, params(max_tokens=5, snapshots=True)))
     steps: list[int | str] = []
     while engine.has_unfinished:
         steps += [output.snapshot.num_steps if output.snapshot else "end" for output in engine.step()]

@@ -11,11 +11,14 @@ from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.method.draft_set import DraftSet
 from superdraft.decoding.method.draft_text import TokenAppender
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 
 
 def sequence(name: str, num_tokens: int = 4, rows: int = 1) -> Sequence:
     params = GenerationParams(strategy="sample", num_drafts=rows)
-    new = Sequence(name, [1] * num_tokens, params, None, TokenAppender((), frozenset()), max_positions=100)
+    new = Sequence(
+        EngineRequest(name, "", params), [1] * num_tokens, None, TokenAppender((), frozenset()), max_positions=100
+    )
     new.branches.append(Branch(new, DraftSet(), default_rng(0)))
     return new
 

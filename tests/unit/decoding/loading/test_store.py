@@ -176,7 +176,7 @@ RACER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_model_store import Workshop
+from test_store import Workshop
 workshop = Workshop(Path(sys.argv[2]))
 convert = workshop.store._convert
 def slow(gguf, folder):

@@ -10,6 +10,7 @@ from support.tokenizers import byte_level, merged_byte_level, sentencepiece_like
 from tokenizers import normalizers
 
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.healing import (
     MAX_TAIL_BYTES,
     MAX_TAIL_TOKENS,
@@ -191,7 +192,7 @@ def test_every_draft_goes_on_from_the_last_byte_of_the_prompt(tokenizer, text, s
     params = GenerationParams(
         num_drafts=k, max_tokens=4, tau=0.5, seed=1, token_healing=True, logit_bias=ends, **options
     )
-    engine.add_request("a", text, params, HashScorer())
+    engine.add_request(EngineRequest("a", text, params, HashScorer()))
     sequence = engine._sequences["a"]
     typed = tokenizer.bytes_of(sequence.prompt_token_ids)
     assert typed in (text.encode(), b" " + text.encode())

@@ -10,6 +10,7 @@ from support.engine_thread import run, until
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.async_engine import AsyncEngine
 
 SHORT = GenerationParams(max_tokens=2)
@@ -20,7 +21,10 @@ def test_many_requests_each_get_their_own_answer():
     engine = FakeEngine()
 
     async def scenario(async_engine):
-        works = [async_engine.generate(f"r{i}", "x" * i, GenerationParams(max_tokens=1 + i % 5)) for i in range(50)]
+        works = [
+            async_engine.generate(EngineRequest(f"r{i}", "x" * i, GenerationParams(max_tokens=1 + i % 5)))
+            for i in range(50)
+        ]
         return await asyncio.gather(*works)
 
     outputs = run(engine, scenario)
@@ -31,7 +35,8 @@ def test_many_requests_each_get_their_own_answer():
 
 def test_refused_request_hears_why_and_others_go_on():
     async def scenario(async_engine):
-        works = [async_engine.generate("a", "x" * 100, SHORT), async_engine.generate("b", "x", SHORT)]
+        requests = EngineRequest("a", "x" * 100, SHORT), EngineRequest("b", "x", SHORT)
+        works = [async_engine.generate(request) for request in requests]
         return await asyncio.gather(*works, return_exceptions=True)
 
     refused, fine = run(FakeEngine(), scenario)
@@ -43,7 +48,7 @@ def test_failing_sequence_leaves_the_others():
     engine = FakeEngine(fail={"a": SequenceFailedError("bad scorer")})
 
     async def scenario(async_engine):
-        works = [async_engine.generate(name, "x", SHORT) for name in "abc"]
+        works = [async_engine.generate(EngineRequest(name, "x", SHORT)) for name in "abc"]
         return await asyncio.gather(*works, return_exceptions=True)
 
     failed, *others = run(engine, scenario)
@@ -55,9 +60,9 @@ def test_request_id_in_use_is_refused():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        first = asyncio.create_task(async_engine.generate("same", "x", SHORT))
+        first = asyncio.create_task(async_engine.generate(EngineRequest("same", "x", SHORT)))
         await until(lambda: engine.seen)
-        second = asyncio.create_task(async_engine.generate("same", "x", SHORT))
+        second = asyncio.create_task(async_engine.generate(EngineRequest("same", "x", SHORT)))
         await asyncio.sleep(0)
         engine.gate.set()
         return await asyncio.gather(first, second, return_exceptions=True)
@@ -72,7 +77,7 @@ def test_cancelled_while_running_is_dropped_from_the_engine():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        task = asyncio.create_task(async_engine.generate("a", "x", LONG))
+        task = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG)))
         await until(lambda: engine.seen)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -80,7 +85,7 @@ def test_cancelled_while_running_is_dropped_from_the_engine():
         engine.gate.set()
         await until(lambda: engine.cancelled == ["a"])
         assert not engine.has_unfinished
-        return await async_engine.generate("b", "x", SHORT)
+        return await async_engine.generate(EngineRequest("b", "x", SHORT))
 
     assert run(engine, scenario).request_id == "b"
 
@@ -89,9 +94,9 @@ def test_cancelled_before_the_engine_saw_it():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        running = asyncio.create_task(async_engine.generate("a", "x", SHORT))
+        running = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", SHORT)))
         await until(lambda: engine.seen)  # the thread now hangs in step
-        waiting = asyncio.create_task(async_engine.generate("b", "x", LONG))
+        waiting = asyncio.create_task(async_engine.generate(EngineRequest("b", "x", LONG)))
         await asyncio.sleep(0.01)
         waiting.cancel()
         await asyncio.sleep(0.01)
@@ -109,8 +114,8 @@ def test_cancelling_after_the_answer_does_nothing():
     engine = FakeEngine()
 
     async def scenario(async_engine):
-        await async_engine.generate("a", "x", SHORT)
-        task = asyncio.create_task(async_engine.generate("b", "x", SHORT))
+        await async_engine.generate(EngineRequest("a", "x", SHORT))
+        task = asyncio.create_task(async_engine.generate(EngineRequest("b", "x", SHORT)))
         await task
         task.cancel()
 
@@ -126,9 +131,9 @@ def test_crashing_step_fails_what_runs_and_the_thread_goes_on():
             raise RuntimeError("out of memory")
 
     async def scenario(async_engine):
-        works = [async_engine.generate(name, "x", SHORT) for name in "ab"]
+        works = [async_engine.generate(EngineRequest(name, "x", SHORT)) for name in "ab"]
         first = await asyncio.gather(*works, return_exceptions=True)
-        return first, await async_engine.generate("c", "x", SHORT), async_engine.is_ready
+        return first, await async_engine.generate(EngineRequest("c", "x", SHORT)), async_engine.is_ready
 
     first, second, ready = run(FakeEngine(on_step=crash_once), scenario)
     assert any(isinstance(answer, SequenceFailedError) for answer in first)
@@ -147,7 +152,7 @@ def test_repeated_crashes_make_it_not_ready():
         for i in range(3):
             states.append(async_engine.is_ready)
             with pytest.raises(SequenceFailedError):
-                await async_engine.generate(f"r{i}", "x", SHORT)
+                await async_engine.generate(EngineRequest(f"r{i}", "x", SHORT))
         return [*states, async_engine.is_ready]
 
     assert run(FakeEngine(on_step=crash), scenario) == [True, True, True, False]
@@ -158,8 +163,8 @@ def test_crash_in_add_request_answers_that_request():
 
     async def scenario(async_engine):
         with pytest.raises(SequenceFailedError):
-            await async_engine.generate("a", None, SHORT)
-        return await async_engine.generate("b", "x", SHORT)
+            await async_engine.generate(EngineRequest("a", None, SHORT))
+        return await async_engine.generate(EngineRequest("b", "x", SHORT))
 
     assert run(engine, scenario).request_id == "b"
 
@@ -176,10 +181,10 @@ def test_engine_that_cannot_drop_its_requests_ends_and_answers_all():
 
     async def scenario(async_engine):
         with pytest.raises(SequenceFailedError):
-            await async_engine.generate("a", "x", SHORT)
+            await async_engine.generate(EngineRequest("a", "x", SHORT))
         await until(lambda: not async_engine.is_ready)
         with pytest.raises(EngineStoppedError):
-            await async_engine.generate("b", "x", SHORT)
+            await async_engine.generate(EngineRequest("b", "x", SHORT))
 
     run(engine, scenario)
 
@@ -192,7 +197,7 @@ def test_request_that_the_engine_loses_is_answered():
 
     async def scenario(async_engine):
         with pytest.raises(SequenceFailedError):
-            await async_engine.generate("a", "x", SHORT)
+            await async_engine.generate(EngineRequest("a", "x", SHORT))
 
     run(Forgetful(), scenario)
 
@@ -204,7 +209,7 @@ def test_empty_answer_is_an_error():
 
     async def scenario(async_engine):
         with pytest.raises(SequenceFailedError):
-            await async_engine.generate("a", "x", SHORT)
+            await async_engine.generate(EngineRequest("a", "x", SHORT))
 
     run(Empty(), scenario)
 
@@ -213,13 +218,13 @@ def test_stop_lets_running_requests_finish_and_takes_no_more():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        running = asyncio.create_task(async_engine.generate("a", "x", LONG))
+        running = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG)))
         await until(lambda: engine.seen)
         stopping = asyncio.create_task(async_engine.stop(grace_s=10))
         await asyncio.sleep(0)
         assert not async_engine.is_ready
         with pytest.raises(EngineStoppedError):
-            await async_engine.generate("b", "x", SHORT)
+            await async_engine.generate(EngineRequest("b", "x", SHORT))
         engine.gate.set()
         await stopping
         return await running
@@ -231,9 +236,9 @@ def test_stop_without_patience_answers_everyone():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        running = asyncio.create_task(async_engine.generate("a", "x", LONG))
+        running = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG)))
         await until(lambda: engine.seen)
-        queued = asyncio.create_task(async_engine.generate("b", "x", LONG))
+        queued = asyncio.create_task(async_engine.generate(EngineRequest("b", "x", LONG)))
         await asyncio.sleep(0.01)
         stopping = asyncio.create_task(async_engine.stop(grace_s=0))
         await asyncio.sleep(0.01)
@@ -260,7 +265,7 @@ def test_idle_thread_sleeps():
     steps = []
 
     async def scenario(async_engine):
-        await async_engine.generate("a", "x", SHORT)
+        await async_engine.generate(EngineRequest("a", "x", SHORT))
         count = len(steps)
         await asyncio.sleep(0.05)
         return count, len(steps)

@@ -12,6 +12,7 @@ from support.engine_thread import run, until
 
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SupersededError
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.output_stream import open_all
 
 SHORT = GenerationParams(max_tokens=2)
@@ -23,7 +24,7 @@ def test_stream_is_snapshots_and_one_terminal_output():
     engine = FakeEngine(on_step=lambda: time.sleep(0.01))
 
     async def scenario(async_engine):
-        outputs = await async_engine.stream("a", "x", STREAMED)
+        outputs = await async_engine.stream(EngineRequest("a", "x", STREAMED))
         return [output async for output in outputs], await anext(outputs, "over")
 
     outputs, after = run(engine, scenario)
@@ -36,7 +37,7 @@ def test_slow_reader_gets_the_latest_output_alone():
     engine = FakeEngine()
 
     async def scenario(async_engine):
-        outputs = await async_engine.stream("a", "x", STREAMED)
+        outputs = await async_engine.stream(EngineRequest("a", "x", STREAMED))
         await until(lambda: not engine.jobs)
         await asyncio.sleep(0.01)
         return [output async for output in outputs]
@@ -47,7 +48,7 @@ def test_slow_reader_gets_the_latest_output_alone():
 
 def test_generate_waits_through_snapshots():
     async def scenario(async_engine):
-        return await async_engine.generate("a", "x", STREAMED)
+        return await async_engine.generate(EngineRequest("a", "x", STREAMED))
 
     assert run(FakeEngine(), scenario).request_id == "a"
 
@@ -55,8 +56,8 @@ def test_generate_waits_through_snapshots():
 def test_stream_of_a_refused_request_raises_before_it_starts():
     async def scenario(async_engine):
         with pytest.raises(InvalidRequestError):
-            await async_engine.stream("a", "x" * 100, STREAMED)
-        return await async_engine.generate("a", "x", SHORT)
+            await async_engine.stream(EngineRequest("a", "x" * 100, STREAMED))
+        return await async_engine.generate(EngineRequest("a", "x", SHORT))
 
     engine = FakeEngine()
     assert run(engine, scenario).request_id == "a"
@@ -67,7 +68,7 @@ def test_error_is_the_streams_last_output():
     engine = FakeEngine(fail={"a": SequenceFailedError("bad scorer")})
 
     async def scenario(async_engine):
-        return [output async for output in await async_engine.stream("a", "x", STREAMED)]
+        return [output async for output in await async_engine.stream(EngineRequest("a", "x", STREAMED))]
 
     assert isinstance(run(engine, scenario)[-1].error, SequenceFailedError)
 
@@ -77,7 +78,7 @@ def test_closing_a_stream_cancels_at_the_next_step(num_read):
     engine = FakeEngine(on_step=lambda: time.sleep(0.005))
 
     async def scenario(async_engine):
-        outputs = await async_engine.stream("a", "x", GenerationParams(max_tokens=50, snapshots=True))
+        outputs = await async_engine.stream(EngineRequest("a", "x", GenerationParams(max_tokens=50, snapshots=True)))
         for _ in range(num_read):
             assert not (await anext(outputs)).is_terminal
         steps = engine.seen[0].num_steps
@@ -95,14 +96,14 @@ def test_closing_a_stream_after_its_end_cancels_nothing():
     engine = FakeEngine()
 
     async def scenario(async_engine):
-        read = await async_engine.stream("a", "x", STREAMED)
+        read = await async_engine.stream(EngineRequest("a", "x", STREAMED))
         assert [output async for output in read]
         read.close()
-        unread = await async_engine.stream("b", "x", STREAMED)
+        unread = await async_engine.stream(EngineRequest("b", "x", STREAMED))
         await until(lambda: not engine.jobs)
         await asyncio.sleep(0.01)
         unread.close()
-        await async_engine.generate("c", "x", SHORT)
+        await async_engine.generate(EngineRequest("c", "x", SHORT))
 
     run(engine, scenario)
     assert engine.cancelled == []
@@ -112,9 +113,9 @@ def test_late_cancel_spares_a_newer_request_of_the_same_id():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        first = asyncio.create_task(async_engine.generate("same", "x", SHORT))
+        first = asyncio.create_task(async_engine.generate(EngineRequest("same", "x", SHORT)))
         await until(lambda: engine.seen)
-        refused = asyncio.create_task(async_engine.stream("same", "x", SHORT))
+        refused = asyncio.create_task(async_engine.stream(EngineRequest("same", "x", SHORT)))
         await asyncio.sleep(0.01)
         refused.cancel()
         await asyncio.sleep(0.01)
@@ -129,24 +130,24 @@ def test_session_and_timeout_reach_the_engine():
     engine = FakeEngine(on_step=lambda: time.sleep(0.002))
 
     async def scenario(async_engine):
-        older = asyncio.create_task(async_engine.generate("a", "x", LONG, session_id="me"))
+        older = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG, session_id="me")))
         await until(lambda: engine.seen)
-        newer = async_engine.generate("b", "x", LONG, session_id="me", timeout_s=0.02)
+        newer = async_engine.generate(EngineRequest("b", "x", LONG, session_id="me", timeout_s=0.02))
         return await asyncio.gather(older, newer, return_exceptions=True)
 
     older, newer = run(engine, scenario)
     assert isinstance(older, SupersededError)
-    assert newer.warnings == ("Time was over.",)
+    assert newer.warnings == ("The time limit was reached.",)
 
 
 def test_time_runs_while_a_request_waits_for_the_engine():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        first = asyncio.create_task(async_engine.generate("a", "x", SHORT))
+        first = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", SHORT)))
         await until(lambda: engine.seen)
-        late = asyncio.create_task(async_engine.generate("b", "x", LONG, timeout_s=0.02))
-        patient = asyncio.create_task(async_engine.generate("c", "x", SHORT, timeout_s=1000))
+        late = asyncio.create_task(async_engine.generate(EngineRequest("b", "x", LONG, timeout_s=0.02)))
+        patient = asyncio.create_task(async_engine.generate(EngineRequest("c", "x", SHORT, timeout_s=1000)))
         await asyncio.sleep(0.03)  # the engine is in the middle of a step
         engine.gate.set()
         return await asyncio.gather(first, late, patient)
@@ -154,14 +155,14 @@ def test_time_runs_while_a_request_waits_for_the_engine():
     outputs = run(engine, scenario)
     assert [job.timeout_s for job in engine.seen[:2]] == [None, 0.0]
     assert 0 < engine.seen[2].timeout_s < 1000
-    assert [output.warnings for output in outputs] == [(), ("Time was over.",), ()]
+    assert [output.warnings for output in outputs] == [(), ("The time limit was reached.",), ()]
 
 
 def test_stop_ends_streams_and_empties_the_engine():
     engine = FakeEngine(on_step=lambda: time.sleep(0.005))
 
     async def scenario(async_engine):
-        outputs = await async_engine.stream("a", "x", GenerationParams(max_tokens=60, snapshots=True))
+        outputs = await async_engine.stream(EngineRequest("a", "x", GenerationParams(max_tokens=60, snapshots=True)))
         await anext(outputs)
         await async_engine.stop(grace_s=0.02)
         return [output async for output in outputs]
@@ -182,7 +183,8 @@ def test_random_churn_ends_every_request_once():
         timeout_s = chance.choice([None, 0.001])
         try:
             await asyncio.sleep(chance.random() * 0.3)
-            outputs = await async_engine.stream(f"r{i}", "x", params, session_id=session_id, timeout_s=timeout_s)
+            request = EngineRequest(f"r{i}", "x", params, session_id=session_id, timeout_s=timeout_s)
+            outputs = await async_engine.stream(request)
             if chance.random() < 0.3:
                 outputs.close()
                 ended["closed"] += 1
@@ -209,7 +211,7 @@ def test_merged_streams_come_in_turn_and_end_when_all_have():
     engine = FakeEngine(on_step=lambda: time.sleep(0.01))
 
     async def scenario(async_engine):
-        merged = await open_all([async_engine.stream(name, "x", STREAMED) for name in "abc"])
+        merged = await open_all([async_engine.stream(EngineRequest(name, "x", STREAMED)) for name in "abc"])
         return [output async for output in merged]
 
     outputs = run(engine, scenario)
@@ -223,7 +225,7 @@ def test_slow_reader_of_merged_streams_gets_the_latest_of_each():
     engine = FakeEngine()
 
     async def scenario(async_engine):
-        merged = await open_all([async_engine.stream(name, "x", STREAMED) for name in "abc"])
+        merged = await open_all([async_engine.stream(EngineRequest(name, "x", STREAMED)) for name in "abc"])
         await until(lambda: not engine.jobs)
         await asyncio.sleep(0.01)
         return [output.request_id async for output in merged if output.is_terminal]
@@ -236,7 +238,7 @@ def test_reader_slower_than_its_first_stream_still_hears_of_the_others():
     endless = GenerationParams(max_tokens=60, snapshots=True)
 
     async def scenario(async_engine):
-        merged = await open_all([async_engine.stream(name, "x", endless) for name in "ab"])
+        merged = await open_all([async_engine.stream(EngineRequest(name, "x", endless)) for name in "ab"])
         heard = []
         for _ in range(4):
             await asyncio.sleep(0.01)  # each has something new by now
@@ -251,7 +253,7 @@ def test_closing_merged_streams_cancels_all():
     engine = FakeEngine(on_step=lambda: time.sleep(0.005))
 
     async def scenario(async_engine):
-        merged = await open_all([async_engine.stream(name, "x", LONG) for name in "abc"])
+        merged = await open_all([async_engine.stream(EngineRequest(name, "x", LONG)) for name in "abc"])
         merged.close()
         merged.close()
         await until(lambda: sorted(engine.cancelled) == ["a", "b", "c"])
@@ -265,7 +267,7 @@ def test_refusal_of_one_ends_the_others_that_were_taken():
 
     async def scenario(async_engine):
         with pytest.raises(InvalidRequestError):
-            await open_all([async_engine.stream(name, name * 30, LONG) for name in ("a", "xxx", "b")])
+            await open_all([async_engine.stream(EngineRequest(name, name * 30, LONG)) for name in ("a", "xxx", "b")])
         await until(lambda: len(engine.cancelled) == 2 and not engine.jobs)
 
     engine.max_model_len = 80
@@ -276,8 +278,8 @@ def test_caller_that_leaves_while_streams_are_opened_leaves_nothing_behind():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        blocker = await async_engine.stream("blocker", "x", LONG)
-        opening = asyncio.create_task(open_all([async_engine.stream(name, "x", LONG) for name in "ab"]))
+        blocker = await async_engine.stream(EngineRequest("blocker", "x", LONG))
+        opening = asyncio.create_task(open_all([async_engine.stream(EngineRequest(name, "x", LONG)) for name in "ab"]))
         await asyncio.sleep(0.02)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):

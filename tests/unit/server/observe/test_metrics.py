@@ -12,11 +12,12 @@ from support.fake_runner import fake_engine
 
 from superdraft.decoding.outputs import GenerationOutput, Timings, Usage
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
 from superdraft.server.observe.log_config import describe_exception
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import RequestRecord, Statistics, current_record, start_record
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 DASHBOARD = ROOT / "deploy/grafana/superdraft.json"
 PROMPT = "Thank you for your"
 
@@ -36,7 +37,7 @@ def everything() -> Metrics:
     """Metrics of which every family has a sample."""
     metrics, engine, _ = watched()
     metrics.watch_admission(lambda: 3)
-    engine.add_request("a", PROMPT, GenerationParams(max_tokens=2))
+    engine.add_request(EngineRequest("a", PROMPT, GenerationParams(max_tokens=2)))
     engine.step()
     metrics.observe_step()
     metrics.observe_request("/v1/drafts", 200, "superposed", 0.1)
@@ -106,8 +107,8 @@ def test_only_plain_superposed_drafts_are_compared_with_separate_rows(params):
 def test_steps_are_timed_by_kind_and_first_drafts_once_a_prompt():
     metrics, engine, clock = watched()
     clock.now_s = 1.0
-    engine.add_request("a", PROMPT, GenerationParams(max_tokens=3))
-    engine.add_request("warm-up", "Once", GenerationParams(max_tokens=0))
+    engine.add_request(EngineRequest("a", PROMPT, GenerationParams(max_tokens=3)))
+    engine.add_request(EngineRequest("warm-up", "Once", GenerationParams(max_tokens=0)))
     clock.now_s = 1.25
     while engine.has_unfinished:
         engine.step()
@@ -125,7 +126,8 @@ def test_steps_are_timed_by_kind_and_first_drafts_once_a_prompt():
 def test_requests_out_of_time_count_as_cancelled():
     metrics, engine, clock = watched()
     for name in "abc":
-        engine.add_request(name, PROMPT, GenerationParams(max_tokens=9), timeout_s=1.0 if name < "c" else None)
+        timeout_s = 1.0 if name < "c" else None
+        engine.add_request(EngineRequest(name, PROMPT, GenerationParams(max_tokens=9), timeout_s=timeout_s))
     engine.step()
     metrics.observe_step()
     clock.now_s = 2.0
@@ -144,7 +146,7 @@ def test_gauges_show_the_engine_when_asked():
 
     assert gauges() == [2, 0, 0, 0]
     for name in "abc":
-        engine.add_request(name, PROMPT, GenerationParams(max_tokens=4))
+        engine.add_request(EngineRequest(name, PROMPT, GenerationParams(max_tokens=4)))
     assert gauges() == [2, 0, 0, 3]
     engine.step()
     assert gauges() == [2, 2, 2, 1]
