@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.evaluation.reports.machine import describe_machine
 
 _WIDTH = 150  # of tables that are not printed to a terminal
 

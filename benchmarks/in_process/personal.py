@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
 from superdraft.benchmarks.options import AsJson, Dtype, Model
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -31,6 +30,7 @@ from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import interval, paired_difference
 from superdraft.evaluation.measures.metrics import most_words_right
 from superdraft.evaluation.measures.typing_simulation import Typist
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.ngram_models.scoring.in_context import InContextScorer
 from superdraft.ngram_models.scoring.mixture import UniformScorer
 from superdraft.ngram_models.scoring.personal import AcceptedText, PersonalModel, end_of

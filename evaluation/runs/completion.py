@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.evaluation.cases.prompts import Prompt, first_words_of, read_prompts
 from superdraft.evaluation.cases.word_list import known_words
@@ -37,6 +36,7 @@ from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import intervals
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.report import (
     DecoderResult,
     decoder_result,

@@ -12,7 +12,6 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases, parse_window, write_cases
 from superdraft.evaluation.command_line import (
@@ -42,6 +41,7 @@ from superdraft.evaluation.measures import infill_metrics as metrics
 from superdraft.evaluation.measures.bootstrap import as_ratios
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import Figures, forward_rows, intervals
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.records import PromptRecord, RecordFile, digest
 from superdraft.evaluation.reports.report import DecoderResult, markdown, results_document, summary_table, write_json
 from superdraft.evaluation.runs.quality import new_record

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.engine.admission import prompt_token_ids
 from superdraft.decoding.loading.loader import load_model
 from superdraft.decoding.loading.store import DEFAULT_MODEL
@@ -38,6 +37,7 @@ from superdraft.evaluation.command_line import (
 from superdraft.evaluation.measures.bootstrap import Interval, as_ratios, interval
 from superdraft.evaluation.measures.evaluator import ExactRunner, exact_runner
 from superdraft.evaluation.reports import plots
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.report import format_interval, write_json
 
 

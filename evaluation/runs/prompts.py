@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
 from superdraft.evaluation.command_line import (
@@ -44,6 +43,7 @@ from superdraft.evaluation.reports.figures import (
     intervals,
     uniqueness_name,
 )
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import (
     TITLES,

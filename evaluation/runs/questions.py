@@ -8,7 +8,6 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.evaluation.cases.prompts import Prompt, Question, read_questions
 from superdraft.evaluation.command_line import (
@@ -36,6 +35,7 @@ from superdraft.evaluation.measures.bootstrap import as_ratios
 from superdraft.evaluation.measures.metrics import contains_answer, coverage_accuracy, precision_at
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import Figures, forward_rows, intervals
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import DecoderResult, markdown, results_document, summary_table, write_json
 from superdraft.evaluation.runs.quality import QualityRun, Typing

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
@@ -31,6 +30,7 @@ from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval, paired_difference
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import Figures, collect, intervals
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.report import TITLES, format_interval, write_json
 from superdraft.evaluation.runs.quality import QualityRun, Typing
 from superdraft.ngram_models.store.manifest import Tuning
