@@ -20,7 +20,7 @@ from superdraft.server.service import Service
 from superdraft.server.settings import Settings
 
 _SLACK_S = 5  # for writing the last answers
-_LAST_WORDS_S = 0.2  # clients that send their next request as soon as they are answered still get an answer
+_LAST_WORDS_S = 0.2  # in which the next requests of clients that were just answered still get their 503
 # Longer than clients keep idle connections (httpx: 5 s, as uvicorn by default; Node: 4 s). If the server closes a
 # connection just as a request is sent on it, the client sees a reset and no answer.
 _KEEP_ALIVE_S = 75

@@ -113,7 +113,7 @@ def main(
     shapes: Annotated[str, typer.Option(help="Sizes: full, or tiny to try the code out on a CPU.")] = "full",
     as_json: AsJson = False,
 ) -> None:
-    """Time decode steps on a GPU by rows and positions, superposed beside greedy, and the host's choice of tokens."""
+    """Time decode steps on a GPU: by rows and positions, superposed and greedy, and the host's choice of tokens."""
     if shapes not in SIZES:
         raise CommandError(f"--shapes must be one of {', '.join(SIZES)}, got {shapes!r}.")
     if device == "cpu" and shapes != "tiny":

@@ -160,7 +160,7 @@ def pair_of(
     is_warm: bool,
     heals_first: bool,
 ) -> Pair:
-    """Answer one prompt with healing and without, each with an empty cache or, if warm, after all but its last key."""
+    """Answer a prompt with healing and without; each time empty the cache and, if warm, request all but its end."""
     costs: dict[bool, Cost] = {}
     for heals in (heals_first, not heals_first):
         own = params[0] if heals else params[1]

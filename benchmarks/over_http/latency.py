@@ -177,7 +177,7 @@ def _keys(count: int) -> Iterator[tuple[str, bool]]:
 def _ours(http: httpx.Client, num_drafts: int, **extra: object) -> Contender:
     """Our server as a contender. Token healing is off, so that it runs the same prompt tokens as the others.
 
-    By default, improbable drafts end early; with the selection "paper" they have as many tokens as the others'.
+    By default, improbable drafts end early. With the selection "paper", drafts are as long as those of the others.
     """
 
     def draft(text: str, _: list[int]) -> int:

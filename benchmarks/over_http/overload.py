@@ -107,7 +107,7 @@ async def _phases(
 
 
 def _prompts() -> Iterator[str]:
-    """Different prompts, so that the prefix cache saves nothing."""
+    """Prompts that are all different, so that the prefix cache saves at most the beginning of the text."""
     for number in itertools.count():
         text = TEXTS[number % len(TEXTS)]
         yield f"{number}: {text[: 60 + number % 60]}"

@@ -13,11 +13,11 @@ import torch
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.loader import LoadedModel, load_model
-from superdraft.decoding.model.kv_cache import plan_cache, probe_layer_shapes
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import Budget, FimTokens, Gap, gap_prompt
 from superdraft.evaluation.decoders.workbench import ModelChoice
+from superdraft.evaluation.measures.evaluator import position_bytes
 from superdraft.server.app import create_app
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.errors import CommandError
@@ -164,10 +164,7 @@ def _without_room_for_prompts(loaded: LoadedModel, settings: Settings) -> Engine
     num_slots = config.num_slots or NUM_SLOTS
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_len = min(config.max_model_len, context or config.max_model_len)
-    item_bytes = torch.finfo(loaded.model.dtype).bits // 8
-    position_bytes = plan_cache(probe_layer_shapes(loaded.model), item_bytes, 2**62, 1, 1).bytes_per_position
-    scratch = num_slots  # one position for each slot where steps are on the device
-    return replace(config, num_slots=num_slots, kv_memory_bytes=position_bytes * (num_slots * max_len + scratch))
+    return replace(config, num_slots=num_slots, kv_memory_bytes=position_bytes(loaded) * num_slots * max_len)
 
 
 @contextlib.contextmanager

@@ -97,9 +97,17 @@ def exact_runner(loaded: LoadedModel, max_len: int, num_slots: int) -> ExactRunn
     Raises:
         UnsupportedModelError: the model cannot be run with a KV cache in slots.
     """
+    return ExactRunner(loaded.model, max_len, position_bytes(loaded) * max_len * num_slots, num_slots)
+
+
+def position_bytes(loaded: LoadedModel) -> int:
+    """Bytes of the KV cache per position.
+
+    Raises:
+        UnsupportedModelError: the model cannot be run with a KV cache in slots.
+    """
     item_bytes = torch.finfo(loaded.model.dtype).bits // 8
-    position_bytes = plan_cache(probe_layer_shapes(loaded.model), item_bytes, 2**62, 1, 1).bytes_per_position
-    return ExactRunner(loaded.model, max_len, position_bytes * max_len * num_slots, num_slots)
+    return plan_cache(probe_layer_shapes(loaded.model), item_bytes, 2**62, 1, 1).bytes_per_position
 
 
 class Evaluator:

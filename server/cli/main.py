@@ -58,7 +58,7 @@ def options(
 def main() -> None:
     """Entry point: expected errors become one line on stderr and exit code 2."""
     try:
-        app()
+        app(prog_name="superdraft")
     except (CommandError, SuperdraftError, NgramModelError, ClientError) as error:
         _fail(str(error))
     except ModuleNotFoundError as error:

@@ -263,9 +263,9 @@ def test_completion_behind_the_first_words_of_texts(run, files, model, monkeypat
     seen = []
     add_request = Engine.add_request
 
-    def note(self, request_id, prompt, *more, **options):
-        seen.append((self.config.document_start, prompt))
-        add_request(self, request_id, prompt, *more, **options)
+    def note(self, request):
+        seen.append((self.config.document_start, request.prompt))
+        add_request(self, request)
 
     monkeypatch.setattr(Engine, "add_request", note)
     command = ("eval", "completion", *prompt_files(files), "-n", "4", "--first-words", "1,2,9")

@@ -75,9 +75,9 @@ def seen(monkeypatch):
     asked = []
     add_request = Engine.add_request
 
-    def note(self, request_id, prompt, params, *more, **options):
-        asked.append((prompt, params))
-        add_request(self, request_id, prompt, params, *more, **options)
+    def note(self, request):
+        asked.append((request.prompt, request.params))
+        add_request(self, request)
 
     monkeypatch.setattr(Engine, "add_request", note)
     return asked

@@ -19,14 +19,16 @@ from support.tokenizers import byte_level, sentencepiece_like
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.server import loading
 from superdraft.server.app import create_app
+from superdraft.server.cli import bench, doctor, evaluate
 from superdraft.server.cli import complete as cli_complete
-from superdraft.server.cli import doctor
 from superdraft.server.cli import main as cli
 from superdraft.server.cli import serve as cli_serve
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.loading import LoadedService
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
+
+GROUPS = {"bench": bench.app, "eval": evaluate.app}
 
 
 @pytest.fixture(autouse=True)
@@ -257,6 +259,16 @@ def test_every_setting_is_an_option_of_serve_with_its_description():
         assert option.default is None  # not given: the environment, the file or the field's own default counts
         assert option.show_default or field.default is None
         assert bool(option.secondary_opts) == (field.default is True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [f"{group} {command.name}" for group, app in GROUPS.items() for command in app.registered_commands],
+)
+def test_every_benchmark_and_evaluation_has_its_command(run, command):
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert f"Usage: superdraft {command} " in out
 
 
 def test_options_of_serve_show_choices_and_defaults(run, monkeypatch):
