@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU, DISTINCT_DEFAULTS
+from superdraft.decoding.method.selection import RULES
+from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.settings import Settings
 
@@ -96,7 +97,8 @@ class DraftingDefaults:
         defaults: dict[str, Any]
         if selection == "distinct":
             defaults = {
-                **DISTINCT_DEFAULTS,
+                "alpha": RULES[selection].alpha,
+                "tau": RULES[selection].tau,
                 "max_branches": self.max_branches,
                 "min_probability": self.min_probability,
                 "whole_best": max_tokens > MAX_SHORT_TOKENS,

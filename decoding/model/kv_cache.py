@@ -191,6 +191,15 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
     get_max_cache_shape = get_max_length  # its name before transformers 5.20
 
 
+@dataclass(frozen=True, slots=True)
+class SlotMove:
+    """The first `length` positions of slot `source` have to be copied to slot `target`."""
+
+    source: int
+    target: int
+    length: int
+
+
 class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
     """Keys and values of all slots and of the prefix pool, allocated once and never grown.
 

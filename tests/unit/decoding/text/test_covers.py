@@ -51,8 +51,8 @@ def engine_next_bytes(text: str, tokenizer: Tokenizer) -> dict[int | None, float
     """What the engine makes of a prompt, from the covers that it chooses from."""
     engine, _, _ = fake_engine(tokenizer=tokenizer, document_start=True)
     seen: list[covers.Covers] = []
-    choose = engine._chooser.choose_start
-    engine._chooser.choose_start = lambda branch, found: (seen.append(found), choose(branch, found))
+    choose = engine._starts.choose_start
+    engine._starts.choose_start = lambda branch, found: (seen.append(found), choose(branch, found))
     engine.generate(text, GenerationParams(max_tokens=1, num_drafts=1, alpha=0, token_healing=True))
     (found,) = seen
     shares: dict[int | None, float] = {}
