@@ -175,14 +175,13 @@ class AsyncSuperdraft(ClientBase):
         rank: int = 0,
         *,
         elapsed_ms: float | None = None,
-        num_characters: int | None = None,
     ) -> FeedbackReceipt:
         """Report an event like `AsyncCompletion.shown`, `accepted` and `dismissed`, given only the completion's id.
 
         Raises:
             ClientError: as in `complete`.
         """
-        return await self._ask(feedback_call(completion_id, event, rank, elapsed_ms, num_characters))
+        return await self._ask(feedback_call(completion_id, event, rank, elapsed_ms))
 
     def _with_feedback(self, completion: AsyncCompletion) -> AsyncCompletion:
         reporting_through(completion, self._ask)

@@ -36,7 +36,6 @@ class TypingClient(Protocol):
         rank: int = ...,
         *,
         elapsed_ms: float | None = ...,
-        num_characters: int | None = ...,
     ) -> FeedbackReceipt:
         """Report what the user did with a draft."""
         ...
@@ -207,7 +206,6 @@ class AsyncTypingSession:
                 report.event,
                 report.rank,
                 elapsed_ms=report.elapsed_ms,
-                num_characters=report.num_characters,
             )
         except ClientError:
             return  # not worth interrupting the user for

@@ -169,14 +169,13 @@ class Superdraft(ClientBase):
         rank: int = 0,
         *,
         elapsed_ms: float | None = None,
-        num_characters: int | None = None,
     ) -> FeedbackReceipt:
         """Report an event like `Completion.shown`, `accepted` and `dismissed`, given only the completion's id.
 
         Raises:
             ClientError: as in `complete`.
         """
-        return self._ask(feedback_call(completion_id, event, rank, elapsed_ms, num_characters))
+        return self._ask(feedback_call(completion_id, event, rank, elapsed_ms))
 
     def _with_feedback(self, completion: Completion) -> Completion:
         reporting_through(completion, self._ask)

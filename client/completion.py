@@ -25,11 +25,9 @@ class ReportableAnswer(DraftsAnswer, Generic[ReceiptT]):
         """Report that the draft was on the screen long enough to be read (for example, 250 ms)."""
         return self._report(feedback_call(self.id, "shown", rank))
 
-    def accepted(
-        self, rank: int = 0, *, num_characters: int | None = None, elapsed_ms: float | None = None
-    ) -> ReceiptT:
-        """Report that the user accepted the draft, or its first `num_characters`, `elapsed_ms` after it was shown."""
-        return self._report(feedback_call(self.id, "accepted", rank, elapsed_ms, num_characters))
+    def accepted(self, rank: int = 0, *, elapsed_ms: float | None = None) -> ReceiptT:
+        """Report that the user accepted all or part of the draft, `elapsed_ms` after it was shown."""
+        return self._report(feedback_call(self.id, "accepted", rank, elapsed_ms))
 
     def dismissed(self, rank: int = 0, *, elapsed_ms: float | None = None) -> ReceiptT:
         """Report that the user did not accept the draft, `elapsed_ms` after it was shown."""

@@ -122,12 +122,10 @@ class FeedbackReceipt:
     Attributes:
         rank: the draft's rank within its run; 0 is the best.
         counted: False if the same event was received before.
-        learned: whether the user's personal n-gram model has learned the draft.
     """
 
     rank: int
     counted: bool
-    learned: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,8 +266,7 @@ class TypingSession:
             return []
         now_s = self._clock()
         taken = ghost.text if whole else ghost.first_word
-        whole = taken == ghost.text
-        self._log.accept(ghost, None if whole else ghost.num_typed + len(taken), now_s)
+        self._log.accept(ghost, now_s, whole=taken == ghost.text)
         self._pace.interrupt()
         return self._change(self.text + taken, now_s, at_once=self._options.prefetch)
 

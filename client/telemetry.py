@@ -29,14 +29,12 @@ class Report:
         event: what happened.
         rank: rank of the draft.
         elapsed_ms: milliseconds since the draft appeared on the screen; None for "shown".
-        num_characters: number of the draft's characters that were accepted; None for all.
     """
 
     completion_id: str
     event: Event
     rank: int
     elapsed_ms: float | None = None
-    num_characters: int | None = None
 
 
 @dataclass(slots=True)
@@ -45,7 +43,7 @@ class _Viewing:
 
     since_s: float
     is_shown: bool = False
-    num_accepted: int = 0
+    is_partly_accepted: bool = False
 
 
 _Key = tuple[str, int]
@@ -72,23 +70,23 @@ class DisplayLog:
         if key is not None:
             self._viewings.setdefault(key, _Viewing(now_s))
 
-    def accept(self, ghost: Suggestion, num_characters: int | None, now_s: float) -> None:
-        """Record that the first `num_characters` of the draft were accepted; None for all of it.
+    def accept(self, ghost: Suggestion, now_s: float, *, whole: bool) -> None:
+        """Record that all or part of the draft was accepted.
 
         A part is not reported until the draft leaves the screen, because the user may accept more of it.
         """
         viewing = self._viewings.get(ghost.key)
         if viewing is None:
             return
-        viewing.num_accepted = num_characters or 0
-        if num_characters is None:
+        viewing.is_partly_accepted = True
+        if whole:
             self._settle(ghost.key, "accepted", now_s)
 
     def dismiss(self, now_s: float) -> None:
         """Record that the user dismissed the draft on the screen."""
         if self._current is not None:
             viewing = self._viewings[self._current]
-            self._settle(self._current, "accepted" if viewing.num_accepted else "dismissed", now_s)
+            self._settle(self._current, "accepted" if viewing.is_partly_accepted else "dismissed", now_s)
 
     def close(self, now_s: float) -> None:
         """Record that no draft can be accepted any more."""
@@ -126,7 +124,7 @@ class DisplayLog:
         viewing = self._viewings.get(key)
         if viewing is None:
             return
-        if viewing.num_accepted:
+        if viewing.is_partly_accepted:
             self._settle(key, "accepted", now_s)
         elif not viewing.is_shown:
             del self._viewings[key]
@@ -142,7 +140,7 @@ class DisplayLog:
         if len(self._settled) > _KEPT_SETTLED:
             self._settled.popitem(last=False)
         elapsed_ms = round((now_s - viewing.since_s) * 1000, 1)
-        self._reports.append(Report(*_event(key, event), elapsed_ms, viewing.num_accepted or None))
+        self._reports.append(Report(*_event(key, event), elapsed_ms))
 
     def _report_shown(self, key: _Key) -> None:
         viewing = self._viewings[key]

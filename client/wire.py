@@ -42,7 +42,6 @@ class DraftsOptions(TypedDict, total=False):
     tau: float
     candidates_per_draft: int
     ngram_model: str | Mapping[str, float] | None  # None: no n-gram model
-    user: str
     num_branches: int
     temperature: float
     top_p: float
@@ -188,13 +187,11 @@ def drafts_call(
     return Call("POST", DRAFTS_ROUTE, kind.from_json, body, headers)
 
 
-def feedback_call(
-    completion_id: str, event: str, rank: int, elapsed_ms: float | None = None, num_characters: int | None = None
-) -> Call[FeedbackReceipt]:
+def feedback_call(completion_id: str, event: str, rank: int, elapsed_ms: float | None = None) -> Call[FeedbackReceipt]:
     """`POST /v1/feedback`."""
-    optional = {"elapsed_ms": elapsed_ms, "num_characters": num_characters}
-    body = {"completion_id": completion_id, "event": event, "index": rank}
-    body |= {name: value for name, value in optional.items() if value is not None}
+    body: dict[str, Any] = {"completion_id": completion_id, "event": event, "index": rank}
+    if elapsed_ms is not None:
+        body["elapsed_ms"] = elapsed_ms
     return Call("POST", FEEDBACK_ROUTE, lambda answer: from_json(FeedbackReceipt, answer, FEEDBACK_ROUTE), body)
 
 

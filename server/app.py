@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
@@ -22,9 +22,7 @@ from superdraft.server.edge.host_check import HostCheckMiddleware
 from superdraft.server.edge.rate_limits import CallerLimits
 from superdraft.server.edge.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
 from superdraft.server.edge.security_headers import SecurityHeadersMiddleware
-from superdraft.server.errors import SettingsError
 from superdraft.server.feedback import Feedback
-from superdraft.server.ngrams.personal_models import PersonalModels, PersonalTokenizer
 from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import Statistics
@@ -97,7 +95,6 @@ def create_app(
     metrics.watch_admission(lambda: admission.num_waiting)
     async_engine = AsyncEngine(engine, metrics, admission)
     access = _access(settings, metrics)
-    personal = _personal(settings, engine, has_keys=access.keys.are_required) if settings.personal_ngrams else None
     fan_out = FanOut(min(settings.fan_out_drafts, settings.max_num_drafts) if settings.fan_out else 1)
 
     @asynccontextmanager
@@ -107,8 +104,6 @@ def create_app(
             yield
         finally:
             await async_engine.stop(settings.shutdown_grace_s)
-            if personal is not None:
-                personal.close()
 
     app = FastAPI(title="Superdraft", version=version("superdraft"), description=_DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
@@ -117,13 +112,12 @@ def create_app(
         engine=async_engine,
         model_name=settings.served_model_name or model_name,
         ngram_models=ngram_models or NgramModels(),
-        feedback=Feedback(metrics, fan_out, personal, is_on=settings.feedback or settings.personal_ngrams),
+        feedback=Feedback(metrics, fan_out, is_on=settings.feedback),
         drafting=drafting or DraftingDefaults.of(settings, engine.num_slots, DEFAULT_ALPHA, DEFAULT_TAU, None),
         metrics=metrics,
         statistics=statistics,
         fim=fim_tokens_of(engine, settings),
         fan_out=fan_out,
-        personal=personal,
     )
     error_map.install(app)
     routers = [routes.router for routes in _ROUTES]
@@ -155,12 +149,3 @@ def _access(settings: Settings, metrics: Metrics) -> Access:
     given = settings.api_keys.get_secret_value() if settings.api_keys is not None else None
     keys = ApiKeys(given, settings.api_keys_file)
     return Access(keys, CallerLimits(settings.rate_limit, settings.max_concurrent, metrics.count_shed))
-
-
-def _personal(settings: Settings, engine: DecodingEngine, *, has_keys: bool) -> PersonalModels:
-    if not has_keys and not settings.personal_anonymous:
-        raise SettingsError(
-            "--personal-ngrams remembers what the holders of API keys accept, and there are no keys. Make one with "
-            "`superdraft keys new`, or add --personal-anonymous."
-        )
-    return PersonalModels(cast(PersonalTokenizer, engine.tokenizer), settings)

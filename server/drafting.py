@@ -40,12 +40,7 @@ class DraftingDefaults:
 
         An operator who set an n-gram model's weight, or tuned one, wants it to have a say: drafts are then the paper's.
         """
-        uses_ngrams = (
-            settings.default_alpha is not None
-            or candidates_per_draft is not None
-            or settings.in_context_weight > 0
-            or settings.personal_ngrams
-        )
+        uses_ngrams = settings.default_alpha is not None or candidates_per_draft is not None
         return cls(
             selection=settings.default_selection or ("paper" if uses_ngrams else "distinct"),
             max_branches=min(settings.default_max_branches, num_slots),

@@ -11,8 +11,6 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel, load_model
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
-from superdraft.decoding.text.tokenizer import Tokenizer
-from superdraft.ngram_models.scoring.in_context import DocumentCache
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.ngram_models.store.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
@@ -79,7 +77,7 @@ def service_of(loaded: LoadedModel, settings: Settings, config: EngineConfig) ->
     return LoadedService(
         engine,
         loaded.name,
-        open_ngram_models(settings, engine.tokenizer, fingerprint, ngram_model),
+        open_ngram_models(settings, fingerprint, ngram_model),
         drafting_defaults(settings, engine.num_slots, ngram_model),
     )
 
@@ -123,15 +121,12 @@ def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | Non
     return None
 
 
-def open_ngram_models(
-    settings: Settings, tokenizer: Tokenizer, fingerprint: str, default: NgramModel | None
-) -> NgramModels:
+def open_ngram_models(settings: Settings, fingerprint: str, default: NgramModel | None) -> NgramModels:
     """What requests may name, and the default that is loaded already.
 
     Args:
         settings: the server's settings.
-        tokenizer: the language model's.
-        fingerprint: of its vocabulary.
+        fingerprint: of the language model's tokenizer.
         default: for requests that don't name one; None: they use none.
     """
     paths = {}
@@ -140,13 +135,7 @@ def open_ngram_models(
     folders = ModelFolders(
         fingerprint, home=settings.home, max_models=settings.max_ngram_models, paths=paths, first=default
     )
-    return NgramModels(
-        default=None if default is None else default.name,
-        folders=folders,
-        documents=DocumentCache(tokenizer.eos_token_ids, max_tokens=settings.max_in_context_tokens),
-        vocabulary_size=tokenizer.vocab_size,
-        in_context_weight=settings.in_context_weight,
-    )
+    return NgramModels(default=None if default is None else default.name, folders=folders)
 
 
 def _defaults(settings: Settings, tuning: Tuning | None) -> tuple[float, float]:

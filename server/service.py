@@ -13,11 +13,9 @@ from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.fan_out import FanOut
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.feedback import Feedback
-from superdraft.server.ngrams.personal_models import PersonalModels
-from superdraft.server.ngrams.registry import NgramModels, Scorer
+from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import Statistics
 from superdraft.server.settings import Settings
@@ -51,7 +49,6 @@ class Service:
         statistics: of the last minutes' requests.
         fim: the model's fill-in-the-middle tokens; None: it has none, or they are not used.
         fan_out: shares runs among twin requests.
-        personal: what users have accepted; None: it is not remembered.
     """
 
     settings: Settings
@@ -65,7 +62,6 @@ class Service:
     statistics: Statistics = field(default_factory=Statistics)
     fim: FimTokens | None = None
     fan_out: FanOut = field(default_factory=FanOut)
-    personal: PersonalModels | None = None
 
     def drafting_for(self, tuning: Tuning | None) -> DraftingDefaults:
         """How to decode a request that doesn't say; `tuning` is that of an n-gram model that it names."""
@@ -80,11 +76,6 @@ class Service:
     def strategy_aliases(self) -> Mapping[str, Strategy]:
         """Names that choose a strategy with the model: `<model>:<strategy>`."""
         return {f"{name}:{strategy}": strategy for name in self.model_names for strategy in get_args(Strategy)}
-
-    async def default_scorer(self, user: str | None = None) -> Scorer | None:
-        """The n-gram model for a request that doesn't name one: the default, with what its user has accepted."""
-        scorer = await self.ngram_models.current_default()
-        return scorer if self.personal is None else await self.personal.scorer(current_caller(), user, scorer)
 
     def check_model(self, name: str | None) -> None:
         """Raise NotFoundError unless `name` is absent or names the served model."""

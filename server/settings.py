@@ -63,22 +63,7 @@ class Settings(BaseSettings):
         description="N-gram model: a name, a folder, none, or auto (the one shipped for the language model, if any).",
     )
     max_ngram_models: int = Field(default=8, ge=1, description="Maximum number of n-gram models kept open.")
-    in_context_weight: float = Field(
-        default=0.0, ge=0, le=1, description="of the prompt's own n-grams beside the default n-gram model"
-    )
-    max_in_context_tokens: int = Field(
-        default=65_536, ge=0, description="of prompts whose n-grams are kept; a token takes about 1 kB"
-    )
     feedback: bool = Field(default=True, description="Count which drafts users accept and dismiss, by rank.")
-    personal_ngrams: bool = Field(default=False, description="learn from what each key and user accepts")
-    personal_anonymous: bool = Field(default=False, description="likewise where there are no API keys")
-    personal_weight: float = Field(
-        default=0.3, gt=0, le=1, description="of what a user accepted beside the default n-gram model"
-    )
-    max_personal_tokens: int = Field(
-        default=8192, ge=1024, description="remembered of each user; a token takes about 1 kB while it is in use"
-    )
-    max_personal_users: int = Field(default=1000, ge=1, description="of each key; the oldest is forgotten")
     device: str = Field(default="auto", description="Device to run the model on: auto, cpu, cuda or cuda:N.")
     dtype: str = Field(
         default="auto", description="Data type of the weights: auto, float32, bfloat16, float16 or int4."

@@ -1,4 +1,4 @@
-"""N-gram models by the names that requests give them: one model, several with weights, the prompt's own n-grams."""
+"""N-gram models by the names that requests give them: one model, or several with weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +9,13 @@ from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.ngram_models.building.corpus import read_sequences
 from superdraft.ngram_models.building.encoder import Encoder
 from superdraft.ngram_models.scoring.frequency_table import FrequencyTableScorer
-from superdraft.ngram_models.scoring.in_context import DocumentCache, combined
+from superdraft.ngram_models.scoring.mixture import mixed
 from superdraft.ngram_models.store.manifest import file_sha256
 from superdraft.ngram_models.store.registry import NgramModel, load_ngram_model
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.errors import CommandError
-from superdraft.server.loading import choose_ngram_model, drafting_defaults, open_ngram_models
-from superdraft.server.ngrams.options import IN_CONTEXT
+from superdraft.server.loading import choose_ngram_model, drafting_defaults
 from superdraft.server.settings import Settings
 
 AUTO = "auto"
@@ -27,9 +26,9 @@ _DOMAIN = "{domain}"
 class NgramModels:
     """Loads n-gram models, each once.
 
-    A *choice* is "none", "auto" (the server's default), a name or path, "in_context" (the prompt's own
-    n-grams), "frequencies:FILE" (the paper's raw n-gram frequencies of a corpus, counted here) or a mixture,
-    `a=0.7,in_context=0.3`. `{domain}` in it stands for the domain of the prompt.
+    A *choice* is "none", "auto" (the server's default), a name or path, "frequencies:FILE" (the paper's raw n-gram
+    frequencies of a corpus, counted here) or a mixture, `a=0.7,b=0.3`. `{domain}` in it stands for the domain of the
+    prompt.
 
     Args:
         settings: the server's, with the language model and the default n-gram model.
@@ -41,8 +40,6 @@ class NgramModels:
         self._settings = settings
         self._tokenizer = tokenizer
         self._fingerprint = tokenizer_fingerprint(tokenizer.vocabulary)
-        self._vocabulary_size = tokenizer.vocab_size
-        self._documents = DocumentCache(tokenizer.eos_token_ids)
         self._domains = domains
         self._loaded: dict[str, NgramModel | None] = {}
         self._scorers: dict[str, NgramScorer[Any] | None] = {}
@@ -56,20 +53,11 @@ class NgramModels:
         """
         choice = choice.replace(_DOMAIN, domain)
         if choice not in self._scorers:
-            self._scorers[choice] = self._default_scorer() if choice == AUTO else self._combine(_parse(choice))
+            parts = [
+                (part, weight) for name, weight in _parse(choice).items() if (part := self._part(name)) is not None
+            ]
+            self._scorers[choice] = mixed(parts) if parts else None
         return self._scorers[choice]
-
-    def _default_scorer(self) -> NgramScorer[Any] | None:
-        """The server's own: with the prompt's n-grams, if the settings say so."""
-        return open_ngram_models(self._settings, self._tokenizer, self._fingerprint, self.model(AUTO)).default_scorer
-
-    def _combine(self, weights: dict[str, float]) -> NgramScorer[Any] | None:
-        """As the server combines them: the prompt's n-grams lie over a mixture of the others."""
-        own_weight = weights.pop(IN_CONTEXT, 0.0)
-        parts = [(scorer, weight) for name, weight in weights.items() if (scorer := self._part(name)) is not None]
-        if not parts and not own_weight:
-            return None
-        return combined(parts, own_weight, self._documents, self._vocabulary_size)
 
     def _part(self, name: str) -> NgramScorer[Any] | None:
         if not name.startswith(FREQUENCIES):
@@ -103,13 +91,13 @@ class NgramModels:
         return [name for domain in domains for name in _parse(choice.replace(_DOMAIN, domain))]
 
     def model(self, name: str) -> NgramModel | None:
-        """One model by its name; None for "none", "in_context" and "frequencies:FILE", which are no models on disk.
+        """One model by its name; None for "none" and "frequencies:FILE", which are not models on disk.
 
         Raises:
             NgramModelError: it cannot be used.
         """
         if name not in self._loaded:
-            if name in ("none", IN_CONTEXT) or name.startswith(FREQUENCIES):
+            if name == "none" or name.startswith(FREQUENCIES):
                 self._loaded[name] = None
             elif name == AUTO:
                 self._loaded[name] = choose_ngram_model(self._settings, self._fingerprint)

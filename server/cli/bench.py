@@ -18,7 +18,6 @@ add_commands(
         "healing": (f"{_IN_PROCESS}healing", "Measure how token healing completes half-typed words."),
         "healing-cost": (f"{_IN_PROCESS}healing_cost", "Time requests with token healing and without."),
         "gap-keys": (f"{_IN_PROCESS}gap_keys", "Time key presses inside source code, for each prompt layout."),
-        "personal": (f"{_IN_PROCESS}personal", "Measure what personal n-grams gain."),
         "latency": (f"{_OVER_HTTP}latency", "Time drafts over HTTP, compared with transformers and llama.cpp."),
         "throughput": (f"{_OVER_HTTP}throughput", "Measure requests per second within a latency limit."),
         "startup": (f"{_OVER_HTTP}startup", "Measure a server's start-up time and memory."),

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from superdraft.ngram_models.home import user_models_folder
 from superdraft.ngram_models.store.manifest import TokenizerIdentity
@@ -12,18 +12,9 @@ from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 if TYPE_CHECKING:
     from superdraft.decoding.text.tokenizer import Tokenizer
 
-IN_CONTEXT: Final = "in_context"
-"""What requests call the n-grams of their own prompt."""
-
 
 def output_folder(name_or_path: str) -> Path:
-    """Where a new model goes: a name among the user's models, anything else where it says.
-
-    Raises:
-        ValueError: requests could not name such a model.
-    """
-    if name_or_path == IN_CONTEXT:
-        raise ValueError(f"{IN_CONTEXT} is the name of the prompt's own n-grams. Choose another one.")
+    """Folder of a new model: a plain name goes among the user's models, anything else is a path."""
     return (
         user_models_folder() / name_or_path
         if is_model_name(name_or_path)

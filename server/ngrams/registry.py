@@ -1,4 +1,4 @@
-"""The n-gram models that requests may name, alone or mixed by weight, and the prompt's own n-grams among them."""
+"""The n-gram models that requests may name, alone or mixed by weight."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,11 @@ from superdraft.ngram_models.errors import (
     NgramModelNotFoundError,
     TokenizerMismatchError,
 )
-from superdraft.ngram_models.scoring.in_context import DocumentCache, combined
+from superdraft.ngram_models.scoring.mixture import mixed
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.ngram_models.store.registry import ListedModel
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.ngrams.folders import ModelFolders
-from superdraft.server.ngrams.options import IN_CONTEXT
 from superdraft.server.wires.native.schemas import NgramChoice
 
 MAX_PARTS: Final = 8
@@ -58,9 +57,6 @@ class NgramModels:
         scorers: by name; they are there without being looked for, and win over models on disk.
         default: the model for requests that don't say; None: none.
         folders: the models on disk; None: there are none.
-        documents: the prompts' own n-grams; None: requests cannot use them.
-        vocabulary_size: number of ids of the tokenizer; needed with `documents`.
-        in_context_weight: of the prompt's own n-grams beside the default model, 0 to 1.
 
     Raises:
         ValueError: the default is neither among `scorers` nor the first model of `folders`.
@@ -72,31 +68,18 @@ class NgramModels:
         default: str | None = None,
         *,
         folders: ModelFolders | None = None,
-        documents: DocumentCache | None = None,
-        vocabulary_size: int = 0,
-        in_context_weight: float = 0.0,
     ) -> None:
         self.default = default
-        self.in_context_weight = in_context_weight
         self._scorers = dict(scorers or {})
         self._folders = folders
-        self._documents = documents
-        self._vocabulary_size = vocabulary_size
-        self._default_part: Scorer | None = None
         self._default_scorer: Scorer | None = None
         self._default_is_current = True
         if default in self._scorers:
-            self._set_default(self._scorers[default])
+            self._default_scorer = self._scorers[default]
         elif folders is not None and folders.first is not None and folders.first.name == default:
-            self._set_default(folders.first.scorer)
+            self._default_scorer = folders.first.scorer
         elif default is not None:
             raise ValueError(f"The default n-gram model {default!r} is not loaded.")
-
-    def _set_default(self, scorer: Scorer) -> None:
-        if scorer is not self._default_part:
-            self._default_part = scorer
-            own_weight = 0.0 if self._documents is None else self.in_context_weight
-            self._default_scorer = scorer if not own_weight else self._combine([(scorer, 1 - own_weight)], own_weight)
 
     @property
     def default_scorer(self) -> Scorer | None:
@@ -110,7 +93,7 @@ class NgramModels:
         """
         if self.default is not None and self.default not in self._scorers and self._folders is not None:
             try:
-                self._set_default((await self._folders.get(self.default)).scorer)
+                self._default_scorer = (await self._folders.get(self.default)).scorer
                 self._default_is_current = True
             except NgramModelError as error:
                 if self._default_is_current:  # not again at every request
@@ -128,17 +111,15 @@ class NgramModels:
         if choice is None:
             return None
         weights = {choice: 1.0} if isinstance(choice, str) else dict(choice)
-        own_weight = weights.pop(IN_CONTEXT, 0.0) if self._documents is not None else 0.0
         if len(weights) > MAX_PARTS:
             message = f"ngram_model mixes {MAX_PARTS} models at most, got {len(weights)}; name fewer."
             raise InvalidRequestError(message, param="ngram_model")
-        parts = [(await self._part(name), weight) for name, weight in weights.items()]
-        return self._combine(parts, own_weight)
+        return mixed([(await self._part(name), weight) for name, weight in weights.items()])
 
     async def tuning(self, choice: NgramChoice) -> Tuning | None:
         """What was tuned for the models of a choice that `choose` took; of several, the first one's counts."""
         names = [choice] if isinstance(choice, str) else list(choice or ())
-        first = next((name for name in names if name != IN_CONTEXT), None)
+        first = next(iter(names), None)
         if first is None or first in self._scorers or self._folders is None:
             return None
         try:
@@ -147,15 +128,12 @@ class NgramModels:
             return None
 
     async def listed(self) -> list[KnownModel]:
-        """All models that have a name, whether they fit or not; without the prompt's own n-grams."""
+        """All models that have a name, whether they fit or not."""
         known = [KnownModel(name, scorer.order, None, None, True, True) for name, scorer in self._scorers.items()]
         if self._folders is not None:
-            listed = [model for model in await self._folders.listed() if model.name not in (IN_CONTEXT, *self._scorers)]
+            listed = [model for model in await self._folders.listed() if model.name not in self._scorers]
             known += [_known(model, self._folders) for model in listed]
         return known
-
-    def _combine(self, parts: list[tuple[Scorer, float]], own_weight: float) -> Scorer:
-        return combined(parts, own_weight, self._documents, self._vocabulary_size)
 
     async def _part(self, name: str) -> Scorer:
         if name in self._scorers:
@@ -176,8 +154,7 @@ class NgramModels:
 
     async def _names(self) -> list[str]:
         on_disk = [] if self._folders is None else [model.name for model in await self._folders.listed()]
-        own = [] if self._documents is None else [IN_CONTEXT]
-        return list(dict.fromkeys([*self._scorers, *on_disk, *own]))
+        return list(dict.fromkeys([*self._scorers, *on_disk]))
 
 
 def _known(model: ListedModel, folders: ModelFolders) -> KnownModel:

@@ -57,11 +57,6 @@ def check_for_ray(settings: Settings) -> None:
     Raises:
         SettingsError: the settings ask for it.
     """
-    if settings.personal_ngrams:
-        raise SettingsError(
-            "--personal-ngrams is for one server: its replicas on Ray would write the same files. Serve without --ray, "
-            "or without --personal-ngrams."
-        )
     if settings.ray_max_replicas < settings.ray_min_replicas:
         raise SettingsError(
             f"--ray-max-replicas must not be less than --ray-min-replicas, got {settings.ray_max_replicas} and "

@@ -28,7 +28,6 @@ export function offer(limits, models) {
   const choices = [
     ["", "server default"],
     ...fitting.map((name) => [name, name]),
-    [models.in_context, "the text's own n-grams"],
     [NONE, "none"],
   ];
   picker.replaceChildren(...choices.map(([value, label]) => new Option(label, value)));

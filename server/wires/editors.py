@@ -42,7 +42,6 @@ class EditorRequest:
         timeout_s: after this time, the drafts so far.
         cut: what of a draft's text is shown.
         line_end: what its line ends become; None: they stay.
-        user: whose personal n-grams have a say.
     """
 
     name: str
@@ -51,7 +50,6 @@ class EditorRequest:
     timeout_s: float | None = None
     cut: Cut = str
     line_end: LineEnd | None = None
-    user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ async def complete(http: Request, service: Service, request: EditorRequest, prom
         SuperdraftError: the engine's.
         ClientGoneError: the client left.
     """
-    scorer = await service.default_scorer(request.user)
+    scorer = await service.ngram_models.current_default()
 
     async def run(params: GenerationParams) -> GenerationOutput:
         output = await service.engine.generate(

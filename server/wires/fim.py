@@ -50,7 +50,7 @@ async def create_fim_completion(
     request = EditorRequest(name, params, twin_key(http, body))
     filled = await fill(http, service, request, Gap(body.prompt, body.suffix))
     share = filled.share
-    service.feedback.remember(service.feedback.asked(name, [body.prompt]), share.output.drafts[:1])
+    service.feedback.remember(service.feedback.asked(name), share.output.drafts[:1])
     head: dict[str, Any] = {"id": name, "created": int(time.time()), "model": service.model_name}
     draft, usage = share.output.drafts[0], _usage(share.output)
     if not body.stream:

@@ -5,7 +5,6 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from superdraft.server.ngrams.options import IN_CONTEXT
 from superdraft.server.wires.openai.routes import ServiceDep
 
 router = APIRouter(tags=["Superdraft"])
@@ -28,8 +27,6 @@ class NgramModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[NgramModelCard]
     default: str | None = Field(description="For requests that don't name one; null: none.")
-    in_context: str = Field(default=IN_CONTEXT, description="The name of the prompt's own n-grams.")
-    in_context_weight: float = Field(description="Their weight beside the default model.")
 
 
 @router.get("/v1/ngram_models", summary="The names that `ngram_model` takes")
@@ -47,4 +44,4 @@ async def list_ngram_models(service: ServiceDep) -> NgramModelList:
         )
         for known in await models.listed()
     ]
-    return NgramModelList(data=cards, default=models.default, in_context_weight=models.in_context_weight)
+    return NgramModelList(data=cards, default=models.default)

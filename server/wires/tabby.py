@@ -48,11 +48,10 @@ async def complete_segments(body: dict[str, Any], request: Request) -> JSONRespo
     service, completion_id = get_service(request), f"cmpl-{uuid.uuid4()}"
     seed = None if wanted.seed is None else wanted.seed % 2**63
     params = editor_params(service, temperature=wanted.temperature, seed=seed)
-    editor_request = EditorRequest(completion_id, params, twin_key(request, wanted), user=wanted.user)
+    editor_request = EditorRequest(completion_id, params, twin_key(request, wanted))
     filled = await fill(request, service, editor_request, wanted.segments.gap())
     drafts = filled.share.output.drafts[:1]
-    asked = service.feedback.asked(completion_id, [wanted.segments.prefix], wanted.user)
-    service.feedback.remember(asked, drafts)
+    service.feedback.remember(service.feedback.asked(completion_id), drafts)
     choices = [{"index": 0, "text": drafts[0].text}]
     return JSONResponse({"id": completion_id, "choices": choices, "warnings": filled.warnings})
 
@@ -79,19 +78,13 @@ async def server_setting() -> TabbyServerSetting:
     openapi_extra=documented(TabbyEvent),
     summary="What users did with drafts",
 )
-async def events(
-    service: ServiceDep,
-    body: Annotated[TabbyEvent, Depends(json_body(TabbyEvent))],
-    select_kind: str | None = None,
-) -> Response:
+async def events(service: ServiceDep, body: Annotated[TabbyEvent, Depends(json_body(TabbyEvent))]) -> Response:
     """As `/v1/feedback`; but an event of an answer that is not remembered is no error, since no plugin expects one."""
-    is_line = select_kind == "line"
     with contextlib.suppress(NotFoundError):
-        await service.feedback.take(
+        service.feedback.take(
             body.completion_id,
             _MEANINGS[body.type],
             body.choice_index,
             elapsed_s=None if body.elapsed is None else max(0.0, body.elapsed / 1000),
-            part=lambda text: text.partition("\n")[0] if is_line else text,
         )
     return Response()

@@ -14,7 +14,6 @@ from support.ngram_folders import damage, put_model, random_arpa
 from support.serving import eventually, serving
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
-from superdraft.ngram_models.scoring.in_context import DocumentCache
 from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity, Tuning
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.app import create_app
@@ -27,8 +26,6 @@ CHOICES = (
     {"ngram_model": "mail"},
     {"ngram_model": "code"},
     {"ngram_model": {"mail": 0.7, "code": 0.3}},
-    {"ngram_model": {"mail": 0.5, "in_context": 0.5}},
-    {"ngram_model": "in_context"},
     {"ngram_model": None},
 )
 
@@ -105,11 +102,7 @@ def world(tmp_path):
     vocabulary = plain.tokenizer.vocabulary
     tokenizer = TokenizerIdentity("tiny", tokenizer_fingerprint(vocabulary), len(vocabulary), (0,))
     engine = SteppedEngine(plain)
-    models = NgramModels(
-        folders=ModelFolders(tokenizer.fingerprint, home=tmp_path, max_models=2),
-        documents=DocumentCache({0}),
-        vocabulary_size=len(vocabulary),
-    )
+    models = NgramModels(folders=ModelFolders(tokenizer.fingerprint, home=tmp_path, max_models=2))
     with serving(create_app(Settings(), engine, model_name="tiny", ngram_models=models)) as url:
         world = World(url, engine, tmp_path, tokenizer)
         yield world
@@ -130,17 +123,6 @@ def test_a_batch_of_other_ngram_models_equals_each_alone(world):
         assert ids(in_batch) == ids(by_itself)
         scores = [draft["score"] for draft in by_itself]
         assert [draft["score"] for draft in in_batch] == pytest.approx(scores, abs=1e-4)
-
-
-def test_typing_on_with_the_prompts_own_ngrams_equals_typing_at_once(world):
-    world.put("mail", 1)
-    choice = {"ngram_model": {"mail": 0.3, "in_context": 0.7}}
-    texts = [PROMPT[:end] for end in range(30, len(PROMPT), 3)]
-    typed = [world.drafts(prompt=text, **choice) for text in texts]
-    assert len({str(ids(drafts)) for drafts in typed}) > 1
-    # Backwards, each document is one that was longer before.
-    again = [world.drafts(prompt=text, **choice) for text in reversed(texts)]
-    assert [ids(drafts) for drafts in reversed(again)] == [ids(drafts) for drafts in typed]
 
 
 @pytest.mark.parametrize("change", ["replace", "delete", "replace and delete"])
@@ -178,11 +160,11 @@ def test_a_model_that_a_request_names_brings_what_was_tuned_for_it(world):
     folder = world.put("code", seed=2)
     replace(Manifest.read(folder), tuning=Tuning(alpha=0.9, tau=1.5, candidates_per_draft=7)).write(folder)
     tuned = {"alpha": 0.9, "tau": 1.5, "candidates_per_draft": 7}
-    for choice in ("code", {"code": 0.5, "mail": 0.5}, {"in_context": 0.5, "code": 0.5}):
+    for choice in ("code", {"code": 0.5, "mail": 0.5}):
         by_default = ids(world.drafts(ngram_model=choice, alpha=None, tau=None))
         assert by_default == ids(world.drafts(ngram_model=choice, **tuned))
         assert by_default != ids(world.drafts(ngram_model=choice, alpha=DEFAULT_ALPHA, tau=DEFAULT_TAU))
-    for choice in ("mail", {"mail": 0.5, "code": 0.5}, "in_context", None):
+    for choice in ("mail", {"mail": 0.5, "code": 0.5}, None):
         by_default = ids(world.drafts(ngram_model=choice, alpha=None, tau=None, selection="paper"))
         assert by_default == ids(world.drafts(ngram_model=choice, alpha=DEFAULT_ALPHA, tau=DEFAULT_TAU))
 
@@ -192,15 +174,9 @@ def test_models_are_listed_as_they_come_and_go(world):
     folder = world.put("mail", 1)
     foreign = TokenizerIdentity("another", "b" * 64, 300, (0,))
     put_model(world.home, "law", random_arpa(1, 300), order=2, tokenizer=foreign)
-    put_model(world.home, "in_context", random_arpa(1, 300), order=2)  # the name is taken
     answer = world.listed()
     cards = {card["name"]: card for card in answer["data"]}
-    assert (answer["object"], answer["default"], answer["in_context"], answer["in_context_weight"]) == (
-        "list",
-        None,
-        "in_context",
-        0,
-    )
+    assert (answer["object"], answer["default"]) == ("list", None)
     assert cards["mail"] == {
         "name": "mail",
         "order": 2,
@@ -210,7 +186,6 @@ def test_models_are_listed_as_they_come_and_go(world):
         "loaded": False,
     }
     assert (cards["law"]["tokenizer"], cards["law"]["fits_tokenizer"]) == ("another", False)
-    assert "in_context" not in cards
     world.drafts(ngram_model="mail")
     assert {card["name"]: card["loaded"] for card in world.listed()["data"]}["mail"]
     (folder / "manifest.json").write_text("{")
@@ -225,7 +200,10 @@ def test_wrong_models_have_an_error_each_and_disturb_nobody(world):
     foreign = TokenizerIdentity("another", "b" * 64, 300, (0,))
     put_model(world.home, "law", random_arpa(1, 300), order=2, tokenizer=foreign)
     expected = (("torn", 400, "ngram_model_damaged"), ("law", 400, "ngram_model_wrong_tokenizer"))
-    missing = [(name, 404, "ngram_model_not_found") for name in ("x", "../ngram/mail", f"{world.home}/ngram/mail", "")]
+    missing = [
+        (name, 404, "ngram_model_not_found")
+        for name in ("x", "in_context", "../ngram/mail", f"{world.home}/ngram/mail", "")
+    ]
     for name, status, code in (*expected, *missing):
         for choice in (name, {"mail": 1, name: 1}):
             error = world.refused(status, ngram_model=choice)

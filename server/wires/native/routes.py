@@ -47,9 +47,9 @@ async def create_drafts(
 ) -> DraftsResponse | EventStream:
     """Complete one prompt with k drafts from one pass of the model."""
     body = service.with_strategy(body)
-    chooses = not body.uses_default_ngram_model
-    scorer = await (service.ngram_models.choose(body.ngram_model) if chooses else service.default_scorer(body.user))
-    tuning = await service.ngram_models.tuning(body.ngram_model) if chooses else None
+    models, chooses = service.ngram_models, not body.uses_default_ngram_model
+    scorer = await (models.choose(body.ngram_model) if chooses else models.current_default())
+    tuning = await models.tuning(body.ngram_model) if chooses else None
     params = generation_params(
         body,
         service.drafting_for(tuning),
@@ -58,7 +58,7 @@ async def create_drafts(
     session_id = session_of(body, request.headers.get(SESSION_HEADER))
     timeout_s = timeout_of(body, service.settings.max_timeout_ms)
     drafts_id, warnings = f"drafts-{uuid.uuid4().hex}", request_warnings(body, scorer)
-    asked = service.feedback.asked(drafts_id, [body.prompt], body.user)
+    asked = service.feedback.asked(drafts_id)
     asks = EngineRequest(drafts_id, body.prompt, params, scorer, session_id=session_id, timeout_s=timeout_s)
     if not body.stream:
         output = await unless_client_gone(request, service.engine.generate(asks))

@@ -118,7 +118,6 @@ class DraftsRequest(BaseModel):
     session_id: str | None = Field(
         default=None, min_length=1, max_length=128, description="A newer request of a session ends the older one."
     )
-    user: str | None = Field(default=None, max_length=256, description="Whose personal n-grams; see /v1/feedback.")
     timeout_ms: Integer | None = Field(default=None, gt=0, description="Answer the drafts so far after this time.")
     stream: Boolean = Field(default=False, description="Server-sent events: the drafts after each step.")
 

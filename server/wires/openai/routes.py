@@ -85,13 +85,12 @@ async def create_completion(
         prompts={f"{completion_id}-{i}": prompt for i, prompt in enumerate(prompts)},
         params=params,
         twin_key=twin_key(request, body) if len(prompts) == 1 else None,
-        user=body.user,
         gaps={f"{completion_id}-{i}": gap for i, gap in enumerate(gaps_of(body))},
     )
-    asked = service.feedback.asked(completion_id, body.prompt, body.user)
+    asked = service.feedback.asked(completion_id)
 
     def remember(prompt_index: int, output: GenerationOutput) -> None:
-        service.feedback.remember(asked, output.drafts[: body.n], prompt_index, prompt_index * body.n)
+        service.feedback.remember(asked, output.drafts[: body.n], prompt_index * body.n)
 
     head: dict[str, Any] = {"id": completion_id, "created": int(time.time()), "model": service.model_name}
     echoes = echo_texts(body, service)

@@ -34,7 +34,6 @@ class CompletionRuns:
         prompts: by the engine's request id.
         params: of every run.
         twin_key: what twins of this request have in common; None: it has none. Only for a single prompt.
-        user: whose personal n-grams have a say.
         gaps: what each request id's drafts are to fill, where there is a text after them.
     """
 
@@ -43,7 +42,6 @@ class CompletionRuns:
     prompts: Mapping[str, Prompt]
     params: GenerationParams
     twin_key: str | None = None
-    user: str | None = None
     gaps: Mapping[str, Gap] = field(default_factory=dict)
 
     def shown(self, name: str, output: GenerationOutput) -> GenerationOutput:
@@ -63,7 +61,7 @@ class CompletionRuns:
         Raises:
             SuperdraftError: the engine's.
         """
-        scorer = await self.service.default_scorer(self.user)
+        scorer = await self.service.ngram_models.current_default()
         if self.twin_key is None:
             outputs = await all_or_none([self.service.engine.generate(one) for one in self._requests(scorer)])
             return [self.shown(name, output) for name, output in zip(self.prompts, outputs, strict=True)]
@@ -84,7 +82,7 @@ class CompletionRuns:
         """
         if self.twin_key is not None:
             return await open_all([self._shared_stream()])
-        scorer = await self.service.default_scorer(self.user)
+        scorer = await self.service.ngram_models.current_default()
         return await open_all([self.service.engine.stream(one) for one in self._requests(scorer)])
 
     def _requests(self, scorer: NgramScorer[Any] | None) -> list[EngineRequest]:
@@ -103,7 +101,7 @@ class CompletionRuns:
         outputs = OutputStream(asyncio.get_running_loop(), cancel)
 
         async def run(params: GenerationParams) -> GenerationOutput:
-            scorer = await self.service.default_scorer(self.user)
+            scorer = await self.service.ngram_models.current_default()
             steps = await self.service.engine.stream(EngineRequest(name, prompt, params, scorer))
             outputs.accept()
             with contextlib.closing(steps):

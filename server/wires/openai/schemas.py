@@ -75,7 +75,7 @@ class CompletionRequest(BaseModel):
     stream_options: Annotated[dict[str, Any] | None, AfterValidator(_stream_options)] = Field(
         default=None, description="Only with stream. {include_usage: true}: one more chunk, with the usage."
     )
-    user: str | None = Field(default=None, max_length=256, description="Whose personal n-grams; see /v1/feedback.")
+    user: str | None = Field(default=None, max_length=256, description="Requests of different users are not twins.")
     temperature: Number = Field(default=1.0, ge=0, le=2, description="Of the sampling strategies.")
     top_p: Number = Field(default=1.0, ge=0, le=1, description="Of the sampling strategies.")
     seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="Of the sampling strategies.")

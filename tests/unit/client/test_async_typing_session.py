@@ -35,7 +35,7 @@ class ScriptedClient:
         self.reported.append((completion_id, event, rank))
         if self.error is not None:
             raise self.error
-        return FeedbackReceipt(rank, True, False)
+        return FeedbackReceipt(rank, True)
 
 
 async def until(condition):

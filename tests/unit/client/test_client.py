@@ -164,15 +164,15 @@ def test_models(face):
     ("event", "options", "extra"),
     [
         ("shown", {}, {}),
-        ("accepted", {"num_characters": 2, "elapsed_ms": 300.5}, {"num_characters": 2, "elapsed_ms": 300.5}),
+        ("accepted", {"elapsed_ms": 300.5}, {"elapsed_ms": 300.5}),
         ("dismissed", {"elapsed_ms": 10}, {"elapsed_ms": 10}),
     ],
 )
 def test_completion_reports_what_was_done_with_it(face, event, options, extra):
-    receipt = {"object": "feedback", "completion_id": "x", "event": event, "rank": 2, "counted": True, "learned": False}
+    receipt = {"object": "feedback", "completion_id": "x", "event": event, "rank": 2, "counted": True}
     client = in_turn(face, httpx.Response(200, json=ANSWER), httpx.Response(200, json=receipt))
     _, answer = client.complete_and(event, 1, **options)
-    assert (answer.rank, answer.counted, answer.learned) == (2, True, False)
+    assert (answer.rank, answer.counted) == (2, True)
     assert client.seen[1].url.path == "/v1/feedback"
     assert json.loads(client.seen[1].content) == {"completion_id": "drafts-1", "event": event, "index": 1, **extra}
 

@@ -57,15 +57,6 @@ def test_a_mixture_is_the_weighted_mean(models):
     assert mixed == pytest.approx([(a + 3 * b) / 4 for a, b in zip(flat, steep, strict=True)])
 
 
-def test_the_prompts_own_ngrams_lie_over_the_others(models):
-    prompt = [6, 5, 6, 5, 6]
-    plain, own = (probs(models.scorer(name, ""), prompt) for name in ("steep", "steep=0.5,in_context=0.5"))
-    assert own[CANDIDATES.index(5)] > 2 * plain[CANDIDATES.index(5)]  # 5 has followed 6 twice
-    assert own[CANDIDATES.index(3)] < plain[CANDIDATES.index(3)]
-    alone = probs(models.scorer("in_context", ""), prompt)
-    assert alone[CANDIDATES.index(5)] > alone[CANDIDATES.index(3)] == pytest.approx(alone[CANDIDATES.index(4)])
-
-
 def test_settings_that_go_with_a_model(models):
     def filled_in(choice):
         found = models.drafting(choice, 64)
@@ -76,20 +67,16 @@ def test_settings_that_go_with_a_model(models):
     assert models.drafting("flat-chat", 2).max_branches == 2
 
 
-def test_the_default_model_is_the_servers(models, tmp_path, monkeypatch):
-    monkeypatch.setenv("SUPERDRAFT_IN_CONTEXT_WEIGHT", "0.5")
+def test_the_default_model_is_the_servers(models):
     ours = NgramModels(Settings(model="some-model", ngram_model="flat-chat"), Tokenizer(tiny_tokenizer()))
-    prompt = [6, 5, 6, 5, 6]
-    assert probs(ours.scorer("auto", ""), prompt) == pytest.approx(
-        probs(models.scorer("flat-chat=0.5,in_context=0.5", ""), prompt)
-    )
+    assert probs(ours.scorer("auto", ""), [6]) == probs(models.scorer("flat-chat", ""), [6])
     tuned = ours.drafting("auto", 64)
     assert (tuned.selection, tuned.alpha, tuned.candidates_per_draft) == ("paper", 0.2, 12)
     assert models.scorer("auto", "") is None  # none is shipped for this tokenizer
 
 
 def test_identity_changes_with_the_binary(models, tmp_path):
-    before = models.identity("flat-{domain}=0.7,steep=0.3,in_context=0.1")
+    before = models.identity("flat-{domain}=0.7,steep=0.3")
     assert set(before) == {"flat-chat", "steep"}
     manifest = json.loads((tmp_path / "ngram" / "steep" / "manifest.json").read_text())
     assert before["steep"] == manifest["binary_sha256"]

@@ -48,8 +48,6 @@ def test_what_a_request_says_wins():
     [
         ({}, None, "distinct"),
         ({"default_alpha": 0.3}, None, "paper"),
-        ({"in_context_weight": 0.5}, None, "paper"),
-        ({"personal_ngrams": True}, None, "paper"),
         ({}, 9, "paper"),
         ({"default_selection": "distinct", "default_alpha": 0.3}, 9, "distinct"),
         ({"default_selection": "paper"}, None, "paper"),

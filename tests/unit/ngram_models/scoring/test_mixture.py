@@ -6,14 +6,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from superdraft.ngram_models.scoring.mixture import MixtureScorer, UniformScorer
+from superdraft.ngram_models.scoring.mixture import MixtureScorer, mixed
 
 LOGPROBS = st.one_of(st.just(-math.inf), st.floats(min_value=-2000, max_value=0))
 WEIGHTS = st.floats(min_value=0.001, max_value=1000)
 
 
 class TableScorer:
-    """Gives the log-probabilities it was made with; a state is what has been advanced over."""
+    """Returns fixed log-probabilities. A state is the tuple of the last tokens."""
 
     def __init__(self, logprobs, order=3):
         self.logprobs = logprobs
@@ -35,7 +35,7 @@ class TableScorer:
 
 
 def exact(weights, logprobs):
-    """The formula with the largest term taken out, so that nothing is lost."""
+    """The formula with the largest term factored out, so that nothing underflows."""
     largest = max(logprobs)
     if largest == -math.inf:
         return -math.inf
@@ -93,8 +93,9 @@ def test_weights_that_make_no_mixture_are_refused(weights):
         MixtureScorer([(TableScorer([0.0]), weight) for weight in weights])
 
 
-def test_uniform_gives_every_token_the_same():
-    scorer = UniformScorer(8)
-    state = scorer.advance(scorer.initial_state([1, 2]), 3)
-    assert state == scorer.initial_state([])
-    assert scorer.score([state, state], [[0, 1], [7]]) == [[-math.log(8)] * 2, [-math.log(8)]]
+def test_a_single_model_is_not_wrapped_in_a_mixture():
+    first, second = TableScorer([-1.0]), TableScorer([-2.0])
+    assert mixed([(first, 0.2)]) is first
+    assert isinstance(mixed([(first, 0.2), (second, 0.8)]), MixtureScorer)
+    with pytest.raises(ValueError, match="positive"):
+        mixed([])

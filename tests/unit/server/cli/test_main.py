@@ -259,6 +259,8 @@ def test_every_setting_is_an_option_of_serve_with_its_description():
         assert option.default is None  # not given: the environment, the file or the field's own default counts
         assert option.show_default or field.default is None
         assert bool(option.secondary_opts) == (field.default is True)
+        assert field.description[0].isupper()
+        assert field.description.endswith(".")
 
 
 @pytest.mark.parametrize(

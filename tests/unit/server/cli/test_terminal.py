@@ -29,7 +29,7 @@ class ScriptedClient:
 
     async def feedback(self, completion_id, event, rank=0, **details):
         self.reported.append((event, rank))
-        return FeedbackReceipt(rank, True, False)
+        return FeedbackReceipt(rank, True)
 
 
 def bar_of(shown):
