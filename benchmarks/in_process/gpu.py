@@ -171,8 +171,8 @@ def time_steps(engine: Engine, sizes: Sizes, bytes_per_s: float) -> Iterator[dic
                 "rows": num_rows,
                 "context": context,
                 "ms": spread([1000 * seconds for seconds in times], digits=3),
-                "of weights": round(weights / bytes_per_s / median_s, 3),
-                "of weights and cache": round((weights + cached) / bytes_per_s / median_s, 3),
+                "of weights": _three_digits(weights / bytes_per_s / median_s),
+                "of weights and cache": _three_digits((weights + cached) / bytes_per_s / median_s),
             }
 
 
@@ -281,6 +281,10 @@ def step_weight_bytes(model: transformers.PreTrainedModel) -> int:
     """Bytes of weights that a decode step reads: all except the embedding table, of which it reads only k rows."""
     embedding = model.get_input_embeddings().weight
     return int(sum(weight.nbytes for weight in model.parameters()) - embedding.nbytes)
+
+
+def _three_digits(share: float) -> float:
+    return float(f"{share:.3g}")
 
 
 def _prompts(engine: Engine, length: int) -> Iterator[list[int]]:
