@@ -41,7 +41,13 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
         config.num_slots,
         convert=loaded.convert,
     )
+    return Engine(runner, tokenizer_of(loaded), config)
+
+
+def tokenizer_of(loaded: LoadedModel) -> Tokenizer:
+    """The tokenizer of a loaded model, with the ends of text that the model's generation settings name."""
     generation = loaded.model.generation_config
     ends = generation.eos_token_id if generation is not None else None
     eos_token_ids = [ends] if isinstance(ends, int) else (ends or [])
-    return Engine(runner, Tokenizer(loaded.tokenizer, runner.vocab_size, eos_token_ids), config)
+    vocab_size = int(loaded.model.get_output_embeddings().weight.shape[0])
+    return Tokenizer(loaded.tokenizer, vocab_size, eos_token_ids)

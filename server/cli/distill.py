@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,16 +54,19 @@ def distill(
     rows: Annotated[
         int, typer.Option(min=1, help="Number of rows to sample; a row holds one or more texts.")
     ] = 131_072,
-    row_tokens: Annotated[int, typer.Option(min=1, help="Tokens per row; longer texts are cut off.")] = 256,
+    row_tokens: Annotated[int, typer.Option(min=2, help="Tokens per row; longer texts are cut off.")] = 256,
     batch: Annotated[
         int | None,
         typer.Option(
             min=1, help=f"Rows sampled together. If not set, {_CPU_BATCH} on a CPU and {_GPU_BATCH} on a GPU."
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 picks the most likely tokens.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="Sampling temperature; 0 picks the most likely tokens.")
+    ] = 1.0,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the smallest set of tokens with this total probability.")
+        float,
+        typer.Option(min=1e-6, max=1, help="Sample from the smallest set of tokens with this total probability."),
     ] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed samples the same rows.")] = 0,
     prompts: Annotated[
@@ -125,20 +129,17 @@ def distill(
 
 def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]":
     # Imported late: torch and transformers take seconds, and a wrong option should fail at once.
+    from superdraft.decoding.build import tokenizer_of
     from superdraft.decoding.loading.loader import load_model
     from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS
-    from superdraft.decoding.text.tokenizer import Tokenizer
 
     if dtype in WEIGHT_FORMATS and WEIGHT_FORMATS[dtype].convert is not None:
         raise CommandError(
             f"The sampler runs many rows at once, and {dtype} is slower for that: choose another --dtype."
         )
-    loaded = load_model(spec, device=device, dtype=dtype)
-    generation = loaded.model.generation_config
-    ends = generation.eos_token_id if generation is not None else None
-    eos_token_ids = [ends] if isinstance(ends, int) else (ends or [])
-    vocab_size = int(loaded.model.get_output_embeddings().weight.shape[0])
-    return loaded, Tokenizer(loaded.tokenizer, vocab_size, eos_token_ids)
+    # With "auto", too, the weights stay dense.
+    loaded = replace(load_model(spec, device=device, dtype=dtype), convert=None)
+    return loaded, tokenizer_of(loaded)
 
 
 def _read_prompts(path: Path | None, tokenizer: "Tokenizer", row_tokens: int) -> list[list[int]]:
@@ -152,12 +153,12 @@ def _read_prompts(path: Path | None, tokenizer: "Tokenizer", row_tokens: int) ->
     prompts = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            prompt = tokenizer.hf_tokenizer.encode(line.strip(), add_special_tokens=False, verbose=False)
+            prompt = tokenizer.encode_document(line.strip())
             if len(prompt) >= row_tokens:
                 raise CommandError(
                     f"{path}, line {number}: {len(prompt)} tokens leave no room in rows of {row_tokens}."
                 )
-            prompts.append(list(prompt))
+            prompts.append(prompt)
     if not prompts:
         raise CommandError(f"{path} holds no text.")
     return prompts
@@ -171,8 +172,7 @@ def _sampler(
     prompts: Sequence[Sequence[int]],
 ) -> "tuple[TextSampler, dict[str, object]]":
     """The sampler, and everything that its samples depend on besides the seed and the shape."""
-    from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
-    from superdraft.decoding.distillation.weights_fingerprint import weights_fingerprint
+    from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler, weights_fingerprint
 
     settings: dict[str, object] = {
         "weights": weights_fingerprint(loaded.model),
@@ -182,7 +182,7 @@ def _sampler(
         "top_p": choice[1],
         "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
     }
-    return TextSampler(loaded.model, tokenizer, SamplerConfig(*shape, *choice), prompts), settings
+    return TextSampler(loaded, SamplerConfig(*shape, *choice), prompts), settings
 
 
 def _sample(sampler: "TextSampler", corpus: SampledCorpus, shape: ShardShape, num_rows: int, seed: int) -> None:
@@ -201,14 +201,14 @@ def _sample(sampler: "TextSampler", corpus: SampledCorpus, shape: ShardShape, nu
         total = len(missing) * shape.num_rows * shape.row_tokens
         task = bar.add_task("sampling", total=total, speed="")
 
-        def on_step() -> None:
+        def on_tokens(num_new: int) -> None:
             nonlocal num_tokens
-            num_tokens += shape.num_rows
+            num_tokens += num_new
             speed = f"{num_tokens / (time.monotonic() - start_s):,.0f} tokens/s"
             bar.update(task, completed=num_tokens, speed=speed)
 
         for index in missing:
-            corpus.write(index, sampler.sample(seed, index, on_step).ravel().tolist())
+            corpus.write(index, sampler.sample(seed, index, on_tokens).ravel().tolist())
 
 
 @contextmanager

@@ -1,14 +1,18 @@
-"""The batched sampler: the choice of tokens against the definition, its logits and texts against transformers."""
+"""The corpus sampler: the choice of tokens against the definition, its logits and texts against transformers."""
 
 import math
+from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.models import tiny_model, tiny_tokenizer
 
-from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
-from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
+from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler, weights_fingerprint
+from superdraft.decoding.engine.decode import DecodeStep
+from superdraft.decoding.errors import BrokenModelError, InvalidRequestError, UnsupportedModelError
+from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.method.sampling import nucleus_sample
 from superdraft.decoding.text.tokenizer import Tokenizer
 
@@ -16,24 +20,34 @@ EOS = 0
 ARCHITECTURES = ["llama", "gpt2", "gemma3_text", "mistral", "opt"]
 
 
-def tokenizer():
-    return Tokenizer(tiny_tokenizer())
-
-
 def sampler(model, num_rows=3, row_tokens=24, prompts=(), **choice):
-    return TextSampler(model, tokenizer(), SamplerConfig(num_rows, row_tokens, **choice), prompts)
+    loaded = LoadedModel(model, tiny_tokenizer(), "tiny", Path())
+    return TextSampler(loaded, SamplerConfig(num_rows, row_tokens, **choice), prompts)
 
 
 @pytest.fixture
-def all_logits(monkeypatch):
-    """The logits of every step; one choice in ten is turned into the end of the text, so that rows hold several."""
-    seen, rng = [], np.random.default_rng(0)
+def short_texts(monkeypatch):
+    """One choice in ten is turned into the end of the text, so that rows hold several."""
+    rng = np.random.default_rng(0)
 
     def choose(logits, *rest):
-        seen.append(logits.clone())
         return nucleus_sample(logits, *rest).masked_fill(torch.from_numpy(rng.random(len(logits)) < 0.1), EOS)
 
-    monkeypatch.setattr("superdraft.decoding.distillation.sampler.nucleus_sample", choose)
+    monkeypatch.setattr("superdraft.decoding.engine.decode.nucleus_sample", choose)
+
+
+@pytest.fixture
+def logits_of(monkeypatch):
+    """The model's logits from which each row's sampled tokens were chosen, in order, by the row's index."""
+    seen = defaultdict(list)
+    choose = DecodeStep.choose
+
+    def noted(self, rows, logits, faults):
+        for row in rows:
+            seen[int(row.branch.sequence.request_id)].append(logits[row.index].clone())
+        choose(self, rows, logits, faults)
+
+    monkeypatch.setattr(DecodeStep, "choose", noted)
     return seen
 
 
@@ -66,10 +80,10 @@ def test_frequencies_over_a_whole_run_are_those_of_the_nucleus():
     """The numbers of all rows and steps together: a generator that repeats itself or favours a row would show."""
     model = tiny_model("llama")
     num = 8 * 512
-    one_token = sampler(model, 512, 1, top_p=0.9)
-    tokens = np.concatenate([one_token.sample(5, part)[:, 0] for part in range(8)])
+    short = sampler(model, 512, 2, top_p=0.9)
+    tokens = np.concatenate([short.sample(5, part)[:, 0] for part in range(8)])
     logits = model(input_ids=torch.tensor([[EOS]])).logits[0, -1]
-    logits[list(tokenizer().suppressed_token_ids)] = -torch.inf
+    logits[list(Tokenizer(tiny_tokenizer()).suppressed_token_ids)] = -torch.inf
     expected = nucleus_by_hand(logits.tolist(), 1.0, 0.9)
     assert set(tokens.tolist()) <= set(expected)
     frequent = [i for i, p in expected.items() if num * p >= 5]
@@ -97,44 +111,76 @@ def test_temperature_0_equals_transformers_greedy(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_logits_equal_those_of_the_plain_model_in_every_text_of_a_row(architecture, all_logits, monkeypatch):
-    """Static cache against none. A text sees nothing of the one before it; its positions and window begin anew."""
-    monkeypatch.setattr("superdraft.decoding.distillation.sampler._READ_STEP", 16)
+@pytest.mark.usefixtures("short_texts")
+@pytest.mark.parametrize("prompts", [[], [[10], [20, 21, 22], [30, 31]]])
+def test_logits_equal_those_of_the_plain_model_in_every_text_of_a_row(architecture, prompts, logits_of):
+    """A text sees nothing of the one before it; its positions and sliding window begin again."""
     model = tiny_model(architecture)
-    rows = sampler(model, 4, 60).sample(seed=3)
+    rows = sampler(model, 4, 60, prompts).sample(seed=3)
     lengths = []
     for index, row in enumerate(rows):
-        step = 0
+        logits = iter(logits_of[index])
         for text, _ in texts_of(row):
             expected = model(input_ids=torch.tensor([[EOS, *text[:-1]]]), use_cache=False).logits[0]
-            got = torch.stack([logits[index] for logits in all_logits[step : step + len(text)]])
-            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
-            step += len(text)
+            num_given = next((len(prompt) for prompt in prompts if prompt[0] == text[0]), 0)
+            for after_token in expected[num_given:]:
+                torch.testing.assert_close(next(logits), after_token, rtol=1e-3, atol=1e-3)
             lengths.append(len(text))
+        assert next(logits, None) is None
     assert len(lengths) > 12
     assert max(lengths) > 16  # twice the sliding window
 
 
-def test_the_same_seed_and_part_give_the_same_rows_and_others_do_not():
-    first = sampler(tiny_model("llama"))
+@pytest.mark.parametrize("prompts", [[], [[10], [20, 21, 22], [30, 31]]])
+def test_the_same_seed_and_part_give_the_same_rows_and_others_do_not(prompts):
+    first = sampler(tiny_model("llama"), prompts=prompts)
     rows = first.sample(11, 2)
     assert rows.shape == (3, 24)
     other = first.sample(11, 3)
-    # The sampler's own state (cache, begins) must not leak from part to part.
+    # Nothing that the engine keeps may leak from part to part.
     assert (first.sample(11, 2) == rows).all()
-    assert (sampler(tiny_model("llama")).sample(11, 2) == rows).all()
+    assert (sampler(tiny_model("llama"), prompts=prompts).sample(11, 2) == rows).all()
     assert (other != rows).any()
     assert (first.sample(12, 2) != rows).any()
+    assert (rows[0] != rows[1]).any()
 
 
-def test_every_text_begins_with_a_prompt_and_prompts_are_drawn_at_random(all_logits):
+def test_a_text_does_not_depend_on_the_other_rows_of_its_part():
+    few, many = (sampler(tiny_model("llama"), num_rows).sample(7) for num_rows in (2, 5))
+    assert (many[:2] == few).all()
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_every_text_begins_with_a_prompt_and_prompts_are_drawn_at_random():
     prompts = [[10], [20, 21, 22], [30, 31]]
-    begun = set()
-    for row in sampler(tiny_model("llama"), 8, 40, prompts).sample(1):
+    begun, cut = set(), set()
+    for row in sampler(tiny_model("llama"), 30, 40, prompts).sample(1):
         for text, _ in texts_of(row):
             (prompt,) = (prompt for prompt in prompts if text[: len(prompt)] == prompt[: len(text)])
             begun.add(prompt[0])
+            cut.add(len(text) <= len(prompt))
     assert begun == {10, 20, 30}
+    assert cut == {True, False}  # some rows end within a prompt
+
+
+@pytest.mark.usefixtures("short_texts")
+@pytest.mark.parametrize("prompts", [[], [[10], [20, 21, 22]]])
+def test_the_reported_numbers_of_tokens_add_up(prompts):
+    reported = []
+    sampler(tiny_model("llama"), 4, 30, prompts).sample(2, on_tokens=reported.append)
+    assert sum(reported) == 4 * 30
+    if not prompts:
+        assert reported == [4] * 30 + [0]
+
+
+def test_several_ends_of_text_are_written_as_the_tokenizers_own():
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = [EOS, 50]
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.where(torch.arange(300) == 50, 12.0, 0.0))
+    rows = sampler(model, 4, 40).sample(0)
+    assert 50 not in rows
+    assert (rows == EOS).sum() > 10
 
 
 def test_tokens_that_no_text_holds_are_never_sampled():
@@ -142,23 +188,45 @@ def test_tokens_that_no_text_holds_are_never_sampled():
     model = tiny_model("llama", vocab_size=320)
     head = model.get_output_embeddings()
     head.bias = torch.nn.Parameter(torch.cat([torch.zeros(300), torch.full((20,), 50.0)]))
-    wide = Tokenizer(tiny_tokenizer(), model_vocab_size=320)
-    assert TextSampler(model, wide, SamplerConfig(4, 8)).sample(0).max() < 300
+    assert sampler(model, 4, 8).sample(0).max() < 300
 
 
 def test_a_row_longer_than_the_context_is_refused():
-    with pytest.raises(UnsupportedModelError, match="129 tokens does not fit in the model's context of 128"):
-        sampler(tiny_model("llama"), 1, 129)
+    with pytest.raises(UnsupportedModelError, match=r"128 tokens and its start token do not fit .* context of 128"):
+        sampler(tiny_model("llama"), 1, 128)
+    assert sampler(tiny_model("llama"), 1, 127).sample(0).shape == (1, 127)
+
+
+def test_a_tokenizer_without_a_start_token_is_refused(monkeypatch):
+    monkeypatch.setattr(Tokenizer, "start_token_id", None)
+    with pytest.raises(UnsupportedModelError, match="no token that begins a text"):
+        sampler(tiny_model("llama"))
 
 
 def test_logits_that_are_not_numbers_stop_the_run():
     model = tiny_model("llama")
+    broken = sampler(model)
     model.get_output_embeddings().bias = torch.nn.Parameter(torch.full((300,), math.nan))
     with pytest.raises(BrokenModelError, match="not numbers"):
-        sampler(model).sample(0)
+        broken.sample(0)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -0.1}, {"top_p": 0}, {"top_p": 1.1}, {"row_tokens": 0}])
-def test_config_out_of_range_is_refused(wrong):
-    with pytest.raises(ValueError, match="must be"):
-        SamplerConfig(**{"num_rows": 1, "row_tokens": 1} | wrong)
+def test_an_error_of_the_model_is_raised_as_it_is(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("too many rows")
+
+    monkeypatch.setattr(DecodeStep, "forward", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="too many rows"):
+        sampler(tiny_model("llama")).sample(0)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -0.1}, {"temperature": 2.1}, {"top_p": 0}, {"top_p": 1.1}])
+def test_a_choice_out_of_range_is_refused(wrong):
+    with pytest.raises(InvalidRequestError, match="must be a number from"):
+        sampler(tiny_model("llama"), **wrong)
+
+
+def test_the_fingerprint_tells_weights_apart():
+    model = tiny_model("llama")
+    assert weights_fingerprint(model) == weights_fingerprint(tiny_model("llama"))
+    assert weights_fingerprint(model) != weights_fingerprint(tiny_model("llama", seed=1))

@@ -8,13 +8,12 @@ import sys
 import time
 
 import pytest
-from support.models import tiny_model, tiny_model_folder, tiny_tokenizer
+from support.models import tiny_model_folder, tiny_tokenizer
 from support.ngram import write_fake_tools
 from typer.testing import CliRunner
 
 from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
-from superdraft.decoding.distillation.weights_fingerprint import weights_fingerprint
-from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.decoding.loading.loader import load_model
 from superdraft.ngram_models.errors import CorpusError
 from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.server.cli.distill import app
@@ -74,9 +73,9 @@ def sampled(monkeypatch):
     parts = []
     sample = TextSampler.sample
 
-    def noted(self, seed, part, on_step):
+    def noted(self, seed, part, on_tokens):
         parts.append(part)
-        return sample(self, seed, part, on_step)
+        return sample(self, seed, part, on_tokens)
 
     monkeypatch.setattr(TextSampler, "sample", noted)
     return parts
@@ -88,7 +87,7 @@ def test_the_model_is_built_from_the_first_rows_that_the_sampler_gives(model, to
     assert manifest.corpus.description == "9 samples of 12 tokens from llama at temperature 1, top-p 0.95, seed 5"
     assert manifest.corpus.num_tokens == 9 * 12
     assert (manifest.licence, manifest.tokenizer.name, manifest.prune) == ("MIT", "llama", (0, 0, 1))
-    sampler = TextSampler(tiny_model("llama"), Tokenizer(tiny_tokenizer()), SamplerConfig(2, 12))
+    sampler = TextSampler(load_model(str(model), dtype="float32"), SamplerConfig(2, 12))
     rows = [row for part in range(5) for row in sampler.sample(5, part).tolist()][:9]
     expected = " ".join(str(token_id) for row in rows for token_id in row if token_id)
     learnt = [word for word in (tools / "stdin.txt").read_text().split() if word != "<cut>"]
@@ -161,7 +160,6 @@ def test_texts_begin_with_the_prompts(model, tools, tmp_path):
     [
         (["--prune", "0 x"], "numbers with spaces between them, got '0 x'."),
         (["--order", "7"], "between 2 and 6, got 7."),
-        (["--top-p", "0"], "top-p must be above 0 and at most 1, got 0.0."),
         (["--dtype", "int4"], "choose another --dtype"),
         (["--prompts", "nowhere.txt"], "nowhere.txt: No such file"),
         (["--prompts", "EMPTY"], "holds no text"),
@@ -182,7 +180,8 @@ def test_wrong_options_are_told_and_nothing_is_left(model, tools, home, tmp_path
     assert not list(home.rglob("*shard*"))
 
 
-def test_the_fingerprint_tells_weights_apart():
-    model = tiny_model("llama")
-    assert weights_fingerprint(model) == weights_fingerprint(tiny_model("llama"))
-    assert weights_fingerprint(model) != weights_fingerprint(tiny_model("llama", seed=1))
+@pytest.mark.parametrize("options", [["--top-p", "0"], ["--temperature", "2.1"], ["--row-tokens", "0"]])
+def test_values_out_of_range_are_refused_before_the_model_is_loaded(tools, options):
+    result = CliRunner().invoke(app, arguments("no-such-model", tools, *options))
+    assert result.exit_code == 2
+    assert f"Invalid value for '{options[0]}'" in result.output
