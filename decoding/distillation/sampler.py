@@ -147,7 +147,7 @@ class TextSampler:
     def _begin_text(self, index: int, row: _Row) -> None:
         """Draw a prompt and let the engine continue it, as far as the row has room."""
         rng = np.random.default_rng(row.seeds.spawn(1)[0])
-        prompt = self._prompts[rng.integers(len(self._prompts))]
+        prompt = self._prompts[int(rng.integers(len(self._prompts)))]
         row.token_ids += prompt[: self._config.row_tokens - len(row.token_ids)]
         room = self._config.row_tokens - len(row.token_ids)
         if room:
@@ -169,8 +169,8 @@ class TextSampler:
 
 def _bytes_per_position(model: PreTrainedModel) -> int:
     """Memory of one token's keys and values in all layers."""
-    shapes = probe_layer_shapes(model)
-    return sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in shapes) * model.dtype.itemsize
+    item_bytes: int = model.dtype.itemsize
+    return item_bytes * sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in probe_layer_shapes(model))
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
