@@ -135,7 +135,7 @@ def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]"
 
     if dtype in WEIGHT_FORMATS and WEIGHT_FORMATS[dtype].convert is not None:
         raise CommandError(
-            f"The sampler runs many rows at once, and {dtype} is slower for that: choose another --dtype."
+            f"With many rows at once, {dtype} is no faster than bfloat16, and less exact: choose another --dtype."
         )
     # With "auto", too, the weights stay dense.
     loaded = replace(load_model(spec, device=device, dtype=dtype), convert=None)
