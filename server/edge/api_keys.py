@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from superdraft.server.edge.rate_limits import RateLimit
 from superdraft.server.errors import SettingsError
+from superdraft.server.settings import RateLimit
 
 Scope = Literal["complete", "metrics", "admin"]
 

@@ -5,27 +5,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated
 
 import limits
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from pydantic import AfterValidator
 
 from superdraft.server.edge.refusals import TooManyRequestsError
 
 _IPV6_NETWORK_BITS = 64  # what one household or machine usually has
-
-
-def _checked(text: str) -> str:
-    try:
-        limits.parse(text)
-    except ValueError:
-        raise ValueError('must be a number of requests in a time, such as "600/minute" or "20/second"') from None
-    return text
-
-
-RateLimit = Annotated[str, AfterValidator(_checked)]
 
 
 class CallerLimits:

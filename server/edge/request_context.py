@@ -10,9 +10,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from superdraft.server.edge.error_map import response_of
+from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.observe.metrics import OTHER_ROUTE, Metrics
 from superdraft.server.observe.stats import CLIENT_CLOSED_REQUEST, RequestRecord, Statistics, start_record
-from superdraft.server.service import ClientGoneError
 
 REQUEST_ID_HEADER = "x-request-id"
 # Asked again and again, or a page's many files.

@@ -19,12 +19,14 @@ from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.ngram_models.store.registry import ListedModel
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.ngrams.folders import ModelFolders
-from superdraft.server.wires.native.schemas import NgramChoice
 
 MAX_PARTS: Final = 8
 """Models of a mixture, at most: each is asked at every step."""
 
 Scorer = NgramScorer[Any]
+
+NgramChoice = str | dict[str, float] | None
+"""What a request may ask for: a model's name, {name: weight} of a mixture, or no n-gram model."""
 
 log = structlog.get_logger(__name__)
 
