@@ -81,7 +81,7 @@ def create_app(
         settings: the server's settings.
         engine: a loaded engine that nothing else uses.
         model_name: the name in answers; `settings.served_model_name` wins over it.
-        ngram_models: those that requests may name; None: there are none.
+        ngram_models: the models that requests may name; None: there are none.
         drafting: defaults of requests; None: those of the settings.
         is_local: only this machine can reach the server. Without API keys, it then answers only to local host names.
     """

@@ -82,7 +82,7 @@ class Feedback:
 
         Args:
             asked: the request.
-            drafts: those that are shown.
+            drafts: the drafts in the answer.
             first_index: the index of the first of them in the answer.
             first_rank: its rank among the drafts of its run, above 0 if the run was shared with other requests.
         """

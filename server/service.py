@@ -70,7 +70,7 @@ class DraftingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Drafted(Generic[OutputsT]):
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
         outputs: one per prompt, in order; or the stream of all prompts' outputs.
@@ -91,7 +91,7 @@ class Service:
         settings: the server's settings.
         engine: runs the requests.
         model_name: the model's name in answers.
-        ngram_models: those that requests may name.
+        ngram_models: the models that requests may name.
         feedback: what users did with drafts.
         drafting: defaults of requests.
         created: when the model was loaded, in Unix seconds.
