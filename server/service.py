@@ -38,9 +38,9 @@ class DraftingRequest:
 
     Attributes:
         id: of the answer.
-        prompts: by the engine's request id of each.
         asked: the engine parameters that the request sets, by the names of `GenerationParams`; `num_drafts` and
             `max_tokens` are always among them. The server's defaults fill in the others.
+        prompts: by the engine's request id of each.
         asks_for_paper: see `DraftingDefaults.params`.
         model: the model's name, which may be an alias that names a strategy; None: the served model.
         names_ngram_model: False: the n-gram model is the server's default.
@@ -54,8 +54,8 @@ class DraftingRequest:
     """
 
     id: str
-    prompts: Mapping[str, Prompt]
     asked: Mapping[str, Any]
+    prompts: Mapping[str, Prompt] = field(default_factory=dict)
     asks_for_paper: bool = False
     model: str | None = None
     names_ngram_model: bool = False

@@ -29,31 +29,6 @@ _NO_DRAFT = DraftOutput(0, "", (), (), 0.0, (), "length")
 
 
 @dataclass(frozen=True, slots=True)
-class EditorRequest:
-    """One request of an editor.
-
-    Attributes:
-        id: of the answer, and the engine's request id.
-        asked: see `DraftingRequest`.
-        twin_key: see `DraftingRequest`.
-        model: see `DraftingRequest`.
-        timeout_s: see `DraftingRequest`.
-        cut: returns the part of a draft's text to show.
-        line_end: the line end in the drafts; None: unchanged.
-        takes_feedback: see `DraftingRequest`.
-    """
-
-    id: str
-    asked: dict[str, Any]
-    twin_key: str | None
-    model: str | None = None
-    timeout_s: float | None = None
-    cut: Cut = str
-    line_end: LineEnd | None = None
-    takes_feedback: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class PreparedGap:
     """The engine's prompt for a gap.
 
@@ -118,42 +93,57 @@ def asked(
     }
 
 
-async def complete(http: Request, service: Service, request: EditorRequest, prompt: Prompt) -> GenerationOutput:
+async def complete(
+    http: Request,
+    service: Service,
+    request: DraftingRequest,
+    prompt: Prompt,
+    cut: Cut = str,
+    line_end: LineEnd | None = None,
+) -> GenerationOutput:
     """Drafts that continue a prompt, at least one. A client that leaves ends its request.
+
+    Args:
+        http: its body has been read.
+        service: the served model.
+        request: without prompts and cut.
+        prompt: what the engine continues.
+        cut: returns the part of a draft's text to show.
+        line_end: the line end in the drafts; None: unchanged.
 
     Raises:
         NotFoundError: the named model is not served here.
         SuperdraftError: raised by the engine.
         ClientGoneError: the client left.
     """
-    drafting = DraftingRequest(
-        id=request.id,
+    drafting = replace(
+        request,
         prompts={request.id: prompt},
-        asked=request.asked,
-        model=request.model,
-        twin_key=request.twin_key,
-        timeout_s=request.timeout_s,
-        cut=lambda _, output: with_cut_drafts(output, request.cut, request.line_end),
-        num_shown=request.asked["num_drafts"],
-        takes_feedback=request.takes_feedback,
+        cut=lambda _, output: with_cut_drafts(output, cut, line_end),
     )
     drafted = await unless_client_gone(http, service.draft(drafting))
     return drafted.outputs[0]
 
 
-async def fill(http: Request, service: Service, request: EditorRequest, gap: Gap) -> Filled:
+async def fill(http: Request, service: Service, request: DraftingRequest, gap: Gap, cut: Cut = str) -> Filled:
     """Drafts for a gap in a text.
+
+    Args:
+        http: its body has been read.
+        service: the served model.
+        request: without prompts and cut.
+        gap: the place to fill.
+        cut: returns the part of a draft's text that the editor wants; the gap may shorten it further.
 
     Raises:
         NotFoundError: the named model is not served here.
         SuperdraftError: raised by the engine.
         ClientGoneError: the client left.
     """
-    max_context_tokens = service.engine.max_model_len // 2
-    prepared = await prepare_gap(service, gap, request.asked["max_tokens"], max_context_tokens)
-    shorten = request.cut
-    request = replace(request, cut=lambda text: cut_for_gap(shorten(text), gap), line_end=line_end_of(gap))
-    output = await complete(http, service, request, prepared.prompt)
+    prepared = await prepare_gap(service, gap, request.asked["max_tokens"], service.engine.max_model_len // 2)
+    output = await complete(
+        http, service, request, prepared.prompt, lambda text: cut_for_gap(cut(text), gap), line_end_of(gap)
+    )
     return Filled(output, prepared.is_truncated, [*prepared.warnings, *output.warnings])
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.text.fim import Gap
 from superdraft.server.bridge.fan_out import twin_key
+from superdraft.server.service import DraftingRequest
 from superdraft.server.wires.common import (
     ERROR_RESPONSES,
     Boolean,
@@ -22,7 +23,7 @@ from superdraft.server.wires.common import (
     TolerantStop,
     WireRequest,
 )
-from superdraft.server.wires.editors import EditorRequest, asked, fill
+from superdraft.server.wires.editors import asked, fill
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.openai.mapping import openai_finish_reason
 
@@ -134,8 +135,8 @@ async def create_fim_completion(
         seed=body.seed if body.random_seed is None else body.random_seed,
     )
     name = f"fim-{uuid.uuid4().hex}"
-    request = EditorRequest(name, parameters, twin_key(http, body), body.model)
-    filled = await fill(http, service, request, Gap(body.prompt, body.suffix))
+    drafting = DraftingRequest(id=name, asked=parameters, model=body.model, twin_key=twin_key(http, body))
+    filled = await fill(http, service, drafting, Gap(body.prompt, body.suffix))
     head: dict[str, Any] = {"id": name, "created": int(time.time()), "model": service.model_name}
     draft, usage = filled.output.drafts[0], _usage(filled.output)
     if not body.stream:

@@ -20,7 +20,7 @@ from superdraft.decoding.text.fim import ContextFile, Gap
 from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.edge.error_map import failure_of
 from superdraft.server.edge.refusals import ClientGoneError
-from superdraft.server.service import Service
+from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import (
     Boolean,
     Integer,
@@ -30,7 +30,7 @@ from superdraft.server.wires.common import (
     TolerantStop,
     WireRequest,
 )
-from superdraft.server.wires.editors import EditorRequest, Filled, asked, complete, cut_dedent, fill
+from superdraft.server.wires.editors import Filled, asked, complete, cut_dedent, fill
 from superdraft.server.wires.json_body import documented, json_body
 
 _EVENTS: dict[str, Any] = {"content": {"text/event-stream": {}}, "description": "The drafts; with `stream`, as events."}
@@ -100,6 +100,10 @@ class LlamaCppRequest(WireRequest):
             return None
         return min(self.t_max_prompt_ms + self.t_max_predict_ms, 1e9) / 1000
 
+    def cut(self, text: str) -> str:
+        """The part of a draft to show: up to a line that is indented too little."""
+        return cut_dedent(text, self.n_indent)
+
 
 class InfillRequest(LlamaCppRequest):
     """`POST /infill`: the text around the cursor. `prompt` is the text between `input_prefix` and the cursor."""
@@ -151,7 +155,7 @@ async def infill(
 ) -> Response:
     """Fill the gap between two texts. With `n_predict` 0, only run the prompt, so that the next request is faster."""
     gap = Gap(body.input_prefix + body.prompt, body.input_suffix, body.input_extra)
-    filled = await fill(http, service, _editor_request(http, service, body), gap)
+    filled = await fill(http, service, _drafting_request(http, service, body), gap, body.cut)
     return _response(body, filled, service)
 
 
@@ -162,11 +166,11 @@ async def completion(
     body: Annotated[LlamaCppCompletionRequest, Depends(json_body(LlamaCppCompletionRequest))],
 ) -> Response:
     """Continue a prompt."""
-    output = await complete(http, service, _editor_request(http, service, body), body.prompt)
+    output = await complete(http, service, _drafting_request(http, service, body), body.prompt, body.cut)
     return _response(body, Filled(output, is_truncated=False, warnings=[*output.warnings]), service)
 
 
-def _editor_request(http: Request, service: Service, body: LlamaCppRequest) -> EditorRequest:
+def _drafting_request(http: Request, service: Service, body: LlamaCppRequest) -> DraftingRequest:
     limit = service.engine.config.max_num_drafts
     if body.n_cmpl > limit:
         raise InvalidRequestError(f"n_cmpl must be at most {limit} on this server, got {body.n_cmpl}.", param="n_cmpl")
@@ -178,12 +182,11 @@ def _editor_request(http: Request, service: Service, body: LlamaCppRequest) -> E
         temperature=body.temperature,
         seed=None if body.seed < 0 else body.seed,
     )
-    return EditorRequest(
-        f"infill-{uuid.uuid4().hex}",
-        parameters,
-        twin_key(http, body),
+    return DraftingRequest(
+        id=f"infill-{uuid.uuid4().hex}",
+        asked=parameters,
+        twin_key=twin_key(http, body),
         timeout_s=body.timeout_s,
-        cut=lambda text: cut_dedent(text, body.n_indent),
         takes_feedback=False,  # llama.cpp's answers have no id
     )
 

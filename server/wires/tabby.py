@@ -16,9 +16,9 @@ from superdraft.decoding.text.fim import ContextFile, Gap
 from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.edge.error_map import NotFoundError, invalid_request
 from superdraft.server.observe.metrics import DraftEvent
-from superdraft.server.service import Service
+from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import Integer, Number, ServiceDep, WireRequest
-from superdraft.server.wires.editors import EditorRequest, asked, fill
+from superdraft.server.wires.editors import asked, fill
 from superdraft.server.wires.json_body import documented, json_body
 
 # Schemas
@@ -119,8 +119,8 @@ async def complete_segments(body: dict[str, Any], request: Request, service: Ser
     completion_id = f"cmpl-{uuid.uuid4()}"
     seed = None if wanted.seed is None else wanted.seed % 2**63
     parameters = asked(service, temperature=wanted.temperature, seed=seed)
-    editor_request = EditorRequest(completion_id, parameters, twin_key(request, wanted))
-    filled = await fill(request, service, editor_request, wanted.segments.gap())
+    drafting = DraftingRequest(id=completion_id, asked=parameters, twin_key=twin_key(request, wanted))
+    filled = await fill(request, service, drafting, wanted.segments.gap())
     choices = [{"index": 0, "text": filled.output.drafts[0].text}]
     return JSONResponse({"id": completion_id, "choices": choices, "warnings": filled.warnings})
 
