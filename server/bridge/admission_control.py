@@ -28,7 +28,7 @@ _FULL = "The server is full: it is running {} rows, its limit. Send the next key
 
 
 def places_of(num_slots: int) -> int:
-    """Rows to admit for this many slots: slightly more, so that a slot that becomes free is used in the next step."""
+    """Rows to admit for this many slots: a few more if there are many, so that a free slot is used in the next step."""
     return num_slots + num_slots // RESERVE_SHARE
 
 

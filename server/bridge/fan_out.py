@@ -137,7 +137,7 @@ class FanOut:
             request: with the parameters that the client asked for.
             engine: runs it.
             cut: shortens the drafts of the run before they are shared.
-            on_share: told the request's share, before the stream's terminal output.
+            on_share: called with the request's share, before the stream's terminal output.
 
         Raises:
             SuperdraftError: the engine refused the request.

@@ -120,7 +120,7 @@ _ERRORS: tuple[tuple[type[Exception], int, str, str, Mapping[str, str]], ...] = 
 
 
 def failure_of(error: Exception) -> Failure:
-    """The answer to an exception. One that is not in the table is an internal error, whose message stays in the log."""
+    """The answer to an exception. One that is not in the table is an internal error, whose message is not sent."""
     for kind_of_error, status, kind, code, headers in _ERRORS:
         if isinstance(error, kind_of_error):
             code, param = getattr(error, "code", code), getattr(error, "param", None)

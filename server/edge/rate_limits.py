@@ -77,7 +77,7 @@ class CallerLimits:
 
 
 def network_of(address: str | None) -> str:
-    """The caller's name of a client without a key: its IPv4 address, or the network of its IPv6 address."""
+    """The caller's name for a client without a key: its IPv4 address, or the network of its IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address or "")
     except ValueError:  # a Unix socket, for instance

@@ -95,7 +95,7 @@ class DraftingFields(WireRequest):
     def strategy_warnings(self, strategy: str) -> list[str]:
         """A warning for each field that the request sets although its strategy does not use it.
 
-        Such fields are no errors: clients send them by habit. A value that changes nothing is not worth a warning.
+        Such fields are not errors, since clients send them by habit. Values that change nothing give no warning.
 
         Args:
             strategy: the one that the request runs under.

@@ -75,7 +75,8 @@ class DraftsRequest(DraftingFields):
         description="With strategy superposed: every this many steps, draw one draft and continue from it alone.",
     )
     trim: Literal["none", "word", "sentence"] = Field(
-        default="none", description="Cut a last word, or a last sentence, that may be unfinished."
+        default="none",
+        description="word: cut a last word that may be unfinished. sentence: cut after the first sentence.",
     )
     min_score: Number | None = Field(default=None, le=0, description="Leave out drafts with a lower `score`.")
     session_id: str | None = Field(
