@@ -1,8 +1,9 @@
-# 1: the default model is in the image; 0: it is fetched into the volume on the first start.
+# 1: include the default model in the image. 0: download it into the volume on the first start.
 ARG BAKE_MODEL=0
 
 
-# KenLM's lmplz and build_binary, which make n-gram models. A stage of its own: only a change of these files repeats it.
+# KenLM's lmplz and build_binary, which build n-gram models. In a separate stage, so that only a change to these files
+# triggers a rebuild.
 FROM python:3.11-slim-bookworm AS kenlm
 
 # hadolint ignore=DL3008
@@ -19,12 +20,12 @@ RUN pip install --no-cache-dir "$(grep '^platformdirs==' constraints.txt)" \
     && strip /opt/kenlm/lmplz /opt/kenlm/build_binary
 
 
-# A virtual environment with everything, compiled here.
+# The virtual environment, including the packages that must be compiled.
 FROM python:3.11-slim-bookworm AS builder
 
-# A package index to take torch from, for a build other than the default one (a CPU-only one is much smaller).
+# Package index for torch, to install a build other than the default (a CPU-only build is much smaller).
 ARG TORCH_INDEX=""
-# What is installed of Superdraft: "server", or "server,ray" for `superdraft serve --ray`.
+# Extras of Superdraft to install: "server", or "server,ray" for `superdraft serve --ray`.
 ARG EXTRAS=server
 
 # hadolint ignore=DL3008
@@ -33,13 +34,13 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /src
-# As settings, the pins hold for what pip builds kenlm with, too.
+# Set as environment variables, the constraints also apply to the packages that pip builds kenlm with.
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_CONSTRAINT="/src/constraints.txt /src/deploy/ray/constraints.txt" \
     PIP_BUILD_CONSTRAINT=/src/constraints.txt
 
-# The slow steps, torch and kenlm, come before the sources: a change of the code does not repeat them.
+# The slow steps, torch and kenlm, come before the sources, so that code changes do not repeat them.
 COPY constraints.txt ./
 COPY deploy/ray/constraints.txt deploy/ray/
 RUN python -m venv /opt/venv \
@@ -54,7 +55,7 @@ COPY ngram_models ngram_models
 COPY client client
 COPY benchmarks benchmarks
 COPY evaluation evaluation
-# torch's C++ headers and test programs serve nobody here.
+# torch's C++ headers and test programs are not needed at run time.
 RUN /opt/venv/bin/pip wheel --no-deps --wheel-dir /wheels . \
     && /opt/venv/bin/pip install "$(echo /wheels/superdraft-*.whl)[$EXTRAS]" \
     && strip /opt/venv/lib/python3.11/site-packages/kenlm.*.so \
@@ -63,10 +64,10 @@ RUN /opt/venv/bin/pip wheel --no-deps --wheel-dir /wheels . \
     && find "$torch/bin" -type f ! -name torch_shm_manager -delete
 
 
-# The image that runs; no compilers, not root.
+# The runtime image, without compilers and with an unprivileged user.
 FROM python:3.11-slim-bookworm AS runtime
 
-# What lmplz is linked with.
+# Libraries that lmplz is linked against.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libboost-program-options1.74.0 libboost-thread1.74.0 \
@@ -78,8 +79,8 @@ RUN apt-get update \
 COPY --from=kenlm /opt/kenlm /opt/kenlm
 COPY --from=builder /opt/venv /opt/venv
 
-# Models and whatever else is fetched at run time go to the volume and nowhere else. In a container, 127.0.0.1 can be
-# reached by nobody; without API keys the server still does not start unless it is told to.
+# Models and all other downloads at run time go into the volume. The server listens on all interfaces, because 127.0.0.1
+# in a container cannot be reached from outside. Without API keys it refuses to start unless this is explicitly allowed.
 ENV PATH=/opt/venv/bin:/opt/kenlm:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -93,7 +94,7 @@ WORKDIR /var/lib/superdraft
 VOLUME ["/var/lib/superdraft"]
 EXPOSE 8000
 
-# The first start fetches and converts the default model.
+# The start period is long because the first start downloads and converts the default model.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ.get(\"SUPERDRAFT_PORT\", 8000)}/ready', timeout=4)"]
 
@@ -101,7 +102,7 @@ ENTRYPOINT ["superdraft"]
 CMD ["serve"]
 
 
-# The default model, checked and converted, without the file that it was converted from.
+# The default model, verified and converted, without the file it was converted from.
 FROM runtime AS model
 RUN SUPERDRAFT_HOME=/tmp/home superdraft models pull smollm2-135m \
     && rm /tmp/home/models/smollm2-135m/*.gguf
@@ -119,7 +120,7 @@ ENV SUPERDRAFT_MODEL=/opt/models/smollm2-135m \
 # hadolint ignore=DL3006
 FROM with-model-${BAKE_MODEL}
 
-# Told by whoever builds; what is installed is told by pip's own records in /opt/venv and Debian's in /var/lib/dpkg.
+# Passed in by the build. For the installed packages see pip's records in /opt/venv and Debian's in /var/lib/dpkg.
 ARG VERSION=""
 ARG REVISION=""
 ARG CREATED=""

@@ -1,4 +1,4 @@
-"""Client of a Superdraft server: drafts over HTTP, with httpx alone."""
+"""Python client for a Superdraft server. It needs no dependency except httpx."""
 
 from superdraft.client.async_client import AsyncDraftsStream, AsyncSuperdraft
 from superdraft.client.async_session import AsyncTypingSession

@@ -1,4 +1,7 @@
-"""The asynchronous client, for asyncio. Cancelling a task closes its connection, and the server stops working on it."""
+"""Asynchronous client, for asyncio.
+
+Cancelling a task closes its connection, and the server then stops working on the request.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -27,7 +30,7 @@ T = TypeVar("T")
 
 
 class AsyncDraftsStream:
-    """The drafts as they grow: iterate over it, or over `snapshots`, then take `result`."""
+    """A stream of growing drafts: iterate over it, or over `snapshots`, then call `result`."""
 
     def __init__(
         self, response: httpx.Response, reader: StreamReader[AsyncCompletion], endpoint: Endpoint, timeout_s: float
@@ -42,10 +45,10 @@ class AsyncDraftsStream:
         return self.snapshots
 
     async def result(self) -> AsyncCompletion:
-        """The finished drafts; what is left of the stream is read first.
+        """Read the rest of the stream and return the finished drafts.
 
         Raises:
-            StreamBrokenError: the connection ended before they came.
+            StreamBrokenError: the connection ended before the finished drafts arrived.
             ClientError: as in `AsyncSuperdraft.complete`.
         """
         async for _ in self.snapshots:
@@ -64,11 +67,11 @@ class AsyncSuperdraft(ClientBase):
     """A connection to a Superdraft server. Close it, or use it in an `async with` statement.
 
     Args:
-        base_url: "http://127.0.0.1:8000"; a trailing "/v1" does no harm.
+        base_url: for example "http://127.0.0.1:8000"; a trailing "/v1" is ignored.
         api_key: sent as a bearer token.
-        timeout: seconds to wait for the connection, and then for each next part of the answer.
-        max_retries: how often a request that failed is sent again, see `RetryPolicy`.
-        transport: how requests travel, for tests; None: over the network.
+        timeout: seconds to wait for the connection, and then for each part of the response.
+        max_retries: how often a failed request is retried, see `RetryPolicy`.
+        transport: an httpx transport to use instead of the network, for tests.
     """
 
     def __init__(
@@ -104,21 +107,21 @@ class AsyncSuperdraft(ClientBase):
         max_retries: int | None = None,
         **options: Unpack[DraftsOptions],
     ) -> AsyncCompletion:
-        """The best `num_drafts` drafts that go on from `prompt`; fewer if there are not so many distinct ones.
+        """Return the best `num_drafts` continuations of `prompt`, or fewer if there are not enough distinct ones.
 
         Args:
             prompt: text or token ids.
             num_drafts: k.
-            max_tokens: new tokens of each draft, at most.
-            timeout: as of the client, for this request.
-            max_retries: as of the client, for this request.
-            options: further fields of `POST /v1/drafts`, see `DraftsOptions`.
+            max_tokens: maximum number of new tokens per draft.
+            timeout: seconds; overrides the client's timeout for this request.
+            max_retries: overrides the client's setting for this request.
+            options: other fields of `POST /v1/drafts`, see `DraftsOptions`.
 
         Raises:
-            ConnectionFailedError: no server answers there.
-            RequestTimeoutError: it took longer than the timeout.
-            StatusError: it answered with an error; see its subclasses.
-            InvalidAnswerError: the answer cannot be understood.
+            ConnectionFailedError: no server answers at the base URL, or the connection broke.
+            RequestTimeoutError: the server did not respond within the timeout.
+            StatusError: the server responded with an error; see the subclasses.
+            InvalidAnswerError: the response is not one of a Superdraft server.
         """
         call = drafts_call(prompt, num_drafts, max_tokens, options, AsyncCompletion)
         return self._with_feedback(await self._ask(call, timeout, max_retries))
@@ -134,7 +137,7 @@ class AsyncSuperdraft(ClientBase):
         max_retries: int | None = None,
         **options: Unpack[DraftsOptions],
     ) -> AsyncIterator[AsyncDraftsStream]:
-        """`complete`, with the drafts shown while they grow. Leaving the `async with` statement early ends the request.
+        """Stream the drafts of `complete` while they grow. Leaving the `async with` block early cancels the request.
 
         ::
 
@@ -144,7 +147,7 @@ class AsyncSuperdraft(ClientBase):
                 completion = await stream.result()
 
         Raises:
-            ClientError: as in `complete`; what fails before the first event is tried again as there.
+            ClientError: as in `complete`. Failures before the response begins are retried in the same way.
         """
         call = drafts_call(prompt, num_drafts, max_tokens, options, AsyncCompletion, stream=True)
         timeout_s = self._timeout_s(timeout)
@@ -158,7 +161,7 @@ class AsyncSuperdraft(ClientBase):
             await response.aclose()
 
     async def models(self) -> tuple[Model, ...]:
-        """The names that `model` takes.
+        """List the values that the option `model` accepts.
 
         Raises:
             ClientError: as in `complete`.
@@ -173,7 +176,7 @@ class AsyncSuperdraft(ClientBase):
         *,
         elapsed_ms: float | None = None,
     ) -> FeedbackReceipt:
-        """What `AsyncCompletion.shown`, `accepted` and `dismissed` do, for those who have kept no more than the id.
+        """Report an event like `AsyncCompletion.shown`, `accepted` and `dismissed`, given only the completion's id.
 
         Raises:
             ClientError: as in `complete`.
@@ -191,7 +194,7 @@ class AsyncSuperdraft(ClientBase):
     async def _open(
         self, call: Call[Any], timeout_s: float, max_retries: int | None, *, stream: bool
     ) -> httpx.Response:
-        """A success; its content is left to read if it is a stream."""
+        """Send a call, with retries, and return the successful response; with `stream`, its body is still unread."""
         attempts = self._attempts(max_retries)
         while True:
             try:

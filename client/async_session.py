@@ -1,4 +1,4 @@
-"""A typing session against a server, for asyncio."""
+"""Typing session connected to a server, for asyncio."""
 
 import asyncio
 import uuid
@@ -15,7 +15,7 @@ from superdraft.client.wire import DraftsOptions
 
 
 class TypingClient(Protocol):
-    """What a typing session needs of a client: `AsyncSuperdraft` has it."""
+    """The methods of a client that a typing session uses. `AsyncSuperdraft` implements them."""
 
     async def complete(
         self,
@@ -26,7 +26,7 @@ class TypingClient(Protocol):
         max_retries: int | None = ...,
         **options: Unpack[DraftsOptions],
     ) -> DraftsAnswer:
-        """Drafts of a prompt."""
+        """Return drafts for a prompt."""
         ...
 
     async def feedback(
@@ -37,33 +37,33 @@ class TypingClient(Protocol):
         *,
         elapsed_ms: float | None = ...,
     ) -> FeedbackReceipt:
-        """Tell what the user did."""
+        """Report what the user did with a draft."""
         ...
 
 
 class AsyncTypingSession:
-    """Sends what a `TypingSession` wants sent, and tells the front end when there is something new to show.
+    """Sends the requests and reports of a `TypingSession`, and notifies the front end of changes.
 
     ::
 
         async with AsyncSuperdraft(url) as client, AsyncTypingSession(client, on_change=redraw) as typing:
             typing.edit("Thank you f")      # at each key press
             ...
-            typing.display.ghost            # what to show now
-            typing.accept()                 # the Tab key; typing.text is the new text
+            typing.display.ghost            # the suggestion to show now
+            typing.accept()                 # on Tab; typing.text is the new text
 
-    To be used in the task or the callbacks of one event loop. Leaving the `async with` statement cancels what is on its
-    way and waits a moment for the last reports to go out.
+    Use it only from tasks and callbacks of a single event loop. Leaving the `async with` block cancels pending requests
+    and waits briefly for the last reports to be sent.
 
     Args:
-        client: asks the server; it is not closed.
-        on_change: called whenever `display`, `text`, `error` or `is_waiting` may have changed, from the event loop.
-        session_options: see there.
-        report: tell the server what was shown, accepted and dismissed. A report that fails is dropped.
+        client: sends the requests. It is not closed by the session.
+        on_change: called from the event loop whenever `display`, `text`, `error` or `is_waiting` may have changed.
+        session_options: the session's options; None for the defaults.
+        report: whether to tell the server which drafts were shown, accepted and dismissed. Failed reports are dropped.
         num_drafts: as in `complete`.
         max_tokens: as in `complete`.
-        drafts_options: further ones of `complete`. Without `session_id` the session makes itself one, and with it the
-            server ends a request that a newer one takes the place of.
+        drafts_options: other options of `complete`. The default `session_id` is a random one. It lets the server end a
+            request that has been replaced by a newer one.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AsyncTypingSession:
             "session_id": f"typing-{uuid.uuid4().hex}",
             "num_drafts": num_drafts,
             "max_tokens": max_tokens,
-            "max_retries": 0,  # a key press that failed is worth nothing once the next one is there
+            "max_retries": 0,  # by the time of a retry, the next key press has made the request obsolete
             **drafts_options,
         }
         self._session_options = session_options
@@ -104,39 +104,39 @@ class AsyncTypingSession:
 
     @property
     def text(self) -> str:
-        """What is before the cursor."""
+        """The text before the cursor."""
         return self._session.text
 
     @property
     def display(self) -> Display:
-        """What is to be on the screen."""
+        """What the editor should show."""
         return self._session.display
 
     @property
     def error(self) -> ClientError | None:
-        """Why the last request failed; None: it did not."""
+        """Why the last request failed; None if it succeeded."""
         return self._session.error
 
     @property
     def latency_s(self) -> float:
-        """Of the server, a running mean."""
+        """Running mean of the server's latency, in seconds."""
         return self._session.latency_s
 
     @property
     def is_waiting(self) -> bool:
-        """A request is on its way."""
+        """Whether a request is pending."""
         return self._session.is_waiting
 
     def edit(self, text: str) -> None:
-        """The text before the cursor is now `text`."""
+        """Set the text before the cursor."""
         self._do(self._session.edit(text))
 
     def accept(self) -> None:
-        """Take the ghost text whole."""
+        """Accept the whole ghost text."""
         self._do(self._session.accept())
 
     def accept_word(self) -> None:
-        """Take the ghost text's first word."""
+        """Accept the first word of the ghost text."""
         self._do(self._session.accept_word())
 
     def select_next(self) -> None:
@@ -148,11 +148,11 @@ class AsyncTypingSession:
         self._do(self._session.select_previous())
 
     def dismiss(self) -> None:
-        """Show nothing more for this text."""
+        """Hide all suggestions until the text changes."""
         self._do(self._session.dismiss())
 
     async def close(self, timeout_s: float = 1.0) -> None:
-        """Cancel what is on its way; wait for the last reports, but no longer than `timeout_s`."""
+        """Cancel pending requests, and wait at most `timeout_s` seconds for the last reports to be sent."""
         self._do(self._session.close())
         if self._timer is not None:
             self._timer.cancel()
@@ -192,7 +192,7 @@ class AsyncTypingSession:
             answer = await self._client.complete(send.prompt, **self._request)
         except ClientError as error:
             actions = self._session.failed(send.request_id, error)
-        except ValueError as error:  # the text cannot be sent
+        except ValueError as error:  # the text cannot be encoded
             actions = self._session.failed(send.request_id, BadRequestError(str(error), status=400))
         else:
             actions = self._session.answered(send.request_id, answer)
@@ -208,4 +208,4 @@ class AsyncTypingSession:
                 elapsed_ms=report.elapsed_ms,
             )
         except ClientError:
-            return  # the user is typing: nobody wants to hear of it
+            return  # not worth interrupting the user for

@@ -1,4 +1,4 @@
-"""The synchronous client."""
+"""Synchronous client."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class DraftsStream:
-    """The drafts as they grow: iterate over it, or over `snapshots`, then take `result`."""
+    """A stream of growing drafts: iterate over it, or over `snapshots`, then call `result`."""
 
     def __init__(
         self, response: httpx.Response, reader: StreamReader[Completion], endpoint: Endpoint, timeout_s: float
@@ -42,10 +42,10 @@ class DraftsStream:
         return self.snapshots
 
     def result(self) -> Completion:
-        """The finished drafts; what is left of the stream is read first.
+        """Read the rest of the stream and return the finished drafts.
 
         Raises:
-            StreamBrokenError: the connection ended before they came.
+            StreamBrokenError: the connection ended before the finished drafts arrived.
             ClientError: as in `Superdraft.complete`.
         """
         for _ in self.snapshots:
@@ -63,11 +63,11 @@ class Superdraft(ClientBase):
     """A connection to a Superdraft server. Close it, or use it in a `with` statement.
 
     Args:
-        base_url: "http://127.0.0.1:8000"; a trailing "/v1" does no harm.
+        base_url: for example "http://127.0.0.1:8000"; a trailing "/v1" is ignored.
         api_key: sent as a bearer token.
-        timeout: seconds to wait for the connection, and then for each next part of the answer.
-        max_retries: how often a request that failed is sent again, see `RetryPolicy`.
-        transport: how requests travel, for tests; None: over the network.
+        timeout: seconds to wait for the connection, and then for each part of the response.
+        max_retries: how often a failed request is retried, see `RetryPolicy`.
+        transport: an httpx transport to use instead of the network, for tests.
     """
 
     def __init__(
@@ -103,21 +103,21 @@ class Superdraft(ClientBase):
         max_retries: int | None = None,
         **options: Unpack[DraftsOptions],
     ) -> Completion:
-        """The best `num_drafts` drafts that go on from `prompt`; fewer if there are not so many distinct ones.
+        """Return the best `num_drafts` continuations of `prompt`, or fewer if there are not enough distinct ones.
 
         Args:
             prompt: text or token ids.
             num_drafts: k.
-            max_tokens: new tokens of each draft, at most.
-            timeout: as of the client, for this request.
-            max_retries: as of the client, for this request.
-            options: further fields of `POST /v1/drafts`, see `DraftsOptions`.
+            max_tokens: maximum number of new tokens per draft.
+            timeout: seconds; overrides the client's timeout for this request.
+            max_retries: overrides the client's setting for this request.
+            options: other fields of `POST /v1/drafts`, see `DraftsOptions`.
 
         Raises:
-            ConnectionFailedError: no server answers there.
-            RequestTimeoutError: it took longer than the timeout.
-            StatusError: it answered with an error; see its subclasses.
-            InvalidAnswerError: the answer cannot be understood.
+            ConnectionFailedError: no server answers at the base URL, or the connection broke.
+            RequestTimeoutError: the server did not respond within the timeout.
+            StatusError: the server responded with an error; see the subclasses.
+            InvalidAnswerError: the response is not one of a Superdraft server.
         """
         call = drafts_call(prompt, num_drafts, max_tokens, options, Completion)
         return self._with_feedback(self._ask(call, timeout, max_retries))
@@ -133,7 +133,7 @@ class Superdraft(ClientBase):
         max_retries: int | None = None,
         **options: Unpack[DraftsOptions],
     ) -> Iterator[DraftsStream]:
-        """`complete`, with the drafts shown while they grow. Leaving the `with` statement early ends the request.
+        """Stream the drafts of `complete` while they grow. Leaving the `with` block early cancels the request.
 
         ::
 
@@ -143,7 +143,7 @@ class Superdraft(ClientBase):
                 completion = stream.result()
 
         Raises:
-            ClientError: as in `complete`; what fails before the first event is tried again as there.
+            ClientError: as in `complete`. Failures before the response begins are retried in the same way.
         """
         call = drafts_call(prompt, num_drafts, max_tokens, options, Completion, stream=True)
         timeout_s = self._timeout_s(timeout)
@@ -155,7 +155,7 @@ class Superdraft(ClientBase):
             response.close()
 
     def models(self) -> tuple[Model, ...]:
-        """The names that `model` takes.
+        """List the values that the option `model` accepts.
 
         Raises:
             ClientError: as in `complete`.
@@ -170,7 +170,7 @@ class Superdraft(ClientBase):
         *,
         elapsed_ms: float | None = None,
     ) -> FeedbackReceipt:
-        """What `Completion.shown`, `accepted` and `dismissed` do, for those who have kept no more than the id.
+        """Report an event like `Completion.shown`, `accepted` and `dismissed`, given only the completion's id.
 
         Raises:
             ClientError: as in `complete`.
@@ -186,7 +186,7 @@ class Superdraft(ClientBase):
         return read_answer(call, response, self.base_url)
 
     def _open(self, call: Call[Any], timeout_s: float, max_retries: int | None, *, stream: bool) -> httpx.Response:
-        """A success; its content is left to read if it is a stream."""
+        """Send a call, with retries, and return the successful response; with `stream`, its body is still unread."""
         attempts = self._attempts(max_retries)
         while True:
             try:

@@ -1,4 +1,4 @@
-"""What both clients hand out and are made of."""
+"""Completions with feedback methods, and the base class of both clients."""
 
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
@@ -12,31 +12,31 @@ ReceiptT = TypeVar("ReceiptT")
 
 
 class ReportableAnswer(DraftsAnswer, Generic[ReceiptT]):
-    """Drafts, and a way to tell the server what the user did with them.
+    """Drafts with methods to tell the server what the user did with them.
 
-    The methods raise NotFoundError if the server takes no feedback or remembers no such completion (any more), and else
-    what `complete` raises. An event counts once, however often it is sent.
+    The methods raise NotFoundError if the server accepts no feedback or no longer remembers the completion. Otherwise
+    they raise the same errors as `complete`. The server counts each event once, even if it is sent repeatedly.
     """
 
     __slots__ = ("_send",)
     _send: Callable[[Call[FeedbackReceipt]], ReceiptT]
 
     def shown(self, rank: int = 0) -> ReceiptT:
-        """The draft was on the screen, for long enough to be read (250 ms, say)."""
+        """Report that the draft was on the screen long enough to be read (for example, 250 ms)."""
         return self._report(feedback_call(self.id, "shown", rank))
 
     def accepted(self, rank: int = 0, *, elapsed_ms: float | None = None) -> ReceiptT:
-        """The user took the draft or a part of it, `elapsed_ms` after it was shown."""
+        """Report that the user accepted all or part of the draft, `elapsed_ms` after it was shown."""
         return self._report(feedback_call(self.id, "accepted", rank, elapsed_ms))
 
     def dismissed(self, rank: int = 0, *, elapsed_ms: float | None = None) -> ReceiptT:
-        """The user did not take the draft."""
+        """Report that the user did not accept the draft, `elapsed_ms` after it was shown."""
         return self._report(feedback_call(self.id, "dismissed", rank, elapsed_ms))
 
     def _report(self, call: Call[FeedbackReceipt]) -> ReceiptT:
         send = getattr(self, "_send", None)
         if send is None:
-            raise ClientError("This completion came from no client, so there is nobody to report to.")
+            raise ClientError("This completion was not created by a client, so it cannot send feedback.")
         return send(call)  # type: ignore[no-any-return]
 
 
@@ -47,24 +47,24 @@ class Completion(ReportableAnswer[FeedbackReceipt]):
 
 
 class AsyncCompletion(ReportableAnswer[Awaitable[FeedbackReceipt]]):
-    """The drafts for one prompt, best first. Its methods are to be awaited."""
+    """The drafts for one prompt, best first. Its methods must be awaited."""
 
     __slots__ = ()
 
 
 def reporting_through(answer: ReportableAnswer[ReceiptT], send: Callable[[Call[FeedbackReceipt]], ReceiptT]) -> None:
-    """Make `answer` report through a client."""
+    """Make `answer` send its feedback with `send`."""
     object.__setattr__(answer, "_send", send)  # the fields are frozen
 
 
 class ClientBase:
-    """Settings of a client.
+    """Settings shared by both clients.
 
     Args:
-        base_url: "http://127.0.0.1:8000"; a trailing "/v1" does no harm.
+        base_url: for example "http://127.0.0.1:8000"; a trailing "/v1" is ignored.
         api_key: sent as a bearer token.
-        timeout: seconds to wait for the connection, and then for each next part of the answer.
-        max_retries: how often a request that failed is sent again, see `RetryPolicy`.
+        timeout: seconds to wait for the connection, and then for each part of the response.
+        max_retries: how often a failed request is retried, see `RetryPolicy`.
     """
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float, max_retries: int) -> None:
@@ -73,7 +73,7 @@ class ClientBase:
 
     @property
     def base_url(self) -> str:
-        """Of the server, without "/v1"."""
+        """URL of the server, without "/v1"."""
         return self._endpoint.base_url
 
     def _timeout_s(self, timeout: float | None) -> float:

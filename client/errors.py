@@ -1,33 +1,33 @@
-"""The exceptions of the client.
+"""Exceptions raised by the client.
 
 ::
 
     ClientError
-    ├── ConnectionFailedError      no server answers there, or the connection broke
-    │   ├── InvalidAddressError    the address is none
+    ├── ConnectionFailedError      no server answers at the address, or the connection broke
+    │   ├── InvalidAddressError    the address is not a valid HTTP URL
     │   └── StreamBrokenError      a stream ended before its last event
-    ├── RequestTimeoutError        it did not answer in time
-    ├── InvalidAnswerError         what answers is no Superdraft server, or one of another version
-    └── StatusError                it answered with an error
-        ├── BadRequestError        invalid_request_error: mend the request
+    ├── RequestTimeoutError        the server did not respond in time
+    ├── InvalidAnswerError         the server is not Superdraft, or is an incompatible version
+    └── StatusError                the server responded with an error
+        ├── BadRequestError        invalid_request_error: the request must be corrected
         ├── AuthenticationError    authentication_error, permission_error
-        ├── SupersededError        cancelled_error: a newer request of the same session took its place
-        ├── NotFoundError          not_found_error: the model, the completion or the route
+        ├── SupersededError        cancelled_error: replaced by a newer request of the same session
+        ├── NotFoundError          not_found_error: no such model, completion or route
         ├── OverloadedError        rate_limit_error, overloaded_error: try again later
         └── ServerError            server_error
 """
 
 
 class ClientError(Exception):
-    """Base of every exception that the client raises on purpose."""
+    """Base class of all exceptions that the client raises on purpose."""
 
 
 class ConnectionFailedError(ClientError):
-    """No server answers at the address, or the connection broke before the answer was complete."""
+    """No server answers at the address, or the connection broke before the response was complete."""
 
 
 class InvalidAddressError(ConnectionFailedError):
-    """The address is not one that HTTP can go to."""
+    """The address is not a valid HTTP URL."""
 
 
 class StreamBrokenError(ConnectionFailedError):
@@ -35,24 +35,24 @@ class StreamBrokenError(ConnectionFailedError):
 
 
 class RequestTimeoutError(ClientError):
-    """The server did not answer within the timeout."""
+    """The server did not respond within the timeout."""
 
 
 class InvalidAnswerError(ClientError):
-    """The answer is not one of a Superdraft server."""
+    """The response is not one that a Superdraft server would send."""
 
 
 class StatusError(ClientError):
-    """The server answered with an error.
+    """The server responded with an error.
 
     Attributes:
-        status: the HTTP status; 200 if the error came as an event of a stream.
+        status: the HTTP status; 200 if the error arrived as an event of a stream.
         kind: the error's `type`.
-        param: the field at fault, if it is one.
+        param: the field at fault, if a single field is.
         code: a short machine-readable reason.
-        request_id: the server's `x-request-id`, to find the request in its log.
-        should_retry: the server's `x-should-retry`; None: it doesn't say.
-        retry_after_s: when it may be worth asking again; None: it doesn't say.
+        request_id: the server's `x-request-id`, which identifies the request in the server's log.
+        should_retry: the server's `x-should-retry`; None if the header is missing.
+        retry_after_s: seconds to wait before trying again; None if the server did not say.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class StatusError(ClientError):
 
 
 class BadRequestError(StatusError):
-    """The request is wrong, or too large."""
+    """The request is invalid or too large."""
 
 
 class AuthenticationError(StatusError):
-    """The API key is missing or not good enough."""
+    """The API key is missing or invalid, or does not permit the request."""
 
 
 class NotFoundError(StatusError):
@@ -90,11 +90,11 @@ class NotFoundError(StatusError):
 
 
 class SupersededError(StatusError):
-    """A newer request of the same session took this one's place; nothing is wrong."""
+    """A newer request of the same session replaced this one. This is not a fault."""
 
 
 class OverloadedError(StatusError):
-    """The server is busy or shutting down, or the key's limit is reached; try again later."""
+    """The server is busy or shutting down, or the key's rate limit is reached; try again later."""
 
 
 class ServerError(StatusError):
@@ -123,9 +123,9 @@ _BY_STATUS: dict[int, type[StatusError]] = {
 
 
 def error_class(status: int, kind: str | None = None) -> type[StatusError]:
-    """The exception of an error's type, or else of its HTTP status.
+    """Return the exception class for an error's type or, failing that, for its HTTP status.
 
-    `invalid_request_error` comes last: a route that is not there has this type, too.
+    `invalid_request_error` is checked last, because the server also uses this type for unknown routes.
     """
     if found := _BY_TYPE.get(kind) or _BY_STATUS.get(status):
         return found

@@ -1,4 +1,4 @@
-"""The server's answers as values. Fields that this version does not know are left aside."""
+"""Data classes for the server's responses. Fields unknown to this version are ignored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,17 +15,17 @@ class Draft:
 
     Attributes:
         index: rank, 0 is the best.
-        text: what goes on right after the prompt.
+        text: the continuation; it begins right after the prompt.
         tokens: the text of each token.
-        token_ids: the tokens.
-        score: what the drafts are ranked by. With selection "distinct", ln of the probability that the text goes on
-            with the draft's first word, given the typed text; with "paper", the mean over the tokens of the
+        token_ids: the id of each token.
+        score: the value that drafts are ranked by. With selection "distinct", ln of the probability that the text
+            continues with the draft's first word, given the typed text; with "paper", the mean over the tokens of the
             interpolated log-score; with the strategies "sample" and "greedy", the mean of the tokens'
             log-probabilities.
-        token_logprobs: natural log. The first is exact, given the typed text; the others are exact where the draft has
-            a row of its own, and approximations where its row is superposed.
-        finish_reason: "stop" (end of text or a stop string), "length" (`max_tokens`), or "improbable" (going on was
-            improbable, see `min_probability`).
+        token_logprobs: natural log. The first is exact, given the typed text. The others are exact if the draft has
+            a row of its own, and approximate if its row is superposed.
+        finish_reason: "stop" (end of text or a stop string), "length" (`max_tokens`), or "improbable" (the next token
+            was too improbable, see `min_probability`).
     """
 
     index: int
@@ -39,7 +39,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Work done; `forward_rows` are the model rows of all decode steps: one a step and branch, whatever k is."""
+    """Amount of work. `forward_rows` counts model rows over all decode steps: one per step and branch for any k."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -50,7 +50,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds on the server; `ngram_ms` is part of the prefill's and the decode's."""
+    """Milliseconds spent on the server. `ngram_ms` is included in `prefill_ms` and `decode_ms`."""
 
     queue_ms: float
     prefill_ms: float
@@ -64,12 +64,12 @@ class DraftsAnswer:
     """The drafts for one prompt, best first.
 
     Attributes:
-        id: what feedback about the drafts refers to.
-        model: the one that was served.
-        drafts: fewer than were asked for if there are not so many distinct ones.
-        usage: the work.
+        id: identifies the completion in feedback.
+        model: the model that was used.
+        drafts: the drafts; fewer than requested if there are not enough distinct ones.
+        usage: amount of work.
         timings: where the time went.
-        warnings: fields of the request that had no effect, and the like.
+        warnings: remarks about the request, such as fields that had no effect.
     """
 
     id: str
@@ -81,17 +81,17 @@ class DraftsAnswer:
 
     @classmethod
     def from_json(cls, answer: Any) -> Self:
-        """The parsed body of an answer of `POST /v1/drafts`.
+        """Build the answer from the parsed response body of `POST /v1/drafts`.
 
         Raises:
-            InvalidAnswerError: a field is missing or of another type.
+            InvalidAnswerError: a field is missing or has the wrong type.
         """
         return from_json(cls, answer, "/v1/drafts")
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDraft:
-    """One draft while it grows; a later snapshot may replace it. `score`: as that of a finished draft, so far."""
+    """One draft while it grows; a later snapshot may replace it. `score` is that of a finished draft, so far."""
 
     index: int
     text: str
@@ -100,12 +100,12 @@ class SnapshotDraft:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The drafts after a decode step, while they grow.
+    """The growing drafts after one decode step.
 
     Attributes:
-        id: that of the answer to come.
-        step: counts from 1; snapshots that the reader was too slow for are missing.
-        stable_text: what all drafts begin with for good.
+        id: the id of the final answer.
+        step: counts from 1; snapshots are skipped if the reader is too slow.
+        stable_text: the common beginning of all drafts, which will not change any more.
         drafts: best first.
     """
 
@@ -117,11 +117,11 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackReceipt:
-    """What the server did with an event.
+    """The server's response to a feedback event.
 
     Attributes:
-        rank: the draft's place among those of its run; 0 is the best.
-        counted: False if the event had come before.
+        rank: the draft's rank within its run; 0 is the best.
+        counted: False if the same event was received before.
     """
 
     rank: int
@@ -130,7 +130,7 @@ class FeedbackReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A name that `model` takes; one with a strategy in it, as in "smollm2-135m:sample", is an alias."""
+    """A value for the option `model`; one that includes a strategy, such as "smollm2-135m:sample", is an alias."""
 
     id: str
     owned_by: str
@@ -139,15 +139,15 @@ class Model:
 
 
 def from_json(kind: type[T], answer: Any, route: str) -> T:
-    """A dataclass of this module from parsed JSON.
+    """Convert parsed JSON to a dataclass of this module.
 
     Raises:
-        InvalidAnswerError: a field is missing or of another type. The message holds no text of the answer.
+        InvalidAnswerError: a field is missing or has the wrong type. The message quotes no text of the response.
     """
     try:
-        value: T = _value(kind, answer, "the answer")
+        value: T = _value(kind, answer, "the body")
     except _MismatchError as error:
-        raise InvalidAnswerError(f"The answer is not that of a Superdraft server's {route}: {error}.") from None
+        raise InvalidAnswerError(f"The response is not what a Superdraft server sends for {route}: {error}.") from None
     return value
 
 
@@ -156,15 +156,15 @@ class _MismatchError(Exception):
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
-    """`value` as a `kind`: a dataclass, a tuple of one type, or a plain type of JSON."""
+    """Convert `value` to `kind`: a dataclass, a tuple of one item type, or a plain JSON type."""
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            raise _MismatchError(f"{where} is no list")
+            raise _MismatchError(f"{where} is not a list")
         item_kind = get_args(kind)[0]
         return tuple(_value(item_kind, item, f"{where}[{i}]") for i, item in enumerate(value))
     if hasattr(kind, "__dataclass_fields__"):
         if not isinstance(value, Mapping):
-            raise _MismatchError(f"{where} is no object")
+            raise _MismatchError(f"{where} is not an object")
         missing = [field.name for field in fields(kind) if field.name not in value]
         if missing:
             raise _MismatchError(f"{where} has no {missing[0]}")
@@ -172,5 +172,5 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise _MismatchError(f"{where} is no {kind.__name__}")
+        raise _MismatchError(f"{where} is not of type {kind.__name__}")
     return value

@@ -1,4 +1,4 @@
-"""When a failed request is sent again: as the server says, or else with growing pauses."""
+"""Retry policy for failed requests: the server's instructions, or else exponential backoff."""
 
 import email.utils
 import math
@@ -20,16 +20,16 @@ _RETRIED_STATUSES = (408, 409, 429)
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Which failures are tried again, and after how long.
+    """Which failures are retried, and after what delay.
 
-    The server's `x-should-retry` decides. Without it, failed connections and the statuses 408, 409, 429 and 5xx are
-    tried again. A timeout never is: the time is spent.
+    The server's `x-should-retry` decides. Without this header, failed connections and the statuses 408, 409, 429 and
+    5xx are retried. Timeouts are never retried: the caller has no time left.
 
     Attributes:
-        max_retries: after the first attempt.
-        first_delay_s: the pause before the first retry, if the server names none; it doubles each time, and up to a
-            quarter is taken off at random, so that clients that failed together don't come back together.
-        max_delay_s: the longest pause. If the server asks for a longer one, the error is raised instead.
+        max_retries: maximum number of attempts after the first.
+        first_delay_s: delay before the first retry if the server names none. It doubles with each retry. Up to a
+            quarter is subtracted at random, so that clients that failed together do not retry together.
+        max_delay_s: the longest delay. If the server asks for a longer one, the error is raised instead.
     """
 
     max_retries: int = 2
@@ -39,12 +39,12 @@ class RetryPolicy:
     def delay_s(
         self, error: ClientError, num_retries: int, chance: Callable[[], float] = random.random
     ) -> float | None:
-        """How long to wait before trying again; None: don't.
+        """Return the seconds to wait before the next attempt, or None if there should be no further attempt.
 
         Args:
-            error: what the last attempt ended with.
-            num_retries: how often it was tried again already.
-            chance: a number from 0 to 1, a different one each time.
+            error: the error of the last attempt.
+            num_retries: number of retries so far.
+            chance: returns a random number from 0 to 1.
         """
         if num_retries >= self.max_retries or not _is_temporary(error):
             return None
@@ -54,17 +54,17 @@ class RetryPolicy:
 
 
 class Attempts:
-    """The attempts at one request."""
+    """The attempts at sending one request."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
         self._num_retries = 0
 
     def delay_after(self, error: ClientError) -> float:
-        """Seconds to wait before the next attempt.
+        """Return the seconds to wait before the next attempt.
 
         Raises:
-            ClientError: `error` itself, if there is to be none.
+            ClientError: `error` itself, if the request should not be retried.
         """
         delay_s = self._policy.delay_s(error, self._num_retries)
         if delay_s is None:
@@ -82,12 +82,12 @@ def _is_temporary(error: ClientError) -> bool:
 
 
 def should_retry(headers: Mapping[str, str]) -> bool | None:
-    """The header `x-should-retry`; None if it is absent or says neither true nor false."""
+    """Return the header `x-should-retry`, or None if it is missing or neither true nor false."""
     return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: Callable[[], float] = time.time) -> float | None:
-    """Seconds from `retry-after-ms` or else `retry-after` (seconds or a date); None if there is no such number."""
+    """Return seconds from `retry-after-ms` or else `retry-after` (seconds or a date), or None if neither is valid."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     if (seconds := _number(headers.get("retry-after"))) is not None:

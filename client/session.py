@@ -1,7 +1,8 @@
-"""Typing with suggestions: what stands between an editor's key presses and the server.
+"""Typing session: decides which requests an editor sends and which suggestions it shows.
 
-`TypingSession` decides and does nothing else: it is told of key presses, answers and the time, and says what to show
-and what to do. So it behaves the same in every run under a manual clock. `AsyncTypingSession` does what it says.
+`TypingSession` performs no input or output. It is told about key presses, answers and the passing of time, and returns
+what to show and what to do. Its behaviour is therefore reproducible with a manual clock. `AsyncTypingSession` carries
+out its decisions.
 """
 
 import time
@@ -19,15 +20,16 @@ _FIRST_HOLD_S, _MAX_HOLD_S = 0.5, 30.0
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How a session behaves.
+    """Options of a typing session.
 
     Attributes:
-        requests_per_key: how many requests a key press should cost on average, at most.
-        max_delay_s: the longest wait after a key press before its request is sent.
-        max_answers: answers that are kept for texts that come back.
-        max_prompt_chars: the end of the text that is sent. The beginning of what is sent moves in steps of a quarter of
-            this, not with every key, so that the server can reuse what it computed for the last one.
-        prefetch: ask for what goes on after an accepted draft at once.
+        requests_per_key: maximum average number of requests per key press.
+        max_delay_s: maximum delay between a key press and its request.
+        max_answers: number of answers to keep, for texts that occur again.
+        max_prompt_chars: maximum length of a prompt, in characters; only the end of a longer text is sent. The
+            prompt's beginning moves in steps of a quarter of this limit instead of with every key, so that the server
+            can reuse its work for the previous prompt.
+        prefetch: after a draft is accepted, request its continuation at once.
     """
 
     requests_per_key: float = 0.3
@@ -39,7 +41,7 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Ask the server for drafts of `prompt`; tell the session `answered` or `failed` with this id."""
+    """Request drafts for `prompt` from the server, then call `answered` or `failed` with this id."""
 
     request_id: int
     prompt: str
@@ -47,7 +49,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Give this request up, and close its connection; nothing more need be told of it."""
+    """Abandon this request and close its connection. The session needs no further report about it."""
 
     request_id: int
 
@@ -63,18 +65,19 @@ class _InFlight:
 
 
 class TypingSession:
-    """One cursor in one text.
+    """The typing session of one cursor in one text.
 
-    Tell it of everything that happens; each method returns what is to be done now. Show `display` afterwards, and call
-    `advance` at `wake_at_s`. Every suggestion on display goes on from the text that the session was told of last.
+    Tell the session about everything that happens; each method returns the actions to perform now. Then show `display`,
+    and call `advance` at `wake_at_s`. Every suggestion in `display` continues the latest text given to the session.
 
-    While the user types along a draft, what is left of it stays on display and nothing is sent. If no draft agrees any
-    more, a request goes out when the user pauses, see `Pace`. A request on its way is kept while the user types on, for
-    its drafts may agree with what was typed, until a newer one takes its place; any other change cancels it.
+    While the user types the characters of a draft, the rest of the draft remains visible and nothing is sent. When no
+    draft matches the text any more, a request is sent as soon as the user pauses, see `Pace`. A pending request is kept
+    while the user continues to type, because its drafts may match the new text, until a newer request replaces it. Any
+    other change of the text cancels the request.
 
     Args:
-        options: see there.
-        clock: monotonic seconds.
+        options: the session's options; None for the defaults.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(self, options: SessionOptions | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -92,35 +95,35 @@ class TypingSession:
         self._num_failures = 0
         self._refused_text: str | None = None
         self._is_hidden = False
-        self.error: ClientError | None = None  # why the last request failed; None: it did not
+        self.error: ClientError | None = None  # why the last request failed; None if it succeeded
 
     @property
     def text(self) -> str:
-        """What is before the cursor."""
+        """The text before the cursor."""
         return self._display.text
 
     @property
     def display(self) -> Display:
-        """What is to be on the screen."""
+        """What the editor should show."""
         return self._display
 
     @property
     def latency_s(self) -> float:
-        """Of the server, a running mean."""
+        """Running mean of the server's latency, in seconds."""
         return self._pace.latency_s
 
     @property
     def is_waiting(self) -> bool:
-        """A request is on its way."""
+        """Whether a request is pending."""
         return self._in_flight is not None
 
     @property
     def wake_at_s(self) -> float | None:
-        """When to call `advance`, on the session's clock; None: not before something else happens."""
+        """When to call `advance`, on the session's clock; None if nothing is due before the next input."""
         return min((at_s for at_s in (self._send_at_s, self._log.next_s) if at_s is not None), default=None)
 
     def edit(self, text: str) -> list[Action]:
-        """The text before the cursor is now `text`: a key was pressed, or the cursor moved."""
+        """Set the text before the cursor, after a key press or a cursor movement."""
         if text == self.text:
             return []
         now_s = self._clock()
@@ -135,30 +138,30 @@ class TypingSession:
         return actions
 
     def accept(self) -> list[Action]:
-        """Take the ghost text whole; `text` has it then. Without ghost text nothing happens."""
+        """Accept the whole ghost text, which becomes part of `text`. Without ghost text, do nothing."""
         return self._accept(whole=True)
 
     def accept_word(self) -> list[Action]:
-        """Take the ghost text's first word, with the white space before it; the rest stays on display."""
+        """Accept the first word of the ghost text, with the white space before it; the rest remains visible."""
         return self._accept(whole=False)
 
     def select_next(self) -> list[Action]:
-        """Make the next suggestion the ghost text, after the last one the first."""
+        """Make the next suggestion the ghost text; the first one follows the last."""
         return self._select(1)
 
     def select_previous(self) -> list[Action]:
-        """Make the previous suggestion the ghost text, before the first one the last."""
+        """Make the previous suggestion the ghost text; the last one precedes the first."""
         return self._select(-1)
 
     def dismiss(self) -> list[Action]:
-        """Show nothing more for this text."""
+        """Hide all suggestions until the text changes."""
         now_s = self._clock()
         self._log.dismiss(now_s)
         self._is_hidden = True
         return self._refresh(now_s)
 
     def answered(self, request_id: int, answer: DraftsAnswer) -> list[Action]:
-        """The server's answer to a `Send`. One that was cancelled is left aside."""
+        """Process the server's answer to a `Send`. Answers to cancelled requests are ignored."""
         now_s = self._clock()
         request = self._in_flight
         if request is None or request.request_id != request_id:
@@ -169,9 +172,9 @@ class TypingSession:
         return self._refresh(now_s)
 
     def failed(self, request_id: int, error: ClientError) -> list[Action]:
-        """A `Send` came to nothing. The next one waits as long as the server asks, or longer each time.
+        """Process the failure of a `Send`. The next one is delayed: as the server asks, or longer after each failure.
 
-        A text that the server refuses is not sent again.
+        A text that the server refused is not sent again.
         """
         now_s = self._clock()
         request = self._in_flight
@@ -180,7 +183,7 @@ class TypingSession:
         self._in_flight, self.error = None, error
         hold_s = min(_FIRST_HOLD_S * 2.0**self._num_failures, _MAX_HOLD_S)
         if isinstance(error, StatusError):
-            if error.retry_after_s is not None:  # the first time it is believed
+            if error.retry_after_s is not None:  # trusted after the first failure, a lower limit after that
                 hold_s = max(error.retry_after_s, hold_s if self._num_failures else 0.0)
             if isinstance(error, BadRequestError) or error.should_retry is False:
                 self._refused_text = request.text
@@ -189,7 +192,7 @@ class TypingSession:
         return self._refresh(now_s)
 
     def advance(self) -> list[Action]:
-        """Time has passed; to be called at `wake_at_s`."""
+        """Perform what is due by now; call this at `wake_at_s`."""
         now_s = self._clock()
         actions: list[Action] = list(self._log.take_reports(now_s))
         if self._send_at_s is not None and self._send_at_s <= now_s:
@@ -197,7 +200,7 @@ class TypingSession:
         return actions
 
     def close(self) -> list[Action]:
-        """The user is done here."""
+        """End the session: hide the suggestions, cancel a pending request, and return the last reports."""
         now_s = self._clock()
         self._is_hidden = True
         actions = self._refresh(now_s)
@@ -205,13 +208,13 @@ class TypingSession:
         return [*actions, *self._log.take_reports(now_s)]
 
     def _change(self, text: str, now_s: float, *, at_once: bool = False) -> list[Action]:
-        self._display = replace(self._display, text=text)  # the selection is found again in `_show`
+        self._display = replace(self._display, text=text)  # `_show` restores the selection
         self._is_hidden = False
         self._changed_s = now_s
         return self._refresh(now_s, at_once=at_once)
 
     def _refresh(self, now_s: float, *, at_once: bool = False) -> list[Action]:
-        """Show what fits the text; cancel what can't fit any more; plan a request if there is nothing."""
+        """Show the suggestions for the text, cancel an obsolete request, and schedule a new one if necessary."""
         text = self.text
         found = () if self._is_hidden else self._cache.find(text)
         self._show(found or (), now_s)
@@ -239,7 +242,7 @@ class TypingSession:
         self._log.show(self._display.ghost, now_s)
 
     def _send(self, now_s: float) -> list[Action]:
-        """Ask for the text, unless an older request is about to bring drafts that may agree with it."""
+        """Request drafts for the text, unless a pending request is likely to return matching drafts soon."""
         actions: list[Action] = []
         if (older := self._in_flight) is not None:
             due_s, late_s = (older.sent_s + share * self._pace.latency_s for share in (0.5, 2.0))

@@ -1,7 +1,7 @@
-"""Server-sent events from bytes, however they are cut up (HTML standard, 9.2.6 "Interpreting an event stream").
+"""Incremental parser for server-sent events (HTML standard, 9.2.6 "Interpreting an event stream").
 
-No library: httpx-sse reads lines with `str.splitlines`, which also breaks them at characters that may stand inside JSON
-(U+2028, U+0085), and it takes whatever bytes come for UTF-8.
+No library is used: httpx-sse splits lines with `str.splitlines`, which also splits at characters that may occur in JSON
+(U+2028, U+0085), and it does not check that the bytes are UTF-8.
 """
 
 from collections.abc import Iterator
@@ -13,23 +13,23 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventParser:
-    """Takes bytes, gives the data of each finished event. Event names, ids and retry times are left aside.
+    """Turns chunks of bytes into the data of each complete event. Event names, ids and retry times are ignored.
 
-    An event that its stream ends in the middle of is never given, as the standard has it.
+    As the standard requires, an event that is incomplete when the stream ends is discarded.
     """
 
     def __init__(self) -> None:
-        self._line = bytearray()  # the unfinished one
+        self._line = bytearray()  # the line not yet complete
         self._data: list[bytes] = []
         self._num_bytes = 0
         self._is_first_line = True
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        """The data of the events that `chunk` finishes; several lines of data are joined by line breaks.
+        """Yield the data of each event that `chunk` completes; multiple data lines are joined by line feeds.
 
         Raises:
-            InvalidAnswerError: data is not UTF-8, or an event is larger than 16 MiB.
+            InvalidAnswerError: the data is not UTF-8, or an event is larger than 16 MiB.
         """
         if self._after_cr and chunk:
             self._after_cr = False

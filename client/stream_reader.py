@@ -1,4 +1,4 @@
-"""A stream of drafts from its bytes."""
+"""Reader for a stream of drafts, fed with bytes."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,19 +17,21 @@ T = TypeVar("T")
 
 
 class StreamReader(Generic[T]):
-    """Reads the events of a stream of drafts from bytes, however they are cut up.
+    """Parses the events of a stream of drafts from chunks of bytes, which may be split anywhere.
 
     Args:
-        call: the request, which reads the last event.
-        response: whose events they are; its content is not touched.
-        base_url: for messages.
-        finish: what is done to the last event's value.
+        call: the request; its `read` parses the last event.
+        response: the response that the bytes belong to; only its headers and status are used.
+        base_url: the server's URL, for error messages.
+        finish: applied to the value of the last event.
     """
 
     def __init__(self, call: Call[T], response: httpx.Response, base_url: str, finish: Callable[[T], T]) -> None:
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != EVENT_STREAM:
-            raise InvalidAnswerError(f"{base_url} answers a stream with {media_type or 'no content type'}.")
+            raise InvalidAnswerError(
+                f"{base_url} should send a stream of type {EVENT_STREAM}, but sent {media_type or 'no content type'}."
+            )
         self._call = call
         self._response = response
         self._base_url = base_url
@@ -38,11 +40,12 @@ class StreamReader(Generic[T]):
         self.answer: T | None = None
 
     def feed(self, chunk: bytes) -> Iterator[Snapshot]:
-        """The snapshots that `chunk` completes. The last event's value is in `answer` when it has come.
+        """Yield the snapshots that `chunk` completes. Once the last event arrives, its value is in `answer`.
 
         Raises:
             StatusError: the server ended the stream with an error.
-            InvalidAnswerError: an event is not what the route sends.
+            InvalidAnswerError: an event is invalid for this route.
+            StreamBrokenError: the stream ended before the finished drafts.
         """
         for data in self._parser.feed(chunk):
             if data == _DONE:
@@ -56,14 +59,14 @@ class StreamReader(Generic[T]):
                     yield from_json(Snapshot, event, DRAFTS_ROUTE)
                 case "drafts":
                     self.answer = self._finish(self._call.read(event))
-                case _:  # of a later version
+                case _:  # an event type of a later version
                     continue
 
     def end(self) -> T:
-        """The last event's value, when all bytes have come.
+        """Return the value of the last event, after all bytes were fed.
 
         Raises:
-            StreamBrokenError: it has not come.
+            StreamBrokenError: the last event did not arrive.
         """
         self._check_complete()
         assert self.answer is not None
@@ -80,5 +83,5 @@ def _json_object(data: str) -> Mapping[str, Any]:
     except ValueError:
         event = None
     if not isinstance(event, dict):
-        raise InvalidAnswerError(f"An event of the stream, of {len(data)} characters, is not a JSON object.")
+        raise InvalidAnswerError(f"An event of the stream ({len(data)} characters) is not a JSON object.")
     return event

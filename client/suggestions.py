@@ -1,4 +1,4 @@
-"""Answers that are kept, and what of them fits the text on the screen."""
+"""Suggestions for the current text, and the cache of answers that they are taken from."""
 
 import re
 from collections import OrderedDict
@@ -11,14 +11,14 @@ _WORD = re.compile(r"\s*\S+")
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """What is left of a draft after the part of it that is on the screen.
+    """The rest of a draft of which the user may have typed the beginning.
 
     Attributes:
-        completion_id: of its answer.
-        rank: of the draft in the answer; 0 is the best.
-        text: goes on right after the cursor; never empty.
-        score: of the draft, see `Draft`.
-        num_typed: characters of the draft that are on the screen already.
+        completion_id: id of the answer that contains the draft.
+        rank: rank of the draft in the answer; 0 is the best.
+        text: the text to insert at the cursor; never empty.
+        score: score of the draft, see `Draft`.
+        num_typed: number of the draft's characters that are already in the text.
     """
 
     completion_id: str
@@ -29,24 +29,24 @@ class Suggestion:
 
     @property
     def first_word(self) -> str:
-        """The text's first word with the white space before it; all of it if there is no word."""
+        """The first word of `text` with the white space before it, or all of `text` if it contains no word."""
         found = _WORD.match(self.text)
         return self.text if found is None else found[0]
 
     @property
     def key(self) -> tuple[str, int]:
-        """The draft it is of."""
+        """Identifies the draft: completion id and rank."""
         return self.completion_id, self.rank
 
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """What is to be on the screen.
+    """What the editor should show.
 
     Attributes:
-        text: before the cursor.
-        suggestions: best first; each goes on from `text`.
-        selected: index of the one to show as ghost text.
+        text: the text before the cursor.
+        suggestions: continuations of `text`, best first.
+        selected: index of the suggestion to show as ghost text.
     """
 
     text: str = ""
@@ -55,15 +55,15 @@ class Display:
 
     @property
     def ghost(self) -> Suggestion | None:
-        """The selected suggestion; None: there is none."""
+        """The selected suggestion, or None if there are no suggestions."""
         return self.suggestions[self.selected] if self.suggestions else None
 
 
 class AnswerCache:
-    """The latest answers by the text that they go on from; those not used for longest leave first.
+    """A least-recently-used cache of answers, by the text that they continue.
 
     Args:
-        max_answers: how many are kept.
+        max_answers: maximum number of answers in the cache.
     """
 
     def __init__(self, max_answers: int) -> None:
@@ -74,16 +74,17 @@ class AnswerCache:
         return len(self._drafts)
 
     def put(self, text: str, answer: DraftsAnswer) -> None:
-        """Keep the answer to a request for `text`."""
+        """Store the answer to a request for `text`."""
         self._drafts[text] = answer.id, answer.drafts
         self._drafts.move_to_end(text)
         if len(self._drafts) > self._max_answers:
             self._drafts.popitem(last=False)
 
     def find(self, text: str) -> tuple[Suggestion, ...] | None:
-        """The suggestions for `text`: of the answer that knew most of it and has a draft that agrees with the rest.
+        """Return the suggestions for `text`.
 
-        Empty if the server was asked for just this text and has none; None if it should be asked.
+        They come from the answer to the longest beginning of `text` that has a draft which agrees with the rest. The
+        result is empty if the server was asked for exactly this text and had no draft, and None if it should be asked.
         """
         known = sorted((start for start in self._drafts if text.startswith(start)), key=len, reverse=True)
         for start in known:

@@ -1,7 +1,10 @@
-"""What the user saw and did, as events for the server.
+"""Feedback events: which drafts the user saw, accepted and dismissed.
 
-shown: on the screen for 250 ms. accepted: taken, wholly or in part. dismissed: shown, not on the screen any more, and
-not accepted within 10 s. What is accepted or dismissed on purpose was seen, however quickly.
+- shown: the draft was on the screen for 250 ms.
+- accepted: the user accepted all or part of the draft.
+- dismissed: the draft was shown, is no longer on the screen, and was not accepted within 10 s.
+
+A draft that the user accepts or dismisses explicitly counts as shown, however quickly this happens.
 """
 
 from collections import OrderedDict
@@ -19,13 +22,13 @@ Event = Literal["shown", "accepted", "dismissed"]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An event to send to `/v1/feedback`, through `feedback` of a client.
+    """An event to send to `/v1/feedback` with a client's method `feedback`.
 
     Attributes:
-        completion_id: of the answer.
+        completion_id: id of the answer.
         event: what happened.
-        rank: of the draft.
-        elapsed_ms: since it came on the screen; None with "shown".
+        rank: rank of the draft.
+        elapsed_ms: milliseconds since the draft appeared on the screen; None for "shown".
     """
 
     completion_id: str
@@ -36,7 +39,7 @@ class Report:
 
 @dataclass(slots=True)
 class _Viewing:
-    """A draft that is or was on the screen."""
+    """State of a draft that is or was on the screen."""
 
     since_s: float
     is_shown: bool = False
@@ -47,7 +50,7 @@ _Key = tuple[str, int]
 
 
 class DisplayLog:
-    """Follows the ghost text, and makes each event of a draft once."""
+    """Follows the ghost text and creates feedback events, each at most once per draft."""
 
     def __init__(self) -> None:
         self._viewings: dict[_Key, _Viewing] = {}
@@ -56,7 +59,7 @@ class DisplayLog:
         self._reports: list[Report] = []
 
     def show(self, ghost: Suggestion | None, now_s: float) -> None:
-        """What is on the screen from now on."""
+        """Record that `ghost` is on the screen from now on."""
         self._pass_time(now_s)
         key = None if ghost is None or ghost.key in self._settled else ghost.key
         if key == self._current:
@@ -68,9 +71,9 @@ class DisplayLog:
             self._viewings.setdefault(key, _Viewing(now_s))
 
     def accept(self, ghost: Suggestion, now_s: float, *, whole: bool) -> None:
-        """The draft was taken, or a part of it.
+        """Record that all or part of the draft was accepted.
 
-        A part is reported when the draft leaves the screen: there may be more parts.
+        A part is not reported until the draft leaves the screen, because the user may accept more of it.
         """
         viewing = self._viewings.get(ghost.key)
         if viewing is None:
@@ -80,26 +83,26 @@ class DisplayLog:
             self._settle(ghost.key, "accepted", now_s)
 
     def dismiss(self, now_s: float) -> None:
-        """The user did away with what is on the screen."""
+        """Record that the user dismissed the draft on the screen."""
         if self._current is not None:
             viewing = self._viewings[self._current]
             self._settle(self._current, "accepted" if viewing.is_partly_accepted else "dismissed", now_s)
 
     def close(self, now_s: float) -> None:
-        """Nothing will be accepted any more."""
+        """Record that no draft can be accepted any more."""
         self.show(None, now_s)
         for key in list(self._viewings):
             self._settle(key, "dismissed", now_s)
 
     def take_reports(self, now_s: float) -> list[Report]:
-        """The events up to now that were not taken yet."""
+        """Return the events up to now that have not been returned before."""
         self._pass_time(now_s)
         reports, self._reports = self._reports, []
         return reports
 
     @property
     def next_s(self) -> float | None:
-        """When there will be an event if nothing happens before."""
+        """Time of the next event if nothing else happens first."""
         return min((due_s for key in self._viewings if (due_s := self._due_s(key)) is not None), default=None)
 
     def _due_s(self, key: _Key) -> float | None:

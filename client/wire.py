@@ -1,4 +1,4 @@
-"""Requests and answers without a network: what both clients send and how they read what comes back."""
+"""Requests and responses of both clients, independent of the network."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class DraftsOptions(TypedDict, total=False):
-    """Further fields of `POST /v1/drafts`; those not given are the server's defaults. See docs/http-api.md."""
+    """Optional fields of `POST /v1/drafts`; the server chooses the missing ones. See docs/http-api.md."""
 
     model: str
     stop: str | Sequence[str]
@@ -64,14 +64,14 @@ class DraftsOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A request, and how its answer is read.
+    """A request, and how to read its response.
 
     Attributes:
-        method: of HTTP.
-        path: after the base URL.
-        read: makes the parsed JSON of a success a value; raises InvalidAnswerError.
-        body: the JSON object to send; None: nothing.
-        headers: beside those of every request.
+        method: the HTTP method.
+        path: the path after the base URL.
+        read: converts the parsed JSON of a successful response; raises InvalidAnswerError.
+        body: the JSON object to send; None for no body.
+        headers: headers in addition to those of every request.
     """
 
     method: str
@@ -83,12 +83,12 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server is, and how to ask it.
+    """A server's address, and the settings for requests to it.
 
     Attributes:
-        base_url: "http://127.0.0.1:8000".
+        base_url: for example "http://127.0.0.1:8000".
         api_key: sent as a bearer token.
-        timeout_s: for connecting, and for each wait for something to come.
+        timeout_s: seconds to wait for the connection, and then for each part of the response.
     """
 
     base_url: str
@@ -97,10 +97,10 @@ class Endpoint:
 
     @classmethod
     def of(cls, base_url: str, api_key: str | None, timeout: float) -> "Endpoint":
-        """The same, checked; a trailing "/v1" is taken off the URL.
+        """Check the arguments and build an endpoint; a trailing "/v1" is removed from the URL.
 
         Raises:
-            ValueError: the key cannot stand in a header, or the timeout is none.
+            ValueError: the key is not valid in a header, or the timeout is not a positive number.
         """
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("api_key must consist of printable ASCII characters")
@@ -108,14 +108,14 @@ class Endpoint:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of every request."""
+        """Headers of every request."""
         return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
 
     def request(self, call: Call[Any], timeout_s: float) -> dict[str, Any]:
-        """Arguments of httpx's `build_request`.
+        """Return the arguments for httpx's `build_request`.
 
         Raises:
-            ValueError: something in the body is no JSON.
+            ValueError: the body cannot be represented as JSON.
         """
         headers = {**call.headers} if call.body is None else {**call.headers, "content-type": "application/json"}
         content = None if call.body is None else _json_bytes(call.body)
@@ -124,27 +124,27 @@ class Endpoint:
 
     @contextlib.contextmanager
     def translating(self, timeout_s: float, *, streams: bool = False) -> Iterator[None]:
-        """Exceptions of httpx become the client's.
+        """Translate exceptions of httpx into the client's.
 
         Args:
-            timeout_s: the one in force.
-            streams: the answer has begun; what fails now is the stream.
+            timeout_s: the timeout in force, for the error message.
+            streams: whether the response has begun, so that a failure means a broken stream.
         """
         try:
             yield
         except httpx.TimeoutException:
-            raise RequestTimeoutError(f"{self.base_url} gave no answer within {timeout_s:g} s.") from None
+            raise RequestTimeoutError(f"{self.base_url} did not respond within {timeout_s:g} s.") from None
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise InvalidAddressError(f"{self.base_url} is no address of a server ({error}).") from None
+            raise InvalidAddressError(f"{self.base_url} is not a valid server address ({error}).") from None
         except httpx.DecodingError:
-            raise InvalidAnswerError(f"The answer of {self.base_url} is not compressed as it says.") from None
+            raise InvalidAnswerError(f"The response of {self.base_url} cannot be decompressed.") from None
         except httpx.TransportError as error:
             if streams:
                 raise StreamBrokenError(broken(self.base_url)) from None
             if isinstance(error, httpx.ConnectError):
                 message = f"No server answers at {self.base_url} ({error}). Is `superdraft serve` running there?"
             else:
-                message = f"The connection to {self.base_url} broke before the answer was there ({error})."
+                message = f"The connection to {self.base_url} broke before the response was complete ({error})."
             raise ConnectionFailedError(message) from None
 
 
@@ -152,17 +152,17 @@ def _json_bytes(body: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
-        raise ValueError("A text of the request holds half a surrogate pair, which is not valid Unicode.") from None
+        raise ValueError("A text in the request contains half a surrogate pair, which is not valid Unicode.") from None
 
 
 def checked_timeout(timeout: float) -> float:
-    """Seconds above 0.
+    """Return `timeout`, in seconds, if it is valid.
 
     Raises:
-        ValueError: they are not.
+        ValueError: it is not finite or not above 0.
     """
     if not math.isfinite(timeout) or timeout <= 0:
-        raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
+        raise ValueError(f"timeout must be a finite number of seconds above 0, got {timeout!r}")
     return timeout
 
 
@@ -175,7 +175,7 @@ def drafts_call(
     *,
     stream: bool = False,
 ) -> Call[Any]:
-    """`POST /v1/drafts`, read as a `kind`. The session also goes in a header, for proxies that don't read bodies."""
+    """`POST /v1/drafts`, read as a `kind`. The session id is also sent as a header, for proxies that read no bodies."""
     body: dict[str, Any] = {
         "prompt": prompt if isinstance(prompt, str) else list(prompt),
         "num_drafts": num_drafts,
@@ -210,35 +210,35 @@ def models_call() -> Call[tuple[Model, ...]]:
 
 
 def read_answer(call: Call[T], response: httpx.Response, base_url: str) -> T:
-    """The value of a success that was read to its end.
+    """Parse a successful response whose body has been read.
 
     Raises:
-        InvalidAnswerError: it is not what the route answers.
+        InvalidAnswerError: the body is not a valid response to this call.
     """
     try:
         answer = response.json()
     except ValueError:
-        raise InvalidAnswerError(f"The answer of {base_url} is not JSON.") from None
+        raise InvalidAnswerError(f"The response of {base_url} is not JSON.") from None
     return call.read(answer)
 
 
 def status_error(response: httpx.Response) -> StatusError:
-    """The error of an answer that is no success and was read to its end."""
+    """Build the exception for an error response whose body has been read."""
     try:
         error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):  # a proxy's page, or no server of ours
+    except (ValueError, KeyError, TypeError):  # an error page of a proxy, or another kind of server
         error = None
     return error_of(error, response)
 
 
 def error_of(error: Any, response: httpx.Response) -> StatusError:
-    """The exception for the `error` object of an answer, or of an event in it."""
+    """Build the exception for an `error` object in a response or in one of its events."""
     detail = error if isinstance(error, Mapping) else {}
     message, kind, param, code = (
         value if isinstance(value := detail.get(name), str) else None for name in ("message", "type", "param", "code")
     )
     return error_class(response.status_code, kind)(
-        message or f"The server answered with status {response.status_code}.",
+        message or f"The server responded with status {response.status_code}.",
         status=response.status_code,
         kind=kind,
         param=param,
@@ -250,5 +250,5 @@ def error_of(error: Any, response: httpx.Response) -> StatusError:
 
 
 def broken(base_url: str) -> str:
-    """What a stream that ended too early is told with."""
+    """Return the message for a stream that ended too early."""
     return f"The connection to {base_url} ended before the drafts were finished."

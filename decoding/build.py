@@ -21,7 +21,7 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
         max_model_len,
         config.kv_memory_bytes,
         config.num_slots,
-        quantise=loaded.quantise,
+        convert=loaded.convert,
     )
     generation = loaded.model.generation_config
     ends = generation.eos_token_id if generation is not None else None

@@ -1,4 +1,4 @@
-"""Settings of the engine, fixed when it starts."""
+"""Engine configuration, fixed at start."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,17 +9,19 @@ class EngineConfig:
     """Settings of the engine.
 
     Attributes:
-        max_model_len: the longest prompt and draft together, in tokens; the model's own context if that is shorter.
-        kv_memory_bytes: memory for all keys and values, reserved at start (on a CPU taken as it is used), never grown.
-        num_slots: KV-cache slots, one a running branch; None: as many as fit in three quarters of that memory, at most
-            64. What is left keeps prompts for reuse.
-        max_prefill_tokens: prompt tokens that may be run between two decode steps.
+        max_model_len: maximum length of a prompt plus a draft, in tokens; the model's context length applies if it is
+            shorter.
+        kv_memory_bytes: memory for all keys and values, reserved at start and never grown. On a CPU it is used only as
+            it fills.
+        num_slots: KV-cache slots, one per running branch; None: as many as fit in three quarters of that memory, at
+            most 64. The remaining memory keeps prompts for reuse.
+        max_prefill_tokens: maximum prompt tokens to run between two decode steps.
         max_num_drafts: largest k a request may ask for.
         max_candidates_per_draft: largest m a request may ask for.
-        max_tokens: most new tokens a draft may ask for.
-        document_start: put the token that begins a document in front of every text prompt; False: feed a text's own
-            tokens alone. Without such a token a model predicts the first words of a text badly.
-        prompt_too_long: refuse such a prompt ("error"), or drop its oldest tokens and say so ("truncate_left").
+        max_tokens: maximum number of new tokens a request may ask for, per draft.
+        document_start: put the token that begins a document in front of every text prompt; False: feed only the text's
+            own tokens. Without such a token a model predicts the first words of a text badly.
+        prompt_too_long: refuse such a prompt ("error"), or drop its oldest tokens and warn ("truncate_left").
     """
 
     max_model_len: int = 2048

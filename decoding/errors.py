@@ -1,17 +1,17 @@
-"""The exceptions of decoding.
+"""Exceptions of decoding.
 
 ::
 
     SuperdraftError
-    ├── InvalidRequestError        the caller can mend the request (HTTP 400)
+    ├── InvalidRequestError        the caller can fix the request (HTTP 400)
     │   └── PromptTooLongError     the prompt and the drafts do not fit in the context
     ├── ModelLoadError             a model cannot be used (command line: exit code 2)
-    │   ├── UnknownModelError      nothing is found under that name or path
-    │   ├── BrokenModelError       it is found but damaged, incomplete or unsafe to load
-    │   └── UnsupportedModelError  it loads, but Superposed Decoding cannot run on it
+    │   ├── UnknownModelError      there is no model of that name or path
+    │   ├── BrokenModelError       the model is damaged, incomplete or unsafe to load
+    │   └── UnsupportedModelError  Superposed Decoding cannot run on the model
     └── EngineError
-        ├── SequenceFailedError    one sequence failed; the others go on (HTTP 500)
-        ├── SupersededError        a newer request of the same typing session took its place (HTTP 499)
+        ├── SequenceFailedError    one sequence failed; the others continue (HTTP 500)
+        ├── SupersededError        a newer request of the same typing session replaced it (HTTP 499)
         └── EngineStoppedError     the engine is shutting down (HTTP 503)
 
 Messages state what was wrong, the limit, the value and the remedy. They never quote prompt text.
@@ -28,7 +28,7 @@ class InvalidRequestError(SuperdraftError):
     Args:
         message: what was wrong, the limit, the value and the remedy.
         param: name of the offending field, as the caller wrote it.
-        code: a short machine-readable reason.
+        code: short machine-readable reason.
     """
 
     def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
@@ -50,7 +50,7 @@ class ModelLoadError(SuperdraftError):
 
 
 class UnknownModelError(ModelLoadError):
-    """No model is found under this name or path."""
+    """There is no model of this name or path."""
 
 
 class BrokenModelError(ModelLoadError):
@@ -66,12 +66,12 @@ class EngineError(SuperdraftError):
 
 
 class SequenceFailedError(EngineError):
-    """One sequence failed (its scorer raised, its logits are not numbers); the others go on."""
+    """One sequence failed (its scorer raised, or its logits were NaN); the others continue."""
 
 
 class SupersededError(EngineError):
-    """A newer request of the same session took this one's place."""
+    """A newer request of the same session replaced this one."""
 
 
 class EngineStoppedError(EngineError):
-    """The engine stops and takes no more requests."""
+    """The engine is shutting down and accepts no more requests."""

@@ -1,4 +1,4 @@
-"""What decoding asks of an n-gram model. Implementations live elsewhere; this is the seam."""
+"""Interface of n-gram models. Their implementations are outside decoding."""
 
 from collections.abc import Hashable, Sequence
 from typing import Protocol, TypeVar
@@ -9,31 +9,31 @@ StateT = TypeVar("StateT", bound=Hashable)
 class NgramScorer(Protocol[StateT]):
     """Next-token log-probabilities of an n-gram model over token ids.
 
-    A *state* is the context an n-gram model needs to score the next token. States are immutable and hashable: each
-    draft holds its own, and a child draft's state is made from its parent's by `advance`. Two equal states give equal
-    scores, so an implementation may look a repeated (state, candidates) up once.
+    A *state* is the context that an n-gram model needs to score the next token. States are immutable and hashable. Each
+    draft has its own, and `advance` derives a child draft's state from its parent's. Equal states give equal scores, so
+    an implementation may look up a repeated (state, candidates) pair only once.
     """
 
     @property
     def order(self) -> int:
-        """The longest n-gram looked at, in tokens."""
+        """The length of the longest n-grams, in tokens."""
 
     def initial_state(self, token_ids: Sequence[int]) -> StateT:
-        """The state after the whole prompt `token_ids`, less what token healing took back.
+        """The state after the prompt `token_ids`, without the tokens that token healing took back.
 
-        Asked once a request, on the engine's thread, and again if healing is given up.
+        Called on the engine's thread, once per request and again if healing is abandoned.
         """
 
     def score(self, states: Sequence[StateT], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
         """Natural-log probabilities of every candidate of every draft, in one call.
 
         Args:
-            states: one a draft; length k.
+            states: one per draft, length k.
             candidates: the token ids to score after each state; `candidates[i]` belongs to `states[i]`. Drafts that
-                share one candidate list pass the same object.
+                share a candidate list pass the same object.
 
         Returns:
-            k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`, `-inf` where the model gives it no support.
+            k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`, `-inf` if the model does not support it.
         """
 
     def advance(self, state: StateT, token_id: int) -> StateT:

@@ -1,4 +1,4 @@
-"""What the engine answers. Plain values: no tensors, nothing of HTTP."""
+"""Results of the engine, as plain values: no tensors and nothing specific to HTTP."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,17 +6,17 @@ from typing import Literal
 from superdraft.decoding.errors import SuperdraftError
 
 FinishReason = Literal["stop", "length", "improbable"]
-"""Why a draft ended: end of text or a stop string; its tokens ran out; going on was improbable (`min_probability`)."""
+"""Why a draft ended: end of text or stop string; token limit reached; continuation too unlikely (`min_probability`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token's exact log-probability under the language model, by a verification pass.
+    """One token's exact log-probability under the language model, from a verification pass.
 
     Attributes:
         token_id: the token.
-        text: its text as it stands in the draft; bytes that are no whole character show as U+FFFD.
-        logprob: natural log; None for the first token of a prompt, which nothing precedes.
+        text: its text in the draft; bytes that do not form a whole character appear as U+FFFD.
+        logprob: natural log; None for the first token of a prompt, which has no context.
         top: the most probable alternatives, best first, as (token id, text, log-probability).
     """
 
@@ -32,18 +32,17 @@ class DraftOutput:
 
     Attributes:
         index: rank, 0 is the best.
-        text: what goes on right after the prompt's last character.
-        token_ids: the draft's tokens, without the end-of-text token. With a stop string these are the tokens that
-            were decoded, so their text may be longer than `text`.
+        text: the continuation, starting right after the prompt's last character.
+        token_ids: the draft's tokens, without the end-of-text token. With a stop string these are all decoded tokens,
+            so their text may be longer than `text`.
         tokens: the text of each token.
-        score: what the drafts are ranked by. With the selection "distinct", ln of the probability that the text goes
-            on with the draft's first word; else the mean over the tokens of ln p_f, the interpolated score (eq. 6),
-            the end-of-text token included.
-        token_logprobs: for each token, its log-probability in the step that chose it. The first is exact, given the
-            typed text; the later ones are exact where the draft had a row of its own, and approximations where its row
-            was superposed.
+        score: the value that drafts are ranked by. With the selection "distinct", ln of the probability that the text
+            continues with the draft's first word; otherwise the mean over the tokens, including the end-of-text token,
+            of ln p_f, the interpolated score (eq. 6).
+        token_logprobs: each token's log-probability in the step that chose it. The first is exact, given the typed
+            text. Later ones are exact where the draft had its own row, and approximate where its row was superposed.
         finish_reason: see `FinishReason`.
-        exact_logprobs: from the verification pass, if one was asked for.
+        exact_logprobs: from the verification pass, if one was requested.
     """
 
     index: int
@@ -61,12 +60,12 @@ class Usage:
     """Work done for one request.
 
     Attributes:
-        prompt_tokens: tokens of the prompt; a token that the engine put in front of it is not counted.
+        prompt_tokens: tokens of the prompt, without a token that the engine put in front of it.
         completion_tokens: tokens of all drafts together.
         cached_tokens: prompt tokens whose keys and values came from an earlier request.
-        forward_rows: model rows of all decode steps: one per step for superposed decoding, whatever k is. The
-            prompt's own pass is not counted; another tokenisation of its end that had to be run is. A verification
-            pass counts one row for each token that it checks.
+        forward_rows: model rows of all decode steps; superposed decoding uses one per step for any k. The prompt's own
+            pass is not counted, but an alternative tokenisation of its end that had to be run is. A verification pass
+            counts one row per token checked.
     """
 
     prompt_tokens: int
@@ -77,7 +76,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall-clock milliseconds of one request. `ngram_ms` is part of `prefill_ms` and `decode_ms`."""
+    """Wall-clock times of one request in milliseconds. `ngram_ms` is part of `prefill_ms` and `decode_ms`."""
 
     queue_ms: float
     prefill_ms: float
@@ -88,7 +87,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOutput:
-    """The answer to one request: its drafts, best first."""
+    """The result of one request: its drafts, best first."""
 
     request_id: str
     drafts: tuple[DraftOutput, ...]
@@ -101,11 +100,11 @@ class GenerationOutput:
 
 @dataclass(frozen=True, slots=True)
 class DraftSnapshot:
-    """One draft while it grows.
+    """One unfinished draft.
 
     Attributes:
-        text: as it stands now; a later step may replace it.
-        score: as that of a finished draft, so far.
+        text: its current text, which a later step may replace.
+        score: its current score, see `DraftOutput.score`.
     """
 
     text: str
@@ -117,9 +116,9 @@ class Snapshot:
     """The drafts of one request after a step, best first.
 
     Attributes:
-        num_steps: tokens chosen so far.
+        num_steps: number of tokens chosen so far.
         drafts: the best k.
-        stable_text: what every one of them begins with and no later step can change.
+        stable_text: common beginning of all drafts, which no later step can change.
     """
 
     num_steps: int
@@ -129,13 +128,13 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one engine step has to say of one request. Exactly one of the three is set.
+    """The outcome of one engine step for one request. Exactly one of `snapshot`, `output` and `error` is set.
 
     Attributes:
-        request_id: whose it is.
+        request_id: the request.
         snapshot: not terminal; only for requests that asked for snapshots.
-        output: terminal, the answer.
-        error: terminal, why there is none.
+        output: terminal: the result.
+        error: terminal: why there is no result.
     """
 
     request_id: str
@@ -145,5 +144,5 @@ class StepOutput:
 
     @property
     def is_terminal(self) -> bool:
-        """Nothing more comes for this request."""
+        """Whether this is the last output for the request."""
         return self.snapshot is None

@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 
 from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.method.selection import PAPER, RULES, SelectionRule
 
-DEFAULT_ALPHA = 0.54
-DEFAULT_TAU = 0.06
-SELECTIONS = ("paper", "distinct")
+DEFAULT_ALPHA = PAPER.alpha
+DEFAULT_TAU = PAPER.tau
+SELECTIONS = tuple(RULES)
 DEFAULT_MIN_DRAFT_TOKENS = 4
-DISTINCT_DEFAULTS = {"alpha": 0.0, "tau": 1.0}
-"""With the selection "distinct", whose first tokens are exact, no n-gram model was found to help."""
-
 STRATEGIES = ("superposed", "sample", "greedy", "sample+superposed")
 TRIMS = ("none", "word", "sentence")
 
@@ -151,18 +149,45 @@ class GenerationParams:
             _check(_is_within(bias, -100, 100), "logit_bias", bias, "a number from -100 to 100 for each token id")
 
     def _check_selection(self) -> None:
-        """What belongs to the selection "distinct" alone."""
+        """Rows of their own and early ends go with the strategy "superposed" and a rule that divides rows."""
         branches, low, reset = self.max_branches, self.min_probability, self.reset_every
         _check(_is_int(branches) and branches >= 1, "max_branches", branches, "an integer of at least 1")
         _check(_is_within(low, 0, 1), "min_probability", low, "a number from 0 to 1")
         least = self.min_draft_tokens
         _check(_is_int(least) and least >= 1, "min_draft_tokens", least, "an integer of at least 1")
-        if self.strategy == "superposed" and self.selection == "distinct":
-            _check(reset is None, "reset_every", reset, "null with selection distinct; use selection paper")
+        if self.divides:
+            _check(
+                reset is None, "reset_every", reset, f"null with selection {self.selection}; use selection {PAPER.name}"
+            )
         else:
             chosen = f"strategy {self.strategy} and selection {self.selection}"
             _check(branches == 1, "max_branches", branches, f"1 with {chosen}")
             _check(low == 0, "min_probability", low, f"0 with {chosen}")
+
+    @property
+    def rule(self) -> SelectionRule:
+        """The selection rule."""
+        return RULES[self.selection]
+
+    @property
+    def ranking_rule(self) -> SelectionRule:
+        """The rule whose score ranks the drafts: with the sampling strategies, the paper's."""
+        return self.rule if self.strategy == "superposed" else PAPER
+
+    @property
+    def divides(self) -> bool:
+        """Whether the drafts of a request may be divided among several rows."""
+        return self.strategy == "superposed" and self.rule.divides
+
+    @property
+    def sampling_temperature(self) -> float:
+        """That of the next sampled token; "greedy" is sampling at temperature 0."""
+        return 0.0 if self.strategy == "greedy" else self.temperature
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether a draft's own tokens change its logits."""
+        return bool(self.frequency_penalty or self.presence_penalty)
 
     @property
     def uses_ngrams(self) -> bool:

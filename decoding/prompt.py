@@ -1,4 +1,4 @@
-"""What an engine can be given to go on from."""
+"""Prompts that an engine accepts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PrefixedText:
-    """Token ids that are fed as they are, then a text that goes on behind them and whose end is healed.
+    """Token ids that are fed unchanged, followed by a text whose end is healed.
 
-    The prompt of a gap is of this kind: special tokens and the texts around the gap, then what the answer begins with.
+    A gap's prompt has this form: special tokens and the texts around the gap, then the beginning of the answer.
 
     Attributes:
         token_ids: at least one.
@@ -20,4 +20,4 @@ class PrefixedText:
 
 
 Prompt = str | Sequence[int] | PrefixedText
-"""A text; token ids that are fed as they are and not healed; or both, one behind the other."""
+"""A text; token ids, which are fed unchanged and not healed; or token ids followed by a text."""

@@ -1,7 +1,7 @@
-"""The server as an application of Ray Serve, for `serve run --app-dir deploy ray_app:app` and for KubeRay.
+"""Ray Serve application of the server, for `serve run --app-dir deploy ray_app:app` and for KubeRay.
 
-Its settings come from the environment (`SUPERDRAFT_...`) and the file in `SUPERDRAFT_CONFIG`; host and port are
-those of Ray's proxies.
+Settings come from the environment (`SUPERDRAFT_...`) and the file named in `SUPERDRAFT_CONFIG`. Ray's proxies determine
+the host and the port.
 """
 
 from superdraft.server.ray_replicas.serve import application

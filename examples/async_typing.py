@@ -1,7 +1,9 @@
-"""A typing session: what an editor plug-in does, with a script in place of the person.
+"""Typing session as in an editor plug-in, with a script in place of the user.
 
-superdraft serve &
-python examples/async_typing.py http://127.0.0.1:8000 "Thank you for y"
+Usage:
+
+    superdraft serve &
+    python examples/async_typing.py http://127.0.0.1:8000 "Thank you for y"
 """
 
 import asyncio
@@ -14,14 +16,14 @@ KEY_PAUSE_S = 0.12
 
 
 async def type_slowly(url: str, text: str) -> str:
-    """Type the text key by key, wait for a suggestion at its end, take it, and give back the new text."""
+    """Type the text key by key, wait for a suggestion, accept it, and return the new text."""
     changed = asyncio.Event()
     async with AsyncSuperdraft(url) as client, AsyncTypingSession(client, changed.set, num_drafts=3) as typing:
         for end in range(1, len(text) + 1):
             typing.edit(text[:end])
             await asyncio.sleep(KEY_PAUSE_S)
 
-        # An editor would redraw at each change instead of waiting.
+        # An editor would redraw after each change instead of waiting.
         while typing.display.ghost is None and typing.error is None:
             changed.clear()
             await changed.wait()
@@ -31,12 +33,12 @@ async def type_slowly(url: str, text: str) -> str:
             print(f"{suggestion.score:7.3f} {text}[{suggestion.text}]")
 
         typing.accept_word()  # Ctrl-Right
-        typing.accept()  # Tab; asks for what comes next at once, and reports what was accepted
+        typing.accept()  # Tab; also reports the acceptance and requests the continuation at once
         return typing.text
 
 
 def main(url: str = "http://127.0.0.1:8000", text: str = "Thank you for y") -> None:
-    """Type, and print what became of the text."""
+    """Type the text and print the result."""
     print(asyncio.run(asyncio.wait_for(type_slowly(url, text), timeout=60)))
 
 
@@ -44,4 +46,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except (ClientError, TimeoutError) as error:
-        sys.exit(f"no suggestion: {error or 'it took too long'}")
+        sys.exit(f"no suggestion: {error or 'timed out'}")

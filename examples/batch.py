@@ -1,10 +1,10 @@
-"""Complete many prompts, a few at a time: JSON lines with a field "prompt" in, with a field "drafts" out.
+"""Batch completion of many prompts. Input: JSON lines with a field "prompt". Output: JSON lines with "drafts".
 
     superdraft serve &
     python examples/batch.py http://127.0.0.1:8000 < prompts.jsonl > drafts.jsonl
 
-Not more at a time than the server has slots: it refuses what it has no room for, since to somebody who types a late
-answer is worth nothing. A refused prompt is tried again here.
+The number of concurrent requests should not exceed the server's slots. A full server refuses further requests, because
+a late answer is useless to a person who is typing. This script retries refused prompts.
 """
 
 import asyncio
@@ -15,29 +15,29 @@ from typing import TextIO
 from superdraft.client import AsyncCompletion, AsyncSuperdraft
 from superdraft.client.errors import ClientError, OverloadedError
 
-AT_ONCE = 4
+MAX_CONCURRENT = 4
 MAX_ATTEMPTS = 20
 
 
 async def complete(client: AsyncSuperdraft, prompt: str) -> AsyncCompletion:
-    """The drafts, however often the server has to be asked for them."""
+    """Return the drafts of a prompt, retrying while the server is overloaded."""
     for _ in range(MAX_ATTEMPTS - 1):
         try:
             return await client.complete(prompt, num_drafts=3, max_tokens=10)
-        except OverloadedError as error:  # "send the next key press, not this one again": but here there is no next
+        except OverloadedError as error:  # the server advises against retries, for the sake of newer key presses
             await asyncio.sleep(error.retry_after_s or 1)
     return await client.complete(prompt, num_drafts=3, max_tokens=10)
 
 
 async def run(url: str, lines: TextIO, output: TextIO) -> int:
-    """Complete every line, in order; how many could not be."""
-    places = asyncio.Semaphore(AT_ONCE)
+    """Complete every line, write the answers in order, and return the number of failed prompts."""
+    slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async with AsyncSuperdraft(url) as client:
 
         async def answer(line: str) -> dict[str, object]:
             prompt = json.loads(line)["prompt"]
-            async with places:
+            async with slots:
                 try:
                     completion = await complete(client, prompt)
                 except ClientError as error:
@@ -52,4 +52,4 @@ async def run(url: str, lines: TextIO, output: TextIO) -> int:
 
 if __name__ == "__main__":
     failed = asyncio.run(run(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000", sys.stdin, sys.stdout))
-    sys.exit(f"{failed} prompts have no drafts" if failed else 0)
+    sys.exit(f"Prompts without drafts: {failed}" if failed else 0)

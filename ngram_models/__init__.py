@@ -1,1 +1,1 @@
-"""N-gram models over token ids: KenLM scorers, their manifests, how they are built and found."""
+"""N-gram models over token ids: building, storing and scoring them with KenLM."""

@@ -1,4 +1,4 @@
-"""Where a user's own n-gram models and KenLM's programs are kept."""
+"""Superdraft's home folder: the user's own n-gram models and KenLM's programs."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import platformdirs
 
 
 def superdraft_home(home: Path | None = None) -> Path:
-    """`home` if given, else `$SUPERDRAFT_HOME`, else the user's cache folder for superdraft."""
+    """The folder `home` if given, else `$SUPERDRAFT_HOME`, else the user's cache folder for superdraft."""
     if home is not None:
         return home
     variable = os.environ.get("SUPERDRAFT_HOME")
@@ -15,10 +15,10 @@ def superdraft_home(home: Path | None = None) -> Path:
 
 
 def user_models_folder(home: Path | None = None) -> Path:
-    """The folder that holds one folder a model."""
+    """Folder of the user's own models, with one sub-folder per model."""
     return superdraft_home(home) / "ngram"
 
 
 def tools_folder(home: Path | None = None) -> Path:
-    """The folder that holds `lmplz` and `build_binary`."""
+    """Folder into which `lmplz` and `build_binary` are installed."""
     return superdraft_home(home) / "bin"

@@ -1,7 +1,7 @@
-"""KenLM's programs for building models: finding them, and building them from KenLM's source distribution.
+"""KenLM's programs for building models: finding and installing `lmplz` and `build_binary`.
 
-``python -m superdraft.ngram_models.tools`` builds `lmplz` and `build_binary` into Superdraft's home folder. The Python
-package of KenLM holds the code that reads models only.
+``python -m superdraft.ngram_models.tools`` compiles them from source and installs them in Superdraft's home folder.
+KenLM's Python package does not include them; it can only read models.
 """
 
 import argparse
@@ -27,14 +27,14 @@ _DEBIAN_PACKAGES = (
     "cmake g++ libboost-program-options-dev libboost-system-dev libboost-thread-dev libboost-test-dev zlib1g-dev"
 )
 _HOW_TO_GET_THEM = (
-    "Run `make lmplz` or `python -m superdraft.ngram_models.tools` to build them, put them on the PATH, "
-    "or name their folder with --tools."
+    "Run `make lmplz` or `python -m superdraft.ngram_models.tools` to compile them, put them on the PATH, "
+    "or give their folder with --tools."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """KenLM's programs, found. `version` is for people to read: the programs themselves do not tell theirs."""
+    """Paths of KenLM's programs. `version` is text for the manifest; the programs cannot report their own version."""
 
     lmplz: Path
     build_binary: Path
@@ -42,10 +42,10 @@ class Tools:
 
 
 def find_tools(folder: Path | None = None, home: Path | None = None) -> Tools:
-    """Find `lmplz` and `build_binary`: in `folder` alone if given, else on the PATH, else in Superdraft's home folder.
+    """Find `lmplz` and `build_binary`: only in `folder` if given, else on the PATH or in Superdraft's home folder.
 
     Raises:
-        BuildToolMissingError: one of them is not there; the message tells how to get them.
+        BuildToolMissingError: one of them is missing; the message says how to install them.
     """
     places = [folder] if folder is not None else [*map(Path, os.get_exec_path()), tools_folder(home)]
     for place in places:
@@ -53,7 +53,7 @@ def find_tools(folder: Path | None = None, home: Path | None = None) -> Tools:
         if lmplz and build_binary:
             return Tools(Path(lmplz), Path(build_binary), _version_of(place))
     where = f"in {folder}" if folder is not None else f"on the PATH or in {tools_folder(home)}"
-    raise BuildToolMissingError(f"KenLM's lmplz and build_binary are not found {where}. {_HOW_TO_GET_THEM}")
+    raise BuildToolMissingError(f"KenLM's lmplz and build_binary were not found {where}. {_HOW_TO_GET_THEM}")
 
 
 def _version_of(folder: Path) -> str:
@@ -64,28 +64,28 @@ def _version_of(folder: Path) -> str:
 
 
 def install_tools(folder: Path, *, sdist: Path | None = None) -> Tools:
-    """Build KenLM's programs and put them in `folder`.
+    """Compile KenLM's programs and put them in `folder`.
 
     Args:
-        folder: made if need be.
-        sdist: KenLM's source distribution; None: pip fetches the pinned version and checks its SHA-256.
+        folder: created if it does not exist.
+        sdist: KenLM's source distribution; None: pip downloads the pinned version and checks its SHA-256.
 
     Raises:
-        BuildToolMissingError: cmake, a compiler or Boost is not installed, or the source cannot be fetched.
+        BuildToolMissingError: cmake, a compiler or Boost is not installed, or the source cannot be downloaded.
     """
     if shutil.which("cmake") is None:
         raise BuildToolMissingError(f"cmake is not installed. On Debian or Ubuntu: apt-get install {_DEBIAN_PACKAGES}")
     with tempfile.TemporaryDirectory(prefix="superdraft-kenlm-") as temporary:
         work = Path(temporary)
         with tarfile.open(sdist if sdist is not None else _download_sdist(work)) as archive:
-            # Python has this filter since 3.11.4, and Debian 12 has 3.11.2. What pip fetched was checked in any case.
+            # Python 3.11.2 (Debian 12) does not have this filter yet. pip has checked its own download in any case.
             safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
             archive.extractall(work / "source", **safely)  # noqa: S202
         (source,) = (work / "source").iterdir()
         _compile(source, work / "build")
         folder.mkdir(parents=True, exist_ok=True)
         for program in PROGRAMS:
-            # Copied beside its place and renamed: a program that runs just now is not written over.
+            # Copy, then rename: a program that is running cannot be overwritten.
             shutil.copy2(work / "build" / "bin" / program, folder / f".{program}.partial")
             (folder / f".{program}.partial").replace(folder / program)
     (folder / _VERSION_FILE).write_text((KENLM_VERSION if sdist is None else source.name) + "\n", encoding="utf-8")
@@ -95,11 +95,10 @@ def install_tools(folder: Path, *, sdist: Path | None = None) -> Tools:
 def _download_sdist(work: Path) -> Path:
     requirements = work / "requirements.txt"
     requirements.write_text(f"kenlm=={KENLM_VERSION} --hash=sha256:{KENLM_SDIST_SHA256}\n", encoding="utf-8")
-    # Only kenlm comes as source: with ":all:", pip would compile the packages that kenlm's own build needs, cmake
-    # among them.
+    # Not ":all:", which would make pip compile the packages that kenlm's own build needs, such as cmake.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-binary", "kenlm", "--require-hashes", "--requirement", str(requirements), "--dest", str(work)]
-    _run(command, f"The source of kenlm {KENLM_VERSION} cannot be fetched with pip")
+    _run(command, f"pip cannot download the source of kenlm {KENLM_VERSION}")
     return work / f"kenlm-{KENLM_VERSION}.tar.gz"
 
 
@@ -122,16 +121,14 @@ def _run(command: Sequence[str], failure: str, remedy: str = "") -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build the programs; returns the exit code."""
+    """Compile and install the programs; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m superdraft.ngram_models.tools", description="Build KenLM's lmplz and build_binary."
     )
     parser.add_argument(
-        "--into", type=Path, default=tools_folder(), help="folder of the programs (default: %(default)s)"
+        "--into", type=Path, default=tools_folder(), help="folder for the programs (default: %(default)s)"
     )
-    parser.add_argument(
-        "--sdist", type=Path, help="KenLM's source distribution, if it is at hand (default: pip fetches it)"
-    )
+    parser.add_argument("--sdist", type=Path, help="KenLM's source distribution (default: downloaded with pip)")
     options = parser.parse_args(arguments)
     try:
         tools = install_tools(options.into, sdist=options.sdist)

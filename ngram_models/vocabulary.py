@@ -1,12 +1,12 @@
-"""Token ids as the words of a KenLM model.
+"""The words of a KenLM model over token ids.
 
-A token's word is its id in decimals. Every end-of-text id is KenLM's own `</s>`. One more word, `CUT`, stands in the
-training lines of token sequences that stop without an end of text; nothing ever asks for its score.
+A token's word is its id in decimal. All end-of-text ids share KenLM's own word `</s>`. One extra word, `CUT`, ends the
+training lines of token sequences that stop before the end of a text; it is never scored.
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 BEGIN_OF_SENTENCE = "<s>"
 END_OF_SENTENCE = "</s>"
@@ -15,13 +15,13 @@ CUT = "<cut>"
 
 
 class WordTable(dict[int, str]):
-    """Token id -> KenLM word, made once so that no id is turned into text while scoring.
+    """Map from token ids to KenLM words, built once so that scoring needs no string formatting.
 
-    Ids outside the vocabulary are `<unk>`: a language model's output may have more rows than its tokenizer has tokens.
+    Ids outside the vocabulary map to `<unk>`: a language model may have more output rows than its tokenizer has tokens.
 
     Args:
         vocabulary_size: number of ids of the tokenizer.
-        end_of_text_ids: the ids that end a text.
+        end_of_text_ids: ids that end a text.
     """
 
     def __init__(self, vocabulary_size: int, end_of_text_ids: Collection[int]) -> None:
@@ -34,11 +34,11 @@ class WordTable(dict[int, str]):
 
 def split_at_end_of_text(
     token_ids: Iterable[int], end_of_text_ids: Collection[int]
-) -> Iterable[tuple[list[int], bool]]:
-    """The texts of a token sequence, without their end-of-text ids.
+) -> Iterator[tuple[list[int], bool]]:
+    """Split a token sequence into texts, without their end-of-text ids.
 
-    Returns:
-        Pairs of a text's ids (never empty) and whether the text ends there. Only the last may be cut off.
+    Yields:
+        Pairs of a text's ids (never empty) and whether an end-of-text id follows. Only the last text may lack one.
     """
     text: list[int] = []
     for token_id in token_ids:
@@ -52,9 +52,9 @@ def split_at_end_of_text(
 
 
 def tokenizer_fingerprint(vocabulary: Mapping[str, int]) -> str:
-    """SHA-256 (hex) of a tokenizer's token -> id map, added tokens included.
+    """SHA-256 (hex) of a tokenizer's map from tokens to ids, including added tokens.
 
-    It depends on the map alone, so it is the same for every library version, file format and order of the tokens.
+    It depends on the map alone, not on the library version, the file format or the order of the tokens.
     """
     text = json.dumps(sorted(vocabulary.items()), ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU, DISTINCT_DEFAULTS, GenerationParams
+from superdraft.decoding.method.selection import RULES
+from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU, GenerationParams
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.settings import Settings
 
@@ -92,10 +93,12 @@ class DraftingDefaults:
         selection = asked.get("selection") or ("paper" if asks_for_paper else self.selection)
         if asked["strategy"] != "superposed":
             selection = "paper"
+        rule = RULES[selection]
         defaults: dict[str, Any]
-        if selection == "distinct":
+        if rule.divides:
             defaults = {
-                **DISTINCT_DEFAULTS,
+                "alpha": rule.alpha,
+                "tau": rule.tau,
                 "max_branches": self.max_branches,
                 "min_probability": self.min_probability,
                 "whole_best": asked["max_tokens"] > MAX_SHORT_TOKENS,

@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 import limits
@@ -17,13 +17,17 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from pydantic_settings import SettingsError as SourceError
 
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.params import SELECTIONS
 from superdraft.server.errors import SettingsError
 
 ENV_PREFIX = "SUPERDRAFT_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 
 Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
-Selection = Literal["paper", "distinct"]
+if TYPE_CHECKING:
+    Selection = str
+else:
+    Selection = Literal[SELECTIONS]  # the registered rules, which a type checker cannot know
 
 
 def _rate_limit(text: str) -> str:

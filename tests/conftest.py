@@ -1,11 +1,11 @@
-"""Settings of every test run, and the fixtures that all folders share."""
+"""Settings and fixtures shared by all test folders."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Before anything imports transformers: a test that asks the hub must fail at once, not wait for a network.
+# Set before anything imports transformers: a test that contacts the hub must fail at once, not wait for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "2")

@@ -8,7 +8,7 @@ from typing import Any
 
 from superdraft.decoding.engine import admission
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.engine.token_chooser import TokenChooser
+from superdraft.decoding.engine.starts import Starts
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -16,9 +16,9 @@ from superdraft.decoding.text.covers import Covers
 
 BOOKKEEPING: tuple[tuple[Any, str], ...] = (
     (admission, "plan_healing"),
-    (TokenChooser, "covers"),
-    (TokenChooser, "add_stem"),
-    (TokenChooser, "choose_start"),
+    (Starts, "covers"),
+    (Starts, "choose_start"),
+    (Covers, "add"),
     (Covers, "next_unrun"),
 )
 """What healing has the host do; none of these calls another one."""

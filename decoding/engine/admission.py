@@ -8,8 +8,7 @@ from typing import Literal
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
-from superdraft.decoding.method.draft_set import Draft, DraftSet
-from superdraft.decoding.method.draft_text import TokenAppender
+from superdraft.decoding.method.draft_set import Draft, DraftSet, TokenAppender
 from superdraft.decoding.method.penalties import check_logit_bias
 from superdraft.decoding.method.sampling import make_generator
 from superdraft.decoding.params import GenerationParams

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from superdraft.decoding.engine.sequence import Sequence
 from superdraft.decoding.engine.verification import verify
 from superdraft.decoding.method.draft_set import Draft, DraftSet
-from superdraft.decoding.method.ranking import rank, score_of
+from superdraft.decoding.method.ranking import rank
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.outputs import (
     DraftOutput,
@@ -53,10 +53,11 @@ def snapshot(sequence: Sequence) -> Snapshot:
     """The drafts as they stand between two steps."""
     params = sequence.params
     drafts = all_drafts(sequence)
-    ranked = rank(drafts, params.num_shown, score_of(params))
+    score = params.ranking_rule.score
+    ranked = rank(drafts, params.num_shown, score)
     return Snapshot(
         num_steps=max(branch.num_steps for branch in sequence.branches),
-        drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), score_of(params)(draft)) for draft in ranked),
+        drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), score(draft)) for draft in ranked),
         stable_text=_stable_text(sequence),
     )
 
@@ -140,7 +141,7 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
     """The best drafts, each cut for display, no text twice, none below the wanted score."""
     params = sequence.params
     drafts = all_drafts(sequence)
-    score = score_of(params)
+    score = params.ranking_rule.score
     ranked = rank(drafts, len(drafts.alive) + len(drafts.finished), score)
     by_text: dict[str, _Shown] = {}
     for draft in ranked:

@@ -20,7 +20,6 @@ The engine belongs to one thread. Nothing here locks.
 
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,14 +28,15 @@ from torch import Tensor
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.admission import Admission
 from superdraft.decoding.engine.answer import answer, snapshot
-from superdraft.decoding.engine.branches import BranchSteps
-from superdraft.decoding.engine.prefix_cache import PrefixCache
+from superdraft.decoding.engine.branching import Branching
+from superdraft.decoding.engine.decode import DecodeStep, Row
+from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.scheduler import Decode, Prefill, Scheduler
-from superdraft.decoding.engine.sequence import Branch, Sequence
-from superdraft.decoding.engine.token_chooser import TokenChooser
+from superdraft.decoding.engine.sequence import Sequence
+from superdraft.decoding.engine.slots import Slots
+from superdraft.decoding.engine.starts import Starts
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError, SupersededError
 from superdraft.decoding.method.draft_set import DraftSet
-from superdraft.decoding.method.superposition import superpose
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
@@ -87,10 +87,11 @@ class Engine:
         self._runner = runner
         self._clock = clock
         self._admission = Admission(tokenizer, config, self.max_model_len, self.num_slots)
-        self._prefixes = PrefixCache(runner.cache.plan.num_prefix_positions)
-        self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens, self._num_unfed)
-        self._chooser = TokenChooser(tokenizer, runner.device, clock)
-        self._steps = BranchSteps(runner, self._chooser, self._scheduler, self._prefixes)
+        self._slots = Slots(runner)
+        self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens, self._slots.num_unfed)
+        self._decode_step = DecodeStep(runner, tokenizer.suppressed_token_ids, clock)
+        self._branching = Branching(self._slots, self._scheduler, self._decode_step)
+        self._starts = Starts(tokenizer, self._slots, self._branching, self._decode_step)
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}
         self._ended: list[StepOutput] = []
@@ -110,7 +111,7 @@ class Engine:
     @property
     def num_prefilled_tokens(self) -> int:
         """Real tokens run so far, of all requests; what came from the prefix cache is not among them."""
-        return self._steps.num_run_tokens
+        return self._slots.num_run_tokens
 
     @property
     def num_used_slots(self) -> int:
@@ -166,7 +167,7 @@ class Engine:
 
     def forget_prompts(self) -> None:
         """Keep none of the prompts so far for reuse: the next request runs all tokens of its own."""
-        self._prefixes.clear()
+        self._slots.prefixes.clear()
 
     def step(self) -> list[StepOutput]:
         """One forward pass: a prompt, or one more token for the drafts of every running request.
@@ -210,98 +211,105 @@ class Engine:
 
     # The two kinds of step
 
-    def _num_unfed(self, sequence: Sequence) -> int:
-        """Prompt tokens that would have to be run; the last ones always are, since their logits are needed."""
-        num_known = len(self._prefixes.match(sequence.prompt_token_ids[: sequence.num_reusable]))
-        return len(sequence.prompt_token_ids) - num_known
-
     def _prefill(self, work: Prefill) -> list[StepOutput]:
-        """Some prompts' tokens in one forward; those that are through choose their drafts' first tokens."""
-        started_s = self._clock()
-        firsts = [sequence.branches[0] for sequence in work.sequences]
-        try:
-            for sequence, branch in zip(work.sequences, firsts, strict=True):
+        """Run some prompts' tokens in one forward; complete prompts choose their drafts' first tokens."""
+        started_s, faults = self._clock(), Faults()
+        logits: list[Tensor] = []
+        with faults.ending(*work.sequences):
+            for sequence in work.sequences:
                 if sequence.start_s is None:
-                    sequence.start_s = started_s
-                    self._steps.reuse_prefix(sequence, branch)
-            logits = self._steps.run_prompts(work.sequences, work.max_tokens)
-        except Exception as error:  # out of memory, say: all that were in this pass are lost, those that wait are not
-            return [self._end(sequence, error) for sequence in work.sequences]
+                    self._slots.reuse_prefix(sequence, started_s)
+            logits = self._slots.run_prompts(work.sequences, work.max_tokens)
         outputs = []
-        for sequence, branch, row in zip(work.sequences, firsts, logits, strict=True):
-            is_through = sequence.num_unfed_tokens == 0
-            fault = self._start(sequence, branch, row) if is_through else None
-            sequence.prefill_s += self._clock() - started_s
-            self._begun.append(sequence)
-            if fault is not None:
-                outputs.append(self._end(sequence, fault))
-            elif is_through:
-                outputs += self._report(sequence)
+        complete = [
+            (sequence, row)
+            for sequence, row in zip(work.sequences, logits, strict=False)
+            if sequence.num_unfed_tokens == 0
+        ]
+        for sequence, row in complete:
+            with faults.ending(sequence):
+                self._start(sequence, row, faults)
+        elapsed_s = self._clock() - started_s
+        self._begun += work.sequences
+        for sequence in work.sequences:
+            sequence.prefill_s += elapsed_s
+            if faults.of(sequence) is not None or sequence.num_unfed_tokens == 0:
+                outputs += self._report(sequence, faults)
         return outputs
 
-    def _start(self, sequence: Sequence, branch: Branch, logits: Tensor) -> Exception | None:
-        """The prompt is through: keep it for reuse, fork the branches, choose first tokens from its logits [T, V]."""
-        try:
-            if not bool(logits.isnan().any()):  # else every prompt that begins like this one would fail, too
-                self._steps.keep_prefix(sequence, branch)
-            self._steps.start(sequence, branch)
-            if sequence.params.max_tokens > 0 and sequence.healing is not None:
-                self._steps.choose_starts(sequence, logits)
-            elif sequence.params.max_tokens > 0:
-                for twin in list(sequence.branches):
-                    self._steps.choose_from(twin, logits.clone())
-                    self._steps.divide_if_due(twin)
-        except Exception as fault:  # an n-gram model from outside may raise anything: it is this sequence's alone
-            return fault
-        return None
+    def _start(self, sequence: Sequence, logits: Tensor, faults: Faults) -> None:
+        """A prompt is complete: keep it for reuse, fork the branches, choose first tokens.
+
+        `logits` are those after its last shared token and after each of the others, shape [T + 1, V].
+        """
+        if not bool(logits.isnan().any()):  # else every prompt that begins like this one would fail, too
+            self._slots.keep_prefix(sequence)
+        self._slots.move(self._scheduler.start(sequence))
+        if sequence.healing is not None:
+            sequence.branches[0].path = sequence.healing.tail
+        branches = self._branching.begin(sequence)
+        if sequence.params.max_tokens == 0:
+            return
+        if sequence.healing is not None:
+            self._starts.choose(sequence, logits)
+        else:
+            self._decode_step.choose([Row(branch, 0) for branch in branches], logits.clone(), faults)
+            for branch in branches:
+                self._branching.divide(branch)
 
     def _decode(self, work: Decode) -> list[StepOutput]:
         """One superposed embedding, one row, one position for every branch."""
-        started_s = self._clock()
+        started_s, faults = self._clock(), Faults()
         sequences = list(dict.fromkeys(branch.sequence for branch in work.branches))
-        joining = {branch.sequence for branch in work.branches if branch.is_joining}
-        try:
+        with faults.ending(*sequences):
             for sequence in work.joining:
-                sequence.start_s = started_s
-                self._steps.reuse_prefix(sequence, sequence.branches[0])
-            faults = self._decode_step(work.branches)
-        except Exception as error:  # out of memory, say: all that were in this pass are lost, those that wait are not
-            faults = dict.fromkeys(sequences, error)
+                self._slots.reuse_prefix(sequence, started_s)
+            logits = self._decode_step.forward(work.branches)
+            rows = self._fed(work, logits, faults)
+            self._decode_step.choose(rows, logits, faults)
+            for row in rows:
+                if faults.of(row.branch.sequence) is None:
+                    with faults.ending(row.branch.sequence):
+                        self._branching.divide(row.branch)
+                        if row.branch.num_steps > 1:
+                            self._branching.reset_if_due(row.branch, faults)
         elapsed_s = self._clock() - started_s
+        self._begun += work.joining
         outputs = []
         for sequence in sequences:
-            if sequence in joining:
+            if sequence in work.joining:
                 sequence.prefill_s += elapsed_s
-                self._begun.append(sequence)
             else:
                 sequence.decode_s += elapsed_s
-            fault = faults.get(sequence)
-            outputs += self._report(sequence) if fault is None else [self._end(sequence, fault)]
+            outputs += self._report(sequence, faults)
         return outputs
 
-    def _decode_step(self, branches: Seq[Branch]) -> dict[Sequence, Exception]:
-        """The method itself; gives back the requests that failed alone, and why."""
-        last_tokens = [token_id for branch in branches for token_id in branch.last_token_ids]
-        superposed = superpose(self._runner.embed(last_tokens), [branch.drafts.weights for branch in branches])
-        logits = self._runner.decode(superposed, [branch.num_computed for branch in branches]).float()
-        shared = self._chooser.shared_candidates(logits, branches)
-        faults: dict[Sequence, Exception] = {}
-        for branch, row, candidates in zip(branches, logits, shared, strict=True):
-            try:
-                self._steps.take_step(branch, row, candidates)
-            except Exception as fault:  # an n-gram model from outside may raise anything
-                faults[branch.sequence] = fault
-        return faults
+    def _fed(self, work: Decode, logits: Tensor, faults: Faults) -> list[Row]:
+        """Count what the forward fed. Prompts whose last token it was are complete: they get all their branches."""
+        rows = []
+        for index, branch in enumerate(work.branches):
+            is_joining, sequence = branch.is_joining, branch.sequence
+            branch.count_step()
+            twins = [branch]
+            if is_joining:
+                self._slots.num_run_tokens += 1
+                with faults.ending(sequence):
+                    if bool(logits[index].isfinite().all()):  # else prompts that begin like this one would fail, too
+                        self._slots.keep_prefix(sequence)
+                    twins = self._branching.begin(sequence)
+            rows += [Row(twin, index) for twin in twins]
+        return rows
 
     # What comes out
 
-    def _report(self, sequence: Sequence) -> list[StepOutput]:
-        """The answer if the sequence is done; else its done branches give their slots back."""
-        if sequence.is_done:
-            return [self._end(sequence)]
+    def _report(self, sequence: Sequence, faults: Faults) -> list[StepOutput]:
+        """The answer if the sequence is done or failed; else its done branches give their slots back."""
+        fault = faults.of(sequence)
+        if fault is not None or sequence.is_done:
+            return [self._end(sequence, fault)]
         for branch in sequence.branches:
             if branch.is_done and branch.slot is not None:
-                self._steps.move(self._scheduler.end(branch))
+                self._slots.move(self._scheduler.end(branch))
         if sequence.params.snapshots:
             return [StepOutput(sequence.request_id, snapshot=snapshot(sequence))]
         return []
@@ -331,11 +339,11 @@ class Engine:
     def _end(self, sequence: Sequence, error: Exception | None = None) -> StepOutput:
         """The request's one terminal output; its slots are free afterwards."""
         output = None
-        try:
-            if error is None:
+        if error is None:
+            faults = Faults()
+            with faults.ending(sequence):
                 output = answer(sequence, self.tokenizer, self._runner, self._clock())
-        except Exception as late_error:
-            error = late_error
+            error = faults.of(sequence)
         self._release(sequence, failed=error is not None and not isinstance(error, SupersededError))
         if error is None:
             return StepOutput(sequence.request_id, output=output)
@@ -349,11 +357,8 @@ class Engine:
 
     def _release(self, sequence: Sequence, failed: bool = False) -> None:
         if failed:
-            for branch in sequence.branches:
-                if branch.slot is not None:
-                    self._runner.cache.clear(branch.slot)
-        for move in self._scheduler.remove(sequence):
-            self._steps.move(move)
+            self._slots.clear(sequence)
+        self._slots.move(*self._scheduler.remove(sequence))
         del self._sequences[sequence.request_id]
         for branch in sequence.branches:
             # Sequence and branch hold each other until the garbage collector comes, and an n-gram state may hold a

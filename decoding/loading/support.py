@@ -1,4 +1,4 @@
-"""Says whether Superposed Decoding can run on a model, by name and with the reason."""
+"""Checks whether Superposed Decoding can run on a model."""
 
 import inspect
 
@@ -7,21 +7,21 @@ import transformers
 from superdraft.decoding.errors import UnsupportedModelError
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
-# Decoders whose config carries `is_decoder: false` all the same.
-_DECODERS_ALL_THE_SAME = {"gpt_neox", "gpt_neox_japanese"}
+# Decoders whose config says `is_decoder: false` nevertheless.
+_UNMARKED_DECODERS = {"gpt_neox", "gpt_neox_japanese"}
 
 
 def check_config(config: transformers.PretrainedConfig, name: str) -> None:
-    """Refuses what the config alone rules out.
+    """Refuse a model that its config alone rules out.
 
     Raises:
-        UnsupportedModelError: with the architecture and the reason.
+        UnsupportedModelError: names the architecture and the reason.
     """
     text = _text_config(config)
     odd_layers = sorted(set(getattr(text, "layer_types", None) or ()) - _ATTENTION_LAYERS)
     if config.is_encoder_decoder:
         raise _refusal(name, config, "an encoder-decoder model; a decoder-only model is needed")
-    if getattr(text, "is_decoder", None) is False and config.model_type not in _DECODERS_ALL_THE_SAME:
+    if getattr(text, "is_decoder", None) is False and config.model_type not in _UNMARKED_DECODERS:
         raise _refusal(name, config, "an encoder that reads text in both directions; a decoder is needed")
     if odd_layers:
         layers = ", ".join(odd_layers)
@@ -29,42 +29,28 @@ def check_config(config: transformers.PretrainedConfig, name: str) -> None:
     if _has_alibi(text):
         raise _refusal(name, config, "a model with ALiBi position biases; rotary or learned positions are needed")
     if getattr(text, "hidden_size_per_layer_input", 0):
-        raise _refusal(name, config, "a model whose layers read token ids beside the input embeddings")
+        raise _refusal(name, config, "a model whose layers read token ids in addition to the input embeddings")
 
 
 def check_model_class(model_class: type, config: transformers.PretrainedConfig, name: str) -> None:
-    """Refuses what the model's class rules out.
+    """Refuse a model that its class rules out.
 
     Raises:
-        UnsupportedModelError: with the architecture and the reason.
+        UnsupportedModelError: names the architecture and the reason.
     """
     parameters = inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
     if getattr(model_class, "_is_stateful", False):
         raise _refusal(
-            name, config, "a state-space, recurrent or hybrid model; one whose only memory is attention is needed"
+            name, config, "a state-space, recurrent or hybrid model; one with attention as its only memory is needed"
         )
     if "inputs_embeds" not in parameters:
-        raise _refusal(name, config, "a model that takes token ids only; one that takes inputs_embeds is needed")
+        raise _refusal(name, config, "a model that accepts only token ids; one that accepts inputs_embeds is needed")
     if "past_key_values" not in parameters:
         raise _refusal(name, config, "a model without an attention key-value cache")
 
 
-def can_be_recorded(model: transformers.PreTrainedModel) -> bool:
-    """Whether a CUDA graph can hold a step of this model: not where rotary angles depend on the longest row's length.
-
-    That is compared with the trained length on the host: by "dynamic" angles, and by "longrope" ones in some versions
-    of transformers.
-    """
-    for module in model.modules():
-        kinds = getattr(module, "rope_type", ())
-        kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
-        if any("dynamic" in kind or kind == "longrope" for kind in kinds):
-            return False
-    return True
-
-
 def _text_config(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
-    """The language part of a multimodal model's config; the config itself where there is no single one."""
+    """The language part of a multimodal model's config; the config itself if there is no single language part."""
     try:
         return config.get_text_config()
     except ValueError:

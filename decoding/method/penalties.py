@@ -1,4 +1,4 @@
-"""Changes to logits that a request asks for: bias on single tokens, penalties on repeated ones."""
+"""Changes to logits that a request asks for: biases on single tokens, penalties for repeated ones."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.method.scoring import Candidates
+from superdraft.decoding.method.draft_set import Floats
 
 FORBIDDING_BIAS = -100.0
 """A bias this low or lower rules a token out altogether."""
@@ -52,24 +52,30 @@ def apply_logit_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tenso
 
 
 def penalise(
-    candidates: Candidates, token_ids: Sequence[int], frequency_penalty: float, presence_penalty: float
-) -> Candidates:
-    """Take the penalties for a draft's own tokens from the candidates' logits.
+    logits: Floats,
+    token_ids: Sequence[int],
+    drafts: Sequence[Sequence[int]],
+    frequency_penalty: float,
+    presence_penalty: float,
+) -> Floats:
+    """Subtract the penalties for each draft's own tokens from the logits of its candidates.
 
     OpenAI's definition: `logit[j] - count[j] * frequency_penalty - (count[j] > 0) * presence_penalty`, counted over the
     draft, not over the prompt.
 
     Args:
-        candidates: of one step.
-        token_ids: the draft's tokens.
+        logits: of m candidates, which the drafts share, shape [m].
+        token_ids: the candidates, shape [m].
+        drafts: the token ids of each of k drafts.
         frequency_penalty: for each time the draft has the token; negative values favour repetition.
         presence_penalty: once if the draft has the token.
 
     Returns:
-        The same tokens, highest new logit first. The log-probabilities stay the model's.
+        Each draft's own logits, shape [k, m].
     """
-    counts = Counter(token_ids)
-    own = np.array([counts[token_id] for token_id in candidates.token_ids], dtype=np.float64)
-    logits = candidates.logits - own * frequency_penalty - (own > 0) * presence_penalty
-    order = np.argsort(-logits, kind="stable")
-    return Candidates([candidates.token_ids[i] for i in order], logits[order], candidates.logprobs[order])
+    own = np.empty((len(drafts), len(token_ids)))
+    for row, draft in enumerate(drafts):
+        counts = Counter(draft)
+        own[row] = [counts[token_id] for token_id in token_ids]
+    penalised: Floats = logits - own * frequency_penalty - (own > 0) * presence_penalty
+    return penalised

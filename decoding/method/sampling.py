@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from superdraft.decoding.errors import SequenceFailedError
-from superdraft.decoding.method.scoring import Floats
+from superdraft.decoding.method.draft_set import Floats
 
 _PRESELECTED = 1024
 """Tokens that are looked at first: nearly every nucleus is smaller, and the vocabulary need not be sorted."""

@@ -1,6 +1,8 @@
-"""Scores of candidate tokens (Shen et al., 2024, eq. 6 and 7). One step: cut, temper, interpolate."""
+"""Scores of candidate tokens: cut, temper, interpolate (Shen et al., 2024, eq. 6 and 7).
 
-from collections.abc import Sequence
+All functions take arrays with any leading shape, so one call serves every request of a decode step.
+"""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,81 +10,95 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Floats = NDArray[np.float64]
+from superdraft.decoding.method.draft_set import Floats
+
+_BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The language model's m most probable tokens at one step, most probable first.
+    """The language model's m most probable tokens after each of B rows, most probable first.
 
     Attributes:
-        token_ids: shape [m].
-        logits: as the model gave them, shape [m].
-        logprobs: ln p under the whole vocabulary at temperature 1, shape [m].
+        token_ids: shape [B, m].
+        logits: as the model gave them, shape [B, m]; `-inf` is a token that the request rules out.
+        logprobs: ln p under the whole vocabulary at temperature 1, shape [B, m].
     """
 
-    token_ids: list[int]
+    token_ids: NDArray[np.int64]
     logits: Floats
     logprobs: Floats
 
+    def are_numbers(self, row: int) -> bool:
+        """Whether the model's output for a row is finite: a NaN or infinity anywhere in it makes all ln p NaN."""
+        return bool(np.isfinite(self.logprobs[row, 0]))
 
-def top_candidates(logits: Tensor, nums: Sequence[int], suppressed: Tensor) -> list[Candidates]:
+
+def cut(logits: Tensor, num: int, suppressed: Tensor) -> Candidates:
     """The m most probable tokens of each row that a draft may contain.
 
     Args:
-        logits: the model's output at the last position, shape [B, V].
-        nums: m of each row, length B; a larger one than there are tokens means all of them.
+        logits: the model's output at the last position, float32, shape [B, V]. Changed in place: the suppressed tokens
+            are `-inf` afterwards.
+        num: m; a larger one than there are tokens means all of them.
         suppressed: ids that no draft may contain, shape [S].
-
-    Returns:
-        For each row its candidates. A row whose logits are not finite numbers has none.
     """
-    logits = logits.float()
-    normaliser = torch.logsumexp(logits, dim=-1)
-    allowed = logits.index_fill(-1, suppressed, float("-inf"))
-    num_allowed = logits.shape[-1] - suppressed.shape[0]
-    values, ids = torch.topk(allowed, min(max(nums), num_allowed), dim=-1)
+    logprobs = torch.log_softmax(logits, dim=-1)  # suppressed tokens count in the normaliser
+    logits.index_fill_(-1, suppressed, float("-inf"))
+    values, ids = _top(logits, min(num, logits.shape[-1] - suppressed.shape[0]))
     # One copy to the host for the whole batch: on a GPU this is the step's only synchronisation.
-    packed = torch.cat([values.double(), ids.double(), normaliser.double().unsqueeze(-1)], dim=-1).cpu().numpy()
-    width = values.shape[-1]
-    rows = []
-    for row, num in zip(packed, nums, strict=True):
-        top = row[: min(num, width)]
-        # The normaliser of a row with a NaN or +inf is not finite; -inf is a token that the model itself rules out.
-        m = int(np.isfinite(top).sum()) if np.isfinite(row[-1]) else 0
-        rows.append(Candidates(row[width : width + m].astype(np.int64).tolist(), top[:m], top[:m] - row[-1]))
-    return rows
+    packed = torch.stack([values.double(), ids.double(), torch.gather(logprobs, -1, ids).double()]).cpu().numpy()
+    return Candidates(packed[1].astype(np.int64), packed[0], packed[2])
 
 
-def tempered_logprobs(logits: Floats, tau: float) -> Floats:
+def _top(values: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` of each row, shape [B, V] -> two of shape [B, num].
+
+    The `num` highest values lie in the `num` blocks with the highest maxima. topk copies each row on a CPU; looking at
+    the maxima first takes a fifth of the time (64 rows of 49,152: 0.6 against 2.8 ms).
+    """
+    num_rows, size = values.shape
+    if size % _BLOCK or num * _BLOCK >= size:
+        return torch.topk(values, num, dim=-1)
+    blocks = values.view(num_rows, -1, _BLOCK)
+    _, best = torch.topk(blocks.amax(-1), num, dim=-1)
+    inside = torch.gather(blocks, 1, best.unsqueeze(-1).expand(-1, -1, _BLOCK)).flatten(1)
+    top, places = torch.topk(inside, num, dim=-1)
+    return top, torch.gather(best, 1, places // _BLOCK) * _BLOCK + places % _BLOCK
+
+
+def tempered_logprobs(logits: Floats, tau: Floats | float) -> Floats:
     """Take ln of softmax(logits / tau), cut to the candidates and renormalised over them.
 
     A softmax over the vocabulary that is cut and renormalised equals a softmax over what was kept, so the vocabulary
-    is not needed. Shape [m] -> [m].
+    is not needed. Shape [..., m] -> [..., m]; `tau` is a number or has shape [..., 1].
     """
     scaled = logits / tau
-    scaled = scaled - scaled.max()
-    logprobs: Floats = scaled - np.log(np.exp(scaled).sum())
+    scaled = scaled - scaled.max(axis=-1, keepdims=True)
+    logprobs: Floats = scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
     return logprobs
 
 
-def interpolate(lm_logprobs: Floats, ngram_logprobs: Floats | None, alpha: float, penalty: float) -> Floats:
+def interpolate(
+    lm_logprobs: Floats, ngram_logprobs: Floats | None, alpha: Floats | float, penalty: Floats | float
+) -> Floats:
     """Interpolate: ln p_f of every candidate of every draft.
 
     The un-normalised geometric mean (eq. 6), with the rule for drafts without support (eq. 7).
 
     Args:
-        lm_logprobs: the shared, tempered distribution, shape [m].
-        ngram_logprobs: each draft's own n-gram log-probabilities, shape [k, m]; None: no n-gram model.
-        alpha: weight of the n-gram model.
-        penalty: subtracted from all candidates of a draft whose n-gram model supports none of them.
+        lm_logprobs: the tempered distribution, shape [..., k, m], or [..., 1, m] where the k drafts share it.
+        ngram_logprobs: each draft's own n-gram log-probabilities, shape [..., k, m]; None: no n-gram model.
+        alpha: weight of the n-gram model, a number or of shape [..., 1, 1]; above 0 for all, or 0 for all.
+        penalty: subtracted from all candidates of a draft whose n-gram model supports none of them; shape as `alpha`.
 
     Returns:
-        ln p_f, shape [k, m], or [1, m] without an n-gram model (all drafts then share one row). `-inf` marks a
-        candidate that the draft's n-gram model does not support although it supports another.
+        ln p_f, shape [..., k, m], or that of `lm_logprobs` without an n-gram model. `-inf` marks a candidate that the
+        draft's n-gram model does not support although it supports another.
     """
-    if ngram_logprobs is None or alpha == 0:
-        return lm_logprobs[np.newaxis, :]
-    interpolated = (1 - alpha) * lm_logprobs + alpha * ngram_logprobs
-    unsupported = np.isneginf(ngram_logprobs).all(axis=1, keepdims=True)
-    return np.where(unsupported, (1 - alpha) * lm_logprobs - penalty, interpolated)
+    if ngram_logprobs is None or not np.any(alpha):
+        return lm_logprobs
+    with np.errstate(invalid="ignore"):  # alpha 1: 0 * -inf
+        from_lm = np.where(np.isneginf(lm_logprobs), -np.inf, (1 - alpha) * lm_logprobs)
+    unsupported = np.isneginf(ngram_logprobs).all(axis=-1, keepdims=True)
+    return np.where(unsupported, from_lm - penalty, from_lm + alpha * ngram_logprobs)

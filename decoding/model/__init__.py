@@ -1,1 +1,1 @@
-"""The model runner: forward passes, the KV cache, quantised linear layers."""
+"""The model runner and its parts: KV cache, forward passes, linear layers and their weight formats."""

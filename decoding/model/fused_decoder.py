@@ -1,8 +1,8 @@
-"""The forward pass of Llama-like decoders with fewer and larger operations than transformers' own.
+"""Fused forward pass for Llama-like decoders, with fewer and larger operations than transformers' own.
 
-With a few rows and small matrices a decode step is mostly the cost of starting operations. Here queries, keys and
-values come from one product, so do gate and up; grouped queries share their keys without copies; keys and values are
-written at once. The model runner compares it with transformers' own forward when it is built.
+With a few rows and small matrices, most of a decode step is the cost of launching operations. Here one product computes
+queries, keys and values, and one computes gate and up; grouped queries share their keys without copies; keys and values
+are written together. The model runner checks it against transformers' own forward when it is built.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.model.kv_cache import SlotKVCache
 from superdraft.decoding.model.layer_ops import add_and_norm, gate, rotate, rotate_and_write
-from superdraft.decoding.model.linear_int4 import DenseLinear, quantised
+from superdraft.decoding.model.linear import Conversion, DenseLinear
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 @dataclass(slots=True)
 class _Layer:
-    """One decoder layer. Norms are weights [D]; `norms` are those of queries and keys [Dh], or None."""
+    """One decoder layer. Norms are weights [D]; `norms` holds those of queries and keys, each [Dh], or None."""
 
     input_norm: Tensor
     qkv: DenseLinear
@@ -35,7 +35,7 @@ class _Layer:
 
 @dataclass(slots=True)
 class _Step:
-    """What the layers of one forward share; a mask for each. See `SlotKVCache` for `views` and `pairs`."""
+    """Inputs shared by all layers of one forward; `masks` has one per layer. `SlotKVCache` defines views and pairs."""
 
     num_rows: int
     num_tokens: int
@@ -49,7 +49,7 @@ class _Step:
 class FusedDecoder:
     """A Llama-like model's forward over the slots of a KV cache.
 
-    The separate weights of `model` become views of the fused ones, so nothing is held twice.
+    The separate weights of `model` become views of the fused ones, so no weight is stored twice.
 
     Args:
         model: one of `SUPPORTED`.
@@ -74,15 +74,15 @@ class FusedDecoder:
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
-        """Whether this forward is the model's."""
+        """Whether this class implements the model's architecture."""
         return type(model).__name__ in SUPPORTED
 
-    def quantise(self) -> None:
-        """Keep the weights of all linear layers in 4 and 8 bits as well."""
+    def convert(self, convert: Conversion) -> None:
+        """Convert all linear layers to another weight format."""
         for layer in self._layers:
-            layer.qkv, layer.output = quantised(layer.qkv), quantised(layer.output)
-            layer.gate_up, layer.down = quantised(layer.gate_up), quantised(layer.down)
-        self._head = quantised(self._head, is_head=True)
+            layer.qkv, layer.output = convert(layer.qkv), convert(layer.output)
+            layer.gate_up, layer.down = convert(layer.gate_up), convert(layer.down)
+        self._head = convert(self._head, is_head=True)
 
     def __call__(
         self,
@@ -92,17 +92,17 @@ class FusedDecoder:
         cache: SlotKVCache,
         kept: Tensor | None,
     ) -> Tensor:
-        """One forward. It reads nothing on the host, so that a CUDA graph can hold a decode step of it.
+        """Run one forward. The host reads no tensor, so a CUDA graph can capture a decode step.
 
         Args:
             hidden: input embeddings, shape [B, T, D].
             positions: shape [B, T].
-            masks: additive attention mask, shape [B, 1, T, C], or one for each layer type.
-            cache: pointed at the rows' slots.
-            kept: indices b * T + t of the positions whose logits are wanted, shape [N]; None: all.
+            masks: additive attention mask, shape [B, 1, T, C], or one per layer type.
+            cache: the KV cache, with the rows' slots selected.
+            kept: indices b * T + t of the positions whose logits to return, shape [N]; None: all.
 
         Returns:
-            Logits, shape [N, V], or [B, T, V] for all.
+            Logits, shape [N, V]; with `kept` None, [B, T, V].
         """
         num_rows, num_tokens, width = hidden.shape
         step = self._step(hidden, positions, masks, cache)
@@ -140,7 +140,7 @@ class FusedDecoder:
         )
 
     def _attended(self, index: int, qkv: Tensor, step: _Step) -> Tensor:
-        """Products [B T, (H + 2 Hkv) Dh] -> what the heads read, [B T, H Dh]."""
+        """Attention of one layer: projections [B T, (H + 2 Hkv) Dh] -> outputs of all heads, [B T, H Dh]."""
         norms, num_heads = self._layers[index].norms, self._num_heads
         heads = qkv.view(step.num_rows, step.num_tokens, -1, self._head_dim)
         if step.pairs is not None:
@@ -159,7 +159,7 @@ class FusedDecoder:
                 written[2 * index].copy_(keys)
                 written[2 * index + 1].copy_(values)
                 keys, values = read[2 * index], read[2 * index + 1]
-        # The queries that share keys and values lie beside one another, as if they were further positions.
+        # Queries that share keys and values are stacked as if they were further positions.
         queries = queries.reshape(step.num_rows, self._num_kv_heads, -1, self._head_dim)
         mixed = nn.functional.scaled_dot_product_attention(
             queries, keys, values, step.masks[index], scale=self._scaling
@@ -168,7 +168,7 @@ class FusedDecoder:
         return mixed.reshape(step.num_rows * step.num_tokens, -1)
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, shape [B, T, 1, Dh]; the sign of rotate-half is in the sines."""
+        """Cosines and sines, shape [B, T, 1, Dh]; the sines include the sign of rotate-half."""
         cosines, sines = self._rotary(hidden, positions)
         sines[..., : self._head_dim // 2].neg_()
         return cosines.unsqueeze(2), sines.unsqueeze(2)
@@ -190,7 +190,7 @@ def _fuse(layer: Any) -> _Layer:
 
 
 def _fused(*parts: nn.Linear) -> DenseLinear:
-    """One layer for several that read the same input."""
+    """Merge linear layers that read the same input into one."""
     if len(parts) == 1:
         return DenseLinear(parts[0].weight, parts[0].bias)
     weight = torch.cat([part.weight for part in parts])

@@ -1,21 +1,22 @@
-"""Keys and values of all running sequences, in slots of one fixed block of memory.
+"""KV cache: the keys and values of all running sequences, in slots of one fixed block of memory.
 
 Index arithmetic, all ranges half-open::
 
-    slots     keys and values of one layer          [num_slots, H, max_len, Dh]
-    slot      one branch's row of them; its k drafts share it
-    active    slots [0, num_active) are those of the running sequences, so that a decode step over all of them reads
-              the slots through a view and copies nothing; whoever ends a sequence moves the last one into the hole
-    length    positions [0, length) of a slot hold real keys and values; what lies beyond is masked
-    pool      keys and values of prompts that may come again, a position for each token, in any order
-              [num_prefix_positions, H, Dh]; which token lies where is known to `prefix_cache`
-    block     the slots, or the pools, of all layers' keys and values in one tensor, where their shapes allow it
+    slots     keys and values of one layer, [num_slots, H, max_len, Dh]
+    slot      the row of one branch, shared by its k drafts
+    active    running sequences occupy slots [0, num_active), so a decode step over all of them reads the slots
+              through a view and copies nothing; when a sequence ends, the last active slot is moved into its place
+    length    positions [0, length) of a slot hold real keys and values; later positions are masked
+    pool      keys and values of prompts that may be repeated, one position per token, in any order,
+              [num_prefix_positions, H, Dh]; `prefix_cache` records which token is at which position
+    block     one tensor with the slots (or the pools) of all layers' keys and values, if their shapes are equal
 """
 
 import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,20 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
-from superdraft.decoding.model.transfer import to_device
+
+
+def to_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
+    """Copy (nested) numbers into a tensor on `device`, without waiting for the device.
+
+    A copy to a GPU from memory that is not pinned would wait for all work queued before it.
+    """
+    tensor = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """One layer's keys [H, Dk] and values [H, Dv] for one position."""
+    """Shapes of one layer's keys [H, Dk] and values [H, Dv] at one position."""
 
     num_heads: int
     key_dim: int
@@ -40,10 +49,10 @@ class CachePlan:
     """How a memory budget is divided.
 
     Attributes:
-        num_slots: slots of running branches.
-        max_len: positions of each.
+        num_slots: number of slots for running branches.
+        max_len: positions per slot.
         num_prefix_positions: positions of the prefix pool.
-        bytes_per_position: keys and values of all layers.
+        bytes_per_position: bytes of one position's keys and values, all layers together.
     """
 
     num_slots: int
@@ -54,20 +63,20 @@ class CachePlan:
 
 MAX_DEFAULT_SLOTS = 64
 _MAPPED_BYTES = 1 << 20  # smaller tensors are not worth a mapping of their own
-MAX_PREFIX_POSITIONS = 100_000  # with a tiny model the book-keeping would outgrow the keys and values
+MAX_PREFIX_POSITIONS = 100_000  # a tiny model's keys and values would take less memory than their bookkeeping
 
 
 def plan_cache(
     shapes: list[LayerShape], item_bytes: int, memory_bytes: int, max_len: int, num_slots: int | None
 ) -> CachePlan:
-    """Divide the memory: three quarters for slots unless their number is given, the rest for prompts to be reused.
+    """Divide the memory: three quarters for slots unless their number is given, the rest for the prefix pool.
 
     Args:
-        shapes: one entry a layer.
-        item_bytes: bytes of one number.
+        shapes: one per layer.
+        item_bytes: bytes per number.
         memory_bytes: the budget for all keys and values.
-        max_len: positions of a slot.
-        num_slots: wanted slots; None: as many as fit, at most 64.
+        max_len: positions per slot.
+        num_slots: number of slots; None: as many as fit, at most 64.
 
     Raises:
         ModelLoadError: the slots do not fit.
@@ -86,10 +95,10 @@ def plan_cache(
 
 
 def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
-    """What each layer writes into a KV cache, found out with one token: true for any architecture.
+    """Run one token to see what each layer writes into a KV cache; works for any architecture.
 
     Raises:
-        UnsupportedModelError: a layer keeps something other than keys and values.
+        UnsupportedModelError: a layer stores something other than keys and values.
     """
     cache = DynamicCache()
     with torch.inference_mode():
@@ -100,7 +109,7 @@ def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None or keys.dim() != 4 or keys.shape[2] != 1:
             raise UnsupportedModelError(
-                f"Layer {index} of this {type(model).__name__} keeps no keys and values for each position, so its "
+                f"Layer {index} of this {type(model).__name__} does not store keys and values per position, so its "
                 "drafts cannot share a KV cache. Use a model with attention in all layers."
             )
         shapes.append(LayerShape(keys.shape[1], keys.shape[3], values.shape[3]))
@@ -113,10 +122,10 @@ def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
 
 @dataclass(slots=True)
 class _Window:
-    """The part of the slots that the forward in progress writes and reads; shared by all layers.
+    """The part of the slots that the current forward writes and reads; shared by all layers.
 
-    `slots` is a slice where it can be: reading is then a view. For one row `positions` is a slice too; for several it
-    is a tensor [B, T], beside `write_slots` [B, 1].
+    `slots` is a slice if possible, so that reading returns a view. For one row `positions` is also a slice. For several
+    rows it is a tensor [B, T], used together with `write_slots` [B, 1].
     """
 
     slots: slice | Tensor
@@ -127,22 +136,22 @@ class _Window:
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros that on a CPU take memory only where they have been written.
+    """Zeros that, on a CPU, use physical memory only for pages that have been written.
 
-    torch writes its zeros itself, gigabytes of them; the pages of a new anonymous mapping are zero until they are
-    touched. A private one, so that reading an untouched page takes no memory either.
+    `torch.zeros` writes every byte, here gigabytes. The pages of a new anonymous mapping are zero until they are
+    written. The mapping is private, so reading an untouched page uses no memory either.
     """
     num_bytes = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or num_bytes < _MAPPED_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
         return like.new_zeros(shape)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=like.dtype).view(shape)  # which keeps the mapping
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)  # the tensor keeps the mapping alive
 
 
 def _blocks(sizes: list[tuple[int, ...]], like: Tensor) -> list[Tensor]:
-    """Zeroed tensors of these sizes, stacked: one block [N, *size] if all sizes are the same, else N of [1, *size].
+    """Zeroed tensors of these sizes, stacked: one block [N, *size] if all sizes are equal, else N blocks [1, *size].
 
-    Zeros and not empty memory: a NaN beyond a slot's length would survive the mask.
+    Memory must be zeroed, because a NaN beyond a slot's length would survive the mask.
     """
     if len(set(sizes)) == 1:
         return [_zeros((len(sizes), *sizes[0]), like)]
@@ -164,7 +173,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         """Nothing is lazy here; required by the interface."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Write [B, H, T, Dh] at each row's start; give back what those rows may read, [B, H, read_length, Dh]."""
+        """Write [B, H, T, Dh] at each row's new positions; return what the rows may read, [B, H, read_length, Dh]."""
         window = self._window
         if isinstance(window.positions, slice):
             self.keys[window.slots, :, window.positions] = key_states
@@ -175,14 +184,14 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         return self.read()
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Keys and values that the rows of the forward in progress may read, [B, H, read_length, Dh]."""
+        """Keys and values that the rows of the current forward may read, [B, H, read_length, Dh]."""
         window = self._window
         return self.keys[window.slots, :, : window.read_length], self.values[window.slots, :, : window.read_length]
 
     def get_seq_length(self) -> int:
         return self._window.length
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 (the interface's)
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 (required by the interface)
         return self._window.read_length, 0
 
     def get_max_length(self) -> int:
@@ -191,19 +200,28 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
     get_max_cache_shape = get_max_length  # its name before transformers 5.20
 
 
+@dataclass(frozen=True, slots=True)
+class SlotMove:
+    """The first `length` positions of slot `source` have to be copied to slot `target`."""
+
+    source: int
+    target: int
+    length: int
+
+
 class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
     """Keys and values of all slots and of the prefix pool, allocated once and never grown.
 
     Args:
-        shapes: one entry a layer.
+        shapes: one per layer.
         plan: sizes.
-        like: gives dtype and device.
+        like: a tensor with the dtype and device to use.
     """
 
     def __init__(self, shapes: list[LayerShape], plan: CachePlan, like: Tensor) -> None:
         self.plan = plan
         self._window = _Window(slice(0), slice(0), slice(0))
-        # Keys and values in turn, layer after layer. In one block, what is done to all layers is one operation.
+        # Keys and values alternate, layer after layer. In one block, all layers are handled by one operation.
         dims = [(shape.num_heads, dim) for shape in shapes for dim in (shape.key_dim, shape.value_dim)]
         self._slots = _blocks([(plan.num_slots, heads, plan.max_len, dim) for heads, dim in dims], like)
         self._pools = _blocks([(plan.num_prefix_positions, heads, dim) for heads, dim in dims], like)
@@ -214,21 +232,21 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @property
     def num_bytes(self) -> int:
-        """Memory of slots and pool."""
+        """Bytes of the slots and the pool."""
         return sum(block.nbytes for block in (*self._slots, *self._pools))
 
     @property
     def read_length(self) -> int:
-        """Positions of every selected slot that the forward in progress reads."""
+        """Positions of each selected slot that the current forward reads."""
         return self._window.read_length
 
     def select(self, slots: Sequence[int], starts: Sequence[int], num_tokens: int) -> Tensor:
-        """Point the next forward at some slots.
+        """Select the slots of the next forward.
 
         Args:
-            slots: one a row. Rows of 0, 1, 2, ... are read through a view, others are copied.
-            starts: each row's length so far, that is where its new positions begin; start + T must fit.
-            num_tokens: T, new positions of every row.
+            slots: one per row. Slots 0, 1, 2, ... in this order are read through a view, any others are copied.
+            starts: each row's length so far, which is where its new positions begin; start + T must fit.
+            num_tokens: T, the number of new positions per row.
 
         Returns:
             The new positions, shape [B, T].
@@ -247,11 +265,11 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         return positions
 
     def select_at(self, positions: Tensor, read_length: int) -> None:
-        """Point the next forward at slots [0, B) by what lies on the device, so that a graph can be made of it.
+        """Select slots [0, B) with device tensors only, so the step can be captured in a CUDA graph.
 
         Args:
-            positions: each row's one new position, shape [B, 1].
-            read_length: positions of each slot to read, the new ones among them.
+            positions: each row's single new position, shape [B, 1].
+            read_length: positions of each slot to read, including the new ones.
         """
         window = self._window
         window.length, window.read_length = read_length - 1, read_length
@@ -260,11 +278,11 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         window.positions = positions
 
     def row_views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
-        """Views for the forward in progress if it has one row, made for all layers at once: far fewer operations.
+        """Views for a forward of one row, made for all layers at once, which takes far fewer operations.
 
         Returns:
-            For each layer's keys and its values in turn, what is read, [1, H, read_length, Dh], and the part of it that
-            is to be written, [1, H, T, Dh]. None: use each layer's `update`.
+            Two tuples, in which keys and values alternate, layer after layer: what to read, [1, H, read_length, Dh],
+            and the part of it to write, [1, H, T, Dh]. None: use each layer's `update`.
         """
         window = self._window
         if len(self._slots) > 1 or not isinstance(window.positions, slice):
@@ -273,12 +291,11 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         return slots[:, :, :, : window.read_length].unbind(0), slots[:, :, :, window.positions].unbind(0)
 
     def row_pairs(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | None:
-        """For a forward over several rows: where the keys and the values of a layer are written in one operation.
+        """Targets for a forward of several rows, with which a layer writes keys and values in one operation.
 
         Returns:
-            For each layer both of all slots, [2, num_slots, H, max_len, Dh]; which slots are to be written, [B, 1]; and
-            which positions of them, [B, T]. The layers' `read` then gives what is read. None: use `row_views` or
-            `update`.
+            For each layer the keys and values of all slots, [2, num_slots, H, max_len, Dh]; the slots to write, [B, 1];
+            and their positions to write, [B, T]. Use the layers' `read` to read. None: use `row_views` or `update`.
         """
         slots, positions = self._window.write_slots, self._window.positions
         if self._pairs is None or isinstance(slots, slice) or isinstance(positions, slice):
@@ -293,12 +310,12 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @torch.inference_mode()
     def read(self, slot: int, start: int, stop: int) -> list[Tensor]:
-        """A copy of some positions of a slot, all layers' keys and values; `write` puts it back."""
+        """Copy positions [start, stop) of a slot, all layers' keys and values; `write` restores the copy."""
         return [slots[:, slot, :, start:stop].clone() for slots in self._slots]
 
     @torch.inference_mode()
     def write(self, slot: int, start: int, saved: list[Tensor], num_positions: int) -> None:
-        """Put the first positions of what `read` gave into a slot, from `start` on."""
+        """Write the first `num_positions` positions of a copy made by `read` into a slot, from `start` on."""
         for slots, block in zip(self._slots, saved, strict=True):
             slots[:, slot, :, start : start + num_positions] = block[:, :, :num_positions]
 
@@ -311,7 +328,7 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @torch.inference_mode()
     def save_prefix(self, slot: int, start: int, positions: list[int]) -> None:
-        """Copy a slot's positions from `start` on to these positions of the pool."""
+        """Copy a slot's positions, from `start` on, to these positions of the pool."""
         index = to_device(positions, self._pools[0].device)
         stop = start + len(positions)
         for slots, pool in zip(self._slots, self._pools, strict=True):
@@ -319,6 +336,6 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
-        """Zero a slot, so that not-a-number values of a failed sequence cannot reach the next one."""
+        """Zero a slot, so that NaNs of a failed sequence cannot reach the next one."""
         for slots in self._slots:
             slots[:, slot].zero_()

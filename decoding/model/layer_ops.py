@@ -1,4 +1,4 @@
-"""What a decoder layer does between its matrix products, element by element."""
+"""Element-wise operations of a decoder layer, between its matrix products."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,13 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def add_and_norm(hidden: Tensor, change: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The residual stream after a change, and its RMS norm; all [N, D], the weight [D]."""
+    """Add a layer's output to the residual stream; return the sum and its RMS norm, all [N, D]. `weight` is [D]."""
     hidden = hidden + change
     return hidden, torch.rms_norm(hidden, weight.shape, weight, epsilon)
 
 
 def gate(gate_up: Tensor, activation: Activation) -> Tensor:
-    """Gates and values side by side, [N, 2 F] -> [N, F]."""
+    """Gated activation: gates and values side by side, [N, 2 F] -> [N, F]."""
     gates, values = gate_up.chunk(2, dim=-1)
     return activation(gates).mul_(values)
 
@@ -23,7 +23,7 @@ def gate(gate_up: Tensor, activation: Activation) -> Tensor:
 def rotate(
     qkv: Tensor, rotation: tuple[Tensor, Tensor], norms: tuple[Tensor, Tensor] | None, epsilon: float, num_heads: int
 ) -> Tensor:
-    """Normalise, if the model does, and turn queries and keys by their positions.
+    """Apply rotary position embeddings to queries and keys, after their norms if the model has them.
 
     Args:
         qkv: queries, keys and values, shape [B, T, H + 2 Hkv, Dh]; may be overwritten.
@@ -33,17 +33,17 @@ def rotate(
         num_heads: H.
 
     Returns:
-        As `qkv`.
+        Queries, keys and values, shaped like `qkv`.
     """
     _, _, num_all, head_dim = qkv.shape
-    num_turning = (num_all + num_heads) // 2
+    num_rotated = (num_all + num_heads) // 2
     if norms is not None:
         queries = torch.rms_norm(qkv[:, :, :num_heads], (head_dim,), norms[0], epsilon)
-        keys = torch.rms_norm(qkv[:, :, num_heads:num_turning], (head_dim,), norms[1], epsilon)
-        qkv = torch.cat([queries, keys, qkv[:, :, num_turning:]], dim=2)
-    turning, (cosines, sines) = qkv[:, :, :num_turning], rotation
-    rolled = turning.roll(head_dim // 2, dims=-1)
-    turning.mul_(cosines).addcmul_(rolled, sines)
+        keys = torch.rms_norm(qkv[:, :, num_heads:num_rotated], (head_dim,), norms[1], epsilon)
+        qkv = torch.cat([queries, keys, qkv[:, :, num_rotated:]], dim=2)
+    rotated, (cosines, sines) = qkv[:, :, :num_rotated], rotation
+    rolled = rotated.roll(head_dim // 2, dims=-1)
+    rotated.mul_(cosines).addcmul_(rolled, sines)
     return qkv
 
 
@@ -60,14 +60,14 @@ def rotate_and_write(
     """`rotate`, then write keys and values into the cache in one operation.
 
     Args:
-        qkv: see `rotate`, and so the next four.
+        qkv: see `rotate`, also for the next four.
         rotation: cosines and sines.
         norms: weights for queries and keys, or None.
         epsilon: of the norms.
         num_heads: H.
         pairs: a layer's keys and values, shape [2, num_slots, Hkv, max_len, Dh]; written in place.
-        slots: shape [B, 1].
-        positions: shape [B, T].
+        slots: slots to write, shape [B, 1].
+        positions: their positions to write, shape [B, T].
 
     Returns:
         Queries, shape [B, T, H, Dh].

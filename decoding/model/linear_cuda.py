@@ -1,21 +1,22 @@
-"""Weights in 4 and 8 bits on a GPU: torch's kernels for it, each checked on the weights that it shall serve.
+"""Weight format int4 on a GPU, using torch's kernels; each layer checks its kernel when it is built.
 
-Kernels: `_weight_int4pack_mm` (bfloat16, from compute capability 8.0 on) and, in builds of torch that have it for GPUs,
-`_weight_int8pack_mm`. None of this has been run on a GPU where it was written. So each layer, when it is made, compares
-a product with that of the same rounded weights: weights in another order than the kernel's cannot be served.
+The kernels are `_weight_int4pack_mm` (bfloat16, compute capability 8.0 or higher) and, in builds of torch that have it
+for GPUs, `_weight_int8pack_mm`. This code was written without a GPU to run it on. Each new layer therefore compares one
+product with that of its rounded weights, so a model whose weights are packed in the wrong order is never served.
 """
 
 import torch
 from torch import Tensor, nn
 
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.model.linear_int4 import GROUP_SIZE, DenseLinear, Int8Linear, quantise_int4
+from superdraft.decoding.model.linear import DenseLinear
+from superdraft.decoding.model.linear_int4 import GROUP_SIZE, Int8Linear, quantise_int4
 
 GPU_MAX_ROWS = 16  # one tile of the 4-bit kernel; which number is best has not been measured
 _TOLERANCE = 0.02  # of the largest result: bfloat16 rounds each weight and each result to 8 bits
 _OUTPUTS_TILE = 8
 _INPUTS_TILE = 16
-_INNER_TILES = (8, 4, 2)  # tiles of inputs that lie together; more are read at once
+_INNER_TILES = (8, 4, 2)  # adjacent tiles of inputs; the more there are, the more are read at once
 
 
 class Int4GpuLinear(DenseLinear):
@@ -49,7 +50,7 @@ class Int4GpuLinear(DenseLinear):
 
 
 class Int8GpuLinear(Int8Linear):
-    """The same with 8-bit weights, a scale for each output.
+    """y = x W^T + b with 8-bit weights and a scale per output for up to `GPU_MAX_ROWS` rows, on a GPU.
 
     Raises:
         UnsupportedModelError: the kernel's product is not that of these weights.
@@ -63,21 +64,21 @@ class Int8GpuLinear(Int8Linear):
 
 
 def pack_levels(levels: Tensor) -> Tensor:
-    """Two neighbours in a byte, the first in its upper half: 0..15 [N, K] -> uint8 [N, K / 2]."""
+    """Pack pairs of levels into bytes, the first of a pair in the upper half: 0..15, [N, K] -> uint8, [N, K / 2]."""
     halves = levels.to(torch.uint8).view(levels.shape[0], -1, 2)
     return (halves[:, :, 0] << 4) | halves[:, :, 1]
 
 
 def inner_tiles(num_inputs: int) -> int:
-    """How many tiles of 16 inputs the kernel keeps together: as many as divide K, a multiple of 32."""
+    """How many adjacent tiles of 16 inputs the kernel packs together: the most that divide K, a multiple of 32."""
     return next(tiles for tiles in _INNER_TILES if num_inputs % (tiles * _INPUTS_TILE) == 0)
 
 
-def quantised_on_gpu(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
-    """As `quantisation.quantised`; also dense where torch has no kernel for 8 bits.
+def convert_int4_on_gpu(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
+    """`linear_int4.convert_int4` on a GPU; the output head stays dense if torch has no 8-bit kernel for GPUs.
 
     Raises:
-        UnsupportedModelError: the kernel refuses the weights or the GPU, or its product is wrong.
+        UnsupportedModelError: the kernel rejects the weights or the GPU, or its product is wrong.
     """
     num_outputs, num_inputs = linear.weight.shape
     if num_outputs % _OUTPUTS_TILE or num_inputs % GROUP_SIZE or (is_head and not has_int8_kernel()):
@@ -93,19 +94,19 @@ def quantised_on_gpu(linear: DenseLinear, *, is_head: bool = False) -> DenseLine
 
 
 def has_int8_kernel() -> bool:
-    """Whether this torch multiplies by 8-bit weights on a GPU."""
+    """Whether this build of torch can multiply by 8-bit weights on a GPU."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key("aten::_weight_int8pack_mm", "CUDA"))
 
 
 def _check(linear: DenseLinear, rounded: Tensor) -> None:
-    """Compare a product with that of the rounded weights [N, K], float32, for one row of random numbers."""
+    """Compare the layer's product with that of the rounded weights [N, K], float32, for one random row."""
     weight, bias = linear.weight, linear.bias
     generator = torch.Generator(weight.device).manual_seed(0)
     row = torch.randn(1, weight.shape[1], generator=generator, device=weight.device).to(weight.dtype)
     expected = nn.functional.linear(row.float(), rounded, None if bias is None else bias.float())
     error = float((linear(row).float() - expected).abs().max() / expected.abs().max())
-    if not error <= _TOLERANCE:  # as with a NaN
+    if not error <= _TOLERANCE:  # also true of NaN
         raise UnsupportedModelError(
-            f"{type(linear).__name__}: torch {torch.__version__} multiplies by other weights than it was given (off by "
+            f"{type(linear).__name__}: torch {torch.__version__} does not multiply by the weights it was given (off by "
             f"{error:.2g} of the largest result, allowed {_TOLERANCE}). Use dtype bfloat16."
         )

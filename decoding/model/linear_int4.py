@@ -1,49 +1,34 @@
-"""Linear layers whose weights are kept in 4 or 8 bits, beside bfloat16 for wide inputs.
+"""Weight format int4: linear layers in 4 bits (8 for the output head), with bfloat16 weights kept for larger batches.
 
-A decode step of a few rows takes as long as reading the weights does, so fewer bits a weight make it faster. From some
-number of rows on arithmetic counts, and there the processor's bfloat16 matrix units win: each layer keeps both forms
-and takes the one that suits the number of rows. Kernels: torch's own, `_weight_int4pack_mm_for_cpu` and
-`_weight_int8pack_mm`; for those of a GPU see `gpu_quantisation`.
+A decode step of a few rows takes as long as reading the weights, so fewer bits per weight make it faster. With more
+rows, arithmetic dominates and the processor's bfloat16 matrix units are faster. Each layer therefore keeps both forms
+and chooses by the number of rows. The kernels are torch's `_weight_int4pack_mm_for_cpu` and `_weight_int8pack_mm`; see
+`linear_cuda` for GPUs.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from superdraft.decoding.model.linear import DenseLinear
 
 GROUP_SIZE = 32
 INT4_MAX_ROWS = 16  # measured on a processor with AMX, see docs/performance.md
 INT8_MAX_ROWS = 16
 _LEVELS = 15
 _FEWEST_LEVELS = 8
-_EXACT_MISFIT = 0.05  # of a step; bfloat16 rounds the eighth step by 0.016 of one
+_EXACT_MISFIT = 0.05  # of a step; bfloat16 rounds the eighth step by 0.016 of a step
 _SAMPLE_GROUPS = 256
-# Rounded together: what that takes stays in the processor's cache and needs no new memory.
+# Rounded together: small enough that the temporaries stay in the processor's cache and reuse the same memory.
 _BLOCK_GROUPS = 2048
-_GPU_BLOCK_GROUPS = 1 << 18  # there it is the number of operations that takes time
+_GPU_BLOCK_GROUPS = 1 << 18  # on a GPU the number of operations is what takes time
 _BLOCK_ROWS = 128
 
 
-_int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu.default  # looked up once: it is called 120 times a step
-
-
-class DenseLinear:
-    """y = x W^T + b, for weights in any floating-point type.
-
-    Args:
-        weight: shape [N, K].
-        bias: shape [N], or None.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight
-        self.bias = bias
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """[..., K] -> [..., N]."""
-        return nn.functional.linear(rows, self.weight, self.bias)
+_int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu.default  # looked up once: it is called 120 times per step
 
 
 class Int4Linear(DenseLinear):
-    """The same with 4-bit weights for up to `INT4_MAX_ROWS` rows.
+    """y = x W^T + b with 4-bit weights for up to `INT4_MAX_ROWS` rows, dense weights for more.
 
     Each group of 32 weights has a scale and a zero point: w = scale * (q - 8) + zero, q = 0..15.
     """
@@ -65,7 +50,7 @@ class Int4Linear(DenseLinear):
 
 
 class Int8Linear(DenseLinear):
-    """The same with 8-bit weights, a scale for each output, for up to `max_rows` rows."""
+    """y = x W^T + b with 8-bit weights and a scale per output for up to `max_rows` rows, dense weights for more."""
 
     max_rows = INT8_MAX_ROWS
 
@@ -85,13 +70,13 @@ class Int8Linear(DenseLinear):
 
 
 def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round to 255 evenly spaced values around zero an output.
+    """Round each output's weights to 255 evenly spaced values around zero.
 
     Args:
         weight: shape [N, K].
 
     Returns:
-        Levels -127..127 [N, K] int8; scales [N] float32.
+        Levels -127..127, [N, K] int8; scales, [N] float32.
     """
     scales = torch.empty(weight.shape[0], device=weight.device)
     levels = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
@@ -104,16 +89,16 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Round to 16 evenly spaced values a group.
+    """Round each group of 32 weights to 16 evenly spaced values.
 
-    Weights that were quantised this way before (GGUF's Q4_0 and Q4_1) are found again exactly, up to bfloat16's
-    rounding, even where a group does not use all 16 values.
+    Weights that were quantised this way before (GGUF's Q4_0 and Q4_1) are recovered exactly, up to bfloat16's rounding,
+    even where a group does not use all 16 values.
 
     Args:
         weight: shape [N, K], K a multiple of 32.
 
     Returns:
-        Levels 0..15 [N, K] int32; scales [N, K / 32]; zeros [N, K / 32], the value of level 8.
+        Levels 0..15, [N, K] int32; scales, [N, K / 32]; zeros, the value of level 8, [N, K / 32].
     """
     block_groups = _BLOCK_GROUPS if weight.device.type == "cpu" else _GPU_BLOCK_GROUPS
     blocks = torch.split(weight.detach().reshape(-1, GROUP_SIZE), block_groups)
@@ -123,7 +108,7 @@ def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _quantise_groups(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels [G, 32] int32, scales and zeros [G, 1] of groups [G, 32]."""
+    """Quantise groups [G, 32]: levels, [G, 32] int32; scales and zeros, each [G, 1]."""
     lows, highs = groups.aminmax(dim=-1, keepdim=True)
     spans = highs - lows
     levels, scales, misfits = _round_to_grid(groups, lows, spans, _LEVELS)
@@ -133,7 +118,7 @@ def _quantise_groups(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             break
         few = inexact[:_SAMPLE_GROUPS]
         if not bool((_round_to_grid(groups[few], lows[few], spans[few], used)[2] <= _EXACT_MISFIT).any()):
-            continue  # as with any weights that were not quantised before: a coarser grid would only be worse
+            continue  # no sample fits, as with weights never quantised before: a coarser grid would only be worse
         finer = _round_to_grid(groups[inexact], lows[inexact], spans[inexact], used)
         fits = finer[2] <= _EXACT_MISFIT
         for found, value in zip((levels, scales, misfits), finer, strict=True):
@@ -142,52 +127,21 @@ def _quantise_groups(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _round_to_grid(groups: Tensor, lows: Tensor, spans: Tensor, used: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels [G, 32] and scales [G, 1] if each group spans `used` steps; its largest error in steps [G]."""
+    """Round each group to a grid of `used` steps: levels [G, 32], scales [G, 1], largest error in steps [G]."""
     scales = (spans / used).clamp_(min=1e-8)
     exact = (groups - lows).div_(scales)
     levels = exact.round()
     return levels, scales, exact.sub_(levels).abs_().amax(dim=-1)
 
 
-def quantised(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
-    """The form with the fewest bits that suits it: 8 for the output head, 4 elsewhere, dense where shapes forbid it."""
+def convert_int4(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
+    """See `Conversion`: 8 bits for the output head, 4 for other layers, dense where the kernels rule out the shape."""
     if linear.weight.device.type == "cuda":
-        from superdraft.decoding.model.linear_cuda import quantised_on_gpu  # which imports this module
+        from superdraft.decoding.model.linear_cuda import convert_int4_on_gpu  # it imports this module
 
-        return quantised_on_gpu(linear, is_head=is_head)
+        return convert_int4_on_gpu(linear, is_head=is_head)
     num_outputs, num_inputs = linear.weight.shape
     if is_head:
         return Int8Linear(linear.weight, linear.bias) if num_inputs % 32 == 0 else linear
     fits = num_outputs % 16 == 0 and num_inputs % GROUP_SIZE == 0
     return Int4Linear(linear.weight, linear.bias) if fits else linear
-
-
-class QuantisedModule(nn.Module):
-    """A `quantised` layer as a module, for models that run through transformers' own forward."""
-
-    def __init__(self, linear: DenseLinear) -> None:
-        super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
-        self._linear = linear
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """[..., K] -> [..., N]."""
-        return self._linear(rows)
-
-
-def quantise_modules(model: nn.Module, head: nn.Module | None) -> None:
-    """Replace every linear layer of a model by its `quantised` form, in place.
-
-    Args:
-        model: any architecture whose linear layers are `nn.Linear`; others stay as they are.
-        head: the one of them that is the output head.
-    """
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(
-                    parent,
-                    name,
-                    QuantisedModule(quantised(DenseLinear(child.weight, child.bias), is_head=child is head)),
-                )

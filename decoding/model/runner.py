@@ -1,4 +1,4 @@
-"""The one place where the model runs: prompts, superposed decode steps and verification passes."""
+"""Model runner: all forward passes of a model, for prompts, superposed decode steps and verification."""
 
 import inspect
 from collections.abc import Sequence
@@ -8,31 +8,40 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.loading.support import can_be_recorded
 from superdraft.decoding.model.fused_decoder import FusedDecoder
-from superdraft.decoding.model.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes
-from superdraft.decoding.model.linear_int4 import quantise_modules
-from superdraft.decoding.model.step_graphs import CudaGraphRecorder, Recorder, StepGraphs
-from superdraft.decoding.model.transfer import to_device
+from superdraft.decoding.model.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes, to_device
+from superdraft.decoding.model.linear import Conversion, convert_modules
+from superdraft.decoding.model.step_graphs import CudaGraphRecorder, Recorder, StepGraphs, can_be_recorded
 
 SELF_CHECK_TOKENS = 6
-_FEWEST_POSITIONS = 256  # a graph for each power of two from here on
+_FEWEST_POSITIONS = 256  # positions read by the smallest graph; larger graphs read the next powers of two
 
 
 class ModelRunner:
     """Runs a transformers causal LM over the slots of a KV cache.
 
-    Any architecture works that takes `inputs_embeds`, a `Cache`, a 4-D attention mask and position ids; a short check
-    when it is built compares it with the plain, uncached model and refuses the ones where that is not so.
+    Any architecture works that takes `inputs_embeds`, a `Cache`, a 4-D attention mask and position ids. When the runner
+    is built, a short check compares it with the plain, uncached model; a model that fails the check is refused.
+
+    The engine runs the model only through this interface (B running branches, D embedding width, V vocabulary size)::
+
+        embed(token_ids)                              N tokens -> embeddings to superpose, [N, D]
+        prefill(slots, token_ids, starts, num_logits) tokens of P prompts -> logits, [sum of num_logits, V]
+        decode(embeddings, lengths)                   [B, D] -> logits, [B, V]; one new position in each slot of [0, B)
+        exact_logprobs(token_ids, start)              R sequences -> R tensors [T - start, V]; does not use the cache
+        cache                                         the slots and the prefix pool, see `SlotKVCache`
+        num_slots, max_model_len, vocab_size, device  fixed when the runner is built
+
+    `prefill` and `decode` write keys and values from the given start or length on. The caller keeps track of how many
+    positions of each slot are in use.
 
     Args:
         model: the model, in evaluation mode.
-        max_model_len: positions of each slot.
+        max_model_len: positions per slot.
         kv_memory_bytes: memory for all keys and values.
-        num_slots: branches that can run at once; None: as many as fit.
-        quantise: keep the weights of linear layers in 4 and 8 bits as well, for steps of a few rows; a bfloat16 model
-            only.
-        recorder: makes graphs of decode steps; None: CUDA graphs on a GPU, and none on a CPU.
+        num_slots: number of branches that can run at once; None: as many as fit.
+        convert: converts the linear layers to another weight format, after the check; None: they stay dense.
+        recorder: records decode steps as graphs; None: CUDA graphs on a GPU, none on a CPU.
 
     Raises:
         UnsupportedModelError: the model cannot be run this way.
@@ -46,7 +55,7 @@ class ModelRunner:
         kv_memory_bytes: int,
         num_slots: int | None = None,
         *,
-        quantise: bool = False,
+        convert: Conversion | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self.model = model
@@ -65,7 +74,7 @@ class ModelRunner:
         self.num_slots = plan.num_slots
         self.cache = SlotKVCache(shapes, plan, like)
         self._fused: FusedDecoder | None = None
-        # In float32 transformers' own forward stays: it is what everything else is compared with.
+        # In float32 transformers' own forward is used: it is the reference for everything else.
         if model.dtype != torch.float32 and FusedDecoder.supports(model):
             self._fused = FusedDecoder(model)
         if recorder is None and self.device.type == "cuda" and can_be_recorded(model):
@@ -73,21 +82,25 @@ class ModelRunner:
         self._graphs: StepGraphs | None = None
         if recorder is not None:
             self._graphs = StepGraphs(recorder)
-            # A graph remembers where its tensors lie, so what changes from step to step is copied to and from these.
+            # A graph stores the addresses of its tensors, so each step's inputs and outputs are copied through these.
             self._embeddings = like.new_zeros(plan.num_slots, like.shape[-1])
             self._positions = torch.zeros(plan.num_slots, dtype=torch.long, device=self.device)
             self._logits = like.new_zeros(plan.num_slots, self.vocab_size)
         self._self_check()
-        if quantise and self._fused is not None:
-            self._fused.quantise()
-        elif quantise:
-            quantise_modules(model, model.get_output_embeddings())
-        if quantise and self._graphs is not None:
-            self._graphs.clear()  # they read the weights of before
+        if convert is not None:
+            self._convert(convert)
+
+    def _convert(self, convert: Conversion) -> None:
+        if self._fused is not None:
+            self._fused.convert(convert)
+        else:
+            convert_modules(self.model, self.model.get_output_embeddings(), convert)
+        if self._graphs is not None:
+            self._graphs.clear()  # they read the dense weights
 
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int]) -> Tensor:
-        """Outputs of the model's embedding module, shape [N, D]."""
+        """Embeddings of N tokens, as the model's embedding module returns them, shape [N, D]."""
         embeddings: Tensor = self.embedding(to_device(token_ids, self.device))
         return embeddings
 
@@ -99,13 +112,13 @@ class ModelRunner:
         starts: Sequence[int],
         num_logits: Sequence[int] | None = None,
     ) -> Tensor:
-        """Run tokens of P prompts into their slots, in one forward.
+        """Run tokens of P prompts in one forward and write their keys and values into the prompts' slots.
 
         Args:
             slots: one per prompt.
-            token_ids: for each prompt the tokens to run, at least one.
-            starts: for each prompt the position of the first of them.
-            num_logits: for each prompt the number of its last tokens whose logits are wanted; None: one.
+            token_ids: the tokens to run, at least one per prompt.
+            starts: the position of each prompt's first token.
+            num_logits: for how many of each prompt's last tokens to return logits; None: one.
 
         Returns:
             Logits after each prompt's last tokens, prompt after prompt, shape [sum of `num_logits`, V].
@@ -113,11 +126,11 @@ class ModelRunner:
         nums = [1] * len(slots) if num_logits is None else list(num_logits)
         widest = max(len(ids) for ids in token_ids)
         if max(starts) + widest > self.max_model_len and len(slots) > 1:
-            # Padding would run over the end of a slot.
+            # Padding would exceed the end of a slot.
             rows = zip(slots, token_ids, starts, nums, strict=True)
             return torch.cat([self.prefill([slot], [ids], [start], [num]) for slot, ids, start, num in rows])
         positions = self.cache.select(slots, starts, widest)
-        # What padding writes lies behind the prompt's end, where later tokens overwrite it before they read it.
+        # Padding is written after the prompt's end, where later tokens overwrite it before they read it.
         padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in token_ids]
         wanted = [
             row * widest + column
@@ -128,11 +141,11 @@ class ModelRunner:
 
     @torch.inference_mode()
     def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
-        """One decode step of slots [0, B): one row and one new position for each.
+        """Run one decode step over slots [0, B), with one row and one new position each.
 
         Args:
             embeddings: superposed embeddings, shape [B, D].
-            lengths: positions that each slot holds already, length B.
+            lengths: how many positions of each slot are in use, length B.
 
         Returns:
             Logits, shape [B, V].
@@ -143,7 +156,7 @@ class ModelRunner:
         return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
 
     def _replayed(self, graphs: StepGraphs, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
-        """`decode` as a graph. There is one for each number of rows and each power of two of positions read."""
+        """`decode` by graph. There is one graph per number of rows and power of two of positions to read."""
         num_rows = len(lengths)
         read_length = min(max(_FEWEST_POSITIONS, 1 << max(lengths).bit_length()), self.max_model_len)
         inputs, positions, logits = (part[:num_rows] for part in (self._embeddings, self._positions, self._logits))
@@ -153,12 +166,12 @@ class ModelRunner:
         return logits.clone()
 
     def _decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int) -> Tensor:
-        """A decode step in which all that changes from step to step is on the device: a graph can be made of it.
+        """A decode step whose varying inputs are all on the device, so that a graph can capture it.
 
         Args:
             embeddings: superposed embeddings, shape [B, D].
-            positions: where each row's keys and values go, shape [B].
-            read_length: positions of each slot that attention looks at; above a row's own they are masked.
+            positions: the position of each row's new keys and values, shape [B].
+            read_length: positions of each slot that attention reads; those after a row's own are masked.
 
         Returns:
             Logits, shape [B, V].
@@ -173,23 +186,23 @@ class ModelRunner:
 
         Args:
             token_ids: R sequences, none empty.
-            start: first position wanted; what comes before is context only.
+            start: the first position to return; earlier tokens are only context.
 
         Returns:
             For each sequence of length T the log-softmax after its tokens from `start` on, shape [T - start, V],
             float32.
         """
         longest = max(len(ids) for ids in token_ids)
-        # Padding on the right: under a causal mask it cannot reach the real tokens before it.
+        # Padding on the right: under a causal mask it cannot influence the real tokens before it.
         rows = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in token_ids]
-        # A vocabulary's worth of logits for every prompt token would be the largest tensor of all: leave them out.
+        # Logits of every prompt token would be the largest tensor of all, so they are not computed.
         keep = {"logits_to_keep": longest - start} if self._can_keep_logits else {}
         logits = self.model(input_ids=to_device(rows, self.device), use_cache=False, **keep).logits
         logits = logits[:, start - longest :]
         return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
 
     def _forward(self, positions: Tensor, wanted: Sequence[int] | None, **inputs: Tensor) -> Tensor:
-        """Logits at the indices b * T + t in `wanted`, shape [N, V], or all, shape [B, T, V]."""
+        """Logits at the indices b * T + t in `wanted`, shape [N, V]; with None all logits, shape [B, T, V]."""
         if self._fused is not None:
             embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embedding(inputs["input_ids"])
             kept = None if wanted is None else to_device(wanted, self.device)
@@ -215,7 +228,7 @@ class ModelRunner:
         return logits.flatten(0, 1)[to_device(flat, self.device)]
 
     def _attention_mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        """What each new position may see: additive, shape [B, 1, T, read_length], or one such mask a layer type."""
+        """Additive mask of what each position may attend to, shape [B, 1, T, read_length]; or one per layer type."""
         keys = torch.arange(self.cache.read_length, device=self.device)
         distance = positions[:, None, :, None] - keys
         full = self._additive(distance >= 0)
@@ -231,7 +244,11 @@ class ModelRunner:
         return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill(~visible, torch.finfo(dtype).min)
 
     def _self_check(self) -> None:
-        """Slots, masks and embeddings against the plain model, on a few tokens and two slots of different lengths."""
+        """Compare slots, masks and embeddings with the plain model, on a few tokens and two slots of different lengths.
+
+        Raises:
+            UnsupportedModelError: the model cannot be run this way, or gives other probabilities.
+        """
         count = min(SELF_CHECK_TOKENS, self.max_model_len)
         ids = [(7 * i + 1) % min(self.vocab_size, 100) for i in range(count)]
         try:
@@ -241,13 +258,13 @@ class ModelRunner:
                 rows, lengths = [ids[-1]] * 2, [count - 1, count - 2]
             self.prefill(range(len(rows)), [ids[:-1], ids[1:-1]][: len(rows)], [0] * len(rows))
             got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
-            if self._graphs is not None:  # the first of a shape runs as it is and is recorded, the next one is replayed
+            if self._graphs is not None:  # the first step of a shape is run and recorded, the next is replayed
                 got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
         except UnsupportedModelError:
             raise
         except Exception as error:
             raise UnsupportedModelError(
-                f"{type(self.model).__name__} cannot be run with embeddings as input over a KV cache in slots: {error}"
+                f"{type(self.model).__name__} cannot be run with embeddings as input and a KV cache in slots: {error}"
             ) from error
         wanted = torch.stack([logprobs[-1] for logprobs in expected[: len(rows)]])
         # bfloat16: rounding alone moved a probability of the default model by 0.048.
@@ -255,7 +272,7 @@ class ModelRunner:
         difference = float((got.exp() - wanted.exp()).abs().max())
         if not difference <= tolerance:
             raise UnsupportedModelError(
-                f"{type(self.model).__name__} gives other probabilities with embeddings as input and a KV cache in "
-                f"slots than on its own (largest difference {difference:.3g}, allowed {tolerance}), so Superposed "
-                "Decoding would be wrong on it. Use another model."
+                f"{type(self.model).__name__} gives different probabilities when run with embeddings as input and a KV "
+                f"cache in slots (largest difference {difference:.3g}, allowed {tolerance}), so Superposed Decoding "
+                "would be wrong with it. Use another model."
             )

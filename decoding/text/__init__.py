@@ -1,1 +1,1 @@
-"""Text and tokens: the tokenizer, token healing, gaps in a text, trimming for display."""
+"""Text and tokens: tokenizer, token healing, gaps in a text, trimming for display."""

@@ -1,7 +1,8 @@
-"""The covers of one prompt's end, with their weights: what the model says of how the typed text goes on.
+"""Covers of a prompt's end with their weights: the model's distribution over continuations of the typed text.
 
-The words are those of `token_healing`. Stems are added with the model's distribution after them, first those on the
-prompt's own borders; `next_unrun` names another one whose covers may matter, and `starts` ranks what follows.
+`healing` defines the terms. Each stem is added with the model's distribution after it, beginning with the stems at the
+ends of the prompt's own tokens. `next_unrun` proposes a further stem whose covers may matter, and `starts` ranks the
+possible first tokens of a draft.
 """
 
 import math
@@ -17,15 +18,15 @@ from superdraft.decoding.text.healing import CanonicalCheck, HealingPlan, TokenI
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 MIN_STEM_SHARE = 0.05
-"""A stem off the prompt's own borders is run if its covers may be this share of P(text begins with the typed bytes)."""
+"""A stem that needs its own row is run if its covers may have this share of P(text begins with the typed bytes)."""
 
 MIN_CHECKED_SHARE = 0.01
-"""Starts with a smaller share are counted in that probability without asking the tokenizer whether they are canonical.
-None is chosen unasked."""
+"""Starts with a smaller share count towards that probability without a check that they are canonical. Each start is
+checked before it is chosen."""
 
-_ASKED_AT_ONCE = 32
+_CHECKED_AT_ONCE = 32
 _NEAR = 6.0
-"""Starts whose ln p is less than the best one's by more are sorted only if so many are wanted."""
+"""Starts whose ln p is more than this below the best are sorted only if the others are too few."""
 
 Row = NDArray[np.float32]
 
@@ -36,12 +37,12 @@ class Stem:
 
     Attributes:
         path: its tokens after the shared ones.
-        rest: what of the typed bytes a start has to begin with.
-        logprob: ln of its weight, that of the path's tokens.
+        rest: the typed bytes that a start has to begin with.
+        logprob: ln of the stem's weight, the product of the probabilities of the path's tokens.
         token_ids: the starts, shape [N].
-        logprobs: ln p of each of them after the stem, shape [N]; -inf: not canonical.
-        is_asked: which of them the tokenizer has been asked for, shape [N].
-        log_mass: ln of the sum of the weights of all its covers.
+        logprobs: ln p of each start after the stem, shape [N]; -inf: not canonical.
+        is_checked: which starts have been checked for being canonical, shape [N].
+        log_mass: ln of the sum of the weights of all covers of this stem.
     """
 
     path: tuple[int, ...]
@@ -49,15 +50,15 @@ class Stem:
     logprob: float
     token_ids: NDArray[np.int64]
     logprobs: NDArray[np.float32]
-    is_asked: NDArray[np.bool_] = field(init=False)
+    is_checked: NDArray[np.bool_] = field(init=False)
     log_mass: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.is_asked = np.zeros(len(self.token_ids), dtype=np.bool_)
+        self.is_checked = np.zeros(len(self.token_ids), dtype=np.bool_)
         self.log_mass = self._sum()
 
     def rule_out(self, places: Sequence[int]) -> None:
-        """Some starts turned out not to be canonical."""
+        """Give starts that are not canonical the probability zero."""
         self.logprobs[places] = -np.inf
         self.log_mass = self._sum()
 
@@ -67,7 +68,7 @@ class Stem:
 
 @dataclass(frozen=True, slots=True)
 class UnrunStem:
-    """A stem whose distribution is not known. `logprob` is the ln of its weight, a bound for each of its covers."""
+    """A stem whose distribution is unknown. `logprob` is ln of its weight, an upper bound for all of its covers."""
 
     path: tuple[int, ...]
     rest: bytes
@@ -76,12 +77,12 @@ class UnrunStem:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The last token of a cover: how a draft may begin.
+    """The last token of a cover, with which a draft may begin.
 
     Attributes:
         stem: index of its stem.
         token_id: the token.
-        logprob: ln of the cover's weight. Less `Covers.log_total`, it is how probable it is that this comes next.
+        logprob: ln of the cover's weight. `logprob - Covers.log_total` is ln of the start's probability.
     """
 
     stem: int
@@ -93,12 +94,12 @@ class Covers:
     """The covers of one prompt's end.
 
     Args:
-        plan: where they part.
+        plan: the end of the prompt.
         tokenizer: the tokenizer.
         index: finds tokens by their bytes.
 
     Attributes:
-        stems: those whose distributions are known.
+        stems: the stems whose distributions are known.
     """
 
     def __init__(self, plan: HealingPlan, tokenizer: Tokenizer, index: TokenIndex) -> None:
@@ -118,15 +119,15 @@ class Covers:
         logits: Tensor,
         start_logits: Tensor,
     ) -> "Covers":
-        """With the stems on the prompt's own borders.
+        """The covers of a prompt, with the stems that end where one of its own tokens ends.
 
         Args:
-            plan: where covers part.
+            plan: the end of the prompt.
             tokenizer: the tokenizer.
             index: finds tokens by their bytes.
             logits: the model's output after the shared tokens and after each token of the tail, shape [len(tail) + 1,
                 V].
-            start_logits: the same with the biases that hold for drafts.
+            start_logits: the same logits with the logit biases of drafts.
         """
         covers = cls(plan, tokenizer, index)
         rows = _logprobs(logits)
@@ -137,15 +138,15 @@ class Covers:
             if length < len(plan.tail):
                 token_id = plan.tail[length]
                 rest, logprob = rest[len(tokenizer.token_bytes[token_id]) :], logprob + float(row[token_id])
-        covers._rule_out_probable()
+        covers._check_probable()
         return covers
 
     def add(self, stem: UnrunStem, logits: Tensor, start_logits: Tensor) -> None:
-        """Add a stem that has been run: its logits, shape [V], and the same with the biases that hold for drafts."""
+        """Add a stem that has been run: its logits, shape [V], and the same logits with the logit biases of drafts."""
         row = _logprobs(logits)
         start_row = row if start_logits is logits else _logprobs(start_logits)
         self._add(stem.path, stem.rest, stem.logprob, row, start_row)
-        self._rule_out_probable()
+        self._check_probable()
 
     def _add(self, path: tuple[int, ...], rest: bytes, logprob: float, row: Row, start_row: Row) -> None:
         token_ids = self._index.beyond(rest) if rest else self._tokenizer.draftable_ids
@@ -159,11 +160,11 @@ class Covers:
 
     @property
     def log_total(self) -> float:
-        """Ln P(text begins with the typed bytes), given the shared tokens; -inf if nothing follows."""
+        """Ln P(text begins with the typed bytes), given the shared tokens; -inf if there is no start."""
         return float(np.logaddexp.reduce([stem.log_mass for stem in self.stems]))
 
     def next_unrun(self) -> UnrunStem | None:
-        """The most probable stem that should be run, because its covers may matter; None: there is none (any more)."""
+        """The most probable stem that should be run because its covers may matter; None if there are no more."""
         while self._unrun:
             best = max(self._unrun, key=lambda stem: stem.logprob)
             if best.logprob < self.log_total + _log(MIN_STEM_SHARE):
@@ -174,12 +175,12 @@ class Covers:
         return None
 
     def _leads_on(self, path: tuple[int, ...], rest: bytes) -> bool:
-        """Whether any canonical cover begins with such a stem."""
+        """Whether any canonical cover begins with this stem."""
         if not rest:
             return True
         beyond = self._index.beyond(rest)
-        # A few at a time: half of a vocabulary begins with a space, and the first ones mostly tell.
-        parts = (beyond[start : start + _ASKED_AT_ONCE].tolist() for start in range(0, len(beyond), _ASKED_AT_ONCE))
+        # A few at a time: half of a vocabulary begins with a space, and the first few usually decide.
+        parts = (beyond[start : start + _CHECKED_AT_ONCE].tolist() for start in range(0, len(beyond), _CHECKED_AT_ONCE))
         if any(any(self._are_canonical(path, part)) for part in parts):
             return True
         return any(
@@ -193,7 +194,7 @@ class Covers:
 
         Args:
             num: at least 1.
-            stem: the only stem whose starts are wanted; None: those of all.
+            stem: index of the stem whose starts to return; None: of all stems.
         """
         while True:
             top = self._top(num, stem)
@@ -205,12 +206,12 @@ class Covers:
         return Start(number, int(stem.token_ids[place]), stem.logprob + float(stem.logprobs[place]))
 
     def shares(self) -> NDArray[np.float64]:
-        """Ln of the probability of each start, given the typed bytes, stem after stem; see `start_at`."""
+        """Ln of each start's probability given the typed bytes, stem after stem; see `start_at`."""
         log_total = self.log_total
         return np.concatenate([stem.logprobs.astype(np.float64) + (stem.logprob - log_total) for stem in self.stems])
 
     def start_at(self, index: int) -> Start | None:
-        """The start at an index of `shares`; None if it turns out not to be canonical, and is then -inf."""
+        """The start at an index of `shares`; None if it turns out not to be canonical, and its share becomes -inf."""
         for number, stem in enumerate(self.stems):
             if index < len(stem.token_ids):
                 if self._rule_out([(number, index)]):
@@ -220,7 +221,7 @@ class Covers:
         raise IndexError(index)
 
     def _top(self, num: int, only: int | None = None) -> list[tuple[int, int]]:
-        """(stem, place) of the most probable starts, best first; equal ones in order."""
+        """(stem, place) of the most probable starts, best first; ties in order of stem and place."""
         chosen = [(n, stem) for n, stem in enumerate(self.stems) if only in (None, n) and len(stem.logprobs)]
         peak = max((stem.logprob + float(stem.logprobs.max()) for _, stem in chosen), default=-math.inf)
         near = [np.flatnonzero(stem.logprobs > peak - _NEAR - stem.logprob) for _, stem in chosen]
@@ -237,15 +238,15 @@ class Covers:
         return list(zip(stems[order].tolist(), places[order].tolist(), strict=True))
 
     def _rule_out(self, starts: Sequence[tuple[int, int]]) -> bool:
-        """Ask the tokenizer for starts that it has not been asked for; whether some were not canonical."""
-        unasked: dict[int, list[int]] = {}
+        """Check starts that have not been checked and rule out those not canonical; whether there were any."""
+        unchecked: dict[int, list[int]] = {}
         for number, place in starts:
-            if not self.stems[number].is_asked[place]:
-                unasked.setdefault(number, []).append(place)
+            if not self.stems[number].is_checked[place]:
+                unchecked.setdefault(number, []).append(place)
         has_wrong = False
-        for number, places in unasked.items():
+        for number, places in unchecked.items():
             stem = self.stems[number]
-            stem.is_asked[places] = True
+            stem.is_checked[places] = True
             verdicts = self._verdicts(stem, stem.token_ids[places].tolist())
             wrong = [place for place, verdict in zip(places, verdicts, strict=True) if not verdict]
             if wrong:
@@ -256,12 +257,12 @@ class Covers:
     def _verdicts(self, stem: Stem, token_ids: Sequence[int]) -> list[bool]:
         verdicts = self._are_canonical(stem.path, token_ids)
         for index, token_id in enumerate(token_ids):
-            if not self._tokenizer.token_bytes[token_id]:  # an end of text: the stem alone has to be canonical
+            if not self._tokenizer.token_bytes[token_id]:  # end of text: only the stem has to be canonical
                 verdicts[index] = not stem.path or self._are_canonical(stem.path[:-1], stem.path[-1:])[0]
         return verdicts
 
-    def _rule_out_probable(self) -> None:
-        """Leave only such starts unasked that hardly count."""
+    def _check_probable(self) -> None:
+        """Check all starts with a share of at least `MIN_CHECKED_SHARE`."""
         while True:
             least = self.log_total + _log(MIN_CHECKED_SHARE)
             places = [np.flatnonzero(stem.logprobs >= least - stem.logprob).tolist() for stem in self.stems]
@@ -275,7 +276,7 @@ def _logprobs(logits: Tensor) -> Row:
 
 
 def _best(logprobs: Row, num: int) -> NDArray[np.int64]:
-    """Places of the `num` highest values, in order of place, without -inf."""
+    """Places of the `num` highest values, without -inf, in ascending order of place."""
     places = np.argpartition(-logprobs, num - 1)[:num] if len(logprobs) > num else np.arange(len(logprobs))
     return np.sort(places[logprobs[places] > -np.inf])
 

@@ -1,14 +1,14 @@
-"""Fill-in-the-middle: prompts for a gap in a text, from the tokenizer's own special tokens.
+"""Fill-in-the-middle (FIM): prompts for a gap in a text, built with the tokenizer's own special tokens.
 
-Where the cursor's line stands in the prompt is the *layout*. Models are trained on prefixes that are cut anywhere, so
-the line may end the prefix (llama.cpp does this); but then every key press changes the prefix, and the text after the
-cursor is run again. If the line, or its last piece, comes after the middle token instead, as the beginning of the
-answer, everything before it stays as it was and comes from the prefix cache. What comes last is text whose end is
+The *layout* is the place of the cursor's line in the prompt. Models are trained on prefixes cut at arbitrary places, so
+the line may end the prefix, as in llama.cpp. But then every key press changes the prefix, and the text after the cursor
+has to be run again. If the line, or its last piece, follows the middle token instead, as the beginning of the answer,
+everything before it stays unchanged and comes from the prefix cache. The last part of the prompt is a text whose end is
 healed (`PrefixedText`).
 
-Text from files is plain text everywhere: where it spells a control token, it does not become one.
+Text from files is always plain text: if it spells a control token, it does not become one.
 
-A model without these tokens gets the text before the gap alone. `gap_cut` keeps drafts out of the text after.
+A model without these tokens gets only the text before the gap. `gap_cut` keeps drafts from repeating the text after it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +18,11 @@ from typing import Literal, Protocol
 from superdraft.decoding.prompt import PrefixedText
 
 Order = Literal["psm", "spm"]
-"""Prefix, suffix, middle; or suffix, prefix, middle."""
+"""Order of the parts: prefix, suffix, middle; or suffix, prefix, middle."""
 
 Layout = Literal["line_in_prefix", "line_after_middle", "piece_after_middle"]
-"""Where the cursor's line stands: at the end of the prefix; after the middle token; or in the prefix but for its last
-word with the blank before it, or its last run of blanks, which comes after the middle token."""
+"""Place of the cursor's line: at the end of the prefix; after the middle token; or divided, with only its last word and
+the blank before it (or its last run of blanks) after the middle token."""
 
 DEFAULT_LAYOUT: Layout = "line_after_middle"
 
@@ -34,7 +34,7 @@ _PSM_NAMES = (  # prefix, suffix, middle
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
 )
 _SPM_NAMES = ("[PREFIX]", "[SUFFIX]")
-"""Codestral's. Its vocabulary has a `[MIDDLE]` too, which no prompt contains."""
+"""Codestral. Its vocabulary also has a `[MIDDLE]`, which no prompt contains."""
 
 _FILE_SEPARATORS = ("<|file_sep|>", "<file_sep>", "<|file_separator|>", "<|filename|>", "<filename>")
 _REPO_NAMES = ("<|repo_name|>", "<repo_name>", "<|reponame|>", "<reponame>")
@@ -51,13 +51,13 @@ _ENDS = (
 )
 
 _REPO = "project\n"
-_CHARS_PER_TOKEN = 4  # in English and in code, about
+_CHARS_PER_TOKEN = 4  # approximately, in English and in code
 _MAX_CHARS_PER_TOKEN = 16
-"""Text has fewer characters a token; what is further away than this cannot fit, and is not even encoded."""
+"""Text has fewer characters per token. Text further from the gap than this cannot fit and is not even encoded."""
 
 
 class FimTokenizer(Protocol):
-    """What a prompt is made with; `superdraft.decoding.text.tokenizer.Tokenizer` is one."""
+    """Tokenizer interface needed to build prompts; `superdraft.decoding.text.tokenizer.Tokenizer` implements it."""
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -65,28 +65,28 @@ class FimTokenizer(Protocol):
 
     @property
     def start_token_id(self) -> int | None:
-        """The token that stands for an empty text."""
+        """The token to feed for an empty text."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, with those that begin a text in front."""
+        """Token ids of a text, with the special tokens that the model expects in front."""
 
     def encode_inside(self, text: str) -> list[int]:
-        """Token ids of plain text in the middle of a text."""
+        """Token ids of plain text in the middle of a longer text."""
 
 
 @dataclass(frozen=True, slots=True)
 class FimTokens:
-    """The special tokens of a model that fills gaps.
+    """The special tokens of a fill-in-the-middle model.
 
     Attributes:
-        prefix: before the text before the gap.
-        suffix: before the text after the gap.
-        middle: before the answer; None: the answer goes on from the prefix.
-        file_separator: before each file of a project, its path first; None: the model knows one file at a time.
-        repo_name: before a project's name; None: projects have none.
-        end_token_ids: tokens that end an answer, beside the model's end of text.
-        order: which comes first, the text before the gap or the text after it. With suffix first, the text before the
-            gap comes right before the answer, and all layouts are the same.
+        prefix: precedes the text before the gap.
+        suffix: precedes the text after the gap.
+        middle: precedes the answer; None: the answer continues the prefix.
+        file_separator: precedes each file of a project, which begins with its path; None: the model has no such token.
+        repo_name: precedes a project's name; None: the model has no such token.
+        end_token_ids: tokens that end an answer, in addition to the model's end of text.
+        order: whether the text before the gap or the text after it comes first. If the suffix comes first, the text
+            before the gap directly precedes the answer, and all layouts are the same.
     """
 
     prefix: int
@@ -100,7 +100,7 @@ class FimTokens:
 
 @dataclass(frozen=True, slots=True)
 class ContextFile:
-    """A piece of another file, or another piece of this one. `path` may be empty."""
+    """A piece of another file, or another piece of the same file. `path` may be empty."""
 
     path: str
     text: str
@@ -108,13 +108,13 @@ class ContextFile:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A place in a text that is to be filled.
+    """A gap in a text, to be filled.
 
     Attributes:
         prefix: the text before it.
         suffix: the text after it.
         context: other texts that may help, the most useful last.
-        path: of the file that the gap is in; may be empty.
+        path: path of the file with the gap; may be empty.
     """
 
     prefix: str
@@ -125,12 +125,12 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Room for a prompt, in tokens.
+    """Maximum length of a prompt, in tokens.
 
     Attributes:
         max_tokens: for the whole prompt.
-        max_context_tokens: for `Gap.context` in it. A fixed share, not what the gap leaves: the context comes first,
-            and would otherwise change with every key press.
+        max_context_tokens: for `Gap.context` in it. It does not depend on the gap's length, because the context comes
+            first in the prompt and would otherwise change with every key press.
     """
 
     max_tokens: int
@@ -142,8 +142,8 @@ class GapPrompt:
     """A prompt for the engine.
 
     Attributes:
-        prompt: what to decode from: token ids and the text behind them, which is empty where nothing comes after the
-            middle token. Text alone only for a tokenizer that has no token to start a text with.
+        prompt: token ids and the text after them, which is empty if nothing follows the middle token. Only for a
+            tokenizer without a token to start a text is it a plain text.
         is_truncated: part of the gap's own prefix or suffix was left out.
     """
 
@@ -154,7 +154,7 @@ class GapPrompt:
 def find_fim_tokens(vocabulary: Mapping[str, int]) -> FimTokens | None:
     """The fill-in-the-middle tokens in a vocabulary (token -> id); None if it has none.
 
-    A vocabulary may have them although the model was never trained on them: the chat models of the Qwen family do.
+    A vocabulary may have them although the model was not trained with them, as in the chat models of the Qwen family.
     """
     names: tuple[str, ...] | None = next(
         (names for names in (*_PSM_NAMES, _SPM_NAMES) if all(name in vocabulary for name in names)), None
@@ -178,7 +178,7 @@ def _first_of(names: Sequence[str], vocabulary: Mapping[str, int]) -> int | None
 def gap_prompt(
     gap: Gap, fim: FimTokens | None, tokenizer: FimTokenizer, budget: Budget, layout: Layout = DEFAULT_LAYOUT
 ) -> GapPrompt:
-    """The prompt for a gap, whatever the model is."""
+    """The prompt for a gap, for a model with (`fim`) or without fill-in-the-middle tokens."""
     if fim is None:
         return prefix_prompt(gap, tokenizer, budget)
     return fim_prompt(gap, fim, tokenizer, budget, layout)
@@ -187,10 +187,10 @@ def gap_prompt(
 def fim_prompt(
     gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, budget: Budget, layout: Layout = DEFAULT_LAYOUT
 ) -> GapPrompt:
-    """The prompt of a model that fills gaps.
+    """The prompt for a fill-in-the-middle model.
 
-    If the gap's text does not fit, the suffix gets a quarter of the room, or more if the prefix leaves more; the
-    suffix loses its end and the prefix its beginning.
+    If the gap's text does not fit, the suffix gets a quarter of the room, or more if the prefix does not need the rest.
+    The suffix loses its end and the prefix its beginning.
     """
     start = tokenizer.encode("")
     context = _context_ids(gap, fim, tokenizer, budget.max_context_tokens)
@@ -213,9 +213,9 @@ def fim_prompt(
 
 
 def _in_order(fim: FimTokens, context: list[int], before: list[int], after: list[int]) -> list[int]:
-    """The prompt's parts with the special tokens of the model.
+    """Join the parts of the prompt with the model's special tokens.
 
-    A model without files gets the context as if it stood above, in the same file.
+    Without a file separator, the context is placed above the prefix, as if it were in the same file.
     """
     if fim.file_separator is None:
         context, before = [], [*context, *before]
@@ -224,14 +224,14 @@ def _in_order(fim: FimTokens, context: list[int], before: list[int], after: list
         return [*context, fim.prefix, *before, fim.suffix, *after, fim.middle]
     if fim.middle is None:
         return [*context, fim.suffix, *after, fim.prefix, *before]
-    return [*context, fim.prefix, fim.suffix, *after, fim.middle, *before]  # StarCoder's and Code Llama's other order
+    return [*context, fim.prefix, fim.suffix, *after, fim.middle, *before]  # the spm order of StarCoder and Code Llama
 
 
 def _healed_text(prefix: str, order: Order, layout: Layout, max_tokens: int, tokenizer: FimTokenizer) -> str:
     """The end of the prefix that comes last in the prompt, as text.
 
-    Of a line that has more than `max_tokens` it is the last piece, and of such a piece its end; the rest stays in the
-    prefix, which may lose its beginning.
+    If a line has more than `max_tokens`, this is only its last piece; if the piece has more, only the end of the piece.
+    The rest stays in the prefix, which may lose its beginning.
     """
 
     def fits(text: str) -> bool:
@@ -252,7 +252,7 @@ def _healed_text(prefix: str, order: Order, layout: Layout, max_tokens: int, tok
 
 
 def _last_piece_start(text: str) -> int:
-    """Where the last word begins, the blank before it included, or the white space that ends the text."""
+    """Index where the last word begins, including the blank before it, or the white space that ends the text."""
     stripped = text.rstrip()
     if len(stripped) < len(text):
         return len(stripped)
@@ -260,9 +260,9 @@ def _last_piece_start(text: str) -> int:
 
 
 def _num_to_cut(length: int, room: int, whole_room: int) -> int:
-    """How much to cut off a beginning to fit it in `room`, in steps of an eighth of `whole_room`.
+    """How much to cut off the beginning to fit the rest in `room`, in steps of an eighth of `whole_room`.
 
-    What is left then begins at the same place for many key presses, and its keys and values can be used again.
+    The rest then begins at the same place for many key presses, so its keys and values can be reused.
     """
     step = max(1, whole_room // 8)
     num_steps = -(-max(0, length - room) // step)
@@ -270,9 +270,9 @@ def _num_to_cut(length: int, room: int, whole_room: int) -> int:
 
 
 def prefix_prompt(gap: Gap, tokenizer: FimTokenizer, budget: Budget) -> GapPrompt:
-    """The prompt of a model without fill-in-the-middle tokens: the context's texts, then the prefix, as plain text.
+    """The prompt for a model without fill-in-the-middle tokens: the context's texts, then the prefix, as plain text.
 
-    If it does not fit, the prefix loses its beginning. The token that starts a text stands in front in any case.
+    If it does not fit, the prefix loses its beginning. It always begins with the token that starts a text.
     """
     start = tokenizer.encode("")
     if not start and tokenizer.start_token_id is not None:
@@ -285,14 +285,14 @@ def prefix_prompt(gap: Gap, tokenizer: FimTokenizer, budget: Budget) -> GapPromp
         num_tokens = len(tokenizer.encode_inside(context + gap.prefix[cut:]))
         if num_tokens <= max_tokens:
             break
-        # In proportion: cutting at a token's border would change how the rest is tokenised.
+        # Estimated in proportion to characters, as cutting between tokens would change how the rest is tokenised.
         room = min(room - 1, (len(gap.prefix) - cut) * max_tokens // num_tokens)
     text = context + gap.prefix[cut:]
     return GapPrompt(PrefixedText(tuple(start), text) if start else text, is_truncated=cut > 0)
 
 
 def _context_ids(gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, room: int) -> list[int]:
-    """The gap's context and what leads over to its own file."""
+    """The tokens of the gap's context, and of the header of the gap's own file."""
     separator = fim.file_separator
     if separator is None:
         files = _fitting(gap.context, lambda file: tokenizer.encode_inside(_as_text(file)), room)
@@ -312,7 +312,7 @@ def _context_ids(gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, room: int) -
 def _fitting(
     context: Sequence[ContextFile], encode: Callable[[ContextFile], list[int]], room: int
 ) -> list[tuple[ContextFile, list[int]]]:
-    """The last files that fit into `room` tokens together, each whole, with their tokens."""
+    """The last files that together fit into `room` tokens, each complete, with their tokens."""
     fitting = []
     for file in reversed(context):
         if len(file.text) > room * _MAX_CHARS_PER_TOKEN:

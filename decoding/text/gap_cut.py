@@ -1,7 +1,7 @@
-r"""What a draft for a gap may be: it ends where the text after the gap begins, and never says it again.
+r"""Cutting of drafts for a gap, so that they do not repeat the text after it.
 
-`\r\n` and `\n` count as the same line break. A *closer* is a bracket, quote or punctuation mark that ends something;
-editors write closing brackets by themselves, so a draft may go on for several lines in front of them.
+`\r\n` and `\n` count as the same line break. A *closer* is a closing bracket, quote or punctuation mark. Editors insert
+closing brackets automatically, so a draft may have several lines even if closers follow the cursor.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ _OPENING = {")": "(", "]": "[", "}": "{"}
 _QUOTES = "\"'`"
 _CLOSERS = ")]}" + _QUOTES + ";:, \t"
 _MIN_SAME = 4
-"""Characters other than blanks that the rest of the cursor's line must have for a draft that goes on behind them to be
-taken for a repetition. The start of a word counts from one less."""
+"""Minimum length, without blanks, of the rest of the cursor's line for it to count as repeated when the draft continues
+after it. For the beginning of a word the minimum is one less."""
 
 
 def cut_for_gap(draft: str, gap: Gap) -> str:
-    """The part of a draft to show: a prefix of it, which may be empty.
+    """The part of a draft to display: a prefix of it, which may be empty.
 
     It ends
 
-    - at its first line break, if anything but closers comes after the cursor on the same line;
-    - where it repeats the rest of the cursor's line, or, if that is blank, the first line after it that is not;
-    - where its own end repeats the beginning of the text after the gap;
-    - in front of a closing bracket or quote that is there already, after the gap. One that closes what the draft itself
-      opened stays: "foo)" before ")" is "foo", but "f(x) + y" stays.
+    - at its first line break, if anything other than closers follows the cursor on the same line;
+    - where it repeats the rest of the cursor's line or, if that is blank, the next line that is not blank;
+    - where its end repeats the beginning of the text after the gap;
+    - before a closing bracket or quote that already follows the gap, unless it closes one that the draft itself
+      opened: before ")", "foo)" becomes "foo", but "f(x) + y" stays.
     """
     text, suffix = _with_line_feeds(draft), _with_line_feeds(gap.suffix)
     line = gap.prefix[gap.prefix.rfind("\n") + 1 :]
@@ -42,7 +42,7 @@ def cut_for_gap(draft: str, gap: Gap) -> str:
 
 
 def line_end_of(gap: Gap) -> LineEnd:
-    """The line end that the gap's text has next to the cursor."""
+    """The kind of line end that the gap's text has nearest to the cursor."""
     for text, at in ((gap.prefix, gap.prefix.rfind("\n")), (gap.suffix, gap.suffix.find("\n"))):
         if at >= 0:
             return "\r\n" if text[:at].endswith("\r") else "\n"
@@ -50,7 +50,7 @@ def line_end_of(gap: Gap) -> LineEnd:
 
 
 def with_line_ends(text: str, line_end: LineEnd) -> str:
-    """`text` with line ends of one kind."""
+    """`text` with all line ends replaced by `line_end`."""
     text = _with_line_feeds(text)
     return text if line_end == "\n" else text.replace("\n", line_end)
 
@@ -60,7 +60,7 @@ def _with_line_feeds(text: str) -> str:
 
 
 def _length_in(draft: str, num: int) -> int:
-    """How long the beginning of `draft` is that has `num` characters when a line break is one."""
+    r"""Length of the beginning of `draft` that has `num` characters if `\r\n` counts as one."""
     position = 0
     for _ in range(num):
         position += 2 if draft.startswith("\r\n", position) else 1
@@ -68,12 +68,12 @@ def _length_in(draft: str, num: int) -> int:
 
 
 def _end(text: str, line: str, rest: str, suffix: str) -> int:
-    """Where the draft first runs into the suffix; its length if it does not.
+    """Index where the draft first repeats the suffix; its length if it does not.
 
     Args:
         text: the draft.
-        line: what stands before the cursor on its line.
-        rest: what stands after it there.
+        line: the text before the cursor on its line.
+        rest: the text after the cursor on its line.
         suffix: all text after the cursor.
     """
     next_line = _first_line(suffix)
@@ -87,14 +87,14 @@ def _end(text: str, line: str, rest: str, suffix: str) -> int:
 
 
 def _first_line(text: str) -> str:
-    """The first line that is not blank, without blanks at its end; "" if all are."""
+    """The first line that is not blank, without blanks at its end; "" if all lines are blank."""
     return next((line.rstrip() for line in text.split("\n") if line.strip()), "")
 
 
 def _own_closers(text: str, line: str, next_line: str) -> set[int]:
-    """Where the draft has brackets that close what it opened, or what the line before the cursor did.
+    """Indices of brackets in the draft that close one opened in the draft or before the cursor on its line.
 
-    Of the brackets that are open there, the outermost are closed by the text after the cursor.
+    The outermost brackets that are open at the cursor may be closed by the text after it; these do not count.
     """
     stack: list[str] = []
     _match_brackets(line, stack)
@@ -106,7 +106,7 @@ def _own_closers(text: str, line: str, next_line: str) -> set[int]:
 
 
 def _match_brackets(text: str, stack: list[str]) -> set[int]:
-    """Where `text` has brackets that close one of the stack or one of its own; those still open are left on it."""
+    """Indices of brackets in `text` that close one on the stack or one in `text`; open brackets stay on the stack."""
     matched = set()
     for index, char in enumerate(text):
         if char in _OPENING.values():
@@ -118,7 +118,7 @@ def _match_brackets(text: str, stack: list[str]) -> set[int]:
 
 
 def _overlapping_ends(text: str, suffix: str, own: set[int]) -> Iterator[int]:
-    """Where a draft's end begins that the suffix begins with."""
+    """Indices from which on the draft equals the beginning of the suffix."""
     for start in range(max(0, len(text) - len(suffix)), len(text)):
         end = text[start:]
         first = len(text) - len(end.lstrip())
@@ -130,7 +130,7 @@ def _overlapping_ends(text: str, suffix: str, own: set[int]) -> Iterator[int]:
 
 
 def _begins_a_word(text: str, start: int, same: str) -> bool:
-    """Whether a repetition may begin here: not inside a word, unless it has the whole first word of `same`."""
+    """Whether a repetition of `same` may begin at `start`: not inside a word, unless its whole first word follows."""
     if start == 0 or not (_is_word(text[start - 1]) and _is_word(text[start])):
         return True
     word = _first_word(same)
@@ -138,7 +138,7 @@ def _begins_a_word(text: str, start: int, same: str) -> bool:
 
 
 def _says_enough(end: str, suffix: str) -> bool:
-    """Whether a draft's end is more than a letter or two that a word of the suffix happens to begin with."""
+    """Whether a repeated end is long enough not to be a letter or two with which the suffix happens to begin."""
     if "\n" in end or not _is_word(end[-1]) or not _is_word(suffix[len(end) : len(end) + 1]):
         return True
     before = end.rstrip("".join(char for char in set(end) if _is_word(char)))
@@ -146,7 +146,7 @@ def _says_enough(end: str, suffix: str) -> bool:
 
 
 def _repeated_rests(text: str, rest: str, own: set[int]) -> Iterator[int]:
-    """Where the draft repeats the rest of the cursor's line."""
+    """Indices where the draft repeats the rest of the cursor's line."""
     first = len(rest) - len(rest.lstrip())
     for start in range(len(text)):
         if not text.startswith(rest, start) or start + first in own or not _begins_a_word(text, start, rest):
@@ -159,18 +159,18 @@ def _repeated_rests(text: str, rest: str, own: set[int]) -> Iterator[int]:
 
 
 def _taken_closers(text: str, rest: str, own: set[int]) -> Iterator[int]:
-    """Where the draft has the bracket or the quote that the rest of the cursor's line begins with."""
+    """Indices in the draft of the closing bracket or quote with which the rest of the cursor's line begins."""
     closer = rest.lstrip()[0]
     if closer in _OPENING:
         yield from (index for index, char in enumerate(text) if char == closer and index not in own)
     elif closer in _QUOTES and not rest.strip(_CLOSERS):
         line = text.partition("\n")[0]
-        if line.count(closer) % 2:  # the one too many ends the text that the cursor is in
+        if line.count(closer) % 2:  # the unpaired quote closes the string that the cursor is in
             yield line.rindex(closer)
 
 
 def _repeated_lines(text: str, line: str, next_line: str, own: set[int]) -> Iterator[int]:
-    """Where the draft's lines come to the next one after the cursor, or to a beginning of it at the draft's end."""
+    """Indices where a line of the draft repeats the next line after the cursor; the last line may be incomplete."""
     start = 0
     for content in text.split("\n"):
         end = start + len(content)
@@ -184,7 +184,7 @@ def _repeated_lines(text: str, line: str, next_line: str, own: set[int]) -> Iter
 
 
 def _first_word(text: str) -> str:
-    """The letters, digits and underscores that `text` begins with."""
+    """The letters, digits and underscores at the beginning of `text`."""
     return text[: next((index for index, char in enumerate(text) if not _is_word(char)), len(text))]
 
 

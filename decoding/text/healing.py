@@ -1,22 +1,23 @@
-"""Token healing: drafts follow the model's distribution over how the typed *text* goes on.
+"""Token healing: drafts follow the model's distribution over continuations of the typed *text*, not of its tokens.
 
-A prompt is a text that was cut anywhere; the tokens that its end happens to have are not those that the finished text
-will have. Let B be the typed bytes. A *cover* is a token sequence whose tokens, all but the last, lie inside B, and
-whose last token reaches beyond B. Its weight is the plain product of the model's probabilities. The sum over all covers
-is P(text begins with B), and a continuation's probability is its covers' share of that sum (Phan et al., 2024, arXiv
-2410.09303). Nothing is renormalised on the way, so a tokenisation that the model finds absurd keeps its tiny weight.
+A prompt is a text cut at an arbitrary place, so the tokens at its end are often not those of the finished text. Let B
+be the typed bytes. A *cover* is a token sequence whose last token extends beyond B and whose other tokens lie inside B.
+Its weight is the plain product of the model's probabilities. The sum over all covers is P(text begins with B), and a
+continuation's probability is its covers' share of that sum (Phan et al., 2024, arXiv 2410.09303). There is no
+renormalisation at each token, so a tokenisation that the model finds absurd keeps its tiny weight.
 
-Only *canonical* covers count, those that the tokenizer itself makes of their text: models are trained on no others.
+Only *canonical* covers count: sequences that the tokenizer itself produces for their text. Models are trained on no
+others.
 
-Words of this module:
+Terms:
 
-- *shared tokens*: the prompt's tokens that every cover begins with; what stands before its last unfinished piece.
-- *stem*: a cover without its last token. Most stems lie on the borders of the prompt's own tokens, so that the prompt's
-  one pass gives all their distributions. Another one needs a row of its own, and is run only if its weight can matter.
-- *rest*: the typed bytes that a stem leaves for the next token to begin with.
-- *start*: the last token of a cover, the first one of a draft. Its bytes beyond the rest are the draft's own text.
+- *shared tokens*: the prompt's tokens before its last, unfinished piece. Every cover begins with them.
+- *stem*: a cover without its last token. Most stems end where one of the prompt's own tokens ends, so the prompt's
+  single pass gives their distributions. Any other stem needs its own row, and is run only if its weight may matter.
+- *rest*: the typed bytes after a stem, with which the next token has to begin.
+- *start*: the last token of a cover, which is the first of a draft. Its bytes after the rest are the draft's own text.
 
-All of it works on bytes, since a token may hold part of a character.
+Everything works on bytes, because a token may be part of a character.
 """
 
 from bisect import bisect_left, bisect_right
@@ -34,18 +35,18 @@ MAX_TAIL_BYTES = 32
 _MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS = 2, 8
 _MAX_PIECE_CHARS = 128
 _PROBES = ("x", "0", ".", "\n")
-"""One character of each kind that tokenizers cut white space before."""
+"""One character of each kind before which tokenizers may split white space differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealingPlan:
-    """The end of a prompt, where covers part.
+    """The end of a prompt, where its covers differ.
 
     Attributes:
         num_shared: tokens of the prompt that every cover begins with, at least one.
         tail: the prompt's other tokens, at least one.
-        window: the last of the shared tokens; together with `tail` their text has the tokens that it has in the prompt.
-        is_checked: the tokenizer makes these tokens of this text, so that it can tell which covers are canonical.
+        window: the last few shared tokens, enough for the text of `window` and `tail` to be tokenised as in the prompt.
+        is_checked: whether it is tokenised like this, so that the tokenizer can decide which covers are canonical.
     """
 
     num_shared: int
@@ -55,20 +56,20 @@ class HealingPlan:
 
 
 def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer: Tokenizer) -> HealingPlan | None:
-    """Where the covers of a prompt part.
+    """Divide a prompt's tokens into shared tokens and the tail that covers may replace.
 
-    The tail is what overlaps the last piece of `text` (`Tokenizer.last_piece_start`), but never more than
-    `MAX_TAIL_TOKENS`, nor than `MAX_TAIL_BYTES` unless the last token alone is longer.
+    The tail consists of the tokens that overlap the last piece of `text` (`Tokenizer.last_piece_start`), at most
+    `MAX_TAIL_TOKENS` of them and at most `MAX_TAIL_BYTES`, unless the last token alone is longer.
 
     Args:
         text: the prompt's text, or the end of it, without lone surrogates.
         token_ids: the prompt's tokens; the oldest may be missing.
-        num_fixed: how many of them, from the first on, are not to be changed; at least one.
+        num_fixed: how many of the first tokens must not be changed; at least one.
         tokenizer: the tokenizer.
 
     Returns:
-        The plan; None when nothing can be healed: the text is empty, it ends in a special token, or the tokens do not
-        end in its bytes (a tokenizer that normalises).
+        The plan; None if nothing can be healed: the text is empty or ends in a special token, or its bytes differ from
+        those of the tokens (a tokenizer that normalises).
     """
     ending = text[-_MAX_PIECE_CHARS:]
     piece_bytes = len(ending[tokenizer.last_piece_start(ending) :].encode()) if ending else 0
@@ -76,7 +77,7 @@ def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer:
     num_shared = len(token_ids) - _num_tail_tokens(last_tokens, piece_bytes)
     tail = tuple(token_ids[num_shared:])
     typed = tokenizer.bytes_of(tail)
-    # SentencePiece puts a space before a text, so the tokens of a short prompt may have one byte more than it has.
+    # SentencePiece puts a space before a text, so the tokens of a short prompt may have one more byte than the text.
     if not tail or not (text.encode().endswith(typed) or typed == b" " + text.encode()):
         return None
     for num_window in range(_MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS + 1):
@@ -87,9 +88,9 @@ def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer:
 
 
 def _num_tail_tokens(last_tokens: Sequence[bytes], piece_bytes: int) -> int:
-    """How many of the last tokens overlap the last `piece_bytes` bytes, within the bounds."""
+    """How many of the last tokens overlap the last `piece_bytes` bytes, within the limits of a tail."""
     num_tokens = num_bytes = 0
-    # A token without bytes is special and no part of the text.
+    # A token without bytes is special and not part of the text.
     for token in takewhile(len, reversed(last_tokens)):
         is_too_long = num_tokens > 0 and num_bytes + len(token) > MAX_TAIL_BYTES
         if num_bytes >= piece_bytes or is_too_long:
@@ -108,10 +109,10 @@ def _is_canonical_alone(token_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
 
 
 class CanonicalCheck:
-    """Tells which token sequences the tokenizer itself would make of their text.
+    """Decides which token sequences are canonical, that is, what the tokenizer itself produces for their text.
 
-    A sequence that ends inside a character is judged by its tokens before that character: no text can be made of the
-    others yet.
+    A sequence that ends inside a character is judged by its tokens before that character, because the other tokens do
+    not form a text yet.
 
     Args:
         plan: the prompt's end.
@@ -123,7 +124,7 @@ class CanonicalCheck:
         self._tokenizer = tokenizer
 
     def __call__(self, path: Sequence[int], token_ids: Sequence[int]) -> list[bool]:
-        """For each of some tokens behind a path, which begins after the shared tokens: whether both are canonical."""
+        """For each token, whether `path` (tokens after the shared ones) followed by this token is canonical."""
         if not self._plan.is_checked:
             return [True] * len(token_ids)
         front = [*self._plan.window, *path]
@@ -149,8 +150,8 @@ class CanonicalCheck:
     def may_begin(self, path: Sequence[int]) -> bool:
         """Whether a sequence may be the beginning of a longer canonical one.
 
-        As a rule it is canonical itself. But tokenizers cut a run of white space one way at the end of a text, and
-        another way before a word or a digit.
+        Normally it is canonical itself. However, tokenizers split a run of white space differently at the end of a text
+        and before a word or a digit.
         """
         if self(path[:-1], path[-1:])[0]:
             return True
@@ -162,7 +163,7 @@ class CanonicalCheck:
         return any(encoded[: len(token_ids)] == token_ids for encoded in longer)
 
     def _before_broken_character(self, token_ids: list[int]) -> list[int] | None:
-        """The tokens before a character that the sequence does not finish; None if its bytes are no text at all."""
+        """The tokens before an unfinished character at the end; None if the bytes are not valid text otherwise."""
         data = self._tokenizer.bytes_of(token_ids)
         try:
             data.decode()
@@ -177,11 +178,11 @@ class CanonicalCheck:
 
 
 class TokenIndex:
-    """Finds tokens by the bytes they begin with. Built once for a tokenizer.
+    """Index of tokens by their first bytes. Built once per tokenizer.
 
     Args:
         token_bytes: the bytes of every token id.
-        excluded_ids: ids that no draft may contain as text: special tokens, ends of text.
+        excluded_ids: ids to leave out because no draft may contain them as text: special tokens and ends of text.
     """
 
     def __init__(self, token_bytes: Sequence[bytes], excluded_ids: Collection[int]) -> None:
@@ -192,20 +193,20 @@ class TokenIndex:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "TokenIndex":
-        """Of the tokens that a draft may contain as text."""
+        """The index of the tokens that a draft may contain as text."""
         return cls(tokenizer.token_bytes, {*tokenizer.suppressed_token_ids, *tokenizer.eos_token_ids})
 
     def beyond(self, rest: bytes) -> NDArray[np.int64]:
-        """Ids of the tokens that begin with `rest` and are longer, shape [number of them]."""
+        """Ids of the tokens that begin with `rest` and are longer, shape [N]."""
         first = bisect_right(self._tokens, rest)
         last = bisect_right(self._tokens, rest, lo=first, key=lambda token: token[: len(rest)])
         return self._ids[first:last]
 
     def inside(self, rest: bytes) -> list[int]:
-        """Ids of the tokens that `rest` begins with, all of it among them."""
+        """Ids of the tokens that `rest` begins with, including tokens equal to `rest`."""
         return [i for length in range(1, len(rest) + 1) for i in self._equal_to(rest[:length]).tolist()]
 
     def _equal_to(self, token: bytes) -> NDArray[np.int64]:
-        """Ids of `token`; several for SentencePiece, where a byte token may equal a piece."""
+        """Ids of the tokens with these bytes. SentencePiece may have two, a byte token and an equal piece."""
         first = bisect_left(self._tokens, token)
         return self._ids[first : bisect_right(self._tokens, token, lo=first)]

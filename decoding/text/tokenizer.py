@@ -1,7 +1,7 @@
-"""Text to token ids and back, with the exact bytes of every token.
+"""Tokenizer: text to token ids and back, with the exact bytes of every token.
 
-Drafts are compared, cut at stop strings and shown by their *bytes*: a token may hold part of a character, and decoding
-a token by itself often loses its leading space. The table of token bytes makes both exact.
+Drafts are compared, cut at stop strings and displayed by their *bytes*, because a token may be part of a character, and
+decoding a single token often loses its leading space. The table of token bytes makes this exact.
 """
 
 import json
@@ -19,14 +19,14 @@ from superdraft.decoding.text.fim import find_fim_tokens
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTROL_TOKEN = re.compile(r"<[|｜].*[|｜]>|</?[A-Za-z_]+>")  # noqa: RUF001 (DeepSeek's bars are full-width)
-"""Added tokens of this form are control tokens even where a vocabulary says that they are ordinary (Qwen)."""
+"""Added tokens of this form are control tokens, even if the vocabulary marks them as ordinary (Qwen)."""
 
 _SPLICE = "\u263a"
-"""Code Llama's own code encodes a text behind this character to get the text's tokens without a leading space."""
+"""Code Llama's reference code encodes a text after this character, to get the text's tokens without a leading space."""
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """The printable stand-ins of byte-level BPE (GPT-2): character -> byte."""
+    """The printable characters that stand for bytes in byte-level BPE (GPT-2): character -> byte."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in set(printable))
@@ -35,7 +35,7 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 def _decoder_types(node: Any) -> Iterable[str]:
-    """The `type` of a tokenizers decoder and of the decoders inside it."""
+    """The `type` of a decoder of the tokenizers library, and of the decoders inside it."""
     if isinstance(node, dict):
         if "type" in node:
             yield node["type"]
@@ -44,13 +44,13 @@ def _decoder_types(node: Any) -> Iterable[str]:
 
 
 def valid_utf8_prefix(data: bytes) -> str:
-    """`data` as text, without a character that is still incomplete at its end; other broken bytes become U+FFFD."""
+    """`data` as text, without an incomplete character at its end; other broken bytes become U+FFFD."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         if error.reason == "unexpected end of data":
             return data[: error.start].decode("utf-8")
-        # Broken inside: show the damage, but still hold back an unfinished character at the end.
+        # Broken elsewhere: show the damage, but still withhold an unfinished character at the end.
         for cut in range(1, 4):
             tail = data[-cut:]
             if tail[0] >= 0xC0:
@@ -64,13 +64,13 @@ def valid_utf8_prefix(data: bytes) -> str:
 
 
 class Tokenizer:
-    """A transformers tokenizer with what Superposed Decoding needs of it.
+    """A transformers tokenizer, extended with the methods that Superposed Decoding needs.
 
     Args:
         hf_tokenizer: a transformers tokenizer.
-        model_vocab_size: rows of the model's output; ids from the tokenizer's size up to here have no text (padding
-            rows) and are never drafted.
-        eos_token_ids: ids that end a text beside the tokenizer's own, from the model's generation settings.
+        model_vocab_size: rows of the model's output. Ids between the tokenizer's size and this number have no text
+            (padding rows) and are never drafted.
+        eos_token_ids: further ids that end a text, from the model's generation settings.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Tokenizer:
         self.hf_tokenizer = hf_tokenizer
         self.vocab_size = model_vocab_size or len(hf_tokenizer)
         own_eos = hf_tokenizer.eos_token_id
-        # Chat models name the end of a turn as their end of text and keep the base model's own end beside it.
+        # Chat models declare the end of a turn as their end of text, and also keep the base model's own.
         base_eos = self.vocabulary.get("<|endoftext|>")
         fim = find_fim_tokens(self.vocabulary)
         self._fim_ids = frozenset[int]() if fim is None else fim.end_token_ids
@@ -91,74 +91,74 @@ class Tokenizer:
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Token -> id, added tokens included."""
+        """Token -> id, including added tokens."""
         return dict(self.hf_tokenizer.get_vocab())
 
     @cached_property
     def _special_ids(self) -> set[int]:
         added = self.hf_tokenizer.added_tokens_decoder
-        # Qwen says of its fill-in-the-middle tokens that they are ordinary ones.
+        # Qwen's vocabulary marks its fill-in-the-middle tokens as ordinary.
         specials = {i for i, token in added.items() if token.special}
         return set(self.hf_tokenizer.all_special_ids) | specials | self._fim_ids
 
     @cached_property
     def suppressed_token_ids(self) -> tuple[int, ...]:
-        """Ids that never appear in a draft: special tokens that do not end a text, and ids without a token."""
+        """Ids that never occur in a draft: special tokens that do not end a text, and ids without a token."""
         known = set(self.vocabulary.values())
         no_text = {i for i in range(self.vocab_size) if i not in known}
         return tuple(sorted((self._special_ids | no_text) - self.eos_token_ids))
 
     @cached_property
     def draftable_ids(self) -> NDArray[np.int64]:
-        """All other ids, ends of text among them, shape [N]."""
+        """All other ids, including those that end a text, shape [N]."""
         return np.setdiff1d(np.arange(self.vocab_size), np.asarray(self.suppressed_token_ids, dtype=np.int64))
 
     @property
     def start_token_id(self) -> int | None:
-        """The token that stands for an empty prompt: the border between documents, else begin of text."""
-        border = self.vocabulary.get("<|endoftext|>")
-        candidates = (border, self.hf_tokenizer.bos_token_id, min(self.eos_token_ids, default=None))
+        """The token to feed for an empty prompt: the document separator, else the beginning of a text."""
+        separator = self.vocabulary.get("<|endoftext|>")
+        candidates = (separator, self.hf_tokenizer.bos_token_id, min(self.eos_token_ids, default=None))
         return next((token_id for token_id in candidates if token_id is not None), None)
 
     def encode(self, text: str) -> list[int]:
-        """`text` as token ids, with the special tokens that the model wants in front of it.
+        """Encode a text, with the special tokens that the model expects in front of it.
 
         Text that spells a special token (`<|endoftext|>`) becomes that token.
         """
         return list(self.hf_tokenizer.encode(text, verbose=False))
 
     def encode_inside(self, text: str) -> list[int]:
-        """`text` as it stands in the middle of a text, and as plain text.
+        """Encode plain text as if it stood in the middle of a longer text.
 
-        Nothing is put in front of it, neither a special token nor the space of SentencePiece, and text that spells a
-        control token does not become one.
+        Nothing is put in front of it, neither a special token nor SentencePiece's space. Text that spells a control
+        token does not become one.
         """
         return self.encode_all_inside([text])[0]
 
     def encode_document(self, text: str) -> list[int]:
-        """`text` as it stands at the beginning of a document, as plain text and without special tokens in front."""
+        """Encode plain text as if it stood at the beginning of a document, without special tokens in front."""
         return self._encode_plain([text])[0]
 
     def encode_all_inside(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many texts at once."""
+        """`encode_inside` for many texts."""
         encodings = self._encode_plain(texts)
         wrong = [index for index, text in enumerate(texts) if self.bytes_of(encodings[index]) != text.encode()]
         if wrong:
             spliced = self._encode_plain([_SPLICE + texts[index] for index in wrong])
             for index, ids in zip(wrong, spliced, strict=True):
-                encodings[index] = self._behind_splice(ids) or encodings[index]
+                encodings[index] = self._after_splice(ids) or encodings[index]
         return encodings
 
     def bytes_of(self, token_ids: Iterable[int]) -> bytes:
-        """The bytes of some tokens together."""
+        """The bytes of a sequence of tokens."""
         return b"".join(self.token_bytes[i] for i in token_ids)
 
     def last_piece_start(self, text: str) -> int:
-        """Index in `text` from which on its tokens may change with what is typed next.
+        """Index in `text` where the part begins whose tokens may change with the next typed characters.
 
-        What stands in front of it, the tokenizer has cut off before it makes tokens: its last piece, with all the white
-        space right before the end. A tokenizer that does not cut texts into pieces has none: then the last word, with
-        the white space before it.
+        This part is the last piece that the tokenizer splits a text into before making tokens, or all white space at
+        the end of the text. If the tokenizer does not split texts into pieces, it is the last word with the white space
+        before it.
         """
         stripped = text.rstrip()
         if len(stripped) < len(text):
@@ -173,7 +173,7 @@ class Tokenizer:
 
     @cached_property
     def _plain_backend(self) -> Any:
-        """A copy of the fast tokenizer that knows no control tokens; None: it is a slow one, and is used as it is."""
+        """A copy of the fast tokenizer without control tokens; None for a slow tokenizer, which is used unchanged."""
         backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
@@ -190,29 +190,29 @@ class Tokenizer:
         if self._plain_backend is None:
             options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
             return [list(self.hf_tokenizer.encode(text, **options)) for text in texts]
-        # One by one: the library's batches start threads, which wait for the model's.
+        # Not as a batch: the library encodes batches with threads, which compete with the model's.
         return [self._plain_backend.encode(text, add_special_tokens=False).ids for text in texts]
 
-    def _behind_splice(self, token_ids: list[int]) -> list[int] | None:
-        """The tokens behind the splice character; None if it is not told apart from the text."""
+    def _after_splice(self, token_ids: list[int]) -> list[int] | None:
+        """The tokens after the splice character; None if it shares a token with the text."""
         for border in range(1, 6):  # a space, and the three bytes of the character
             if self.bytes_of(token_ids[:border]).endswith(_SPLICE.encode()):
                 return token_ids[border:]
         return None
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of `token_ids` as it stands in a running text, special tokens left out."""
+        """The text of `token_ids` in the middle of a longer text, without special tokens."""
         return valid_utf8_prefix(b"".join(self.token_bytes[i] for i in token_ids))
 
     def token_text(self, token_id: int) -> str:
-        """One token for people to read: its text, or its name if it is special; broken characters show as U+FFFD."""
+        """One token for display: its text, or its name if it is special; broken characters appear as U+FFFD."""
         if token_id in self._special_ids:
             return str(self.hf_tokenizer.convert_ids_to_tokens(token_id))
         return self.token_bytes[token_id].decode("utf-8", errors="replace")
 
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
-        """The bytes that each id adds to a text, shape [vocab_size]; none for special tokens and padding ids."""
+        """The bytes that each id adds to a text, shape [vocab_size]; empty for special tokens and padding ids."""
         table = [b""] * max(self.vocab_size, max(self.vocabulary.values()) + 1)
         to_bytes = self._token_to_bytes()
         added = self.hf_tokenizer.added_tokens_decoder
@@ -232,7 +232,7 @@ class Tokenizer:
             return _sentencepiece_bytes
         raise UnsupportedModelError(
             f"The tokenizer's decoder ({', '.join(sorted(types)) or 'none'}) is neither byte-level nor SentencePiece-"
-            "like, so the text of its tokens is not known exactly. Use a model with a tokenizer of one of these kinds."
+            "like, so the exact text of its tokens is unknown. Use a model whose tokenizer is one of these kinds."
         )
 
 

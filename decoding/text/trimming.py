@@ -1,6 +1,6 @@
-"""What of a draft is shown: trimming, and the text that all drafts agree on.
+"""Trimming of drafts for display, and the common beginning of several drafts.
 
-Trimming only ever cuts the end off, so what is shown still goes on from the prompt's last character.
+Trimming only cuts off the end, so the displayed text still continues from the prompt's last character.
 """
 
 import re
@@ -13,7 +13,7 @@ from superdraft.decoding.text.words import last_word_start
 _LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
 _HYPHENS_AND_APOSTROPHES = "-\u2010\u2011'\u2019"
 _CONNECTORS = _HYPHENS_AND_APOSTROPHES + ".,:/@"
-"""Inside a word: well-known, don't, 3.5, 10:30, e.g, and/or, mail and web addresses."""
+"""Characters inside a word: well-known, don't, 3.5, 10:30, e.g, and/or, e-mail and web addresses."""
 
 _CLOSERS = "\"'\u201d\u2019\u00bb)\\]}\u300d\u300f\uff09\u3011\u300b"
 _SENTENCE_END = re.compile(
@@ -26,22 +26,22 @@ _LIST_NUMBER = re.compile(r"\n\s*\d{1,3}\Z")
 _ABBREVIATION = re.compile(
     r"(?:mr|mrs|ms|dr|prof|st|sr|jr|vs|cf|al|etc|approx|ca|fig|eq|vol|pp|eds|ph\.d|inc|ltd|corp|dept|est|ave)", re.I
 )
-"""Words whose full stop most often ends no sentence. "e.g.", "p.m.", "U.S." and initials are known by their form."""
+"""Words whose full stop rarely ends a sentence. "e.g.", "p.m.", "U.S." and initials are recognised by their form."""
 
 
 def trim_text(text: str, finish_reason: str, single_line: bool, trim: str, last_word_complete: bool = False) -> str:
-    """The part of a draft that is shown.
+    """The part of a draft to display.
 
     Args:
         text: the draft's text.
-        finish_reason: "stop" if the text is complete; otherwise its last word may be half.
-        single_line: show nothing from the first line break on.
-        trim: "none"; "word": no last word that may be half, and no white space at the end; "sentence": nothing after
-            the first sentence, and as "word" if no sentence ends.
-        last_word_complete: the last word is complete although the tokens ran out.
+        finish_reason: "stop" if the text is complete; otherwise its last word may be incomplete.
+        single_line: cut at the first line break.
+        trim: "none"; "word": drop a last word that may be incomplete, and white space at the end; "sentence": drop
+            everything after the first sentence, or do as "word" if no sentence ends.
+        last_word_complete: the last word is complete although the token limit was reached.
 
     Returns:
-        A prefix of `text`. It is empty if all there is may be half a word.
+        A prefix of `text`, empty if the whole text may be an incomplete word.
     """
     is_complete = last_word_complete or finish_reason == "stop"
     line_break = _LINE_BREAK.search(text) if single_line else None
@@ -56,20 +56,20 @@ def trim_text(text: str, finish_reason: str, single_line: bool, trim: str, last_
 
 
 def _without_last_word(text: str) -> str:
-    """`text` without the word at its very end; a hyphen or apostrophe there is part of one that goes on."""
+    """`text` without the word at its very end; a hyphen or apostrophe there counts as part of an unfinished word."""
     if text and text[-1] in _CONNECTORS and text[-1] not in _HYPHENS_AND_APOSTROPHES:
         return text
     return text[: last_word_start(text, _CONNECTORS)]
 
 
 def _first_sentence_end(text: str) -> int | None:
-    """Index after the first sentence of `text`, its closing quotes and brackets included; None if none ends."""
+    """Index after the first sentence of `text`, including its closing quotes and brackets; None if no sentence ends."""
     ends = (match.end() for match in _SENTENCE_END.finditer(text) if _ends_sentence(text, match))
     return next(ends, None)
 
 
 def _ends_sentence(text: str, match: re.Match[str]) -> bool:
-    """Whether a match of `_SENTENCE_END` ends a sentence, and not an abbreviation, an initial or a list's number."""
+    """Whether a match of `_SENTENCE_END` ends a sentence rather than an abbreviation, an initial or a list number."""
     if match[0] != ".":
         return True
     before = text[: match.start()]
@@ -84,12 +84,12 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
 
 
 def stable_prefix(texts: Sequence[bytes]) -> str:
-    """What all of `texts` begin with, in whole characters; "" if there are no texts."""
+    """The common beginning of `texts`, in whole characters; "" if there are no texts."""
     return valid_utf8_prefix(commonprefix(list(texts)) or b"")  # noqa: RUF071 (texts, not paths)
 
 
 def tokens_within(token_bytes: Sequence[bytes], num_bytes: int) -> int:
-    """How many tokens from the start reach into the first `num_bytes` bytes, the last one perhaps in part."""
+    """How many tokens cover the first `num_bytes` bytes, the last one perhaps only in part."""
     start = 0
     for index, token in enumerate(token_bytes):
         if start >= num_bytes:

@@ -1,8 +1,8 @@
-"""Where words begin and end in a text, for token healing and for trimming."""
+"""Word characters and word boundaries, in any script."""
 
 import unicodedata
 
-# Scripts that put no space between words: Thai and Lao, Burmese, Khmer, Chinese characters and Japanese kana.
+# Scripts without spaces between words: Thai and Lao, Burmese, Khmer, Chinese characters and Japanese kana.
 _UNSPACED = (
     (0x0E00, 0x0EFF),
     (0x1000, 0x109F),
@@ -17,13 +17,13 @@ _UNSPACED = (
     (0x20000, 0x3FFFF),
 )
 _JOINERS = "\u200c\u200d"
-"""Zero-width non-joiner and joiner: they shape the letters of one word (Persian, Hindi)."""
+"""Zero-width non-joiner and joiner, which shape letters inside a word (Persian, Hindi)."""
 
 
 def is_word_character(char: str) -> bool:
-    """Whether `char` is part of a word that goes on: letters, digits, underscore, and the marks on letters.
+    """Whether `char` can be part of a longer word: letters, digits, underscore, and marks on letters.
 
-    A character of a script without spaces (Chinese, Japanese, Thai, ...) is a word by itself and not part of one.
+    A character of a script without spaces (Chinese, Japanese, Thai, ...) counts as a word of its own.
     """
     if any(low <= ord(char) <= high for low, high in _UNSPACED):
         return False
@@ -32,12 +32,12 @@ def is_word_character(char: str) -> bool:
 
 
 def last_word_start(text: str, connectors: str) -> int:
-    """Index in `text` where the word at its very end begins; `len(text)` when it does not end in a word.
+    """Index in `text` where the word at its very end begins; `len(text)` if it does not end in a word.
 
     Args:
         text: any text.
-        connectors: characters that belong to a word when they stand right after a word character, as the apostrophe
-            in "don't".
+        connectors: characters that belong to a word if they directly follow a word character, like the apostrophe in
+            "don't".
     """
     start = len(text)
     while start > 0:

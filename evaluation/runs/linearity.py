@@ -14,10 +14,9 @@ from torch import Tensor
 from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.engine.admission import prompt_token_ids
 from superdraft.decoding.loading.loader import load_model
-from superdraft.decoding.method.draft_set import Draft, DraftSet, advance
-from superdraft.decoding.method.draft_text import TokenAppender
-from superdraft.decoding.method.scoring import interpolate, tempered_logprobs, top_candidates
-from superdraft.decoding.method.superposition import superpose
+from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, TokenAppender
+from superdraft.decoding.method.scoring import cut, tempered_logprobs
+from superdraft.decoding.method.superposition import draft_weights, superpose
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.cases.prompts import read_prompts
@@ -34,7 +33,7 @@ class _Step:
     """One superposed forward: what went in, and the logits that came out, shape [V]."""
 
     drafts: tuple[tuple[int, ...], ...]
-    weights: NDArray[np.float64]
+    weights: list[float]
     logits: Tensor
 
 
@@ -68,14 +67,16 @@ class LinearityProbe:
         logits = self._runner.prefill([0], [prompt], [0])
         steps = []
         for position in range(len(prompt), len(prompt) + params.max_tokens):
-            (shared,) = top_candidates(logits, [params.num_candidates], self._barred)
-            scores = interpolate(tempered_logprobs(shared.logits, params.tau), None, 0.0, params.penalty)[0]
+            candidates = cut(logits.float().clone(), params.num_candidates, self._barred)
             num_alive = len(drafts.alive)
-            drafts = advance(drafts, [shared] * num_alive, [scores] * num_alive, params.num_drafts, extend)
+            token_ids = [candidates.token_ids[0].tolist()] * num_alive
+            ln_p_f = tempered_logprobs(candidates.logits, params.tau)
+            children = Children.of(drafts.alive, token_ids, [candidates.logprobs[0]] * num_alive, ln_p_f)
+            drafts = params.rule.select(drafts, children, extend, params.num_drafts)
             embeddings = self._runner.embed([draft.token_ids[-1] for draft in drafts.alive])
-            logits = self._runner.decode(superpose(embeddings, [drafts.weights]), [position])
-            token_ids = tuple(draft.token_ids for draft in drafts.alive)
-            steps.append(_Step(token_ids, drafts.weights, logits[0].float()))
+            weights = draft_weights([draft.logprob for draft in drafts.alive])
+            logits = self._runner.decode(superpose(embeddings, [weights]), [position])
+            steps.append(_Step(tuple(draft.token_ids for draft in drafts.alive), weights, logits[0].float()))
         return steps
 
     def _exact_logits(self, prompt: Sequence[int], drafts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
@@ -88,7 +89,7 @@ class LinearityProbe:
         return found
 
     def _similarity(self, step: _Step, exact: dict[tuple[int, ...], Tensor]) -> float:
-        weights = torch.from_numpy(step.weights).float().to(step.logits.device)
+        weights = torch.tensor(step.weights, device=step.logits.device)
         summed = weights @ torch.stack([exact[ids] for ids in step.drafts])
         return float(torch.cosine_similarity(step.logits, summed, dim=0))
 

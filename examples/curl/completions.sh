@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same in the shape of OpenAI's completions.
+# Three drafts in the format of the OpenAI completions API.
 set -euo pipefail
 
 curl --silent --show-error --fail-with-body "${SUPERDRAFT_URL:-http://127.0.0.1:8000}/v1/completions" \

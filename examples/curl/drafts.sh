@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Three drafts for a half typed word, with their scores and the work they took.
+# Three drafts for a half-typed word, with their scores and the amount of work.
 set -euo pipefail
 
 curl --silent --show-error --fail-with-body "${SUPERDRAFT_URL:-http://127.0.0.1:8000}/v1/drafts" \

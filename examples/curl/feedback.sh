@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Asks for drafts, then tells that the first was accepted.
+# Requests drafts, then reports that the first one was accepted.
 set -euo pipefail
 
 url="${SUPERDRAFT_URL:-http://127.0.0.1:8000}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What llama.vim and llama.vscode ask: three drafts for the place between two texts.
+# The request that llama.vim and llama.vscode send: three drafts between a prefix and a suffix.
 set -euo pipefail
 
 curl --silent --show-error --fail-with-body "${SUPERDRAFT_URL:-http://127.0.0.1:8000}/infill" \

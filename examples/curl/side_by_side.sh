@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same prompt superposed and sampled: compare `usage.forward_rows` and `timings.decode_ms` of the two answers.
+# One prompt with superposed decoding and with sampling: compare `usage.forward_rows` and `timings.decode_ms`.
 set -euo pipefail
 
 for strategy in superposed sample; do

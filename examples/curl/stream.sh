@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Drafts as they grow: one event a step, then the answer, then [DONE].
+# Drafts as a stream: one event per decode step, then the final answer, then [DONE].
 set -euo pipefail
 
 curl --silent --show-error --fail-with-body --no-buffer "${SUPERDRAFT_URL:-http://127.0.0.1:8000}/v1/drafts" \

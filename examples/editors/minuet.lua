@@ -1,14 +1,14 @@
 require('minuet').setup {
   provider = 'openai_fim_compatible',
-  n_completions = 3, -- three requests, which the server answers with three drafts of one run
-  throttle = 0,      -- a newer request costs the server little
+  n_completions = 3, -- three requests, which the server answers with three drafts of a single run
+  throttle = 0,      -- new requests are cheap for the server
   debounce = 100,
   provider_options = {
     openai_fim_compatible = {
       name = 'Superdraft',
       end_point = 'http://127.0.0.1:8012/v1/completions',
       model = 'superdraft',
-      api_key = 'TERM', -- the name of a variable that holds the key; any that is set, where none is asked for
+      api_key = 'TERM', -- name of an environment variable with the key; any variable that is set if the server requires no key
       optional = { max_tokens = 16 },
     },
   },

@@ -1,1 +1,1 @@
-"""Building n-gram models from text: corpora, shards, KenLM's programs."""
+"""Building n-gram models from text or token sequences with KenLM's programs."""

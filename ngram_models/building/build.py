@@ -1,11 +1,14 @@
 """Building a KenLM model over token ids with KenLM's own `lmplz` and `build_binary`.
 
-A build has three stages. Each leaves files that are named by a digest of all they were made from, so the next run of a
-build that was killed takes up what is finished and still right, and removes the rest:
+A build has three stages:
 
-1. read: the corpus, tokenised, in shards;
-2. estimate: `lmplz` makes an ARPA file of them;
-3. pack: `build_binary` makes the binary, the manifest is written, and the folder of both is renamed to the model's.
+1. read: tokenise the corpus and write it to disk in shards;
+2. estimate: `lmplz` turns the shards into an ARPA file;
+3. pack: `build_binary` turns the ARPA file into a binary, the manifest is written, and their folder is renamed to the
+   model's.
+
+The files of the first two stages are named after a digest of everything they were made from. If a build is killed, the
+next run reuses the files that are complete and still valid, and removes the others.
 """
 
 import hashlib
@@ -27,10 +30,10 @@ from superdraft.ngram_models.errors import CorpusError
 from superdraft.ngram_models.store.manifest import BINARY_FILE, CorpusSummary, Manifest, TokenizerIdentity, file_sha256
 from superdraft.ngram_models.tools import Tools
 
-# The Python package of KenLM is compiled for orders up to 6; a trie needs at least 2.
+# KenLM's Python package is compiled for orders up to 6; a trie needs at least 2.
 MIN_ORDER, MAX_ORDER = 2, 6
 _MAX_QUANTIZE_BITS = 25
-# Bits of a pointer that may be taken out of the trie's nodes; the largest value compresses most.
+# Maximum number of pointer bits that build_binary may move out of the trie's nodes; the largest value compresses most.
 _POINTER_COMPRESSION_BITS = "22"
 
 _ARPA_COUNT = re.compile(rb"ngram \d+=(\d+)")
@@ -41,16 +44,16 @@ Progress = Callable[[Stage, int], None]
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How a model is estimated and packed.
+    """Options for estimating and packing a model.
 
     Attributes:
-        order: the longest n-gram, in tokens, 2 to 6.
-        prune: n-grams seen at most this often are left out; one number an order from 1 up. The last one holds for the
-            orders above, numbers beyond `order` are not used. They must not fall, and the first must be 0: single
-            tokens are never left out.
-        quantize_bits: bits of a probability, 1 to 25; None: full floats.
-        backoff_quantize_bits: bits of a back-off weight, 1 to 25; None: as many as of a probability.
-        memory: how much KenLM's programs may use for sorting: "4G", or "50%" of what the machine has.
+        order: length of the longest n-gram, in tokens; 2 to 6.
+        prune: n-grams that occur at most this often are left out; one number per order from 1 up. The last number
+            also applies to higher orders; numbers beyond `order` are ignored. The numbers must not decrease, and the
+            first must be 0 because single tokens are never left out.
+        quantize_bits: bits per probability, 1 to 25; None: full floats.
+        backoff_quantize_bits: bits per back-off weight, 1 to 25; None: the same as `quantize_bits`.
+        memory: memory that KenLM's programs may use for sorting, for example "4G", or "50%" of the machine's.
 
     Raises:
         ValueError: a value is out of range.
@@ -67,12 +70,12 @@ class BuildOptions:
             raise ValueError(f"The order must be between {MIN_ORDER} and {MAX_ORDER}, got {self.order}.")
         prune = self.prune
         if not prune or prune[0] != 0 or list(prune) != sorted(prune):
-            raise ValueError(f"The pruning must be numbers that start with 0 and do not fall, got {list(prune)}.")
+            raise ValueError(f"The pruning counts must start with 0 and not decrease, got {list(prune)}.")
         for bits in (self.quantize_bits, self.backoff_quantize_bits):
             if bits is not None and not 1 <= bits <= _MAX_QUANTIZE_BITS:
-                raise ValueError(f"The quantisation must be 1 to {_MAX_QUANTIZE_BITS} bits, got {bits}.")
+                raise ValueError(f"The quantisation must be between 1 and {_MAX_QUANTIZE_BITS} bits, got {bits}.")
         if self.quantize_bits is None and self.backoff_quantize_bits is not None:
-            raise ValueError("Back-off weights can only be quantised if probabilities are.")
+            raise ValueError("Back-off weights can be quantised only if probabilities are quantised too.")
         memory_bytes(self.memory)
 
 
@@ -90,27 +93,27 @@ def build_ngram_model(
 ) -> Manifest:
     """Build a model from a corpus and put it at `folder`.
 
-    N-grams do not cross the end of a document or an end-of-text token. All work is done in a folder beside `folder`,
-    which takes the model's place when it is complete, so a build that is killed leaves nothing that loads; the next
-    one with the same documents goes on where it stopped. A model that is already at `folder` is replaced at the end.
+    N-grams do not cross the end of a document or an end-of-text token. The work is done in another folder next to
+    `folder`, and the finished model is moved into place at the end, replacing any model that was there. A killed build
+    therefore leaves no incomplete model; the next build from the same documents continues where it stopped.
 
     Args:
-        documents: texts, or sequences of token ids; read once, never held together. Only an end-of-text id ends a
-            token sequence; one that stops without it counts as cut off, so samples of a fixed length do not teach the
-            model that texts end anywhere.
-        folder: where the model goes; its last part is the model's name.
-        tokenizer: whose ids the tokens are.
+        documents: texts or sequences of token ids, read once as a stream. A token sequence that does not end with an
+            end-of-text id counts as cut off: samples of a fixed length must not teach the model that a text can end
+            anywhere.
+        folder: folder of the new model; its last part is the model's name.
+        tokenizer: the tokenizer that the model is for.
         tools: KenLM's programs.
-        encoder: of that tokenizer; needed if there are documents of text.
-        options: None: the defaults.
-        description: of the corpus, for the manifest.
-        licence: of the model, for the manifest.
-        progress: called with the stage and the number of tokens that it has done.
+        encoder: encoder of that tokenizer; required if there are text documents.
+        options: None for the defaults.
+        description: description of the corpus, for the manifest.
+        licence: licence of the model, for the manifest.
+        progress: called with the stage and the number of tokens processed so far in this stage.
 
     Raises:
-        NgramBuildError: `folder` is something else than a model, another process builds it, a program failed, or
-            the disk has too little room.
-        CorpusError: there are no tokens, or one is not in the vocabulary.
+        NgramBuildError: `folder` exists and is not a model, another process is building the same model, a program
+            failed, or there is too little disk space.
+        CorpusError: the corpus is unreadable or empty, or has a token id outside the vocabulary.
     """
     options = options or BuildOptions()
     report = progress or (lambda _stage, _num_tokens: None)
@@ -142,14 +145,14 @@ def build_ngram_model(
 
 
 def estimate_command(tools: Tools, options: BuildOptions, temporary: Path) -> list[str]:
-    """`lmplz`, from its standard input to its standard output."""
-    # The fallback discounts are for corpora so small that Kneser-Ney's cannot be estimated; else it changes nothing.
+    """Command line of `lmplz`, which reads its standard input and writes its standard output."""
+    # The fallback applies only to corpora that are too small for estimating Kneser-Ney discounts.
     command = [str(tools.lmplz), "--order", str(options.order), "--discount_fallback", "--prune", *_prune(options)]
     return [*command, "--memory", options.memory, "--temp_prefix", f"{temporary}{os.sep}"]
 
 
 def pack_command(tools: Tools, options: BuildOptions, arpa: Path, binary: Path, temporary: Path) -> list[str]:
-    """`build_binary`, from an ARPA file to a trie with compressed pointers."""
+    """Command line of `build_binary`, which converts an ARPA file to a trie with compressed pointers."""
     command = [str(tools.build_binary), "-T", f"{temporary}{os.sep}", "-S", options.memory]
     command += ["-a", _POINTER_COMPRESSION_BITS]
     if options.quantize_bits is not None:
@@ -171,13 +174,13 @@ def _read(documents: Iterable[Document], folder: ShardFolder, report: Progress) 
     is_empty = not any(shard.num_documents for shard in shards)
     folder.remove_others([] if is_empty else shards)
     if is_empty:
-        raise CorpusError("The corpus holds no tokens.")
+        raise CorpusError("The corpus contains no tokens.")
     return shards
 
 
 def _estimate(shards: list[Shard], work: WorkFolder, tools: Tools, options: BuildOptions, report: Progress) -> Path:
-    """The ARPA file of the shards: an earlier run's if it was made of the same, else a new one."""
-    # The memory is not among them: it changes how lmplz works, not what it finds.
+    """Make the ARPA file of the shards, or reuse one that an earlier run made from the same inputs."""
+    # `memory` is not included: it does not change the result.
     made_from = {
         "shards": [shard.digest for shard in shards],
         "order": options.order,
@@ -206,7 +209,7 @@ def _pack(arpa: Path, work: WorkFolder, tools: Tools, options: BuildOptions) -> 
 
 
 def _ngram_counts(arpa: Path) -> tuple[int, ...]:
-    """The counts per order in the head of an ARPA file, which ends at the first empty line."""
+    """Number of n-grams per order, from the header of an ARPA file."""
     counts = []
     with arpa.open("rb") as lines:
         for line in lines:

@@ -1,15 +1,15 @@
-"""Reading a corpus as documents: texts, or token sequences.
+"""Corpus reader: yields documents, which are texts or token sequences.
 
-A source is a file, a folder (its files with the endings below, in sorted order, sub-folders included) or `-` for the
-standard input. Any ending may be followed by `.zst` or `.gz`.
+A source is a file, a folder or `-` for the standard input. Of a folder, all files with the endings below are read in
+sorted order, including those in sub-folders. Each ending may be followed by `.zst` or `.gz`.
 
-- `.jsonl`: one JSON object a line, its `text` field (or another one that is named) is a document.
-- `.u16`, `.u32`: token ids as little-endian unsigned 16-bit or 32-bit numbers, without a header; every `row_tokens` of
-them are a sequence.
-- `.txt`, `.md` and any other file named directly: UTF-8 text, documents separated by blank lines.
+- `.jsonl`: one JSON object per line. Its `text` field (or another field, if given) is a document.
+- `.u16`, `.u32`: token ids as little-endian unsigned 16-bit or 32-bit numbers, without a header. Every `row_tokens` ids
+  are one sequence.
+- `.txt`, `.md`, and any other file that is named directly: UTF-8 text. Blank lines separate documents.
 
-Files are streamed. A text longer than `MAX_TEXT_CHARACTERS` comes in pieces, so that one endless document does not
-fill the memory; only a line of a `.jsonl` file is held as a whole.
+Files are streamed. A text longer than `MAX_TEXT_CHARACTERS` is split into pieces, so that a very long document does not
+fill the memory. Only single lines of `.jsonl` files are held in memory as a whole.
 """
 
 import io
@@ -21,8 +21,6 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TextIO
 
-import zstandard
-
 from superdraft.ngram_models.building.packed_files import PACKED_SUFFIXES, open_unpacked
 from superdraft.ngram_models.errors import CorpusError
 
@@ -31,17 +29,17 @@ DEFAULT_ROW_TOKENS: Final = 65_536
 DEFAULT_TEXT_FIELD: Final = "text"
 MAX_TEXT_CHARACTERS: Final = 1 << 20
 TOKEN_FILES: Final = {".u16": "H", ".u32": "I"}
-"""The endings of token files and their type codes in `array`."""
+"""Endings of token files, with their type codes for `array`."""
 _ENDINGS = {".txt", ".md", ".jsonl", *TOKEN_FILES}
-# Text and code shrink to a third or less.
+# Text and code compress to a third or less.
 _PACKING_RATIO = 3
-_DOCUMENTS_A_BATCH = 256
+_BATCH_DOCUMENTS = 256
 
 Encode = Callable[[list[str]], list[list[int]]]
 
 
 class Text(NamedTuple):
-    """A document of text, or a piece of one. `is_whole` is False if the document goes on in the next piece."""
+    """A text document or a piece of one. `is_whole` is False if the document continues in the next piece."""
 
     characters: str
     is_whole: bool = True
@@ -51,7 +49,7 @@ Document = Text | Sequence[int]
 
 
 class CorpusSize(NamedTuple):
-    """Bytes of a corpus as it is, and about how many it has at least when it is unpacked."""
+    """Size of a corpus in bytes: as stored, and a lower estimate of its uncompressed size."""
 
     bytes_on_disk: int
     unpacked_bytes: int
@@ -64,13 +62,13 @@ def read_documents(
     text_field: str = DEFAULT_TEXT_FIELD,
     on_read: Callable[[int], None] | None = None,
 ) -> Iterator[Document]:
-    """The documents of all sources, one at a time.
+    """Yield the documents of all sources.
 
     Args:
-        sources: paths, or `-`.
-        row_tokens: tokens of a sequence of a token file.
-        text_field: the field of a `.jsonl` row that holds its text.
-        on_read: called with the number of bytes that were read from a file, packed ones as they are on disk.
+        sources: paths, or `-` for the standard input.
+        row_tokens: tokens per sequence of a token file.
+        text_field: the field of a `.jsonl` object that contains the text.
+        on_read: called with the number of bytes that were read from a file, before decompression.
 
     Raises:
         CorpusError: a source is missing or cannot be read.
@@ -91,12 +89,12 @@ def read_sequences(
     row_tokens: int = DEFAULT_ROW_TOKENS,
     text_field: str = DEFAULT_TEXT_FIELD,
 ) -> Iterator[list[int]]:
-    """The documents of all sources as token ids, one at a time.
+    """Yield the documents of all sources as token ids.
 
     Args:
         sources: as in `read_documents`.
-        encode: token ids of each text of a list, without special tokens added.
-        end_of_text_id: put behind every document of text; None: the tokenizer has none.
+        encode: converts a list of texts to token ids, without adding special tokens.
+        end_of_text_id: appended to every text document; None if the tokenizer has no such id.
         row_tokens: as in `read_documents`.
         text_field: as in `read_documents`.
 
@@ -104,12 +102,12 @@ def read_sequences(
         CorpusError: a source is missing or cannot be read.
     """
     documents = read_documents(sources, row_tokens=row_tokens, text_field=text_field)
-    while batch := list(islice(documents, _DOCUMENTS_A_BATCH)):
+    while batch := list(islice(documents, _BATCH_DOCUMENTS)):
         yield from encode_documents(batch, encode, end_of_text_id)
 
 
 def encode_documents(documents: Iterable[Document], encode: Encode, end_of_text_id: int | None) -> Iterator[list[int]]:
-    """Token ids of every document: of a text, those of `encode`, and an end-of-text token if it is whole."""
+    """Yield the token ids of every document. Texts are encoded, and end with `end_of_text_id` if they are whole."""
     documents = list(documents)
     encoded = iter(encode([document.characters for document in documents if isinstance(document, Text)]))
     end = [] if end_of_text_id is None else [end_of_text_id]
@@ -121,7 +119,7 @@ def encode_documents(documents: Iterable[Document], encode: Encode, end_of_text_
 
 
 def corpus_size(sources: Iterable[str]) -> CorpusSize | None:
-    """The size of all sources; None if the standard input is among them.
+    """Total size of all sources, or None if the standard input is among them.
 
     Raises:
         CorpusError: a source is missing.
@@ -145,7 +143,7 @@ def _files(source: str) -> Sequence[str]:
     files = sorted(str(file) for file in path.rglob("*") if file.is_file() and _ending(str(file)) in _ENDINGS)
     if not files:
         endings = ", ".join(sorted(_ENDINGS))
-        raise CorpusError(f"The folder {source} has no file that ends in {endings} (or these with .zst or .gz).")
+        raise CorpusError(f"The folder {source} has no file that ends in {endings} (optionally with .zst or .gz).")
     return files
 
 
@@ -169,12 +167,12 @@ def _read_texts(path: str, text_field: str, report: Callable[[int], None]) -> It
                 yield from _blocks_of_lines(lines)
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}).") from None
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}.") from None
 
 
 def _blocks_of_lines(lines: TextIO) -> Iterator[Text]:
-    """Documents separated by blank lines. A line end before the first or behind the last line is left out."""
+    """Yield documents separated by blank lines, without leading blank lines and trailing line ends."""
     block: list[str] = []
     num_characters, is_new_line = 0, True
     while line := lines.readline(MAX_TEXT_CHARACTERS):
@@ -215,7 +213,7 @@ def _pieces(text: str) -> Iterator[Text]:
     start = 0
     while len(text) - start > MAX_TEXT_CHARACTERS:
         end = start + MAX_TEXT_CHARACTERS
-        # Behind a line if there is one: a cut inside a word gives tokens that nobody writes.
+        # Cut after a line end if there is one: a cut inside a word gives tokens that do not occur in real text.
         end = text.rfind("\n", start, end) + 1 or end
         yield Text(text[start:end], is_whole=False)
         start = end
@@ -223,7 +221,7 @@ def _pieces(text: str) -> Iterator[Text]:
 
 
 def _without_lone_surrogates(text: str) -> str:
-    """JSON can spell halves of UTF-16 pairs, which are no characters and which tokenizers refuse."""
+    """Replace unpaired UTF-16 surrogates, which JSON can contain but tokenizers reject."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
@@ -235,11 +233,12 @@ def _read_rows(path: str, row_tokens: int, report: Callable[[int], None]) -> Ite
             while data := binary.read(row_tokens * item_bytes):
                 if len(data) % item_bytes:
                     raise CorpusError(
-                        f"{path} does not hold {8 * item_bytes}-bit token ids: its size is no multiple of {item_bytes}."
+                        f"{path} does not contain {8 * item_bytes}-bit token ids: its size is not a multiple of "
+                        f"{item_bytes} bytes."
                     )
                 row = array(type_code, data)
                 if sys.byteorder == "big":
                     row.byteswap()
                 yield row
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}.") from None

@@ -1,4 +1,4 @@
-"""Whether the disk and the memory are enough for a build, told before the work instead of after an hour."""
+"""Estimates of the disk space and memory that a build needs, checked before the build starts."""
 
 import os
 import re
@@ -10,45 +10,45 @@ from superdraft.ngram_models.errors import NgramBuildError
 
 _UNITS = {"b": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)(%|[bKMGT])")
-# English text has about 4.3 bytes a token of the default model's tokenizer, code about 3.
-_TEXT_BYTES_A_TOKEN = 5
-# Distinct n-grams of each order, and what pruning leaves of them, as shares of the corpus's tokens. For 44 million
-# tokens of mixed English they were 0.11, 0.41, 0.67, 0.80, 0.87 and at most 0.11; small corpora repeat themselves less.
+# With the default model's tokenizer, English text has about 4.3 bytes per token and code about 3.
+_TEXT_BYTES_PER_TOKEN = 5
+# Distinct n-grams per order, and those left after pruning, as shares of the number of tokens. For 44 million tokens of
+# mixed English they were 0.11, 0.41, 0.67, 0.80, 0.87 and at most 0.11. Small corpora are less repetitive.
 _DISTINCT_SHARE = {2: 0.3, 3: 0.6, 4: 0.8, 5: 0.9, 6: 1.0}
 _PRUNED_SHARE = 0.2
-# lmplz has some records twice while it moves them from one file to another.
+# lmplz stores some records twice while it moves them between files.
 _RECORDS_MARGIN = 1.25
 
 
 def memory_bytes(memory: str) -> int:
-    """The bytes that a size of `lmplz -S` stands for: "4G", "80%" of the machine's memory.
+    """Convert a size as in `lmplz -S`, such as "4G" or "80%" of the machine's memory, to bytes.
 
     Raises:
-        ValueError: it is no such size, or more than the machine has.
+        ValueError: the size is malformed, or larger than the machine's memory.
     """
     match = _MEMORY.fullmatch(memory)
     if match is None:
-        raise ValueError(f"The memory must be a number with b, K, M, G, T or % behind it, got {memory!r}.")
+        raise ValueError(f"The memory must be a number followed by b, K, M, G, T or %, got {memory!r}.")
     number, unit = float(match[1]), match[2]
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     wanted = int(number / 100 * has) if unit == "%" else int(number * _UNITS[unit])
     if not 0 < wanted <= has:
-        raise ValueError(f"The memory {memory!r} is not between 0 and the {_gigabytes(has)} that this machine has.")
+        raise ValueError(f"The memory must be between 0 and the {_gigabytes(has)} of this machine, got {memory!r}.")
     return wanted
 
 
 def needed_disk_bytes(num_tokens: int, order: int, prune: Sequence[int]) -> int:
-    """About how much disk KenLM's programs and the ARPA file take at most, beside the corpus.
+    """Upper estimate of the disk space for KenLM's temporary files and the ARPA file, without the corpus.
 
     Args:
-        num_tokens: of the corpus.
-        order: the longest n-gram, in tokens.
+        num_tokens: tokens of the corpus.
+        order: length of the longest n-gram, in tokens.
         prune: as in `BuildOptions`.
     """
     records, arpa = 0.0, 0.0
     for n in range(2, order + 1):
         is_pruned = prune[min(n, len(prune)) - 1] > 0
-        # lmplz sorts n word ids of 4 bytes and 8 bytes of counts; build_binary sorts what is left in the same way.
+        # A record of lmplz: n word ids of 4 bytes, and 8 bytes of counts. build_binary sorts similar ones afterwards.
         records += (4 * n + 8) * _DISTINCT_SHARE[n]
         # A line of an ARPA file: n ids of up to 5 digits, a probability and a back-off weight.
         arpa += (6 * n + 15) * (_PRUNED_SHARE if is_pruned else _DISTINCT_SHARE[n])
@@ -56,31 +56,31 @@ def needed_disk_bytes(num_tokens: int, order: int, prune: Sequence[int]) -> int:
 
 
 def check_disk_space(folder: Path, num_tokens: int, order: int, prune: Sequence[int]) -> None:
-    """Check that a build has room.
+    """Check that there is enough disk space for a build.
 
     Args:
-        folder: of the work, or where it will be.
-        num_tokens: of the corpus.
-        order: the longest n-gram, in tokens.
+        folder: folder of the build; it need not exist yet.
+        num_tokens: tokens of the corpus.
+        order: length of the longest n-gram, in tokens.
         prune: as in `BuildOptions`.
 
     Raises:
-        NgramBuildError: it has not.
+        NgramBuildError: there is not.
     """
     while not folder.exists():
         folder = folder.parent
     needed, free = needed_disk_bytes(num_tokens, order, prune), shutil.disk_usage(folder).free
     if needed > free:
         raise NgramBuildError(
-            f"An n-gram model of order {order} from {num_tokens:,} tokens needs about {_gigabytes(needed)} of disk for "
-            f"a while, but {folder} has {_gigabytes(free)} left. Make room, prune more (--prune), lower the --order, "
-            "build from a smaller corpus, or set SUPERDRAFT_HOME to a folder on another disk."
+            f"Building an n-gram model of order {order} from {num_tokens:,} tokens needs about {_gigabytes(needed)} of "
+            f"temporary disk space, but {folder} has {_gigabytes(free)} left. Free some space, prune more (--prune), "
+            "lower the --order, use a smaller corpus, or set SUPERDRAFT_HOME to a folder on another disk."
         )
 
 
 def approximate_tokens(text_bytes: int) -> int:
-    """How many tokens an unpacked corpus of this size has at least."""
-    return text_bytes // _TEXT_BYTES_A_TOKEN
+    """Lower estimate of the number of tokens in an uncompressed corpus of this size."""
+    return text_bytes // _TEXT_BYTES_PER_TOKEN
 
 
 def _gigabytes(num_bytes: float) -> str:

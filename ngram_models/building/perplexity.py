@@ -1,4 +1,4 @@
-"""How well a model predicts held-out tokens."""
+"""Perplexity of a model on held-out documents."""
 
 import math
 from collections import deque
@@ -11,12 +11,12 @@ from superdraft.ngram_models.scoring.scorer import KenLMScorer
 
 @dataclass(frozen=True, slots=True)
 class HeldOutResult:
-    """A model's perplexity on tokens that it was not built from.
+    """Perplexity of a model on documents that it was not built from.
 
     Attributes:
-        num_tokens: tokens scored, end-of-text tokens included.
-        num_unknown: how many of them the corpus lacked; they are scored like all others, as `<unk>`.
-        perplexity: exp of the mean negative natural-log probability of a token.
+        num_tokens: number of tokens scored, including end-of-text tokens.
+        num_unknown: how many of these are not in the model's corpus. They are included in the perplexity, as `<unk>`.
+        perplexity: exp of the mean negative natural-log probability per token.
     """
 
     num_tokens: int
@@ -25,11 +25,11 @@ class HeldOutResult:
 
 
 class HeldOutTail:
-    """Iterates over all documents but the last ones, which it keeps for measuring.
+    """Iterates over all documents except the last ones, which it keeps for measuring.
 
     Args:
-        documents: iterated once.
-        num_held_out: how many of the last documents are kept.
+        documents: iterated over once.
+        num_held_out: how many of the last documents to keep.
 
     Attributes:
         tail: the documents that were kept, in order.
@@ -48,10 +48,10 @@ class HeldOutTail:
 
 
 def measure_perplexity(scorer: KenLMScorer, sequences: Iterable[Sequence[int]]) -> HeldOutResult:
-    """Score every token of `sequences` in its full context; each sequence starts a text.
+    """Measure the perplexity on `sequences`. Each sequence begins a new text.
 
     Raises:
-        ValueError: there is no token at all.
+        ValueError: the sequences contain no tokens.
     """
     total, num_tokens, num_unknown = 0.0, 0, 0
     for sequence in sequences:
@@ -62,5 +62,5 @@ def measure_perplexity(scorer: KenLMScorer, sequences: Iterable[Sequence[int]]) 
             num_unknown += not scorer.is_known(token_id)
         num_tokens += len(sequence)
     if num_tokens == 0:
-        raise ValueError("There is no token to measure the perplexity on.")
+        raise ValueError("There are no tokens to measure the perplexity on.")
     return HeldOutResult(num_tokens, num_unknown, math.exp(-total / num_tokens))

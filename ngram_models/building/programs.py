@@ -1,4 +1,4 @@
-"""Running KenLM's programs."""
+"""Runner for KenLM's programs."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ from pathlib import Path
 from superdraft.ngram_models.errors import BuildToolMissingError, NgramBuildError
 
 _LOG_CHARACTERS = 600
-# PR_SET_PDEATHSIG is 1, SIGKILL 9; the setting outlives exec. subprocess's preexec_fn is not safe beside threads.
-# A parent that was killed before the setting was made sends nothing any more: another process has its place by then.
+# PR_SET_PDEATHSIG is 1, SIGKILL is 9. The setting survives exec. subprocess's preexec_fn is not safe with threads.
+# If the parent was killed before prctl, no signal comes; getppid then returns another process.
 _KILLED_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
     "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
@@ -19,26 +19,26 @@ _KILLED_WITH_PARENT = (
 
 
 def run_program(command: list[str], *, stdin: Iterable[bytes] = (), stdout: Path, log: Path) -> None:
-    """Run a program to its end.
+    """Run a program and wait until it ends.
 
     Args:
-        command: the program's path and its arguments.
-        stdin: fed to the program as it is made.
-        stdout: the file for its standard output.
-        log: the file for its standard error; its end is part of the message if the program fails.
+        command: path of the program, and its arguments.
+        stdin: blocks of its standard input, passed on as they are produced.
+        stdout: file for its standard output.
+        log: file for its standard error. If the program fails, the end of this file is part of the error message.
 
     Raises:
-        BuildToolMissingError: it cannot be started.
-        NgramBuildError: it failed.
+        BuildToolMissingError: the program cannot be started.
+        NgramBuildError: the program failed.
     """
     if not os.access(command[0], os.X_OK):
-        raise BuildToolMissingError(f"{command[0]} cannot be started: it is not there, or is no program.")
+        raise BuildToolMissingError(f"{command[0]} cannot be started: it does not exist or is not executable.")
     with stdout.open("wb") as output, log.open("wb") as errors:
         try:
             process = subprocess.Popen(_dying_with_us(command), stdin=subprocess.PIPE, stdout=output, stderr=errors)
         except OSError as error:
             raise BuildToolMissingError(f"{command[0]} cannot be started: {error.strerror}.") from None
-        # A broken pipe means that it stopped early; its exit status and its log tell why.
+        # A broken pipe means that the program ended early. Its exit code and its log say why.
         with suppress(BrokenPipeError), process:
             try:
                 _feed(process, stdin)
@@ -60,9 +60,9 @@ def _feed(process: "subprocess.Popen[bytes]", stdin: Iterable[bytes]) -> None:
 
 
 def _dying_with_us(command: list[str]) -> list[str]:
-    """The command, ended by the kernel when this process is killed (on Linux).
+    """Wrap a command so that the kernel kills it when this process is killed (on Linux).
 
-    Without it lmplz would take the end of its input for the end of the corpus and work on for nobody.
+    Otherwise lmplz would take the end of its input for the end of the corpus and keep working on a part of it.
     """
     if sys.platform != "linux":
         return command

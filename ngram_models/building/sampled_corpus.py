@@ -1,7 +1,7 @@
-"""A corpus that a language model writes, on disk in shards, so that a run that was killed goes on where it stopped.
+"""Corpus sampled from a language model, stored in shards so that a killed run can be continued.
 
-A shard is a token file of a fixed number of rows, as `corpus` reads it. It is complete or absent, and what is in it
-depends on the settings and its number alone. So the shards that are there are right, whoever sampled them and when.
+A shard is a token file with a fixed number of rows, in a format that `corpus` reads. Its content depends only on the
+settings and its number, and only complete shards get their final name. Existing shards are therefore always valid.
 """
 
 import json
@@ -28,12 +28,12 @@ _LARGEST_16_BIT = (1 << 16) - 1
 
 @dataclass(frozen=True, slots=True)
 class ShardShape:
-    """The size of every shard.
+    """Size of every shard.
 
     Attributes:
-        num_rows: sequences of a shard.
-        row_tokens: tokens of a sequence.
-        vocabulary_size: all ids are below it; decides between `.u16` and `.u32` files.
+        num_rows: sequences per shard.
+        row_tokens: tokens per sequence.
+        vocabulary_size: number of token ids; determines whether files are `.u16` or `.u32`.
     """
 
     num_rows: int
@@ -42,24 +42,24 @@ class ShardShape:
 
     @property
     def ending(self) -> str:
-        """Of the files' names."""
+        """Ending of the file names."""
         return ".u16" if self.vocabulary_size <= _LARGEST_16_BIT + 1 else ".u32"
 
     @property
     def num_bytes(self) -> int:
-        """Of a shard."""
+        """Size of a shard in bytes."""
         return self.num_rows * self.row_tokens * array(TOKEN_FILES[self.ending]).itemsize
 
     def num_shards(self, num_rows: int) -> int:
-        """How many shards hold this many sequences."""
+        """Number of shards for this many sequences."""
         return -(-num_rows // self.num_rows)
 
 
 class SampledCorpus:
-    """The shards of one folder; made by `open_sampled_corpus`.
+    """The shards in one folder. Use `open_sampled_corpus` to create an instance.
 
     Attributes:
-        num_removed: finished shards that were removed because they were sampled with other settings.
+        num_removed: number of finished shards that were removed because they were sampled with other settings.
     """
 
     def __init__(self, folder: Path, shape: ShardShape, num_removed: int) -> None:
@@ -68,11 +68,11 @@ class SampledCorpus:
         self.num_removed = num_removed
 
     def missing(self, num_shards: int) -> list[int]:
-        """The numbers below `num_shards` of those that are not there yet."""
+        """Numbers of the shards that are still missing, out of the first `num_shards`."""
         return [index for index in range(num_shards) if not self._is_complete(self._path(index))]
 
     def check_disk_space(self, num_missing: int) -> None:
-        """Check that there is room for this many shards more.
+        """Check that there is enough disk space for this many more shards.
 
         Raises:
             CorpusError: there is not.
@@ -80,16 +80,17 @@ class SampledCorpus:
         needed, free = num_missing * self._shape.num_bytes, shutil.disk_usage(self._folder).free
         if needed > free:
             raise CorpusError(
-                f"The sampled tokens need {needed / 1e6:,.0f} MB of disk, but {self._folder} has {free / 1e6:,.0f} MB "
-                "left. Make room, sample fewer (--rows), or name a folder on another disk (--work)."
+                f"The sampled tokens need {needed / 1e6:,.0f} MB of disk space, but {self._folder} has "
+                f"{free / 1e6:,.0f} MB left. Free some space, sample fewer rows (--rows), or use a folder on another "
+                "disk (--work)."
             )
 
     def write(self, index: int, token_ids: Iterable[int]) -> None:
-        """Put a shard on disk; it has its name only when it is complete.
+        """Write a shard. It gets its final name only when it is complete.
 
         Args:
-            index: its number.
-            token_ids: row after row, of the shape's size.
+            index: number of the shard.
+            token_ids: all rows of the shard, one after another.
         """
         ids = array(TOKEN_FILES[self._shape.ending], token_ids)
         if sys.byteorder == "big":
@@ -99,12 +100,12 @@ class SampledCorpus:
         rename_durably(partial, self._path(index))
 
     def read(self, num_rows: int) -> Iterator[Document]:
-        """The first sequences, in order; their shards must be there."""
+        """Read the first `num_rows` sequences, in order. Their shards must exist."""
         paths = [str(self._path(index)) for index in range(self._shape.num_shards(num_rows))]
         return islice(read_documents(paths, row_tokens=self._shape.row_tokens), num_rows)
 
     def remove(self) -> None:
-        """Remove the folder with all shards."""
+        """Remove the folder with all its shards."""
         shutil.rmtree(self._folder)
 
     def _path(self, index: int) -> Path:
@@ -116,20 +117,23 @@ class SampledCorpus:
 
 @contextmanager
 def open_sampled_corpus(folder: Path, settings: Mapping[str, Any], shape: ShardShape) -> Iterator[SampledCorpus]:
-    """The sampled corpus in a folder, for this process alone.
+    """Open the sampled corpus in a folder, and lock it for this process.
 
     Args:
-        folder: made if need be.
-        settings: all that decides what is in the shards, for JSON. Shards that were sampled with others are removed.
-        shape: of the shards; belongs to the settings.
+        folder: created if it does not exist.
+        settings: everything else that determines the content of the shards, as JSON values. Shards that were sampled
+            with other settings are removed.
+        shape: size of the shards. A different shape counts as different settings.
 
     Raises:
-        CorpusError: another process samples into this folder, or it holds something else.
+        CorpusError: another process is sampling into this folder, or the folder contains other files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     foreign = sorted(path.name for path in folder.iterdir() if not _is_own(path))
     if foreign:
-        raise CorpusError(f"{folder} holds other files ({foreign[0]}). Name an empty folder for the samples (--work).")
+        raise CorpusError(
+            f"{folder} contains other files ({foreign[0]}). Use an empty folder for the samples (--work)."
+        )
     try:
         with FileLock(folder / _LOCK_FILE, blocking=False):
             yield SampledCorpus(
@@ -137,12 +141,12 @@ def open_sampled_corpus(folder: Path, settings: Mapping[str, Any], shape: ShardS
             )
     except Timeout:
         raise CorpusError(
-            f"Another process samples into {folder}. Wait for it, or choose another name for the model."
+            f"Another process is sampling into {folder}. Wait for it, or choose another name for the model."
         ) from None
 
 
 def _start(folder: Path, settings: Mapping[str, Any]) -> int:
-    """Make the folder ready for these settings; returns how many finished shards of others were removed."""
+    """Prepare the folder for these settings; returns how many finished shards of other settings were removed."""
     for partial in folder.glob("*.partial"):
         partial.unlink()
     path = folder / _SETTINGS_FILE
@@ -150,7 +154,7 @@ def _start(folder: Path, settings: Mapping[str, Any]) -> int:
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return 0
     shards = _finished(folder)
-    # The old settings go last: killed in between, the rest of their shards would still be right.
+    # Replace the old settings last: if this process is killed before, the remaining shards still match them.
     for shard in shards:
         shard.unlink()
     partial = folder / f"{_SETTINGS_FILE}.partial"

@@ -1,9 +1,8 @@
-"""The tokenised corpus on disk, in shards that a later run of a killed build can use again.
+"""Shards of the tokenised corpus on disk, which can be reused after a build was killed.
 
-A shard holds the training lines of some documents in a row: one text a line, a word a token, as `lmplz` reads them.
-Its name begins with a digest of those documents and of the tokenizer. Whether a shard can be used again is seen from
-the name alone; that the corpus was changed shows in another digest, wherever it came from, the standard input
-included.
+A shard contains the training lines of consecutive documents, as `lmplz` reads them: one line per text, one word per
+token. Its file name begins with a digest of those documents and of the tokenizer, so a shard can be reused if the name
+matches. A changed corpus changes the digests, even if it is read from the standard input.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from superdraft.ngram_models.errors import CorpusError, NgramBuildError
 from superdraft.ngram_models.store.manifest import TokenizerIdentity
 from superdraft.ngram_models.vocabulary import CUT, WordTable, split_at_end_of_text
 
-# Enough documents for a tokenizer to use all cores; little enough to stay in memory and to be lost by a kill.
+# Enough documents for a tokenizer to use all cores, and little enough to hold in memory and to lose when killed.
 SHARD_BYTES: Final = 1 << 23
 _SUFFIX = ".lines.zst"
 _FORMAT = "training lines 1"
@@ -33,7 +32,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A finished shard. `num_tokens` includes end-of-text tokens; a cut-off text counts as a document."""
+    """A finished shard. `num_tokens` includes end-of-text tokens; a text that is cut off counts as a document."""
 
     path: Path
     digest: str
@@ -42,12 +41,12 @@ class Shard:
 
 
 class ShardFolder:
-    """Makes the shards of a corpus, and finds those that an earlier run left.
+    """Writes the shards of a corpus, and reuses those of an earlier run.
 
     Args:
-        folder: exists.
-        tokenizer: whose ids the tokens are.
-        encoder: for documents of text; None: there are none.
+        folder: an existing folder for the shards.
+        tokenizer: the tokenizer of the token ids.
+        encoder: encoder for text documents; None if there are none.
     """
 
     def __init__(self, folder: Path, tokenizer: TokenizerIdentity, encoder: Encoder | None) -> None:
@@ -61,17 +60,17 @@ class ShardFolder:
         self._found = {shard.digest: shard for shard in _finished_shards(folder)}
 
     def shards(self, documents: Iterable[Document]) -> Iterator[Shard]:
-        """Each shard of a corpus, as soon as it is on disk.
+        """Yield each shard of a corpus as soon as it is on disk.
 
         Raises:
-            CorpusError: a token is not in the vocabulary.
+            CorpusError: a token id is outside the vocabulary.
         """
         for batch in _batches(documents):
             digest = self._digest(batch)
             yield self._found.get(digest) or self._write(digest, batch)
 
     def remove_others(self, shards: Iterable[Shard]) -> None:
-        """Remove what is in the folder and belongs to none of these shards."""
+        """Remove all files of the folder except these shards."""
         kept = {shard.path for shard in shards}
         for path in self._folder.iterdir():
             if path not in kept:
@@ -101,7 +100,7 @@ class ShardFolder:
     def _encode(self, documents: list[Document]) -> Iterator[list[int]]:
         def encode(texts: list[str]) -> list[list[int]]:
             if texts and self._encoder is None:
-                raise ValueError("Documents of text need an encoder.")
+                raise ValueError("Text documents need an encoder.")
             return self._encoder(texts) if self._encoder is not None else []
 
         return encode_documents(documents, encode, min(self._end_of_text_ids, default=None))
@@ -110,8 +109,8 @@ class ShardFolder:
         words = self._words
         for text, ended in split_at_end_of_text(token_ids, self._end_of_text_ids):
             line = " ".join([words[token_id] for token_id in text])
-            # lmplz ends every line with </s>. A text that was cut off gets a word of its own there, else the model
-            # would learn from it that any word may end a text.
+            # lmplz ends every line with </s>. The extra word after a text that was cut off keeps the model from
+            # learning that the text may end there.
             yield (line + "\n" if ended else f"{line} {CUT}\n").encode("ascii")
 
     def _check(self, token_ids: list[int]) -> None:
@@ -119,13 +118,17 @@ class ShardFolder:
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < size:
             wrong = next(token_id for token_id in token_ids if not 0 <= token_id < size)
             raise CorpusError(
-                f"The corpus holds the token id {wrong}, but the tokenizer has {size} tokens: "
-                "it was made with another tokenizer."
+                f"The corpus contains the token id {wrong}, but the tokenizer has {size} tokens: "
+                "the corpus was tokenised with another tokenizer."
             )
 
 
 def training_lines(shards: Iterable[Shard], report: Callable[[int], None]) -> Iterator[bytes]:
-    """The lines of all shards, in blocks of bytes; `report` gets the number of tokens up to here, after each shard.
+    """Yield the lines of all shards, in blocks of bytes.
+
+    Args:
+        shards: in order.
+        report: called after each shard with the number of tokens so far.
 
     Raises:
         NgramBuildError: a shard is damaged.
@@ -136,14 +139,14 @@ def training_lines(shards: Iterable[Shard], report: Callable[[int], None]) -> It
             with open_unpacked(str(shard.path), lambda _num_bytes: None) as lines:
                 while block := lines.read(_READ_BYTES):
                     yield block
-        except (OSError, EOFError, zstandard.ZstdError) as error:
+        except OSError as error:
             raise NgramBuildError(f"{shard.path} is damaged ({error}). Remove it and build again.") from None
         num_tokens += shard.num_tokens
         report(num_tokens)
 
 
 def rename_durably(partial: Path, final: Path) -> Path:
-    """Give a finished file its name, after its content is on the disk: a power cut must not leave a name alone."""
+    """Rename a finished file after syncing its content, so that the new name never points to incomplete data."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     return partial.rename(final)
@@ -160,7 +163,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     num_bytes = 0
     for document in documents:
         batch.append(document)
-        # Text is counted in characters, which are bytes enough for this.
+        # For text, the number of characters is close enough to the number of bytes.
         num_bytes += len(document.characters) if isinstance(document, Text) else 4 * len(document)
         if num_bytes >= SHARD_BYTES:
             yield batch
@@ -170,7 +173,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _as_bytes(document: Document) -> tuple[bytes, bytes]:
-    """What kind of document it is, and its content."""
+    """Kind and content of a document, for the digest."""
     if isinstance(document, Text):
         return (b"T" if document.is_whole else b"P"), document.characters.encode()
     return b"I", array("q", document).tobytes()

@@ -1,4 +1,4 @@
-"""The folder in which a model is built: one a model, locked, kept when the build is killed."""
+"""Work folder of a build: one per model, locked, and kept if the build is killed."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ _SUFFIX: Final = ".build"
 
 @dataclass(frozen=True, slots=True)
 class WorkFolder:
-    """Where the parts of a build lie.
+    """Paths of a build.
 
     Attributes:
-        path: the folder; it lies beside the model's, on the same disk, and its name begins with a dot, so that nobody
-            looks for models in it.
+        path: the work folder. It is next to the model's folder, on the same disk. Its name begins with a dot, so that
+            it is not listed as a model.
         model: the model's folder.
     """
 
@@ -30,34 +30,34 @@ class WorkFolder:
 
     @property
     def shards(self) -> Path:
-        """The folder of the tokenised corpus."""
+        """Folder of the tokenised corpus."""
         return self.path / "shards"
 
     @property
     def temporary(self) -> Path:
-        """A folder for KenLM's own files; empty when a run starts."""
+        """Folder for KenLM's temporary files and logs; empty when a run starts."""
         return self.path / "temporary"
 
     @property
     def new(self) -> Path:
-        """The folder that becomes the model; empty when a run starts."""
+        """Folder that becomes the model; empty when a run starts."""
         return self.path / "new"
 
     @property
     def old(self) -> Path:
-        """Where a model that is replaced waits until the new one is in its place."""
+        """Folder of the replaced model, until the new one is in place."""
         return self.path / "old"
 
     def publish(self) -> None:
-        """Put the new model in its place; one that was there is in `old` from then on."""
+        """Move the new model into place. A model that was there before is moved to `old`."""
         if self.model.exists():
             self.model.rename(self.old)
         self.new.rename(self.model)
 
     def start(self) -> None:
-        """Take back what a killed run left half done."""
+        """Clean up after a run that was killed, and create the sub-folders."""
         if self.old.is_dir() and not self.model.exists():
-            # Killed just between the two renames of `publish`.
+            # The run was killed between the two renames of `publish`.
             self.old.rename(self.model)
         for folder in (self.old, self.new, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
@@ -67,12 +67,12 @@ class WorkFolder:
 
 @contextmanager
 def work_folder(model: Path) -> Iterator[WorkFolder]:
-    """The work folder of a model, for this process alone.
+    """Open the work folder of a model, and lock it for this process.
 
-    It is removed when the build succeeds. When it fails, what a next run can use stays.
+    It is removed if the build succeeds. If the build fails, the files that the next run can reuse are kept.
 
     Raises:
-        NgramBuildError: another process builds this model, or `model` is something else than a model.
+        NgramBuildError: another process is building this model, or `model` exists and is not a model.
     """
     _refuse_to_replace_other_things(model)
     folder = WorkFolder(model.parent / f".{model.name}{_SUFFIX}", model)
@@ -94,7 +94,7 @@ def work_folder(model: Path) -> Iterator[WorkFolder]:
 
 
 def unfinished_builds(parent: Path) -> list[tuple[str, Path]]:
-    """Name and work folder of every model below `parent` whose build runs just now, failed or was killed."""
+    """Names and work folders of all models in `parent` whose build is running, has failed or was killed."""
     folders = sorted(parent.glob(f".*{_SUFFIX}")) if parent.is_dir() else []
     return [(folder.name.removeprefix(".").removesuffix(_SUFFIX), folder) for folder in folders]
 
@@ -112,4 +112,4 @@ def _keep_finished_parts(folder: WorkFolder) -> None:
 def _refuse_to_replace_other_things(folder: Path) -> None:
     is_model = (folder / MANIFEST_FILE).is_file()
     if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
-        raise NgramBuildError(f"{folder} exists and is no n-gram model. Choose another name or remove it.")
+        raise NgramBuildError(f"{folder} exists and is not an n-gram model. Choose another name or remove it.")

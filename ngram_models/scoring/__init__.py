@@ -1,1 +1,1 @@
-"""N-gram models as scorers of next tokens."""
+"""Scorers: next-token log-probabilities from n-gram models."""

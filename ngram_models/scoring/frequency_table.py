@@ -1,7 +1,7 @@
-"""Raw n-gram frequencies with fixed weights: the scorer of the paper on Superposed Decoding (Shen et al., 2024).
+"""Scorer for raw n-gram frequencies with fixed weights, as in the paper on Superposed Decoding (Shen et al., 2024).
 
-Unlike a back-off model it gives most tokens no support at all, which takes Superposed Decoding down its penalty path.
-Held in Python dictionaries: for comparisons and small corpora.
+Unlike a back-off model, it gives most tokens no support at all, so that Superposed Decoding takes its penalty path.
+The counts are kept in Python dictionaries, which is enough for comparisons on small corpora.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from superdraft.ngram_models.vocabulary import split_at_end_of_text
 
-# Published weights of the 2-, 3-, 4-, 5- and 6-grams. They sum to 0.5; what is missing lowers all scores alike.
+# Published weights of the 2-, 3-, 4-, 5- and 6-grams. They sum to 0.5, which lowers all scores equally.
 PUBLISHED_WEIGHTS = (0.01, 0.04, 0.15, 0.18, 0.12)
 
 Context = tuple[int, ...]
@@ -19,14 +19,14 @@ Context = tuple[int, ...]
 class FrequencyTableScorer:
     """`p(x | context) = sum over n of weight_n * count(last n-1 tokens, x) / count(last n-1 tokens, any token)`.
 
-    A state is the tuple of the last `order - 1` tokens of the running text; after an end-of-text token it is empty. A
+    A state is the tuple of the last `order - 1` tokens of the current text; after an end-of-text token it is empty. A
     token that follows none of the contexts scores `-inf`.
 
     Args:
-        sequences: token ids; n-grams do not cross the end of a sequence or an end-of-text token, which itself is
-            counted as a token that follows.
-        weights: weights of the 2-grams, 3-grams and so on; the model's order is one more than there are.
-        end_of_text_ids: the ids that end a text. All of them count as one token.
+        sequences: token ids. N-grams do not cross the end of a sequence or an end-of-text token; the end-of-text token
+            itself is counted as a following token.
+        weights: weights of the 2-grams, 3-grams and so on; the model's order is their number plus one.
+        end_of_text_ids: ids that end a text. All of them count as one token.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class FrequencyTableScorer:
 
     @property
     def order(self) -> int:
-        """The longest n-gram, in tokens."""
+        """Length of the longest n-gram, in tokens."""
         return len(self._weights) + 1
 
     def initial_state(self, token_ids: Sequence[int]) -> Context:
-        """The state after `token_ids`, of which the last `order - 1` matter."""
+        """State after `token_ids`; only the last `order - 1` matter."""
         state: Context = ()
         for token_id in token_ids[-(self.order - 1) :]:
             state = self.advance(state, token_id)
         return state
 
     def score(self, states: Sequence[Context], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural-log probabilities of every candidate of every draft; shapes as `KenLMScorer.score`."""
+        """Natural-log probabilities of all candidates of all drafts; shapes as in `KenLMScorer.score`."""
         return [
             [self._logprob(state, token_id) for token_id in token_ids]
             for state, token_ids in zip(states, candidates, strict=True)
@@ -82,5 +82,5 @@ class FrequencyTableScorer:
         return math.log(probability) if probability > 0 else -math.inf
 
     def advance(self, state: Context, token_id: int) -> Context:
-        """The state after one more token."""
+        """State after one more token."""
         return () if token_id in self._end_of_text_ids else (*state, token_id)[-(self.order - 1) :]

@@ -1,68 +1,68 @@
-"""Several n-gram models as one: a weighted mean of their probabilities."""
+"""Mixture of n-gram models: the weighted mean of their probabilities."""
 
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
-# Below it, a sum of probabilities may have lost its smallest terms.
+# A smaller sum of probabilities may have lost its smallest terms to underflow.
 _LEAST_EXACT = 1e-300
 
 
 class Scorer(Protocol):
-    """What an n-gram model offers here; states are as the model likes, but hashable and immutable."""
+    """Interface of an n-gram model. States are of any hashable, immutable type."""
 
     @property
     def order(self) -> int:
-        """The longest n-gram looked at, in tokens."""
+        """Length of the longest n-gram, in tokens."""
 
     def initial_state(self, token_ids: Sequence[int]) -> Any:
-        """The state after these tokens."""
+        """State after these tokens."""
 
     def score(self, states: Sequence[Any], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural-log probabilities of every candidate of every state."""
+        """Natural-log probabilities of all candidates of all states; shapes as in `KenLMScorer.score`."""
 
     def advance(self, state: Any, token_id: int) -> Any:
-        """The state after one more token."""
+        """State after one more token."""
 
 
 MixtureState = tuple[Hashable, ...]
 
 
 class MixtureScorer:
-    """`p(x) = sum of w_i p_i(x)`, the weights being divided by their sum. A state is the tuple of the parts' states.
+    """`p(x) = sum of w_i p_i(x)`, with weights divided by their sum. A state is the tuple of the parts' states.
 
     Args:
-        parts: models and their weights, each above 0; at least one.
+        parts: models and their weights. At least one part; all weights above 0.
 
     Raises:
-        ValueError: there is no part, or a weight is not a positive number.
+        ValueError: there are no parts, or a weight is not a positive number.
     """
 
     def __init__(self, parts: Sequence[tuple[Scorer, float]]) -> None:
         total = math.fsum(weight for _, weight in parts)
         if not parts or any(weight <= 0 for _, weight in parts) or not math.isfinite(total):
-            raise ValueError(f"Weights must be positive numbers, at least one; got {[weight for _, weight in parts]}.")
+            raise ValueError(f"There must be one or more positive weights, got {[weight for _, weight in parts]}.")
         self._scorers = [scorer for scorer, _ in parts]
         self._weights = [weight / total for _, weight in parts]
 
     @property
     def order(self) -> int:
-        """The longest n-gram of all parts, in tokens."""
+        """Length of the longest n-gram of all parts, in tokens."""
         return max(scorer.order for scorer in self._scorers)
 
     def initial_state(self, token_ids: Sequence[int]) -> MixtureState:
-        """The state after `token_ids`."""
+        """State after `token_ids`."""
         return tuple(scorer.initial_state(token_ids) for scorer in self._scorers)
 
     def score(self, states: Sequence[MixtureState], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural-log probabilities of every candidate of every draft, in one call.
+        """Natural-log probabilities of all candidates of all drafts.
 
         Args:
-            states: one a draft; length k.
-            candidates: the token ids to score after each state, length k.
+            states: one per draft; length k.
+            candidates: token ids to score after each state; length k.
 
         Returns:
-            k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`, `-inf` where no part gives any probability.
+            k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`, or `-inf` if all parts give probability 0.
         """
         by_part = [
             scorer.score([state[part] for state in states], candidates) for part, scorer in enumerate(self._scorers)
@@ -70,7 +70,7 @@ class MixtureScorer:
         mixed: dict[tuple[int, ...], list[float]] = {}
         scores = []
         for rows in zip(*by_part, strict=True):
-            # Parts answer equal questions with one list, so the same lists need not be mixed again.
+            # Parts return the same list object for equal drafts, so the same lists need to be mixed only once.
             key = tuple(map(id, rows))
             if key not in mixed:
                 mixed[key] = self._mix(rows)
@@ -88,7 +88,7 @@ class MixtureScorer:
         ]
 
     def _mix_tiny(self, logprobs: Sequence[float]) -> float:
-        """The mixture of probabilities that floats cannot hold."""
+        """Mixture of log-probabilities whose probabilities underflow."""
         terms = [math.log(weight) + logprob for weight, logprob in zip(self._weights, logprobs, strict=True)]
         largest = max(terms)
         if largest == -math.inf:
@@ -96,14 +96,14 @@ class MixtureScorer:
         return largest + math.log(math.fsum(math.exp(term - largest) for term in terms))
 
     def advance(self, state: MixtureState, token_id: int) -> MixtureState:
-        """The state after one more token."""
+        """State after one more token."""
         return tuple(
             scorer.advance(part_state, token_id) for scorer, part_state in zip(self._scorers, state, strict=True)
         )
 
 
 def mixed(parts: Sequence[tuple[Scorer, float]]) -> Scorer:
-    """The mixture of these models; a single model is returned as it is, whatever its weight.
+    """Mixture of these models. A single model is returned unchanged, whatever its weight.
 
     Raises:
         ValueError: as `MixtureScorer`.

@@ -1,4 +1,4 @@
-"""Next-token log-probabilities from a KenLM model over token ids."""
+"""Scorer for a KenLM model over token ids."""
 
 import functools
 import math
@@ -11,26 +11,26 @@ from superdraft.ngram_models.vocabulary import WordTable
 
 UnknownPolicy = Literal["unk", "zero"]
 
-# KenLM speaks log10; natural logarithms everywhere else.
+# KenLM returns log10; everything else uses natural logarithms.
 _LN_10 = math.log(10)
 
-# The models of one tokenizer share one table: it holds a text for every id.
+# Models for the same tokenizer share one table, which holds a string per token id.
 _shared_words = functools.lru_cache(maxsize=2)(WordTable)
 
 
 class KenLMScorer:
-    """Scores tokens after the real tokens of each draft; a state follows its draft.
+    """Next-token log-probabilities from a KenLM model. Each draft carries its own state.
 
-    A state is a `kenlm.State`: immutable by convention, hashable, and equal for two contexts that no n-gram of the
-    model tells apart. After an end-of-text token a new text begins, so the state is the begin-of-sentence state.
+    A state is a `kenlm.State`. It is treated as immutable, is hashable, and is equal for two contexts that no n-gram of
+    the model distinguishes. After an end-of-text token a new text begins, so the state is the begin-of-sentence state.
 
     Args:
         model: a `kenlm.Model` whose words are those of `WordTable`.
         vocabulary_size: number of ids of the tokenizer.
-        end_of_text_ids: the ids that are the model's `</s>`.
-        unknown: a token that the corpus lacks gets KenLM's probability of `<unk>` ("unk": such a token does not kill a
-            draft) or none, `-inf` ("zero": a draft without any supported candidate then takes Superposed Decoding's
-            penalty path, as with raw frequency tables).
+        end_of_text_ids: ids that map to the model's `</s>`.
+        unknown: score of a token that is not in the corpus. "unk": KenLM's probability of `<unk>`, so that the token
+            does not rule out a draft. "zero": `-inf`; a draft without any supported candidate then takes Superposed
+            Decoding's penalty path, as with raw frequency tables.
     """
 
     def __init__(
@@ -48,26 +48,26 @@ class KenLMScorer:
         self._unknown_has_no_support = unknown == "zero"
         self._text_start = kenlm.State()
         model.BeginSentenceWrite(self._text_start)
-        # BaseScore must write its out-state somewhere; nothing reads this one.
+        # BaseScore always writes an out-state; this one is never read.
         self._discarded = kenlm.State()
 
     @property
     def order(self) -> int:
-        """The longest n-gram of the model, in tokens."""
+        """Length of the longest n-gram, in tokens."""
         return int(self._model.order)
 
     def is_known(self, token_id: int) -> bool:
-        """Whether the corpus held this token."""
+        """Whether this token is in the corpus."""
         return self._words[token_id] in self._model
 
     def text_start_state(self) -> kenlm.State:
-        """The state at the begin of a text."""
+        """State at the beginning of a text."""
         return self._text_start
 
     def initial_state(self, token_ids: Sequence[int]) -> kenlm.State:
-        """The state after `token_ids`, of which the last `order - 1` matter.
+        """State after `token_ids`; only the last `order - 1` matter.
 
-        They are taken as the middle of a text, unless an end-of-text token among them starts a new one.
+        They count as the middle of a text, unless an end-of-text token among them starts a new one.
         """
         state = kenlm.State()
         self._model.NullContextWrite(state)
@@ -76,12 +76,12 @@ class KenLMScorer:
         return state
 
     def score(self, states: Sequence[kenlm.State], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural-log probabilities of every candidate of every draft, in one call.
+        """Natural-log probabilities of all candidates of all drafts.
 
         Args:
-            states: one a draft; length k.
-            candidates: the token ids to score after each state, length k. Drafts with equal states that pass the same
-                list object are looked up once and share one row of the answer.
+            states: one per draft; length k.
+            candidates: token ids to score after each state; length k. Drafts with equal states that pass the same list
+                object are scored once and share one row of the result.
 
         Returns:
             k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`.
@@ -104,7 +104,7 @@ class KenLMScorer:
         return [p if self.is_known(token_id) else -math.inf for p, token_id in zip(row, token_ids, strict=True)]
 
     def advance(self, state: kenlm.State, token_id: int) -> kenlm.State:
-        """The state after one more token."""
+        """State after one more token."""
         if token_id in self._end_of_text_ids:
             return self._text_start
         next_state = kenlm.State()

@@ -1,1 +1,1 @@
-"""N-gram models on disk: manifests, where models are found, what is in them."""
+"""N-gram models on disk: their manifests, finding and loading them, inspecting them."""

@@ -1,4 +1,4 @@
-"""Looking into a model: what it expects after a phrase, and whether it is whole."""
+"""Inspection of a model: likely continuations of a phrase, and integrity checks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from superdraft.ngram_models.store.registry import open_scorer
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A token that may come next, and its probability."""
+    """A possible next token and its probability."""
 
     token_id: int
     probability: float
@@ -21,16 +21,16 @@ class Continuation:
 def top_continuations(
     scorer: KenLMScorer, manifest: Manifest, token_ids: Sequence[int], num_continuations: int
 ) -> list[Continuation]:
-    """The most probable next tokens after a phrase, best first.
+    """Most probable next tokens after a phrase, best first.
 
-    KenLM cannot list the n-grams that begin with a context, so the whole vocabulary is scored.
+    KenLM cannot list the n-grams that begin with a context, so the whole vocabulary is scored. Tokens that are not in
+    the corpus are left out. All end-of-text tokens are one word of the model; the smallest id represents them.
 
     Args:
-        scorer: of the model.
-        manifest: of the same model.
-        token_ids: of the phrase, which is taken as the middle of a text.
-        num_continuations: how many at most. Tokens that the corpus lacks are left out; of the end-of-text tokens,
-            which are one word of the model, the first stands for all.
+        scorer: scorer of the model.
+        manifest: manifest of the same model.
+        token_ids: the phrase, which counts as the middle of a text.
+        num_continuations: maximum number of tokens to return.
     """
     ends = set(manifest.tokenizer.end_of_text_ids)
     candidates = [
@@ -44,21 +44,21 @@ def top_continuations(
 
 
 def verify_model(folder: Path, fingerprint: str | None = None) -> Iterator[str]:
-    """Check a model; yields a sentence for every check that it passes.
+    """Check a model, and yield a sentence for each check that it passes.
 
     Args:
-        folder: of the model.
-        fingerprint: `tokenizer_fingerprint` of the tokenizer that it should be for; None: not checked.
+        folder: the model's folder.
+        fingerprint: `tokenizer_fingerprint` of the tokenizer that the model should be for; None: not checked.
 
     Raises:
-        NgramModelError: it is broken or for another tokenizer; the message tells what is wrong.
+        NgramModelError: the model is damaged or for another tokenizer; the message says what is wrong.
     """
     manifest = Manifest.read(folder)
     yield "The manifest can be read."
     manifest.verify_binary(folder)
-    yield f"The binary has its {manifest.binary_bytes:,} bytes and its SHA-256."
+    yield f"The binary matches the manifest: {manifest.binary_bytes:,} bytes and the SHA-256."
     if fingerprint is not None:
         manifest.verify_tokenizer(fingerprint)
-        yield "Its words are the tokens of this tokenizer."
+        yield "The model is for this tokenizer."
     open_scorer(folder, manifest)
-    yield f"KenLM loads it; its order is {manifest.order}."
+    yield f"KenLM can load the binary; its order is {manifest.order}."

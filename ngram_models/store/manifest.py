@@ -1,8 +1,8 @@
-"""The manifest of an n-gram model: what it is, what it was built from, and whether its binary is whole.
+"""Manifest of an n-gram model: its properties, its origin, and the checksum of its binary.
 
-A model is a folder with `model.bin` (a KenLM binary) and `manifest.json`. The manifest is written last, so a folder
-that has one once held a complete binary; its size and SHA-256 tell whether it still does. KenLM maps a binary into
-memory and trusts every byte of it, so nothing is handed to KenLM before both are checked.
+A model is a folder with `model.bin` (a KenLM binary) and `manifest.json`. The manifest is written last, so its presence
+means that the binary was complete at that time. The size and SHA-256 in it show whether the binary is still intact;
+they are checked before KenLM opens the binary, because KenLM maps it into memory and trusts every byte.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class TokenizerIdentity:
-    """The tokenizer whose ids are the model's words."""
+    """The tokenizer that the model is for. Its token ids are the model's words."""
 
     name: str
     fingerprint: str
@@ -39,7 +39,7 @@ class TokenizerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
-    """What the model was built from. Tokens include the end-of-text tokens."""
+    """The corpus that the model was built from. `num_tokens` includes the end-of-text tokens."""
 
     description: str
     num_tokens: int
@@ -48,7 +48,7 @@ class CorpusSummary:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Settings of Superposed Decoding that were tuned on this model."""
+    """Parameters of Superposed Decoding that were tuned for this model."""
 
     alpha: float
     tau: float
@@ -57,20 +57,22 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that is known about one n-gram model.
+    """Contents of `manifest.json`.
 
     Attributes:
-        name: the name it is asked for by.
-        order: the longest n-gram, in tokens.
-        licence: SPDX expression or a sentence, of the model as a whole.
-        binary_sha256: of `model.bin`, in hex.
+        name: the model's name when it was built.
+        order: length of the longest n-gram, in tokens.
+        tokenizer: the tokenizer that the model is for.
+        corpus: what the model was built from.
+        licence: licence of the model as a whole, as an SPDX expression or a sentence.
+        binary_sha256: SHA-256 of `model.bin`, in hex.
         binary_bytes: size of `model.bin`.
-        prune: counts up to which n-grams were left out, one an order.
-        quantize_bits: bits of a quantised probability; None: full floats.
-        backoff_quantize_bits: bits of a quantised back-off weight; None: full floats.
-        build_tool: program and version that built it.
-        tuning: None if nothing was tuned.
-        ngram_counts: how many n-grams of each order, from 1 up, it holds; None: not recorded (older builds).
+        prune: for each order from 1 up, the count up to which n-grams were left out.
+        quantize_bits: bits per quantised probability; None: full floats.
+        backoff_quantize_bits: bits per quantised back-off weight; None: full floats.
+        build_tool: name and version of the programs that built the model.
+        tuning: tuned parameters; None: the model was not tuned.
+        ngram_counts: number of n-grams of each order from 1 up; None: not recorded (older builds).
     """
 
     name: str
@@ -88,7 +90,7 @@ class Manifest:
     ngram_counts: tuple[int, ...] | None = None
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json` in one step: a reader sees the old one or the new one, never a part."""
+        """Write `manifest.json` atomically: readers see either the old file or the new one."""
         partial = folder / f".{MANIFEST_FILE}.partial"
         document = {"format_version": FORMAT_VERSION, **asdict(self)}
         with partial.open("w", encoding="utf-8") as file:
@@ -103,16 +105,16 @@ class Manifest:
         """Read the manifest of a model's folder.
 
         Raises:
-            NgramModelNotFoundError: the folder is no n-gram model.
-            BrokenNgramModelError: the manifest cannot be read, lacks a field or is of another format version.
+            NgramModelNotFoundError: the folder has no manifest, so it is not an n-gram model.
+            BrokenNgramModelError: the manifest is unreadable, has wrong fields or has another format version.
         """
         path = folder / MANIFEST_FILE
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise NgramModelNotFoundError(
-                f"{folder} is no n-gram model: it has no {MANIFEST_FILE} (an interrupted build leaves none). "
-                "Build it again."
+                f"{folder} is not an n-gram model: it has no {MANIFEST_FILE}. If its build was interrupted, build it "
+                "again."
             ) from None
         except (OSError, ValueError) as error:
             raise BrokenNgramModelError(f"{path} cannot be read ({error}). Build the model again.") from None
@@ -128,23 +130,23 @@ class Manifest:
             raise BrokenNgramModelError(f"{path} is damaged: {error}. Build the model again.") from None
 
     def verify_tokenizer(self, fingerprint: str) -> None:
-        """Check that the model's words are the tokens of the tokenizer with this fingerprint.
+        """Check that the model was built for the tokenizer with this fingerprint.
 
         Raises:
-            TokenizerMismatchError: they are those of another one.
+            TokenizerMismatchError: it was built for another tokenizer.
         """
         if fingerprint != self.tokenizer.fingerprint:
             raise TokenizerMismatchError(
                 f"The n-gram model {self.name!r} was built for the tokenizer of {self.tokenizer.name!r} "
-                f"({self.tokenizer.fingerprint[:12]}), but the language model's tokenizer is another one "
-                f"({fingerprint[:12]}). Use an n-gram model built for it (superdraft ngram build), or none."
+                f"({self.tokenizer.fingerprint[:12]}), but the language model has a different tokenizer "
+                f"({fingerprint[:12]}). Build an n-gram model for it (superdraft ngram build), or use none."
             )
 
     def verify_binary(self, folder: Path) -> Path:
-        """The path of the binary, after its size and SHA-256 were found right.
+        """Check the size and the SHA-256 of the binary, and return its path.
 
         Raises:
-            BrokenNgramModelError: the binary is missing or is not the one that the manifest describes.
+            BrokenNgramModelError: the binary is missing, unreadable or different from what the manifest describes.
         """
         path = folder / BINARY_FILE
         try:
@@ -152,12 +154,12 @@ class Manifest:
             if size != self.binary_bytes:
                 problem = f"it has {size} bytes instead of {self.binary_bytes}"
             elif file_sha256(path) != self.binary_sha256:
-                problem = "its SHA-256 is not the manifest's"
+                problem = "its SHA-256 differs from the manifest's"
             else:
                 return path
         except OSError as error:
             problem = f"it cannot be read ({error.strerror})"
-        raise BrokenNgramModelError(f"{path} is damaged: {problem}. Build or fetch the model {self.name!r} again.")
+        raise BrokenNgramModelError(f"{path} is damaged: {problem}. Build or download the model {self.name!r} again.")
 
 
 def file_sha256(path: Path) -> str:
@@ -167,7 +169,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _decode(kind: type[T], value: object, where: str) -> T:
-    """`value`, parsed JSON, as the dataclass `kind`; a ValueError names the first field that does not fit."""
+    """Convert parsed JSON to the dataclass `kind`; a ValueError names the first field that does not fit."""
     if not isinstance(value, dict):
         raise ValueError(f"{where} is not an object")
     hints = typing.get_type_hints(kind)

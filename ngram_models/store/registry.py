@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class NgramModel:
-    """A loaded model: its scorer and what is known about it."""
+    """A loaded model."""
 
     scorer: KenLMScorer
     manifest: Manifest
@@ -26,15 +26,15 @@ class NgramModel:
 
     @property
     def name(self) -> str:
-        """What the model is asked for by: its folder's name, which may have changed since it was built."""
+        """Name of the model's folder, which may differ from the name it was built under."""
         return self.folder.absolute().name
 
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """A model that is found; its binary is not looked at.
+    """A model in a listing. Its binary has not been checked.
 
-    `manifest` is None if `problem` tells why it cannot be read.
+    `manifest` is None if it cannot be read; `problem` then says why.
     """
 
     name: str
@@ -44,17 +44,17 @@ class ListedModel:
 
 
 def is_model_name(text: str) -> bool:
-    """Whether `text` can name a model, rather than being a path."""
+    """Whether `text` could be the name of a model, as opposed to a path."""
     return _NAME.fullmatch(text) is not None
 
 
 def _folders_of_models(home: Path | None) -> tuple[Path, ...]:
-    """Where names are looked for: the user's own models hide shipped ones of the same name."""
+    """Folders that are searched for names; the user's own models take precedence over shipped ones."""
     return user_models_folder(home), Path(str(resources.files("superdraft.ngram_models"))) / "data"
 
 
 def list_ngram_models(home: Path | None = None) -> list[ListedModel]:
-    """All models that have a name, sorted by it.
+    """List the shipped models and the user's own, sorted by name.
 
     Args:
         home: Superdraft's home folder; None: `$SUPERDRAFT_HOME` or the user's cache folder.
@@ -79,10 +79,10 @@ def _describe(folder: Path) -> ListedModel:
 
 
 def named_model_folder(name: str, home: Path | None = None) -> Path | None:
-    """The folder of the model that has this name; None: there is none. `name` is never taken for a path.
+    """Folder of the model with this name, or None if there is none. `name` is never interpreted as a path.
 
     Args:
-        name: of one of the user's own models or of a shipped one.
+        name: name of a shipped model or of one of the user's own.
         home: as in `list_ngram_models`.
     """
     if is_model_name(name):
@@ -93,14 +93,14 @@ def named_model_folder(name: str, home: Path | None = None) -> Path | None:
 
 
 def find_ngram_model(name_or_path: str | Path, home: Path | None = None) -> Path:
-    """The folder of a model.
+    """Find the folder of a model.
 
     Args:
-        name_or_path: the name of a shipped model or of one of the user's own, else the path of a model's folder.
+        name_or_path: the name of a shipped model or of one of the user's own, or else the path of a model's folder.
         home: as in `list_ngram_models`.
 
     Raises:
-        NgramModelNotFoundError: there is none.
+        NgramModelNotFoundError: no model has that name, and there is no folder at that path.
     """
     if is_model_name(str(name_or_path)):
         for parent in _folders_of_models(home):
@@ -111,12 +111,12 @@ def find_ngram_model(name_or_path: str | Path, home: Path | None = None) -> Path
         return folder
     if folder.exists():
         raise NgramModelNotFoundError(
-            f"{folder} is a file; an n-gram model is a folder with a {MANIFEST_FILE}, made by superdraft ngram build."
+            f"{folder} is a file; an n-gram model is a folder with a {MANIFEST_FILE}, as superdraft ngram build makes."
         )
     known = ", ".join(model.name for model in list_ngram_models(home)) or "none"
     raise NgramModelNotFoundError(
-        f"There is no n-gram model {str(name_or_path)!r}, neither by that name nor as a folder. Known: {known}. "
-        "superdraft ngram build makes one."
+        f"There is no n-gram model or folder {str(name_or_path)!r}. Known models: {known}. To build a model, use "
+        "superdraft ngram build."
     )
 
 
@@ -128,13 +128,13 @@ def load_ngram_model(
     Args:
         name_or_path: as in `find_ngram_model`.
         fingerprint: `tokenizer_fingerprint` of the language model's tokenizer.
-        unknown: what a token scores that the corpus lacks, see `KenLMScorer`.
+        unknown: score of a token that is not in the corpus, see `KenLMScorer`.
         home: as in `list_ngram_models`.
 
     Raises:
         NgramModelNotFoundError: there is no such model.
-        BrokenNgramModelError: it is damaged.
-        TokenizerMismatchError: it was built for another tokenizer.
+        BrokenNgramModelError: the model is damaged.
+        TokenizerMismatchError: the model was built for another tokenizer.
     """
     folder = find_ngram_model(name_or_path, home)
     manifest = Manifest.read(folder)
@@ -143,13 +143,13 @@ def load_ngram_model(
 
 
 def open_scorer(folder: Path, manifest: Manifest, *, unknown: UnknownPolicy = "unk") -> KenLMScorer:
-    """The scorer of a model's folder, whatever tokenizer it is for.
+    """Load the scorer of a model's folder. The tokenizer is not checked.
 
     Raises:
-        BrokenNgramModelError: the binary is damaged or is not what the manifest says.
+        BrokenNgramModelError: the binary is damaged or does not match the manifest.
     """
     path = manifest.verify_binary(folder)
-    # KenLM would read the whole file while it holds the interpreter's lock; mapped lazily, opening costs nothing.
+    # By default KenLM reads the whole file while it holds the interpreter lock. Lazy mapping opens it at once.
     config = kenlm.Config()
     config.load_method = kenlm.LoadMethod.LAZY
     config.show_progress = False
@@ -159,7 +159,7 @@ def open_scorer(folder: Path, manifest: Manifest, *, unknown: UnknownPolicy = "u
         raise BrokenNgramModelError(f"KenLM cannot load {path}: {error}. Build the model again.") from None
     if model.order != manifest.order:
         raise BrokenNgramModelError(
-            f"{path} is of order {model.order}, its manifest says {manifest.order}. Build the model again."
+            f"{path} has order {model.order}, but its manifest says {manifest.order}. Build the model again."
         )
     return KenLMScorer(
         model,

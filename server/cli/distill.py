@@ -109,10 +109,11 @@ def distill(
 def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]":
     # Imported late: torch and transformers take seconds, and a wrong option should be told at once.
     from superdraft.decoding.loading.loader import load_model
+    from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS
     from superdraft.decoding.text.tokenizer import Tokenizer
 
-    if dtype == "int4":
-        raise CommandError("The sampler runs many rows at once, for which int4 is slower: choose another --dtype.")
+    if dtype in WEIGHT_FORMATS and WEIGHT_FORMATS[dtype].convert is not None:
+        raise CommandError(f"The sampler runs many rows at once, for which {dtype} is slower: choose another --dtype.")
     loaded = load_model(spec, device=device, dtype=dtype)
     generation = loaded.model.generation_config
     ends = generation.eos_token_id if generation is not None else None

@@ -1,11 +1,11 @@
-// The server's API: paths relative to the page, the API key, errors as exceptions.
+// Client for the server's API: paths relative to the page, the API key, errors as exceptions.
 
 import { recall, remember } from "./storage.js";
 
 const KEY_NAME = "superdraft.api_key";
-const STORAGE = "sessionStorage"; // gone with the tab
+const STORAGE = "sessionStorage"; // deleted when the tab is closed
 
-/** An answer that is not a success. `retryMs`: when to ask again, if the server says so. */
+/** An error response. `retryMs`: milliseconds to wait before trying again, or null if the server does not say. */
 export class ApiError extends Error {
   constructor(status, detail, retryMs) {
     super(detail.message);
@@ -15,7 +15,7 @@ export class ApiError extends Error {
   }
 }
 
-/** There was no answer. */
+/** The server did not respond, or not with JSON. */
 export class UnreachableError extends Error {}
 
 let key = recall(STORAGE, KEY_NAME);
@@ -31,7 +31,7 @@ export const getLimits = () => request("v1/limits");
 export const getNgramModels = () => request("v1/ngram_models");
 export const postDrafts = (body) => request("v1/drafts", body);
 
-/** @returns {Promise<boolean>} whether the server takes requests. */
+/** @returns {Promise<boolean>} whether the server accepts requests. */
 export async function isReady() {
   try {
     return (await fetch("ready", { signal: AbortSignal.timeout(5000) })).ok;
@@ -52,6 +52,6 @@ async function request(path, body) {
   }
   if (response.ok) return answer;
   const after = response.headers.get("retry-after-ms");
-  const detail = answer.error ?? { message: `The server answered ${response.status}.`, code: null };
+  const detail = answer.error ?? { message: `The server responded with status ${response.status}.`, code: null };
   throw new ApiError(response.status, detail, after === null ? null : Number(after));
 }

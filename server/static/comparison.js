@@ -1,4 +1,4 @@
-// Superposed drafts against as many sampled ones, for the same prompt.
+// Comparison of superposed drafts with the same number of sampled drafts for one prompt.
 
 import { postDrafts } from "./api.js";
 import { cachedOf, draftParts, formatMs } from "./view.js";
@@ -6,17 +6,17 @@ import { cachedOf, draftParts, formatMs } from "./view.js";
 const byId = (id) => document.getElementById(id);
 
 /**
- * Run both and show them.
+ * Run both methods and show the results.
  *
- * @param {object} body a request for drafts, without a session: nothing that is typed meanwhile ends it.
- * @param {number} maxBranches rows that the server samples together, at most.
+ * @param {object} body a request for drafts, without a session id, so that typing does not cancel it.
+ * @param {number} maxBranches the maximum number of rows that the server samples in parallel.
  */
 export async function compare(body, maxBranches) {
   const numSamples = Math.min(body.num_drafts, maxBranches);
-  // The prompt is run first, so that both find it in the cache and neither pays for it.
+  // Process the prompt first, so that both methods find it in the cache and neither pays for it.
   await postDrafts({ ...body, strategy: "superposed", max_tokens: 0 });
   const superposed = await postDrafts({ ...body, strategy: "superposed" });
-  const { ngram_model: _, ...rest } = body; // sampling has no use for it, and would warn
+  const { ngram_model: _, ...rest } = body; // has no effect on sampling and would cause a warning
   const sampled = await postDrafts({ ...rest, strategy: "sample", num_drafts: numSamples, num_branches: numSamples });
   show("superposed", superposed, body);
   show("sampled", sampled, body);
@@ -43,7 +43,7 @@ function verdict(superposed, sampled) {
   const rows = ratio(sampled.usage.forward_rows, superposed.usage.forward_rows);
   const time = ratio(sampled.timings.total_ms, superposed.timings.total_ms);
   return (
-    `Sampling took ${rows} times the model rows and ${time} times the time, for ` +
-    `${sampled.drafts.length} different drafts against ${superposed.drafts.length}.`
+    `Sampling used ${rows} times as many model rows and took ${time} times as long. It produced ` +
+    `${sampled.drafts.length} distinct drafts, superposition ${superposed.drafts.length}.`
   );
 }

@@ -1,8 +1,8 @@
-// The drafts that go on from one text, and what becomes of them while that text grows. Draws nothing, asks nothing.
+// Set of drafts for one text, and its changes as the text grows. Independent of the page and the server.
 
 const words = new Intl.Segmenter(undefined, { granularity: "word" });
 
-/** The first word of a text, with the space before it. */
+/** The first word of a text, with the white space before it. */
 export function firstWord(text) {
   let word = "";
   for (const { segment } of words.segment(text)) {
@@ -12,7 +12,7 @@ export function firstWord(text) {
   return word;
 }
 
-/** Drafts `{text, score}`, best first, that go on from `prompt`, and which of them is shown. */
+/** Drafts `{text, score}` that continue `prompt`, best first, and the index of the one shown. */
 export class DraftSet {
   constructor(prompt = "", drafts = [], shown = 0) {
     this.prompt = prompt;
@@ -24,7 +24,7 @@ export class DraftSet {
     return this.drafts[this.shown] ?? null;
   }
 
-  /** The set after the user typed on to `prompt`: the drafts that say the same, less what was typed. */
+  /** The set after the user typed more, up to `prompt`: the drafts that match it, without the part already typed. */
   typedOn(prompt) {
     if (!prompt.startsWith(this.prompt)) return new DraftSet(prompt);
     const typed = prompt.slice(this.prompt.length);
@@ -33,13 +33,13 @@ export class DraftSet {
     return new DraftSet(prompt, rest, kept.indexOf(this.current));
   }
 
-  /** The set with another draft shown: the next (1) or the previous one (-1), in a circle. */
+  /** The set with the next (1) or the previous (-1) draft shown, wrapping around at the ends. */
   turned(by) {
     const count = this.drafts.length;
     return new DraftSet(this.prompt, this.drafts, (this.shown + by + count) % count);
   }
 
-  /** Newer drafts for the same prompt. One that the user has turned to stays shown if it is among them. */
+  /** The set with newer drafts for the same prompt. A draft that the user switched to stays shown if possible. */
   renewed(drafts) {
     const newer = new DraftSet(this.prompt, drafts);
     const chosen = this.shown > 0 ? this.current.text : null;

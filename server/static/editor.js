@@ -1,7 +1,8 @@
-// The text area with a draft in it.
+// Text area that shows a draft at the caret.
 //
-// A text area cannot hold text that is not part of it. So its own letters are transparent, and a mirror under it, wrapped
-// alike, shows the text with the draft at the caret. The caret, the selection and all editing are the text area's own.
+// A text area cannot display text that is not part of its value. Its own text is therefore transparent, and a mirror
+// below it, with the same line breaks, shows the text and the draft. The text area still provides the caret, the
+// selection and all editing.
 
 const LETTER = /[\p{L}\p{N}_]/u;
 
@@ -9,8 +10,8 @@ export class Editor {
   /**
    * @param {HTMLTextAreaElement} area
    * @param {HTMLElement} mirror
-   * @param {{change: function(), command: function(string): boolean}} handlers `change`: text or caret are new;
-   *   `command`: a key for a draft was pressed; whether it had an effect, else the key does what it always does.
+   * @param {{change: function(), command: function(string): boolean}} handlers `change` is called when the text or the
+   *   caret changes. `command` is called with a shortcut's command; if it returns false, the key has its usual effect.
    */
   constructor(area, mirror, { change, command }) {
     this.area = area;
@@ -19,7 +20,7 @@ export class Editor {
     this.isComposing = false;
     area.addEventListener("input", change);
     document.addEventListener("selectionchange", change);
-    area.addEventListener("selectionchange", change); // where it does not reach the document
+    area.addEventListener("selectionchange", change); // some browsers do not send it to the document
     area.addEventListener("compositionstart", () => this.composing(true, change));
     area.addEventListener("compositionend", () => this.composing(false, change));
     area.addEventListener("keydown", (event) => {
@@ -37,7 +38,7 @@ export class Editor {
     return this.area.value.slice(this.area.selectionEnd);
   }
 
-  /** Whether a draft can stand at the caret: nothing is selected, no word goes on behind it, no input method is at work. */
+  /** Whether a draft can be shown: no selection, no word that continues after the caret, no input method composing. */
   get takesDrafts() {
     const { selectionStart, selectionEnd } = this.area;
     return selectionStart === selectionEnd && !this.isComposing && !LETTER.test(this.after.slice(0, 1));
@@ -48,7 +49,7 @@ export class Editor {
     change();
   }
 
-  /** Show text at the caret that is not there yet; none if it is empty. */
+  /** Show `text` at the caret as ghost text; an empty string removes it. */
   showGhost(text) {
     this.ghost = text;
     this.draw();
@@ -58,15 +59,15 @@ export class Editor {
     const ghost = document.createElement("span");
     ghost.className = "ghost";
     ghost.textContent = this.ghost;
-    // A line may break between a half typed word and the rest of it: it must not move while it is typed.
+    // A line may break between a half-typed word and the rest of it, so that the typed part does not move.
     const parts = this.ghost ? [this.before, document.createElement("wbr"), ghost, this.after] : [this.area.value];
-    this.mirror.replaceChildren(...parts, "\u200b"); // a last line that is empty has a height, too
+    this.mirror.replaceChildren(...parts, "\u200b"); // gives an empty last line its height
   }
 
-  /** Type text at the caret. */
+  /** Insert text at the caret. */
   insert(text) {
     this.area.focus();
-    // Out of date in the standards' words, but nothing else keeps what browsers undo.
+    // `execCommand` is deprecated, but no other method keeps the browser's undo history.
     if (!document.execCommand("insertText", false, text)) {
       const at = this.area.selectionEnd;
       this.area.setRangeText(text, at, at, "end");
@@ -81,7 +82,7 @@ function commandOf(event) {
   if (key === "Tab" && !altKey && !shiftKey && !control) return "accept";
   if (key === "Escape") return "dismiss";
   if (key === "ArrowRight" && control && !altKey && !shiftKey) return "acceptWord";
-  // By place, too: with Alt, some keyboards give another character.
+  // Also compare the key's position: with Alt, some keyboard layouts produce another character.
   if (altKey && !control && (key === "]" || code === "BracketRight")) return "next";
   if (altKey && !control && (key === "[" || code === "BracketLeft")) return "previous";
   return null;

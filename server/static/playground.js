@@ -1,4 +1,4 @@
-// The page: what is typed becomes requests, and answers become drafts in the text and in the list.
+// Playground page: sends requests as the user types, and shows the drafts in the text and in the list.
 
 import { ApiError, UnreachableError, getLimits, getNgramModels, hasKey, postDrafts, setKey } from "./api.js";
 import { compare } from "./comparison.js";
@@ -9,20 +9,20 @@ import { recall, remember } from "./storage.js";
 import { cachedOf, draftParts, formatMs } from "./view.js";
 import { Watch } from "./watch.js";
 
-const TYPING_MS = 50; // keys that come together make one request
-const ANNOUNCE_MS = 700; // screen readers hear of drafts when typing has paused
-const BUSY_MS = 1000; // where an overloaded server does not say when to ask again
+const TYPING_MS = 50; // keys in quick succession cause a single request
+const ANNOUNCE_MS = 700; // drafts are announced to screen readers after this pause in typing
+const BUSY_MS = 1000; // retry delay if an overloaded server does not give one
 const SUPERSEDED = 499;
 
 const byId = (id) => document.getElementById(id);
 const sessionId = `playground-${crypto.getRandomValues(new BigUint64Array(2)).join("-")}`;
 
 let draftSet = new DraftSet();
-let place = null; // the text before the caret, for which drafts are shown or asked for
+let place = null; // the text before the caret, for which drafts are shown or requested
 let dismissedAt = null;
-let numAsked = 0; // an answer counts if no newer request was sent
+let numAsked = 0; // identifies the latest request; answers to older ones are ignored
 let numRows = 0;
-let maxCharacters = Infinity; // of a prompt; found out when one is too long
+let maxCharacters = Infinity; // limit of a prompt's length, lowered whenever the server rejects one as too long
 let maxBranches = 1;
 let isComparing = false;
 let askTimer, announceTimer;
@@ -37,7 +37,7 @@ const commands = {
 const editor = new Editor(byId("text"), byId("mirror"), { change: onChange, command: (name) => commands[name]() });
 const watch = new Watch(onWatch);
 
-// What the user does
+// User actions
 
 function onChange() {
   const { before, takesDrafts } = editor;
@@ -47,7 +47,7 @@ function onChange() {
     return;
   }
   if (before === place) {
-    editor.draw(); // the text behind the caret may be new
+    editor.draw(); // the text after the caret may have changed
     return;
   }
   place = before;
@@ -59,7 +59,7 @@ function onChange() {
 function type(partOf) {
   const draft = draftSet.current;
   if (draft === null) return false;
-  editor.insert(partOf(draft)); // the text area's event does the rest
+  editor.insert(partOf(draft)); // the input event of the text area triggers the rest
   announce("Accepted.");
   return true;
 }
@@ -84,7 +84,7 @@ function dismiss() {
   return true;
 }
 
-/** No drafts, and none to come. */
+/** Remove the drafts, and ignore the pending request. */
 function forget() {
   clearTimeout(askTimer);
   numAsked += 1;
@@ -94,7 +94,7 @@ function forget() {
 
 // Requests
 
-/** Ask for drafts after some time, unless something is typed before that. */
+/** Request drafts after a delay, which starts again if the user types in the meantime. */
 function ask(afterMs) {
   clearTimeout(askTimer);
   askTimer = setTimeout(askNow, afterMs);
@@ -111,7 +111,7 @@ async function askNow() {
     if (mine !== numAsked) return;
     problem("");
     showFigures(answer, performance.now() - startMs);
-    // Something may have been typed that is not asked for yet: what says the same is good for that, too.
+    // The user may have typed more since the request was sent. Drafts that match the new text are still valid.
     const newer = new DraftSet(askedFor, answer.drafts).typedOn(place);
     if (place !== askedFor && newer.current === null) return;
     show(draftSet.renewed(newer.drafts));
@@ -123,7 +123,7 @@ async function askNow() {
 
 const requestOf = (prompt) => ({ prompt: prompt.slice(-maxCharacters), ...settings.fields() });
 
-/** What to do about a request that failed; `again` repeats it after some milliseconds. Throws what is a fault of ours. */
+/** Handle a failed request; `again` repeats it after some milliseconds. Errors in this script itself are rethrown. */
 function onError(error, prompt, again) {
   if (error instanceof UnreachableError) {
     watch.lost();
@@ -147,7 +147,7 @@ function onError(error, prompt, again) {
 async function compareNow() {
   const prompt = editor.before;
   if (prompt === "") {
-    byId("verdict").textContent = "Write something first.";
+    byId("verdict").textContent = "Type some text first.";
     return;
   }
   isComparing = true;
@@ -161,11 +161,11 @@ async function compareNow() {
   } finally {
     isComparing = false;
     byId("compare").disabled = false;
-    ask(0); // what was typed meanwhile
+    ask(0); // for text typed in the meantime
   }
 }
 
-/** Learn what the server offers. Nothing of it is known before: a server may be started anew with other settings. */
+/** Fetch the server's limits and models. Called again after a restart, when the server's settings may have changed. */
 async function load() {
   try {
     const [limits, models] = await Promise.all([getLimits(), getNgramModels()]);
@@ -183,7 +183,7 @@ async function load() {
 
 function askForKey(error) {
   const form = byId("key-form");
-  byId("key-message").textContent = error.code === "missing_api_key" ? "This server asks for an API key." : error.message;
+  byId("key-message").textContent = error.code === "missing_api_key" ? "This server requires an API key." : error.message;
   if (!form.hidden) return;
   form.hidden = false;
   byId("key").focus();
@@ -192,12 +192,12 @@ function askForKey(error) {
 function onWatch(isUp) {
   byId("banner").textContent = isUp
     ? ""
-    : "The server does not answer. Your text stays here, and drafts come again as soon as it does.";
+    : "The server is not responding. Your text is kept, and drafts will resume when the server is back.";
   if (isUp) load();
   else show(new DraftSet(place ?? ""));
 }
 
-// What is shown
+// Display
 
 function show(newer) {
   draftSet = newer;
@@ -258,7 +258,7 @@ function setTheme(theme) {
   byId("theme").value = theme;
 }
 
-// Wiring
+// Event handlers
 
 const buttons = { accept: "accept", "accept-word": "acceptWord", previous: "previous", next: "next", dismiss: "dismiss" };
 for (const [id, name] of Object.entries(buttons)) {

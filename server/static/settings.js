@@ -1,10 +1,10 @@
-// The settings' fields: what they offer comes from the server, and what is in them goes into requests.
+// Settings panel: limits and choices come from the server, and the values go into requests.
 
-const NONE = "\0none"; // no model's name
+const NONE = "\0none"; // cannot be the name of a model
 
 const byId = (id) => document.getElementById(id);
 
-/** The fields of a request for drafts that the user has a say in. */
+/** The request fields that the user can set. */
 export function fields() {
   const chosen = {
     num_drafts: numberOf("num-drafts"),
@@ -18,7 +18,7 @@ export function fields() {
   return chosen;
 }
 
-/** Offer what the server has: the answers of `/v1/limits` and `/v1/ngram_models`. */
+/** Apply the server's limits and n-gram models: the responses of `/v1/limits` and `/v1/ngram_models`. */
 export function offer(limits, models) {
   limit("num-drafts", limits.max_num_drafts);
   limit("max-tokens", limits.max_tokens);
@@ -26,7 +26,7 @@ export function offer(limits, models) {
   const before = picker.value;
   const fitting = models.data.filter((model) => model.fits_tokenizer).map((model) => model.name);
   const choices = [
-    ["", "the server's choice"],
+    ["", "server default"],
     ...fitting.map((name) => [name, name]),
     [NONE, "none"],
   ];
@@ -37,7 +37,7 @@ export function offer(limits, models) {
 export function onChange(call) {
   for (const field of document.querySelectorAll(".settings input, .settings select")) {
     field.addEventListener("change", () => {
-      if (field.type === "number") field.valueAsNumber = numberOf(field.id); // what is shown is what is asked for
+      if (field.type === "number") field.valueAsNumber = numberOf(field.id); // show the value that is sent
       call();
     });
   }

@@ -1,6 +1,6 @@
-// The browser's storages, which throw where they are switched off: then nothing is remembered.
+// Access to the browser's storage, which throws an exception if the user has disabled it. Nothing is stored then.
 
-/** @returns {string} what is stored under the name; empty if nothing is. */
+/** @returns {string} the value stored under the name, or an empty string. */
 export function recall(storageName, name) {
   try {
     return window[storageName].getItem(name) ?? "";
@@ -9,12 +9,12 @@ export function recall(storageName, name) {
   }
 }
 
-/** Store a value; an empty one removes the name. */
+/** Store a value under a name; an empty value removes the name. */
 export function remember(storageName, name, value) {
   try {
     if (value) window[storageName].setItem(name, value);
     else window[storageName].removeItem(name);
   } catch {
-    // Not remembered.
+    // Storage is disabled.
   }
 }

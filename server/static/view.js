@@ -1,4 +1,4 @@
-// How single things are drawn. Everything is set as text, never as HTML.
+// Formatting of drafts and figures. Content is always inserted as text, never as HTML.
 
 const HALF_TYPED = /\S*$/u;
 
@@ -6,7 +6,7 @@ export const formatMs = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`
 
 export const cachedOf = (usage) => `${usage.cached_tokens} of ${usage.prompt_tokens}`;
 
-/** A draft as elements: its text, after the word of the prompt that it finishes, and its score. */
+/** The elements of a draft: its text, after the unfinished word of the prompt that it completes, and its score. */
 export function draftParts(prompt, draft) {
   const typed = element("span", "typed", HALF_TYPED.exec(prompt)[0]);
   const words = element("span", "words", "");

@@ -1,4 +1,4 @@
-// Whether the server is there: asked now and then, and more often while it is not.
+// Monitor for the server's availability. It polls more often while the server is down.
 
 import { isReady } from "./api.js";
 
@@ -6,7 +6,7 @@ const CALM_MS = 5000;
 const DOWN_MS = 1000;
 
 export class Watch {
-  /** @param {function(boolean)} onChange called with whether it is there, each time that this changes. */
+  /** @param {function(boolean)} onChange called with true when the server comes up and with false when it goes down. */
   constructor(onChange) {
     this.onChange = onChange;
     this.isUp = true;
@@ -14,7 +14,7 @@ export class Watch {
     document.addEventListener("visibilitychange", () => document.hidden || this.look());
   }
 
-  /** A request found no server that takes it. */
+  /** Record that a request could not be served. */
   lost() {
     this.settle(false);
     this.plan();

@@ -1,6 +1,7 @@
-"""The playground in headless Chromium, the system's own: nothing is downloaded for these tests.
+"""Fixtures to test the playground in headless Chromium.
 
-Without Chromium they are skipped. SUPERDRAFT_TEST_CHROMIUM names one that has another name or place.
+The tests use the system's Chromium and download nothing. They are skipped if there is none. SUPERDRAFT_TEST_CHROMIUM
+can name another executable.
 """
 
 import os
@@ -18,7 +19,7 @@ from superdraft.server.settings import Settings
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 DESKTOP = {"width": 1200, "height": 900}
-_TIMEOUT_MS = 20_000  # a busy machine may take long over what is quick otherwise
+_TIMEOUT_MS = 20_000  # generous, for busy machines
 
 expect.set_options(timeout=_TIMEOUT_MS)
 
@@ -28,13 +29,13 @@ def find_chromium() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="module")  # while it is open an event loop runs in this thread, which other tests must not meet
+@pytest.fixture(scope="module")  # an open browser runs an event loop in this thread, which would disturb other tests
 def browser() -> Iterator[Browser]:
     executable = find_chromium()
     if executable is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
-        # Containers have no user namespaces for the sandbox; the pages are this project's own.
+        # Containers lack the user namespaces that the sandbox needs. The pages are our own, so this is safe.
         launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield launched
         launched.close()
@@ -53,11 +54,11 @@ def url(engine) -> Iterator[str]:
 
 @pytest.fixture
 def open_page(browser) -> Iterator[Callable[..., Page]]:
-    """Opens an address in a browser profile of its own. A script's error or a breach of the policy fails the test."""
+    """Opens a URL in a new browser profile. A script error or a violation of the content policy fails the test."""
     contexts, complaints = [], []
 
     def on_console(message: ConsoleMessage) -> None:
-        # Answers such as 401 and 499 are reported as errors, too; how they are treated is what the tests look at.
+        # Responses such as 401 and 499 are also reported as errors, but the tests cause them on purpose.
         if message.type == "error" and "Failed to load resource" not in message.text:
             complaints.append(message.text)
 
@@ -84,7 +85,7 @@ def page(open_page, url) -> Page:
 
 @pytest.fixture
 def keep(request) -> Callable[[Page, str], None]:
-    """Keeps a screenshot of the whole page in build/screenshots."""
+    """Saves a screenshot of the whole page to build/screenshots."""
 
     def screenshot(page: Page, name: str) -> None:
         page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)

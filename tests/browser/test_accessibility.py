@@ -1,4 +1,4 @@
-"""axe-core finds nothing, in light and dark, on a desk and on a phone; a phone's width is enough for everything."""
+"""Accessibility tests of the playground: axe-core in light and dark, on desktop and phone, and layout on a phone."""
 
 import pytest
 from playwright.sync_api import expect
@@ -30,24 +30,24 @@ def test_axe_finds_nothing(open_page, url, keep, device, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_where_a_key_is_asked_for_and_where_the_server_is_gone(open_page, scheme):
+def test_axe_finds_nothing_when_a_key_is_required_or_the_server_is_down(open_page, scheme):
     settings = Settings(api_keys="ann=0123456789-0123456789")
     with serving(create_app(settings, FakeEngine(), model_name="tiny")) as url:
         page = open_page(url, color_scheme=scheme)
         expect(page.get_by_label("API key", exact=True)).to_be_visible()
         check_accessibility(page)
-    expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
+    expect(page.get_by_role("alert")).to_contain_text("The server is not responding.")
     check_accessibility(page)
 
 
-def test_colours_can_be_chosen_and_are_remembered(page):
+def test_the_theme_can_be_chosen_and_is_remembered(page):
     background = "getComputedStyle(document.documentElement).backgroundColor"
     light = page.evaluate(background)
-    page.get_by_label("Colours").select_option("dark")
+    page.get_by_label("Theme").select_option("dark")
     dark = page.evaluate(background)
     assert dark != light
     page.reload()
-    expect(page.get_by_label("Colours")).to_have_value("dark")
+    expect(page.get_by_label("Theme")).to_have_value("dark")
     assert page.evaluate(background) == dark
 
 
@@ -82,7 +82,7 @@ def test_screen_readers_hear_of_drafts_when_typing_pauses(page):
 
 
 def test_the_draft_is_drawn_at_the_caret(page):
-    """Mirror and text area wrap alike: where the text area would put one more letter, the draft begins."""
+    """Mirror and text area have the same line breaks: the draft begins where the next typed letter would appear."""
     write(page, "word " * 60 + "wo")
     expect_ghost(page, RED)
     ghost, area = page.locator(".ghost"), text_area(page)

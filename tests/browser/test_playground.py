@@ -1,4 +1,4 @@
-"""What somebody who writes in the playground sees; the drafts are a fake engine's: " red0 red1 ...", " green0 ..."."""
+"""Playground tests: typing and accepting drafts of a fake engine, " red0 red1 ...", " green0 ..." and so on."""
 
 import re
 import threading
@@ -19,7 +19,7 @@ BLUE = RED.replace("red", "blue")
 
 
 def requests_of(page):
-    """Bodies of the requests for drafts that the page sends from now on."""
+    """Collect the bodies of the draft requests that the page sends from now on."""
     bodies = []
 
     def note(request):
@@ -30,15 +30,15 @@ def requests_of(page):
     return bodies
 
 
-def test_drafts_come_while_one_types(page, engine, keep):
+def test_drafts_appear_while_typing(page, engine, keep):
     bodies = requests_of(page)
     expect(page.get_by_text("tiny", exact=True)).to_be_visible()
     write(page, "Hello")
     expect_ghost(page, RED)
-    expect_text(page, "Hello")  # it is not there yet
+    expect_text(page, "Hello")  # the draft is not part of the text yet
     expect(drafts(page)).to_have_count(3)
     scores = [re.search(r"\d\.\d\d$", text).group() for text in drafts(page).all_inner_texts()]
-    assert scores == ["0.50", "1.50", "2.50"]  # each after a minus
+    assert scores == ["0.50", "1.50", "2.50"]  # each is preceded by a minus sign
     expect(page.locator("#latency")).to_have_text(re.compile(r"^[\d.]+ ms$"))
     expect(page.locator("#rows")).to_have_text("12 for 3 drafts")
     assert bodies[-1]["prompt"] == "Hello"
@@ -46,7 +46,7 @@ def test_drafts_come_while_one_types(page, engine, keep):
     keep(page, "typing")
 
 
-def test_keys_turn_through_the_drafts(page):
+def test_keys_cycle_through_the_drafts(page):
     write(page, "Hello")
     expect_ghost(page, RED)
     for key, ghost in (("]", GREEN), ("]", BLUE), ("]", RED), ("[", BLUE)):
@@ -63,7 +63,7 @@ def test_tab_accepts_and_the_browser_can_undo_it(page, engine):
     page.keyboard.press("Alt+]")
     page.keyboard.press("Tab")
     expect_text(page, "Hello" + GREEN)
-    expect_ghost(page, RED)  # the next drafts, asked for at once
+    expect_ghost(page, RED)  # the next drafts, requested at once
     assert engine.seen[-1].token_ids == tuple(map(ord, "Hello" + GREEN))
     page.keyboard.press("Control+z")
     expect_text(page, "Hello")
@@ -72,11 +72,11 @@ def test_tab_accepts_and_the_browser_can_undo_it(page, engine):
 def test_a_word_can_be_accepted_and_the_rest_stays(page, engine):
     write(page, "Hello")
     expect_ghost(page, RED)
-    engine.gate = threading.Event()  # what comes next needs no answer
+    engine.gate = threading.Event()  # the following steps need no response
     page.keyboard.press("Control+ArrowRight")
     expect_text(page, "Hello red0")
     expect_ghost(page, RED.removeprefix(" red0"))
-    button(page, "Accept a word").click()
+    button(page, "Accept word").click()
     expect_text(page, "Hello red0 red1")
     expect_ghost(page, RED.removeprefix(" red0 red1"))
     engine.gate.set()
@@ -105,9 +105,9 @@ def test_escape_dismisses_then_tab_leaves_the_text(page):
     expect(text_area(page)).not_to_be_focused()
     expect_text(page, "Hello")
     text_area(page).focus()
-    page.keyboard.press("Alt+]")  # they can be had again
+    page.keyboard.press("Alt+]")  # brings the drafts back
     expect_ghost(page, RED)
-    page.keyboard.press("Shift+Tab")  # leaves it, drafts or not
+    page.keyboard.press("Shift+Tab")  # leaves the text field even if drafts are shown
     expect(text_area(page)).not_to_be_focused()
 
 
@@ -121,14 +121,14 @@ def test_a_draft_of_the_list_is_accepted_with_the_mouse(page):
     expect_text(page, f"Hello{GREEN}!")
 
 
-def test_drafts_stand_at_the_caret_but_not_inside_a_word(page, engine):
+def test_drafts_appear_at_the_caret_but_not_inside_a_word(page, engine):
     write(page, "One two.")
     expect_ghost(page, RED)
     for _ in range(2):
         page.keyboard.press("ArrowLeft")
     expect_ghost(page, "")
     num_seen = len(engine.seen)
-    page.keyboard.press("ArrowRight")  # behind "two", before the full stop
+    page.keyboard.press("ArrowRight")  # after "two", before the full stop
     expect_ghost(page, RED)
     assert len(engine.seen) == num_seen + 1
     assert engine.seen[-1].token_ids == tuple(map(ord, "One two"))
@@ -137,7 +137,7 @@ def test_drafts_stand_at_the_caret_but_not_inside_a_word(page, engine):
     expect_text(page, f"One two{RED}.")
 
 
-def test_a_newer_key_press_ends_the_older_request_without_a_word(page, engine):
+def test_a_newer_key_press_silently_cancels_the_older_request(page, engine):
     engine.on_step = lambda: time.sleep(0.05)
     write(page, "a")
     assert eventually(lambda: len(engine.seen) == 1)
@@ -159,7 +159,7 @@ def test_an_answer_to_the_text_before_the_last_keys_is_shown_only_as_far_as_it_f
     page.clock.run_for(100)
     page.wait_for_timeout(100)
     (route,) = held
-    page.keyboard.type(typed)  # the clock stands still: no request is sent for this
+    page.keyboard.type(typed)  # the clock is paused, so no request is sent for this
     with page.expect_response("**/v1/drafts"):
         route.continue_()
     expect(page.locator("#rows")).to_have_text("12 for 3 drafts")
@@ -197,8 +197,8 @@ def test_a_text_that_is_too_long_is_cut_at_its_beginning(open_page, engine):
         assert sent
 
 
-def test_what_is_too_much_for_the_server_is_told_and_asked_for_again(page):
-    error = {"message": "The server has enough to do.", "type": "rate_limit_error", "param": None, "code": "overloaded"}
+def test_a_request_that_the_server_refuses_as_overloaded_is_reported_and_retried(page):
+    error = {"message": "The server is busy.", "type": "rate_limit_error", "param": None, "code": "overloaded"}
 
     def refuse(route):
         route.fulfill(status=429, json={"error": error}, headers={"retry-after-ms": "700"})
@@ -211,7 +211,7 @@ def test_what_is_too_much_for_the_server_is_told_and_asked_for_again(page):
     expect(page.locator("#problem")).to_be_hidden()
 
 
-def test_what_the_model_writes_is_text_and_never_html(page, engine, monkeypatch):
+def test_model_output_is_shown_as_text_and_never_as_html(page, engine, monkeypatch):
     evil = "<img src=x onerror=alert(1)>"
     monkeypatch.setattr("support.engine.WORDS", (evil, "b", "c"))
     write(page, "<b>Hello</b>")
@@ -220,7 +220,7 @@ def test_what_the_model_writes_is_text_and_never_html(page, engine, monkeypatch)
 
 
 def test_the_page_works_with_the_keyboard_alone(page):
-    """In the order in which things are read: text, its buttons, drafts, settings, comparison."""
+    """Tab order follows the reading order: text, its buttons, drafts, settings, comparison."""
     write(page, "Hello")
     expect_ghost(page, RED)
     page.keyboard.press("Escape")

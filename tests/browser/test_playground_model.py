@@ -1,4 +1,4 @@
-"""The playground on the default model: half typed words, n-gram models, two ways of decoding."""
+"""Playground tests with the default model: half-typed words, n-gram models, comparison with sampling."""
 
 import re
 
@@ -29,7 +29,7 @@ def model_url(default_model):
         ("letter-phone", {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}),
     ],
 )
-def test_a_half_typed_word_is_finished(open_page, model_url, keep, name, options):
+def test_a_half_typed_word_is_completed(open_page, model_url, keep, name, options):
     page = open_page(model_url, **options)
     write(page, LETTER)
     expect(page.locator(".ghost")).to_have_text(re.compile(r"^ow\b"))
@@ -37,18 +37,16 @@ def test_a_half_typed_word_is_finished(open_page, model_url, keep, name, options
     for text in drafts(page).all_inner_texts():
         assert text.startswith("know")
     button(page, "Compare").click()
-    expect(page.get_by_text(re.compile(r"Sampling took \d\.\d times the model rows"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"Sampling used \d\.\d times as many model rows"))).to_be_visible()
     keep(page, name)
-    button(page, "Accept a word").click()
+    button(page, "Accept word").click()
     expect_text(page, LETTER + "ow")
 
 
 def test_the_ngram_model_can_be_chosen(open_page, model_url):
     page = open_page(model_url)
     picker = page.get_by_label("N-gram model")
-    expect(picker.locator("option")).to_have_text(
-        ["the server's choice", "smollm2-135m", "the text's own n-grams", "none"]
-    )
+    expect(picker.locator("option")).to_have_text(["server default", "smollm2-135m", "the text's own n-grams", "none"])
     text_area(page).fill("The weather is nice. The weather")
     expect(drafts(page)).to_have_count(3)
     scores = {}

@@ -1,4 +1,4 @@
-"""The playground and its server: keys, a server that stops, two ways of decoding side by side."""
+"""Playground tests of API keys, a server that stops, and the comparison with sampling."""
 
 import re
 
@@ -19,44 +19,44 @@ def app(engine=None, **settings):
     return create_app(Settings(**settings), engine or FakeEngine(max_model_len=2048), model_name="tiny")
 
 
-def test_a_server_that_stops_is_told_and_missed_until_it_is_back(open_page, keep):
+def test_a_stopped_server_is_reported_until_it_is_back(open_page, keep):
     with serving(app()) as url:
         page = open_page(url)
         write(page, "Hello")
         expect_ghost(page, RED)
     page.keyboard.type(" you")
     banner = page.get_by_role("alert")
-    expect(banner).to_contain_text("The server does not answer.")
+    expect(banner).to_contain_text("The server is not responding.")
     expect_ghost(page, "")
     expect_text(page, "Hello you")
     keep(page, "server-stopped")
-    page.keyboard.type(" there")  # one can write on
+    page.keyboard.type(" there")  # typing continues
     restarted = app(FakeEngine(EngineConfig(max_num_drafts=2), max_model_len=2048))
     with serving(restarted, port=int(url.rpartition(":")[2])):
         expect(banner).to_be_hidden()
         expect_ghost(page, RED)
         expect_text(page, "Hello you there")
-        expect(page.get_by_label("Drafts (k)")).to_have_attribute("max", "2")  # it asked again
+        expect(page.get_by_label("Drafts (k)")).to_have_attribute("max", "2")  # the page fetched the limits again
         expect(page.get_by_label("Drafts (k)")).to_have_value("2")
 
 
-def test_that_it_stopped_is_noticed_without_typing(open_page):
+def test_a_stopped_server_is_noticed_without_typing(open_page):
     with serving(app()) as url:
         page = open_page(url)
         write(page, "Hello")
         expect_ghost(page, RED)
-    expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
+    expect(page.get_by_role("alert")).to_contain_text("The server is not responding.")
     expect_ghost(page, "")
 
 
-def test_a_key_is_asked_for_where_it_is_needed(open_page, keep, tmp_path):
+def test_a_key_is_requested_if_the_server_requires_one(open_page, keep, tmp_path):
     keys = tmp_path / "keys.toml"
     key = add_key(keys, "ann", ["complete"])
     with serving(app(api_keys_file=keys)) as url:
         page = open_page(url)
         field = page.get_by_label("API key", exact=True)
         expect(field).to_be_focused()
-        expect(page.get_by_text("This server asks for an API key.")).to_be_visible()
+        expect(page.get_by_text("This server requires an API key.")).to_be_visible()
         keep(page, "api-key")
         field.fill("sd-wrong")
         field.press("Enter")
@@ -76,7 +76,7 @@ def test_a_key_is_asked_for_where_it_is_needed(open_page, keep, tmp_path):
         assert page.evaluate("sessionStorage.length") == 0
 
 
-def test_a_key_that_is_revoked_is_asked_for_again(open_page, tmp_path):
+def test_a_new_key_is_requested_after_the_key_is_revoked(open_page, tmp_path):
     keys = tmp_path / "keys.toml"
     key = add_key(keys, "ann", ["complete"])
     with serving(app(api_keys_file=keys)) as url:
@@ -86,7 +86,7 @@ def test_a_key_that_is_revoked_is_asked_for_again(open_page, tmp_path):
         write(page, "Hello")
         expect_ghost(page, RED)
         keys.write_text("")
-        page.wait_for_timeout(1100)  # the file is looked at once a second
+        page.wait_for_timeout(1100)  # the file is checked once per second
         page.keyboard.type("!")
         expect(page.get_by_label("API key", exact=True)).to_be_focused()
         expect_text(page, "Hello!")
@@ -98,17 +98,19 @@ def test_side_by_side_the_same_prompt_is_decoded_twice(open_page, keep):
         page = open_page(url)
         verdict = page.get_by_role("region", name="Side by side").get_by_role("status")
         button(page, "Compare").click()
-        expect(verdict).to_have_text("Write something first.")
+        expect(verdict).to_have_text("Type some text first.")
         write(page, "Hello")
         expect_ghost(page, RED)
         num_seen = len(engine.seen)
         button(page, "Compare").click()
-        expect(verdict).to_contain_text("Sampling took 1.0 times the model rows")  # the fake's rows are always the same
+        expect(verdict).to_contain_text(
+            "Sampling used 1.0 times as many model rows"
+        )  # the fake engine's rows are constant
         prefill, superposed, sampled = engine.seen[num_seen : num_seen + 3]
         assert {job.token_ids for job in (prefill, superposed, sampled)} == {tuple(map(ord, "Hello"))}
         assert prefill.params.max_tokens == 0
         assert (superposed.params.strategy, superposed.params.num_drafts) == ("superposed", 3)
-        assert (sampled.params.strategy, sampled.params.num_branches) == ("sample", 2)  # no more than there are slots
+        assert (sampled.params.strategy, sampled.params.num_branches) == ("sample", 2)  # limited to the number of slots
         titles = page.get_by_role("article").get_by_role("heading")
         expect(titles).to_have_text(["Superposed, k = 3", re.compile("2 . sampling")])
         for title, count in (("Superposed", 3), ("sampling", 2)):

@@ -1,11 +1,11 @@
-"""Whether drafts on a GPU are those of the CPU, with graphs that are recorded and replayed.
+"""Drafts on a GPU equal those on the CPU, with recorded and replayed graphs.
 
-Where there is no GPU, the cases for the CPU still run, with recorded operations in place of CUDA graphs, so that the
-checks themselves stay right.
+Without a GPU, the CPU cases still run, with recorded operations in place of CUDA graphs, so that the checks themselves
+stay tested.
 
-In float32 the drafts must be the same. A choice between two tokens may hang on the last bit of a logit, on any machine:
-prompts whose drafts change on the CPU when the weights change by some millionths are left out. In bfloat16, where
-rounding decides much more, probabilities are compared along the same tokens.
+In float32 the drafts must be equal. On any machine, a choice between two tokens may depend on the last bit of a logit,
+so prompts are left out if their drafts on the CPU change when the weights change by a few millionths. In bfloat16,
+where rounding matters much more, probabilities are compared along the same tokens.
 """
 
 import copy
@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.model.linear import DenseLinear
 from superdraft.decoding.model.linear_cuda import GPU_MAX_ROWS, Int4GpuLinear
-from superdraft.decoding.model.linear_int4 import DenseLinear, Int8Linear, quantised
+from superdraft.decoding.model.linear_int4 import Int8Linear, convert_int4
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -30,8 +31,8 @@ from superdraft.decoding.text.tokenizer import Tokenizer
 
 NUM_PROMPTS = 12
 PERTURBATION = 4e-6
-SCORE_TOLERANCE = 6e-4  # where tau is 1; the method divides logits, and their rounding, by tau
-BFLOAT16_TOLERANCE = 0.1  # of a probability
+SCORE_TOLERANCE = 6e-4  # for tau 1; the method divides logits, and their rounding errors, by tau
+BFLOAT16_TOLERANCE = 0.1  # absolute, of a probability
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -44,7 +45,7 @@ CASES = {
 }
 
 Drafts = list[tuple[tuple[int, ...], str, float]]
-"""Of one prompt, best first: token ids, finish reason, score."""
+"""Token ids, finish reason and score of each draft of one prompt, best first."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def _exact_products():
 
 
 def engine_over(model: PreTrainedModel, *, with_graphs: bool = False) -> Engine:
-    """On a GPU there are graphs anyway."""
+    """`with_graphs` matters on a CPU only: on a GPU there are always graphs."""
     recorder = CountedRecorder() if with_graphs and model.device.type == "cpu" else None
     runner = ModelRunner(model, 96, 64 * 1024**2, num_slots=24, recorder=recorder)
     return Engine(runner, Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig(max_prefill_tokens=64))
@@ -68,7 +69,7 @@ def make_prompts(count: int) -> list[list[int]]:
 
 
 def drafts_of(engine: Engine, prompts: list[list[int]], params: GenerationParams, *, cancels: bool = False):
-    """Eight in the engine at a time; some more come and are cancelled, so that slots change hands."""
+    """Drafts of all prompts, eight at a time; `cancels` adds requests that are cancelled, so that slots are reused."""
     waiting, found, num_running, doomed = list(enumerate(prompts))[::-1], {}, 0, []
     while waiting or num_running:
         while waiting and num_running < 8:
@@ -94,7 +95,7 @@ def same(one: Drafts, two: Drafts) -> bool:
     return [draft[:2] for draft in one] == [draft[:2] for draft in two]
 
 
-def shaken(model: PreTrainedModel) -> PreTrainedModel:
+def perturbed(model: PreTrainedModel) -> PreTrainedModel:
     other, generator = copy.deepcopy(model), torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in other.parameters():
@@ -104,26 +105,26 @@ def shaken(model: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
-def test_drafts_are_those_of_the_cpu(architecture, device):
+def test_drafts_equal_those_of_the_cpu(architecture, device):
     on_cpu = tiny_model(architecture)
-    reference, other = engine_over(on_cpu), engine_over(shaken(on_cpu))
+    reference, other = engine_over(on_cpu), engine_over(perturbed(on_cpu))
     checked = engine_over(copy.deepcopy(on_cpu).to(device), with_graphs=True)
     prompts = make_prompts(NUM_PROMPTS)
     for params in CASES.values():
-        expected, perturbed = drafts_of(reference, prompts, params), drafts_of(other, prompts, params)
-        firm = [index for index in range(NUM_PROMPTS) if same(expected[index], perturbed[index])]
-        assert len(firm) >= NUM_PROMPTS / 2  # else the check checks little
+        expected, changed = drafts_of(reference, prompts, params), drafts_of(other, prompts, params)
+        stable = [index for index in range(NUM_PROMPTS) if same(expected[index], changed[index])]
+        assert len(stable) >= NUM_PROMPTS / 2  # otherwise the test checks little
         for cancels in (False, True):
             got = drafts_of(checked, prompts, params, cancels=cancels)
-            for index in firm:
+            for index in stable:
                 assert same(got[index], expected[index])
                 for ours, theirs in zip(got[index], expected[index], strict=True):
                     assert ours[2] == pytest.approx(theirs[2], abs=SCORE_TOLERANCE / min(params.tau, 1.0))
-    assert checked._runner._graphs._recorder is not None  # else a step could not be recorded
+    assert checked._runner._graphs._recorder is not None  # None if a step could not be recorded
 
 
 def probabilities(engine: Engine, prompt: list[int], token_ids: tuple[int, ...]) -> torch.Tensor:
-    """After the prompt and after each of these tokens but the last, shape [T, V]."""
+    """Probabilities after the prompt and after each of these tokens except the last, shape [T, V]."""
     runner = engine._runner
     logits = [runner.prefill([0], [prompt], [0])]
     for number, token_id in enumerate(token_ids[:-1]):
@@ -147,13 +148,13 @@ def test_bfloat16_is_close_along_the_same_tokens(architecture, device):
 
 @needs_gpu
 @pytest.mark.parametrize("num_rows", [1, 7, GPU_MAX_ROWS, GPU_MAX_ROWS + 1])
-def test_quantised_layers_multiply_by_about_their_weights(num_rows):
+def test_products_of_quantised_layers_are_close_to_dense_ones(num_rows):
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("torch's 4-bit kernel needs a GPU of compute capability 8.0")
     weight = (torch.randn(128, 256, device="cuda") * 0.05).bfloat16()
     rows = torch.randn(num_rows, 256, device="cuda").bfloat16()
     expected = rows.float() @ weight.float().t()
     for is_head, kinds in ((False, Int4GpuLinear), (True, (Int8Linear, DenseLinear))):
-        layer = quantised(DenseLinear(weight, None), is_head=is_head)
+        layer = convert_int4(DenseLinear(weight, None), is_head=is_head)
         assert isinstance(layer, kinds)
         assert float((layer(rows).float() - expected).abs().max() / expected.abs().max()) < 0.15

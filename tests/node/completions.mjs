@@ -1,5 +1,5 @@
-// Talks to a running server as a program with OpenAI's JavaScript package would: SERVER_URL says where.
-// Each line on standard output is {"name", "result"}; the Python test checks them.
+// Requests to a running server at SERVER_URL, sent with OpenAI's JavaScript package.
+// Each line on standard output is {"name", "result"}; the Python test checks the results.
 
 import OpenAI from "openai";
 

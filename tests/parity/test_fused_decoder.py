@@ -1,4 +1,4 @@
-"""The fused forward equals transformers' own, in double precision where rounding hides nothing."""
+"""The fused forward equals transformers' own, in double precision so that rounding hides no difference."""
 
 import pytest
 import torch
@@ -34,14 +34,14 @@ def test_prefill_and_decode_equal_the_plain_model(name):
     for slot, prompt in enumerate(PROMPTS):
         runner.prefill([slot], [prompt[:2]], [0])
     longer = [prompt[2:-1] for prompt in PROMPTS[::2]]
-    runner.prefill([0, 2], longer, [2, 2])  # a chunk behind what is there
+    runner.prefill([0, 2], longer, [2, 2])  # a second chunk after the first
     lengths = [len(prompt) - 1 for prompt in PROMPTS]
     decoded = runner.decode(runner.embed([prompt[-1] for prompt in PROMPTS]), lengths).log_softmax(-1).float()
     for got, wanted in zip(decoded, expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
-def test_nothing_is_held_twice():
+def test_no_weight_is_stored_twice():
     runner = runner_of("llama")
     attention = runner.model.model.layers[0].self_attn
     query, key = attention.q_proj.weight, attention.k_proj.weight

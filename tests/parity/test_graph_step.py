@@ -1,4 +1,4 @@
-"""A decode step as a CUDA graph holds it: recorded once, run again for other lengths and inputs, all on the device."""
+"""Decode steps as CUDA graphs: recorded once, replayed for other lengths and inputs, entirely on the device."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,10 +12,11 @@ from support.recorded_ops import CountedRecorder, RecordedOps
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.loading.support import can_be_recorded
 from superdraft.decoding.model import runner as model_runner
+from superdraft.decoding.model.linear import Conversion
+from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.runner import ModelRunner
-from superdraft.decoding.model.step_graphs import Operations, Recorder
+from superdraft.decoding.model.step_graphs import Operations, Recorder, can_be_recorded
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -24,7 +25,7 @@ from superdraft.decoding.text.tokenizer import Tokenizer
 NUM_ROWS = 3
 READ_LENGTH = 24
 PROMPTS = ([5, 80, 31, 7, 7, 99, 120, 18, 44, 3, 250], [3, 4, 5], [9] * 7)
-# In double precision Llama-like models run through the fused decoder, and rounding hides nothing.
+# In double precision Llama-like models use the fused decoder, and rounding hides no difference.
 CASES = [
     *[(name, torch.float64) for name in ("llama", "mistral", "qwen3")],
     *[(name, torch.float32) for name in ("llama", "gemma3_text", "gpt2", "gpt_neox")],
@@ -41,7 +42,7 @@ def step_of(runner: ModelRunner, embeddings: torch.Tensor, lengths: torch.Tensor
 
 
 def fill(runner: ModelRunner, prompts: tuple[list[int], ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts into the slots; their last tokens' embeddings and the lengths before them."""
+    """Prefill prompts without their last tokens; return these tokens' embeddings and the lengths before them."""
     for slot, prompt in enumerate(prompts):
         runner.prefill([slot], [prompt[:-1]], [0])
     return runner.embed([prompt[-1] for prompt in prompts]), torch.tensor([len(prompt) - 1 for prompt in prompts])
@@ -91,7 +92,7 @@ def test_a_step_stays_on_the_device(architecture, dtype):
     ids=lambda value: value["rope_type"] if isinstance(value, dict) else "",
 )
 @torch.inference_mode()
-def test_models_whose_rotary_angles_need_the_host_are_known(rope, can, dtype):
+def test_models_whose_rotary_angles_need_the_host_are_recognised(rope, can, dtype):
     model = tiny_model("llama", rope_parameters=rope | {"rope_theta": 10_000.0}).to(dtype)
     runner = ModelRunner(model, 64, 4_000_000, num_slots=4)
     assert can_be_recorded(model) is can
@@ -101,16 +102,18 @@ def test_models_whose_rotary_angles_need_the_host_are_known(rope, can, dtype):
         step_of(runner, embeddings, lengths)
 
 
-def test_a_model_with_angles_for_each_kind_of_layer_can_be_recorded():
+def test_a_model_with_different_angles_per_layer_type_can_be_recorded():
     assert can_be_recorded(tiny_model("gemma3_text"))
     longrope = tiny_model("llama")
     longrope.model.rotary_emb.rope_type = {"full_attention": "default", "sliding_attention": "longrope"}
     assert not can_be_recorded(longrope)
 
 
-def engine_of(dtype: torch.dtype, recorder: Recorder | None, *, num_slots: int = 5, quantise: bool = False) -> Engine:
+def engine_of(
+    dtype: torch.dtype, recorder: Recorder | None, *, num_slots: int = 5, convert: Conversion | None = None
+) -> Engine:
     model = tiny_model("llama").to(dtype)
-    runner = ModelRunner(model, 96, 4_000_000, num_slots, quantise=quantise, recorder=recorder)
+    runner = ModelRunner(model, 96, 4_000_000, num_slots, convert=convert, recorder=recorder)
     return Engine(runner, Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig())
 
 
@@ -130,10 +133,10 @@ def assert_alike(got: GenerationOutput, expected: GenerationOutput, tolerance: f
     assert [d.score for d in got.drafts] == pytest.approx([d.score for d in expected.drafts], abs=tolerance)
 
 
-# In double precision the steps' different read lengths round nothing away.
+# In double precision the different read lengths of the steps do not show in rounding.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["transformers", "fused"])
-def test_replayed_steps_are_the_steps_themselves(dtype, monkeypatch):
-    """What Python decided while a step was recorded must hold for every step of its shape."""
+def test_replayed_steps_equal_direct_ones(dtype, monkeypatch):
+    """Decisions that Python made while a step was recorded must hold for every step of the same shape."""
     monkeypatch.setattr(model_runner, "_FEWEST_POSITIONS", 16)
     recorder = CountedRecorder()
     engine, plain = engine_of(dtype, recorder), engine_of(dtype, None)
@@ -149,22 +152,22 @@ def test_replayed_steps_are_the_steps_themselves(dtype, monkeypatch):
     assert recorder.num_replays > 5 * recorder.num_graphs > 20
 
 
-def test_graphs_do_not_outlive_the_weights_that_they_read():
+def test_graphs_are_dropped_when_the_weights_are_converted():
     def step(engine: Engine) -> torch.Tensor:
         runner = engine._runner
         runner.prefill([0], [[3, 4, 5]], [0])
         return runner.decode(runner.embed([6]), [3]).float()
 
     recorder = CountedRecorder()
-    quantised = step(engine_of(torch.bfloat16, recorder, num_slots=1, quantise=True))
-    # One before the weights change, for the check of the runner, and another one after.
+    quantised = step(engine_of(torch.bfloat16, recorder, num_slots=1, convert=convert_int4))
+    # One graph before the weights are converted, for the runner's check, and another one afterwards.
     assert (recorder.num_graphs, recorder.num_replays) == (2, 1)
-    expected = step(engine_of(torch.bfloat16, None, num_slots=1, quantise=True))
+    expected = step(engine_of(torch.bfloat16, None, num_slots=1, convert=convert_int4))
     exact = step(engine_of(torch.bfloat16, None, num_slots=1))
     assert float((quantised - expected).abs().max()) < 0.1 * float((exact - expected).abs().max())
 
 
-def test_a_step_that_cannot_be_recorded_runs_as_it_is(caplog):
+def test_a_step_that_cannot_be_recorded_runs_directly(caplog):
     def broken(_: Operations) -> Operations:
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -185,7 +188,7 @@ HOST_WORK: dict[str, Callable[[torch.Tensor], object]] = {
 
 
 @pytest.mark.parametrize("work", HOST_WORK.values(), ids=HOST_WORK)
-def test_work_of_the_host_is_not_recorded(work):
+def test_host_work_is_not_recorded(work):
     with pytest.raises(AssertionError, match="needs the host"), RecordedOps():
         work(torch.arange(3))
 
@@ -198,14 +201,14 @@ def run_on_device(work: Callable[[torch.Tensor], object]) -> None:
 
 
 @pytest.mark.parametrize("work", HOST_WORK.values(), ids=HOST_WORK)
-def test_work_of_the_host_is_found_on_the_device(work):
+def test_host_work_is_found_on_the_device(work):
     with pytest.raises(AssertionError, match="needs the host"):
         run_on_device(work)
 
 
 @pytest.mark.parametrize("copied", [lambda lengths: lengths.cpu(), lambda lengths: torch.zeros(3, device="cpu")])
-def test_tensors_of_the_host_are_found(copied):
-    with pytest.raises(AssertionError, match="stay on the device uses cpu"):
+def test_host_tensors_are_found(copied):
+    with pytest.raises(AssertionError, match="uses cpu in a step that should stay on the device"):
         run_on_device(copied)
 
 

@@ -1,35 +1,36 @@
-"""How far batches, slots and prefixes may move the logits in bfloat16 and with 4-bit weights: a few roundings."""
+"""Batches, slots and prefixes change logits by a few rounding errors at most, in bfloat16 and with 4-bit weights."""
 
 import pytest
 import torch
 from support.models import tiny_model
 
+from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.runner import ModelRunner
 
 ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")
-# bfloat16 keeps 8 bits: neighbouring numbers near the largest logit differ by 1/128 of it. Two layers' worth of
-# operations in another order may move a logit by a few of these steps.
+# bfloat16 has 8 significant bits: neighbouring numbers near the largest logit differ by 1/128 of it. Two layers of
+# operations in a different order may change a logit by a few of these steps.
 TOLERANCE_STEPS = 6
-# A batch may take the dense weights where one request alone takes the 4-bit ones. Random weights, unlike those that
-# were quantised before, lose 1/15 of each group's range to rounding.
+# A batch may use the dense weights where a single request uses the 4-bit ones. Unlike weights that were quantised
+# before, random weights lose 1/15 of each group's range to rounding.
 INT4_TOLERANCE_STEPS = 16
 
 
-@pytest.mark.parametrize("quantise", [False, True], ids=["bfloat16", "int4"])
+@pytest.mark.parametrize("convert", [None, convert_int4], ids=["bfloat16", "int4"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_alone_in_a_batch_in_a_used_slot_and_after_a_prefix_hit(architecture, quantise):
-    # Weights of the usual width: with wide random ones every layer multiplies the rounding errors.
+def test_alone_in_a_batch_in_a_used_slot_and_after_a_prefix_hit(architecture, convert):
+    # Weights of the usual size: with large random weights every layer multiplies the rounding errors.
     model = tiny_model(architecture, initializer_range=0.05).to(torch.bfloat16)
-    runner = ModelRunner(model, 64, 1_000_000, num_slots=4, quantise=quantise)
+    runner = ModelRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
     prompt, others = [5, 80, 31, 7, 7, 99, 120], [[3, 4, 5], [9] * 11, [200]]
     alone = runner.prefill([0], [prompt], [0])[0]
-    tolerance = (INT4_TOLERANCE_STEPS if quantise else TOLERANCE_STEPS) * float(alone.abs().max()) / 128
+    tolerance = (INT4_TOLERANCE_STEPS if convert else TOLERANCE_STEPS) * float(alone.abs().max()) / 128
 
     def assert_same(logits: torch.Tensor) -> None:
         assert float((logits.float() - alone.float()).abs().max()) <= tolerance
 
     assert_same(runner.prefill([2, 0, 3, 1], [others[0], prompt, *others[1:]], [0] * 4)[1])
-    assert_same(runner.prefill([1], [prompt], [0])[0])  # a slot that somebody else has used
+    assert_same(runner.prefill([1], [prompt], [0])[0])  # a slot that another request has used
     positions = list(range(10, 15))
     runner.cache.save_prefix(1, 0, positions)
     runner.cache.load_prefix(3, positions)

@@ -139,7 +139,7 @@ def test_a_forked_branch_goes_on_exactly_where_it_was(architecture):
     for _ in range(3):
         engine.step()
     (branch,) = engine._sequences["a"].branches
-    twin = engine._steps.fork(branch, branch.drafts)  # both go on with all drafts: they must stay alike
+    twin = engine._branching._fork(branch, branch.drafts)  # both go on with all drafts: they must stay alike
     while engine.has_unfinished:
         outputs = engine.step()
         assert [d.token_ids for d in twin.drafts.alive] == [d.token_ids for d in branch.drafts.alive]
@@ -154,7 +154,7 @@ def test_a_fork_divides_the_drafts():
     (branch,) = engine._sequences["a"].branches
     *others, last = branch.drafts.alive
     branch.drafts = DraftSet(tuple(others))
-    twin = engine._steps.fork(branch, DraftSet((last,)))
+    twin = engine._branching._fork(branch, DraftSet((last,)))
     prompt = engine._sequences["a"].prompt_token_ids
     engine.step()
     # A branch of one draft is an exact row.
@@ -264,10 +264,10 @@ def test_samples_are_drawn_from_all_covers():
 def covers_of(engine, prompt):
     """What the engine chooses a prompt's first tokens from."""
     seen = []
-    choose = engine._chooser.choose_start
-    engine._chooser.choose_start = lambda branch, covers: (seen.append(covers), choose(branch, covers))
+    choose = engine._starts.choose_start
+    engine._starts.choose_start = lambda branch, covers: (seen.append(covers), choose(branch, covers))
     engine.generate(prompt, params(token_healing=True, num_drafts=1, max_tokens=1, alpha=0.0))
-    engine._chooser.choose_start = choose
+    engine._starts.choose_start = choose
     return seen[0]
 
 
@@ -327,8 +327,8 @@ def test_a_branch_that_ended_gives_its_slot_back_before_its_siblings_end():
     engine.step()
     first = engine._sequences["a"].branches[0]
     engine.step()
-    first.sequence.extend = lambda draft, token, real=first.sequence.extend: real(
-        draft, 0 if draft in first.drafts.alive else token
+    first.sequence.extend = lambda draft, token, *scores, real=first.sequence.extend: real(
+        draft, 0 if draft in first.drafts.alive else token, *scores
     )
     engine.step()
     assert first.slot is None

@@ -29,7 +29,7 @@ DRAFTING = DraftingDefaults(alpha=0.3, tau=0.8)
 
 DOCS = Path(__file__).parents[2] / "docs" / "http-api.md"
 STRATEGIES = ("superposed", "sample", "greedy", "sample+superposed")
-WORDS = {"honoured", "ignored, warning", "in part, warning", "accepted", "400", "404"}
+WORDS = {"honoured", "ignored, warning", "partial, warning", "accepted", "400", "404"}
 PROMPT = "We're meeting at n"
 
 
@@ -198,15 +198,15 @@ PROBES = {
         {"prompt": ["The q", PROMPT]},
         lambda ask: ask.texts(prompt=["The q", PROMPT]) == [*ask.texts(prompt="The q"), *ask.texts()],
     ),
-    "`prompt`, absent": Probe({"prompt": ABSENT}, param="prompt"),
+    "`prompt`, missing": Probe({"prompt": ABSENT}, param="prompt"),
     "`max_tokens`": Probe({"max_tokens": 3}, lambda ask: ask(max_tokens=3)["usage"]["completion_tokens"] == 3),
     "`n`": Probe({"n": 3}, lambda ask: len(ask.texts(n=3)) == 3),
-    "`n`, over the server's limit": Probe({"n": 99}, param="n"),
+    "`n`, above the server's limit": Probe({"n": 99}, param="n"),
     "`best_of`": Probe({"best_of": 4}, shows_best_of),
     "`best_of`, less than `n`": Probe({"n": 2, "best_of": 1}, param="best_of"),
     "`echo`": Probe({"echo": True}, lambda ask: ask.texts(echo=True) == [PROMPT + ask.texts()[0]]),
     "`suffix`, the model has tokens for gaps": Probe({"suffix": " tomorrow."}, fills),
-    "`suffix`, it has none": Probe({"suffix": " tomorrow."}, keeps_out),
+    "`suffix`, the model has none": Probe({"suffix": " tomorrow."}, keeps_out),
     "`stop`": Probe({"stop": ["e"]}, cuts_at_stop),
     "`logprobs`": Probe({"logprobs": 2}, has_exact_logprobs),
     "`logprobs`, more than 5": Probe({"logprobs": 6}, param="logprobs"),
@@ -214,7 +214,7 @@ PROBES = {
     "`stream_options`, with `stream`": Probe(
         {"stream": True, "stream_options": {"include_usage": True}}, shows_usage, param="stream_options"
     ),
-    "`stream_options`, without": Probe({"stream_options": {"include_usage": True}}, param="stream_options"),
+    "`stream_options`, without `stream`": Probe({"stream_options": {"include_usage": True}}, param="stream_options"),
     "`temperature`": Probe({"temperature": 0.5}, is_certain("temperature")),
     "`top_p`": Probe({"top_p": 0.5}, is_certain("top_p")),
     "`seed`": Probe({"seed": 3}, repeats_by_seed),
@@ -224,7 +224,7 @@ PROBES = {
         {"logit_bias": {NEW_LINE: 100}}, lambda ask: ask.texts(logit_bias={NEW_LINE: 100})[0][0] == "\n"
     ),
     "`user`": Probe({"user": "somebody"}),
-    "fields that are not known": Probe({"top_k": 3, "extra": {"deep": [1]}}),
+    "unknown fields": Probe({"top_k": 3, "extra": {"deep": [1]}}),
     "`token_healing`": Probe({"token_healing": True}, heals),
     "`single_line`": Probe({"single_line": True}, stays_on_the_line),
 }
@@ -264,7 +264,7 @@ def test_row(clients, label, strategy):
         return
     assert response.status_code == 200
     answer = parsed(response.content)[-1] if "stream" in probe.fields else response.json()
-    if word == "in part, warning":
+    if word == "partial, warning":
         assert answer["warnings"] == [NOT_SEEN] == [response.headers["x-superdraft-warnings"]]
         assert probe.holds(ask)
         return

@@ -287,7 +287,7 @@ def test_time_over_is_an_answer_with_a_warning(client, engine):
     engine.on_step = lambda: time.sleep(0.02)
     response = client.post(PATH, json={"prompt": "hi", "max_tokens": 50, "timeout_ms": 70})
     assert response.status_code == 200
-    assert response.json()["warnings"] == ["Time was over."]
+    assert response.json()["warnings"] == ["The time limit was reached."]
     assert 1 <= len(response.json()["drafts"][0]["tokens"]) < 10
 
 

@@ -50,7 +50,7 @@ def test_batch(url, engine):
     assert [answer["prompt"] for answer in answers] == prompts
     assert all(len(answer["drafts"]) == 3 for answer in answers[:-1])
     assert "does not fit" in answers[-1]["error"]
-    assert (code, err) == (1, "1 prompts have no drafts\n")
+    assert (code, err) == (1, "Prompts without drafts: 1\n")
 
 
 @pytest.mark.parametrize("name", ["quickstart.py", "async_typing.py"])

@@ -129,7 +129,7 @@ def test_time_over_ends_the_stream_with_the_drafts_so_far(client, engine):
     engine.on_step = lambda: time.sleep(0.02)
     answer = parsed(ask(client, max_tokens=50, timeout_ms=50).content)[-1]
     assert answer["object"] == "drafts"
-    assert answer["warnings"] == ["Time was over."]
+    assert answer["warnings"] == ["The time limit was reached."]
 
 
 def test_keep_alive_while_nothing_comes(url, stepwise, monkeypatch):

@@ -1,4 +1,4 @@
-"""Both clients with one face, so that a test is written once, and scripted answers for them."""
+"""A common interface to both clients, so that each test is written once, and scripted responses for them."""
 
 import asyncio
 import json
@@ -16,20 +16,20 @@ class SyncFace:
     def __init__(self, url=URL, handler=None, **options):
         transport = None if handler is None else httpx.MockTransport(handler)
         self.make = lambda: Superdraft(url, transport=transport, **options)
-        self.make().close()  # what is wrong with the options is said at once
+        self.make().close()  # raises at once if the options are invalid
 
     def call(self, method, *args, **options):
         with self.make() as client:
             return getattr(client, method)(*args, **options)
 
     def complete_and(self, event, rank=0, **options):
-        """Complete "hi" and report an event of it: (completion, receipt)."""
+        """Complete "hi" and report an event; return (completion, receipt)."""
         with self.make() as client:
             completion = client.complete("hi", max_tokens=2)
             return completion, getattr(completion, event)(rank, **options)
 
     def stream(self, seen=None, most=None, **options):
-        """Stream "hi": (snapshots, completion). `seen` gets them as they come; `most`: leave after so many."""
+        """Stream "hi"; return (snapshots, completion). Snapshots are appended to `seen`; leave after `most` of them."""
         seen = [] if seen is None else seen
         with self.make() as client, client.stream("hi", **options) as stream:
             for snapshot in stream:
@@ -48,7 +48,7 @@ class AsyncFace:
 
         transport = None if handler is None else httpx.MockTransport(handle)
         self.make = lambda: AsyncSuperdraft(url, transport=transport, **options)
-        self.make()  # what is wrong with the options is said at once
+        self.make()  # raises at once if the options are invalid
 
     def call(self, method, *args, **options):
         async def run():
@@ -117,7 +117,7 @@ def answering(face, status, body, headers=(), **options):
 
 
 def in_turn(face, *answers, **options):
-    """Each answer is a response or an exception; the requests are in `seen`."""
+    """A client that gets the given responses and exceptions in order, and keeps the requests in `seen`."""
     left, seen = iter(answers), []
 
     def handler(request):
@@ -133,7 +133,7 @@ def in_turn(face, *answers, **options):
 
 
 class Chunks(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body in pieces; an exception among them breaks the connection."""
+    """A body in pieces; an exception among the pieces breaks the connection."""
 
     def __init__(self, *pieces):
         self.pieces = pieces

@@ -1,4 +1,7 @@
-"""How a text goes on, by summing over every tokenisation of it. Slow, and written from the definition alone."""
+"""Reference for the distribution of a text's continuation: the sum over all its tokenisations.
+
+It is slow, and written from the definition alone.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +14,13 @@ NextLogprobs = Callable[[Sequence[int]], Sequence[float]]
 def next_bytes(
     text: str, front: Sequence[int], tokenizer: Tokenizer, next_logprobs: NextLogprobs, excluded: set[int]
 ) -> dict[int | None, float]:
-    """The distribution of the byte that follows `text`, given its bytes; None is the end of the text.
+    """Return the distribution of the byte that follows `text`, given its bytes. The key None is the end of the text.
 
     Args:
-        text: what was typed.
-        front: tokens before it, at least one.
+        text: the typed text.
+        front: the tokens before the typed text, at least one.
         tokenizer: the tokenizer.
-        next_logprobs: ln p of every next token after some tokens.
+        next_logprobs: returns ln p of every token, given the tokens before it.
         excluded: tokens that no text may contain.
     """
     own = tokenizer.hf_tokenizer.encode(text)
@@ -54,7 +57,7 @@ def _tokenisations(
     excluded: set[int],
     weight: float,
 ) -> Iterator[tuple[list[int], bytes, float]]:
-    """Every sequence of tokens inside the typed bytes, with what it leaves of them and its weight."""
+    """Yield every sequence of tokens within the typed bytes, with the bytes that remain and its weight."""
     yield path, rest, weight
     if not rest:
         return
@@ -66,7 +69,7 @@ def _tokenisations(
 
 
 def is_canonical(tokens: Sequence[int], padding: int, tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer makes these tokens of their text; what follows the last whole character is not judged."""
+    """Whether the tokenizer encodes their text as these tokens. Bytes after the last complete character are ignored."""
     kept = list(tokens)
     while True:
         data = b"".join(tokenizer.token_bytes[i] for i in kept)

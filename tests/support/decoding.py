@@ -1,4 +1,4 @@
-"""Engines over tiny models, a counter of model rows, and scorers for tests."""
+"""Engines with tiny models, a counter of model rows, and n-gram scorers for tests."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ DEFAULTS: dict[str, object] = {
     "max_model_len": 96,
     "num_slots": 4,
     "kv_memory_bytes": 1_000_000,
-    "document_start": False,  # so that a text's tokens are those that transformers is given
+    "document_start": False,  # so that the tests can pass the same tokens to transformers
 }
 
 
@@ -31,7 +31,7 @@ def tiny_engine(
 
 
 def run_all(engine: Engine) -> dict[str, StepOutput]:
-    """Step until nothing is left; the terminal outputs. Fails if a request is answered twice or a slot is lost."""
+    """Step until nothing is left; return the terminal outputs. Fails if a request is answered twice or a slot leaks."""
     outputs: dict[str, StepOutput] = {}
     while engine.has_unfinished:
         for output in engine.step():
@@ -51,7 +51,7 @@ def texts(output: GenerationOutput) -> list[str]:
 
 @contextlib.contextmanager
 def counted_rows(model: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
-    """The (rows, positions) of every forward pass, as the model itself sees them."""
+    """Record the (rows, positions) of every forward pass, as the model receives them."""
     shapes: list[tuple[int, int]] = []
 
     def note(_module: object, _args: object, kwargs: dict) -> None:
@@ -66,7 +66,7 @@ def counted_rows(model: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
 
 
 class HashScorer:
-    """An n-gram model out of thin air: a deterministic log-probability for each (last token, candidate)."""
+    """An artificial n-gram model: a deterministic log-probability for each (last token, candidate)."""
 
     order = 2
 
@@ -83,7 +83,7 @@ class HashScorer:
 
 
 class FailingScorer(HashScorer):
-    """Raises after a number of calls."""
+    """A scorer that raises after a number of calls."""
 
     def __init__(self, calls: int) -> None:
         self.calls = calls

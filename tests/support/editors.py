@@ -1,4 +1,4 @@
-"""What editors send, word for word in their form, and how strictly they read the answers."""
+"""Requests exactly as editors send them, and parsers as strict as the editors' own."""
 
 import json
 import re
@@ -174,7 +174,7 @@ class _ZedUsage(_Strict):
 
 
 class ZedAnswer(_Strict):
-    """Zed's serde struct: every field must be there."""
+    """Zed's serde struct: every field is required."""
 
     id: StrictStr
     object: StrictStr
@@ -195,7 +195,7 @@ class TabbyAnswer(_Strict):
 
 
 class LlamaVimAnswer(BaseModel):
-    """Flat keys, slashes and all, and no others."""
+    """Flat keys, which may contain slashes, and no other keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -205,7 +205,7 @@ class LlamaVimAnswer(BaseModel):
 
     @classmethod
     def read(cls, raw: str) -> "LlamaVimAnswer":
-        """As the plugin does: first a search in the raw text, then the JSON."""
+        """Parse like the plugin: search the raw text, then parse the JSON."""
         assert '"content":"' in raw
         fields = json.loads(raw)
         for name in ("prompt", "predicted"):
@@ -215,7 +215,7 @@ class LlamaVimAnswer(BaseModel):
 
 
 def continue_events(raw: str) -> list[dict[str, Any]]:
-    """Continue's reader: it takes every line for data, but for blank ones and one comment."""
+    """Continue's parser: every line must be data, except blank lines and one kind of comment."""
     events = []
     for line in raw.split("\n"):
         if not line.strip() or line.startswith(": keep-alive"):
@@ -231,7 +231,7 @@ def continue_events(raw: str) -> list[dict[str, Any]]:
 
 
 def tabby_as_client(raw: str) -> str:
-    """Tabby's own client of OpenAI servers: it panics on `[DONE]` unless a finish_reason came before."""
+    """Tabby's client for OpenAI servers, which panics on `[DONE]` if there was no finish_reason before it."""
     text, finish_reason = "", None
     for block in re.split(r"\n\n", raw.strip()):
         data = block.removeprefix("data: ")
@@ -247,7 +247,7 @@ def tabby_as_client(raw: str) -> str:
 
 @dataclass
 class LlamaVscode:
-    """What llama.vscode shows: one object, or an array of them."""
+    """The suggestions shown by llama.vscode, from one response object or an array of them."""
 
     contents: list[str]
 

@@ -1,4 +1,4 @@
-"""A fake engine: drafts made of the prompt's length, one step a token, everything on demand."""
+"""Fake engine without a model: fixed drafts, one step per token, and failures on demand."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ WORDS = ("red", "green", "blue", "white", "black", "amber")
 
 
 class FakeTokenizer:
-    """One token a character."""
+    """One token per character."""
 
     vocabulary: ClassVar = {chr(i): i for i in range(128)}
     eos_token_ids = frozenset({0})
@@ -60,10 +60,10 @@ class Job:
 
 @dataclass
 class FakeEngine:
-    """Draft i of a request is `max_tokens` tokens of the form " red1", fewer if time is over.
+    """Each draft has `max_tokens` tokens such as " red1", or fewer if the request runs out of time.
 
-    Set `gate` to hold every step until it is set; `on_step` runs at the start of each step and may raise; `fail` maps a
-    request id to the error that it ends with.
+    If `gate` is given, every step waits until this event is set. `on_step` runs at the start of each step and may
+    raise. `fail` maps a request id to the error that the request ends with.
     """
 
     config: EngineConfig = field(default_factory=EngineConfig)
@@ -97,7 +97,7 @@ class FakeEngine:
         if params.max_tokens > self.config.max_tokens:
             raise InvalidRequestError("max_tokens is over the limit.", param="max_tokens")
         if any(i >= 0x110000 for i in token_ids):
-            raise InvalidRequestError("prompt holds an id outside the vocabulary.", param="prompt")
+            raise InvalidRequestError("prompt contains an id outside the vocabulary.", param="prompt")
         if len(token_ids) + params.max_tokens > self.max_model_len:
             raise PromptTooLongError(f"The prompt of {len(token_ids)} tokens does not fit.")
         for older in [job for job in self.jobs.values() if session_id is not None and job.session_id == session_id]:
@@ -116,7 +116,7 @@ class FakeEngine:
         if self.gate is not None:
             self.gate.wait(timeout=10)
         self.on_step()
-        outputs = [StepOutput(name, error=SupersededError("A newer one came.")) for name in self.superseded]
+        outputs = [StepOutput(name, error=SupersededError("A newer request arrived.")) for name in self.superseded]
         self.superseded.clear()
         for job in list(self.jobs.values()):
             job.num_steps += 1
@@ -159,7 +159,7 @@ class FakeEngine:
             usage=Usage(len(job.token_ids), sum(len(draft.tokens) for draft in drafts), 2, params.max_tokens),
             timings=Timings(0.1, 1.0, 2.0, 0.5, 3.1),
             prompt_token_ids=job.token_ids,
-            warnings=(*self.warnings, "Time was over.") if job.is_late else self.warnings,
+            warnings=(*self.warnings, "The time limit was reached.") if job.is_late else self.warnings,
             prompt_logprobs=prompt_logprobs,
         )
 

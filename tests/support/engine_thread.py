@@ -1,4 +1,4 @@
-"""Running a scenario against an engine thread, and waiting inside it."""
+"""Helpers to run a test scenario against an engine thread, and to wait in it."""
 
 import asyncio
 import threading
@@ -7,7 +7,7 @@ from superdraft.server.bridge.async_engine import AsyncEngine
 
 
 def run(engine, scenario, timeout_s=10):
-    """Run `scenario(async_engine)` with the engine started; afterwards its thread must be gone."""
+    """Run `scenario(async_engine)` with a started engine, then check that the engine thread has ended."""
 
     async def main():
         async_engine = AsyncEngine(engine)
@@ -30,4 +30,4 @@ async def until(condition):
         if condition():
             return
         await asyncio.sleep(0.002)
-    raise AssertionError("it never came")
+    raise AssertionError("the condition was not met in time")

@@ -1,7 +1,7 @@
-"""A GPU that is not there: a step goes through torch's rules for shapes, types and devices, without numbers.
+"""Fake GPU: runs a step with torch's rules for shapes, types and devices, but without numbers.
 
-It finds what a CUDA graph cannot hold: tensors of the host mixed with the device's, values that the host waits for,
-tensors made of Python data, shapes that depend on values. It runs on a build of torch without CUDA.
+It detects what a CUDA graph cannot contain: host tensors mixed with device tensors, values that the host waits for,
+tensors made from Python data, and shapes that depend on values. It works with a build of torch without CUDA.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ _SUBSTITUTES: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Inside, every tensor is fake, and `device="cuda"` is a device like any other."""
+    """In this context every tensor is fake, and `device="cuda"` is an ordinary device."""
     with FakeTensorMode(allow_non_fake_inputs=False), _NoCurrentDevice():
         yield
 
 
 class _NoCurrentDevice(TorchFunctionMode):
-    """Methods that make the device current before anything else, which here fails, by operations that do not."""
+    """Replaces methods that first make the device current, which would fail here, with operations that do not."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is Tensor.__getitem__:
@@ -49,7 +49,7 @@ class _NoCurrentDevice(TorchFunctionMode):
 
 
 def _sliced(tensor: Tensor, index: Any) -> tuple[Tensor, list[Tensor | None]]:
-    """A view by all but the tensors of an index, and those tensors by dimension."""
+    """Return the view given by all parts of the index except tensors, and the tensors by dimension."""
     index = index if isinstance(index, tuple) else (index,)
     num_indexed = sum(item is not None and item is not Ellipsis for item in index)
     skipped, dim = tensor.dim() - num_indexed, 0
@@ -71,21 +71,21 @@ def _sliced(tensor: Tensor, index: Any) -> tuple[Tensor, list[Tensor | None]]:
 
 
 class OnlyOnDevice(TorchDispatchMode):
-    """Inside, as in a CUDA graph, every operation must stay on the device; use it within `fake_cuda`."""
+    """Requires every operation to stay on the device, as in a CUDA graph. Use it within `fake_cuda`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         refuse_host_work(func, args)
         output = func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs, output)):
             if isinstance(tensor, Tensor) and tensor.device.type != "cuda":
-                raise AssertionError(f"{func} in a step that should stay on the device uses {tensor.device}.")
+                raise AssertionError(f"{func} uses {tensor.device} in a step that should stay on the device.")
         return output
 
 
 def on_fake_cuda(thing: _T) -> _T:
-    """A copy of an object, such as a runner, all of whose tensors lie on the fake GPU; use it within `fake_cuda`.
+    """Copy an object, such as a runner, with all its tensors on the fake GPU. Use it within `fake_cuda`.
 
-    Things are built, and check themselves, where there are numbers; then they are copied.
+    Objects are built and validated on a device with real numbers, and then copied.
     """
 
     def fake(tensor: Tensor, _memo: dict) -> Tensor:

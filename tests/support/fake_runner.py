@@ -1,4 +1,4 @@
-"""A model runner without a model: its logits depend on all that a slot was fed, so a mix-up of slots changes drafts."""
+"""Fake model runner. Its logits depend on everything fed to a slot, so confusing two slots changes the drafts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ WIDTH = 4
 
 
 class ManualClock:
-    """A clock that stands still until it is told otherwise."""
+    """A clock that advances only when a test sets it."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -27,7 +27,7 @@ class ManualClock:
 
 
 class FakeCache:
-    """Slots hold what was fed at each position, as bytes. Reading a position that was never written is a failure."""
+    """Slots hold the input of each position, as bytes. Saving or using a position that was never written fails."""
 
     def __init__(self, num_slots: int, max_len: int, num_prefix_positions: int) -> None:
         self.plan = CachePlan(num_slots, max_len, num_prefix_positions, 1)
@@ -57,7 +57,7 @@ class FakeCache:
 
 
 class FakeRunner:
-    """What the engine uses of `ModelRunner`. Counts rows and prompt tokens."""
+    """The part of `ModelRunner` that the engine uses. Records the number of rows and prompt tokens."""
 
     def __init__(
         self,
@@ -104,12 +104,12 @@ class FakeRunner:
         return torch.stack([self._logits(slot, length + 1) for slot, length in enumerate(lengths)])
 
     def _write(self, slot: int, position: int, row: Tensor) -> None:
-        # Rounded: a blend is a sum whose order may differ between batches.
+        # Rounded, because a blend is a sum, and the order of its terms may differ between batches.
         self.cache.slots[slot][position] = np.round(row.numpy(), 3).tobytes()
 
     def _logits(self, slot: int, length: int) -> Tensor:
         fed = self.cache.slots[slot][:length]
-        assert None not in fed, "a position was read that nothing was written to"
+        assert None not in fed, "a position was read that was never written"
         seed = int.from_bytes(hashlib.blake2b(b"".join(fed), digest_size=8).digest(), "little")
         return torch.from_numpy(np.random.default_rng(seed).standard_normal(self.vocab_size).astype(np.float32) * 3)
 

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, saved as any other model is: safetensors, config and tokenizer."""
+"""Tiny models with random weights, saved in the usual format: safetensors, config and tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ _SENTENCES = (
     "def add(a, b):\n    return a + b\n",
     "We're meeting at noon, aren't we? It's the café on the corner — naïve, isn't it?",
 )
-# Wide weights: with the usual 0.02 a random model repeats one token whatever the prompt is.
+# A large initializer range: with the usual 0.02, a random model repeats one token for every prompt.
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "initializer_range": 0.4,
@@ -74,14 +74,14 @@ CODESTRAL_FIM = ("[PREFIX]", "[SUFFIX]", "[MIDDLE]")
 
 
 def tiny_fim_tokenizer(names: tuple[str, ...] = QWEN_FIM) -> transformers.PreTrainedTokenizerFast:
-    """`tiny_tokenizer` with tokens to fill gaps, the first of which has id 300."""
+    """`tiny_tokenizer` with fill-in-the-middle tokens, the first of which has id 300."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(list(names))
     return tokenizer
 
 
 def tiny_model(architecture: str, seed: int = 0, **options: Any) -> transformers.PreTrainedModel:
-    """A random causal LM of two layers; the same seed gives the same weights. `options` override its config."""
+    """A random two-layer causal LM. The same seed gives the same weights; `options` override its config."""
     settings = _COMMON | {"eos_token_id": 0} | _OPTIONS.get(architecture, {}) | options
     config = transformers.AutoConfig.for_model(architecture, **settings)
     with torch.random.fork_rng(devices=[]):
@@ -90,7 +90,7 @@ def tiny_model(architecture: str, seed: int = 0, **options: Any) -> transformers
 
 
 def tiny_model_folder(folder: Path, architecture: str, seed: int = 0, **options: Any) -> Path:
-    """Saves `tiny_model` and `tiny_tokenizer` in a new folder named after the architecture, and returns it."""
+    """Save `tiny_model` and `tiny_tokenizer` in a new folder named after the architecture, and return the folder."""
     target = folder / architecture
     tiny_model(architecture, seed, **options).save_pretrained(target)
     tiny_tokenizer().save_pretrained(target)
@@ -98,7 +98,7 @@ def tiny_model_folder(folder: Path, architecture: str, seed: int = 0, **options:
 
 
 def save_tiny_coder(folder: Path) -> str:
-    """Save a model with tokens to fill gaps; gives back the folder's name, as the server takes it."""
+    """Save a model with fill-in-the-middle tokens; return its folder as a value for the server's `model` setting."""
     tokenizer = tiny_fim_tokenizer()
     tiny_model("llama", vocab_size=max(VOCAB_SIZE, len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

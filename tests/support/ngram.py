@@ -1,4 +1,4 @@
-"""A tiny n-gram model whose probabilities are known by hand, and a way to put it on disk as a real model."""
+"""Tiny n-gram model with hand-written probabilities, and functions to write it to disk as a real model."""
 
 import sys
 from dataclasses import replace
@@ -17,7 +17,7 @@ from superdraft.ngram_models.store.manifest import (
 )
 from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 
-# Tokens 3 to 6; 0 and 2 end a text; 1 and 7 are in the vocabulary but not in the corpus.
+# The corpus contains tokens 3 to 6. 0 and 2 end a text. 1 and 7 are in the vocabulary but not in the corpus.
 END_OF_TEXT_IDS = (0, 2)
 VOCABULARY_SIZE = 8
 FINGERPRINT = "a" * 64
@@ -82,7 +82,7 @@ def tiny_manifest(**changes: object) -> Manifest:
 
 
 def write_tiny_model(folder: Path) -> Manifest:
-    """A folder that loads: KenLM reads ARPA text wherever it reads a binary."""
+    """Write a model folder that can be loaded. KenLM accepts ARPA text in place of a binary."""
     folder.mkdir(parents=True)
     binary = folder / BINARY_FILE
     binary.write_text(TINY_ARPA, encoding="ascii")
@@ -120,7 +120,7 @@ def write_tool(folder: Path, name: str, script: str) -> None:
 
 
 def write_fake_tools(folder: Path) -> Path:
-    """Programs that note what they are given and make the tiny model of it, whatever it is."""
+    """Write programs that record their input and build the tiny model from any input."""
     folder.mkdir()
     write_arpa(folder)
     write_tool(folder, "lmplz", FAKE_LMPLZ)
@@ -130,6 +130,6 @@ def write_fake_tools(folder: Path) -> Path:
 
 @cache
 def shipped_scorer() -> KenLMScorer:
-    """The n-gram model that comes with Superdraft; its words are token ids, whosoever they are."""
+    """The n-gram model included in Superdraft. Its words are token ids, so it can score those of any tokenizer."""
     folder = find_ngram_model("smollm2-135m")
     return open_scorer(folder, Manifest.read(folder))

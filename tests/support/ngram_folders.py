@@ -1,4 +1,4 @@
-"""N-gram models in a home folder: put there, replaced and damaged as a build or an operator would."""
+"""N-gram models in a home folder, created, replaced and damaged as by a build or an operator."""
 
 import random
 import shutil
@@ -14,7 +14,7 @@ from superdraft.ngram_models.store.manifest import BINARY_FILE, TokenizerIdentit
 def put_model(
     home: Path, name: str, arpa: str = TINY_ARPA, *, order: int = 3, tokenizer: TokenizerIdentity | None = None
 ) -> Path:
-    """Make a model beside its place and rename it there, whatever is there already."""
+    """Write a model to a temporary folder and rename it to its place, replacing an existing model."""
     folder = home / "ngram" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial.", dir=folder.parent))
@@ -37,7 +37,7 @@ def put_model(
 
 
 def damage(folder: Path) -> None:
-    """Another byte in a file of the same size, in a new file: nobody who mapped the old one is touched."""
+    """Change one byte of the model. The result is a new file, so processes that mapped the old one are not affected."""
     content = bytearray((folder / BINARY_FILE).read_bytes())
     content[-3] ^= 1
     partial = folder / "partial"
@@ -46,12 +46,12 @@ def damage(folder: Path) -> None:
 
 
 def tiny_with(unigram_3: str) -> str:
-    """The tiny model with another log10 probability of token 3 alone."""
+    """The tiny model with a different log10 unigram probability of token 3."""
     return TINY_ARPA.replace("-0.7\t3", f"{unigram_3}\t3")
 
 
 def random_arpa(seed: int, vocabulary_size: int) -> str:
-    """A bigram model with random numbers; it is not normalised, which scoring does not mind."""
+    """A bigram model with random numbers. It is not normalised, which scoring does not require."""
     rng = random.Random(seed)
     words = [str(token_id) for token_id in range(1, vocabulary_size)]
     pairs = sorted({(rng.choice(words), rng.choice(words)) for _ in range(10 * vocabulary_size)})

@@ -1,6 +1,6 @@
-"""Superposed Decoding written down a second time: plain loops over plain lists, in probabilities and not in logs.
+"""Reference implementation of Superposed Decoding: plain loops over plain lists, in probabilities instead of logs.
 
-Slow and obvious on purpose. It follows the method's description and shares no code with the product.
+It is deliberately slow and simple. It follows the description of the method and shares no code with the product.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class OracleDraft:
     tokens: list[int]
     score: float  # sum of ln p_f
-    length: int  # how many terms the sum has
+    length: int  # number of terms of the sum
 
 
 @dataclass
@@ -21,7 +21,7 @@ class OracleResult:
     alive: list[OracleDraft]
     finished: list[OracleDraft]
     weights: list[list[float]]  # gamma before each decode step
-    tied: bool  # at some step two children had the same score up to rounding: their order says nothing
+    tied: bool  # at some step, two children had the same score up to rounding, so their order is undefined
 
 
 def softmax(values: list[float], temperature: float) -> list[float]:
@@ -44,7 +44,10 @@ def run_oracle(
     suppressed: set[int],
     text_of: Callable[[list[int]], bytes],
 ) -> OracleResult:
-    """`logits[step]` is what the shared row gives then; `ngram(tokens, x)` is a probability, 0 for no support."""
+    """Decode from given logits.
+
+    `logits[step]` are the logits of the shared row at that step. `ngram(tokens, x)` is a probability, 0 for no support.
+    """
     alive = [OracleDraft([], 0.0, 0)]
     finished: list[OracleDraft] = []
     weights: list[list[float]] = []
@@ -98,7 +101,7 @@ def run_oracle(
 
 
 def oracle_answer(result: OracleResult, k: int, text_of: Callable[[list[int]], bytes]) -> list[OracleDraft]:
-    """The best k of both lists by score per token; equal texts once; nothing empty unless there is nothing else."""
+    """Return the best k of both lists by score per token: no duplicate texts, and an empty text only if it is alone."""
     order = sorted([*result.finished, *result.alive], key=lambda draft: -draft.score / max(draft.length, 1))
     different: list[OracleDraft] = []
     for draft in order:

@@ -1,4 +1,4 @@
-"""The playground's parts, as a user finds them."""
+"""Elements of the playground page, located as a user would find them."""
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
@@ -26,7 +26,7 @@ def expect_text(page: Page, text: str) -> None:
 
 
 def expect_ghost(page: Page, text: str) -> None:
-    """Wait for what is seen in the text at the caret, spaces included; empty: nothing."""
+    """Wait for this ghost text at the caret, including spaces, or for no ghost text if `text` is empty."""
     if not text:
         expect(page.locator(".ghost")).to_have_count(0)
         return

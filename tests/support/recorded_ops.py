@@ -1,8 +1,8 @@
-"""What a CUDA graph does, on any device: a function's operations are recorded once and run again without its Python.
+"""Emulation of CUDA graphs on any device: records a function's operations and replays them without its Python code.
 
-Tensors keep the memory that they had while recording; a replay reads what the inputs hold by then and writes its
-results where the recorded ones are. What needs the host is refused, but for `tolist()` and `numpy()`, which torch does
-not show; `fake_cuda` finds those too.
+Tensors keep the memory that they had during recording. A replay reads the current contents of the inputs and writes the
+results to the memory of the recorded ones. Operations that need the host are refused, except `tolist()` and `numpy()`,
+which torch does not report; `fake_cuda` detects those too.
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ _HOST_OPERATIONS = {
 
 
 def refuse_host_work(func: Any, args: tuple) -> None:
-    """Fails if a CUDA graph cannot hold this operation: the host waits for values, gives some, or learns a shape."""
-    if func is _aten.index.Tensor:  # its shape depends on values only where an index is a mask
+    """Fail if a CUDA graph cannot contain the operation: it needs values on the host, from the host, or for a shape."""
+    if func is _aten.index.Tensor:  # its shape depends on values only if an index is a mask
         unfit = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     else:
         unfit = func in _HOST_OPERATIONS or bool(_HOST_TAGS & set(func.tags))
     if unfit:
-        raise AssertionError(f"{func} needs the host, which a recorded step cannot.")
+        raise AssertionError(f"{func} needs the host, which is not possible in a recorded step.")
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class RecordedOps(TorchDispatchMode):
         for call in self._calls:
             again = call.func(*call.args, **call.kwargs)
             for old, new in zip(tree_leaves(call.output), tree_leaves(again), strict=True):
-                # Views, and what was written in place, lie in the recorded memory already.
+                # Views and in-place results are already in the recorded memory.
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
 
 class CountedRecorder:
-    """What `CudaGraphRecorder` does, with recorded operations."""
+    """Replacement for `CudaGraphRecorder` that records operations, and counts graphs and replays."""
 
     def __init__(self) -> None:
         self.num_graphs = self.num_replays = 0

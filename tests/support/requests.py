@@ -1,4 +1,4 @@
-"""Requests of all kinds, at random, and an engine that they come to."""
+"""Random requests of all kinds, and a function that runs them together on one engine."""
 
 import random
 
@@ -60,7 +60,7 @@ def some_request(rng: random.Random) -> tuple[str, GenerationParams]:
 def run_together(
     engine: Engine, requests: dict[str, tuple[str, GenerationParams]], rng: random.Random
 ) -> dict[str, GenerationOutput]:
-    """The answers to requests that come a few at a time. Fails if one is answered twice or a slot is lost."""
+    """Add the requests a few at a time; return their answers. Fails if one is answered twice or a slot leaks."""
     waiting, answers = list(requests), {}
     while waiting or engine.has_unfinished:
         for _ in range(rng.randint(0, 2)):

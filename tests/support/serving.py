@@ -1,4 +1,4 @@
-"""Serving an app on a real socket, and waiting."""
+"""Helpers to serve an app on a real socket and to wait for conditions."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from superdraft.server.serving import HttpServer
 
 @contextlib.contextmanager
 def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
-    """Serve `app` on a port of 127.0.0.1, 0: a free one; yields its URL. Leaving the context shuts the server down."""
+    """Serve `app` on 127.0.0.1 at `port` (0: any free port) and yield its URL. Shuts the server down on exit."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
@@ -34,7 +34,7 @@ def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
 
 
 def raw_request(url: str, path: str, **body: object) -> socket.socket:
-    """A connection on which a JSON request was sent, and of which nothing was read."""
+    """Send a JSON request and return the connection without reading from it."""
     host, port = url.removeprefix("http://").split(":")
     content = json.dumps(body).encode()
     connection = socket.socket()
@@ -45,17 +45,17 @@ def raw_request(url: str, path: str, **body: object) -> socket.socket:
 
 
 def num_commands(app: FastAPI) -> int:
-    """What the app has told the engine's thread, which has not heard it yet: it is in a step."""
+    """Number of commands that the engine thread has not yet received, because it is in a step."""
     return app.state.service.engine._commands.qsize()
 
 
 def num_twins(app: FastAPI) -> int:
-    """Requests that wait for a run they may share."""
+    """Number of requests that are waiting for a run that they may share."""
     return sum(run.num_waiting for run in app.state.service.fan_out._runs.values())
 
 
 def read_to_end(connection: socket.socket) -> bytes:
-    """What is said on a connection until an answer in chunks is over."""
+    """Read a connection until the end of a chunked response."""
     content = b""
     while not content.endswith(b"0\r\n\r\n"):
         piece = connection.recv(1 << 16)
@@ -65,7 +65,7 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-    """Wait until `condition` holds; whether it did in time."""
+    """Wait until `condition` holds; return whether it did in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

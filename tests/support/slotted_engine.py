@@ -1,4 +1,4 @@
-"""A fake engine with slots: who has none waits, and every step takes as long as one of a model."""
+"""Fake engine with a limited number of slots and realistic step times."""
 
 import time
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from superdraft.decoding.outputs import StepOutput
 
 @dataclass
 class SlottedEngine(FakeEngine):
-    """First come, first served, `num_slots` at a time, as the real scheduler does it."""
+    """Serves `num_slots` requests at a time, first come, first served, like the real scheduler."""
 
     num_slots: int = 8
     step_s: float = 0.005

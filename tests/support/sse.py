@@ -1,4 +1,4 @@
-"""A strict reader of server-sent events."""
+"""Strict parser for server-sent events."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def parsed(content: bytes) -> list:
-    """The events of a stream; only `data:` lines, keep-alive comments and blank lines between are let pass."""
+    """Return the events of a stream. Only `data:` lines, keep-alive comments and blank lines are allowed."""
     assert content.endswith(b"\n\n")
     events = []
     for block in content.decode("utf-8").removesuffix("\n\n").split("\n\n"):

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that there are: byte-level BPE, and SentencePiece with byte tokens."""
+"""Small tokenizers of the two common kinds: byte-level BPE, and SentencePiece with byte tokens."""
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors
@@ -8,7 +8,7 @@ from superdraft.decoding.text.tokenizer import Tokenizer
 
 
 def byte_level(pieces, special="<|endoftext|>", normalizer=None):
-    """A byte-level BPE of all bytes, `pieces` and the beginnings of each; `special` is its only special token, id 0."""
+    """A byte-level BPE of all bytes, `pieces` and all their prefixes; its only special token is `special`, id 0."""
     to_alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokens = [*([special] if special else []), *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = []
@@ -27,7 +27,7 @@ def byte_level(pieces, special="<|endoftext|>", normalizer=None):
 
 
 def sentencepiece_like():
-    """As Llama 2: begin of text in front, a space before the text, byte tokens for what is not in the vocabulary."""
+    """Like Llama 2: a beginning-of-text token, a space before the text, and byte tokens for unknown characters."""
     tokens = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)]]
     tokens += ["▁", "a", "b", "o", "r", "w", "▁a", "▁ab", "▁w", "or", "▁wor"]
     merges = [("▁", "a"), ("▁a", "b"), ("▁", "w"), ("o", "r"), ("▁w", "or")]
@@ -41,7 +41,7 @@ def sentencepiece_like():
 
 
 def merged_byte_level(merges: list[tuple[str, str]], split: bool) -> Tokenizer:
-    """A byte-level BPE of all bytes and these merges; `split`: it cuts a text into words first, as GPT-2 does."""
+    """A byte-level BPE of all bytes and these merges. With `split` it first splits a text into words, like GPT-2."""
     to_alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
     alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 

@@ -1,16 +1,16 @@
-"""Typing sessions under a manual clock."""
+"""Typing sessions with a manual clock."""
 
 from superdraft.client import Cancel, Draft, DraftsAnswer, Report, Send, Timings, TypingSession, Usage
 
 
 def answer(completion_id, *texts):
-    """An answer with these drafts."""
+    """An answer that contains drafts with these texts."""
     drafts = tuple(Draft(i, text, (text,), (i,), -0.5 - i, (-0.5,), "length") for i, text in enumerate(texts))
     return DraftsAnswer(completion_id, "tiny", drafts, Usage(1, 1, 2, 0, 1), Timings(0, 0, 0, 0, 0), ())
 
 
 class Bench:
-    """A session, its clock, and what it did so far."""
+    """A session, its clock, and the actions so far."""
 
     def __init__(self, options=None):
         self.now_s = 100.0
@@ -18,7 +18,7 @@ class Bench:
         self.sent, self.cancelled, self.reports = [], [], []
 
     def do(self, method, *args):
-        """Call a method; the new actions are returned, too."""
+        """Call a method of the session; record and return its actions."""
         actions = getattr(self.session, method)(*args)
         for action in actions:
             kind = {Send: self.sent, Cancel: self.cancelled, Report: self.reports}[type(action)]
@@ -32,7 +32,7 @@ class Bench:
             self.do("edit", self.session.text + char)
 
     def wait(self, seconds):
-        """Let time pass, waking the session when it wants to be."""
+        """Let time pass, and call `advance` whenever the session asks for it."""
         until_s = self.now_s + seconds
         while (wake_at_s := self.session.wake_at_s) is not None and wake_at_s <= until_s:
             self.now_s = max(self.now_s, wake_at_s)

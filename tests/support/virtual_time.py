@@ -1,4 +1,4 @@
-"""An event loop on which waiting takes no time: when there is nothing to do, its clock jumps to the next timer."""
+"""Event loop with virtual time: when there is nothing to do, its clock jumps to the next timer."""
 
 import asyncio
 import selectors
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Never sleeps for a timer; tells how long it was asked to."""
+    """Never sleeps for a timer; adds up the time that it skipped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class _JumpingSelector(selectors.SelectSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """For coroutines that wait for timers and for each other, and for nothing outside."""
+    """For coroutines that wait only for timers and for each other, not for input or output."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()

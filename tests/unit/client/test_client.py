@@ -137,15 +137,15 @@ def test_error_of_something_else(face, body):
     ("body", "message"),
     [
         (b"<html>", "not JSON"),
-        ([], "the answer is no object"),
-        ({}, "the answer has no id"),
-        ({**ANSWER, "id": 5}, "id is no str"),
+        ([], "the body is not an object"),
+        ({}, "the body has no id"),
+        ({**ANSWER, "id": 5}, "id is not of type str"),
         ({**ANSWER, "drafts": [{}]}, r"drafts\[0\] has no index"),
-        ({**ANSWER, "drafts": {}}, "drafts is no list"),
-        ({**ANSWER, "drafts": [{**ANSWER["drafts"][0], "text": None}]}, "text is no str"),
-        ({**ANSWER, "drafts": [{**ANSWER["drafts"][0], "index": True}]}, "index is no int"),
-        ({**ANSWER, "usage": None}, "usage is no object"),
-        (None, "no object"),
+        ({**ANSWER, "drafts": {}}, "drafts is not a list"),
+        ({**ANSWER, "drafts": [{**ANSWER["drafts"][0], "text": None}]}, "text is not of type str"),
+        ({**ANSWER, "drafts": [{**ANSWER["drafts"][0], "index": True}]}, "index is not of type int"),
+        ({**ANSWER, "usage": None}, "usage is not an object"),
+        (None, "not an object"),
     ],
 )
 def test_answer_of_something_else(face, body, message):
@@ -178,7 +178,7 @@ def test_completion_reports_what_was_done_with_it(face, event, options, extra):
 
 
 def test_completion_of_nobody_cannot_report():
-    with pytest.raises(ClientError, match="came from no client"):
+    with pytest.raises(ClientError, match="not created by a client"):
         Completion.from_json(ANSWER).shown()
 
 
@@ -198,7 +198,7 @@ def test_connection_that_breaks_before_the_answer_is_tried_again(face, pauses):
     client = in_turn(face, httpx.RemoteProtocolError("gone"), httpx.Response(200, json=ANSWER))
     assert client.call("complete", "hi").id == "drafts-1"
     broken = httpx.Response(200, stream=Chunks(b"{", httpx.ReadError("reset")))
-    with pytest.raises(ConnectionFailedError, match=r"broke before the answer was there \(reset\)"):
+    with pytest.raises(ConnectionFailedError, match=r"broke before the response was complete \(reset\)"):
         in_turn(face, broken, max_retries=0).call("complete", "hi")
 
 

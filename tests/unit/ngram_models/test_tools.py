@@ -44,14 +44,16 @@ def empty_path(tmp_path, monkeypatch):
     return folder
 
 
-def test_missing_tools_are_told_with_how_to_get_them(tmp_path, empty_path):
-    with pytest.raises(BuildToolMissingError, match=r"not found on the PATH or in .*home/bin.*make lmplz.*--tools"):
+def test_the_error_for_missing_tools_says_how_to_install_them(tmp_path, empty_path):
+    with pytest.raises(
+        BuildToolMissingError, match=r"were not found on the PATH or in .*home/bin.*make lmplz.*--tools"
+    ):
         find_tools(home=tmp_path / "home")
 
 
-def test_a_given_folder_is_the_only_one_looked_in(tmp_path, monkeypatch):
+def test_a_given_folder_is_the_only_one_searched(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(write_fake_tools(tmp_path / "bin")))
-    with pytest.raises(BuildToolMissingError, match=r"not found in .*other"):
+    with pytest.raises(BuildToolMissingError, match=r"were not found in .*other"):
         find_tools(tmp_path / "other")
 
 
@@ -64,7 +66,7 @@ def test_the_path_comes_before_the_home_folder(tmp_path, empty_path, monkeypatch
     assert find_tools(home=tmp_path / "home").build_binary == on_path / "build_binary"
 
 
-def test_half_an_installation_does_not_count(tmp_path):
+def test_an_incomplete_installation_does_not_count(tmp_path):
     folder = write_fake_tools(tmp_path / "bin")
     (folder / "build_binary").unlink()
     with pytest.raises(BuildToolMissingError):
@@ -102,7 +104,7 @@ def test_pip_fetches_only_kenlm_as_source_and_checks_its_hash(tmp_path, monkeypa
     assert requirement == f"kenlm==0.3.0 --hash=sha256:{tools.KENLM_SDIST_SHA256}\n"
 
 
-def test_the_command_tells_what_is_missing_in_one_line(tmp_path, empty_path, capsys):
+def test_the_command_reports_what_is_missing_in_one_line(tmp_path, empty_path, capsys):
     assert tools.main(["--into", str(tmp_path / "bin")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -31,5 +31,5 @@ def test_texts_are_split_at_every_end_of_text():
     assert list(texts) == [([5, 6], True), ([7], True), ([8], False)]
 
 
-def test_nothing_but_ends_of_text_holds_no_text():
+def test_ends_of_text_alone_contain_no_text():
     assert list(split_at_end_of_text([0, 2, 0], end_of_text_ids={0, 2})) == []

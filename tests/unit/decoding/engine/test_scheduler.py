@@ -8,8 +8,7 @@ from numpy.random import default_rng
 
 from superdraft.decoding.engine.scheduler import Decode, Prefill, Scheduler, SlotMove
 from superdraft.decoding.engine.sequence import Branch, Sequence
-from superdraft.decoding.method.draft_set import DraftSet
-from superdraft.decoding.method.draft_text import TokenAppender
+from superdraft.decoding.method.draft_set import DraftSet, TokenAppender
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from support.models import ARCHITECTURES, tiny_model, tiny_model_folder, tiny_tokenizer
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
-from superdraft.decoding.loading import loader as model_loader
 from superdraft.decoding.loading.loader import load_model, load_tokenizer
+from superdraft.decoding.model import weight_formats
+from superdraft.decoding.model.linear_int4 import convert_int4
 
 
 @pytest.fixture
@@ -65,14 +66,14 @@ def test_dtype_is_taken_from_the_option(llama):
 
 
 @pytest.mark.parametrize(
-    ("is_fast", "dtype", "quantise"), [(True, torch.bfloat16, True), (False, torch.float32, False)]
+    ("is_fast", "dtype", "convert"), [(True, torch.bfloat16, convert_int4), (False, torch.float32, None)]
 )
-def test_a_cpu_gets_four_bits_if_it_is_quick_at_bfloat16(llama, monkeypatch, is_fast, dtype, quantise):
-    monkeypatch.setattr(model_loader, "_has_fast_bfloat16", lambda: is_fast)
+def test_a_cpu_gets_four_bits_if_it_is_quick_at_bfloat16(llama, monkeypatch, is_fast, dtype, convert):
+    monkeypatch.setattr(weight_formats, "_has_fast_bfloat16", lambda: is_fast)
     loaded = load_model(str(llama), device="cpu")
-    assert (loaded.model.dtype, loaded.quantise) == (dtype, quantise)
+    assert (loaded.model.dtype, loaded.convert) == (dtype, convert)
     loaded = load_model(str(llama), device="cpu", dtype="int4")
-    assert (loaded.model.dtype, loaded.quantise) == (torch.bfloat16, True)
+    assert (loaded.model.dtype, loaded.convert) == (torch.bfloat16, convert_int4)
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta"])
@@ -120,11 +121,11 @@ def remove_tokenizer(folder: Path) -> None:
     ("damage", "message"),
     [
         (truncate_weights, "cannot load the weights .* SafetensorError"),
-        (drop_weight, "lacks 1 of its weights, lm_head.weight"),
+        (drop_weight, "lacks 1 of its weights, for example lm_head.weight"),
         (pickle_weights, r"only pickled weights \(pytorch_model.bin\).* refused"),
         (remove("model.safetensors"), "has no safetensors weights"),
         (remove("config.json"), "config.json is missing"),
-        (remove_tokenizer, "holds no tokenizer"),
+        (remove_tokenizer, "contains no tokenizer"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": '), "cannot read the config"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot read the tokenizer"),
         (lambda folder: edit_config(folder, vocab_size=299), "cannot load the weights"),
@@ -138,21 +139,21 @@ def test_a_damaged_folder_is_one_clear_line(llama, damage, message):
     assert str(llama) in found
 
 
-def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+def test_another_models_tokenizer_is_refused(tmp_path):
     folder = tiny_model_folder(tmp_path, "llama", vocab_size=200)
-    assert "300 tokens but the model has 200 embeddings" in error_of(BrokenModelError, folder)
+    assert "300 tokens and the model 200 embeddings" in error_of(BrokenModelError, folder)
 
 
-def test_pickles_are_not_read_even_where_they_could_be(llama):
+def test_pickles_are_never_read(llama):
     weights = load_file(llama / "model.safetensors")
     (llama / "model.safetensors").unlink()
     torch.save(weights, llama / "pytorch_model.bin")
     assert "refused" in error_of(BrokenModelError, llama)
 
 
-def test_a_folder_with_only_a_gguf_file_says_how_to_name_it(llama):
+def test_a_folder_with_only_a_gguf_file_says_how_to_load_it(llama):
     (llama / "model.safetensors").rename(llama / "tiny.gguf")
-    assert f"name it: {llama / 'tiny.gguf'}" in error_of(BrokenModelError, llama)
+    assert f"pass its path: {llama / 'tiny.gguf'}" in error_of(BrokenModelError, llama)
 
 
 def test_a_damaged_gguf_file_is_one_clear_line(tmp_path):
@@ -177,7 +178,7 @@ class MineForCausalLM(LlamaForCausalLM):
 """
 
 
-def test_code_of_a_model_runs_only_if_asked_for(llama, tmp_path, monkeypatch):
+def test_code_of_a_model_runs_only_if_allowed(llama, tmp_path, monkeypatch):
     ran = tmp_path / "ran"
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     (llama / "mine.py").write_text(CODE.format(ran=str(ran)))
@@ -210,9 +211,9 @@ def test_code_of_a_model_runs_only_if_asked_for(llama, tmp_path, monkeypatch):
         ({"model_type": "bart"}, "bart.*encoder-decoder"),
         ({"model_type": "t5"}, "t5.*encoder-decoder"),
         ({"model_type": "bert"}, "bert.*both directions"),
-        ({"model_type": "cpmant"}, "cpmant.*token ids only"),
+        ({"model_type": "cpmant"}, "cpmant.*only token ids"),
         ({"model_type": "xlnet"}, "xlnet.*key-value cache"),
-        ({"model_type": "gemma3n_text"}, "gemma3n_text.*beside the input embeddings"),
+        ({"model_type": "gemma3n_text"}, "gemma3n_text.*in addition to the input embeddings"),
         ({"model_type": "vit"}, "vit.*not a causal language model"),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",

@@ -95,7 +95,7 @@ def truncate(path: Path, keep: int = -1) -> None:
         (lambda f: truncate(f / "tiny.gguf"), "tiny.gguf has", 2),
     ],
 )
-def test_a_damaged_folder_is_made_anew(workshop, capsys, damage, message, downloads):
+def test_a_damaged_folder_is_prepared_again(workshop, capsys, damage, message, downloads):
     workshop.store.ensure("tiny")
     intact = workshop.files()
     damage(workshop.folder)
@@ -106,10 +106,10 @@ def test_a_damaged_folder_is_made_anew(workshop, capsys, damage, message, downlo
     repair = capsys.readouterr().err.splitlines()[0]
     assert repair.startswith("Repairing model tiny: ")
     assert message in repair
-    assert workshop.downloads == downloads  # an intact GGUF file is used again
+    assert workshop.downloads == downloads  # an intact GGUF file is reused
 
 
-def test_equal_size_damage_is_found_by_verify_and_mended_by_a_deep_ensure(workshop):
+def test_damage_of_equal_size_is_found_by_verify_and_repaired_by_a_deep_ensure(workshop):
     workshop.store.ensure("tiny")
     intact = workshop.files()
     weights = workshop.folder / "model.safetensors"
@@ -214,7 +214,7 @@ def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones(workshop):
-    with pytest.raises(UnknownModelError, match=r"no model is known as 'tony'\. Known: tiny"):
+    with pytest.raises(UnknownModelError, match=r"there is no known model 'tony'\. Known: tiny"):
         workshop.store.ensure("tony")
 
 
@@ -266,7 +266,7 @@ def hub_model(**changes):
     return KnownModel(**fields, sha256=hashlib.sha256(GGUF).hexdigest(), on_hub=True, **changes)
 
 
-def test_a_model_of_the_hub_is_fetched_checked_and_converted(workshop):
+def test_a_model_on_the_hub_is_fetched_checked_and_converted(workshop):
     asked = []
 
     def download_file(hub_id, member, folder):
@@ -287,7 +287,7 @@ def test_a_model_of_the_hub_is_fetched_checked_and_converted(workshop):
     assert (len(asked), workshop.conversions) == (1, 1)
 
 
-def test_another_file_of_the_hub_is_not_used(workshop):
+def test_a_wrong_file_from_the_hub_is_not_used(workshop):
     def download_file(hub_id, member, folder):
         (folder / member).write_bytes(GGUF + b"X")
         return folder / member
@@ -295,18 +295,18 @@ def test_another_file_of_the_hub_is_not_used(workshop):
     store = ModelStore(
         workshop.home, known={"coder": hub_model()}, download_file=download_file, convert=workshop.convert
     )
-    with pytest.raises(BrokenModelError, match=r"owner/coder-GGUF does not hold .* sha256 of coder-q4\.gguf"):
+    with pytest.raises(BrokenModelError, match=r"owner/coder-GGUF does not contain .* sha256 of coder-q4\.gguf"):
         store.ensure("coder")
     assert workshop.conversions == 0
 
 
-def test_without_a_hub_the_error_says_what_to_do(tmp_path):
+def test_without_the_hub_the_error_says_what_to_do(tmp_path):
     store = ModelStore(tmp_path, known={"coder": hub_model()})  # tests run with HF_HUB_OFFLINE
     with pytest.raises(ModelLoadError) as caught:
         store.ensure("coder")
     message = str(caught.value)
     assert message.startswith("cannot fetch coder-q4.gguf of owner/coder-GGUF from https://")
-    assert message.endswith("or fetch the file elsewhere and name it: --model coder-q4.gguf")
+    assert message.endswith("or download the file some other way and pass its path: --model coder-q4.gguf")
     assert "\n" not in message
     assert store.cached("coder") is None
 

@@ -1,4 +1,4 @@
-"""draft_set, scoring, superposition and ranking against the plain-loop oracle, and their invariants."""
+"""draft_set, scoring, superposition, the paper's selection and ranking against the plain-loop oracle; invariants."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.oracle import OracleResult, oracle_answer, run_oracle
 
-from superdraft.decoding.method.draft_set import Draft, DraftSet, advance
-from superdraft.decoding.method.draft_text import TokenAppender
+from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, TokenAppender
 from superdraft.decoding.method.ranking import rank
-from superdraft.decoding.method.scoring import Candidates, interpolate, tempered_logprobs, top_candidates
+from superdraft.decoding.method.scoring import cut, interpolate, tempered_logprobs
+from superdraft.decoding.method.selection import PAPER
 from superdraft.decoding.method.superposition import draft_weights
 
 VOCAB = 12
@@ -34,27 +34,40 @@ class TableNgram:
         return self.table.get((tokens[-1] if tokens else -1, x), 0.0)
 
 
-def rows_for(drafts: DraftSet, scores: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(scores, (len(drafts.alive), scores.shape[1]))
+EXTEND = TokenAppender(TOKEN_BYTES, frozenset({EOS}))
+
+
+def advance(drafts: DraftSet, token_ids: list[int], logprobs: np.ndarray, ln_p_f: np.ndarray, k: int) -> DraftSet:
+    """One step by the paper's rule; all drafts share the candidates."""
+    num = len(drafts.alive)
+    return PAPER.select(drafts, Children.of(drafts.alive, [token_ids] * num, [logprobs] * num, ln_p_f), EXTEND, k)
+
+
+def weights_of(drafts: DraftSet) -> list[float]:
+    return draft_weights([draft.logprob for draft in drafts.alive])
+
+
+def ranked(drafts: DraftSet, k: int) -> list[Draft]:
+    return rank(drafts, k, PAPER.score)
 
 
 def run_product(logits, ngram, *, k, m, tau, alpha, penalty) -> tuple[DraftSet, list[list[float]]]:
     drafts = DraftSet()
-    extend = TokenAppender(TOKEN_BYTES, frozenset({EOS}))
     weights = []
     for step, row in enumerate(logits):
         if drafts.is_done:
             break
         if step > 0:
-            weights.append(drafts.weights.tolist())
-        (candidates,) = top_candidates(torch.tensor([row], dtype=torch.float32), [m], torch.tensor([SPECIAL]))
+            weights.append(weights_of(drafts))
+        candidates = cut(torch.tensor([row], dtype=torch.float32), m, torch.tensor([SPECIAL]))
+        token_ids = candidates.token_ids[0].tolist()
         ngram_logprobs = None
         if ngram is not None:
-            probs = [[ngram(list(draft.token_ids), x) for x in candidates.token_ids] for draft in drafts.alive]
+            probs = [[ngram(list(draft.token_ids), x) for x in token_ids] for draft in drafts.alive]
             with np.errstate(divide="ignore"):
                 ngram_logprobs = np.log(np.array(probs))
         scores = interpolate(tempered_logprobs(candidates.logits, tau), ngram_logprobs, alpha, penalty)
-        drafts = advance(drafts, [candidates] * len(drafts.alive), rows_for(drafts, scores), k, extend)
+        drafts = advance(drafts, token_ids, candidates.logprobs[0], scores, k)
     return drafts, weights
 
 
@@ -89,7 +102,7 @@ def test_equals_the_oracle(logits, table, k, m, tau, alpha, penalty):
     answer = oracle_answer(expected, k, text_of)
     means = [round(d.score / max(d.length, 1), 6) for d in (*expected.alive, *expected.finished)]
     if len(set(means)) == len(means):
-        assert [list(draft.token_ids) for draft in rank(got, k)] == [draft.tokens for draft in answer]
+        assert [list(draft.token_ids) for draft in ranked(got, k)] == [draft.tokens for draft in answer]
 
 
 def assert_same(got: DraftSet, weights: list[list[float]], expected: OracleResult) -> None:
@@ -120,7 +133,7 @@ def test_invariants_hold_at_every_step(logits, table, k, m):
         for gamma in weights:
             assert sum(gamma) == pytest.approx(1.0)
             assert min(gamma) >= 0
-        shown = rank(drafts, k)
+        shown = ranked(drafts, k)
         assert 1 <= len(shown) <= k
         assert len({draft.text for draft in shown}) == len(shown)
         assert all(draft.finish_reason in ("stop", "length") for draft in shown)
@@ -129,16 +142,15 @@ def test_invariants_hold_at_every_step(logits, table, k, m):
 def test_a_hand_worked_step():
     """Two drafts, two tokens, a bigram that prefers another token for each: each draft takes its own."""
     drafts = DraftSet((Draft((4,), b" c", -1.0, 1, (-1.0,)), Draft((5,), b" d", -1.5, 1, (-1.5,))))
-    candidates = Candidates([6, 7], np.array([0.0, 0.0]), np.log([0.5, 0.5]))
     lm = np.log([0.5, 0.5])
     ngram = np.log([[0.9, 0.1], [0.2, 0.8]])
     scores = interpolate(lm, ngram, alpha=0.5, penalty=200)
-    after = advance(drafts, [candidates] * 2, scores, 2, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
+    after = advance(drafts, [6, 7], lm, scores, 2)
     # -1 + (ln .5 + ln .9)/2 = -1.399; -1.5 + (ln .5 + ln .8)/2 = -1.958; -1 + (ln .5 + ln .1)/2 = -2.498
     assert [draft.token_ids for draft in after.alive] == [(4, 6), (5, 7)]
     assert [draft.logprob for draft in after.alive] == pytest.approx([-1.39925, -1.95815], abs=1e-5)
     # gamma = e^-1.39925 / (e^-1.39925 + e^-1.95815)
-    assert after.weights.tolist() == pytest.approx([0.63618, 0.36382], abs=1e-4)
+    assert weights_of(after) == pytest.approx([0.63618, 0.36382], abs=1e-4)
     assert after.alive[0].token_logprobs == pytest.approx((-1.0, np.log(0.5)))
 
 
@@ -150,6 +162,13 @@ def test_a_draft_without_any_support_pays_the_penalty_and_keeps_its_order():
     assert scores[1].tolist() == [-np.inf, pytest.approx(0.5 * np.log(0.3) + 0.5 * np.log(0.4))]
 
 
+def test_a_token_that_the_request_rules_out_stays_ruled_out_whatever_alpha_is():
+    for alpha in (0.5, 1.0):
+        scores = interpolate(np.array([[0.0, -np.inf]]), np.log([[0.2, 0.8], [0.5, 0.5]]), alpha, penalty=200)
+        assert np.isneginf(scores[:, 1]).all()
+        assert np.isfinite(scores[:, 0]).all()
+
+
 def test_alpha_one_ignores_the_language_model_but_for_its_cut():
     scores = interpolate(np.array([-1.0, -np.log(50)]), np.log([[0.2, 0.8]]), alpha=1, penalty=200)
     assert scores[0].tolist() == pytest.approx(np.log([0.2, 0.8]).tolist())
@@ -157,8 +176,7 @@ def test_alpha_one_ignores_the_language_model_but_for_its_cut():
 
 def test_equal_scores_go_to_the_better_parent_then_the_likelier_token():
     drafts = DraftSet((Draft((4,), b" c", 0.0, 1, (0.0,)), Draft((5,), b" d", 0.0, 1, (0.0,))))
-    candidates = Candidates([6, 7], np.zeros(2), np.zeros(2))
-    after = advance(drafts, [candidates] * 2, np.zeros((2, 2)), 3, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
+    after = advance(drafts, [6, 7], np.zeros(2), np.zeros((2, 2)), 3)
     assert [draft.token_ids for draft in after.alive] == [(4, 6), (4, 7), (5, 6)]
 
 
@@ -166,27 +184,26 @@ def test_an_ended_draft_does_not_forbid_a_living_one_with_the_same_text():
     drafts = DraftSet(
         (Draft((4,), b" c", -1.0, 1, (-1.0,)),), finished=(Draft((4, 6), b" ce", -0.5, 2, (0.0, 0.0), "stop"),)
     )
-    candidates = Candidates([6], np.zeros(1), np.zeros(1))
-    after = advance(drafts, [candidates], np.zeros((1, 1)), 2, TokenAppender(TOKEN_BYTES, frozenset({EOS})))
+    after = advance(drafts, [6], np.zeros(1), np.zeros((1, 1)), 2)
     assert [draft.text for draft in after.alive] == [b" ce"]
 
 
 def test_weights_survive_scores_far_below_zero():
-    assert draft_weights([-5000.0, -5000.0]).tolist() == [0.5, 0.5]
-    assert draft_weights([-1.0, -5000.0]).tolist() == [1.0, 0.0]
+    assert draft_weights([-5000.0, -5000.0]) == [0.5, 0.5]
+    assert draft_weights([-1.0, -5000.0]) == [1.0, 0.0]
 
 
 def test_ranking_is_by_score_per_token_and_drops_what_says_nothing():
     ended = (Draft((), b"", -0.01, 1, (-0.01,), "stop"), Draft((4,), b" c", -1.0, 2, (-0.5,), "stop"))
     drafts = DraftSet((Draft((4, 6), b" ce", -0.8, 2, (0.0, 0.0)), Draft((5, 6), b" de", -3.0, 2, (0.0, 0.0))), ended)
-    assert [(draft.text, draft.finish_reason) for draft in rank(drafts, 3)] == [
+    assert [(draft.text, draft.finish_reason) for draft in ranked(drafts, 3)] == [
         (b" ce", "length"),
         (b" c", "stop"),
         (b" de", "length"),
     ]
-    assert [draft.text for draft in rank(DraftSet((), ended[:1]), 3)] == [b""]
+    assert [draft.text for draft in ranked(DraftSet((), ended[:1]), 3)] == [b""]
 
 
 def test_ranking_shows_a_text_once():
     alive = (Draft((2,), b"ab", -0.8, 1, (0.0,)), Draft((0, 1), b"ab", -3.0, 2, (0.0, 0.0)))
-    assert [draft.token_ids for draft in rank(DraftSet(alive), 3)] == [(2,)]
+    assert [draft.token_ids for draft in ranked(DraftSet(alive), 3)] == [(2,)]

@@ -3,38 +3,52 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.method.scoring import tempered_logprobs, top_candidates
+from superdraft.decoding.method.scoring import cut, tempered_logprobs
 from superdraft.decoding.params import GenerationParams
 
 NONE = torch.tensor([], dtype=torch.long)
 
 
-def test_rows_of_a_batch_may_want_different_numbers_of_candidates():
+def test_each_row_has_its_most_probable_tokens_with_their_logprobs():
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
-    first, second = top_candidates(logits, [1, 3], NONE)
-    assert first.token_ids == [1]
-    assert second.token_ids == [3, 2, 1]
     expected = torch.log_softmax(logits[1], dim=-1)[[3, 2, 1]].tolist()
-    assert second.logprobs.tolist() == pytest.approx(expected, abs=1e-6)
+    candidates = cut(logits, 3, NONE)
+    assert candidates.token_ids.tolist() == [[1, 2, 0], [3, 2, 1]]
+    assert candidates.logits.tolist() == [[3, 2, 1], [3, 2, 1]]
+    assert candidates.logprobs[1].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_suppressed_tokens_are_left_out_but_count_in_the_models_distribution():
-    (row,) = top_candidates(torch.tensor([[5.0, 4.0, 3.0]]), [3], torch.tensor([0]))
-    assert row.token_ids == [1, 2]
-    assert row.logprobs[0] == pytest.approx(float(torch.log_softmax(torch.tensor([5.0, 4.0, 3.0]), 0)[1]))
+    candidates = cut(torch.tensor([[5.0, 4.0, 3.0]]), 3, torch.tensor([0]))
+    assert candidates.token_ids.tolist() == [[1, 2]]
+    assert candidates.logprobs[0, 0] == pytest.approx(float(torch.log_softmax(torch.tensor([5.0, 4.0, 3.0]), 0)[1]))
 
 
-def test_a_row_that_is_no_numbers_has_no_candidates_and_does_not_touch_the_next():
+def test_a_row_that_is_not_numbers_is_known_and_does_not_touch_the_next():
     logits = torch.tensor([[float("nan"), 1.0], [0.0, 1.0], [float("inf"), 0.0], [float("-inf"), 0.0]])
-    rows = top_candidates(logits, [2] * 4, NONE)
-    assert [row.token_ids for row in rows] == [[], [1, 0], [], [1]]
+    candidates = cut(logits, 2, NONE)
+    assert [candidates.are_numbers(row) for row in range(4)] == [False, True, False, True]
+    assert candidates.token_ids[1].tolist() == [1, 0]
+    assert candidates.logits[3].tolist() == [0.0, -np.inf]
 
 
-def test_low_precision_logits_do_not_overflow_the_normaliser():
-    (row,) = top_candidates(torch.full((1, 50_000), 300.0, dtype=torch.bfloat16), [1], NONE)
-    assert row.logprobs[0] == pytest.approx(-np.log(50_000), abs=1e-3)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([256, 384, 1000, 4096]), st.integers(1, 40))
+def test_the_cut_equals_a_sort_whatever_the_sizes(seed, vocab_size, num):
+    rng = np.random.default_rng(seed)
+    row = rng.permutation(vocab_size).astype(np.float32)  # no ties
+    candidates = cut(torch.from_numpy(np.stack([row, row[::-1]])), num, torch.tensor([3]))
+    for found, values in zip(candidates.token_ids, (row, row[::-1]), strict=True):
+        expected = [int(i) for i in np.argsort(-values) if i != 3][:num]
+        assert found.tolist() == expected
+
+
+def test_logits_that_are_all_high_do_not_overflow_the_normaliser():
+    candidates = cut(torch.full((1, 50_000), 300.0), 1, NONE)
+    assert candidates.logprobs[0, 0] == pytest.approx(-np.log(50_000), abs=1e-3)
 
 
 def test_cutting_after_the_softmax_is_the_same_as_a_softmax_over_the_cut():

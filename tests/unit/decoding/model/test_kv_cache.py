@@ -1,4 +1,4 @@
-"""How the memory for keys and values is divided."""
+"""KV cache: division of the memory, copies of slots and prefixes, views."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from superdraft.decoding.errors import ModelLoadError
 from superdraft.decoding.model.kv_cache import CachePlan, LayerShape, SlotKVCache, plan_cache
 
-# 2 layers, 3 heads, keys of 4 and values of 6 numbers of 2 bytes: 2 * 3 * 10 * 2 = 120 bytes a position
+# 2 layers, 3 heads, keys of 4 and values of 6 numbers of 2 bytes: 2 * 3 * 10 * 2 = 120 bytes per position
 SHAPES = [LayerShape(3, 4, 6)] * 2
 
 
@@ -23,13 +23,13 @@ def test_a_given_number_of_slots_may_take_it_all():
     assert (plan.num_slots, plan.num_prefix_positions) == (10, 0)
 
 
-def test_there_are_at_most_64_slots_unless_more_are_asked_for():
+def test_there_are_at_most_64_slots_unless_more_are_requested():
     assert plan_cache(SHAPES, 2, memory_bytes=120 * 100_000, max_len=10, num_slots=None).num_slots == 64
     assert plan_cache(SHAPES, 2, memory_bytes=120 * 100_000, max_len=10, num_slots=200).num_slots == 200
 
 
 @pytest.mark.parametrize(("num_slots", "wanted"), [(None, 1), (11, 11)])
-def test_what_does_not_fit_is_refused_with_the_remedy(num_slots, wanted):
+def test_slots_that_do_not_fit_are_refused_with_the_remedy(num_slots, wanted):
     memory = 120 * 100 * wanted - 1
     with pytest.raises(ModelLoadError, match=rf"{wanted} slots of max_model_len 100 need .* MB\. Raise kv_memory"):
         plan_cache(SHAPES, 2, memory_bytes=memory, max_len=100, num_slots=num_slots)
@@ -40,7 +40,7 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-def test_slots_are_zero_and_take_memory_only_where_something_was_written():
+def test_slots_are_zero_and_use_memory_only_where_written():
     before = resident_bytes()
     plan = CachePlan(num_slots=16, max_len=1024, num_prefix_positions=4096, bytes_per_position=8192)
     cache = SlotKVCache([LayerShape(2, 64, 64)] * 8, plan, torch.zeros(1, dtype=torch.bfloat16))
@@ -80,7 +80,7 @@ def test_prefixes_moves_and_clearing_reach_every_layer(shape):
     assert all(bool(tensor.all()) for tensor in held(2, 5))
 
 
-def test_views_of_a_row_are_what_update_writes_and_reads():
+def test_views_of_a_row_equal_the_parts_that_update_writes_and_reads():
     plan = CachePlan(num_slots=3, max_len=8, num_prefix_positions=0, bytes_per_position=0)
     cache = SlotKVCache([LayerShape(2, 4, 4)] * 2, plan, torch.zeros(1))
     cache.select([2], [3], 2)

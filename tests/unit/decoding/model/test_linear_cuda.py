@@ -1,4 +1,4 @@
-"""4-bit and 8-bit layers of a GPU, over what torch documents of its kernels; no GPU is needed."""
+"""4-bit and 8-bit layers on a GPU, with kernels replaced by plain operations; no GPU is needed."""
 
 import types
 
@@ -8,19 +8,20 @@ from support.fake_cuda import OnlyOnDevice, fake_cuda
 from support.models import tiny_model
 
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.loading.loader import _dtype
-from superdraft.decoding.model import linear_cuda as gpu_quantisation
+from superdraft.decoding.model import linear_cuda
+from superdraft.decoding.model.linear import Conversion, DenseLinear
 from superdraft.decoding.model.linear_cuda import (
     GPU_MAX_ROWS,
     Int4GpuLinear,
     Int8GpuLinear,
+    convert_int4_on_gpu,
     has_int8_kernel,
     inner_tiles,
     pack_levels,
-    quantised_on_gpu,
 )
-from superdraft.decoding.model.linear_int4 import GROUP_SIZE, DenseLinear, quantise_int4, quantised
+from superdraft.decoding.model.linear_int4 import GROUP_SIZE, convert_int4, quantise_int4
 from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS, choose_weight_format
 
 ATEN = torch.ops.aten
 
@@ -32,7 +33,7 @@ def linear(num_outputs: int = 48, num_inputs: int = 96, *, has_bias: bool = Fals
 
 
 class Kernels:
-    """The 4-bit kernels in plain operations: bytes hold the first of two weights in their upper half."""
+    """The 4-bit kernels in plain operations. Each byte has the first of two weights in its upper half."""
 
     def __init__(self, *, is_swapped: bool = False) -> None:
         self.is_swapped = is_swapped
@@ -60,7 +61,7 @@ def use(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     monkeypatch.setattr(ATEN, "_weight_int4pack_mm", kernels.multiply)
 
 
-def test_levels_are_packed_as_a_plain_loop_packs_them():
+def test_packed_levels_equal_those_of_a_plain_loop():
     levels = torch.randint(0, 16, (5, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     packed = pack_levels(levels)
     assert packed.dtype == torch.uint8
@@ -70,7 +71,7 @@ def test_levels_are_packed_as_a_plain_loop_packs_them():
 
 
 @pytest.mark.parametrize(("num_inputs", "tiles"), [(4096, 8), (576, 4), (96, 2), (11008, 8), (1536, 8)])
-def test_shapes_are_those_of_the_kernel(num_inputs, tiles):
+def test_the_kernels_accept_the_shapes(num_inputs, tiles):
     assert inner_tiles(num_inputs) == tiles
     with fake_cuda():
         packed = ATEN._convert_weight_to_int4pack(
@@ -86,11 +87,11 @@ def test_shapes_are_those_of_the_kernel(num_inputs, tiles):
 
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 96), (2, 3, 96)])
-def test_few_rows_take_four_bits_and_many_the_dense_weights(monkeypatch, shape, has_bias):
+def test_few_rows_use_four_bits_and_many_the_dense_weights(monkeypatch, shape, has_bias):
     kernels = Kernels()
     use(monkeypatch, kernels)
     dense = linear(has_bias=has_bias)
-    layer = quantised_on_gpu(dense)
+    layer = convert_int4_on_gpu(dense)
     assert type(layer) is Int4GpuLinear
     assert kernels.num_products == 1
     rows = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -107,32 +108,32 @@ def test_few_rows_take_four_bits_and_many_the_dense_weights(monkeypatch, shape, 
     assert kernels.num_products == 2
 
 
-def test_another_order_of_weights_than_the_kernel_s_is_refused(monkeypatch):
+def test_weights_packed_in_the_wrong_order_are_refused(monkeypatch):
     use(monkeypatch, Kernels(is_swapped=True))
-    with pytest.raises(UnsupportedModelError, match=r"Int4GpuLinear: torch .* multiplies by other weights .*bfloat16"):
-        quantised_on_gpu(linear())
+    with pytest.raises(UnsupportedModelError, match=r"Int4GpuLinear: torch .* does not multiply .*bfloat16"):
+        convert_int4_on_gpu(linear())
 
 
-def test_results_that_are_not_numbers_are_refused(monkeypatch):
+def test_nan_results_are_refused(monkeypatch):
     kernels = Kernels()
     use(monkeypatch, kernels)
     monkeypatch.setattr(ATEN, "_weight_int4pack_mm", lambda *inputs: kernels.multiply(*inputs) * float("nan"))
     with pytest.raises(UnsupportedModelError, match="off by nan"):
-        quantised_on_gpu(linear())
+        convert_int4_on_gpu(linear())
 
 
-def test_a_kernel_that_refuses_is_explained():
-    # On a CPU torch has none of this kernel.
+def test_the_error_of_a_kernel_is_explained():
+    # On a CPU torch does not have this kernel.
     with pytest.raises(UnsupportedModelError, match=r"dtype int4 does not work on this GPU with torch .*bfloat16"):
-        quantised_on_gpu(linear())
+        convert_int4_on_gpu(linear())
 
 
-def test_the_head_takes_eight_bits_where_torch_has_a_kernel(monkeypatch):
+def test_the_head_uses_eight_bits_if_torch_has_a_kernel(monkeypatch):
     head = linear()
-    monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: False)
-    assert quantised_on_gpu(head, is_head=True) is head
-    monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: True)
-    layer = quantised_on_gpu(head, is_head=True)
+    monkeypatch.setattr(linear_cuda, "has_int8_kernel", lambda: False)
+    assert convert_int4_on_gpu(head, is_head=True) is head
+    monkeypatch.setattr(linear_cuda, "has_int8_kernel", lambda: True)
+    layer = convert_int4_on_gpu(head, is_head=True)
     assert type(layer) is Int8GpuLinear
     many = torch.randn(GPU_MAX_ROWS + 1, 96).bfloat16()
     assert torch.equal(layer(many), head(many))
@@ -151,36 +152,36 @@ def test_wrong_eight_bit_products_are_refused(monkeypatch):
 
 def test_shapes_without_a_kernel_stay_dense():
     for odd in (linear(44, 96), linear(48, 40)):
-        assert quantised_on_gpu(odd) is odd
+        assert convert_int4_on_gpu(odd) is odd
 
 
-def test_the_device_decides(monkeypatch):
+def test_the_device_decides_the_conversion(monkeypatch):
     on_gpu = DenseLinear(types.SimpleNamespace(device=torch.device("cuda")), None)
     asked = []
-    monkeypatch.setattr(gpu_quantisation, "quantised_on_gpu", lambda dense, is_head: asked.append((dense, is_head)))
-    quantised(on_gpu)
-    quantised(on_gpu, is_head=True)
+    monkeypatch.setattr(linear_cuda, "convert_int4_on_gpu", lambda dense, is_head: asked.append((dense, is_head)))
+    convert_int4(on_gpu)
+    convert_int4(on_gpu, is_head=True)
     assert asked == [(on_gpu, False), (on_gpu, True)]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "int4"])
-def test_a_gpu_takes_four_bits_only_when_asked(dtype):
-    assert _dtype(dtype, torch.device("cuda")) == (torch.bfloat16, dtype == "int4")
+def test_a_gpu_uses_four_bits_only_on_request(dtype):
+    expected = WEIGHT_FORMATS["int4" if dtype == "int4" else "bfloat16"]
+    assert choose_weight_format(dtype, torch.device("cuda")) is expected
 
 
 @torch.inference_mode()
-def test_a_whole_model_decodes_with_them(monkeypatch):
+def test_a_whole_model_decodes_with_quantised_layers(monkeypatch):
     use(monkeypatch, Kernels())
     model = tiny_model("llama", initializer_range=0.05, intermediate_size=64).to(torch.bfloat16)
     prompt = [5, 80, 31, 7, 7, 99, 120]
 
-    def logits(quantise: bool) -> torch.Tensor:
-        runner = ModelRunner(model, 64, 1_000_000, num_slots=4, quantise=quantise)
+    def logits(convert: Conversion) -> torch.Tensor:
+        runner = ModelRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
         runner.prefill([0], [prompt[:-1]], [0])
         return runner.decode(runner.embed(prompt[-1:]), [len(prompt) - 1])
 
-    on_cpu = logits(quantise=True)
-    monkeypatch.setattr("superdraft.decoding.model.fused_decoder.quantised", quantised_on_gpu)
-    monkeypatch.setattr(gpu_quantisation, "has_int8_kernel", lambda: True)
-    # The same weights, rounded at other places: bfloat16 keeps 8 bits.
-    assert float((logits(quantise=True) - on_cpu).abs().max()) <= 0.05 * float(on_cpu.abs().max())
+    on_cpu = logits(convert_int4)
+    monkeypatch.setattr(linear_cuda, "has_int8_kernel", lambda: True)
+    # The same weights, but rounded at different places to the 8 bits of bfloat16.
+    assert float((logits(convert_int4_on_gpu) - on_cpu).abs().max()) <= 0.05 * float(on_cpu.abs().max())

@@ -4,18 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from superdraft.decoding.model.linear import DenseLinear, LinearModule, convert_modules
 from superdraft.decoding.model.linear_int4 import (
     GROUP_SIZE,
     INT4_MAX_ROWS,
     INT8_MAX_ROWS,
-    DenseLinear,
     Int4Linear,
     Int8Linear,
-    QuantisedModule,
+    convert_int4,
     quantise_int4,
     quantise_int8,
-    quantise_modules,
-    quantised,
 )
 
 
@@ -24,7 +22,7 @@ def weights(num_outputs: int = 48, num_inputs: int = 96, seed: int = 0) -> torch
 
 
 def expanded(weight: torch.Tensor) -> torch.Tensor:
-    """What the 4-bit form stands for, written out."""
+    """The weights that the 4-bit form represents."""
     levels, scales, zeros = quantise_int4(weight)
     assert 0 <= int(levels.min()) <= int(levels.max()) <= 15
     spread = [tensor.repeat_interleave(GROUP_SIZE, dim=1) for tensor in (scales, zeros)]
@@ -40,8 +38,8 @@ def test_no_weight_moves_by_more_than_half_a_step():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("highest", [15, 12, 8])
-def test_weights_on_a_grid_come_back_exactly(dtype, highest):
-    # As GGUF files hold them: Q4_1 uses the levels 0 and 15 of every group, Q4_0 the lowest and any other.
+def test_weights_on_a_grid_are_recovered_exactly(dtype, highest):
+    # As in GGUF files: Q4_1 uses the levels 0 and 15 in every group, Q4_0 the lowest and any other.
     generator = torch.Generator().manual_seed(highest)
     levels = torch.randint(0, highest + 1, (16, 2 * GROUP_SIZE), generator=generator)
     levels[:, ::GROUP_SIZE], levels[:, 1::GROUP_SIZE] = 0, highest
@@ -54,7 +52,7 @@ def test_weights_on_a_grid_come_back_exactly(dtype, highest):
     assert torch.equal(found, levels.int())
 
 
-def test_more_than_is_rounded_together_comes_back_whole():
+def test_weights_of_several_blocks_are_rounded_like_one_block():
     weight = weights(300, 9 * GROUP_SIZE).bfloat16()
     levels, scales = quantise_int8(weight)
     exact = weight.float()
@@ -72,7 +70,7 @@ def test_a_constant_group_is_kept():
 @pytest.mark.parametrize("kind", [Int4Linear, Int8Linear])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 96), (2, 3, 96)])
-def test_a_few_rows_are_near_the_dense_product(kind, has_bias, shape):
+def test_products_of_a_few_rows_are_close_to_dense_ones(kind, has_bias, shape):
     weight = weights().bfloat16()
     bias = torch.linspace(-1, 1, 48).bfloat16() if has_bias else None
     rows = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -81,12 +79,12 @@ def test_a_few_rows_are_near_the_dense_product(kind, has_bias, shape):
     expected = nn.functional.linear(rows.float(), exact, None if bias is None else bias.float())
     assert got.shape == (*shape[:-1], 48)
     assert got.dtype == torch.bfloat16
-    # bfloat16 keeps 8 bits of scales and sums.
+    # bfloat16 has 8 significant bits, in scales and in sums.
     assert float((got.float() - expected).abs().max()) <= 0.03 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize(("kind", "max_rows"), [(Int4Linear, INT4_MAX_ROWS), (Int8Linear, INT8_MAX_ROWS)])
-def test_many_rows_take_the_dense_weights(kind, max_rows):
+def test_many_rows_use_the_dense_weights(kind, max_rows):
     weight = weights().bfloat16()
     rows = torch.randn(max_rows + 1, 96).bfloat16()
     layer = kind(weight, None)
@@ -96,21 +94,21 @@ def test_many_rows_take_the_dense_weights(kind, max_rows):
 
 def test_shapes_without_a_kernel_stay_dense():
     odd = DenseLinear(weights(48, 40).bfloat16(), None)
-    assert quantised(odd) is odd
-    assert quantised(odd, is_head=True) is odd
-    assert type(quantised(DenseLinear(weights().bfloat16(), None))) is Int4Linear
-    assert type(quantised(DenseLinear(weights().bfloat16(), None), is_head=True)) is Int8Linear
+    assert convert_int4(odd) is odd
+    assert convert_int4(odd, is_head=True) is odd
+    assert type(convert_int4(DenseLinear(weights().bfloat16(), None))) is Int4Linear
+    assert type(convert_int4(DenseLinear(weights().bfloat16(), None), is_head=True)) is Int8Linear
 
 
-def test_modules_are_replaced_wherever_they_are():
+def test_modules_are_replaced_at_any_depth():
     model = nn.Sequential(nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 16), nn.ReLU())).bfloat16()
     head = nn.Linear(16, 16).bfloat16()
     model.append(head)
     rows = torch.randn(3, 32).bfloat16()
     with torch.inference_mode():
         before = model(rows)
-        quantise_modules(model, head)
+        convert_modules(model, head, convert_int4)
         after = model(rows)
     assert [type(m) for m in model.modules() if isinstance(m, nn.Linear)] == []
-    assert sum(isinstance(m, QuantisedModule) for m in model.modules()) == 3
+    assert sum(isinstance(m, LinearModule) for m in model.modules()) == 3
     assert float((after - before).abs().max()) <= 0.2 * float(before.abs().max())

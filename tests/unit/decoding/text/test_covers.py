@@ -1,4 +1,4 @@
-"""The engine's distribution over how a text goes on equals the sum over all tokenisations of that text."""
+"""The engine's distribution over continuations of a text equals the sum over all tokenisations of the text."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ WHOLE = merged_byte_level(MERGES, split=False)
 PIECES = sentencepiece_like()
 TOKENIZERS = {"byte-level, split": SPLIT, "byte-level, whole": WHOLE, "sentencepiece": PIECES}
 TOLERANCE = 2e-5
-"""Of a probability: log-probabilities are float32."""
+"""Absolute tolerance of a probability; log-probabilities are float32."""
 
 TEXT = st.text(st.sampled_from("worldretu  \n(é日👍ab"), min_size=1, max_size=7)
 
@@ -48,11 +48,11 @@ def everything_counts(monkeypatch):
 
 
 def engine_next_bytes(text: str, tokenizer: Tokenizer) -> dict[int | None, float]:
-    """What the engine makes of a prompt, from the covers that it chooses from."""
+    """The engine's distribution over the next byte, from the covers it chooses from."""
     engine, _, _ = fake_engine(tokenizer=tokenizer, document_start=True)
     seen: list[covers.Covers] = []
-    choose = engine._chooser.choose_start
-    engine._chooser.choose_start = lambda branch, found: (seen.append(found), choose(branch, found))
+    choose = engine._starts.choose_start
+    engine._starts.choose_start = lambda branch, found: (seen.append(found), choose(branch, found))
     engine.generate(text, GenerationParams(max_tokens=1, num_drafts=1, alpha=0, token_healing=True))
     (found,) = seen
     shares: dict[int | None, float] = {}

@@ -1,4 +1,4 @@
-"""Prompts for a gap: the layout of each family, the room, what typing leaves as it was; drafts cut at the suffix."""
+"""Prompts for a gap: each family's tokens, layouts, truncation, and the parts that typing leaves unchanged."""
 
 import itertools
 from dataclasses import replace
@@ -30,7 +30,7 @@ STARCODER = Tokenizer(tiny_fim_tokenizer(STARCODER_FIM), 320)
 
 
 def shown(prompt, tokenizer=QWEN):
-    """The prompt as one string, special tokens by name."""
+    """The prompt as one string, with special tokens by name."""
     return "".join(tokenizer.token_text(i) for i in prompt.token_ids) + prompt.text
 
 
@@ -44,7 +44,7 @@ def prompt_of(gap, budget=ROOMY, tokenizer=QWEN, layout="line_after_middle", ord
 
 
 class SentencePieceLike:
-    """Code Llama's manners: a token in front of every text, and a space before its first word. One token a byte."""
+    """As Code Llama's: a token in front of every text and a space before its first word. One token per byte."""
 
     names = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
     vocabulary = (
@@ -87,11 +87,11 @@ def test_codestral_is_found_with_its_suffix_first():
     assert find_fim_tokens({"[PREFIX]": 5, "[MIDDLE]": 7}) is None
 
 
-def test_file_tokens_alone_do_not_fill_gaps():
+def test_file_tokens_alone_are_not_fim_tokens():
     assert find_fim_tokens({"<file_sep>": 1, "<repo_name>": 2, "<|endoftext|>": 0}) is None  # SmolLM2's
 
 
-def test_what_ends_an_answer():
+def test_tokens_that_end_an_answer():
     names = {name: i for i, name in enumerate((*QWEN_FIM, "<|endoftext|>", "<|im_start|>"))}
     fim = find_fim_tokens(names)
     assert fim is not None
@@ -115,7 +115,7 @@ def test_typed_line_comes_after_the_middle_token():
         ("piece_after_middle", "spm", "<|fim_prefix|><|fim_suffix|>:\n<|fim_middle|>a\n  if", " b"),
     ],
 )
-def test_layout_says_where_the_cursors_line_stands(layout, order, head, text):
+def test_layout_determines_the_place_of_the_cursors_line(layout, order, head, text):
     prompt = prompt_of(Gap("a\n  if b", ":\n"), layout=layout, order=order).prompt
     assert shown(replace(prompt, text="")) == head
     assert prompt.text == text
@@ -144,7 +144,7 @@ def test_last_piece_is_a_word_with_its_blank_or_a_run_of_blanks(prefix, order, t
     assert prompt_of(Gap(prefix, "\n"), layout="piece_after_middle", order=order).prompt.text == text
 
 
-def test_every_layout_holds_the_same_text():
+def test_every_layout_contains_the_same_text():
     gap = Gap("x = 1\n    y = fo", " + 1\n")
     for layout in get_args(Layout):
         text = shown(prompt_of(gap, layout=layout).prompt)
@@ -153,7 +153,7 @@ def test_every_layout_holds_the_same_text():
         assert (before + line, after) == (gap.prefix, gap.suffix)
 
 
-def test_long_line_stays_in_the_prefix_but_for_its_last_piece():
+def test_long_line_stays_in_the_prefix_except_its_last_piece():
     words, one_word = "ab " * 100 + "cd", "é日" * 100
     assert prompt_of(Gap("x\n" + words, "y"), Budget(120, 0)).prompt.text == " cd"
     text = prompt_of(Gap("x\n" + one_word, "y"), Budget(120, 0)).prompt.text
@@ -169,7 +169,7 @@ def test_codestrals_prompt_begins_with_the_suffix_and_has_no_middle_token():
     assert {tokenizer.vocabulary[name] for name in CODESTRAL_FIM} <= tokenizer.eos_token_ids
 
 
-def test_typing_leaves_a_long_suffix_in_front_of_the_prefix_as_it_was():
+def test_typing_does_not_change_a_long_suffix_before_the_prefix():
     budget, line = Budget(60, 0), "over the lazy dog"
     prompts = [prompt_of(Gap(line[:end], "\nend\n" * 40), budget, order="spm").prompt for end in range(18)]
     middle = find_fim_tokens(QWEN.vocabulary).middle
@@ -196,7 +196,7 @@ def test_text_that_spells_control_tokens_stays_text(names, layout):
     assert prompt.text == f"{SPELLED}\n\n{SPELLED}\n{SPELLED}"
 
 
-def test_tokenizer_without_any_start_gets_text_alone():
+def test_tokenizer_without_a_start_token_gets_plain_text():
     class Startless(SentencePieceLike):
         start_token_id = None
 
@@ -208,7 +208,7 @@ def test_tokenizer_without_any_start_gets_text_alone():
 
 
 def test_typing_a_line_changes_nothing_before_it():
-    """What the prefix cache lives on."""
+    """Otherwise the prefix cache could not be used."""
     budget = Budget(60, 0)
     text = "the quick brown fox\n" * 20
     prompts = [prompt_of(Gap(text + "over the lazy dog"[:end], "\nend\n" * 9), budget).prompt for end in range(18)]
@@ -216,7 +216,7 @@ def test_typing_a_line_changes_nothing_before_it():
     assert len({prompt.token_ids for prompt in prompts}) <= 3  # cut in steps, not with every token
 
 
-def test_code_llamas_prompt_has_no_space_that_the_text_has_not():
+def test_code_llamas_prompt_has_no_extra_space():
     tokenizer = SentencePieceLike()
     prompt = fim_prompt(Gap("x\nfoo", ")"), find_fim_tokens(tokenizer.vocabulary), tokenizer, ROOMY)
     assert prompt.prompt == PrefixedText((256, 257, *b"x\n", 258, *b")", 259), "foo")
@@ -231,12 +231,12 @@ def test_files_come_first_with_their_names():
     )
 
 
-def test_model_without_files_gets_the_context_above():
+def test_without_a_file_separator_the_context_comes_above():
     prompt = prompt_of(Gap("B", "\n", (ContextFile("a.py", "A = 1"),)), tokenizer=STARCODER)
     assert shown(prompt.prompt, STARCODER) == "<fim_prefix>A = 1\n\n<fim_suffix>\n<fim_middle>B"
 
 
-def test_context_has_a_share_of_its_own_and_holds_whole_files_the_last_ones():
+def test_context_has_its_own_limit_and_consists_of_the_last_whole_files():
     files = tuple(ContextFile("", letter * 20) for letter in "abcdefgh")
     kept = [
         [letter for letter in "abcdefgh" if letter * 20 in shown(prompt_of(Gap(prefix, "", files), budget).prompt)]
@@ -255,7 +255,7 @@ def test_context_has_a_share_of_its_own_and_holds_whole_files_the_last_ones():
         (200, 200, (50, 58), 19),  # a quarter for the suffix
     ],
 )
-def test_what_does_not_fit_is_cut(num_prefix, num_suffix, kept_prefix, kept_suffix):
+def test_text_that_does_not_fit_is_cut(num_prefix, num_suffix, kept_prefix, kept_suffix):
     gap = Gap("q\n" * (num_prefix // 2), "z\n" * (num_suffix // 2))
     prompt = prompt_of(gap, Budget(80, 0))
     text = shown(prompt.prompt)
@@ -278,7 +278,7 @@ def test_what_does_not_fit_is_cut(num_prefix, num_suffix, kept_prefix, kept_suff
     st.sampled_from(get_args(Layout)),
     st.sampled_from(get_args(Order)),
 )
-def test_no_prompt_is_longer_than_its_room(prefix, suffix, room, context_room, layout, order):
+def test_no_prompt_exceeds_its_budget(prefix, suffix, room, context_room, layout, order):
     for tokenizer in (QWEN, STARCODER):
         gap = Gap(prefix, suffix, (ContextFile("f", suffix),))
         budget = Budget(room + context_room + 20, context_room)
@@ -296,14 +296,14 @@ def test_plain_prompt_is_text_with_the_context_before_it():
     assert prompt.prompt == PrefixedText((PLAIN.start_token_id,), "A = 1\n\nx = ")
 
 
-def test_typing_leaves_the_beginning_of_a_long_plain_prompt():
+def test_typing_does_not_change_the_beginning_of_a_long_plain_prompt():
     text = "The quick brown fox jumps over the lazy dog. " * 30
     prompts = [prefix_prompt(Gap(text[:end]), PLAIN, Budget(100, 0)).prompt.text for end in range(900, 960)]
     same = [later.startswith(earlier) for earlier, later in itertools.pairwise(prompts)]
     assert same.count(False) <= 2
 
 
-def test_end_tokens_can_be_given_to_the_engine():
+def test_the_engine_accepts_the_end_tokens():
     fim = find_fim_tokens(QWEN.vocabulary)
     tokenizer = Tokenizer(tiny_fim_tokenizer(), 320, fim.end_token_ids)
     assert QWEN.vocabulary["<|file_sep|>"] in tokenizer.eos_token_ids

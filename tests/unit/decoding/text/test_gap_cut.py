@@ -1,4 +1,4 @@
-"""Drafts cut where the text after the gap begins: places in a line, brackets, quotes, line ends."""
+"""Drafts are cut where they repeat the text after the gap: in a line, at brackets and quotes, at line ends."""
 
 import pytest
 from hypothesis import example, given
@@ -36,7 +36,7 @@ DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a",
         ("the", " cat and", " and the dog", " cat"),
         ("the", " cat and the dog barked", " and the dog", " cat"),
         ("if ", "any", " and b", "any"),
-        ("if", " a", " and b", " a"),  # no beginning of " and"
+        ("if", " a", " and b", " a"),  # not the beginning of " and"
         ("x = ", "y\nz", " + 1\n", "y"),
         ("x = ", "y\nz", "\n", "y\nz"),
         ("x = foo(", "self.y, self.x) + bar", "self.x)\n", "self.y, "),
@@ -63,7 +63,7 @@ DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a",
         ("f(", "a,\n    b,\n)", ")\n", "a,\n    b,\n"),
         ("f(", "\n    a,\n)\nb", "\n)\n", "\n    a,"),
         ("f(", "\n    g(\n    a\n)", "\n)\n", "\n    g(\n    a\n)"),
-        ("f(g(a, ", "b)", ")", "b)"),  # closes one of two that are open
+        ("f(g(a, ", "b)", ")", "b)"),  # closes one of two open brackets
         ("f(g(a, ", "b))", ")", "b)"),
         ("x[", "i] = [j]", "]", "i"),
         ("if (a) {", "\n  b\n}", "\n}\n", "\n  b"),
@@ -74,7 +74,7 @@ DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a",
         ('x = "', 'a" + "b', '"\n', 'a" + "b'),
         ('x = "', 'a" + "b" + c', '"\n', 'a" + "b'),
         ('"""', 'Say so."""\n', '"""\n', "Say so."),
-        # The text after the cursor begins the draft.
+        # The draft begins with the text after the cursor.
         ("a", " b c", " b", ""),
         ("a", " bc", " b", " bc"),
         # Both line ends.
@@ -86,7 +86,7 @@ DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a",
         ("a\r\nb = ", "x\r\ny", " + 1\r\n", "x"),
     ],
 )
-def test_what_is_shown_of_a_draft(prefix, draft, suffix, shown):
+def test_displayed_part_of_a_draft(prefix, draft, suffix, shown):
     assert cut_for_gap(draft, Gap(prefix, suffix)) == shown
 
 
@@ -95,7 +95,7 @@ def test_what_is_shown_of_a_draft(prefix, draft, suffix, shown):
 @example("", "\r\r", "")
 @example("f(", "a\r)", ")")
 @example("", "\r\na", "\r\n\r\na")
-def test_shown_part_is_a_beginning_that_stays_what_it_is(prefix, draft, suffix):
+def test_displayed_part_is_a_prefix_and_is_not_cut_further(prefix, draft, suffix):
     gap = Gap(prefix, suffix)
     shown = cut_for_gap(draft, gap)
     assert draft.startswith(shown)
@@ -105,7 +105,7 @@ def test_shown_part_is_a_beginning_that_stays_what_it_is(prefix, draft, suffix):
 
 @given(DRAFTS, DRAFTS, DRAFTS)
 @example("", "b\n a \nb", " \n a\n")
-def test_no_whole_line_is_the_next_one_after_the_gap_unless_it_closes_a_bracket(prefix, draft, suffix):
+def test_no_line_repeats_the_next_line_after_the_gap_unless_it_closes_a_bracket(prefix, draft, suffix):
     shown = cut_for_gap(draft, Gap(prefix, suffix)).replace("\r\n", "\n")
     next_line = next((line for line in suffix.replace("\r\n", "\n").split("\n") if line.strip()), None)
     if next_line is not None and next_line.strip()[0] not in ")]}":
@@ -118,14 +118,14 @@ def test_draft_stays_on_its_line_if_more_than_closers_follow(draft, word, suffix
 
 
 @given(DRAFTS, st.text("xy.", min_size=1, max_size=8), st.sampled_from(["", "\n", "\n\n", " \n"]))
-def test_draft_that_has_nothing_of_the_suffix_stays_whole(draft, other, blank):
+def test_draft_that_shares_nothing_with_the_suffix_is_not_cut(draft, other, blank):
     suffix = f"{blank or chr(10)}{other}"
     kept = cut_for_gap(draft, Gap("z", suffix))
     assert draft[len(kept) :].strip() == ""
 
 
 @given(DRAFTS, DRAFTS, DRAFTS)
-def test_kind_of_line_end_makes_no_difference(prefix, draft, suffix):
+def test_kind_of_line_end_does_not_matter(prefix, draft, suffix):
     plain = [text.replace("\r", "") for text in (prefix, draft, suffix)]
     unix = cut_for_gap(plain[1], Gap(plain[0], plain[2]))
     windows = [text.replace("\n", "\r\n") for text in plain]
@@ -137,10 +137,10 @@ def test_kind_of_line_end_makes_no_difference(prefix, draft, suffix):
     ("prefix", "suffix", "line_end"),
     [("a\r\nb", "\nc", "\r\n"), ("a\nb", "\r\nc", "\n"), ("a", "b\r\nc\n", "\r\n"), ("a", "b", "\n"), ("", "", "\n")],
 )
-def test_line_end_is_that_next_to_the_cursor(prefix, suffix, line_end):
+def test_line_end_is_the_nearest_to_the_cursor(prefix, suffix, line_end):
     assert line_end_of(Gap(prefix, suffix)) == line_end
 
 
-def test_line_ends_are_of_one_kind():
+def test_line_ends_become_uniform():
     assert with_line_ends("a\nb\r\nc", "\r\n") == "a\r\nb\r\nc"
     assert with_line_ends("a\nb\r\nc", "\n") == "a\nb\nc"

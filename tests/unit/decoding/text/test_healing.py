@@ -1,4 +1,4 @@
-"""Where the covers of a prompt part, the index of tokens, and drafts that go on from the last byte."""
+"""Token healing: the plan, the index of tokens, and drafts that continue from the last byte."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -48,7 +48,7 @@ ENDINGS = ["in the wor", "wor ", "wor   ", "wor\n    ", "\twor", "👍🏽", "�
 
 
 def heal(text, tokenizer):
-    """The bytes that all covers share, and the tail."""
+    """The bytes of the shared tokens, and those of the tail."""
     token_ids = tokenizer.encode(text)
     num_special = sum(not tokenizer.token_bytes[i] for i in token_ids[:1])
     plan = plan_healing(text, token_ids, num_special, tokenizer)
@@ -87,7 +87,7 @@ SPLIT = merged_byte_level([(" ", "w"), ("o", "r"), ("x", "x")], split=True)
     ("base", "piece"),
     [("the", " wor"), ("the", "  "), ("don", "'"), ("a(", "b"), ("x =", " ("), ("in", " 20"), ("a.\n", "b"), ("", "w")],
 )
-def test_where_the_tokenizer_cuts_texts_into_pieces_the_last_one_is_the_tail(base, piece):
+def test_if_the_tokenizer_splits_texts_into_pieces_the_last_piece_is_the_tail(base, piece):
     assert heal(base + piece, SPLIT) == (base.encode(), piece.encode())
 
 
@@ -95,18 +95,18 @@ def test_where_the_tokenizer_cuts_texts_into_pieces_the_last_one_is_the_tail(bas
     "tokenizer", [TINY, WORDS, SENTENCEPIECE, SPLIT], ids=["tiny", "words", "sentencepiece", "split"]
 )
 @given(text=TEXT)
-def test_shared_tokens_and_tail_are_the_prompt_to_the_byte_and_bounded(tokenizer, text):
+def test_shared_tokens_and_tail_equal_the_prompt_bytes_within_the_limits(tokenizer, text):
     shared, tail = heal(text, tokenizer)
     assert shared + tail in (text.encode(), b" " + text.encode())
     last = tokenizer.token_bytes[tokenizer.encode(text)[-1]]
     assert len(tail) <= max(MAX_TAIL_BYTES, len(last))
 
 
-def test_of_a_long_word_only_the_end_is_healed():
+def test_only_the_end_of_a_long_word_is_healed():
     assert heal("a" + "z" * 100, WORDS) == (b"a" + b"z" * 92, b"z" * MAX_TAIL_TOKENS)
 
 
-def test_a_last_token_longer_than_the_bound_is_taken_whole():
+def test_a_last_token_longer_than_the_limit_is_taken_whole():
     long = "abcdefghijklmnopqrstuvwxyz0123456789"
     assert heal("." + long, byte_level([long])) == (b".", long.encode())
 
@@ -118,24 +118,24 @@ def test_nothing_is_healed_after_a_special_token_or_across_one():
     assert heal("see aENDkno", byte_level(PIECES, special="END")) == (b"see a", b"kno")
 
 
-def test_tokens_that_are_fixed_stay():
+def test_fixed_tokens_stay():
     token_ids = WORDS.encode("it is an impro")
     plan = plan_healing("impro", token_ids, len(token_ids), WORDS)
     assert plan is None
 
 
-def test_a_prompt_that_lost_its_oldest_tokens_heals_alike():
+def test_a_truncated_prompt_heals_like_the_whole_prompt():
     token_ids = WORDS.encode("it is an impro")[-4:]
     assert WORDS.bytes_of(plan_healing("it is an impro", token_ids, 1, WORDS).tail) == b" impro"
 
 
-def test_a_normalising_tokenizer_heals_only_where_its_tokens_are_the_prompts_bytes():
+def test_with_a_normalising_tokenizer_only_unchanged_bytes_are_healed():
     lower = byte_level(PIECES, normalizer=normalizers.Lowercase())
     assert heal("It is an impro", lower)[1] == b" impro"
     assert heal("it is an Impro", lower) is None
 
 
-def test_a_normalised_end_is_told_and_decoded_from_its_tokens():
+def test_a_normalised_end_gives_a_warning_and_is_decoded_from_its_tokens():
     lower = byte_level(PIECES, normalizer=normalizers.Lowercase())
     engine, _, _ = fake_engine(tokenizer=lower)
     options = {"token_healing": True, "alpha": 0, "num_drafts": 1, "max_tokens": 2}
@@ -152,7 +152,7 @@ REST = st.text("ab", max_size=5).map(str.encode) | st.binary(max_size=4)
 
 @given(BYTES, st.sets(st.integers(0, 29), max_size=5), REST)
 @example([b"\xff", b"\xff\xff", b"\xff\x00", b"\xfe"], set(), b"\xff")
-def test_the_index_finds_the_tokens_inside_and_beyond_what_was_typed(token_bytes, excluded, rest):
+def test_the_index_finds_the_tokens_inside_and_beyond_the_typed_bytes(token_bytes, excluded, rest):
     index = TokenIndex(token_bytes, excluded)
     known = [(i, token) for i, token in enumerate(token_bytes) if token and i not in excluded]
     beyond = index.beyond(rest).tolist()
@@ -182,8 +182,8 @@ def test_a_byte_token_and_a_piece_of_the_same_text_are_both_found():
 @example(text="the ", strategy="superposed", k=3)
 @example(text="if a:\n        ", strategy="distinct", k=3)
 @example(text="the 日本", strategy="superposed", k=3)
-def test_every_draft_goes_on_from_the_last_byte_of_the_prompt(tokenizer, text, strategy, k):
-    """After every step: the tokens fed and drafted are the prompt and the draft's text, to the byte."""
+def test_every_draft_continues_from_the_last_byte_of_the_prompt(tokenizer, text, strategy, k):
+    """After every step, the bytes of the fed and drafted tokens are those of the prompt and the draft's text."""
     engine, _, _ = fake_engine(tokenizer=tokenizer, max_model_len=256)
     ends = tuple((token_id, -100.0) for token_id in tokenizer.eos_token_ids)
     options = {"strategy": strategy, "alpha": 0.3}

@@ -15,7 +15,7 @@ BYTE_LEVEL = Tokenizer(tiny_tokenizer())
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
-    """As Llama 2 has it: a metaspace for spaces, byte tokens for what is not in the vocabulary."""
+    """As in Llama 2: a metaspace for spaces, and byte tokens for text outside the vocabulary."""
     pieces = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], "▁", "a", "b", "▁a", "▁ab", "\n"]
     merges = [("▁", "a"), ("▁a", "b")]
     vocab = {piece: i for i, piece in enumerate(pieces)}
@@ -31,14 +31,14 @@ SENTENCEPIECE = Tokenizer(sentencepiece_like(), model_vocab_size=280)
 
 
 @given(st.text(max_size=30))
-def test_byte_level_tokens_carry_the_text_exactly(text):
+def test_byte_level_tokens_represent_the_text_exactly(text):
     ids = BYTE_LEVEL.encode(text)
     assert b"".join(BYTE_LEVEL.token_bytes[i] for i in ids) == text.encode()
     assert BYTE_LEVEL.decode(ids) == text
 
 
 @given(st.text(st.characters(exclude_characters="▁", exclude_categories=("Cs",)), max_size=30))
-def test_sentencepiece_tokens_carry_the_text_with_its_leading_space(text):
+def test_sentencepiece_tokens_represent_the_text_with_a_leading_space(text):
     ids = SENTENCEPIECE.encode(text)
     assert SENTENCEPIECE.decode(ids) in (text, " " + text)
 
@@ -61,7 +61,7 @@ def test_the_models_own_ends_are_added():
     assert Tokenizer(tiny_tokenizer(), 300, eos_token_ids=[17]).eos_token_ids == {0, 17}
 
 
-def test_an_empty_text_starts_with_the_border_between_documents_or_the_begin_of_text():
+def test_an_empty_text_starts_with_the_document_separator_or_the_beginning_of_text():
     assert BYTE_LEVEL.start_token_id == 0
     assert SENTENCEPIECE.start_token_id == SENTENCEPIECE.vocabulary["<s>"]
 
@@ -94,7 +94,7 @@ def test_a_tokenizer_whose_bytes_are_unknown_is_refused():
         (b"\xc3a", "\ufffda"),
     ],
 )
-def test_an_unfinished_character_is_held_back_and_a_broken_one_is_shown(data, text):
+def test_an_unfinished_character_is_withheld_and_a_broken_one_is_shown(data, text):
     assert valid_utf8_prefix(data) == text
 
 

@@ -1,4 +1,4 @@
-"""What is shown of a draft."""
+"""Trimming of drafts for display."""
 
 import pytest
 from hypothesis import given
@@ -24,9 +24,7 @@ def by_sentence(text, finish_reason="length"):
     st.sampled_from(["none", "word", "sentence"]),
     st.booleans(),
 )
-def test_what_is_shown_is_a_beginning_of_the_text_and_trimming_it_again_cuts_no_more(
-    text, finish, single_line, trim, complete
-):
+def test_trimmed_text_is_a_prefix_and_trimming_it_again_changes_nothing(text, finish, single_line, trim, complete):
     shown = trim_text(text, finish, single_line, trim, complete)
     assert text.startswith(shown)
     assert trim_text(shown, "stop", single_line, trim) == shown
@@ -81,7 +79,7 @@ def test_a_word_before_a_line_break_is_complete():
         (" good 👍", " good 👍"),
     ],
 )
-def test_a_last_word_that_may_be_half_is_cut(text, shown):
+def test_a_last_word_that_may_be_incomplete_is_cut(text, shown):
     assert by_word(text) == shown
 
 
@@ -124,11 +122,11 @@ def test_a_last_word_that_is_known_to_be_complete_stays():
     ],
 )
 def test_a_sentence_is_cut_after_its_end_and_not_at_other_stops(text, shown):
-    # More words than the word rule would cut: a sentence end that is missed or made up shows.
+    # More words than the word rule would cut, so a missed or wrong sentence end is noticed.
     assert by_sentence(text + " come and se") == shown
 
 
-def test_without_a_sentence_end_the_word_rule_holds():
+def test_without_a_sentence_end_the_word_rule_applies():
     assert by_sentence(" we talked to Dr. Smi") == " we talked to Dr."
     assert by_sentence(" we talked to Dr. Smith", "stop") == " we talked to Dr. Smith"
 
@@ -164,7 +162,7 @@ def test_no_longer_prefix_is_common(texts):
 
 
 @pytest.mark.parametrize(("num_bytes", "expected"), [(0, 0), (1, 1), (3, 1), (4, 2), (5, 3), (6, 4), (9, 4)])
-def test_tokens_are_counted_that_reach_into_the_first_bytes(num_bytes, expected):
+def test_tokens_that_cover_the_first_bytes_are_counted(num_bytes, expected):
     assert tokens_within([b" th", b"e", b"x", b"yz"], num_bytes) == expected
 
 

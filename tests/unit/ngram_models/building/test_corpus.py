@@ -18,7 +18,7 @@ from superdraft.ngram_models.errors import CorpusError
 
 
 def encode(texts):
-    """Every character is a token, so that the texts can be read off the sequences."""
+    """Makes every character a token, so that sequences can be converted back to text."""
     return [[ord(char) for char in text] for text in texts]
 
 
@@ -36,12 +36,17 @@ def write(path, data):
     return path
 
 
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
 def test_blank_lines_separate_documents(tmp_path):
     path = write(tmp_path / "a.txt", "\n\nfirst line\nsecond line\r\n \t\nnext\n\n\n\nlast")
     assert texts(path) == ["first line\nsecond line", "next", "last"]
 
 
-def test_every_document_of_text_ends(tmp_path):
+def test_every_text_document_gets_an_end_of_text_token(tmp_path):
     path = write(tmp_path / "a.txt", "a\n\nb")
     assert read(path) == [[97, 0], [98, 0]]
     assert list(read_sequences([str(path)], encode=encode, end_of_text_id=None)) == [[97], [98]]
@@ -59,13 +64,19 @@ def test_compressed_text_of_several_frames(tmp_path):
     assert texts(write(tmp_path / "b.txt.gz", gzip.compress("drei\n\nvier über".encode()))) == ["drei", "vier über"]
 
 
+def test_gzip_members_may_be_padded_with_zeros(tmp_path):
+    padded = gzip.compress(b"one\n") + bytes(300_000) + gzip.compress(b"\ntwo\n") + bytes(7)
+    assert texts(write(tmp_path / "a.txt.gz", padded)) == ["one", "two"]
+    assert texts(write(tmp_path / "b.txt.gz", b"")) == []
+
+
 def test_jsonl_takes_the_text_field(tmp_path):
     lines = '{"text": "a\\nb", "id": 1}\n\n{"text": ""}\n{"text": "c\u2028d"}\n{"text": "\\ud83d"}\n'
     assert texts(write(tmp_path / "a.jsonl", lines)) == ["a\nb", "c\u2028d", "?"]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"body": "x"}', '{"text": 1}'])
-def test_a_bad_jsonl_line_is_named_by_its_number_and_not_quoted(tmp_path, line):
+def test_the_error_gives_the_number_of_a_bad_jsonl_line_and_does_not_quote_it(tmp_path, line):
     path = write(tmp_path / "a.jsonl", f'{{"text": "fine"}}\n\n{line}\n')
     with pytest.raises(CorpusError, match=r"a\.jsonl, line 3: not a JSON object") as caught:
         read(path)
@@ -96,7 +107,7 @@ def test_rows_do_not_depend_on_how_the_file_is_read(tmp_path):
 
 
 def test_half_a_token_is_an_error(tmp_path):
-    with pytest.raises(CorpusError, match="does not hold 16-bit token ids"):
+    with pytest.raises(CorpusError, match="does not contain 16-bit token ids: its size is not a multiple of 2 bytes"):
         read(write(tmp_path / "a.u16", b"\1\0\2"))
 
 
@@ -123,7 +134,12 @@ def test_standard_input_is_text(monkeypatch):
     ("name", "data", "message"),
     [
         ("a.txt", b"fine\n\n\xff", r"a\.txt is not UTF-8"),
-        ("a.txt.gz", gzip.compress(b"a long enough text " * 50)[:-20], r"a\.txt\.gz cannot be read"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"a long enough text " * 50)[:-20],
+            r"a\.txt\.gz cannot be read: the file is truncated",
+        ),
+        ("a.txt.gz", flipped(gzip.compress(bytes(range(256)) * 50)), r"a\.txt\.gz cannot be read: the file is damaged"),
         ("a.txt.gz", b"plain", r"a\.txt\.gz cannot be read"),
         ("a.txt.zst", b"plain", r"a\.txt\.zst cannot be read"),
         ("a.u16.zst", b"plain", r"a\.u16\.zst cannot be read"),
@@ -156,7 +172,7 @@ LINE = "x" * 99 + "\n"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_an_endless_document_comes_in_pieces_that_end_with_a_line(tmp_path, name):
+def test_a_very_long_document_is_split_after_lines(tmp_path, name):
     text = LINE * (2 * MAX_TEXT_CHARACTERS // 100 + 50) + "end"
     path = write(tmp_path / name, json.dumps({"text": text}) if name == "a.jsonl" else text)
     pieces = list(read_documents([str(path)]))
@@ -167,7 +183,7 @@ def test_an_endless_document_comes_in_pieces_that_end_with_a_line(tmp_path, name
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, name):
+def test_a_very_long_line_is_split_too(tmp_path, name):
     text = "x" * (MAX_TEXT_CHARACTERS + 7)
     path = write(tmp_path / name, json.dumps({"text": text}) if name == "a.jsonl" else f"{text}\n\nnext")
     pieces = list(read_documents([str(path)]))
@@ -194,5 +210,5 @@ def test_progress_adds_up_to_the_size_on_disk(tmp_path, name):
     assert size.unpacked_bytes == size.bytes_on_disk * (1 if name == "a.txt" else 3)
 
 
-def test_the_size_of_the_standard_input_is_not_known(tmp_path):
+def test_the_size_of_the_standard_input_is_unknown(tmp_path):
     assert corpus_size([str(write(tmp_path / "a.txt", "a")), "-"]) is None

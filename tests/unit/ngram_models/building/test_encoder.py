@@ -21,14 +21,14 @@ def test_texts_become_ids_without_special_tokens():
     assert Encoder(hf_tokenizer())(["a b", "", "b c"]) == [[1, 2], [], [2, 3]]
 
 
-def test_settings_for_prompts_do_not_cut_or_fill_a_corpus():
+def test_truncation_and_padding_settings_do_not_apply_to_a_corpus():
     tokenizer = hf_tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(2)
     tokenizer.backend_tokenizer.enable_padding()
     assert Encoder(tokenizer)(["a b a b", "a"]) == [[1, 2, 1, 2], [1]]
 
 
-def test_the_fingerprint_tells_tokenizers_apart_that_have_the_same_words():
+def test_the_fingerprint_distinguishes_tokenizers_with_the_same_vocabulary():
     other = hf_tokenizer()
     other.backend_tokenizer.pre_tokenizer = None
     assert Encoder(hf_tokenizer()).fingerprint == Encoder(hf_tokenizer()).fingerprint
@@ -36,7 +36,7 @@ def test_the_fingerprint_tells_tokenizers_apart_that_have_the_same_words():
 
 
 @pytest.mark.parametrize("texts", [[], ["a", "b"]])
-def test_a_tokenizer_of_another_library_is_called_itself(texts):
+def test_a_tokenizer_of_another_library_is_called_directly(texts):
     class Plain:
         def __call__(self, given, *, add_special_tokens, verbose):
             assert not add_special_tokens

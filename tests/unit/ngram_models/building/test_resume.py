@@ -1,4 +1,4 @@
-"""Builds that are killed: what the next run takes up, what it throws away, and that nothing half-made is ever used."""
+"""Killed builds: what the next run reuses, what it removes, and that incomplete files are never used."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from superdraft.ngram_models.store.manifest import BINARY_FILE, Manifest, Tokeni
 from superdraft.ngram_models.store.registry import list_ngram_models, load_ngram_model
 from superdraft.ngram_models.tools import find_tools
 
-# A program that notes that it runs, and stops there while a file says so.
+# A program that records its process id, waits as long as a certain file exists, and then runs the real program.
 WAITING_TOOL = """#!{python}
 import os, pathlib, sys, time
 here = pathlib.Path(__file__).parent
@@ -31,8 +31,8 @@ while (here / "NAME.wait").exists():
 os.execv(here / "NAME.then", sys.argv)
 """
 
-# Builds a model from JSON on its standard input; every shard holds one document. It waits for ever where `stop_at`
-# says: behind so many documents, or when the model is renamed.
+# Builds a model as described by its argument, in JSON; every shard holds one document. The build stops at `stop_at`:
+# after that many documents, or (for "publish") between the two renames.
 BUILD = """
 import json, sys, time
 from pathlib import Path
@@ -98,7 +98,7 @@ class Workshop:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def build(self, documents=DOCUMENTS, **task):
-        """Build to the end; returns the documents that were tokenised."""
+        """Run a whole build; returns the documents that were tokenised."""
         encoded = self.home / "encoded"
         encoded.unlink(missing_ok=True)
         for program in ("lmplz", "build_binary"):
@@ -121,7 +121,7 @@ class Workshop:
 
     @contextmanager
     def stopped_at(self, stage, **task):
-        """A build that waits at a stage; killed in the end."""
+        """A build that waits at a stage and is killed on exit."""
         stopped = self.home / "stopped"
         if stage in ("lmplz", "build_binary"):
             (self.bin / f"{stage}.wait").touch()
@@ -169,7 +169,7 @@ def test_a_killed_build_leaves_nothing_that_is_listed_or_loads(workshop, stage):
 
 
 @pytest.mark.parametrize("stage", [5, "lmplz", "build_binary"])
-def test_the_model_of_that_name_is_served_until_the_next_build_is_through(workshop, stage):
+def test_the_existing_model_is_served_until_the_next_build_is_done(workshop, stage):
     workshop.build(["3 4"])
     workshop.killed_at(stage)
     assert load_ngram_model(workshop.folder, fingerprint=FINGERPRINT).manifest.corpus.num_tokens == 3
@@ -203,7 +203,7 @@ def test_a_build_killed_in_build_binary_only_packs(workshop):
     assert workshop.left() == ["mine"]
 
 
-def test_killed_again_and_again_it_does_not_pile_up(workshop):
+def test_repeatedly_killed_builds_do_not_pile_up_files(workshop):
     kept = set()
     for _ in range(3):
         workshop.killed_at("build_binary")
@@ -228,7 +228,7 @@ def test_documents_in_another_order_are_another_corpus(workshop):
 
 
 @pytest.mark.parametrize("options", [{"order": 2}, {"order": 3, "prune": [0, 3]}])
-def test_other_options_use_the_tokenised_corpus_and_estimate_anew(workshop, options):
+def test_other_options_reuse_the_tokenised_corpus_and_estimate_again(workshop, options):
     workshop.killed_at("build_binary")
     assert workshop.build(options=options) == []
     assert workshop.ran("lmplz")
@@ -246,7 +246,7 @@ def test_a_build_killed_between_two_renames_gets_the_old_model_back(workshop):
     workshop.killed_at("publish")
     assert not workshop.folder.exists()
     with pytest.raises(CorpusError):
-        here(workshop, [])
+        build_here(workshop, [])
     assert load_ngram_model(workshop.folder, fingerprint=FINGERPRINT).manifest.corpus.num_tokens == 3
 
 
@@ -259,7 +259,7 @@ def test_a_failed_program_keeps_the_tokenised_corpus(workshop):
     assert workshop.left() == ["mine"]
 
 
-def test_a_damaged_part_is_named_and_never_taken_for_a_shorter_one(workshop):
+def test_a_damaged_shard_is_reported_and_never_taken_for_a_shorter_one(workshop):
     workshop.killed_at("lmplz")
     part = next(workshop.work().glob("shards/*.zst"))
     part.write_bytes(part.read_bytes()[:-3])
@@ -272,13 +272,13 @@ def test_a_damaged_part_is_named_and_never_taken_for_a_shorter_one(workshop):
 
 def test_two_builds_of_one_name_are_refused(workshop):
     with workshop.stopped_at("lmplz"), pytest.raises(NgramBuildError, match="Another process is building 'mine'"):
-        here(workshop, [[3, 0]])
+        build_here(workshop, [[3, 0]])
     assert workshop.build() == []
 
 
-def test_two_builds_of_different_names_run_beside_each_other(workshop, tmp_path):
+def test_builds_of_different_names_can_run_at_the_same_time(workshop, tmp_path):
     with workshop.stopped_at(5):
-        here(workshop, [[3, 0]], workshop.folder.parent / "yours")
+        build_here(workshop, [[3, 0]], workshop.folder.parent / "yours")
     assert workshop.left() == [".mine.build", "yours"]
 
 
@@ -292,7 +292,7 @@ def test_lmplz_does_not_outlive_a_killed_build(workshop):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a program when its parent is killed")
 def test_a_program_does_not_start_when_the_build_was_killed_just_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(programs.os, "getpid", lambda: 2**22 + 1)  # above every process id: nobody's parent
+    monkeypatch.setattr(programs.os, "getpid", lambda: 2**22 + 1)  # above every process id, so not the parent's
     with pytest.raises(NgramBuildError, match="touch failed with exit code 1"):
         programs.run_program(["/usr/bin/touch", str(tmp_path / "ran")], stdout=tmp_path / "out", log=tmp_path / "log")
     assert not (tmp_path / "ran").exists()
@@ -308,7 +308,7 @@ def is_running(pid):
         return False
 
 
-def here(workshop, documents, folder=None):
+def build_here(workshop, documents, folder=None):
     return build_ngram_model(
         documents,
         folder or workshop.folder,

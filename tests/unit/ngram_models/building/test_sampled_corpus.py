@@ -1,4 +1,4 @@
-"""Shards on disk: complete or absent, right for their settings, one process at a time."""
+"""Shards of a sampled corpus: complete or absent, valid for their settings, locked by one process."""
 
 import shutil
 import struct
@@ -49,11 +49,11 @@ def test_half_a_32_bit_token_is_an_error(tmp_path):
     wide = ShardShape(num_rows=1, row_tokens=2, vocabulary_size=70_000)
     with opened(tmp_path, shape=wide) as corpus:
         (tmp_path / "shard-000000.u32").write_bytes(b"\0" * 7)
-        with pytest.raises(CorpusError, match="does not hold 32-bit token ids"):
+        with pytest.raises(CorpusError, match="does not contain 32-bit token ids"):
             list(corpus.read(1))
 
 
-def test_what_is_there_stays_and_a_shard_of_the_wrong_size_counts_as_missing(folder):
+def test_existing_shards_are_kept_and_a_shard_of_the_wrong_size_counts_as_missing(folder):
     with opened(folder) as corpus:
         corpus.write(0, range(6))
         corpus.write(1, range(6))
@@ -77,22 +77,22 @@ def test_other_settings_start_clean(folder, settings, shape):
 
 
 def test_two_processes_cannot_sample_into_one_folder(folder):
-    with opened(folder), pytest.raises(CorpusError, match="Another process samples"), opened(folder):
+    with opened(folder), pytest.raises(CorpusError, match="Another process is sampling"), opened(folder):
         pass
 
 
 def test_a_folder_with_other_files_is_left_alone(folder):
     folder.mkdir()
     (folder / "thesis.txt").write_text("x")
-    with pytest.raises(CorpusError, match=r"holds other files \(thesis\.txt\)"), opened(folder):
+    with pytest.raises(CorpusError, match=r"contains other files \(thesis\.txt\)"), opened(folder):
         pass
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
-def test_too_little_room_on_the_disk_is_told_before(folder, monkeypatch):
+def test_too_little_disk_space_is_reported(folder, monkeypatch):
     usage = namedtuple("usage", "free")
     with opened(folder) as corpus:
         monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage(24))
         corpus.check_disk_space(2)
-        with pytest.raises(CorpusError, match="Make room"):
+        with pytest.raises(CorpusError, match="Free some space"):
             corpus.check_disk_space(3)

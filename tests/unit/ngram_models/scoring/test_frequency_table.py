@@ -8,7 +8,7 @@ from superdraft.ngram_models.scoring.frequency_table import PUBLISHED_WEIGHTS, F
 CORPUS = [[1, 2, 3, 1, 2, 3], [1, 2, 4], [1, 4]]
 
 
-def test_the_published_model_is_of_order_six():
+def test_the_published_model_has_order_six():
     scorer = FrequencyTableScorer(CORPUS)
     assert PUBLISHED_WEIGHTS == (0.01, 0.04, 0.15, 0.18, 0.12)
     assert scorer.order == 6
@@ -27,14 +27,14 @@ def test_the_published_model_is_of_order_six():
         ([7, 1, 2, 3, 1, 2], 3, 0.01 * 2 / 3 + 0.04 * 2 / 3 + 0.15 + 0.18 + 0.12),  # order 6: five tokens of context
     ],
 )
-def test_probabilities_equal_the_counts_made_by_hand(context, token_id, probability):
+def test_probabilities_equal_those_computed_by_hand(context, token_id, probability):
     scorer = FrequencyTableScorer(CORPUS)
     scores = scorer.score([scorer.initial_state(context)], [[token_id]])
     assert scores == [[pytest.approx(math.log(probability))]]
 
 
 @pytest.mark.parametrize(("context", "token_id"), [([2], 1), ([4], 1), ([], 1), ([9], 1), ([1], 9)])
-def test_what_was_never_seen_has_no_support(context, token_id):
+def test_unseen_ngrams_have_no_support(context, token_id):
     scorer = FrequencyTableScorer(CORPUS)
     assert scorer.score([scorer.initial_state(context)], [[token_id]]) == [[-math.inf]]
 

@@ -13,7 +13,7 @@ WEIGHTS = st.floats(min_value=0.001, max_value=1000)
 
 
 class TableScorer:
-    """Gives the log-probabilities it was made with; a state is what has been advanced over."""
+    """Returns fixed log-probabilities. A state is the tuple of the last tokens."""
 
     def __init__(self, logprobs, order=3):
         self.logprobs = logprobs
@@ -35,7 +35,7 @@ class TableScorer:
 
 
 def exact(weights, logprobs):
-    """The formula with the largest term taken out, so that nothing is lost."""
+    """The formula with the largest term factored out, so that nothing underflows."""
     largest = max(logprobs)
     if largest == -math.inf:
         return -math.inf
@@ -93,7 +93,7 @@ def test_weights_that_make_no_mixture_are_refused(weights):
         MixtureScorer([(TableScorer([0.0]), weight) for weight in weights])
 
 
-def test_a_model_alone_needs_no_mixture():
+def test_a_single_model_is_not_wrapped_in_a_mixture():
     first, second = TableScorer([-1.0]), TableScorer([-2.0])
     assert mixed([(first, 0.2)]) is first
     assert isinstance(mixed([(first, 0.2), (second, 0.8)]), MixtureScorer)

@@ -10,7 +10,7 @@ from superdraft.ngram_models.scoring.scorer import KenLMScorer
 
 
 class CountingModel:
-    """A KenLM model that notes the words it is asked for."""
+    """A KenLM model that records the words it scores."""
 
     def __init__(self, model):
         self.model = model
@@ -45,27 +45,27 @@ def ln(log10):
     ("context", "token_id", "log10"),
     [
         ([3, 4], 5, -0.03),  # a trigram
-        ([6, 4], 5, -0.35),  # "6 4" is unknown as a context: it costs nothing, the bigram "4 5" holds
+        ([6, 4], 5, -0.35),  # "6 4" is not in the model, so there is no back-off weight: the bigram "4 5"
         ([3, 4], 3, -0.15 - 0.3 - 0.7),  # back-off of "3 4", then of "4", then the unigram
         ([4, 5], 4, -0.05 - 0.45),  # back-off of "4 5", then the bigram "5 4"
         ([3], 6, -0.2 - 1.1),
-        ([], 3, -0.7),  # no context is not the begin of a text
+        ([], 3, -0.7),  # an empty context is not the beginning of a text
         ([5], 0, -0.55),  # an end-of-text id is </s>
-        ([5], 2, -0.55),  # and so is every other one
-        ([2], 3, -0.1),  # after an end of text a text begins: the bigram "<s> 3"
+        ([5], 2, -0.55),  # and so is the other one
+        ([2], 3, -0.1),  # a new text begins after an end of text: the bigram "<s> 3"
         ([5, 0, 3], 4, -0.02),  # the trigram "<s> 3 4"
-        ([3, 4, 2], 5, -0.5 - 0.9),  # nothing before the end of text is seen through it
-        ([3, 4], 7, -0.15 - 0.3 - 3.0),  # the corpus lacks 7: <unk>
-        ([3, 4], 1000, -0.15 - 0.3 - 3.0),  # so does it ids that the tokenizer itself lacks
-        ([3, 1], 4, -0.8),  # and such a token is a context of nothing
+        ([3, 4, 2], 5, -0.5 - 0.9),  # tokens before an end of text do not count as context
+        ([3, 4], 7, -0.15 - 0.3 - 3.0),  # 7 is not in the corpus: <unk>
+        ([3, 4], 1000, -0.15 - 0.3 - 3.0),  # nor is an id outside the tokenizer's vocabulary
+        ([3, 1], 4, -0.8),  # <unk> is not part of any longer n-gram
     ],
 )
-def test_scores_equal_the_sums_made_by_hand(model, context, token_id, log10):
+def test_scores_equal_sums_computed_by_hand(model, context, token_id, log10):
     scorer = make_scorer(model)
     assert scorer.score([scorer.initial_state(context)], [[token_id]]) == [[ln(log10)]]
 
 
-def test_initial_state_looks_at_the_last_tokens_only(model):
+def test_initial_state_depends_on_the_last_tokens_only(model):
     scorer = make_scorer(model)
     assert scorer.order == 3
     assert scorer.initial_state([6, 6, 6, 3, 4]) == scorer.initial_state([3, 4])
@@ -90,14 +90,14 @@ def test_states_follow_their_drafts(model):
     for draft in permutations([3, 4, 5, 6], 4):
         state, total = scorer.text_start_state(), 0.0
         for token_id in draft:
-            # Another draft's step in between must not move this one's state.
+            # Advancing another draft in between must not change this draft's state.
             scorer.advance(scorer.initial_state([5]), 4)
             total += scorer.score([state], [[token_id]])[0][0]
             state = scorer.advance(state, token_id)
         assert total == ln(model.score(" ".join(map(str, draft)), bos=True, eos=False))
 
 
-def test_advance_leaves_the_parent_as_it_was(model):
+def test_advance_does_not_change_the_parent(model):
     scorer = make_scorer(model)
     parent = scorer.initial_state([3])
     before = scorer.score([parent], [[4]])
@@ -115,7 +115,7 @@ def test_the_text_start_survives_drafts_that_pass_it(model):
     assert scorer.score([scorer.text_start_state()], [[3]]) == [[ln(-0.1)]]
 
 
-def test_equal_states_with_one_candidate_list_are_looked_up_once(model):
+def test_equal_states_with_one_candidate_list_are_scored_once(model):
     counting = CountingModel(model)
     scorer = make_scorer(counting)
     states = [scorer.initial_state([3, 4]), scorer.initial_state([3]), scorer.initial_state([6, 3, 4])]
@@ -146,8 +146,8 @@ def test_perplexity_restarts_at_texts_and_counts_unknown_tokens(model):
     assert result.perplexity == pytest.approx(10 ** (-log10 / 6), rel=1e-5)
 
 
-def test_perplexity_of_nothing_is_refused(model):
-    with pytest.raises(ValueError, match="no token"):
+def test_perplexity_without_tokens_is_refused(model):
+    with pytest.raises(ValueError, match="no tokens"):
         measure_perplexity(make_scorer(model), [])
 
 
@@ -158,7 +158,7 @@ def test_the_last_sequences_are_held_out(num_held_out, passed, kept):
     assert list(sequences.tail) == [[n] for n in kept]
 
 
-def test_states_are_kenlm_states_that_hash_as_they_compare(model):
+def test_equal_kenlm_states_have_equal_hashes(model):
     scorer = make_scorer(model)
     first, second = scorer.initial_state([3, 4]), scorer.initial_state([3, 4])
     assert isinstance(first, kenlm.State)

@@ -26,13 +26,13 @@ def test_it_is_shipped_in_the_package_and_listed(folder, tmp_path):
     assert NAME in {model.name for model in list_ngram_models(tmp_path)}
 
 
-def test_it_is_small_enough_and_whole(folder, model):
+def test_it_is_small_enough_and_intact(folder, model):
     size = (folder / BINARY_FILE).stat().st_size
     assert size == model.manifest.binary_bytes <= MAX_BYTES
     assert model.scorer.order == model.manifest.order == 6
 
 
-def test_its_manifest_tells_where_it_came_from(model):
+def test_its_manifest_records_its_origin(model):
     manifest = model.manifest
     assert manifest.name == NAME
     assert manifest.licence == "Apache-2.0"

@@ -23,11 +23,11 @@ def manifest(folder):
 def test_the_best_continuations_come_first_with_their_probabilities(folder, manifest):
     best = top_continuations(open_scorer(folder, manifest), manifest, [3, 4], 2)
     assert [continuation.token_id for continuation in best] == [5, 3]
-    # The model by hand: 3 4 -> 5 is a trigram; 3 is reached over the back-offs of "3 4" and of "4".
+    # By hand: 3 4 -> 5 is a trigram; the probability of 3 uses the back-off weights of "3 4" and "4".
     assert [continuation.probability for continuation in best] == pytest.approx([10**-0.03, 10 ** (-0.15 - 0.3 - 0.7)])
 
 
-def test_ends_of_text_are_one_continuation_and_unknown_tokens_are_none(folder, manifest):
+def test_ends_of_text_are_one_continuation_and_unknown_tokens_are_left_out(folder, manifest):
     everything = top_continuations(open_scorer(folder, manifest), manifest, [5], VOCABULARY_SIZE)
     assert sorted(continuation.token_id for continuation in everything) == [0, 3, 4, 5, 6]
     assert math.fsum(continuation.probability for continuation in everything) < 1 + 1e-6
@@ -39,13 +39,13 @@ def test_a_whole_model_passes_every_check(folder, manifest):
     assert f"{manifest.binary_bytes:,} bytes" in sentences[1]
 
 
-def test_the_tokenizer_is_checked_where_one_is_given(folder, manifest):
+def test_the_tokenizer_is_checked_if_one_is_given(folder, manifest):
     assert len(list(verify_model(folder))) == 3
     with pytest.raises(TokenizerMismatchError, match="'tiny' was built for the tokenizer of 'toy'"):
         list(verify_model(folder, "b" * 64))
 
 
-def test_damage_is_told_after_the_checks_that_passed(folder, manifest):
+def test_damage_is_reported_after_the_checks_that_passed(folder, manifest):
     (folder / BINARY_FILE).write_bytes((folder / BINARY_FILE).read_bytes()[:-1] + b"x")
     checks = verify_model(folder)
     assert next(checks) == "The manifest can be read."
@@ -53,13 +53,13 @@ def test_damage_is_told_after_the_checks_that_passed(folder, manifest):
         next(checks)
 
 
-def test_a_wrong_order_is_told(folder, manifest):
+def test_a_wrong_order_is_reported(folder, manifest):
     path = folder / MANIFEST_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"order": 4}))
-    with pytest.raises(BrokenNgramModelError, match="is of order 3, its manifest says 4"):
+    with pytest.raises(BrokenNgramModelError, match="has order 3, but its manifest says 4"):
         list(verify_model(folder))
 
 
-def test_a_folder_without_a_manifest_is_no_model(tmp_path):
+def test_a_folder_without_a_manifest_is_not_a_model(tmp_path):
     with pytest.raises(NgramModelNotFoundError):
         list(verify_model(tmp_path))

@@ -61,7 +61,7 @@ def test_the_users_own_model_hides_a_shipped_one(home):
     assert find_ngram_model("smollm2-135m", home) == home / "ngram" / "smollm2-135m"
 
 
-def test_a_model_for_another_tokenizer_is_refused_by_name(folder):
+def test_a_model_for_another_tokenizer_is_refused(folder):
     with pytest.raises(TokenizerMismatchError, match=r"'tiny' was built for the tokenizer of 'toy' \(aaaaaaaaaaaa\)"):
         load(folder, fingerprint="b" * 64)
 
@@ -81,13 +81,13 @@ def test_a_flipped_bit_is_found(folder):
         load(folder)
 
 
-def test_a_missing_binary_is_told(folder):
+def test_a_missing_binary_is_reported(folder):
     (folder / BINARY_FILE).unlink()
     with pytest.raises(BrokenNgramModelError, match=r"model\.bin is damaged: it cannot be read"):
         load(folder)
 
 
-def test_a_whole_binary_that_is_no_model_is_told(folder):
+def test_a_whole_binary_that_is_not_a_model_is_reported(folder):
     binary = folder / BINARY_FILE
     binary.write_bytes(b"not a model\n")
     edit_manifest(folder, binary_bytes=12, binary_sha256=file_sha256(binary))
@@ -95,19 +95,19 @@ def test_a_whole_binary_that_is_no_model_is_told(folder):
         load(folder)
 
 
-def test_a_manifest_of_another_binary_is_told(folder):
+def test_a_manifest_of_another_binary_is_reported(folder):
     edit_manifest(folder, order=6)
-    with pytest.raises(BrokenNgramModelError, match="is of order 3, its manifest says 6"):
+    with pytest.raises(BrokenNgramModelError, match="has order 3, but its manifest says 6"):
         load(folder)
 
 
-def test_a_folder_without_a_manifest_is_no_model(folder):
+def test_a_folder_without_a_manifest_is_not_a_model(folder):
     (folder / MANIFEST_FILE).unlink()
     with pytest.raises(NgramModelNotFoundError, match=r"no manifest\.json"):
         load(folder)
 
 
-def test_an_unknown_format_version_is_told(folder):
+def test_an_unknown_format_version_is_reported(folder):
     edit_manifest(folder, format_version=2)
     with pytest.raises(BrokenNgramModelError, match="format version 2; this version of superdraft reads 1"):
         load(folder)
@@ -132,18 +132,18 @@ def test_a_damaged_manifest_names_the_field(folder, changes, message):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
-def test_a_manifest_that_is_no_json_object_is_told(folder, text):
+def test_a_manifest_that_is_not_a_json_object_is_reported(folder, text):
     (folder / MANIFEST_FILE).write_bytes(text.encode("latin-1"))
     with pytest.raises(BrokenNgramModelError, match=r"manifest\.json"):
         load(folder)
 
 
 def test_an_unknown_name_lists_the_known_ones(folder, home):
-    with pytest.raises(NgramModelNotFoundError, match=r"'teeny'.*Known: .*tiny"):
+    with pytest.raises(NgramModelNotFoundError, match=r"'teeny'.*Known models: .*tiny"):
         load("teeny", home)
 
 
-def test_a_file_is_no_model(folder):
+def test_a_file_is_not_a_model(folder):
     with pytest.raises(NgramModelNotFoundError, match="is a file; an n-gram model is a folder"):
         load(folder / BINARY_FILE)
 

@@ -137,7 +137,7 @@ def test_session_and_timeout_reach_the_engine():
 
     older, newer = run(engine, scenario)
     assert isinstance(older, SupersededError)
-    assert newer.warnings == ("Time was over.",)
+    assert newer.warnings == ("The time limit was reached.",)
 
 
 def test_time_runs_while_a_request_waits_for_the_engine():
@@ -155,7 +155,7 @@ def test_time_runs_while_a_request_waits_for_the_engine():
     outputs = run(engine, scenario)
     assert [job.timeout_s for job in engine.seen[:2]] == [None, 0.0]
     assert 0 < engine.seen[2].timeout_s < 1000
-    assert [output.warnings for output in outputs] == [(), ("Time was over.",), ()]
+    assert [output.warnings for output in outputs] == [(), ("The time limit was reached.",), ()]
 
 
 def test_stop_ends_streams_and_empties_the_engine():

@@ -110,7 +110,7 @@ def test_killed_and_started_again_gives_the_same_corpus(model, tools, home, tmp_
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        with pytest.raises(CorpusError, match="Another process samples"):
+        with pytest.raises(CorpusError, match="Another process is sampling"):
             run(model, tools, "--seed", 3)
     finally:
         os.kill(process.pid, signal.SIGKILL)

@@ -130,10 +130,10 @@ def test_options_reach_the_tools(corpus, tools, model_loader):
     [
         ({"corpus": "nowhere.txt"}, "The corpus nowhere.txt does not exist."),
         ({"tokenizer": "other"}, "There is no model 'other'."),
-        ({"tools": "nowhere"}, "lmplz and build_binary are not found in nowhere."),
+        ({"tools": "nowhere"}, "lmplz and build_binary were not found in nowhere."),
         ({"options": ["--prune", "0 x"]}, "numbers with spaces between them, got '0 x'."),
         ({"options": ["--order", "7"]}, "between 2 and 6, got 7."),
-        ({"options": ["--memory", "much"]}, "The memory must be a number with"),
+        ({"options": ["--memory", "much"]}, "The memory must be a number followed by"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(corpus, tools, model_loader, home, change, message):
@@ -163,7 +163,7 @@ def test_a_hopeless_disk_is_told_before_anything_is_read(corpus, tools, model_lo
     monkeypatch.setattr("shutil.disk_usage", lambda _path: types.SimpleNamespace(free=0))
     result = build(corpus, tools)
     assert result.exit_code == 2
-    assert "Make room, prune more (--prune)" in result.stderr
+    assert "Free some space, prune more (--prune)" in result.stderr
     assert not home.exists()
 
 
@@ -216,7 +216,7 @@ def test_verify_tells_what_it_checked_and_what_is_broken(home, corpus, tools, mo
     build(corpus, tools)
     result = run("verify", "mine", "--tokenizer", "toy")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1] == "KenLM loads it; its order is 3."
+    assert result.stdout.splitlines()[-1] == "KenLM can load the binary; its order is 3."
     (home / "ngram" / "mine" / "model.bin").write_bytes(b"cut off")
     result = run("verify", "mine")
     assert result.exit_code == 2
@@ -226,4 +226,4 @@ def test_verify_tells_what_it_checked_and_what_is_broken(home, corpus, tools, mo
 def test_verify_of_an_unknown_name_fails(home):
     result = run("verify", "nothing")
     assert result.exit_code == 2
-    assert "There is no n-gram model 'nothing'" in result.stderr
+    assert "There is no n-gram model or folder 'nothing'" in result.stderr

@@ -5,26 +5,25 @@ import math
 import numpy as np
 import pytest
 
-from superdraft.decoding.method.draft_set import Draft, DraftSet, advance_distinct
-from superdraft.decoding.method.draft_text import TokenAppender
-from superdraft.decoding.method.ranking import rank, score_of, start_logprob
-from superdraft.decoding.method.scoring import Candidates
+from superdraft.decoding.method.distinct import Distinct
+from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, TokenAppender
+from superdraft.decoding.method.ranking import rank
 from superdraft.decoding.params import GenerationParams
 
 TOKENS = (b" the", b" a", b" cat", b" dog", b"s", b" sat", b" then", b"")
 THE, A, CAT, DOG, S, SAT, THEN, END = range(8)
+RULE = Distinct()
 EXTEND = TokenAppender(TOKENS, frozenset({END}))
 
 
 def step(drafts: DraftSet, rows: list[dict[int, float]], k: int, **options: float) -> DraftSet:
     """One step; `rows` has the probabilities of each alive draft's tokens, in order of probability."""
-    candidates, scores = [], []
-    for row in rows:
-        ids = sorted(row, key=lambda token: -row[token])
-        logprobs = np.log([row[token] for token in ids])
-        candidates.append(Candidates(ids, logprobs, logprobs))
-        scores.append(logprobs)
-    return advance_distinct(drafts, candidates, scores, k, EXTEND, **options)
+    token_ids = [sorted(row, key=lambda token: -row[token]) for row in rows]
+    logprobs = np.full((len(rows), max(map(len, rows))), -np.inf)
+    for i, row in enumerate(rows):
+        logprobs[i, : len(row)] = np.log([row[token] for token in token_ids[i]])
+    children = Children.of(drafts.alive, token_ids, list(logprobs), logprobs)
+    return RULE.select(drafts, children, EXTEND, k, **options)
 
 
 def test_the_first_step_begins_the_k_most_probable_tokens():
@@ -68,7 +67,7 @@ def test_a_draft_that_ends_keeps_its_place_and_one_without_text_takes_none():
     drafts = step(drafts, [{END: 0.9, CAT: 0.1}, {DOG: 0.6, CAT: 0.4}], 2)
     assert [draft.text for draft in drafts.alive] == [b" a dog"]
     assert [draft.text for draft in drafts.finished] == [b"", b" the"]  # by logprob
-    assert {draft.text for draft in rank(drafts, 2)} == {b" the", b" a dog"}
+    assert {draft.text for draft in rank(drafts, 2, RULE.score)} == {b" the", b" a dog"}
 
 
 def test_the_only_way_on_is_taken_even_if_it_is_improbable():
@@ -86,9 +85,11 @@ def test_the_score_is_the_probability_of_the_first_word():
     draft = Draft(
         token_ids=(CAT, S, SAT), pieces=(b" cat", b"s", b" sat"), start=b" cat", token_logprobs=(-1.0, -0.5, -2.0)
     )
-    assert start_logprob(draft) == -1.5
-    assert score_of(GenerationParams(selection="distinct"))(draft) == -1.5
-    assert score_of(GenerationParams())(Draft(logprob=-4.0, num_scored=2)) == -2.0
+    assert RULE.score(draft) == -1.5
+    assert GenerationParams(selection="distinct").ranking_rule.score(draft) == -1.5
+    sampled = GenerationParams(selection="distinct", strategy="sample+superposed")
+    for params in (GenerationParams(), sampled):
+        assert params.ranking_rule.score(Draft(logprob=-4.0, num_scored=2)) == -2.0
 
 
 def test_words_up_to_the_one_that_tells_a_draft_apart_count():
@@ -98,10 +99,10 @@ def test_words_up_to_the_one_that_tells_a_draft_apart_count():
         start=b" the cat",
         token_logprobs=(-0.1, -1.0, -0.5, -2.0),
     )
-    assert start_logprob(draft) == pytest.approx(-1.6)
+    assert RULE.score(draft) == pytest.approx(-1.6)
 
 
 def test_an_end_of_text_ends_the_first_word():
     draft = Draft(token_ids=(CAT,), pieces=(b" cat",), start=b" cat", token_logprobs=(-1.0, -0.7), finish_reason="stop")
-    assert start_logprob(draft) == -1.0
-    assert math.isfinite(start_logprob(Draft()))
+    assert RULE.score(draft) == -1.0
+    assert math.isfinite(RULE.score(Draft()))

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superdraft.decoding.method.draft_set import Draft
-from superdraft.decoding.method.draft_text import TokenAppender
+from superdraft.decoding.method.draft_set import Draft, TokenAppender
 
 TOKENS = (b"5", b",5", b",6", b"\n", b"a\n", b"\xc3", b"\xa9", b"")
 EOS = 7
@@ -15,7 +14,7 @@ def append(token_ids: list[int], *stop: str) -> Draft:
     appender = TokenAppender(TOKENS, frozenset({EOS}), tuple(string.encode() for string in stop))
     draft = Draft()
     for token_id in token_ids:
-        draft = appender(draft, token_id)
+        draft = appender(draft, token_id, draft.logprob - 1.0, -0.5)
         if draft.finish_reason:
             break
     return draft

@@ -1,0 +1,115 @@
+"""Branches of a request: forks, rows of their own for likely drafts, resets."""
+
+import math
+from collections.abc import Sequence as Seq
+
+from superdraft.decoding.engine.decode import DecodeStep, Row
+from superdraft.decoding.engine.faults import Faults
+from superdraft.decoding.engine.scheduler import Scheduler
+from superdraft.decoding.engine.sequence import Branch, Sequence
+from superdraft.decoding.engine.slots import Slots
+from superdraft.decoding.method.draft_set import Draft, DraftSet
+from superdraft.decoding.method.sampling import choose_by_weight, make_generator
+from superdraft.decoding.method.superposition import draft_weights
+
+
+class Branching:
+    """Changes which branches a request has.
+
+    Args:
+        slots: the slots' tensors.
+        scheduler: gives out the slots.
+        step: chooses the next tokens after a reset.
+    """
+
+    def __init__(self, slots: Slots, scheduler: Scheduler, step: DecodeStep) -> None:
+        self._slots = slots
+        self._scheduler = scheduler
+        self._step = step
+
+    def begin(self, sequence: Sequence) -> list[Branch]:
+        """The branches of a request whose prompt is complete, each with the prompt's keys and values.
+
+        A request that samples has all of them from the start. The only draft of the others is the prompt; `divide`
+        gives them rows when there are several drafts.
+        """
+        first = sequence.branches[0]
+        if sequence.params.strategy != "superposed":
+            for index in range(1, sequence.params.num_rows):
+                twin = self._fork(first, first.drafts)
+                twin.rng = make_generator(sequence.params.seed, index)
+        return list(sequence.branches)
+
+    def _fork(self, branch: Branch, drafts: DraftSet) -> Branch:
+        """A new branch of the same request that continues from here with `drafts`, in a slot of its own.
+
+        The caller divides the drafts: what goes to the new branch leaves the old one's `drafts`.
+        """
+        twin = Branch(
+            branch.sequence,
+            drafts,
+            branch.rng,
+            num_computed=branch.num_computed,
+            path=branch.path,
+            num_steps=branch.num_steps,
+            num_exact=branch.num_exact,
+        )
+        self._slots.move(self._scheduler.fork(branch, twin))
+        branch.sequence.branches.append(twin)
+        return twin
+
+    def divide(self, branch: Branch) -> None:
+        """Give the most probable drafts of a branch rows of their own, as far as the request's rows go.
+
+        The other drafts stay together on the last row, as far as they follow the same tokens. A draft that is alone on
+        its row is decoded exactly: where the row held superposed inputs, the draft's real tokens take their place.
+        """
+        sequence, alive = branch.sequence, branch.drafts.alive
+        num_kept = self._scheduler.num_kept_slots(sequence)
+        if not num_kept or branch.is_done:
+            return
+        num_rows = min(1 + num_kept, len(alive))
+        groups = [(draft,) for draft in alive[: num_rows - 1]] + [_of_one_path(alive[num_rows - 1 :])]
+        branch.drafts = DraftSet(groups[0], branch.drafts.finished)
+        for one in (branch, *(self._fork(branch, DraftSet(group)) for group in groups[1:])):
+            if len(one.drafts.alive) == 1 and one.num_exact < len(one.drafts.alive[0].token_ids) - 1:
+                self._run_again(one)
+        if sum(one.drafts.num_shown for one in sequence.branches) >= sequence.params.num_drafts:
+            self._scheduler.release_kept(sequence)
+
+    def _run_again(self, branch: Branch) -> None:
+        """Put the real tokens of a branch's only draft in the place of superposed inputs, all but the last one."""
+        (draft,) = branch.drafts.alive
+        tokens = draft.token_ids[branch.num_exact : -1]
+        branch.num_computed -= len(tokens)
+        self._slots.run_tokens(branch, tokens)
+        branch.sequence.forward_rows += len(tokens)
+        branch.num_exact += len(tokens)
+
+    def reset_if_due(self, branch: Branch, faults: Faults) -> None:
+        """Every s steps: draw one draft by its probability and go on from it alone (section 5.3).
+
+        The slot holds superposed inputs of the last steps. The chosen draft's real tokens take their place, so drafting
+        restarts from an exact context.
+        """
+        every = branch.sequence.params.reset_every
+        if every is None or branch.num_steps == 0 or branch.num_steps % every or branch.is_done:
+            return
+        alive = branch.drafts.alive
+        chosen = alive[choose_by_weight(draft_weights([draft.logprob for draft in alive]), branch.rng)]
+        branch.drafts = DraftSet((chosen,), branch.drafts.finished)
+        tokens = chosen.token_ids[branch.num_exact :]
+        branch.num_computed -= len(tokens) - 1
+        logits = self._slots.run_tokens(branch, tokens)
+        branch.sequence.forward_rows += len(tokens)
+        branch.num_exact = len(chosen.token_ids)
+        self._step.choose([Row(branch, 0)], logits, faults)
+
+
+def _of_one_path(drafts: Seq[Draft]) -> tuple[Draft, ...]:
+    """Those drafts that may share a row: they follow the same typed tokens as the most probable ones."""
+    weights: dict[tuple[int, ...], float] = {}
+    for draft in drafts:
+        weights[draft.path] = weights.get(draft.path, 0.0) + math.exp(draft.lm_logprob)
+    path = max(weights, key=lambda one: weights[one])
+    return tuple(draft for draft in drafts if draft.path == path)

@@ -1,0 +1,106 @@
+"""KV-cache slots of running branches: prompts go in, tokens are run, prefixes are kept and used again."""
+
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import Tensor
+
+from superdraft.decoding.engine.prefix_cache import PrefixCache
+from superdraft.decoding.engine.sequence import Branch, Sequence
+from superdraft.decoding.model.kv_cache import SlotMove
+from superdraft.decoding.model.runner import ModelRunner
+
+
+class Slots:
+    """Keeps the slots' tensors in line with what the scheduler and the prefix cache say about them.
+
+    Args:
+        runner: the model and its KV cache.
+
+    Attributes:
+        prefixes: which prompts are kept.
+        num_run_tokens: real tokens run so far.
+    """
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self.prefixes = PrefixCache(runner.cache.plan.num_prefix_positions)
+        self.num_run_tokens = 0
+
+    def num_unfed(self, sequence: Sequence) -> int:
+        """Prompt tokens that would have to be run now; the last ones always are, since their logits are needed."""
+        num_known = len(self.prefixes.match(sequence.prompt_token_ids[: sequence.num_reusable]))
+        return len(sequence.prompt_token_ids) - num_known
+
+    def reuse_prefix(self, sequence: Sequence, started_s: float) -> None:
+        """Begin a request at time `started_s` with what an earlier prompt left of its own."""
+        sequence.start_s = started_s
+        branch = sequence.branches[0]
+        assert branch.slot is not None
+        positions = self.prefixes.match(sequence.prompt_token_ids[: sequence.num_reusable])
+        if positions:
+            self._runner.cache.load_prefix(branch.slot, positions)
+        branch.num_computed = sequence.num_cached_tokens = len(positions)
+
+    def run_prompts(self, sequences: Seq[Sequence], max_tokens: int) -> list[Tensor]:
+        """Run the next tokens of some prompts, at most `max_tokens` each unless the last few are more.
+
+        Returns:
+            For each prompt that is complete, the logits after its last shared token and after each of the others, shape
+            [T + 1, V], float32. For one that is not, nothing that means anything.
+        """
+        slots, tokens, starts, nums = [], [], [], []
+        for sequence in sequences:
+            branch, end = sequence.branches[0], len(sequence.prompt_token_ids)
+            assert branch.slot is not None
+            start = branch.num_computed
+            stop = start + max_tokens
+            # The tokens whose logits are needed are run together.
+            stop = end if sequence.num_reusable <= start or end <= stop else min(stop, sequence.num_reusable)
+            slots.append(branch.slot)
+            starts.append(start)
+            tokens.append(sequence.prompt_token_ids[start:stop])
+            nums.append(end - sequence.num_reusable if stop == end else 1)
+        logits = self._runner.prefill(slots, tokens, starts, nums).float()
+        for sequence, chunk in zip(sequences, tokens, strict=True):
+            sequence.branches[0].num_computed += len(chunk)
+            self.num_run_tokens += len(chunk)
+        return list(torch.split(logits, nums))
+
+    def run_tokens(self, branch: Branch, token_ids: Seq[int]) -> Tensor:
+        """Run real tokens in a branch's slot; logits after the last one, float32, shape [1, V]."""
+        assert branch.slot is not None
+        logits = self._runner.prefill([branch.slot], [token_ids], [branch.num_computed]).float()
+        branch.num_computed += len(token_ids)
+        self.num_run_tokens += len(token_ids)
+        return logits
+
+    def keep_prefix(self, sequence: Sequence) -> None:
+        """Keep a prompt's keys and values for later requests; at this point they all come from real tokens."""
+        branch = sequence.branches[0]
+        assert branch.slot is not None
+        start, positions = self.prefixes.insert(sequence.prompt_token_ids)
+        if positions:
+            self._runner.cache.save_prefix(branch.slot, start, positions)
+
+    def read(self, branch: Branch) -> list[Tensor]:
+        """What the slot holds after the prompt's shared tokens."""
+        assert branch.slot is not None
+        return self._runner.cache.read(branch.slot, branch.sequence.num_shared, branch.num_computed)
+
+    def write(self, branch: Branch, saved: list[Tensor], num_positions: int) -> None:
+        """Put the first positions of what `read` gave back after the prompt's shared tokens."""
+        assert branch.slot is not None
+        self._runner.cache.write(branch.slot, branch.sequence.num_shared, saved, num_positions)
+
+    def move(self, *moves: SlotMove | None) -> None:
+        """Copy what the scheduler moved; None: it moved nothing."""
+        for move in moves:
+            if move is not None:
+                self._runner.cache.move(move.source, move.target, move.length)
+
+    def clear(self, sequence: Sequence) -> None:
+        """Write zeros to the slots of a request that failed: a NaN in a slot would survive the attention mask."""
+        for branch in sequence.branches:
+            if branch.slot is not None:
+                self._runner.cache.clear(branch.slot)

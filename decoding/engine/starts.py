@@ -1,0 +1,174 @@
+"""First tokens of a prompt that is healed: each draft begins with the end of a cover of the typed text."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from superdraft.decoding.engine.branching import Branching
+from superdraft.decoding.engine.decode import NOT_NUMBERS, DecodeStep, select
+from superdraft.decoding.engine.sequence import Branch
+from superdraft.decoding.engine.sequence import Sequence as Request
+from superdraft.decoding.engine.slots import Slots
+from superdraft.decoding.errors import SequenceFailedError
+from superdraft.decoding.method.draft_set import Children, Draft, DraftSet
+from superdraft.decoding.method.penalties import apply_logit_bias
+from superdraft.decoding.method.sampling import nucleus_sample
+from superdraft.decoding.method.scoring import interpolate, tempered_logprobs
+from superdraft.decoding.text.covers import Covers, Start, Stem
+from superdraft.decoding.text.healing import TokenIndex
+from superdraft.decoding.text.tokenizer import Tokenizer
+
+Saved = dict[tuple[int, ...], list[Tensor]]
+
+
+class Starts:
+    """Chooses the first tokens of healed prompts.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        slots: runs other tokenisations of the typed text.
+        branching: gives drafts of different tokenisations rows of their own.
+        step: scores starts with the n-gram model, and settles what was chosen.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, slots: Slots, branching: Branching, step: DecodeStep) -> None:
+        self._tokenizer = tokenizer
+        self._token_index = TokenIndex.of(tokenizer)
+        self._slots = slots
+        self._branching = branching
+        self._step = step
+        tokenizer.encode_inside("")  # what this call prepares takes longer than a request
+
+    @torch.inference_mode()
+    def choose(self, sequence: Request, logits: Tensor) -> None:
+        """Choose the first tokens of each branch, and give each draft the stem that it goes on from.
+
+        Args:
+            sequence: the prompt is in its first branch's slot; it has all branches that it samples.
+            logits: the model's output after the shared tokens and after each of the others, shape [T + 1, V].
+
+        Raises:
+            SequenceFailedError: the model's output is not numbers.
+        """
+        covers = self.covers(sequence, logits)
+        saved = self._run_stems(sequence.branches[0], covers)
+        if sequence.params.verify_top is not None:
+            sequence.start_alternatives = self._alternatives(covers, sequence.params.verify_top)
+        for branch in list(sequence.branches):
+            self.choose_start(branch, covers)
+            self._branching.divide(branch)
+        for branch in sequence.branches:
+            if branch.drafts.alive and not branch.is_done:
+                self._take_path(branch, branch.drafts.alive[0].path, saved)
+
+    def choose_start(self, branch: Branch, covers: Covers) -> None:
+        """Give a branch its drafts' first tokens, which may follow different stems (`Draft.path`)."""
+        chosen = self._sampled(branch, covers) if branch.is_sampled else self._superposed(branch, covers)
+        self._step.settle(branch, chosen)
+
+    def covers(self, sequence: Request, logits: Tensor) -> Covers:
+        """The covers of a prompt's end; arguments and errors as in `choose`."""
+        assert sequence.healing is not None
+        biased = _biased(logits, sequence)
+        covers = Covers.of_prompt(sequence.healing, self._tokenizer, self._token_index, logits, biased)
+        if not math.isfinite(covers.log_total):
+            raise SequenceFailedError(NOT_NUMBERS)
+        return covers
+
+    def _run_stems(self, branch: Branch, covers: Covers) -> Saved:
+        """Run the stems off the prompt's own borders that may matter, one after another in the prompt's slot.
+
+        Returns:
+            What the slot held after the shared tokens for each path that was run, so that no token is run twice.
+        """
+        sequence = branch.sequence
+        saved: Saved = {}
+        while (stem := covers.next_unrun()) is not None:
+            if sequence.num_shared + len(stem.path) > sequence.max_positions:
+                continue  # it has more tokens than the prompt's own end, and the slot is full
+            if not saved:
+                saved[branch.path] = self._slots.read(branch)
+            self._take_path(branch, stem.path[:-1], saved)
+            logits = self._slots.run_tokens(branch, stem.path[-1:])[0]
+            sequence.forward_rows += 1
+            branch.path = stem.path
+            saved[stem.path] = self._slots.read(branch)
+            covers.add(stem, logits, _biased(logits, sequence))
+        return saved
+
+    def _take_path(self, branch: Branch, path: tuple[int, ...], saved: Saved) -> None:
+        """Put a stem's path into a branch's slot after the shared tokens; it is in the slot already, or saved."""
+        if branch.path[: len(path)] != path:
+            whole = next(known for known in saved if known[: len(path)] == path)
+            self._slots.write(branch, saved[whole], len(path))
+        branch.path = path
+        branch.num_computed = branch.sequence.num_shared + len(path)
+
+    def _superposed(self, branch: Branch, covers: Covers) -> DraftSet:
+        """The k best starts, by the rule of every other step; the parents are the stems."""
+        params = branch.sequence.params
+        num, per_draft = params.num_candidates, params.rule.starts_per_draft
+        if per_draft is not None:
+            num = min(num, per_draft * params.num_drafts)
+        starts = covers.starts(num)
+        if params.num_rows == 1:  # one row holds one tokenisation of what was typed
+            best = starts[: params.num_drafts]
+            weights = {stem: sum(math.exp(one.logprob) for one in best if one.stem == stem) for stem in _stems_of(best)}
+            starts = covers.starts(num, max(weights, key=lambda stem: weights[stem]))
+        roots, token_ids = [], []
+        for stem in _stems_of(starts):
+            roots.append(self._root(branch, covers.stems[stem]))
+            token_ids.append([start.token_id for start in starts if start.stem == stem])
+        # All starts compete: one softmax over those of all stems. Rows are padded to the longest.
+        logprobs = np.full((len(roots), max(map(len, token_ids))), -np.inf)
+        for row, stem in enumerate(_stems_of(starts)):
+            logprobs[row, : len(token_ids[row])] = [start.logprob for start in starts if start.stem == stem]
+        tempered = tempered_logprobs(logprobs.ravel(), params.tau).reshape(logprobs.shape)
+        ngram = None
+        if branch.sequence.scorer is not None:
+            ngram = np.full(logprobs.shape, -np.inf)
+            for row, scores in enumerate(self._step.ngram_logprobs(branch.sequence, roots, token_ids)):
+                ngram[row, : len(scores)] = scores
+        ln_p_f = interpolate(tempered, ngram, params.alpha, params.penalty)
+        children = Children.of(roots, token_ids, list(logprobs - covers.log_total), ln_p_f)
+        return select(branch, DraftSet(tuple(roots)), children)
+
+    def _sampled(self, branch: Branch, covers: Covers) -> DraftSet:
+        """One start drawn from all covers; "greedy" takes the most probable one."""
+        params, start = branch.sequence.params, None
+        while start is None:
+            shares = torch.from_numpy(covers.shares())
+            index, logprob = nucleus_sample(shares, 0.0, params.sampling_temperature, params.top_p, branch.rng)
+            start = covers.start_at(index)
+        root = self._root(branch, covers.stems[start.stem])
+        child = branch.sequence.extend(root, start.token_id, logprob, logprob)
+        return DraftSet((child,)) if child.finish_reason is None else DraftSet((), (child,))
+
+    def _root(self, branch: Branch, stem: Stem) -> Draft:
+        """The empty draft after a stem."""
+        sequence = branch.sequence
+        state = None
+        if sequence.scorer is not None:
+            state = sequence.scorer.initial_state([*sequence.shared_token_ids, *stem.path])
+        return Draft(ngram_state=state, path=stem.path, rest=stem.rest)
+
+    def _alternatives(self, covers: Covers, num: int) -> tuple[tuple[int, str, float], ...]:
+        """The most probable starts: token id, text beyond what was typed, log-probability given the typed text."""
+        alternatives = []
+        for start in covers.starts(num) if num else []:
+            data = self._tokenizer.token_bytes[start.token_id][len(covers.stems[start.stem].rest) :]
+            text = data.decode("utf-8", errors="replace") or self._tokenizer.token_text(start.token_id)
+            alternatives.append((start.token_id, text, start.logprob - covers.log_total))
+        return tuple(alternatives)
+
+
+def _biased(logits: Tensor, sequence: Request) -> Tensor:
+    bias = sequence.params.logit_bias
+    return apply_logit_bias(logits, bias) if bias else logits
+
+
+def _stems_of(starts: Sequence[Start]) -> list[int]:
+    return sorted({start.stem for start in starts})

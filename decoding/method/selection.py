@@ -1,0 +1,85 @@
+"""Selection rules: which of the k*m children live on (the last line of a decode step).
+
+To add a rule, write a class with the members of `SelectionRule` and list it in `RULES`. The parameters' checks, the
+HTTP schema, the help texts and the evaluation take the names from there.
+"""
+
+from typing import Protocol
+
+from superdraft.decoding.method.distinct import Distinct
+from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, Extend
+
+
+class SelectionRule(Protocol):
+    """How a step makes the next draft set, and how finished drafts are ranked.
+
+    Attributes:
+        name: what users call it.
+        alpha: the weight of the n-gram model where a request does not say.
+        tau: the temperature of the language model where a request does not say.
+        divides: whether drafts may get rows of their own (`max_branches`) and end early (`min_probability`).
+        starts_per_draft: with token healing, the starts per draft that the first step looks at; None: all m.
+    """
+
+    name: str
+    alpha: float
+    tau: float
+    divides: bool
+    starts_per_draft: int | None
+
+    def select(self, drafts: DraftSet, children: Children, extend: Extend, num_drafts: int) -> DraftSet:
+        """The next draft set.
+
+        Args:
+            drafts: the draft set so far.
+            children: all children of its alive drafts.
+            extend: makes a child.
+            num_drafts: k, less the drafts on other rows of the same request.
+        """
+
+    def score(self, draft: Draft) -> float:
+        """The value that finished drafts are ranked by, higher is better."""
+
+
+class Paper:
+    """The paper's rule, as the reference code has it: the k best of all children.
+
+    The paper's eq. 1 scores the first token by the language model alone. The reference code treats the first step like
+    every other, and the published constants were tuned with it, so this rule follows the code.
+    """
+
+    name = "paper"
+    alpha = 0.54  # as published for Llama-2-7B
+    tau = 0.06
+    divides = False
+    starts_per_draft: int | None = None
+
+    def select(self, drafts: DraftSet, children: Children, extend: Extend, num_drafts: int) -> DraftSet:
+        """Look at the 2k best children with different texts: those that end are finished, the k best others live on.
+
+        Fewer than k drafts are alive when fewer children exist.
+        """
+        alive: list[Draft] = []
+        ended: list[Draft] = []
+        # Alive and ended drafts are told apart: an alive one may have the text of an ended one and grow past it.
+        alive_texts: set[bytes] = set()
+        ended_texts = {draft.text for draft in drafts.finished}
+        for _, child in children.each(extend):
+            group, texts = (alive, alive_texts) if child.finish_reason is None else (ended, ended_texts)
+            if child.text not in texts:
+                texts.add(child.text)
+                group.append(child)
+                if len(alive) + len(ended) == 2 * num_drafts:
+                    break
+        finished = drafts.finished
+        if ended:
+            finished = tuple(sorted((*finished, *ended), key=lambda draft: -draft.logprob)[:num_drafts])
+        return DraftSet(tuple(alive[:num_drafts]), finished)
+
+    def score(self, draft: Draft) -> float:
+        """The length-normalised score, by which the reference code ranks its answer."""
+        return draft.mean_logprob
+
+
+PAPER: SelectionRule = Paper()
+RULES: dict[str, SelectionRule] = {rule.name: rule for rule in (PAPER, Distinct())}

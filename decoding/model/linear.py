@@ -1,0 +1,83 @@
+"""Linear layers, and the seam for formats that hold their weights in fewer bits."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class DenseLinear:
+    """y = x W^T + b, for weights in any floating-point type.
+
+    Args:
+        weight: shape [N, K].
+        bias: shape [N], or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        return nn.functional.linear(rows, self.weight, self.bias)
+
+
+class Conversion(Protocol):
+    """Converts a dense layer to another weight format."""
+
+    def __call__(self, linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
+        """The layer in the format that suits it and its device; `linear` itself if its shape rules the format out.
+
+        Args:
+            linear: the layer, on the device where it will run.
+            is_head: it is the output head, whose rounding errors go straight into the logits.
+
+        Raises:
+            UnsupportedModelError: the format does not work on this device.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How the linear layers of a model hold their weights.
+
+    Attributes:
+        name: what users call it.
+        dtype: the type in which the model is loaded, and of everything that is not a linear layer.
+        convert: converts each linear layer of the loaded model; None: they stay dense.
+    """
+
+    name: str
+    dtype: torch.dtype
+    convert: Conversion | None = None
+
+
+class LinearModule(nn.Module):
+    """A converted layer as a module, for models that run through transformers' own forward."""
+
+    def __init__(self, linear: DenseLinear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self._linear = linear
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        return self._linear(rows)
+
+
+def convert_modules(model: nn.Module, head: nn.Module | None, convert: Conversion) -> None:
+    """Replace every linear layer of a model by its converted form, in place.
+
+    Args:
+        model: any architecture whose linear layers are `nn.Linear`; layers of other types stay as they are.
+        head: the output head, one of these layers.
+        convert: the conversion.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                dense = DenseLinear(child.weight, child.bias)
+                setattr(parent, name, LinearModule(convert(dense, is_head=child is head)))
