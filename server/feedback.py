@@ -20,18 +20,6 @@ MAX_COMPLETIONS: Final = 2048
 """Answers remembered per API key."""
 
 
-class Asked(NamedTuple):
-    """A request for a completion.
-
-    Attributes:
-        completion_id: of the answer.
-        caller: name of the key; empty for none.
-    """
-
-    completion_id: str
-    caller: str
-
-
 class Outcome(NamedTuple):
     """The effect of an event.
 
@@ -71,25 +59,28 @@ class Feedback:
         self._clock = clock
         self._callers: dict[str, _Completions] = {}
 
-    def asked(self, completion_id: str) -> Asked:
-        """What `remember` needs to know about the request that is being answered."""
-        return Asked(completion_id, current_caller())
-
     def remember(
-        self, asked: Asked, drafts: Sequence[DraftOutput], *, first_index: int = 0, first_rank: int = 0
+        self,
+        caller: str,
+        completion_id: str,
+        drafts: Sequence[DraftOutput],
+        *,
+        first_index: int = 0,
+        first_rank: int = 0,
     ) -> None:
         """Keep the drafts of an answer, or of one of its prompts, for events to come.
 
         Args:
-            asked: the request.
+            caller: name of the request's key; empty for none.
+            completion_id: of the answer.
             drafts: the drafts in the answer.
             first_index: the index of the first of them in the answer.
             first_rank: its rank among the drafts of its run, above 0 if the run was shared with other requests.
         """
         if not self._is_on:
             return
-        completions = self._callers.setdefault(asked.caller, OrderedDict())
-        completion = completions.setdefault(asked.completion_id, _Completion(self._clock()))
+        completions = self._callers.setdefault(caller, OrderedDict())
+        completion = completions.setdefault(completion_id, _Completion(self._clock()))
         for draft in drafts:
             completion.ranks[first_index + draft.index] = first_rank + draft.index
         self._forget()

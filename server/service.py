@@ -19,8 +19,9 @@ from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.fan_out import FanOut, Share
 from superdraft.server.bridge.output_stream import MergedOutputs, OutputStream, open_all
 from superdraft.server.drafting import DraftingDefaults
+from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
-from superdraft.server.feedback import Asked, Feedback
+from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramChoice, NgramModels, Scorer
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import Statistics
@@ -143,10 +144,9 @@ class Service:
             SuperdraftError: raised by the engine, for any of the prompts.
         """
         params, scorer = await self._prepared(request)
-        asked = self.feedback.asked(request.id)
         shares = await _all_or_none([self._share(request, run) for run in _runs(request, params, scorer)])
         for index, share in enumerate(shares):
-            self._remember(request, asked, index, share)
+            self._remember(request, current_caller(), index, share)
         return Drafted([share.output for share in shares], params, scorer is not None)
 
     async def stream(self, request: DraftingRequest) -> Drafted[MergedOutputs]:
@@ -157,7 +157,7 @@ class Service:
             SuperdraftError: the engine refused one of the prompts.
         """
         params, scorer = await self._prepared(request)
-        asked = self.feedback.asked(request.id)
+        caller = current_caller()
         indices = {request_id: index for index, request_id in enumerate(request.prompts)}
         shares: dict[str, Share] = {}
 
@@ -166,7 +166,7 @@ class Service:
                 return step
             output = request.cut(step.request_id, step.output)  # changes nothing in a share, which has been cut before
             rank = shares[step.request_id].rank if step.request_id in shares else 0
-            self._remember(request, asked, indices[step.request_id], Share(output, rank))
+            self._remember(request, caller, indices[step.request_id], Share(output, rank))
             return replace(step, output=output)
 
         def start(run: EngineRequest) -> Coroutine[Any, Any, OutputStream]:
@@ -195,11 +195,11 @@ class Service:
 
         return await self.fan_out.draft(request.twin_key, run.params, decode)
 
-    def _remember(self, request: DraftingRequest, asked: Asked, prompt_index: int, share: Share) -> None:
+    def _remember(self, request: DraftingRequest, caller: str, prompt_index: int, share: Share) -> None:
         if request.takes_feedback:
             first_index = prompt_index * (request.num_shown or 0)
             drafts = share.output.drafts[: request.num_shown]
-            self.feedback.remember(asked, drafts, first_index=first_index, first_rank=share.rank)
+            self.feedback.remember(caller, request.id, drafts, first_index=first_index, first_rank=share.rank)
 
 
 def _runs(request: DraftingRequest, params: GenerationParams, scorer: Scorer | None) -> list[EngineRequest]:
