@@ -1,1 +1,1 @@
-"""Benchmarks, one file a question. Each prints a table and JSON with the machine, the versions and the settings."""
+"""Benchmarks, one per file. Each prints tables or JSON with the machine, the versions and the settings."""

@@ -1,7 +1,7 @@
-"""What people use today for several drafts: transformers' `generate`, and llama.cpp through llama-cpp-python.
+"""Other ways to get several drafts: transformers' `generate`, and llama.cpp through llama-cpp-python.
 
-Both run in the benchmark's own process, without HTTP, and are given token ids. None stops before it has made all its
-tokens.
+Both run in the benchmark's own process, without HTTP, and are given token ids. Neither stops before it has generated
+all its tokens.
 """
 
 import itertools
@@ -15,17 +15,17 @@ from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
 from superdraft.server.errors import CommandError
 
 INSTALL_LLAMA_CPP = 'CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_AMX=OFF" pip install llama-cpp-python'
-"""Built for this processor. Its AMX kernels are left out: they crash on some processors that have AMX."""
+"""Builds llama.cpp for this processor, without its AMX kernels, which crash on some processors that have AMX."""
 
 _CONTEXT = 512
 _TOP_P = 0.9
 
 Contender = Callable[[str, list[int]], int]
-"""Drafts for a prompt, as text and as token ids; returns how many tokens they have."""
+"""Makes drafts for a prompt, given as text and as token ids; returns their number of tokens."""
 
 
 def transformers_peer(model: str, dtype: str, num_threads: int, num_drafts: int, num_tokens: int) -> Contender:
-    """Nucleus sampling of all drafts in one batch, with transformers' own KV cache. Sets torch's threads."""
+    """Nucleus sampling of all drafts in one batch, with transformers' own KV cache. Sets torch's number of threads."""
     torch.set_num_threads(num_threads)
     loaded = load_model(model, device="cpu", dtype=dtype)
 
@@ -50,7 +50,7 @@ def transformers_peer(model: str, dtype: str, num_threads: int, num_drafts: int,
 
 
 def llama_cpp_peer(model: str, num_threads: int, num_drafts: int, num_tokens: int) -> Contender:
-    """Drafts one after the other, with llama.cpp's usual sampling; all but the first find their prompt in its cache.
+    """Drafts one after another with llama.cpp's default sampling; all except the first find their prompt in its cache.
 
     Raises:
         CommandError: llama-cpp-python is not installed, or the model has no GGUF file.
@@ -75,13 +75,15 @@ def llama_cpp_peer(model: str, num_threads: int, num_drafts: int, num_tokens: in
 
 
 def gguf_file(model: str) -> Path:
-    """The GGUF file of a known model, or the one that is named.
+    """The GGUF file of a known model, or `model` itself if it is a GGUF file.
 
     Raises:
-        CommandError: there is none.
+        CommandError: there is no such file.
     """
     if model in KNOWN_MODELS:
         return ModelStore().ensure(model) / KNOWN_MODELS[model].gguf_name
     if Path(model).suffix == ".gguf" and Path(model).is_file():
         return Path(model)
-    raise CommandError(f"llama.cpp reads GGUF files and {model} is none. Name a .gguf file, or leave llama.cpp out.")
+    raise CommandError(
+        f"llama.cpp reads GGUF files, and {model} is not one. Name a .gguf file, or leave llama.cpp out."
+    )

@@ -1,19 +1,28 @@
-"""Medians, percentiles and ratios of what was timed, and how they are shown."""
+"""Statistics of timings, and the reports that benchmarks print."""
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from superdraft.evaluation.reports.machine import describe_machine
+
+_WIDTH = 150  # of tables that are not printed to a terminal
+
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The value that `percent` of all do not exceed, between neighbours where it falls between two."""
+    """The given percentile, interpolated between neighbouring values."""
     if len(values) == 1:
         return values[0]
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def rounded_percentile(values: Sequence[float], percent: int) -> float | None:
+    """The given percentile with one decimal; None for fewer than two values."""
+    return round(percentile(values, percent), 1) if len(values) > 1 else None
 
 
 def spread(values: Sequence[float], digits: int = 2) -> dict[str, float]:
@@ -28,26 +37,56 @@ def spread(values: Sequence[float], digits: int = 2) -> dict[str, float]:
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of the ratios of two contenders that took turns, round by round.
 
-    Ratios within a round and not of medians: a machine whose speed drifts spoils both sides of a round alike.
+    Ratios within a round rather than of medians: when a machine's speed drifts, both sides of a round are affected.
     """
     return spread([above / below for above, below in zip(numerators, denominators, strict=True)], digits=3)
 
 
-def shown(values: dict[str, float], digits: int = 2) -> tuple[str, str]:
-    """A `spread` as two cells of a table: the median, and what the middle half of the values lies between."""
+def shown(values: Mapping[str, float], digits: int = 2) -> tuple[str, str]:
+    """A `spread` as two cells of a table: the median, and the quartiles."""
     return f"{values['median']:.{digits}f}", f"{values['p25']:.{digits}f} - {values['p75']:.{digits}f}"
 
 
-def print_report(report: dict[str, Any], tables: Iterable[Table], as_json: bool, notes: Iterable[str] = ()) -> None:
-    """JSON of all, or the tables and notes with machine and settings below them."""
+def make_report(doc: str | None, settings: Mapping[str, Any], **content: Any) -> dict[str, Any]:
+    """A report: what was measured, on which machine, and with which settings.
+
+    Args:
+        doc: the docstring of the benchmark's module; its first line is the title.
+        settings: of the benchmark.
+        content: the results.
+    """
+    title = (doc or "").partition("\n")[0]
+    return {"title": title, "machine": describe_machine(), "settings": settings, **content}
+
+
+def print_report(report: Mapping[str, Any], tables: Iterable[Table], as_json: bool, notes: Iterable[str] = ()) -> None:
+    """Print the report as JSON, or its tables and notes with the machine and the settings below them."""
     if as_json:
         print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
         return
     console = Console()
     if not console.is_terminal:
-        console.width = 130
+        console.width = _WIDTH
     for table in tables:
         console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False)
     console.print({"machine": report["machine"], "settings": report["settings"]})
+
+
+def plain_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
+    """A table with a column for each field of the rows."""
+    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    return table
+
+
+def count_text(counts: Mapping[str, int]) -> str:
+    """Counts in one line: `200: 12, 503: 1`."""
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())
+
+
+def promise_notes(kept: Mapping[str, bool]) -> list[str]:
+    """A note on each promise: whether it was kept."""
+    return [f"{'kept ' if is_kept else 'BROKEN'}  {promise}" for promise, is_kept in kept.items()]

@@ -1,4 +1,4 @@
-"""Texts that the load test's clients type. Written for it."""
+"""Texts that simulated users type, written for the benchmarks."""
 
 TEXTS = (
     "Hi Marta, thank you for sending the draft of the spring programme. I read it on the train this morning and I "

@@ -1,1 +1,1 @@
-"""How good the drafts are: metrics, decoders, reports, tuning."""
+"""Evaluation of drafts: cases, decoders, measures, reports and tuning."""

@@ -1,31 +1,157 @@
-"""uvicorn around the app, with a shutdown that ends running requests in order."""
+"""The server process: bind the port, load the model, serve over HTTP, and shut down in order."""
 
 import asyncio
+import contextlib
+import ctypes
+import gc
+import ipaddress
 import signal
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from superdraft.server.edge.http_protocol import bounded
+from superdraft.server.errors import CommandError
 from superdraft.server.service import Service
+from superdraft.server.settings import Settings
 
-_SLACK_S = 5  # for the last answers to be written
-_LAST_WORDS_S = 0.2  # in which those who ask again as soon as they are answered hear that the server stops
-# Longer than clients keep idle connections (httpx: 5 s, as uvicorn by default; Node: 4 s): when the server closes one
-# just as a request is sent on it, the client sees a reset and no answer.
+_SLACK_S = 5  # for writing the last answers
+_LAST_WORDS_S = 0.2  # in which the next requests of clients that were just answered still get their 503
+# Longer than clients keep idle connections (httpx: 5 s, as uvicorn by default; Node: 4 s). If the server closes a
+# connection just as a request is sent on it, the client sees a reset and no answer.
 _KEEP_ALIVE_S = 75
-_LOOK_AGAIN_S = 0.05  # whether a second signal has come
+_POLL_S = 0.05  # interval of checks for a second signal
+_OTHER_FILES = 256  # open files besides connections: models, logs, libraries
+
+
+def run_server(settings: Settings, listener: socket.socket) -> None:
+    """Load the model, then answer on `listener` until a signal comes."""
+    with _garbage_collection_paused():
+        app = load_app(settings, is_local=_is_loopback(listener.getsockname()[0]))
+    _allow_open_files(settings.max_connections)
+    gc.collect()
+    gc.freeze()  # objects of the libraries stay anyway; searching them for garbage would stop everything for 0.3 s
+    _return_freed_memory()
+    service: Service = app.state.service
+    what = f"{service.model_name} (n-gram model: {service.ngram_models.default or 'none'})"
+    server = HttpServer(app, on_started=lambda: banner(settings.host, listener.getsockname()[1], what))
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn raises the signal again after a clean shutdown
+        sys.exit(130)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet.
+
+    Raises:
+        CommandError: the address is unknown or in use.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CommandError(f"cannot listen on {host}: {error.strerror}. Choose another --host.") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        message = f"cannot listen on {host} port {port}: {error.strerror}. Choose another --port or --host."
+        raise CommandError(message) from None
+    return listener
+
+
+def check_exposure(settings: Settings, address: str) -> None:
+    """Refuse to serve other machines without API keys, unless the settings allow it.
+
+    Args:
+        settings: of the server.
+        address: numeric address that the server listens on.
+
+    Raises:
+        CommandError: anyone who reaches the address could use the server.
+    """
+    has_keys = settings.api_keys is not None or settings.api_keys_file is not None
+    if has_keys or settings.allow_unauthenticated or _is_loopback(address):
+        return
+    raise CommandError(
+        f"anyone who reaches {settings.host} could use this server: make a key with `superdraft keys new` and pass "
+        "its file with --api-keys-file, or pass --allow-unauthenticated."
+    )
+
+
+def load_app(settings: Settings, *, is_local: bool = False) -> FastAPI:
+    """Load the model and make the app. `is_local`: as in `create_app`."""
+    from superdraft.server.app import create_app  # late: torch takes seconds, and the port is checked before
+    from superdraft.server.loading import load_service
+
+    loaded = load_service(settings)
+    return create_app(
+        settings,
+        loaded.engine,
+        model_name=loaded.model_name,
+        ngram_models=loaded.ngram_models,
+        drafting=loaded.drafting,
+        is_local=is_local,
+    )
+
+
+def banner(host: str, port: int, what: str) -> None:
+    """Print to stderr what is served, and where."""
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    sys.stderr.write(f"Superdraft serves {what} on {url}, docs at {url}/docs\n")
+    sys.stderr.write(f"To try it, open {url} in a browser.\n")
+    sys.stderr.flush()
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine can reach a numeric address."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+@contextlib.contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause garbage collection: during loading it finds little and takes a quarter of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _return_freed_memory() -> None:
+    """Return memory freed after loading to the system, 140 MB with the default model; glibc would keep it."""
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries
+    if trim is not None:
+        trim(0)
+
+
+def _allow_open_files(max_connections: int) -> None:
+    """Raise this process' limit of open files, often 1024, to what connections need or the system allows."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class HttpServer(uvicorn.Server):
     """Serves an app of `create_app` until a signal comes.
 
-    By itself, uvicorn stops listening first and tells the app of a shutdown after the last request has ended. Here the
-    engine hears of it first: running requests get the grace time of the settings, and as long as they run, what comes
-    in is answered, with 503. A second signal ends them, too; a third one the process.
+    By itself, uvicorn first stops listening and tells the app about the shutdown after the last request. Here the
+    engine is told first: running requests get the grace time of the settings, and meanwhile new requests are answered
+    with 503. A second signal also ends the running requests; a third one ends the process.
 
     Args:
         app: the app.
@@ -56,11 +182,11 @@ class HttpServer(uvicorn.Server):
             self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End what runs, then stop listening, then stop the app."""
+        """End running requests, then stop listening, then stop the app."""
         self._close_after_answers()
         stopping = asyncio.create_task(self._engine.stop(self._grace_s))
         while not stopping.done() and not self.force_exit:
-            await asyncio.wait({stopping}, timeout=_LOOK_AGAIN_S)
+            await asyncio.wait({stopping}, timeout=_POLL_S)
         if self.force_exit:
             await self._engine.stop(grace_s=0)
         await asyncio.sleep(_LAST_WORDS_S)
@@ -71,7 +197,7 @@ class HttpServer(uvicorn.Server):
         await stopping
 
     def _close_after_answers(self) -> None:
-        """Tell clients that each answer is their connection's last: what they send next goes to another server."""
+        """Tell clients to send their next request on a new connection, which may reach another server."""
         close = (b"connection", b"close")
         self.server_state.default_headers = [*self.server_state.default_headers, close]
         for connection in self.server_state.connections:
@@ -80,7 +206,7 @@ class HttpServer(uvicorn.Server):
                 cycle.default_headers = [*cycle.default_headers, close]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came."""
+        """Handle a signal: the first one starts the shutdown."""
         if self.should_exit:
             self.force_exit = True
             signal.signal(sig, signal.SIG_DFL)

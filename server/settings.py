@@ -1,6 +1,8 @@
-"""Settings of the server: from flags, the environment (`SUPERDRAFT_<NAME>`), a TOML file, and defaults, in this order.
+"""Settings of the server.
 
-Nothing else in the server reads the environment.
+Each field of `Settings` is an option of `superdraft serve` (`server.cli.settings_options`), an environment variable
+`SUPERDRAFT_<NAME>` and a key of the TOML file. Options win over the environment, the environment over the file, the
+file over the defaults. No other module of the server reads the environment.
 """
 
 import difflib
@@ -52,101 +54,193 @@ def _origin(text: str) -> str:
 class Settings(BaseSettings):
     """Settings of the server. Arguments win over the environment, the environment over the defaults.
 
-    What must not be shown has the type SecretStr: `superdraft config show` and errors mask it.
+    A field's description is the help text of its option. Secrets have the type SecretStr: `superdraft config show` and
+    error messages hide them, and they are no options.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535, description="0 picks a free port")
-    home: Path | None = Field(default=None, description="cache folder of models; None: the user's cache folder")
-    model: str = Field(default="smollm2-135m", min_length=1)
-    served_model_name: str | None = Field(default=None, min_length=1, description="None: the model's own name")
-    ngram_model: str = Field(default="auto", min_length=1, description='"auto", "none", a name or a path')
-    max_ngram_models: int = Field(default=8, ge=1, description="n-gram models kept open for the next request")
-    feedback: bool = Field(default=True, description="count what users did with drafts, by rank")
-    device: str = "auto"
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-    max_model_len: int = Field(default=2048, ge=1)
-    kv_memory: ByteSize = Field(
-        default=ByteSize(4 * 1024**3), ge=1, description="of the KV cache, reserved at start and never more"
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    home: Path | None = Field(
+        default=None, description="Folder that caches models. If not set, the user's cache folder is used."
     )
-    num_slots: int | None = Field(default=None, ge=1, description="None: as many as fit in kv_memory, at most 64")
-    num_threads: int | None = Field(default=None, ge=1, description="on a CPU; None: all cores but one")
-    max_prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens between two decode steps")
-    max_num_drafts: int = Field(default=32, ge=1)
-    max_batch_prompts: int = Field(default=32, ge=1, description="most prompts in one /v1/completions request")
-    prompt_too_long: Literal["error", "truncate_left"] = "error"
-    max_body_bytes: int = Field(default=1024 * 1024, ge=1)
-    max_timeout_ms: int = Field(default=60_000, ge=1, description="largest timeout_ms of a request")
-    default_strategy: Strategy = Field(default="superposed", description="for requests that don't say")
+    model: str = Field(
+        default="smollm2-135m",
+        min_length=1,
+        description="Language model: a name that `superdraft models list` shows, a folder, a .gguf file, or a hub id.",
+    )
+    served_model_name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the model in answers. If not set, the model's own name is used.",
+    )
+    ngram_model: str = Field(
+        default="auto",
+        min_length=1,
+        description="N-gram model: a name, a folder, none, or auto (the one shipped for the language model, if any).",
+    )
+    max_ngram_models: int = Field(default=8, ge=1, description="Maximum number of n-gram models kept open.")
+    feedback: bool = Field(default=True, description="Count which drafts users accept and dismiss, by rank.")
+    device: str = Field(default="auto", description="Device to run the model on: auto, cpu, cuda or cuda:N.")
+    dtype: str = Field(
+        default="auto", description="Data type of the weights: auto, float32, bfloat16, float16 or int4."
+    )
+    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
+    max_model_len: int = Field(default=2048, ge=1, description="Maximum length of a prompt and its draft, in tokens.")
+    kv_memory: ByteSize = Field(
+        default=ByteSize(4 * 1024**3),
+        ge=1,
+        description="Memory for the KV cache, reserved at start and never exceeded.",
+    )
+    num_slots: int | None = Field(
+        default=None,
+        ge=1,
+        description="Branches decoded together. If not set, as many as fit into --kv-memory, at most 64.",
+    )
+    num_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads for the model. If not set, one less than there are cores."
+    )
+    max_prefill_tokens: int = Field(
+        default=256, ge=1, description="Maximum number of prompt tokens processed between two decode steps."
+    )
+    max_num_drafts: int = Field(default=32, ge=1, description="Maximum number of drafts a request may ask for.")
+    max_batch_prompts: int = Field(
+        default=32, ge=1, description="Maximum number of prompts in one request to /v1/completions."
+    )
+    prompt_too_long: Literal["error", "truncate_left"] = Field(
+        default="error", description="Refuse prompts that are too long, or drop their oldest tokens."
+    )
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1, description="Maximum size of a request's body, in bytes.")
+    max_timeout_ms: int = Field(default=60_000, ge=1, description="Maximum timeout_ms of a request, in milliseconds.")
+    default_strategy: Strategy = Field(
+        default="superposed", description="Decoding strategy of requests that do not name one."
+    )
     token_healing: bool = Field(
         default=True,
-        description="for text prompts of requests that don't say: go on from the text, not its tokens",
+        description="Unless a request says otherwise, continue the text rather than its tokens: a draft can finish a "
+        "half-typed word.",
     )
-    document_start: bool = Field(default=True, description="begin every text prompt with the token of a new document")
-    fim: bool = Field(default=True, description="fill gaps with the model's own tokens for that, if it has them")
-    editor_max_tokens: int = Field(default=16, ge=1, description="longest draft on the editors' routes")
-    fan_out: bool = Field(default=True, description="twin requests share the drafts of one run")
-    fan_out_drafts: int = Field(default=3, ge=2, description="drafts of a run that twins may share")
+    document_start: bool = Field(
+        default=True, description="Begin every text prompt with the model's start-of-document token."
+    )
+    fim: bool = Field(default=True, description="Fill gaps with the model's own fill-in-the-middle tokens, if any.")
+    editor_max_tokens: int = Field(
+        default=16, ge=1, description="Maximum length of a draft on the routes for editors, in tokens."
+    )
+    fan_out: bool = Field(
+        default=True, description="Let identical requests that arrive together share the drafts of one run."
+    )
+    fan_out_drafts: int = Field(default=3, ge=2, description="Number of drafts in a run that requests share.")
     default_selection: Selection | None = Field(
-        default=None, description="None: paper where an n-gram model's weight is set or tuned, distinct elsewhere"
+        default=None,
+        description="Rule that picks drafts, for requests that name none. If not set, paper where the n-gram model's "
+        "weight is set or tuned, otherwise distinct.",
     )
-    default_max_branches: int = Field(default=3, ge=1, description="rows of a request, with selection distinct")
+    default_max_branches: int = Field(
+        default=3, ge=1, description="Maximum number of model rows per request with the selection distinct."
+    )
     default_min_probability: float = Field(
-        default=0.01, ge=0, le=1, description="less probable drafts grow no further, with selection distinct"
+        default=0.01, ge=0, le=1, description="With the selection distinct, drafts less likely than this stop growing."
     )
-    default_alpha: float | None = Field(default=None, ge=0, le=1, description="None: tuned for the n-gram model")
-    default_tau: float | None = Field(default=None, ge=0.001, le=100, description="None: tuned for the n-gram model")
-    api_keys_file: Path | None = Field(default=None, description="TOML file that `superdraft keys new` writes")
-    api_keys: SecretStr | None = Field(default=None, description="name=key pairs; not a flag, which others could see")
-    allow_unauthenticated: bool = Field(default=False, description="to listen without keys beyond this machine")
+    default_alpha: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Weight of the n-gram model, from 0 to 1. If not set, the value tuned for the n-gram model.",
+    )
+    default_tau: float | None = Field(
+        default=None,
+        ge=0.001,
+        le=100,
+        description="Temperature of the language model's scores. If not set, the value tuned for the n-gram model.",
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="TOML file of API keys, written by `superdraft keys new`. The keys themselves can instead be in "
+        "the environment variable SUPERDRAFT_API_KEYS.",
+    )
+    api_keys: SecretStr | None = Field(  # never a flag: other users of the machine can read command lines
+        default=None, description="API keys as name=key pairs, separated by commas."
+    )
+    allow_unauthenticated: bool = Field(
+        default=False, description="Allow other machines to connect although there are no API keys."
+    )
     allowed_hosts: tuple[str, ...] = Field(
-        default=(), description="names beside localhost of a server without keys on this machine"
+        default=(),
+        description="Host name, besides localhost, under which a local server without keys may be addressed. "
+        "Repeatable.",
     )
-    rate_limit: RateLimit | None = Field(default=None, description='of each caller, such as "600/minute"')
-    max_concurrent: int | None = Field(default=None, ge=1, description="requests of each caller at once")
+    rate_limit: RateLimit | None = Field(
+        default=None, description="Maximum request rate per caller, such as 600/minute. If not set, there is no limit."
+    )
+    max_concurrent: int | None = Field(
+        default=None, ge=1, description="Maximum number of running requests per caller. If not set, there is no limit."
+    )
     cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
-        default=(), description="whose pages may ask from a browser"
+        default=(), description="Origin whose web pages may send requests from a browser (CORS). Repeatable."
     )
-    max_waiting: int = Field(default=64, ge=0, description="requests at the door of a full server; the oldest goes")
-    queue_timeout_ms: int = Field(default=25, ge=1, description="how long a request waits there, the newest first")
-    max_connections: int = Field(default=2000, ge=1, description="open at once; then the longest idle is closed")
-    receive_timeout_s: float = Field(default=20.0, gt=0, description="for a request to arrive, and for a stuck reader")
-    shutdown_grace_s: float = Field(default=10.0, ge=0, le=3600, description="for running requests at shutdown")
-    ray: bool = Field(default=False, description="several replicas, with Ray Serve")
-    ray_address: str | None = Field(default=None, min_length=1, description="of a Ray cluster; None: one starts here")
-    ray_min_replicas: int = Field(default=1, ge=1)
-    ray_max_replicas: int = Field(default=4, ge=1)
-    ray_replica_cpus: float = Field(default=1.0, gt=0, description="kept for each replica; and its model's threads")
-    ray_replica_gpus: float = Field(default=0.0, ge=0, description="likewise")
-    ray_target_requests: int | None = Field(default=None, ge=1, description="of a replica; None: half its slots")
-    ray_upscale_delay_s: float = Field(default=10.0, ge=0, description="of more requests than that, before it")
-    ray_downscale_delay_s: float = Field(default=300.0, ge=0, description="of less")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["console", "json"] = "console"
+    max_waiting: int = Field(
+        default=64,
+        ge=0,
+        description="Maximum number of requests queued while all slots are busy; beyond it the oldest is refused.",
+    )
+    queue_timeout_ms: int = Field(
+        default=25, ge=1, description="Maximum time in the queue, in milliseconds; the newest request is served first."
+    )
+    max_connections: int = Field(
+        default=2000, ge=1, description="Maximum number of open connections; beyond it the longest idle is closed."
+    )
+    receive_timeout_s: float = Field(
+        default=20.0, gt=0, description="Seconds for a request to arrive, and for a client to read its answer."
+    )
+    shutdown_grace_s: float = Field(
+        default=10.0, ge=0, le=3600, description="Seconds that running requests may take at shutdown."
+    )
+    ray: bool = Field(default=False, description="Serve with several replicas on Ray Serve.")
+    ray_address: str | None = Field(
+        default=None, min_length=1, description="Address of a Ray cluster, or auto. If not set, a local one is started."
+    )
+    ray_min_replicas: int = Field(default=1, ge=1, description="Minimum number of replicas.")
+    ray_max_replicas: int = Field(default=4, ge=1, description="Maximum number of replicas.")
+    ray_replica_cpus: float = Field(
+        default=1.0, gt=0, description="CPU cores reserved per replica, and threads of its model."
+    )
+    ray_replica_gpus: float = Field(default=0.0, ge=0, description="GPUs reserved per replica.")
+    ray_target_requests: int | None = Field(
+        default=None, ge=1, description="Target number of requests per replica. If not set, half its slots."
+    )
+    ray_upscale_delay_s: float = Field(
+        default=10.0, ge=0, description="Seconds above the target load before a replica is added."
+    )
+    ray_downscale_delay_s: float = Field(
+        default=300.0, ge=0, description="Seconds below the target load before a replica is removed."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level that is logged."
+    )
+    log_format: Literal["console", "json"] = Field(default="console", description="Format of log lines.")
 
     def engine_config(self) -> EngineConfig:
-        """The part of the settings that the engine keeps."""
+        """The engine's part of the settings."""
         return EngineConfig(
             max_model_len=self.max_model_len,
             kv_memory_bytes=int(self.kv_memory),
             num_slots=self.num_slots,
             max_prefill_tokens=self.max_prefill_tokens,
             max_num_drafts=self.max_num_drafts,
-            max_candidates_per_draft=max(1024, self.max_num_drafts**2),  # the default, k squared, is always allowed
+            max_candidates_per_draft=max(1024, self.max_num_drafts**2),  # always allows the default, k squared
             document_start=self.document_start,
             prompt_too_long=self.prompt_too_long,
         )
 
 
 class Origin(NamedTuple):
-    """Where a value comes from.
+    """The source of a value.
 
     Attributes:
-        kind: what sort of place.
-        place: the flag, the variable or the file.
+        kind: the kind of source.
+        place: the name of the flag or the variable, or the path of the file.
     """
 
     kind: Literal["flag", "environment", "file"]
@@ -159,18 +253,18 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
 
 
 def settings_and_origins(flags: Mapping[str, Any] | None = None) -> tuple[Settings, dict[str, Origin]]:
-    """Read the TOML file if one is named, then the environment, and lay the flags that were given over both.
+    """The settings from the flags, the environment and the TOML file, and where their values come from.
 
     Args:
-        flags: values from the command line by setting name, and `config`, the file, for which `SUPERDRAFT_CONFIG`
-            stands in; None entries count as not given.
+        flags: values from the command line by setting name, and `config`, the path of the file (default: the value of
+            `SUPERDRAFT_CONFIG`). None means not given.
 
     Returns:
-        The settings, and where each comes from that is not a default.
+        The settings, and the origin of every value that is not a default.
 
     Raises:
-        SettingsError: a value is out of range, the file cannot be read, or a key of it or a `SUPERDRAFT_` variable
-            names no setting.
+        SettingsError: a value is out of range, the file cannot be read, or a key of the file or a `SUPERDRAFT_`
+            variable is not a setting.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     file = given.pop("config", None) or os.environ.get(CONFIG_VARIABLE)
@@ -192,7 +286,7 @@ def settings_and_origins(flags: Mapping[str, Any] | None = None) -> tuple[Settin
 
 
 def is_secret(annotation: Any) -> bool:
-    """Whether values of this type must not be shown."""
+    """Whether values of this type are secrets, which must not be shown."""
     return annotation in (SecretStr, SecretBytes) or any(map(is_secret, get_args(annotation)))
 
 
@@ -206,7 +300,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     for key in values:
         if key not in Settings.model_fields:
             close = _closest(key, Settings.model_fields)
-            raise SettingsError(f"{key} in {path} is no setting; did you mean {close}?")
+            raise SettingsError(f"{key} in {path} is not a setting; did you mean {close}?")
     return values
 
 
@@ -216,10 +310,10 @@ def _read_environment() -> dict[str, Any]:
         name = variable.upper()
         if name.startswith(ENV_PREFIX) and name not in (*known, CONFIG_VARIABLE):
             close = _closest(name, [*known, CONFIG_VARIABLE])
-            raise SettingsError(f"The environment variable {variable} names no setting; did you mean {close}?")
+            raise SettingsError(f"The environment variable {variable} is not a setting; did you mean {close}?")
     try:
         return EnvSettingsSource(Settings)()
-    except SourceError as error:  # a list or an object that is not JSON
+    except SourceError as error:  # a value that should be JSON and is not
         raise SettingsError(f"A {ENV_PREFIX} variable cannot be read: {error}.") from None
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks of the engine in this process."""
+"""Benchmarks of the engine, in this process."""

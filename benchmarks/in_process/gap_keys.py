@@ -1,54 +1,53 @@
-"""What a key press costs in a gap, for each layout of the prompt: the end of a line is typed key by key.
+"""Cost of a key press in a gap, for each layout of the prompt: the end of a line is typed key by key.
 
-A server in this process is asked over HTTP, as `superdraft eval infill` asks it, and keeps prompts as servers do. The
-layouts take turns line by line. Before a line is typed nothing is kept, so that its first key press is a new prompt;
-the others find the prompts of the keys before.
+A server in this process is asked over HTTP, as `superdraft eval infill` asks it, and caches prompts as servers do. The
+layouts take turns line by line. The cache is emptied before each line, so that the line's first key press is a new
+prompt; the following ones find the prompts of the keys before.
 """
 
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.benchmarks.summary import percentile, print_report
-from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases
+from superdraft.benchmarks.options import AsJson, Dtype, NumDrafts
+from superdraft.benchmarks.summary import make_report, percentile, print_report
+from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases, parse_window
+from superdraft.evaluation.command_line import (
+    CaseLimit,
+    Cases,
+    CaseSeed,
+    ContextLines,
+    FromSource,
+    GapTokens,
+    Kind,
+)
 from superdraft.evaluation.decoders.infill_requests import InfillDecoder
 from superdraft.evaluation.decoders.infill_server import LAYOUTS, Variation, VariedEngine, served_here
 from superdraft.evaluation.decoders.peers import SUPERDRAFT, TIMEOUT_S
 from superdraft.evaluation.decoders.workbench import ModelChoice
+from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
+from superdraft.server.observe.log_config import configure_logging
 
 FIRST, FOLLOWING = "first", "following"
 
 
 @dataclass(frozen=True, slots=True)
-class CaseChoice:
-    """Which lines are typed; the fields are the arguments of `chosen_cases`."""
-
-    file: Path | None
-    source: Path | None
-    kind: str
-    limit: int | None
-    seed: int
-    window: tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True)
 class KeyPress:
-    """What one key press took.
+    """The cost of one key press.
 
     Attributes:
         ms: from the request to the answer.
-        prompt_tokens: of the prompt.
-        run_tokens: of these, not kept from an earlier request, so run now.
+        prompt_tokens: length of the prompt.
+        run_tokens: prompt tokens that were run now, because no earlier request had left them in the cache.
         prefill_ms: the prompt's pass.
         rows: model rows of the decode steps.
     """
@@ -61,62 +60,59 @@ class KeyPress:
 
 
 Pressed = Mapping[tuple[str, str], Sequence[KeyPress]]
-"""By layout, and whether it is the first key press of its line."""
+"""Key presses by layout and by `FIRST` or `FOLLOWING` of their line."""
 
 
 def main(
-    *, cases: CaseChoice, num_keys: int, models: ModelChoice, num_drafts: int, max_tokens: int | None, as_json: bool
+    cases: Cases = None,
+    from_source: FromSource = None,
+    kind: Kind = "mid",
+    context_lines: ContextLines = None,
+    limit: CaseLimit = None,
+    seed: CaseSeed = 0,
+    keys: Annotated[int, typer.Option(min=2, help="Maximum number of key presses per line.")] = 10,
+    num_drafts: NumDrafts = 3,
+    max_tokens: GapTokens = None,
+    model: Annotated[str, setting("model")] = "qwen2.5-coder-0.5b",
+    dtype: Dtype = "auto",
+    device: Annotated[str, setting("device")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
-    """Measure and print.
-
-    Args:
-        cases: where is typed.
-        num_keys: key presses of each line, at most what stands between its indentation and the cursor.
-        models: the language model.
-        num_drafts: k.
-        max_tokens: of each draft; None: the server's limit for editors.
-        as_json: print JSON instead of a table.
-
-    Raises:
-        CommandError: there are no cases, or the model has no layouts.
-    """
-    found = chosen_cases(cases.file, cases.source, cases.kind, cases.limit, cases.seed, cases.window)
-    chosen = [case for case in found if typed_stages(case, num_keys)]
+    """Type the ends of lines of code key by key and measure the cost of each layout of a gap's prompt."""
+    configure_logging("warning", "console")
+    window = parse_window(context_lines)
+    found = chosen_cases(cases, from_source, kind, limit, seed, window)
+    chosen = [case for case in found if typed_stages(case, keys)]
     if not chosen:
-        raise CommandError("No line has anything but its indentation before the cursor; take cases of another kind.")
+        raise CommandError("No line has text between its indentation and the cursor; use cases of another kind.")
     with (
-        served_here(models, keeps_prompts=True) as (url, engine),
+        served_here(ModelChoice(model, dtype, device), keeps_prompts=True) as (url, engine),
         httpx.Client(base_url=url, timeout=TIMEOUT_S) as http,
     ):
-        limit = engine.max_tokens if max_tokens is None else min(max_tokens, engine.max_tokens)
+        token_limit = engine.max_tokens if max_tokens is None else min(max_tokens, engine.max_tokens)
         decoders = {}
         for layout in LAYOUTS:
             engine.check(Variation(layout))
-            decoders[layout] = InfillDecoder(http, SUPERDRAFT, num_drafts, limit, engine, Variation(layout))
+            decoders[layout] = InfillDecoder(http, SUPERDRAFT, num_drafts, token_limit, engine, Variation(layout))
             decoders[layout].warm_up()
-        rows = rows_of(type_all(chosen, num_keys, decoders, engine))
-        report = {
-            "question": __doc__.splitlines()[0],
-            "machine": describe_machine(),
-            "settings": {
-                "model": models.model,
-                "dtype": models.dtype,
-                "num_drafts": num_drafts,
-                "max_tokens": limit,
-                "lines": len(chosen),
-                "keys": num_keys,
-                "context_lines": cases.window,
-                "defaults": engine.defaults,
-            },
-            "rows": rows,
+        rows = rows_of(type_all(chosen, keys, decoders, engine))
+        settings = {
+            "model": model,
+            "dtype": dtype,
+            "num_drafts": num_drafts,
+            "max_tokens": token_limit,
+            "lines": len(chosen),
+            "keys": keys,
+            "context_lines": window,
+            "defaults": engine.defaults,
         }
-    print_report(report, [_table(rows)], as_json)
+    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
 
 
 def type_all(
     cases: Sequence[InfillCase], num_keys: int, decoders: Mapping[str, InfillDecoder], engine: VariedEngine
 ) -> Pressed:
-    """Type the end of every case's line, once for each layout, beginning with another layout for each line."""
+    """Type the end of every case's line once per layout; the layout that comes first changes from line to line."""
     pressed: dict[tuple[str, str], list[KeyPress]] = defaultdict(list)
     names = list(decoders)
     for number, case in enumerate(track(cases, "typing", console=Console(stderr=True), transient=True)):
@@ -130,7 +126,7 @@ def type_all(
 
 
 def typed_stages(case: InfillCase, num_keys: int) -> list[InfillCase]:
-    """What stands there after each of the last keys before the cursor; an editor types the indentation by itself."""
+    """The text after each of the last key presses before the cursor; editors insert the indentation themselves."""
     line = case.prefix[case.prefix.rfind("\n") + 1 :]
     count = min(num_keys, len(line.lstrip()))
     end = len(case.prefix)
@@ -145,7 +141,7 @@ def _key_press(ms: float, engine: VariedEngine) -> KeyPress:
 
 
 def rows_of(pressed: Pressed) -> list[dict[str, Any]]:
-    """A row for each layout and kind of key press, those of the first key presses before the others."""
+    """A row per layout and kind of key press, first key presses before following ones."""
     rows = []
     for which in (FIRST, FOLLOWING):
         for (layout, own), presses in pressed.items():

@@ -1,7 +1,7 @@
-"""How long decode steps take on a GPU, and what the host's choice of tokens adds to them.
+"""Time of decode steps on a GPU, and the share of it that the host takes to choose tokens.
 
-Nothing is fetched: weights are random, made on the device in bfloat16. How long a step takes does not depend on the
-numbers. `--device cpu --shapes tiny` tries the code out.
+Nothing is fetched: weights are random bfloat16 numbers made on the device. The time of a step does not depend on them.
+`--device cpu --shapes tiny` tries the code out.
 """
 
 import functools
@@ -12,17 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from unittest import mock
 
 import tokenizers
 import torch
 import transformers
+import typer
 from rich.table import Table
 from tokenizers import decoders, pre_tokenizers
 
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.benchmarks.summary import print_report, ratio, shown, spread
+from superdraft.benchmarks.options import AsJson
+from superdraft.benchmarks.summary import make_report, print_report, ratio, shown, spread
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
@@ -32,27 +33,24 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
+from superdraft.server.errors import CommandError
 
-NGRAM_MODEL = "smollm2-135m"  # its words are token ids, whosoever they are
+NGRAM_MODEL = "smollm2-135m"  # its words are token ids, of whatever vocabulary
 _WARM_UP = 3
 
 NOTES = (
-    "steps: the forward of a decode step, from the host's call until the device is done. of weights: the time that "
-    "reading the weights once takes, at the rate of a large copy, divided by the step's; of weights and cache: the "
-    "same with all keys and values that are read.",
-    "decoders: one request, a whole step of the engine. ratio: to greedy, round by round.",
-    "choice: whole steps of the engine with so many requests, k = 3 with the n-gram model; choice ms is what remains "
-    "without the forward.",
+    "steps: the forward pass of a decode step, from the host's call until the device has finished. of weights: the "
+    "time to read the weights once, at the rate of a large copy, divided by the step's time. of weights and cache: the "
+    "same with all keys and values that the step reads.",
+    "decoders: whole engine steps of a single request. ratio: to greedy, round by round.",
+    "choice: whole engine steps with several requests, k = 3 and the n-gram model. choice ms is the time of a step "
+    "without its forward pass.",
 )
-
-
-class OptionError(ValueError):
-    """A device or a combination that there is not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The shape of a Llama, in the words of its config."""
+    """The shape of a Llama model."""
 
     num_layers: int
     width: int
@@ -64,16 +62,16 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large everything is.
+    """The sizes to measure.
 
     Attributes:
-        models: by name; whole steps of the engine are those of the first one.
-        rows: of a step.
-        contexts: positions before the new one.
-        requests: at once.
+        models: shapes by name; whole engine steps are timed with the first one.
+        rows: numbers of rows per step.
+        contexts: numbers of cached positions.
+        requests: numbers of concurrent requests.
         repeats: timed steps of each kind.
-        max_tokens: of a timed request.
-        copy_bytes: of the copy that gives the bandwidth.
+        max_tokens: new tokens of a timed request.
+        copy_bytes: size of the copy that measures the bandwidth.
     """
 
     models: dict[str, Shape]
@@ -88,8 +86,8 @@ class Sizes:
 SIZES = {
     "full": Sizes(
         models={
-            "7B, 32 heads of keys": Shape(32, 4096, 11008, 32, 32, 32000),
-            "8B, 8 heads of keys": Shape(32, 4096, 14336, 32, 8, 128256),
+            "7B, 32 key heads": Shape(32, 4096, 11008, 32, 32, 32000),
+            "8B, 8 key heads": Shape(32, 4096, 14336, 32, 8, 128256),
         },
         rows=(1, 3, 8, 24, 64),
         contexts=(128, 1024),
@@ -99,7 +97,7 @@ SIZES = {
         copy_bytes=4 << 30,
     ),
     "tiny": Sizes(
-        models={"4 heads of keys": Shape(2, 64, 96, 4, 4, 600), "2 heads of keys": Shape(2, 64, 96, 8, 2, 700)},
+        models={"4 key heads": Shape(2, 64, 96, 4, 4, 600), "2 key heads": Shape(2, 64, 96, 8, 2, 700)},
         rows=(1, 3),
         contexts=(16,),
         requests=(1, 4),
@@ -110,34 +108,28 @@ SIZES = {
 }
 
 
-def main(*, device: str, shapes: str, as_json: bool) -> None:
-    """Time everything and print it.
-
-    Args:
-        device: "cuda", "cuda:N" or "cpu".
-        shapes: a name of `SIZES`.
-        as_json: print JSON instead of tables.
-
-    Raises:
-        OptionError: there is no such shape or no GPU, or a CPU would have to run a large model.
-    """
+def main(
+    device: Annotated[str, typer.Option(help="Device: cuda, cuda:N or cpu.")] = "cuda",
+    shapes: Annotated[str, typer.Option(help="Sizes: full, or tiny to try the code out on a CPU.")] = "full",
+    as_json: AsJson = False,
+) -> None:
+    """Time decode steps on a GPU: by rows and positions, superposed and greedy, and the host's choice of tokens."""
     if shapes not in SIZES:
-        raise OptionError(f"There are no shapes {shapes!r}, only {', '.join(SIZES)}.")
+        raise CommandError(f"--shapes must be one of {', '.join(SIZES)}, got {shapes!r}.")
     if device == "cpu" and shapes != "tiny":
-        raise OptionError("On a CPU only the tiny shapes are run: add --shapes tiny.")
+        raise CommandError("A CPU is only measured with the tiny shapes: add --shapes tiny.")
     if device != "cpu" and not torch.cuda.is_available():
-        raise OptionError("torch sees no GPU here. --device cpu --shapes tiny tries the code out.")
+        raise CommandError("torch sees no GPU here. --device cpu --shapes tiny tries the code out.")
     sizes, place = SIZES[shapes], torch.device(device)
     tables = measure(place, sizes)
     settings = {"device": device, "shapes": shapes, "ngram_model": NGRAM_MODEL, "sizes": asdict(sizes)}
-    question = (__doc__ or "").splitlines()[0]
-    report = {"question": question, "machine": describe_machine(), "settings": settings, **tables}
-    notes = [*NOTES, "On a CPU: shapes and code only, no figures to quote."] if device == "cpu" else NOTES
-    print_report(report, [_table(title, rows) for title, rows in tables.items()], as_json, () if as_json else notes)
+    report = make_report(__doc__, settings, **tables)
+    notes = [*NOTES, "On a CPU this only tries the code out: do not quote these figures."] if device == "cpu" else NOTES
+    print_report(report, [_table(title, rows) for title, rows in tables.items()], as_json, notes)
 
 
 def measure(device: torch.device, sizes: Sizes) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every table, by its title."""
+    """The rows of each table, by its title."""
     bytes_per_s = copy_rate(device, sizes)
     folder = find_ngram_model(NGRAM_MODEL)
     scorer = open_scorer(folder, Manifest.read(folder))
@@ -149,7 +141,7 @@ def measure(device: torch.device, sizes: Sizes) -> dict[str, list[dict[str, Any]
         if not tables["decoders"]:
             tables["decoders"] = compare_decoders(engine, sizes, scorer)
             tables["choice"] = time_choice(engine, sizes, scorer)
-        del model, engine  # two models and their caches would not fit everywhere
+        del model, engine  # two models with their caches might not fit
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -157,7 +149,7 @@ def measure(device: torch.device, sizes: Sizes) -> dict[str, list[dict[str, Any]
 
 
 def copy_rate(device: torch.device, sizes: Sizes) -> float:
-    """Bytes read and written per second in large copies within the device's memory."""
+    """Bytes read and written per second by large copies within the device's memory."""
     source = torch.ones(sizes.copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = _times_s(device, lambda: target.copy_(source), sizes.repeats)
@@ -165,7 +157,7 @@ def copy_rate(device: torch.device, sizes: Sizes) -> float:
 
 
 def time_steps(engine: Engine, sizes: Sizes, bytes_per_s: float) -> Iterator[dict[str, Any]]:
-    """Decode steps of the model runner, by rows and positions."""
+    """Time decode steps of the model runner, by rows and positions."""
     runner = engine._runner
     weights = step_weight_bytes(runner.model)
     for context in sizes.contexts:
@@ -179,13 +171,13 @@ def time_steps(engine: Engine, sizes: Sizes, bytes_per_s: float) -> Iterator[dic
                 "rows": num_rows,
                 "context": context,
                 "ms": spread([1000 * seconds for seconds in times], digits=3),
-                "of weights": round(weights / bytes_per_s / median_s, 3),
-                "of weights and cache": round((weights + cached) / bytes_per_s / median_s, 3),
+                "of weights": _three_digits(weights / bytes_per_s / median_s),
+                "of weights and cache": _three_digits((weights + cached) / bytes_per_s / median_s),
             }
 
 
 def compare_decoders(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> list[dict[str, Any]]:
-    """Superposed steps beside greedy ones, in turns, each of a request that has the engine to itself."""
+    """Time superposed and greedy steps in turns, each with a single request in the engine."""
     num = sizes.max_tokens
     variants: dict[str, tuple[GenerationParams, NgramScorer[Any] | None]] = {
         "greedy": (GenerationParams(num_drafts=1, alpha=0, max_tokens=num), None)
@@ -207,7 +199,7 @@ def compare_decoders(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> 
 
 
 def time_choice(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> list[dict[str, Any]]:
-    """What the host does in a step of so many requests."""
+    """Time the host's part of a step, by the number of concurrent requests."""
     runner, forward_s = engine._runner, [0.0]
     decode = runner.decode
     params = GenerationParams(num_drafts=3, max_tokens=sizes.max_tokens)
@@ -228,7 +220,7 @@ def time_choice(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> list[
                 while engine.has_unfinished:
                     outputs = engine.step()
                     last, is_whole = engine.last_step, engine.num_waiting == 0 and not outputs
-                    # Steps that begin or end requests have more to do; not all are running before them.
+                    # Steps that begin or end requests do more work, and run fewer requests.
                     if last.kind == "decode" and is_whole and engine.num_running == num_requests:
                         steps.append(1000 * last.seconds)
                         choices.append(1000 * (last.seconds - forward_s[0]))
@@ -244,7 +236,7 @@ def time_choice(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> list[
 
 
 def make_model(shape: Shape, device: torch.device) -> transformers.PreTrainedModel:
-    """A Llama of this shape with random weights and no end of text, made on its device."""
+    """A Llama model of this shape with random weights and no end-of-text token, made on its device."""
     config = transformers.LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.width,
@@ -265,7 +257,7 @@ def make_model(shape: Shape, device: torch.device) -> transformers.PreTrainedMod
 
 
 def make_tokenizer(vocab_size: int) -> transformers.PreTrainedTokenizerFast:
-    """Single bytes and made-up words."""
+    """A tokenizer of single bytes and made-up words."""
     words = sorted(pre_tokenizers.ByteLevel.alphabet())
     words += [f"Ġ~{number}" for number in range(len(words), vocab_size)]
     vocabulary = {word: number for number, word in enumerate(words)}
@@ -275,7 +267,7 @@ def make_tokenizer(vocab_size: int) -> transformers.PreTrainedTokenizerFast:
 
 
 def make_engine(model: transformers.PreTrainedModel, sizes: Sizes) -> Engine:
-    """An engine with a slot for each row and request, and no room for prompts that come again."""
+    """An engine with a slot per row and request, and no room to cache prompts."""
     num_slots, max_len = max(*sizes.rows, *sizes.requests), max(sizes.contexts) + 1
     config = model.config
     position_bytes = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -286,9 +278,13 @@ def make_engine(model: transformers.PreTrainedModel, sizes: Sizes) -> Engine:
 
 
 def step_weight_bytes(model: transformers.PreTrainedModel) -> int:
-    """Weights that a decode step has to read: all but the embedding table, of which it reads k rows."""
+    """Bytes of weights that a decode step reads: all except the embedding table, of which it reads only k rows."""
     embedding = model.get_input_embeddings().weight
     return int(sum(weight.nbytes for weight in model.parameters()) - embedding.nbytes)
+
+
+def _three_digits(share: float) -> float:
+    return float(f"{share:.3g}")
 
 
 def _prompts(engine: Engine, length: int) -> Iterator[list[int]]:
@@ -303,7 +299,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _seconds_of(device: torch.device, run: Callable[[], object]) -> float:
-    """How long `run` takes, with all that it starts on the device."""
+    """The time of `run`, including all work that it starts on the device."""
     _synchronise(device)
     started_s = time.perf_counter()
     run()

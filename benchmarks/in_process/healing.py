@@ -1,23 +1,25 @@
-"""What token healing gains: drafts of prompts that end inside a word, with healing and without.
+"""Gain of token healing: drafts for prompts that end inside a word, with healing and without.
 
-A draft completes its word if the word characters that it begins with are those that the reference begins with: "nt at
-noon" completes "appointme", "nts at noon" does not. The requests of both kinds differ in healing alone.
+A draft completes its word if it begins with the same word characters as the reference: "nt at noon" completes
+"appointme", "nts at noon" does not. The requests of both kinds differ only in healing.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.benchmarks.options import AsJson, Dtype, Model
+from superdraft.benchmarks.summary import make_report, print_report
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.text.words import is_word_character
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, parse_decoders
@@ -30,23 +32,22 @@ PROMPTS_AT_ONCE = 128
 ALL = "all"
 
 Counts = NDArray[np.float64]
-"""Drafts that complete the word, drafts, whether the first one does, whether any does; of each prompt: shape [n, 4]."""
+"""Per prompt: drafts that complete the word, drafts, whether the first draft does, whether any does. Shape [n, 4]."""
 
 
-def main(prompts: list[Path], model: str, dtype: str, decoder: str, limit: int | None, as_json: bool) -> None:
-    """Measure and print.
-
-    Args:
-        prompts: files of JSON lines with `prompt`, `reference` and `typed`.
-        model: as for the server.
-        dtype: as for the server.
-        decoder: as in `superdraft eval quality`.
-        limit: at most so many prompts; they are taken from the files in turns.
-        as_json: print JSON instead of a table.
-
-    Raises:
-        CommandError: a file is wrong, holds a prompt that does not end inside a word, or there is no prompt at all.
-    """
+def main(
+    prompts: Annotated[
+        list[Path], typer.Option("--prompts", help="JSON lines with prompt, reference and typed. Repeatable.")
+    ],
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    decoder: Annotated[str, typer.Option(help="Decoder, as in superdraft eval quality.")] = "served",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of prompts, taken from the files in turns.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Complete half-typed words, with token healing and without."""
     asked = read_prompts(prompts, limit)
     check(asked)
     spec = single_decoder(decoder)
@@ -58,43 +59,39 @@ def main(prompts: list[Path], model: str, dtype: str, decoder: str, limit: int |
         for part in track(parts, "completing", console=Console(stderr=True), transient=True)
     ]
     healed, unhealed = (np.concatenate(one) for one in zip(*counts, strict=True))
-    report = {
-        "question": __doc__.splitlines()[0],
-        "machine": describe_machine(),
-        "settings": {
-            "model": workbench.loaded.name,
-            "dtype": dtype,
-            "decoder": decoder,
-            "num_drafts": workbench.params(spec).num_drafts,
-            "max_tokens": workbench.params(spec).max_tokens,
-            "prompts": [path.name for path in prompts],
-        },
-        "rows": rows_of([one.domain for one in asked], healed, unhealed),
+    settings = {
+        "model": workbench.loaded.name,
+        "dtype": dtype,
+        "decoder": decoder,
+        "num_drafts": workbench.params(spec).num_drafts,
+        "max_tokens": workbench.params(spec).max_tokens,
+        "prompts": [path.name for path in prompts],
     }
-    _print(report, as_json)
+    rows = rows_of([one.domain for one in asked], healed, unhealed)
+    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
 
 
 def single_decoder(text: str) -> DecoderSpec:
-    """The decoder that is measured with healing and without.
+    """The decoder to measure with healing and without.
 
     Raises:
-        CommandError: it names no decoder, or several, or sets healing itself.
+        CommandError: `text` names no decoder or several, or sets healing itself.
     """
     (spec, *others) = parse_decoders(text, "auto", {"num_drafts": [3], "max_tokens": [10]})
     if others:
-        raise CommandError(f"--decoder {text!r} stands for {1 + len(others)} decoders; give each value by itself.")
+        raise CommandError(f"--decoder {text!r} means {1 + len(others)} decoders; give one value per option.")
     if "token_healing" in dict(spec.options):
         raise CommandError(f"--decoder {text!r} has the option healing, which is measured both ways; leave it out.")
     return spec
 
 
 def with_healing(spec: DecoderSpec, heals: bool) -> DecoderSpec:
-    """The decoder with healing on or off."""
+    """The decoder with healing switched on or off."""
     return replace(spec, options=(*spec.options, ("token_healing", heals)))
 
 
 def check(prompts: Sequence[Prompt]) -> None:
-    """Refuse what cannot be measured.
+    """Check that every prompt can be measured.
 
     Raises:
         CommandError: there are no prompts, or one does not end inside a word.
@@ -115,7 +112,7 @@ def leading_word(text: str) -> str:
 
 
 def completed(prompts: Sequence[Prompt], decoder: Decoder) -> Counts:
-    """What became of each prompt's word."""
+    """Decode the prompts and count which drafts complete each prompt's word."""
     asks = [Ask(one.text, one.id, one.domain) for one in prompts]
     counts = np.zeros((len(asks), 4))
     for row, prompt, decoded in zip(counts, prompts, decoder.decode(asks), strict=True):
@@ -126,7 +123,7 @@ def completed(prompts: Sequence[Prompt], decoder: Decoder) -> Counts:
 
 
 def rows_of(domains: Sequence[str], healed: Counts, unhealed: Counts) -> list[dict[str, Any]]:
-    """A row for each domain, and one for all prompts."""
+    """A row per domain, and one for all prompts."""
     names = np.array(domains)
     rows = []
     for domain in [*sorted(set(domains)), ALL]:
@@ -152,14 +149,11 @@ def _bounds(figure: Interval) -> list[float]:
     return [round(value, 4) for value in (figure.value, figure.low, figure.high)]
 
 
-def _print(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
-        return
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
     kinds = ("healed", "unhealed")
     heads = [f"{figure} {kind}" for figure in ("drafts", "first", "any") for kind in kinds]
     table = Table("domain", "prompts", *heads, "times")
-    for row in report["rows"]:
+    for row in rows:
         cells = [
             "{:.3f} [{:.3f}, {:.3f}]".format(*row[kind][figure])
             for figure in ("drafts", "first", "any")
@@ -168,6 +162,4 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
         table.add_row(
             row["domain"], str(row["num_prompts"]), *cells, "-" if row["times"] is None else str(row["times"])
         )
-    console = Console()
-    console.print(table)
-    console.print({"machine": report["machine"], "settings": report["settings"]})
+    return table

@@ -1,34 +1,38 @@
-"""What token healing costs: the prompt's pass, decode steps and the host's bookkeeping, with it and without.
+"""Cost of token healing: the prompt's pass, decode steps and the host's bookkeeping, with healing and without.
 
-One engine, set up as the server's, answers each prompt by default requests with healing and without it, in turns.
-*Cold*: nothing of the prompt is kept. *Warm*: the same text less its last character was asked for just before.
-*Bookkeeping* is host time of what healing does beside the model. A part of it, the choice of the first tokens, has a
-counterpart without healing, which is not subtracted.
+One engine, set up as the server's, answers default requests for each prompt with healing and without it, in turns.
+*Cold*: nothing of the prompt is cached. *Warm*: the same text without its last character was requested just before.
+*Bookkeeping* is the host's time for healing. The choice of the first tokens is part of it; its counterpart without
+healing is not subtracted.
 """
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.in_process.healing import with_healing
 from superdraft.benchmarks.in_process.request_cost import BOOKKEEPING, Cost, ask
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.benchmarks.summary import print_report, ratio, spread
+from superdraft.benchmarks.options import AsJson, Dtype, MaxTokens, Model, NumDraftsEach
+from superdraft.benchmarks.summary import make_report, print_report, ratio, spread
 from superdraft.benchmarks.typing_texts import TEXTS
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.params import GenerationParams
 from superdraft.evaluation.cases.prompts import read_prompts
 from superdraft.evaluation.decoders.decoder_spec import parse_decoders
 from superdraft.evaluation.decoders.workbench import ModelChoice
 from superdraft.server.errors import CommandError
 from superdraft.server.loading import LoadedService, load_service
+from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings
 
+NUM_DRAFTS = [3, 8]
 WORD_END, INSIDE_WORD = PLACES = ("word end", "inside word")
 KEPT = ("cold", "warm")
 WARM_UP_PROMPTS = 2
@@ -38,44 +42,40 @@ MIN_WORD_CHARS = 4
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A prompt, and where it ends: one of `PLACES`."""
+    """A prompt and the place where it ends, one of `PLACES`."""
 
     text: str
     place: str
 
 
 Pair = tuple[Cost, Cost]
-"""What one request took with healing and without."""
+"""The cost of one request with healing and without."""
 
 Variants = tuple[GenerationParams, GenerationParams]
 """The same request with healing and without."""
 
 
 def main(
-    *,
-    model: str,
-    dtype: str,
-    num_drafts: list[int],
-    max_tokens: int,
-    prompts: list[Path],
-    limit: int,
-    as_json: bool,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prompts",
+            help="JSON lines with prompt, reference and, inside words, typed. Repeatable. If not set, beginnings of "
+            "built-in texts.",
+        ),
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    num_drafts: NumDraftsEach = NUM_DRAFTS,
+    max_tokens: MaxTokens = 10,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Maximum number of prompts that end after a word, and inside a word.")
+    ] = 40,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure and print.
-
-    Args:
-        model: as for the server.
-        dtype: as for the server.
-        num_drafts: each k.
-        max_tokens: of each draft.
-        prompts: files of JSON lines with `prompt`, `reference` and perhaps `typed`; none: cuts of the built-in texts.
-        limit: at most so many prompts of each place.
-        as_json: print JSON instead of a table.
-
-    Raises:
-        CommandError: a file is wrong, or holds no prompt of two characters.
-    """
-    places = places_of(prompts, limit)
+    """Time requests with token healing and without, in turns: the prompt, decode steps, and the host's part."""
+    configure_logging("warning", "console")
+    places = places_of(prompts or [], limit)
     settings = ModelChoice(model, dtype, "auto").server_settings()
     service = load_service(settings)
     for k in num_drafts:
@@ -86,23 +86,18 @@ def main(
         for k in num_drafts
         for (place, kept), pairs in measure(service, params_of(k, max_tokens, service, settings), places).items()
     ]
-    report = {
-        "question": __doc__.splitlines()[0],
-        "machine": describe_machine(),
-        "settings": {
-            "model": service.model_name,
-            "dtype": dtype,
-            "max_tokens": max_tokens,
-            "prompts": [path.name for path in prompts] or "built in",
-            "prompt_characters_median": statistics.median(len(place.text) for place in places),
-        },
-        "rows": rows,
+    about = {
+        "model": service.model_name,
+        "dtype": dtype,
+        "max_tokens": max_tokens,
+        "prompts": [path.name for path in prompts] if prompts else "built in",
+        "prompt_characters_median": statistics.median(len(place.text) for place in places),
     }
-    print_report(report, [_table(rows), _bookkeeping_table(rows)], as_json)
+    print_report(make_report(__doc__, about, rows=rows), [_table(rows), _bookkeeping_table(rows)], as_json)
 
 
 def places_of(files: Sequence[Path], limit: int) -> list[Place]:
-    """The prompts, at most `limit` of each place.
+    """The prompts, at most `limit` per place.
 
     Raises:
         CommandError: a file is wrong, or there is no prompt of at least two characters.
@@ -118,7 +113,7 @@ def places_of(files: Sequence[Path], limit: int) -> list[Place]:
 
 
 def built_in_places(count: int) -> list[Place]:
-    """Beginnings of the built-in texts: `count` that end behind a word, and the same less the word's second half."""
+    """Beginnings of the built-in texts: `count` that end after a word, and the same without the word's second half."""
     found = []
     per_text = -(-count // len(TEXTS))
     for number in range(per_text):
@@ -130,13 +125,13 @@ def built_in_places(count: int) -> list[Place]:
 
 
 def _word_end(text: str, start: int) -> int:
-    """The end of the first word of some length, without punctuation, that begins behind `start`."""
+    """The end of the first word after `start` that is long enough and has no punctuation."""
     position = text.index(" ", start) + 1
     for word in text[position:].split(" "):
         if word.isalpha() and len(word) >= MIN_WORD_CHARS:
             return position + len(word)
         position += len(word) + 1
-    raise ValueError("the text has no such word")
+    raise ValueError(f"no word of {MIN_WORD_CHARS} letters begins after character {start}")
 
 
 def params_of(num_drafts: int, max_tokens: int, service: LoadedService, settings: Settings) -> Variants:
@@ -147,7 +142,7 @@ def params_of(num_drafts: int, max_tokens: int, service: LoadedService, settings
 
 
 def measure(service: LoadedService, params: Variants, places: Sequence[Place]) -> dict[tuple[str, str], list[Pair]]:
-    """Answer all prompts, cold and warm, with healing and without in turns; the pairs by place and what was kept."""
+    """Answer all prompts, cold and warm, with healing and without in turns; pairs by place and state of the cache."""
     found: dict[tuple[str, str], list[Pair]] = {}
     name = f"k={params[0].num_drafts}"
     for number, place in enumerate(track(places, name, console=Console(stderr=True), transient=True)):
@@ -165,7 +160,7 @@ def pair_of(
     is_warm: bool,
     heals_first: bool,
 ) -> Pair:
-    """One prompt with healing and without, each from an engine that keeps no prompt but what *warm* means."""
+    """Answer a prompt with healing and without; each time empty the cache and, if warm, request all but its end."""
     costs: dict[bool, Cost] = {}
     for heals in (heals_first, not heals_first):
         own = params[0] if heals else params[1]
@@ -177,7 +172,7 @@ def pair_of(
 
 
 def row_of(num_drafts: int, place: str, kept: str, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Medians and quartiles of what some requests took with healing and without."""
+    """Medians and quartiles of the costs of some requests, with healing and without."""
     healed = [pair[0] for pair in pairs]
     total_on, total_off = [one.total_ms for one in healed], [pair[1].total_ms for pair in pairs]
     spent = [sum(one.bookkeeping_ms.values()) for one in healed]

@@ -1,77 +1,67 @@
-"""What prefix reuse saves while somebody types: prompt tokens and milliseconds of each key press, with it and without.
+"""Savings of prefix reuse while a user types: prompt tokens and milliseconds per key press, with it and without.
 
-The last characters of each prompt are typed one at a time, each key press asking for drafts anew. Two engines over the
-same weights take turns key by key: one keeps prompts, the other has no room to. Only the prompt's part is measured.
+The last characters of each prompt are typed one at a time, and each key press requests drafts. Two engines over the
+same weights take turns key by key: one keeps prompts, the other has no room for them. Only the prompt's pass is timed.
 """
 
-import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.benchmarks.options import AsJson, Dtype, Model
+from superdraft.benchmarks.summary import make_report, print_report
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.params import GenerationParams
-from superdraft.server.errors import CommandError
+from superdraft.evaluation.cases.prompts import read_rows
 
 MAX_MODEL_LEN = 1024
 MIN_PROMPT_CHARS = 60
 
 
-def main(model: str, dtype: str, prompts: Path | None, num_prompts: int, num_keys: int, as_json: bool) -> None:
-    """Measure and print.
-
-    Args:
-        model: as for the server.
-        dtype: as for the server.
-        prompts: JSON lines with a field `prompt`; None: cuts of texts that come with the benchmark.
-        num_prompts: how many are typed.
-        num_keys: key presses of each.
-        as_json: print JSON instead of a table.
-    """
-    texts = (read_prompts(prompts) if prompts is not None else built_in_prompts(num_prompts))[:num_prompts]
+def main(
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines with a field prompt. If not set, beginnings of built-in texts.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of prompts to type.")] = 200,
+    keys: Annotated[int, typer.Option(min=1, help="Key presses per prompt.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Type prompts key by key and measure what the reuse of prefixes saves."""
+    texts = built_in_prompts(limit)[:limit] if prompts is None else read_texts(prompts, limit)
     loaded = load_model(model, dtype=dtype)
     keeping = build_engine(loaded, EngineConfig(max_model_len=MAX_MODEL_LEN, num_slots=1))
     slot_bytes = keeping.kv_bytes_per_position * keeping.max_model_len
     forgetful = build_engine(loaded, EngineConfig(max_model_len=MAX_MODEL_LEN, num_slots=1, kv_memory_bytes=slot_bytes))
-    rows = measure({"without": forgetful, "with": keeping}, texts, num_keys)
+    rows = measure({"without": forgetful, "with": keeping}, texts, keys)
     settings = {
         "model": loaded.name,
         "dtype": dtype,
-        "prompts": str(prompts.name) if prompts is not None else "built in",
+        "prompts": "built in" if prompts is None else prompts.name,
         "num_prompts": len(texts),
-        "keys_per_prompt": num_keys,
+        "keys_per_prompt": keys,
     }
-    _print(
-        {"question": __doc__.splitlines()[0], "machine": describe_machine(), "settings": settings, "rows": rows},
-        as_json,
-    )
+    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file of JSON lines.
+def read_texts(path: Path, limit: int) -> list[str]:
+    """The prompts of a file of JSON lines, at most `limit`.
 
     Raises:
-        CommandError: a line holds no prompt.
+        CommandError: the file cannot be read, or a line has no prompt.
     """
-    number = 0
-    texts = []
-    try:
-        with path.open() as file:
-            for line in file:
-                number += 1
-                texts.append(str(json.loads(line)["prompt"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{path}, line {number}: not JSON with a field prompt ({type(error).__name__}).") from None
-    return texts
+    return read_rows([path], lambda _path, _number, row: str(row["prompt"]), limit)
 
 
 def built_in_prompts(count: int) -> list[str]:
@@ -83,7 +73,7 @@ def built_in_prompts(count: int) -> list[str]:
 
 
 def measure(engines: dict[str, Engine], prompts: list[str], num_keys: int) -> list[dict[str, Any]]:
-    """Type the end of every prompt into every engine; the first engine is what the others are compared with."""
+    """Type the end of every prompt into every engine. The others are compared with the first engine."""
     params = GenerationParams(max_tokens=1, alpha=0, token_healing=True)
     prefilled: dict[str, list[int]] = {name: [] for name in engines}
     prefill_ms: dict[str, list[float]] = {name: [] for name in engines}
@@ -93,7 +83,7 @@ def measure(engines: dict[str, Engine], prompts: list[str], num_keys: int) -> li
             for name, engine in engines.items():
                 before = engine.num_prefilled_tokens
                 output = engine.generate(prompt[:end], params)
-                if end == start:  # what was there before the typing began
+                if end == start:  # the text before the first key press
                     continue
                 prefilled[name].append(engine.num_prefilled_tokens - before)
                 prefill_ms[name].append(output.timings.prefill_ms)
@@ -110,13 +100,10 @@ def measure(engines: dict[str, Engine], prompts: list[str], num_keys: int) -> li
     ]
 
 
-def _print(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
-        return
-    table = Table("prefix reuse", "key presses", "tokens run each", "prefill ms (median)", "speed-up of the prefill")
-    for row in report["rows"]:
-        table.add_row(*(str(value) for value in row.values()))
-    console = Console()
-    console.print(table)
-    console.print({"machine": report["machine"], "settings": report["settings"]})
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(
+        "prefix reuse", "key presses", "tokens per key press", "prefill ms (median)", "speed-up of the prefill"
+    )
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    return table

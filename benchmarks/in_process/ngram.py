@@ -1,12 +1,11 @@
-"""What the n-gram model costs in a decode step, warm and cold.
+"""Cost of the n-gram model in a decode step, warm and cold.
 
-A step scores m candidates of each of k drafts in one call and moves each draft's state on by one token. The contexts
-and the candidates are taken from a text, at random places: each draft's own next token is among its candidates, the
-others come from elsewhere. *Warm* is the median of many steps. *Cold* is the first step after the model's file was put
-out of the page cache, the states of its contexts included, so that every part it needs comes from the disk.
+A step scores m candidates for each of k drafts in one call and advances each draft's state by one token. Contexts and
+candidates are taken from random places of a text: each draft's own next token is among its candidates, the others come
+from elsewhere. *Warm* is the median of many steps. *Cold* is the first step after the model's file was evicted from the
+page cache, including the states of its contexts, so that every part it needs is read from the disk.
 """
 
-import json
 import os
 import random
 import resource
@@ -14,12 +13,13 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 from rich.table import Column, Table
 
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.benchmarks.options import AsJson
+from superdraft.benchmarks.summary import make_report, percentile, print_report
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.loader import load_tokenizer
 from superdraft.ngram_models.building.corpus import read_sequences
@@ -29,29 +29,28 @@ from superdraft.ngram_models.store.manifest import BINARY_FILE, Manifest
 from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 from superdraft.server.errors import CommandError
 
-# k and m, as in the paper's settings and as for the longest list of drafts.
-SHAPES = ((3, 9), (8, 64))
+SHAPES = ((3, 9), (8, 64))  # (k, m): the paper's settings, and those of a long list of drafts
+MODELS = ["smollm2-135m"]
 MAX_TEXT_TOKENS = 1_000_000
 _WARM_UP_STEPS = 20
 
 Step = tuple[list[list[int]], list[list[int]], list[int]]
 
 
-def main(models: list[str], text: Path | None, steps: int, cold_starts: int, as_json: bool) -> None:
-    """Measure and print.
-
-    Args:
-        models: names or folders of n-gram models.
-        text: where contexts and candidates are from; None: built-in texts, which are short.
-        steps: timed warm steps of each shape.
-        cold_starts: how often the file is put out of the page cache, for each shape; 0: not at all.
-        as_json: print JSON instead of a table.
-
-    Raises:
-        CommandError: the text is too short, or the page cache cannot be emptied on this system.
-    """
+def main(
+    models: Annotated[list[str], typer.Argument(help="Names or folders of n-gram models.")] = MODELS,
+    text: Annotated[
+        Path | None, typer.Option(help="Text or .jsonl file to take contexts from. If not set, short built-in texts.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Warm steps to time, for each k and m.")] = 1000,
+    cold_starts: Annotated[
+        int, typer.Option(min=0, help="First steps to time with a cold page cache, for each k and m.")
+    ] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Time the n-gram model's part of a decode step, for k = 3, m = 9 and k = 8, m = 64, warm and cold."""
     if cold_starts and not hasattr(os, "posix_fadvise"):
-        raise CommandError("This system cannot put a file out of its page cache: use --cold-starts 0.")
+        raise CommandError("This system cannot evict a file from its page cache: use --cold-starts 0.")
     rows = []
     for name in models:
         folder = find_ngram_model(name)
@@ -61,17 +60,12 @@ def main(models: list[str], text: Path | None, steps: int, cold_starts: int, as_
             rows.append({"ngram_model": name, "mb": round(manifest.binary_bytes / 1e6, 1), "k": k, "m": m})
             rows[-1] |= measure_warm(open_scorer(folder, manifest), _steps(tokens, manifest.order, k, m), steps)
             rows[-1] |= measure_cold(folder, manifest, _steps(tokens, manifest.order, k, m), cold_starts)
-    report = {
-        "question": __doc__.splitlines()[0],
-        "machine": describe_machine(),
-        "settings": {"text": str(text or "built in"), "steps": steps, "cold_starts": cold_starts},
-        "rows": rows,
-    }
-    _print(report, as_json)
+    settings = {"text": str(text or "built in"), "steps": steps, "cold_starts": cold_starts}
+    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
 
 
 def measure_warm(scorer: KenLMScorer, steps: Iterator[Step], num_steps: int) -> dict[str, float]:
-    """Microseconds a step, and a candidate, after some steps that are not counted."""
+    """Microseconds per step and per candidate, after some steps that are not counted."""
     times, num_candidates = [], 1
     for number, step in zip(range(num_steps + _WARM_UP_STEPS), steps, strict=False):
         contexts, candidates, _ = step
@@ -84,13 +78,13 @@ def measure_warm(scorer: KenLMScorer, steps: Iterator[Step], num_steps: int) -> 
     median = statistics.median(times)
     return {
         "warm_us": round(median, 1),
-        "warm_us_p95": round(sorted(times)[int(0.95 * (len(times) - 1))], 1),
-        "warm_us_a_candidate": round(median / num_candidates, 3),
+        "warm_us_p95": round(percentile(times, 95), 1),
+        "warm_us_per_candidate": round(median / num_candidates, 3),
     }
 
 
 def measure_cold(folder: Path, manifest: Manifest, steps: Iterator[Step], num_starts: int) -> dict[str, float]:
-    """Milliseconds of the first step after the file left the page cache, and how often it had to wait for the disk."""
+    """Milliseconds of the first step after the file was evicted from the page cache, and its page faults."""
     times, faults = [], []
     for _, step in zip(range(num_starts), steps, strict=False):
         scorer = open_scorer(folder, manifest)
@@ -110,7 +104,7 @@ def measure_cold(folder: Path, manifest: Manifest, steps: Iterator[Step], num_st
 
 
 def run_step(scorer: KenLMScorer, states: list[Any], step: Step) -> None:
-    """One step of drafts in these states: scoring, then one token more for each draft."""
+    """Run one step of drafts in these states: score the candidates, then advance each draft by one token."""
     _, candidates, chosen = step
     scorer.score(states, candidates)
     for state, token_id in zip(states, chosen, strict=True):
@@ -118,7 +112,7 @@ def run_step(scorer: KenLMScorer, states: list[Any], step: Step) -> None:
 
 
 def evict(path: Path) -> None:
-    """Put a file out of the page cache, except for the parts that a process has mapped and touched."""
+    """Evict a file from the page cache, except for the parts that a process has mapped and touched."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -139,9 +133,8 @@ def _tokens(manifest: Manifest, text: Path | None) -> list[int]:
 
 
 def _steps(tokens: list[int], order: int, k: int, m: int) -> Iterator[Step]:
-    """Endless steps, the same ones for the same text: contexts [k], candidates [k][m], chosen tokens [k]."""
-    # Not for secrets.
-    source = random.Random(0)  # noqa: S311
+    """Endless steps, the same for the same text: contexts [k], candidates [k][m], chosen tokens [k]."""
+    source = random.Random(0)  # noqa: S311 (the same steps in every run)
     while True:
         places = [source.randrange(order, len(tokens)) for _ in range(k)]
         contexts = [tokens[place - order + 1 : place] for place in places]
@@ -150,17 +143,11 @@ def _steps(tokens: list[int], order: int, k: int, m: int) -> Iterator[Step]:
         yield contexts, candidates, chosen
 
 
-def _print(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
-        return
-    table = Table(
-        Column("model", overflow="fold"), "MB", "k, m", "warm us", "95 %", "/ candidate", "cold ms", "max", "faults"
-    )
-    for row in report["rows"]:
+def _table(rows: list[dict[str, Any]]) -> Table:
+    heads = ("MB", "k, m", "warm us", "95 %", "per candidate", "cold ms", "max", "faults")
+    table = Table(Column("model", overflow="fold"), *heads)
+    for row in rows:
         cold = [str(row.get(key, "-")) for key in ("cold_ms", "cold_ms_max", "cold_page_faults")]
-        warm = [str(row[key]) for key in ("warm_us", "warm_us_p95", "warm_us_a_candidate")]
+        warm = [str(row[key]) for key in ("warm_us", "warm_us_p95", "warm_us_per_candidate")]
         table.add_row(row["ngram_model"], str(row["mb"]), f"{row['k']}, {row['m']}", *warm, *cold)
-    console = Console()
-    console.print(table)
-    console.print({"machine": report["machine"], "settings": report["settings"]})
+    return table

@@ -1,7 +1,7 @@
-"""Whether the engine is still as quick as when its ratios were written down.
+"""Regression check of the engine's speed, by ratios of times that were recorded before.
 
-Everything runs in one process in turns, and only ratios are compared: they change little from one machine to the
-next, and little when others use the machine too. Each has a tolerance in `quick.json`, wide enough for a busy machine.
+Everything runs in one process in turns, and only ratios are compared: they change little from one machine to another,
+and little when the machine is shared. Each ratio has a tolerance that is wide enough for a busy machine.
 """
 
 import itertools
@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.in_process.step import PROMPT, TOKENS_PER_RUN
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.benchmarks.options import AsJson
 from superdraft.benchmarks.peers import transformers_peer
-from superdraft.benchmarks.summary import print_report, ratio, shown
+from superdraft.benchmarks.summary import make_report, print_report, ratio, shown
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
@@ -46,13 +47,13 @@ Timed = dict[str, Callable[[], float]]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A ratio that should stay as it is.
+    """A ratio that should not grow.
 
     Attributes:
-        name: what is divided by what.
-        above: the contender whose time is divided.
-        below: the one that it is divided by.
-        tolerance: the share by which the ratio may grow.
+        name: description of the two times.
+        above: contender whose time is the numerator.
+        below: contender whose time is the denominator.
+        tolerance: share by which the ratio may grow.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Question:
     tolerance: float
 
 
-# The ratios are of times, and what we answer for stands above: smaller is better.
+# Our own time is the numerator: smaller is better.
 QUESTIONS = (
     Question("superposed step, k = 3 / greedy step", "superposed 3", "greedy", 0.10),
     Question("superposed step, k = 8 / greedy step", "superposed 8", "greedy", 0.10),
@@ -73,20 +74,12 @@ QUESTIONS = (
 )
 
 
-def main(*, rounds: int, record: bool, as_json: bool) -> bool:
-    """Measure, and compare with what was recorded, or record it.
-
-    Args:
-        rounds: timed rounds of everything.
-        record: write the ratios down instead of comparing them.
-        as_json: print JSON instead of a table.
-
-    Returns:
-        Whether no ratio grew by more than its tolerance.
-
-    Raises:
-        CommandError: nothing was recorded that this could be compared with.
-    """
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of all contenders.")] = 15,
+    record: Annotated[bool, typer.Option("--record", help="Record the ratios instead of comparing them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare ratios of the engine's times with the recorded ones. Exit code 1 if one exceeds its tolerance."""
     recorded = {} if record else read_recorded()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two threads on a busy machine wait for each other
@@ -95,17 +88,14 @@ def main(*, rounds: int, record: bool, as_json: bool) -> bool:
     finally:
         torch.set_num_threads(threads)
     rows = compare(times, recorded)
-    report = {
-        "question": __doc__.splitlines()[0],
-        "machine": describe_machine(),
-        "settings": {"model": MODEL, "rounds": rounds, "threads": 1},
-        "rows": rows,
-    }
+    settings = {"model": MODEL, "rounds": rounds, "threads": 1}
+    report = make_report(__doc__, settings, rows=rows)
     if record:
         RECORDED.write_text(json.dumps(report, indent=2) + "\n")
     regressions = [row for row in rows if row["regressed"]]
     print_report(report, [_table(rows)], as_json, notes=[_told(row) for row in regressions])
-    return not regressions
+    if regressions:
+        raise typer.Exit(1)
 
 
 def read_recorded() -> dict[str, float]:
@@ -118,15 +108,15 @@ def read_recorded() -> dict[str, float]:
         rows = json.loads(RECORDED.read_text())["rows"]
         found = {row["name"]: float(row["ratio"]["median"]) for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{RECORDED} cannot be read ({type(error).__name__}); --record makes it anew.") from None
+        raise CommandError(f"{RECORDED} cannot be read ({type(error).__name__}); --record writes a new one.") from None
     missing = [question.name for question in QUESTIONS if question.name not in found]
     if missing:
-        raise CommandError(f"{RECORDED} has no ratio for {missing[0]!r}; --record makes it anew.")
+        raise CommandError(f"{RECORDED} has no ratio for {missing[0]!r}; --record writes a new one.")
     return found
 
 
 def take_turns(contenders: Timed, rounds: int) -> dict[str, list[float]]:
-    """The times of every contender, round by round."""
+    """The times of each contender, round by round."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in track(range(rounds + WARM_UP_ROUNDS), "measuring", console=Console(stderr=True)):
         for name, run in contenders.items():
@@ -179,7 +169,7 @@ def _contenders() -> Timed:
 
 
 def _forwards(engine: Engine, prompt_ids: list[int]) -> Timed:
-    """The forward of a decode step, fused and as transformers has it, over the same slot."""
+    """The forward pass of a decode step over the same slot, fused and as in transformers."""
     runner = engine._runner
     fused = runner._fused
     embeddings = runner.embed(prompt_ids[-1:])
@@ -197,7 +187,7 @@ def _forwards(engine: Engine, prompt_ids: list[int]) -> Timed:
 
 
 def _key_presses(engine: Engine, scorer: NgramScorer[Any] | None) -> Timed:
-    """A key press at the end of a text that was there a key before, and of one that was not."""
+    """A key press at the end of a text, with the text before the key press cached and without."""
     params = GenerationParams(num_drafts=3, max_tokens=KEY_PRESS_TOKENS, token_healing=True)
     numbers = itertools.count()
 

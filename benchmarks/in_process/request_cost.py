@@ -1,4 +1,4 @@
-"""What one request to an engine takes, what healing has the host do included."""
+"""Cost of one request to an engine, including the host's work for token healing."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,20 +21,20 @@ BOOKKEEPING: tuple[tuple[Any, str], ...] = (
     (Covers, "add"),
     (Covers, "next_unrun"),
 )
-"""What healing has the host do; none of these calls another one."""
+"""The host's work for healing; none of these functions calls another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one request took.
+    """The cost of one request.
 
     Attributes:
-        prefill_ms: the prompt's pass, the choice of the first tokens included.
+        prefill_ms: the prompt's pass, including the choice of the first tokens.
         decode_ms: all decode steps together.
-        steps: how many they were.
+        steps: number of decode steps.
         rows: model rows of the decode steps, and of other tokenisations of the prompt's end.
-        total_ms: from the text to the drafts, tokenising included.
-        bookkeeping_ms: by function.
+        total_ms: from the text to the drafts, including tokenisation.
+        bookkeeping_ms: the host's work for healing, by function.
     """
 
     prefill_ms: float
@@ -46,7 +46,7 @@ class Cost:
 
 
 def ask(engine: Engine, text: str, params: GenerationParams, scorer: NgramScorer[Any] | None) -> Cost:
-    """Answer one prompt and say what that took."""
+    """Answer one prompt and measure its cost."""
     kinds: list[str | None] = []
     with timed(BOOKKEEPING) as seconds:
         started_s = time.perf_counter()
@@ -71,13 +71,13 @@ def ask(engine: Engine, text: str, params: GenerationParams, scorer: NgramScorer
 
 
 def num_steps(kinds: Sequence[str | None]) -> int:
-    """Decode steps of a request's drafts; one that ran a prompt's last token, all others being kept, is none."""
+    """Decode steps of a request's drafts, without a first step that ran the last token of a cached prompt."""
     return kinds.count("decode") - (kinds[:1] == ["decode"])
 
 
 @contextmanager
 def timed(functions: Sequence[tuple[Any, str]]) -> Iterator[dict[str, float]]:
-    """Time functions, given as (module or class, name), as long as the context lasts; yields seconds by name."""
+    """Time functions, given as (module or class, name), during the context; yields seconds by name."""
     seconds = {name: 0.0 for _, name in functions}
     originals = [(owner, name, getattr(owner, name)) for owner, name in functions]
 

@@ -1,18 +1,19 @@
-"""What a superposed decode step costs beside a greedy one, n-gram model included.
+"""Cost of a superposed decode step relative to a greedy one, n-gram model included.
 
-Both run in one process on one engine and take turns, run by run, so that a machine whose speed drifts spoils both
-alike; the figure to quote is the ratio of medians, with the spread of the ratios of neighbouring runs beside it.
+Both run in one process on one engine and take turns, run by run, so that a drift of the machine's speed affects both.
+Quote the ratio of the medians, with the quartiles of the ratios of neighbouring runs.
 """
 
-import json
 import statistics
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.benchmarks.options import AsJson, Model, NumDraftsEach
+from superdraft.benchmarks.summary import make_report, percentile, print_report
 from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.loading import load_service
@@ -21,19 +22,20 @@ from superdraft.server.settings import Settings
 # As in the paper (section 4.3): a prompt of about 15 tokens, 10 new ones.
 PROMPT = "Thank you for your email about the meeting next week. I will"
 TOKENS_PER_RUN = 10
+NUM_DRAFTS = [3, 8]
 
 Variants = dict[str, tuple[GenerationParams, NgramScorer[Any] | None]]
 
 
-def main(model: str, num_drafts: list[int], steps: int, as_json: bool) -> None:
-    """Measure and print.
-
-    Args:
-        model: as for the server.
-        num_drafts: each k to compare with greedy decoding.
-        steps: timed decode steps of each kind, rounded up to whole runs.
-        as_json: print JSON instead of a table.
-    """
+def main(
+    model: Model = DEFAULT_MODEL,
+    num_drafts: NumDraftsEach = NUM_DRAFTS,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Decode steps to time per decoder, rounded up to whole runs.")
+    ] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Compare superposed decode steps with greedy ones, n-gram model included."""
     service = load_service(Settings(model=model))
     scorer = service.ngram_models.default_scorer
     variants: Variants = {"greedy": (GenerationParams(num_drafts=1, alpha=0, max_tokens=TOKENS_PER_RUN), None)}
@@ -51,12 +53,11 @@ def main(model: str, num_drafts: list[int], steps: int, as_json: bool) -> None:
         "prompt_tokens": len(service.engine.tokenizer.encode(PROMPT)),
         "tokens_per_run": TOKENS_PER_RUN,
     }
-    report = {"question": __doc__.splitlines()[0], "machine": describe_machine(), "settings": settings, "rows": rows}
-    _print(report, as_json)
+    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
 
 
 def measure(engine: Engine, variants: Variants, num_runs: int) -> list[dict[str, Any]]:
-    """Time every variant `num_runs` times, in turns; the first variant is what the others are compared with."""
+    """Time every variant `num_runs` times, in turns. The others are compared with the first variant."""
     step_ms: dict[str, list[float]] = {name: [] for name in variants}
     ngram_share: dict[str, list[float]] = {name: [] for name in variants}
     for run in range(num_runs + 2):
@@ -66,19 +67,19 @@ def measure(engine: Engine, variants: Variants, num_runs: int) -> list[dict[str,
                 continue
             timings = output.timings
             step_ms[name].append(timings.decode_ms / output.usage.forward_rows)
-            # ngram_ms counts the prefill's look-up too: one step more than there are decode steps.
+            # ngram_ms includes the look-up of the prefill: one step more than there are decode steps.
             ngram_share[name].append(timings.ngram_ms / (timings.decode_ms + timings.prefill_ms))
     baseline = next(iter(step_ms.values()))
     rows = []
     for name, times in step_ms.items():
-        ratios = sorted(ours / theirs for ours, theirs in zip(times, baseline, strict=True))
+        ratios = [ours / theirs for ours, theirs in zip(times, baseline, strict=True)]
         rows.append(
             {
                 "decoder": name,
                 "step_ms_median": round(statistics.median(times), 3),
                 "ratio": round(statistics.median(times) / statistics.median(baseline), 3),
-                "ratio_p25": round(ratios[len(ratios) // 4], 3),
-                "ratio_p75": round(ratios[3 * len(ratios) // 4], 3),
+                "ratio_p25": round(percentile(ratios, 25), 3),
+                "ratio_p75": round(percentile(ratios, 75), 3),
                 "ngram_share": round(statistics.median(ngram_share[name]), 4),
                 "runs": len(times),
             }
@@ -86,12 +87,9 @@ def measure(engine: Engine, variants: Variants, num_runs: int) -> list[dict[str,
     return rows
 
 
-def _print(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
-        return
-    table = Table("decoder", "ms a step", "ratio to greedy", "25-75 % of runs", "n-gram share", "runs")
-    for row in report["rows"]:
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("decoder", "ms per step", "ratio to greedy", "25-75 % of runs", "n-gram share", "runs")
+    for row in rows:
         table.add_row(
             row["decoder"],
             f"{row['step_ms_median']:.2f}",
@@ -100,6 +98,4 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
             f"{row['ngram_share']:.2%}",
             str(row["runs"]),
         )
-    console = Console()
-    console.print(table)
-    console.print({"machine": report["machine"], "settings": report["settings"]})
+    return table

@@ -1,1 +1,1 @@
-"""Benchmarks of a running server."""
+"""Benchmarks of a server, over HTTP."""

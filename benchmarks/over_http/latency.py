@@ -1,28 +1,30 @@
-"""How long one person waits for drafts, over HTTP, and how long with what people use today.
+"""Latency of drafts over HTTP for a single user, compared with transformers and llama.cpp.
 
 Prompts of 15 tokens, k drafts of 10. All contenders get each prompt in turns, in another order every round, and every
 prompt once, so that no cache knows it. The server runs in another process and is asked over HTTP; the others run in
-this one, without HTTP. Then a text is typed key by key, each key press asking for drafts and waiting for them: what
-stood there before is in the server's prefix cache.
+this process, without HTTP. Then a text is typed key by key: each key press requests drafts and waits for them, and the
+text before it is in the server's prefix cache.
 """
 
 import os
 import random
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.benchmarks.over_http.local_server import local_server
+from superdraft.benchmarks.options import AsJson, Model, NumDrafts, ServerDtype, ServerNumThreads
+from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, local_server, serve_options
 from superdraft.benchmarks.peers import INSTALL_LLAMA_CPP, Contender, llama_cpp_peer, transformers_peer
-from superdraft.benchmarks.summary import percentile, print_report, ratio, shown, spread
+from superdraft.benchmarks.summary import make_report, percentile, print_report, ratio, shown, spread
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.loader import load_tokenizer
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.errors import CommandError
 
@@ -30,74 +32,58 @@ PROMPT_TOKENS = 15
 NEW_TOKENS = 10
 KEY_PRESS_TOKENS = 8
 WARM_UP_ROUNDS = 3
-PAUSE_S = 0.03  # threads that wait for more work by spinning would take the next contender's time
-ANSWER_TIMEOUT_S = 60.0
+PAUSE_S = 0.03  # until threads that spin while they wait for work have stopped
 OURS = "superdraft, over HTTP"
 PUBLISHED = "superdraft, selection paper"
-PEERS = ("transformers", "llama.cpp")
+PEERS = ["transformers", "llama.cpp"]
 
 Prompt = tuple[str, list[int]]
 
 
 def main(
-    *,
-    model: str,
-    num_drafts: int,
-    rounds: int,
-    keys: int,
-    peers: list[str],
-    peer_threads: int | None,
-    serve_options: list[str],
-    as_json: bool,
+    model: Model = DEFAULT_MODEL,
+    num_drafts: NumDrafts = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Prompts to time, each with every contender.")] = 40,
+    keys: Annotated[int, typer.Option(min=1, help="Key presses to time.")] = 200,
+    peer: Annotated[list[str], typer.Option(help="Contender: transformers, llama.cpp, or none. Repeatable.")] = PEERS,
+    peer_threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of transformers and llama.cpp. If not set, all cores.")
+    ] = None,
+    dtype: ServerDtype = None,
+    num_threads: ServerNumThreads = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure and print.
-
-    Args:
-        model: as for the server; one with a GGUF file if llama.cpp is a peer.
-        num_drafts: k.
-        rounds: prompts that are timed.
-        keys: key presses that are timed.
-        peers: of `PEERS`.
-        peer_threads: of llama.cpp and transformers; None: as many as there are cores.
-        serve_options: for the server.
-        as_json: print JSON instead of tables.
-
-    Raises:
-        CommandError: a peer is not installed or unknown.
-    """
-    num_threads = peer_threads or os.cpu_count() or 1
-    contenders = _peers(model, num_drafts, peers, num_threads)
+    """Time drafts over HTTP, in turns with transformers and llama.cpp (which must be installed), then key presses."""
+    peer_threads = peer_threads or os.cpu_count() or 1
+    contenders = _peers(model, num_drafts, [] if peer == ["none"] else peer, peer_threads)
     prompts = cut_prompts(model, rounds + WARM_UP_ROUNDS)
-    options = ["--model", model, *serve_options]
+    options = serve_options(model=model, dtype=dtype, num_threads=num_threads)
     with local_server(options) as url, httpx.Client(base_url=url, timeout=ANSWER_TIMEOUT_S) as http:
         published = _ours(http, num_drafts, selection="paper")
         contenders = {OURS: _ours(http, num_drafts), PUBLISHED: published, **contenders}
         times_ms, num_tokens = take_turns(contenders, prompts)
         key_ms = type_keys(http, num_drafts, keys)
-    report = {
-        "question": __doc__.splitlines()[0],
-        "machine": describe_machine(),
-        "settings": {
-            "model": model,
-            "num_drafts": num_drafts,
-            "prompt_tokens": PROMPT_TOKENS,
-            "new_tokens": NEW_TOKENS,
-            "rounds": rounds,
-            "peer_threads": num_threads,
-            "serve_options": serve_options,
-            "llama_cpp_build": INSTALL_LLAMA_CPP,
-        },
-        "rows": [
-            {"contender": name, "ms": spread(times), "tokens": num_tokens[name]} for name, times in times_ms.items()
-        ],
-        "ratios": [{"contender": name, **found} for name, found in ratios(times_ms).items()],
-        "key_presses": {
+    settings = {
+        "num_drafts": num_drafts,
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": NEW_TOKENS,
+        "rounds": rounds,
+        "peer_threads": peer_threads,
+        "serve_options": options,
+        "llama_cpp_build": INSTALL_LLAMA_CPP,
+    }
+    report = make_report(
+        __doc__,
+        settings,
+        rows=[{"contender": name, "ms": spread(times), "tokens": num_tokens[name]} for name, times in times_ms.items()],
+        ratios=[{"contender": name, **found} for name, found in ratios(times_ms).items()],
+        key_presses={
             "new_tokens": KEY_PRESS_TOKENS,
             "count": len(key_ms),
             "p50_ms": round(percentile(key_ms, 50), 1),
             "p95_ms": round(percentile(key_ms, 95), 1),
         },
-    }
+    )
     print_report(report, _tables(report), as_json)
 
 
@@ -106,7 +92,7 @@ def _peers(model: str, num_drafts: int, names: list[str], num_threads: int) -> d
     if unknown:
         raise CommandError(f"--peer must be one of {', '.join(PEERS)}, got {unknown[0]}.")
     found: dict[str, Contender] = {}
-    if "llama.cpp" in names:  # first: it may be missing
+    if "llama.cpp" in names:  # first, because it may not be installed
         found["llama.cpp, one draft"] = llama_cpp_peer(model, num_threads, 1, NEW_TOKENS)
         found[f"llama.cpp, {num_drafts} drafts in turn"] = llama_cpp_peer(model, num_threads, num_drafts, NEW_TOKENS)
     if "transformers" in names:
@@ -117,10 +103,10 @@ def _peers(model: str, num_drafts: int, names: list[str], num_threads: int) -> d
 
 
 def cut_prompts(model: str, count: int) -> list[Prompt]:
-    """Prompts of 15 tokens from the built-in texts, all beginning differently, as text and as the model's token ids.
+    """Prompts of 15 tokens from the built-in texts, all different, as text and as the model's token ids.
 
     Raises:
-        CommandError: the texts do not hold so many.
+        CommandError: the texts hold fewer prompts.
     """
     tokenizer = load_tokenizer(model)
     codec = Tokenizer(tokenizer, len(tokenizer), ())
@@ -142,7 +128,7 @@ def take_turns(
     """Let all contenders answer every prompt.
 
     Returns:
-        For each contender the milliseconds of every round that counts, and the tokens of the last one.
+        Milliseconds per contender and timed round, and the number of tokens in each contender's last round.
     """
     times_ms: dict[str, list[float]] = {name: [] for name in contenders}
     num_tokens: dict[str, int] = {}
@@ -159,13 +145,13 @@ def take_turns(
 
 
 def ratios(times_ms: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """How many times as long as ours the others take."""
+    """The other contenders' times divided by ours."""
     ours = times_ms[OURS]
     return {name: ratio(times, ours) for name, times in times_ms.items() if name != OURS}
 
 
 def type_keys(http: httpx.Client, num_drafts: int, count: int) -> list[float]:
-    """Milliseconds from a key press to its drafts, of `count` of them; the first of each text, a new prompt, aside."""
+    """Milliseconds from a key press to its drafts, for `count` key presses; the first of each text is not timed."""
     times_ms: list[float] = []
     for prompt, is_new in track(_keys(count), "typing", total=count, console=Console(stderr=True)):
         time.sleep(PAUSE_S)
@@ -178,7 +164,7 @@ def type_keys(http: httpx.Client, num_drafts: int, count: int) -> list[float]:
 
 
 def _keys(count: int) -> Iterator[tuple[str, bool]]:
-    """What stands before the cursor after each key, a part of every text, until `count` of them follow on another."""
+    """Texts before the cursor, and whether each is the first of its text; `count` others follow a key press."""
     share = -(-count // len(TEXTS))
     for text in TEXTS:
         first = len(text) // 4
@@ -189,9 +175,9 @@ def _keys(count: int) -> Iterator[tuple[str, bool]]:
 
 
 def _ours(http: httpx.Client, num_drafts: int, **extra: object) -> Contender:
-    """Drafts for as many prompt tokens as the others: no half typed word is taken back.
+    """Our server as a contender. Token healing is off, so that it runs the same prompt tokens as the others.
 
-    By default improbable drafts end early; those of the selection "paper" have as many tokens as the others'.
+    By default, improbable drafts end early. With the selection "paper", drafts are as long as those of the others.
     """
 
     def draft(text: str, _: list[int]) -> int:
@@ -203,7 +189,7 @@ def _ours(http: httpx.Client, num_drafts: int, **extra: object) -> Contender:
 
 
 def _tables(report: dict[str, Any]) -> list[Table]:
-    latency = Table("contender", "ms", "25-75 % of rounds", "tokens", "times ours", "25-75 % of rounds")
+    latency = Table("contender", "ms", "25-75 % of rounds", "tokens", "ratio to ours", "25-75 % of rounds")
     found = {row["contender"]: row for row in report["ratios"]}
     for row in report["rows"]:
         name = row["contender"]

@@ -1,14 +1,14 @@
-"""How many people who type one server can follow: answers, latency and model rows under load.
+"""Load test with simulated users: answers, latency and model rows.
 
-Open loop: each client types a text key by key, with a person's pauses, and asks for drafts after every key, as an
-editor does. It does not wait: the next key's request ends the last one if that is still unanswered (status 499). Now
-and then it stops to think, which is when most drafts are read.
-Closed loop: each client asks again as soon as it is answered; this measures throughput, to compare strategies.
+Open loop: each client types a text key by key, with human pauses, and requests drafts after every key, as an editor
+does. It does not wait: the next key's request ends the previous one if that is still unanswered (status 499).
+Sometimes it stops to think, which is when most drafts are read.
+Closed loop: each client sends the next request as soon as it is answered. This measures throughput, to compare
+strategies.
 """
 
 import asyncio
 import contextlib
-import json
 import random
 import ssl
 import statistics
@@ -16,14 +16,28 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
-from rich.console import Console
+import typer
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.benchmarks.over_http.local_server import local_server
+from superdraft.benchmarks.options import (
+    AsJson,
+    MaxTokens,
+    NumDraftsEach,
+    ServerDtype,
+    ServerKvMemory,
+    ServerModel,
+    ServerUrl,
+)
+from superdraft.benchmarks.over_http.local_server import (
+    ANSWER_TIMEOUT_S,
+    NEVER_REFUSE,
+    serve_options,
+    server_at,
+)
+from superdraft.benchmarks.summary import count_text, make_report, print_report, rounded_percentile
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.params import SELECTIONS
 
@@ -31,9 +45,13 @@ KEY_PAUSE_S = 0.15  # median of a log-normal; one pause in ten is longer than 0.
 THINKING_PAUSE_S = 1.5  # median; after one word in five
 THINKING_CHANCE = 0.2
 PAUSE_SIGMA = 0.5
-FIRST_CHARS = 12  # what is there already when a client begins
+FIRST_CHARS = 12  # length of the text when a client begins
 MAX_WARM_UP_S = 3.0
-ANSWER_TIMEOUT_S = 60.0
+CLIENTS, STRATEGIES, NUM_DRAFTS = [4], ["superposed"], [3]
+NOTES = (
+    "requests/s, 200/s: requests answered while the clients type; the last ones are answered after that",
+    "rows, prefilled: model rows of decode steps and prompt tokens run, per request answered with 200",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +59,12 @@ class Load:
     """One run of the load test.
 
     Attributes:
-        num_clients: people typing at the same time.
+        num_clients: users typing at the same time.
         seconds: how long they type.
-        strategy: as in the request, or a selection of the superposed one.
-        num_drafts: as in the request.
-        max_tokens: as in the request.
-        is_closed: the closed loop.
+        strategy: strategy of the requests, or a selection of the superposed strategy.
+        num_drafts: k.
+        max_tokens: new tokens per draft.
+        is_closed: run the closed loop.
     """
 
     num_clients: int
@@ -59,16 +77,16 @@ class Load:
 
 @dataclass(slots=True)
 class Tally:
-    """What came back.
+    """The results of one run.
 
     Attributes:
         deadline_s: when the clients stop; the last requests are answered later.
-        num_sent: requests.
-        num_in_time: of those, answered before the deadline.
-        num_drafted_in_time: of those, with drafts (status 200).
-        statuses: answers; for a request without one why not: the client's error, "ReadTimeout" or "ReadError" for two.
-        latencies_ms: of the answers with drafts.
-        usages: likewise.
+        num_sent: requests sent.
+        num_in_time: requests answered before the deadline.
+        num_drafted_in_time: requests answered with drafts (status 200) before the deadline.
+        statuses: answers by status; a request without an answer counts under the client's error, such as ReadTimeout.
+        latencies_ms: latencies of the answers with drafts.
+        usages: `usage` of the answers with drafts.
     """
 
     deadline_s: float
@@ -81,58 +99,46 @@ class Tally:
 
 
 def main(
-    *,
-    num_clients: list[int],
-    seconds: float,
-    strategies: list[str],
-    num_drafts: list[int],
-    max_tokens: int,
-    is_closed: bool,
-    url: str | None,
-    serve_options: list[str],
-    as_json: bool,
-) -> bool:
-    """Run every combination of clients, strategies and drafts against one server, and print.
-
-    Args:
-        num_clients: see Load.
-        seconds: see Load.
-        strategies: see Load.
-        num_drafts: see Load.
-        max_tokens: see Load.
-        is_closed: see Load.
-        url: a running server; None: start one here.
-        serve_options: for the server that is started.
-        as_json: print JSON instead of a table.
-
-    Returns:
-        Whether every request had exactly one answer, and none was an error.
-    """
+    clients: Annotated[list[int], typer.Option(min=1, help="Number of users typing. Repeatable.")] = CLIENTS,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of typing, per combination.")] = 60.0,
+    strategy: Annotated[
+        list[str], typer.Option(help="Strategy or selection of the requests. Repeatable.")
+    ] = STRATEGIES,
+    num_drafts: NumDraftsEach = NUM_DRAFTS,
+    max_tokens: MaxTokens = 10,
+    closed: Annotated[
+        bool, typer.Option("--closed", help="Send the next request when the last one is answered; type no keys.")
+    ] = False,
+    url: ServerUrl = None,
+    model: ServerModel = None,
+    dtype: ServerDtype = None,
+    kv_memory: ServerKvMemory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let simulated users type against a server. Exit code 1 if a request has no answer or ends in an error."""
     loads = [
-        Load(clients, seconds, strategy, drafts, max_tokens, is_closed)
-        for clients in num_clients
-        for drafts in num_drafts
-        for strategy in strategies
+        Load(count, seconds, name, k, max_tokens, closed) for count in clients for k in num_drafts for name in strategy
     ]
-    with local_server(serve_options) if url is None else contextlib.nullcontext(url) as base_url:
+    options = serve_options(model=model, dtype=dtype, kv_memory=kv_memory)
+    with server_at(url, options, NEVER_REFUSE if closed else ()) as base_url:
         rows = [_row(load, asyncio.run(run_load(base_url, load))) for load in loads]
     settings = {
         "server": url or "started here, on the same processors as the clients",
-        "serve_options": serve_options,
-        "loop": "closed" if is_closed else "open",
+        "serve_options": options,
+        "loop": "closed" if closed else "open",
         "seconds": seconds,
         "max_tokens": max_tokens,
         "key_pause_median_s": KEY_PAUSE_S,
         "thinking_pause_median_s": THINKING_PAUSE_S,
     }
-    report = {"question": __doc__.splitlines()[0], "machine": describe_machine(), "settings": settings, "rows": rows}
-    _print(report, as_json)
-    return all(set(row["answers"]) <= {"200", "499"} and row["sent"] == row["answered"] for row in rows)
+    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json, NOTES)
+    if not all(set(row["answers"]) <= {"200", "499"} and row["sent"] == row["answered"] for row in rows):
+        raise typer.Exit(1)
 
 
 async def run_load(base_url: str, load: Load) -> Tally:
     """Let the clients type, and wait until every request is answered."""
-    run = _ask_on if load.is_closed else _type
+    run = _send_in_turn if load.is_closed else _type
     async with contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(http) for http in _http_clients(base_url, load.num_clients)]
         tally = Tally(time.perf_counter() + load.seconds)
@@ -141,9 +147,9 @@ async def run_load(base_url: str, load: Load) -> Tally:
 
 
 def _http_clients(base_url: str, count: int) -> list[httpx.AsyncClient]:
-    """A client for each person: one pool for all would take longer over its many connections than the server does."""
+    """A client per user: a single pool would spend more time on its many connections than the server does."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    context = ssl.create_default_context()  # made once: it takes as long as hundreds of requests
+    context = ssl.create_default_context()  # shared: making one takes as long as hundreds of requests
     return [
         httpx.AsyncClient(base_url=base_url, limits=limits, timeout=ANSWER_TIMEOUT_S, verify=context)
         for _ in range(count)
@@ -151,7 +157,7 @@ def _http_clients(base_url: str, count: int) -> list[httpx.AsyncClient]:
 
 
 def prompts(client: int) -> Iterator[str]:
-    """What stands before the cursor after each key, text after text, without end."""
+    """The text before the cursor after each key, text after text, without end."""
     while True:
         for i in range(len(TEXTS)):
             text = TEXTS[(client + i) % len(TEXTS)]
@@ -160,7 +166,7 @@ def prompts(client: int) -> Iterator[str]:
 
 async def _type(http: httpx.AsyncClient, load: Load, client: int, tally: Tally) -> None:
     chance = random.Random(client)  # noqa: S311 (the same keys at the same times in every run)
-    await asyncio.sleep(chance.random() * min(MAX_WARM_UP_S, load.seconds / 4))  # people don't begin in step
+    await asyncio.sleep(chance.random() * min(MAX_WARM_UP_S, load.seconds / 4))  # users do not begin at the same time
     asked = []
     for prompt in prompts(client):
         if time.perf_counter() >= tally.deadline_s:
@@ -172,7 +178,7 @@ async def _type(http: httpx.AsyncClient, load: Load, client: int, tally: Tally) 
     await asyncio.gather(*asked)
 
 
-async def _ask_on(http: httpx.AsyncClient, load: Load, client: int, tally: Tally) -> None:
+async def _send_in_turn(http: httpx.AsyncClient, load: Load, client: int, tally: Tally) -> None:
     for prompt in prompts(client):
         if time.perf_counter() >= tally.deadline_s:
             break
@@ -214,8 +220,8 @@ def _row(load: Load, tally: Tally) -> dict[str, Any]:
         "sent": tally.num_sent,
         "answered": answered,
         "answers": dict(sorted(tally.statuses.items())),
-        "p50_ms": _percentile(tally.latencies_ms, 50),
-        "p95_ms": _percentile(tally.latencies_ms, 95),
+        "p50_ms": rounded_percentile(tally.latencies_ms, 50),
+        "p95_ms": rounded_percentile(tally.latencies_ms, 95),
         "requests_per_s": round(tally.num_in_time / load.seconds, 2),
         "drafted_per_s": round(tally.num_drafted_in_time / load.seconds, 2),
         "rows_per_request": _mean([usage["forward_rows"] for usage in tally.usages]),
@@ -223,38 +229,16 @@ def _row(load: Load, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _percentile(values: list[float], percent: int) -> float | None:
-    if len(values) < 2:
-        return None
-    return round(statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 1)
-
-
 def _mean(values: list[int]) -> float | None:
     return round(statistics.fmean(values), 2) if values else None
 
 
-def _print(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
-        return
+def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         "clients", "strategy", "k", "sent", "answers", "p50 ms", "p95 ms", "requests/s", "200/s", "rows", "prefilled"
     )
-    for row in report["rows"]:
-        answers = ", ".join(f"{status}: {count}" for status, count in row["answers"].items())
-        columns = ("p50_ms", "p95_ms", "requests_per_s", "drafted_per_s", "rows_per_request", "prefilled_per_request")
-        table.add_row(
-            str(row["clients"]),
-            row["strategy"],
-            str(row["num_drafts"]),
-            str(row["sent"]),
-            answers,
-            *(str(row[name]) for name in columns),
-        )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 130
-    console.print(table)
-    console.print("requests/s, 200/s: answered while the clients type; the last requests are answered after that")
-    console.print("rows, prefilled: model rows of decode steps and prompt tokens run, for each request answered 200")
-    console.print({"machine": report["machine"], "settings": report["settings"]})
+    columns = ("p50_ms", "p95_ms", "requests_per_s", "drafted_per_s", "rows_per_request", "prefilled_per_request")
+    for row in rows:
+        first = (str(row[name]) for name in ("clients", "strategy", "num_drafts", "sent"))
+        table.add_row(*first, count_text(row["answers"]), *(str(row[name]) for name in columns))
+    return table

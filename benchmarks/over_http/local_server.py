@@ -1,4 +1,4 @@
-"""A server of its own for a benchmark, in another process."""
+"""A server in another process, started for a benchmark."""
 
 import contextlib
 import re
@@ -6,16 +6,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from superdraft.server.errors import CommandError
 
 START_TIMEOUT_S = 180.0  # the model may have to be fetched
 STOP_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
+NEVER_REFUSE = ("--queue-timeout-ms", "60000", "--max-waiting", "1000")
+"""Options for closed loops: when all slots are busy, requests wait instead of being refused."""
+
 _SERVE = "from superdraft.server.cli.main import main; main()"
 _ARGUMENTS = ("serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning")
 _BANNER_URL = re.compile(r"on (http://[^\s,]+), docs at")
+
+
+def serve_options(**settings: object) -> list[str]:
+    """Options of `superdraft serve` for the settings that are not None."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items() if value is not None}
+    return [part for flag, value in flags.items() for part in (flag, str(value))]
 
 
 class LocalServer:
@@ -23,14 +33,14 @@ class LocalServer:
 
     Args:
         options: of `superdraft serve`.
-        log: where its output goes.
+        log: file for its output.
 
     Attributes:
         process: the server.
-        url: where it answers; empty while that is not known.
+        url: its address; empty while unknown.
     """
 
-    def __init__(self, options: list[str], log: Path) -> None:
+    def __init__(self, options: Sequence[str], log: Path) -> None:
         self.url = ""
         self._log = log
         self._deadline_s = time.monotonic() + START_TIMEOUT_S
@@ -39,8 +49,8 @@ class LocalServer:
             self.process = subprocess.Popen(command, stdout=output, stderr=output)
 
     @classmethod
-    def ready(cls, options: list[str], log: Path) -> "LocalServer":
-        """One that answers.
+    def ready(cls, options: Sequence[str], log: Path) -> "LocalServer":
+        """A server that listens.
 
         Raises:
             CommandError: it ended, or did not start in time.
@@ -57,7 +67,7 @@ class LocalServer:
         return server
 
     def check_running(self) -> None:
-        """Say why there is nothing to wait for any more, if so.
+        """Check that the server may still become ready.
 
         Raises:
             CommandError: it ended, or did not start in time.
@@ -69,7 +79,7 @@ class LocalServer:
             raise CommandError(f"the server did not start within {START_TIMEOUT_S:g} s: {text}")
 
     def stop(self) -> None:
-        """End it, by force if need be."""
+        """End the server, by force if necessary."""
         self.process.terminate()
         try:
             self.process.wait(STOP_TIMEOUT_S)
@@ -79,8 +89,8 @@ class LocalServer:
 
 
 @contextlib.contextmanager
-def starting_server(options: list[str]) -> Iterator[LocalServer]:
-    """A server that was just started; it ends with the context."""
+def starting_server(options: Sequence[str]) -> Iterator[LocalServer]:
+    """A server that was just started and may not listen yet; it is stopped at the end of the context."""
     with tempfile.TemporaryDirectory() as folder:
         server = LocalServer(options, Path(folder) / "serve.log")
         try:
@@ -90,12 +100,12 @@ def starting_server(options: list[str]) -> Iterator[LocalServer]:
 
 
 @contextlib.contextmanager
-def local_server(options: list[str], log: Path | None = None) -> Iterator[str]:
-    """A server as long as the context lasts; yields its URL.
+def local_server(options: Sequence[str], log: Path | None = None) -> Iterator[str]:
+    """A server that listens during the context; yields its URL.
 
     Args:
         options: of `superdraft serve`.
-        log: for what it writes; None: nobody reads it.
+        log: file for its output; None: a temporary file.
 
     Raises:
         CommandError: it ended, or did not start in time.
@@ -106,3 +116,24 @@ def local_server(options: list[str], log: Path | None = None) -> Iterator[str]:
             yield server.url
         finally:
             server.stop()
+
+
+@contextlib.contextmanager
+def server_at(url: str | None, options: Sequence[str], more: Sequence[str] = ()) -> Iterator[str]:
+    """The server at a URL, or one that is started for the context; yields its URL.
+
+    Args:
+        url: of a running server; None: one is started.
+        options: those of `superdraft serve` that the user gave.
+        more: further ones for a server that is started.
+
+    Raises:
+        CommandError: there is both a URL and an option, or the server did not start.
+    """
+    if url is None:
+        with local_server([*options, *more]) as started:
+            yield started
+    elif options:
+        raise CommandError(f"{options[0]} is for a server that is started here, without --url.")
+    else:
+        yield url

@@ -1,46 +1,51 @@
-"""What four times too much does to a server: refusals at once, the accepted as quick as before, full speed after it.
+"""Behaviour of a server under overload: quick refusals, accepted requests as fast as before, and full recovery.
 
-Four phases. *Saturation*: as many clients as fit in the server's slots ask again as soon as they are answered; how
-many answers a second that gives is what the server can do. *1x*: requests come at that rate, at random times, whether
-or not others are answered. *Overload*: they come at a multiple of it. *Recovery*: the first phase again, at once.
+Four phases. *Saturation*: as many clients as there are slots send the next request as soon as they are answered; the
+rate of answers is what the server can do. *1x*: requests arrive at that rate, at random times, whether or not earlier
+ones are answered. *Overload*: they arrive at a multiple of that rate. *Recovery*: the first phase again, immediately.
 """
 
 import asyncio
 import itertools
-import json
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.benchmarks.over_http.load import _percentile
-from superdraft.benchmarks.over_http.local_server import local_server
+from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
+from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, local_server, serve_options
+from superdraft.benchmarks.summary import (
+    count_text,
+    make_report,
+    plain_table,
+    print_report,
+    promise_notes,
+    rounded_percentile,
+)
 from superdraft.benchmarks.typing_texts import TEXTS
+from superdraft.server.cli.settings_options import setting
 
 WARM_UP_S = 3.0
-ANSWER_TIMEOUT_S = 60.0
 MAX_REFUSAL_MS = 50.0
 MAX_SLOWDOWN = 1.5
 MIN_RECOVERED = 0.9
-MAX_LEFTOVER = 1.2  # in recovery; a quiet machine differs by less from one phase to the next
+MAX_LEFTOVER = 1.2  # latency in recovery, relative to saturation; on a quiet machine phases differ by less
 
 
 @dataclass(slots=True)
 class Answers:
-    """What came back in a phase.
+    """The answers in one phase.
 
     Attributes:
-        num_sent: requests.
-        statuses: of answers; for a request without one the client's error.
-        accepted_ms: how long answers with drafts took.
-        refused_ms: how long refusals (429, 503) took.
+        num_sent: requests sent.
+        statuses: answers by status; a request without an answer counts under the client's error.
+        accepted_ms: latencies of answers with drafts.
+        refused_ms: latencies of refusals (429, 503).
     """
 
     num_sent: int = 0
@@ -50,37 +55,35 @@ class Answers:
 
 
 def main(
-    *, factor: float, seconds: float, baseline_s: float, num_slots: int, serve_options: list[str], as_json: bool
-) -> bool:
-    """Run the phases against a server that is started here, and print.
-
-    Args:
-        factor: the overload's rate, in terms of the rate at saturation.
-        seconds: how long the overload lasts.
-        baseline_s: how long each of the other phases lasts.
-        num_slots: the server's; also the number of clients at saturation.
-        serve_options: for the server.
-        as_json: print JSON instead of a table.
-
-    Returns:
-        Whether every request was answered, and the answers kept the limits above.
-    """
-    # One row a request: then slots count requests.
-    with local_server(["--num-slots", str(num_slots), "--default-max-branches", "1", *serve_options]) as url:
-        phases = asyncio.run(_phases(url, factor, seconds, baseline_s, num_slots))
+    factor: Annotated[float, typer.Option(min=1.1, help="Rate of requests, relative to the server's maximum.")] = 4.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of overload.")] = 60.0,
+    baseline: Annotated[float, typer.Option(min=1, help="Seconds of each other phase.")] = 15.0,
+    num_slots: Annotated[int, typer.Option(min=1, help="KV-cache slots, and clients at saturation.")] = 8,
+    model: ServerModel = None,
+    dtype: ServerDtype = None,
+    queue_timeout_ms: Annotated[int | None, setting("queue_timeout_ms")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a server more requests than it can answer. Exit code 1 if it does not keep its promises."""
+    options = serve_options(model=model, dtype=dtype, queue_timeout_ms=queue_timeout_ms)
+    # One row per request, so that slots count requests.
+    with local_server([*serve_options(num_slots=num_slots, default_max_branches=1), *options]) as url:
+        phases = asyncio.run(_phases(url, factor, seconds, baseline, num_slots))
     rows = [_row(name, answers, duration_s) for name, answers, duration_s in phases]
     saturation, once, overload, recovery = rows
     kept = {
         "every request answered": all(row["sent"] == row["answered"] for row in rows),
         f"refusals under {MAX_REFUSAL_MS:g} ms (p95)": (overload["refused_p95_ms"] or 0) < MAX_REFUSAL_MS,
         f"accepted p95 within {MAX_SLOWDOWN} times that at 1x": overload["p95_ms"] <= MAX_SLOWDOWN * once["p95_ms"],
-        "as quick at once after it (p50)": recovery["p50_ms"] <= MAX_LEFTOVER * saturation["p50_ms"],
-        "as many at once after it": recovery["accepted_per_s"] >= MIN_RECOVERED * saturation["accepted_per_s"],
+        "as fast immediately after it (p50)": recovery["p50_ms"] <= MAX_LEFTOVER * saturation["p50_ms"],
+        "as many immediately after it": recovery["accepted_per_s"] >= MIN_RECOVERED * saturation["accepted_per_s"],
     }
-    settings = {"factor": factor, "num_slots": num_slots, "serve_options": serve_options}
-    report = {"question": __doc__.splitlines()[0], "machine": describe_machine(), "settings": settings}
-    _print({**report, "phases": rows, "kept": kept}, as_json)
-    return all(kept.values())
+    settings = {"factor": factor, "num_slots": num_slots, "serve_options": options}
+    report = make_report(__doc__, settings, phases=rows, kept=kept)
+    cells = [{**row, "answers": count_text(row["answers"])} for row in rows]
+    print_report(report, [plain_table(cells)], as_json, promise_notes(kept))
+    if not all(kept.values()):
+        raise typer.Exit(1)
 
 
 async def _phases(
@@ -104,7 +107,7 @@ async def _phases(
 
 
 def _prompts() -> Iterator[str]:
-    """Other words every time, so that the prefix cache saves no more than the text's beginning."""
+    """Prompts that are all different, so that the prefix cache saves at most the beginning of the text."""
     for number in itertools.count():
         text = TEXTS[number % len(TEXTS)]
         yield f"{number}: {text[: 60 + number % 60]}"
@@ -113,11 +116,11 @@ def _prompts() -> Iterator[str]:
 async def _saturate(http: httpx.AsyncClient, prompts: Iterator[str], seconds: float, num_clients: int) -> Answers:
     answers, deadline_s = Answers(), time.perf_counter() + seconds
 
-    async def ask_on() -> None:
+    async def send_in_turn() -> None:
         while time.perf_counter() < deadline_s:
             await _ask(http, next(prompts), answers)
 
-    await asyncio.gather(*(ask_on() for _ in range(num_clients)))
+    await asyncio.gather(*(send_in_turn() for _ in range(num_clients)))
     return answers
 
 
@@ -156,29 +159,10 @@ def _row(name: str, answers: Answers, seconds: float) -> dict[str, Any]:
         "answered": sum(count for status, count in answers.statuses.items() if status.isdigit()),
         "answers": dict(sorted(answers.statuses.items())),
         "accepted_per_s": round(len(answers.accepted_ms) / seconds, 2),
-        "p50_ms": _percentile(answers.accepted_ms, 50),
-        "p95_ms": _percentile(answers.accepted_ms, 95),
-        "refused_p50_ms": _percentile(answers.refused_ms, 50),
-        "refused_p95_ms": _percentile(answers.refused_ms, 95),
-        "refused_p99_ms": _percentile(answers.refused_ms, 99),
+        "p50_ms": rounded_percentile(answers.accepted_ms, 50),
+        "p95_ms": rounded_percentile(answers.accepted_ms, 95),
+        "refused_p50_ms": rounded_percentile(answers.refused_ms, 50),
+        "refused_p95_ms": rounded_percentile(answers.refused_ms, 95),
+        "refused_p99_ms": rounded_percentile(answers.refused_ms, 99),
         "refused_max_ms": round(max(answers.refused_ms), 1) if answers.refused_ms else None,
     }
-
-
-def _print(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
-        return
-    accepted = ("phase", "sent", "answers", "accepted_per_s", "p50_ms", "p95_ms")
-    columns = (*accepted, "refused_p50_ms", "refused_p95_ms", "refused_p99_ms", "refused_max_ms")
-    table = Table(*(name.replace("_", " ") for name in columns))
-    for row in report["phases"]:
-        shown = {**row, "answers": ", ".join(f"{status}: {count}" for status, count in row["answers"].items())}
-        table.add_row(*(str(shown[name]) for name in columns))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 150
-    console.print(table)
-    for promise, is_kept in report["kept"].items():
-        console.print(f"{'kept ' if is_kept else 'BROKEN'}  {promise}")
-    console.print({"machine": report["machine"], "settings": report["settings"]})

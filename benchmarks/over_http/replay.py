@@ -1,11 +1,9 @@
-"""What a typing session asks of a server: texts typed key by key, with a person's pauses, on a clock of their own.
+"""Requests that a typing session sends while texts are typed key by key, with human pauses, on a simulated clock.
 
-The clock is the session's: it goes on by the pauses between keys and by how long each answer took, so that an hour of
-typing takes as long as its requests. With a fixed latency every run is the same.
+The session's clock advances by the pauses between keys and by the time each answer took, so that an hour of typing
+takes only as long as its requests. With a fixed latency every run is the same.
 """
 
-import contextlib
-import json
 import math
 import random
 import statistics
@@ -15,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.benchmarks.options import AsJson, MaxTokens, NumDrafts, ServerDtype, ServerModel, ServerUrl
 from superdraft.benchmarks.over_http.load import (
     FIRST_CHARS,
     KEY_PAUSE_S,
@@ -29,18 +28,20 @@ from superdraft.benchmarks.over_http.load import (
     THINKING_CHANCE,
     THINKING_PAUSE_S,
 )
-from superdraft.benchmarks.over_http.local_server import local_server
+from superdraft.benchmarks.over_http.local_server import serve_options, server_at
+from superdraft.benchmarks.summary import make_report, print_report, rounded_percentile
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Suggestion, Superdraft, TypingSession
 from superdraft.evaluation.cases.prompts import read_prompts
+from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 
 Ask = Callable[[str], tuple[DraftsAnswer, float]]
-"""The answer to a prompt, and the seconds that it takes."""
+"""Requests drafts for a prompt; returns the answer and the seconds it took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What is typed: `text`, of which the first `num_given` characters are there already."""
+    """A text to type; its first `num_given` characters exist already."""
 
     text: str
     num_given: int
@@ -48,19 +49,19 @@ class Script:
 
 @dataclass(slots=True)
 class Tally:
-    """What happened.
+    """The counts of a run.
 
     Attributes:
-        num_keys: key presses, accepting included.
-        num_requests: that were sent.
-        num_cancelled: of those.
-        num_local: key presses after which there was a suggestion at once.
-        num_seen: key presses after which there was a suggestion before the next one.
-        num_inconsistent: suggestions on display that don't go on from the text as a draft of the server did.
-        waits_ms: from a key press after which there was nothing to the first suggestion, if it came before the next.
-        num_accepted: of the key presses, those that accepted.
-        num_accepted_characters: that need not be typed.
-        events: reports, by their kind.
+        num_keys: key presses, including those that accept.
+        num_requests: requests sent.
+        num_cancelled: requests cancelled.
+        num_local: key presses after which a suggestion was shown at once.
+        num_seen: key presses after which a suggestion was shown before the next key press.
+        num_inconsistent: suggestions shown that do not continue the text as a draft of the server did.
+        waits_ms: times from a key press without a suggestion to the first suggestion before the next key press.
+        num_accepted: key presses that accepted a suggestion.
+        num_accepted_characters: characters that were accepted instead of typed.
+        events: reports by kind.
     """
 
     num_keys: int = 0
@@ -76,13 +77,13 @@ class Tally:
 
 
 class Typist:
-    """One person, one session.
+    """One user with one session.
 
     Args:
-        ask: the server.
-        accepts: take the ghost text, or its first word, when that is what would be typed.
-        seed: of the pauses.
-        max_keys: stop after so many; None: when all is typed.
+        ask: requests drafts.
+        accepts: accept the ghost text, or its first word, when it matches what would be typed.
+        seed: seed of the pauses.
+        max_keys: stop after this many key presses; None: when everything is typed.
         options: of the session.
     """
 
@@ -103,11 +104,11 @@ class Typist:
         self._now_s = 0.0
         self._session = TypingSession(options, lambda: self._now_s)
         self._answers: dict[int, tuple[float, DraftsAnswer]] = {}
-        self._drafts: dict[tuple[str, int], str] = {}  # each with the whole text before it
+        self._drafts: dict[tuple[str, int], str] = {}  # with the whole text before each draft
         self._waits_since_s: float | None = None
 
     def type(self, script: Script) -> None:
-        """Type the rest of a text. The session has known others before."""
+        """Type the rest of a text, in the same session as the texts before."""
         self._waits_since_s = None
         self._do(self._session.edit(script.text[: script.num_given]))
         while len(self._session.text) < len(script.text) and self.tally.num_keys < self._max_keys:
@@ -116,7 +117,7 @@ class Typist:
         self._wait(THINKING_PAUSE_S)
 
     def close(self) -> None:
-        """The last reports."""
+        """Close the session and count its last reports."""
         self._do(self._session.close())
 
     def _pause_s(self) -> float:
@@ -129,7 +130,7 @@ class Typist:
         rest = text[len(typed) :]
         tally.num_keys += 1
         self._waits_since_s = None
-        taken = _what_is_right(ghost, rest) if self._accepts and ghost is not None else ""
+        taken = _matching_part(ghost, rest) if self._accepts and ghost is not None else ""
         if taken:
             self._do(session.accept() if ghost is not None and taken == ghost.text else session.accept_word())
             tally.num_accepted += 1
@@ -142,7 +143,7 @@ class Typist:
         self._waits_since_s = None if found else self._now_s
 
     def _wait(self, seconds: float) -> None:
-        """Let the time pass, with all that happens in it."""
+        """Let time pass and handle the events in it."""
         until_s = self._now_s + seconds
         while True:
             arrival_s, request_id = min(
@@ -185,8 +186,8 @@ class Typist:
             self._waits_since_s = None
 
 
-def _what_is_right(ghost: Suggestion, rest: str) -> str:
-    """The ghost text, or else its first word, if it is whole words of what is to be typed, and more than one key."""
+def _matching_part(ghost: Suggestion, rest: str) -> str:
+    """The ghost text or else its first word, if it matches whole words of the rest and saves a key; empty otherwise."""
     for text in (ghost.text, ghost.first_word):
         after = rest[len(text) : len(text) + 1]
         if rest.startswith(text) and len(text) > 1 and not (text[-1].isalnum() and after.isalnum()):
@@ -195,46 +196,34 @@ def _what_is_right(ghost: Suggestion, rest: str) -> str:
 
 
 def main(
-    *,
-    prompts: list[Path],
-    num_keys: int,
-    keys_each: int,
-    num_drafts: int,
-    max_tokens: int,
-    latency_ms: float | None,
-    requests_per_key: float,
-    accepts: bool,
-    url: str | None,
-    api_key: str | None,
-    serve_options: list[str],
-    as_json: bool,
-) -> bool:
-    """Type, and print.
-
-    Args:
-        prompts: files of JSON lines with a field `prompt` and perhaps `reference`, which is what is typed; without any,
-            texts that come with the benchmark.
-        num_keys: key presses in all.
-        keys_each: of each prompt.
-        num_drafts: as in the request.
-        max_tokens: as in the request.
-        latency_ms: what an answer takes on the session's clock; None: what it took.
-        requests_per_key: see SessionOptions.
-        accepts: see Typist.
-        url: a running server; None: start one here.
-        api_key: for that server.
-        serve_options: for the server that is started.
-        as_json: print JSON instead of a table.
-
-    Returns:
-        Whether every suggestion on display went on from the text.
-    """
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable. If not set, built-in texts."),
+    ] = None,
+    keys: Annotated[int, typer.Option(min=1, help="Total number of key presses.")] = 500,
+    keys_each: Annotated[int, typer.Option(min=1, help="Maximum number of key presses per prompt.")] = 60,
+    num_drafts: NumDrafts = 3,
+    max_tokens: MaxTokens = 10,
+    latency_ms: Annotated[
+        float | None, typer.Option(min=0, help="Latency of every answer, in ms. If not set, the measured latency.")
+    ] = None,
+    requests_per_key: Annotated[
+        float, typer.Option(min=0.01, help="Maximum average number of requests per key press.")
+    ] = 0.3,
+    accept: Annotated[bool, typer.Option("--accept", help="Accept the best draft whenever it is right.")] = False,
+    url: ServerUrl = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    model: ServerModel = None,
+    dtype: ServerDtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Type texts through the client's typing session. Exit code 1 if a suggestion did not fit the text."""
     scripts = prompt_scripts(prompts, keys_each) if prompts else [Script(text, FIRST_CHARS) for text in TEXTS]
-    with (
-        local_server(serve_options) if url is None else contextlib.nullcontext(url) as base_url,
-        Superdraft(base_url, api_key) as client,
-    ):
-        session_id = f"replay-{uuid.uuid4().hex}"  # another run against the same server must not end ours
+    key = read_key(api_key, api_key_file)
+    serve = serve_options(model=model, dtype=dtype)
+    with server_at(url, serve) as base_url, Superdraft(base_url, key) as client:
+        session_id = f"replay-{uuid.uuid4().hex}"  # unique: another run against the same server must not end ours
 
         def ask(prompt: str) -> tuple[DraftsAnswer, float]:
             started_s = time.perf_counter()
@@ -243,30 +232,34 @@ def main(
             return answer, seconds if latency_ms is None else latency_ms / 1000
 
         options = SessionOptions(requests_per_key=requests_per_key)
-        typist = Typist(ask, accepts=accepts, max_keys=num_keys, options=options)
-        for script in track(_until(scripts, typist, num_keys), "typing", console=Console(stderr=True)):
+        typist = Typist(ask, accepts=accept, max_keys=keys, options=options)
+        for script in track(_until(scripts, typist, keys), "typing", console=Console(stderr=True)):
             typist.type(script)
         typist.close()
-    row = summary(typist.tally)
+    figures = summary(typist.tally)
     settings = {
         "server": url or "started here, on the same processors",
-        "serve_options": serve_options,
-        "prompts": [path.name for path in prompts] or "built in",
+        "serve_options": serve,
+        "prompts": [path.name for path in prompts] if prompts else "built in",
         "keys_each": keys_each,
         "num_drafts": num_drafts,
         "max_tokens": max_tokens,
         "latency_ms": "as measured" if latency_ms is None else latency_ms,
         "budget_per_key": requests_per_key,
-        "accepts": accepts,
+        "accepts": accept,
         "key_pause_median_s": KEY_PAUSE_S,
         "thinking_pause_median_s": THINKING_PAUSE_S,
     }
-    _print({"question": __doc__.splitlines()[0], "machine": describe_machine(), "settings": settings, **row}, as_json)
-    return typist.tally.num_inconsistent == 0
+    table = Table("figure", "value")
+    for name, value in figures.items():
+        table.add_row(name, str(value))
+    print_report(make_report(__doc__, settings, **figures), [table], as_json)
+    if typist.tally.num_inconsistent:
+        raise typer.Exit(1)
 
 
 def prompt_scripts(paths: Sequence[Path], keys_each: int) -> list[Script]:
-    """The references of prompts from files, as texts to type."""
+    """The prompts of files, with the first characters of their references to type."""
     return [
         Script(prompt.text + prompt.continuation[:keys_each], len(prompt.text)) for prompt in read_prompts(list(paths))
     ]
@@ -281,7 +274,7 @@ def _until(scripts: list[Script], typist: Typist, num_keys: int) -> Iterator[Scr
 
 def summary(tally: Tally) -> dict[str, Any]:
     """The figures of a run."""
-    waits = sorted(tally.waits_ms)
+    waits = tally.waits_ms
     keys = max(tally.num_keys, 1)
     return {
         "key_presses": tally.num_keys,
@@ -291,22 +284,9 @@ def summary(tally: Tally) -> dict[str, Any]:
         "answered_locally": round(tally.num_local / keys, 3),
         "suggestion_before_next_key": round(tally.num_seen / keys, 3),
         "first_suggestion_ms_median": round(statistics.median(waits), 1) if waits else None,
-        "first_suggestion_ms_p90": round(waits[len(waits) * 9 // 10], 1) if waits else None,
+        "first_suggestion_ms_p90": rounded_percentile(waits, 90),
         "inconsistent": tally.num_inconsistent,
         "accepted": tally.num_accepted,
         "accepted_characters": tally.num_accepted_characters,
         "reports": dict(sorted(tally.events.items())),
     }
-
-
-def _print(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
-        return
-    table = Table("figure", "value")
-    for name, value in report.items():
-        if name not in ("question", "machine", "settings"):
-            table.add_row(name, str(value))
-    console = Console()
-    console.print(table)
-    console.print({"machine": report["machine"], "settings": report["settings"]})

@@ -1,8 +1,8 @@
-"""Replicas on Ray Serve: do typing sessions stay on one, and what is lost when one is killed, added or taken away.
+"""Replicas on Ray Serve: whether sessions stay on one replica, and what is lost when replicas are killed or scaled.
 
-Three phases. *Affinity*: sessions type key by key, with the header that names the session and without it. *Kill*: under
-load a replica that is working is killed (SIGKILL). *Scale*: with the load comes a second and a third replica, and when
-it is gone, they go. Every request is counted by what its client saw of it.
+Three phases. *Affinity*: sessions type key by key, with the header that names the session and without it. *Kill*: a
+working replica is killed (SIGKILL) under load. *Scale*: load adds a second and a third replica, and without load they
+are removed. Every request is counted by what its client saw.
 """
 
 import asyncio
@@ -19,15 +19,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.benchmarks.over_http.local_server import local_server
+from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
+from superdraft.benchmarks.over_http.local_server import (
+    ANSWER_TIMEOUT_S,
+    NEVER_REFUSE,
+    local_server,
+    serve_options,
+)
+from superdraft.benchmarks.summary import make_report, plain_table, print_report, promise_notes
 from superdraft.benchmarks.typing_texts import TEXTS
+from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
 
 NUM_REPLICAS = 3
@@ -35,27 +41,16 @@ NUM_SLOTS = 8
 MAX_TOKENS = 24
 FIRST_CHARS = 40
 NUM_KEYS = 12
-ANSWER_TIMEOUT_S = 60.0
 RECOVERY_TIMEOUT_S = 180.0
-CALM_S = 5.0  # of load before and after what is to be seen
-LOOK_S = 0.1
+CALM_S = 5.0  # seconds of load before and after each event
+POLL_S = 0.1
 UPSCALE_DELAY_S = 2.0
 DOWNSCALE_DELAY_S = 5.0
 
 _OPTIONS = (
-    *(
-        "--ray",
-        "--num-slots",
-        str(NUM_SLOTS),
-        "--ray-replica-cpus",
-        "0.1",
-        "--log-level",
-        "info",
-        "--log-format",
-        "json",
-    ),
-    # Clients that ask on and on would rather wait than be refused.
-    *("--queue-timeout-ms", "60000", "--max-waiting", "1000"),
+    "--ray",
+    *serve_options(num_slots=NUM_SLOTS, ray_replica_cpus=0.1, log_level="info", log_format="json"),
+    *NEVER_REFUSE,
 )
 _REPLICA_HEADER = "x-superdraft-replica"
 _REPLICA_TITLE = "ray::ServeReplica"
@@ -66,10 +61,9 @@ class Outcomes:
     """What clients saw.
 
     Attributes:
-        num_sent: requests.
-        kinds: of ends: "drafts", the code of an error in the error shape, "not in the error shape", or the client's
-            own error.
-        first_seen_s: when each replica answered first, on `time.monotonic`.
+        num_sent: requests sent.
+        kinds: requests by outcome: "drafts", the code of an error object, "no error object", or the client's error.
+        first_seen_s: time of each replica's first answer, by `time.monotonic`.
     """
 
     num_sent: int = 0
@@ -86,50 +80,58 @@ class Outcomes:
         }
 
 
-def main(*, num_sessions: int, num_clients: int, serve_options: list[str], as_json: bool) -> bool:
-    """Run the phases against servers that are started here, and print.
-
-    Args:
-        num_sessions: in the first phase.
-        num_clients: in the others; each asks again as soon as it is answered.
-        serve_options: for the servers.
-        as_json: print JSON instead of a table.
-
-    Returns:
-        Whether the phases went as they should.
-    """
-    options = [*_OPTIONS, *serve_options]
-    fixed = ["--ray-min-replicas", str(NUM_REPLICAS), "--ray-max-replicas", str(NUM_REPLICAS)]
-    scaling = ["--ray-min-replicas", "1", "--ray-max-replicas", str(NUM_REPLICAS), "--ray-target-requests", "2"]
-    scaling += ["--ray-upscale-delay-s", str(UPSCALE_DELAY_S), "--ray-downscale-delay-s", str(DOWNSCALE_DELAY_S)]
+def main(
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions typing at the same time.")] = 12,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that make the load.")] = 12,
+    model: ServerModel = None,
+    dtype: ServerDtype = None,
+    ngram_model: Annotated[str | None, setting("ngram_model")] = None,
+    kv_memory: Annotated[str, setting("kv_memory")] = "256MiB",
+    as_json: AsJson = False,
+) -> None:
+    """Kill, add and remove Ray Serve replicas under load. Exit code 1 if a request is lost that should not be."""
+    options = [
+        *_OPTIONS,
+        *serve_options(model=model, dtype=dtype, ngram_model=ngram_model, kv_memory=kv_memory),
+    ]
+    fixed = serve_options(ray_min_replicas=NUM_REPLICAS, ray_max_replicas=NUM_REPLICAS)
+    scaling = serve_options(
+        ray_min_replicas=1,
+        ray_max_replicas=NUM_REPLICAS,
+        ray_target_requests=2,
+        ray_upscale_delay_s=UPSCALE_DELAY_S,
+        ray_downscale_delay_s=DOWNSCALE_DELAY_S,
+    )
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "serve.log"
         with local_server([*options, *fixed], log) as url:
-            affinity = [asyncio.run(_affinity(url, num_sessions, named)) for named in (True, False)]
-            kill = asyncio.run(_kill(url, num_clients))
+            affinity = [asyncio.run(_affinity(url, sessions, is_named)) for is_named in (True, False)]
+            kill = asyncio.run(_kill(url, clients))
         kill["run_twice"] = _num_run_twice(log)
         with local_server([*options, *scaling], log) as url:
-            scale = asyncio.run(_scale(url, num_clients))
+            scale = asyncio.run(_scale(url, clients))
         scale["run_twice"] = _num_run_twice(log)
     kept = {
         "a session stays on its replica": affinity[0]["same_replica_share"] == 1.0,
         "affinity saves prompt tokens": affinity[0]["cached_share"] > affinity[1]["cached_share"],
-        "kill: every request has one end": kill["sent"] == kill["ended"],
-        "kill: every loss is told in the error shape": set(kill["errors"]) <= {"replica_lost", "overloaded"},
-        "nothing is run twice": kill["run_twice"] == scale["run_twice"] == 0,
-        "scale: nothing is lost": scale["sent"] == scale["drafts"],
+        "kill: every request has one outcome": kill["sent"] == kill["ended"],
+        "kill: every lost request gets an error object": set(kill["errors"]) <= {"replica_lost", "overloaded"},
+        "no request is run twice": kill["run_twice"] == scale["run_twice"] == 0,
+        "scale: no request is lost": scale["sent"] == scale["drafts"],
         f"scale: 1 to {NUM_REPLICAS} to 1": scale["most_replicas"] == NUM_REPLICAS and scale["replicas_at_end"] == 1,
     }
-    report = {"question": __doc__.splitlines()[0], "machine": describe_machine(), "settings": options}
-    _print({**report, "affinity": affinity, "kill": kill, "scale": scale, "kept": kept}, as_json)
-    return all(kept.values())
+    report = make_report(__doc__, {"serve_options": options}, affinity=affinity, kill=kill, scale=scale, kept=kept)
+    tables = [plain_table(affinity, "affinity"), plain_table([kill], "kill"), plain_table([scale], "scale")]
+    print_report(report, tables, as_json, promise_notes(kept))
+    if not all(kept.values()):
+        raise typer.Exit(1)
 
 
 # Affinity
 
 
 async def _affinity(url: str, num_sessions: int, is_named: bool) -> dict[str, Any]:
-    """Sessions that type a text each, one key after the other, all at the same time."""
+    """Let sessions type a text each, key by key, all at the same time."""
     async with _client(url) as http:
         replicas = await asyncio.gather(*(_type(http, number, is_named) for number in range(num_sessions)))
     moves = [before == after for session in replicas for (before, _, _), (after, _, _) in itertools.pairwise(session)]
@@ -145,7 +147,7 @@ async def _affinity(url: str, num_sessions: int, is_named: bool) -> dict[str, An
 
 
 async def _type(http: httpx.AsyncClient, number: int, is_named: bool) -> list[tuple[str, int, int]]:
-    """One session: replica, cached tokens and prompt tokens of each key press."""
+    """Type in one session; returns the replica, cached tokens and prompt tokens of each key press."""
     text = f"{uuid.uuid4()}: {TEXTS[number % len(TEXTS)]}"
     headers = {"x-session-id": f"session-{number}"} if is_named else {}
     seen = []
@@ -171,7 +173,7 @@ async def _kill(url: str, num_clients: int) -> dict[str, Any]:
         while len(outcomes.first_seen_s) == len(before):
             if time.monotonic() > killed_s + RECOVERY_TIMEOUT_S:
                 raise CommandError(f"no new replica answered within {RECOVERY_TIMEOUT_S:g} s after one was killed.")
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         recovered_s = max(outcomes.first_seen_s.values())
         await asyncio.sleep(CALM_S)
     return {**outcomes.row(), "replicas_before": len(before), "recovered_after_s": round(recovered_s - killed_s, 1)}
@@ -184,14 +186,14 @@ async def _scale(url: str, num_clients: int) -> dict[str, Any]:
     most, begun_s = 0, time.monotonic()
     async with _load(url, num_clients) as busy:
         while len(busy.first_seen_s) < NUM_REPLICAS and time.monotonic() < begun_s + RECOVERY_TIMEOUT_S:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         grown_s = time.monotonic()
         most = len(busy.first_seen_s)
         await asyncio.sleep(CALM_S)
     calm_s = time.monotonic()
-    async with _load(url, 1) as calm:  # replicas go while somebody asks
+    async with _load(url, 1) as calm:  # replicas are removed while requests arrive
         while len(replica_pids()) > 1 and time.monotonic() < calm_s + RECOVERY_TIMEOUT_S:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         shrunk_s = time.monotonic()
         await asyncio.sleep(CALM_S)
         left = len(replica_pids())
@@ -218,17 +220,17 @@ async def _client(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def _load(url: str, num_clients: int) -> AsyncIterator[Outcomes]:
-    """Clients that ask again as soon as they are answered, every other one for a stream, to their last answer."""
+    """Clients that send the next request as soon as they are answered; every other client requests streams."""
     outcomes, stopping = Outcomes(), asyncio.Event()
 
-    async def ask_on(http: httpx.AsyncClient, number: int) -> None:
+    async def send_in_turn(http: httpx.AsyncClient, number: int) -> None:
         for turn in itertools.count():
             if stopping.is_set():
                 return
             await _ask(http, f"{number} {turn}: {TEXTS[number % len(TEXTS)][:60]}", number % 2 == 1, outcomes)
 
     async with _client(url) as http:
-        clients = [asyncio.create_task(ask_on(http, number)) for number in range(num_clients)]
+        clients = [asyncio.create_task(send_in_turn(http, number)) for number in range(num_clients)]
         try:
             yield outcomes
         finally:
@@ -250,26 +252,26 @@ async def _ask(http: httpx.AsyncClient, prompt: str, is_stream: bool, outcomes: 
         said = last_event(answer.text) if answer.is_success and is_stream else answer.json()
         outcomes.kinds[said["error"]["code"] if "error" in said else "drafts"] += 1
     except (ValueError, KeyError, IndexError, TypeError):
-        outcomes.kinds["not in the error shape"] += 1
+        outcomes.kinds["no error object"] += 1
 
 
 def last_event(text: str) -> Any:
-    """The last event of a stream but one, which is `[DONE]`."""
+    """The last event of a stream before `[DONE]`."""
     *_, last, done = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     if done != "[DONE]":
-        raise ValueError("the stream has no end")
+        raise ValueError("the stream does not end with [DONE]")
     return json.loads(last)
 
 
 def _num_run_twice(log: Path) -> int:
-    """Requests that two replicas have ended, by the replicas' log lines."""
+    """Number of requests that two replicas answered, according to their log lines."""
     ends: Counter[str] = Counter()
     for line in log.read_text(errors="replace").splitlines():
         _, is_json, fields = line.partition("{")
         if is_json and '"event": "request"' in fields:
             ends[json.loads("{" + fields)["request_id"]] += 1
     if not ends:
-        raise CommandError("the server's log has no lines of requests.")
+        raise CommandError("the server's log has no request lines.")
     return sum(count > 1 for count in ends.values())
 
 
@@ -277,7 +279,7 @@ def _num_run_twice(log: Path) -> int:
 
 
 def replica_pids() -> list[int]:
-    """The replicas' processes, those that have begun to load a model first: descendants of this process."""
+    """Process ids of the replicas among the descendants of this process, oldest first."""
     parents, replicas = {}, []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
@@ -285,7 +287,7 @@ def replica_pids() -> list[int]:
         try:
             stat = (folder / "stat").read_text()
             title = (folder / "cmdline").read_text()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         pid, rest = int(folder.name), stat.rpartition(")")[2].split()
         parents[pid] = int(rest[1])
@@ -300,17 +302,3 @@ def _descends(pid: int, parents: dict[int, int]) -> bool:
             return True
         pid = parents.get(pid, 0)
     return False
-
-
-def _print(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
-        return
-    console = Console()
-    for name in ("affinity", "kill", "scale"):
-        rows = report[name] if isinstance(report[name], list) else [report[name]]
-        table = Table(*rows[0], title=name)
-        for row in rows:
-            table.add_row(*(str(value) for value in row.values()))
-        console.print(table)
-    console.print({key: report[key] for key in ("machine", "settings", "kept")})

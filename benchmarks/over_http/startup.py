@@ -1,7 +1,7 @@
-"""How soon a server with a cached model is ready, and how much memory it takes before and after requests.
+"""Start-up time and memory of a server with a cached model.
 
-From the start of the process to the first 200 of `/ready`, asked every few hundredths of a second. Memory is what the
-kernel counts (`smaps_rollup`): resident (RSS), and with pages shared with other processes divided among them (PSS).
+The time runs from the start of the process to the first 200 from `/ready`, which is polled every 0.03 s. Memory is what
+the kernel counts (`smaps_rollup`): resident (RSS), and with pages shared between processes divided among them (PSS).
 """
 
 import os
@@ -9,54 +9,47 @@ import socket
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.benchmarks.over_http.local_server import starting_server
-from superdraft.benchmarks.summary import print_report
+from superdraft.benchmarks.options import AsJson, Model, ServerDtype, ServerKvMemory
+from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, serve_options, starting_server
+from superdraft.benchmarks.summary import make_report, print_report
 from superdraft.benchmarks.typing_texts import TEXTS
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.server.errors import CommandError
 
 POLL_S = 0.03
-IDLE_S = 1.0  # before memory is read
-ANSWER_TIMEOUT_S = 60.0
+IDLE_S = 1.0  # wait before memory is read
 NUM_REQUESTS = 50
 _MEMORY = {"Rss": "rss_mb", "Pss": "pss_mb", "Pss_Anon": "pss_anonymous_mb", "Pss_File": "pss_files_mb"}
 
 
-def main(*, model: str, runs: int, serve_options: list[str], as_json: bool) -> None:
-    """Measure and print.
-
-    Args:
-        model: as for the server; it is fetched first if it is not cached.
-        runs: starts.
-        serve_options: for the server.
-        as_json: print JSON instead of a table.
-
-    Raises:
-        CommandError: this system does not tell a process's memory, or the server did not start.
-    """
+def main(
+    model: Model = DEFAULT_MODEL,
+    runs: Annotated[int, typer.Option(min=1, help="Number of starts.")] = 7,
+    dtype: ServerDtype = None,
+    kv_memory: ServerKvMemory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a server again and again and measure the seconds until it is ready, and its memory."""
     if not Path("/proc/self/smaps_rollup").exists():
         raise CommandError("Memory is read from /proc/PID/smaps_rollup, which this system does not have.")
-    options = ["--model", model, *serve_options]
+    options = serve_options(model=model, dtype=dtype, kv_memory=kv_memory)
     start_once(options)  # fetches the model, and fills the page cache as any earlier start did
     starts = [start_once(options) for _ in track(range(runs), "starting", console=Console(stderr=True))]
-    report = {
-        "question": __doc__.splitlines()[0],
-        "machine": describe_machine(),
-        "settings": {"model": model, "runs": runs, "requests": NUM_REQUESTS, "serve_options": serve_options},
-        "rows": [_row(measure, [start[measure] for start in starts]) for measure in starts[0]],
-    }
-    print_report(report, [_table(report)], as_json)
+    rows = [_row(measure, [start[measure] for start in starts]) for measure in starts[0]]
+    settings = {"runs": runs, "requests": NUM_REQUESTS, "serve_options": options}
+    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
 
 
 def start_once(options: list[str]) -> dict[str, float]:
-    """One start: seconds until ready, processor seconds spent by then, and MB idle and after some requests."""
+    """Start once: seconds until ready, CPU seconds until then, and memory in MB when idle and after some requests."""
     port = _free_port()
     started_s = time.monotonic()
     with (
@@ -77,14 +70,14 @@ def start_once(options: list[str]) -> dict[str, float]:
 
 
 def memory_mb(pid: int) -> dict[str, float]:
-    """Resident memory of a process, in MB of a million bytes."""
+    """Resident memory of a process, in MB (10^6 bytes)."""
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
     kilobytes = {parts[0].rstrip(":"): int(parts[1]) for parts in lines if parts[-1] == "kB"}
     return {name: kilobytes[key] * 1024 / 1e6 for key, name in _MEMORY.items()}
 
 
 def processor_seconds(pid: int) -> float:
-    """Time that a process has spent on processors so far."""
+    """CPU time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
 
@@ -92,7 +85,7 @@ def processor_seconds(pid: int) -> float:
 def _is_ready(http: httpx.Client) -> bool:
     try:
         return http.get("/ready").status_code == httpx.codes.OK
-    except httpx.TransportError:  # nobody listens yet
+    except httpx.TransportError:  # the server does not listen yet
         return False
 
 
@@ -107,8 +100,8 @@ def _row(measure: str, values: list[float]) -> dict[str, Any]:
     return {"measure": measure, **{name: round(value, 2) for name, value in found.items()}}
 
 
-def _table(report: dict[str, Any]) -> Table:
-    table = Table("measure", "median", "least", "most")
-    for row in report["rows"]:
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("measure", "median", "minimum", "maximum")
+    for row in rows:
         table.add_row(row["measure"].replace("_", " "), *(str(row[name]) for name in ("median", "min", "max")))
     return table

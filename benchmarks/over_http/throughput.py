@@ -1,9 +1,9 @@
-"""How many requests a second one server answers in good time: superposed drafts against sampled ones.
+"""Requests per second that one server answers within a latency limit, superposed drafts against sampled ones.
 
-Clients in a closed loop ask again as soon as they are answered. In a round, every strategy, number of drafts, kind of
-weights and number of clients has its turn. With more clients more is answered and everybody waits longer, so the
-figure for "up to N clients" is the best rate of any number of them, N at most, whose 95th percentile stays within the
-limit, with the kind of weights that suits the strategy best.
+Clients in a closed loop send the next request as soon as they are answered. In a round, every combination of strategy,
+number of drafts, type of weights and number of clients has its turn. More clients get more answers but wait longer.
+The figure for "up to N clients" is therefore the best rate with at most N clients whose 95th percentile stays within
+the limit, with the type of weights that suits the strategy best.
 """
 
 import asyncio
@@ -12,33 +12,34 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.benchmarks.options import AsJson, Model, NumDraftsEach, ServerKvMemory, ServerNumThreads
 from superdraft.benchmarks.over_http.load import Load, run_load
-from superdraft.benchmarks.over_http.local_server import local_server
-from superdraft.benchmarks.summary import percentile, print_report, ratio, shown
+from superdraft.benchmarks.over_http.local_server import NEVER_REFUSE, local_server, serve_options
+from superdraft.benchmarks.summary import make_report, percentile, print_report, ratio, shown
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 
 STRATEGIES = ("paper", "distinct", "sample")
 MAX_TOKENS = 10
 WARM_UP_S = 1.0
-# Who asks for more rows than there are slots waits instead of being refused.
-_PATIENT = ["--queue-timeout-ms", "60000", "--max-waiting", "1000"]
+CLIENTS, NUM_DRAFTS, DTYPES = [4, 16], [3, 8], ["int4", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What runs for some seconds.
+    """One combination to measure.
 
     Attributes:
-        strategy: as in the request.
+        strategy: strategy or selection of the requests.
         num_drafts: k.
-        dtype: as for the server.
-        num_clients: those of the closed loop.
+        dtype: type of the server's weights.
+        num_clients: clients of the closed loop.
     """
 
     strategy: str
@@ -49,11 +50,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What a run gave.
+    """The result of a run.
 
     Attributes:
-        per_s: answers with drafts a second.
-        p95_ms: of their latency; infinite if some request had no drafts.
+        per_s: answers with drafts per second.
+        p95_ms: 95th percentile of their latency; infinite if a request had no drafts.
     """
 
     per_s: float
@@ -61,62 +62,53 @@ class Rate:
 
 
 def main(
-    *,
-    model: str,
-    clients: list[int],
-    num_drafts: list[int],
-    dtypes: list[str],
-    limit_ms: float,
-    rounds: int,
-    seconds: float,
-    serve_options: list[str],
-    as_json: bool,
+    model: Model = DEFAULT_MODEL,
+    clients: Annotated[list[int], typer.Option(min=1, help="Maximum number of clients. Repeatable.")] = CLIENTS,
+    num_drafts: NumDraftsEach = NUM_DRAFTS,
+    dtype: Annotated[list[str], typer.Option(help="Type of the weights. Repeatable.")] = DTYPES,
+    p95_ms: Annotated[float, typer.Option(min=1, help="Limit of the latency's 95th percentile, in ms.")] = 1000.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns per combination.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per turn.")] = 5.0,
+    kv_memory: ServerKvMemory = None,
+    num_threads: ServerNumThreads = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure and print.
-
-    Args:
-        model: as for the server.
-        clients: each N of "up to N clients".
-        num_drafts: each k.
-        dtypes: kinds of weights; a server runs for each of them all the time, and waits while another is asked.
-        limit_ms: of the 95th percentile.
-        rounds: how often each combination has its turn.
-        seconds: how long a turn takes.
-        serve_options: for the servers.
-        as_json: print JSON instead of tables.
-    """
+    """Compare the requests per second of superposed drafting and sampling, each within a latency limit."""
+    options = serve_options(kv_memory=kv_memory, num_threads=num_threads)
     runs = [
-        Run(strategy, k, dtype, count)
+        Run(strategy, k, weights, count)
         for k in num_drafts
         for count in ladder(max(clients))
-        for dtype in dtypes
+        for weights in dtype
         for strategy in STRATEGIES
     ]
     with contextlib.ExitStack() as stack:
-        urls = {
-            dtype: stack.enter_context(local_server(["--model", model, "--dtype", dtype, *_PATIENT, *serve_options]))
-            for dtype in dtypes
+        urls = {  # a server per type of weights, idle while another has its turn
+            weights: stack.enter_context(
+                local_server([*serve_options(model=model, dtype=weights), *NEVER_REFUSE, *options])
+            )
+            for weights in dtype
         }
         for run in runs:
             asyncio.run(run_load(urls[run.dtype], _load(run, WARM_UP_S)))
         rates: dict[Run, list[Rate]] = defaultdict(list)
         for run in track(runs * rounds, "throughput", console=Console(stderr=True)):
             rates[run].append(asyncio.run(_rate(urls[run.dtype], run, seconds)))
-    report = {
-        "question": __doc__.splitlines()[0],
-        "machine": describe_machine(),
-        "settings": {
-            "model": model,
-            "dtypes": dtypes,
-            "max_tokens": MAX_TOKENS,
-            "p95_limit_ms": limit_ms,
-            "rounds": rounds,
-            "seconds": seconds,
-            "serve_options": serve_options,
-        },
-        "rows": [_row(run, found) for run, found in rates.items()],
-        "within_limit": [compare(rates, count, k, limit_ms) for k in num_drafts for count in clients],
+    settings = {
+        "model": model,
+        "dtypes": dtype,
+        "max_tokens": MAX_TOKENS,
+        "p95_limit_ms": p95_ms,
+        "rounds": rounds,
+        "seconds": seconds,
+        "serve_options": options,
     }
+    report = make_report(
+        __doc__,
+        settings,
+        rows=[_row(run, found) for run, found in rates.items()],
+        within_limit=[compare(rates, count, k, p95_ms) for k in num_drafts for count in clients],
+    )
     print_report(report, _tables(report), as_json)
 
 
@@ -162,7 +154,7 @@ def compare(rates: dict[Run, list[Rate]], num_clients: int, num_drafts: int, lim
 
 
 def _best(rates: dict[Run, list[Rate]], limit_ms: float) -> Run | None:
-    """The run with the highest median rate among those that keep the limit; None: none does."""
+    """The run with the highest median rate within the limit, if there is one."""
     kept = [run for run, found in rates.items() if _median_p95(found) <= limit_ms]
     return max(kept, key=lambda run: statistics.median(rate.per_s for rate in rates[run]), default=None)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from superdraft.decoding.method.draft_set import Floats
 
 _BLOCK = 128
+_ROWS = 16  # of 49,152 tokens: 64 rows take 1.8 ms in such parts, 6.3 ms at once, in memory that is new each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,19 @@ def cut(logits: Tensor, num: int, suppressed: Tensor) -> Candidates:
         num: m; a larger one than there are tokens means all of them.
         suppressed: ids that no draft may contain, shape [S].
     """
-    logprobs = torch.log_softmax(logits, dim=-1)  # suppressed tokens count in the normaliser
+    barred = logits.index_select(-1, suppressed)
     logits.index_fill_(-1, suppressed, float("-inf"))
     values, ids = _top(logits, min(num, logits.shape[-1] - suppressed.shape[0]))
+    logits.index_copy_(-1, suppressed, barred)  # they count in the model's distribution
+    logprobs = torch.cat(
+        [
+            torch.log_softmax(rows, -1).gather(-1, top)
+            for rows, top in zip(logits.split(_ROWS), ids.split(_ROWS), strict=True)
+        ]
+    )
+    logits.index_fill_(-1, suppressed, float("-inf"))
     # One copy to the host for the whole batch: on a GPU this is the step's only synchronisation.
-    packed = torch.stack([values.double(), ids.double(), torch.gather(logprobs, -1, ids).double()]).cpu().numpy()
+    packed = torch.stack([values.double(), ids.double(), logprobs.double()]).cpu().numpy()
     return Candidates(packed[1].astype(np.int64), packed[0], packed[2])
 
 

@@ -1,1 +1,1 @@
-"""What drafts are judged on: prompts, gaps, word lists."""
+"""Test cases for drafts: prompts, gaps in source code, word lists."""

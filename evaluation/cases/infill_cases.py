@@ -1,4 +1,4 @@
-"""Cases of `superdraft eval infill`: gaps in source code and what stood there."""
+"""Cases of `superdraft eval infill`: gaps in source code and their original text."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from superdraft.evaluation.cases.prompts import check_ids, read_rows
 from superdraft.server.errors import CommandError
 
 KINDS = ("indent", "mid", "word")
-"""Where the cursor stands: behind the indentation of a new line, between two tokens of a line, or inside a word."""
+"""Places of the cursor: after the indentation of a new line, between two tokens of a line, or inside a word."""
 
 MIN_CHARACTERS, MAX_CHARACTERS = 10, 80
 LINES_PER_FILE = 2
@@ -45,13 +45,13 @@ _LONG_NAME = re.compile(r"[^\W\d]\w{3,}")
 
 @dataclass(frozen=True, slots=True)
 class InfillCase:
-    """A place in a text that is to be filled.
+    """A gap in a text.
 
     Attributes:
-        id: its name; no two cases of a run have the same.
-        kind: where the cursor stands: one of `KINDS`, or what a file of cases says.
+        id: name, unique within a run.
+        kind: place of the cursor: one of `KINDS`, or the value in a file of cases.
         prefix: the text before the cursor.
-        suffix: the text after the line that is to be completed, its line break included.
+        suffix: the text after the line to complete, including its line break.
         reference: the rest of that line.
     """
 
@@ -63,7 +63,7 @@ class InfillCase:
 
 
 def read_cases(path: Path, limit: int | None = None) -> list[InfillCase]:
-    """Cases of a file of JSON lines with `prefix`, `suffix` and `reference`, and perhaps `id` and `kind`.
+    """Cases of a file of JSON lines with `prefix`, `suffix` and `reference`, and optionally `id` and `kind`.
 
     Raises:
         CommandError: the file cannot be read, a line lacks a field, or two cases have the same id.
@@ -81,18 +81,20 @@ def read_cases(path: Path, limit: int | None = None) -> list[InfillCase]:
 
 
 def with_window(case: InfillCase, num_before: int, num_after: int) -> InfillCase:
-    """The case with only so many lines before and after the cursor's: editors send a window, not the whole file."""
+    """The case with fewer lines around the cursor's line: editors send a window, not the whole file."""
     before = case.prefix.split("\n")[-(num_before + 1) :]
-    after = case.suffix.split("\n")[: num_after + 1]  # the first one is what follows on the cursor's line
+    after = case.suffix.split("\n")[: num_after + 1]  # the first one is the rest of the cursor's line
     return replace(case, prefix="\n".join(before), suffix="\n".join(after))
 
 
-def parse_window(text: str) -> tuple[int, int]:
-    """Lines before and after the cursor's, from `BEFORE,AFTER`.
+def parse_window(text: str | None) -> tuple[int, int] | None:
+    """Numbers of lines before and after the cursor's line, from `BEFORE,AFTER`; None for None.
 
     Raises:
-        CommandError: it is something else.
+        CommandError: the text has another form.
     """
+    if text is None:
+        return None
     found = re.fullmatch(r"(\d+),(\d+)", text)
     if found is None:
         raise CommandError(f"--context-lines must be BEFORE,AFTER, two numbers of lines such as 50,20; got {text!r}.")
@@ -102,18 +104,18 @@ def parse_window(text: str) -> tuple[int, int]:
 def chosen_cases(
     file: Path | None, source: Path | None, kind: str, limit: int | None, seed: int, window: tuple[int, int] | None
 ) -> list[InfillCase]:
-    """The cases of a file, or those made from source code.
+    """The cases of a file, or cases made from source code.
 
     Args:
-        file: of cases; None: they are made from source code.
-        source: folder of source code; None: the cases are in the file.
-        kind: of the cases from source code.
-        limit: at most so many cases; None: all of the file, 100 of source code.
-        seed: of the cases from source code.
-        window: lines kept before and after the cursor's; None: all.
+        file: file of cases; None: make them from source code.
+        source: folder of source code; None: read them from the file.
+        kind: kind of the cases from source code.
+        limit: maximum number of cases; None: all of the file, 100 from source code.
+        seed: seed of the cases from source code.
+        window: numbers of lines to keep before and after the cursor's line; None: all.
 
     Raises:
-        CommandError: neither or both are named, or there are no cases.
+        CommandError: neither or both of file and source are given, or there are no cases.
     """
     if (file is None) == (source is None):
         raise CommandError("Name either a file of cases (--cases FILE) or source code (--from-source FOLDER).")
@@ -128,29 +130,29 @@ def chosen_cases(
 
 
 def write_cases(path: Path, cases: Sequence[InfillCase]) -> None:
-    """A file that `read_cases` reads."""
+    """Write a file that `read_cases` reads."""
     rows = ({name: getattr(case, name) for name in InfillCase.__slots__} for case in cases)
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 def cases_from_source(folder: Path, kind: str, limit: int, seed: int) -> list[InfillCase]:
-    """Cases from the source files below a folder; the same ones for the same files and seed.
+    """Cases from the source files below a folder; the same for the same files and seed.
 
-    Lines have 10 to 80 characters without their indentation, and are no comments. At most two are taken of a file.
+    Lines have 10 to 80 characters without their indentation and are not comments. At most two are taken per file.
 
     Args:
-        folder: of source code.
+        folder: folder of source code.
         kind: one of `KINDS`.
-        limit: at most so many cases.
-        seed: of the choice of files, lines and places.
+        limit: maximum number of cases.
+        seed: seed of the choice of files, lines and places.
 
     Raises:
-        CommandError: there is no such folder or kind, or no line that fits.
+        CommandError: there is no such folder or kind, or no suitable line.
     """
     if kind not in KINDS:
         raise CommandError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     if not folder.is_dir():
-        raise CommandError(f"--from-source {folder} is no folder.")
+        raise CommandError(f"--from-source {folder} is not a folder.")
     chance = random.Random(f"{seed} {kind}")  # noqa: S311 (the same cases in every run)
     files = sorted(_source_files(folder))
     chance.shuffle(files)
@@ -162,7 +164,7 @@ def cases_from_source(folder: Path, kind: str, limit: int, seed: int) -> list[In
     if not cases:
         endings = ", ".join(sorted(SUFFIXES))
         raise CommandError(
-            f"--from-source {folder} holds no line of code to complete; files that count end in {endings}."
+            f"--from-source {folder} holds no line of code to complete; only files that end in {endings} are read."
         )
     return cases
 
@@ -176,7 +178,7 @@ def _source_files(folder: Path) -> Iterator[Path]:
 
 
 def _read(file: Path) -> str:
-    """A file's text with plain line ends; "" for one that is too large or no text."""
+    """A file's text with plain line ends; "" if it is too large or not UTF-8."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -211,12 +213,12 @@ def _is_code(line: str) -> bool:
 
 
 def _at_indent(line: str, _: random.Random) -> int | None:
-    """Behind the indentation; a line without one is none that an editor has indented."""
+    """After the indentation; None for a line without one."""
     return (len(line) - len(line.lstrip())) or None
 
 
 def _at_border(line: str, chance: random.Random) -> int | None:
-    """Where a token begins in the middle half of the line."""
+    """The beginning of a token in the middle half of the line."""
     content = len(line.strip())
     start = len(line) - len(line.lstrip())
     first, last = start + content // 4, start + content * 3 // 4
@@ -226,7 +228,7 @@ def _at_border(line: str, chance: random.Random) -> int | None:
 
 
 def _in_word(line: str, chance: random.Random) -> int | None:
-    """Inside a name of at least four characters: two are typed at least, and one is left."""
+    """Inside a name of at least four characters: at least two are typed, and at least one is left."""
     words = list(_LONG_NAME.finditer(line))
     if not words:
         return None

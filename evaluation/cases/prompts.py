@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text that was cut off, and how it went on.
+    """A text that was cut off, and its original continuation.
 
     Attributes:
-        id: its name; no two prompts of a run have the same.
-        domain: the kind of text.
-        text: what had been typed at the cut.
-        reference: how the text went on, without the white space at the cut.
+        id: name, unique within a run.
+        domain: kind of text.
+        text: the text before the cut.
+        reference: the text after the cut, without the white space at the cut.
         is_mid_word: the cut is inside a word.
     """
 
@@ -35,14 +35,14 @@ class Prompt:
 
     @property
     def continuation(self) -> str:
-        """What a perfect draft begins with: the reference, with a space before it where the text lacks one."""
+        """The reference, with a space before it if the text does not end with one: a perfect draft begins like this."""
         glued = self.is_mid_word or self.text[-1:].isspace() or self.reference[:1].isspace()
         return self.reference if glued else f" {self.reference}"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and every answer that counts as right."""
+    """A question and all answers that count as right."""
 
     id: str
     text: str
@@ -50,17 +50,17 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The zero-shot prompt: the paper asks without examples, in this form."""
+        """The zero-shot prompt in the paper's form."""
         return f"Question: {self.text}\nAnswer:"
 
 
 def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: int | None = None) -> list[Prompt]:
-    """Prompts of files with the fields `prompt` and `reference`, and perhaps `id`, `domain` and `typed` (mid-word).
+    """Prompts of files with the fields `prompt` and `reference`, and optionally `id`, `domain` and `typed` (mid-word).
 
     Args:
-        paths: the files. A prompt without `domain` is of the domain that its file is named after.
-        limit: at most so many; they are taken from the files in turns.
-        prefix_words: keep only the last words of each prompt.
+        paths: the files. The default of `domain` is the name of the file.
+        limit: maximum number of prompts; they are taken from the files in turns.
+        prefix_words: keep only this many last words of each prompt; None: keep all.
 
     Raises:
         CommandError: a file cannot be read, a line lacks a field, or two prompts have the same id.
@@ -80,8 +80,8 @@ def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: 
     return prompts
 
 
-def first_words(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """The first words of each text, prompt and reference together, as prompts; what follows is their reference.
+def first_words_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """Prompts of the first words of each text (prompt and reference together), with the rest as their reference.
 
     Texts without a further word are left out.
     """
@@ -96,7 +96,7 @@ def first_words(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 
 def read_questions(paths: Sequence[Path], limit: int | None = None) -> list[Question]:
-    """Questions of files with the fields `question` and `answers`; limit and errors as in `read_prompts`."""
+    """Questions of files with the fields `question` and `answers`. Limit and errors are those of `read_prompts`."""
 
     def parse(path: Path, number: int, row: dict[str, Any]) -> Question:
         answers = tuple(str(answer) for answer in row["answers"])
@@ -108,7 +108,7 @@ def read_questions(paths: Sequence[Path], limit: int | None = None) -> list[Ques
 
 
 def read_rows(paths: Sequence[Path], parse: Callable[[Path, int, dict[str, Any]], T], limit: int | None) -> list[T]:
-    """The parsed lines of all files, one of each file in turn."""
+    """The parsed lines of all files, one line per file in turn."""
     files = [list(_rows(path, parse)) for path in paths]
     missing = object()
     in_turns = chain.from_iterable(zip_longest(*files, fillvalue=missing))
@@ -128,12 +128,12 @@ def _rows(path: Path, parse: Callable[[Path, int, dict[str, Any]], T]) -> Iterat
         raise CommandError(f"{path}, line {number}: the field {error.args[0]} is missing.") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise CommandError(
-            f"{path}, line {number}: not a line of the expected JSON ({type(error).__name__})."
+            f"{path}, line {number}: not a JSON line of the expected form ({type(error).__name__})."
         ) from None
 
 
 def _text(row: dict[str, Any], name: str) -> str:
-    """A text field; a text without any word cannot be measured."""
+    """A text field that has at least one word."""
     text = row[name]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(name)
@@ -146,9 +146,13 @@ def _last_words(text: str, count: int | None) -> str:
 
 
 def check_ids(ids: Sequence[str]) -> None:
-    """Raise CommandError if two lines have the same id."""
+    """Check that no two lines have the same id.
+
+    Raises:
+        CommandError: two lines do.
+    """
     seen: set[str] = set()
     for name in ids:
         if name in seen:
-            raise CommandError(f"Two lines have the id {name!r}. Give each its own, or name each file once.")
+            raise CommandError(f"Two lines have the id {name!r}. Give each its own id, or name each file once.")
         seen.add(name)

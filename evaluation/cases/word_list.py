@@ -1,4 +1,4 @@
-"""The words that there are: by which a word that a draft has put together is told from a broken one."""
+"""Lists of known words, to tell the words that drafts complete from broken ones."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,17 +10,17 @@ from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.server.errors import CommandError
 
 MIN_TOKEN_LETTERS = 4
-"""Shorter tokens with a space in front are beginnings of words (" th", " con") too often to count as words."""
+"""Shorter tokens with a leading space are too often beginnings of words (" th", " con") to count as words."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _ENDINGS = ("'s", "n't", "s", "es", "d", "ed", "ing", "ly")
 
 
 class WordList:
-    """Words, in lower case.
+    """Words in lower case.
 
     Args:
-        words: any spelling.
+        words: words in any case.
     """
 
     def __init__(self, words: Iterable[str]) -> None:
@@ -31,24 +31,24 @@ class WordList:
         return len(self._words)
 
     def __contains__(self, word: str) -> bool:
-        """Whether a word is in the list, or is one of it with a regular ending: 's, n't, -s, -es, -ed, -ing, -ly."""
+        """Whether a word is in the list, possibly with a regular ending: 's, n't, -s, -es, -ed, -ing, -ly."""
         word = _normal(word)
         return word in self._words or any(
             word.endswith(ending) and word.removesuffix(ending) in self._words for ending in _ENDINGS
         )
 
     def has_start(self, start: str) -> bool:
-        """Whether some word of the list begins like this."""
+        """Whether a word of the list begins with `start`."""
         return _normal(start) in self._starts
 
 
 def known_words(prompts: Sequence[Prompt], file: Path | None, model: str) -> WordList:
-    """The words of the prompts and references, and those of a file, or else of a language model's vocabulary.
+    """The words of the prompts and references, and those of a file or else of a language model's vocabulary.
 
     Args:
-        prompts: a word that was cut counts as a whole.
-        file: one word per line; None: the tokens of at least four letters that begin with a space.
-        model: whose vocabulary; as for the server.
+        prompts: prompts with references; a word that was cut counts as a whole.
+        file: file of one word per line; None: the model's tokens of at least four letters after a space.
+        model: language model, as for the server.
 
     Raises:
         CommandError: the file cannot be read or is empty.

@@ -1,1 +1,1 @@
-"""The decoders that are compared: this server's, plain ones, other servers."""
+"""Decoders to compare: this server's, plain ones, and other servers."""

@@ -1,4 +1,4 @@
-"""How a decoder is named on the command line, and what that means."""
+"""Decoders by their names on the command line."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +15,15 @@ from superdraft.server.settings import Settings
 from superdraft.server.wires.native.mapping import generation_params
 from superdraft.server.wires.native.schemas import DraftsRequest
 
-_NUCLEUS = {"temperature": 0.6, "top_p": 0.9}  # what sampling is compared at unless it is asked for otherwise
-# The fields of `POST /v1/drafts` that make a request one of a kind; an option of the same name wins over them.
+_NUCLEUS = {"temperature": 0.6, "top_p": 0.9}  # the defaults of sampling decoders
+# The fields of `POST /v1/drafts` for each kind; options of the same name override them.
 _FIELDS: dict[str, dict[str, Any]] = {
     "served": {},
     "paper": {"strategy": "superposed", "selection": "paper"},
     "nucleus": {"strategy": "sample", **_NUCLEUS},
     "greedy": {"strategy": "greedy"},
     "nucleus+superposed": {"strategy": "sample+superposed", **_NUCLEUS},
-    "beam": {"strategy": "greedy"},  # the engine has no beam search: only num_drafts and max_tokens count
+    "beam": {"strategy": "greedy"},  # the engine has no beam search: only num_drafts and max_tokens are used
 }
 KINDS = tuple(_FIELDS)
 _ALIASES = {"superposed": "paper"}
@@ -31,15 +31,15 @@ _WITH_NGRAMS = ("served", "paper", "nucleus+superposed")
 
 
 def _switch(text: str) -> bool:
-    """Whether "on" or "off" is on.
+    """True for "on", False for "off".
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     return ("off", "on").index(text) == 1
 
 
-# Short names, as in the paper, for parameters; all others have their own.
+# Short names of parameters, as in the paper; all others keep their names.
 _LONG = {
     "k": "num_drafts",
     "m": "candidates_per_draft",
@@ -68,13 +68,17 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "layout": str,
     "document_start": _switch,
 }
-_NO_FIELDS = ("penalty", "layout", "document_start")  # which no request can set: the library's, of gaps, the engine's
+_NO_FIELDS = (
+    "penalty",
+    "layout",
+    "document_start",
+)  # not fields of requests: set in the library, for gaps, in the engine
 OPTION_NAMES = ("ngram", *_LONG, *_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Decoders that differ in one option: the name they have in common, the option, and its value."""
+    """Membership in a series of decoders that differ in one option: the common name, the option, and its value."""
 
     series: str
     option: str
@@ -86,12 +90,11 @@ class DecoderSpec:
     """One decoder of a comparison.
 
     Attributes:
-        name: what it is called in reports.
+        name: name in reports.
         kind: one of `KINDS`.
-        ngram: the n-gram model: "auto" (the request doesn't say), "none" (it wants none), or what it names: a model or
-            a mixture.
-        options: fields of the request that were asked for by name; the server fills in the others.
-        sweep: the series of decoders that it is one of, if it is.
+        ngram: n-gram model: "auto" (the server's default), "none", or the name of a model or mixture.
+        options: fields of the request that are set; the server fills in the others.
+        sweep: the series that the decoder belongs to, if any.
     """
 
     name: str
@@ -101,10 +104,10 @@ class DecoderSpec:
     sweep: Sweep | None = None
 
     def request(self, default_strategy: str) -> DraftsRequest:
-        """What a client would send, but for the prompt.
+        """The request that a client would send, with an empty prompt.
 
         Args:
-            default_strategy: the server's, for a request that doesn't say.
+            default_strategy: the server's strategy for requests that do not name one.
 
         Raises:
             CommandError: a value is out of range.
@@ -118,23 +121,23 @@ class DecoderSpec:
             raise CommandError(f"decoder {self.name!r}: {invalid_request(error)}") from None
 
     def document_start(self, settings: Settings) -> bool:
-        """Whether the engine puts the token that begins a document in front of texts; the server does unless told."""
+        """Whether the engine begins texts with the start-of-document token; the default is the server's setting."""
         return bool(dict(self.options).get("document_start", settings.document_start))
 
     def params(self, drafting: DraftingDefaults, settings: Settings) -> GenerationParams:
-        """The decoder's parameters, made as the server makes them of a request.
+        """The decoder's parameters, made from its request by the server's own code.
 
         Args:
-            drafting: what the server fills in for the decoder's n-gram model.
-            settings: the server's.
+            drafting: the server's defaults for the decoder's n-gram model.
+            settings: settings of the server.
 
         Raises:
-            CommandError: a value is out of range, or two contradict each other.
+            CommandError: a value is out of range, or two values contradict each other.
         """
         body = self.request(settings.default_strategy)
         library = {name: value for name, value in self.options if name in _NO_FIELDS and name != "document_start"}
         if "layout" in library:
-            raise CommandError(f"decoder {self.name!r}: layout is an option of gaps; it belongs to eval infill.")
+            raise CommandError(f"decoder {self.name!r}: layout is an option for gaps, in eval infill only.")
         try:
             params = replace(generation_params(body, drafting, token_healing=settings.token_healing), **library)
         except InvalidRequestError as error:
@@ -145,24 +148,24 @@ class DecoderSpec:
 
 
 def parse_decoders(text: str, ngram: str, shared: Mapping[str, Sequence[Any]]) -> list[DecoderSpec]:
-    """Decoders from `[NAME: ]KIND [option=value ...]`, for instance `unhealed: served healing=off`.
+    """Decoders from `[NAME: ]KIND [option=value ...]`, such as `unhealed: served healing=off`.
 
-    An option with several values, `k=1,3,5`, gives a decoder for each.
+    An option with several values, such as `k=1,3,5`, makes a decoder for each value.
 
     Args:
-        text: what was asked for; without a name it is called what it says.
-        ngram: the n-gram model unless it names one.
-        shared: values of options that it does not give itself.
+        text: the text; without a name, the decoder is named after the text.
+        ngram: n-gram model unless the text names one.
+        shared: values of options that the text does not set.
 
     Raises:
-        CommandError: it names no decoder, or an option that there is not, or it has several options of several values.
+        CommandError: there is no such decoder or option, or several options have several values.
     """
     label, colon, rest = text.partition(": ")
     name, spec = (label.strip(), rest) if colon else (text.strip(), text)
     kind, *pairs = spec.split() or [""]
     kind = _ALIASES.get(kind, kind)
     if kind not in KINDS:
-        raise CommandError(f"--decoder {text!r}: {kind!r} is no decoder; there are {', '.join(KINDS)}.")
+        raise CommandError(f"--decoder {text!r}: {kind!r} is not a decoder; choose one of {', '.join(KINDS)}.")
     options = {key: list(values) for key, values in shared.items() if values}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -191,7 +194,7 @@ def _long(name: str) -> str:
 
 
 def _expand(base: DecoderSpec, options: Mapping[str, Sequence[Any]]) -> list[DecoderSpec]:
-    """A decoder for each value of the option that has several."""
+    """A decoder per value of the option that has several values."""
     single = {key: values[0] for key, values in options.items() if len(values) == 1}
     swept = [key for key in options if key not in single]
     if len(swept) > 1:
@@ -218,5 +221,5 @@ def _expand(base: DecoderSpec, options: Mapping[str, Sequence[Any]]) -> list[Dec
 
 
 def _without_idle_ngram(spec: DecoderSpec) -> DecoderSpec:
-    """Outside Superposed Decoding no n-gram model has a say: none need be loaded."""
+    """The spec with ngram "none" if its kind uses no n-gram model, so that none is loaded."""
     return spec if spec.kind in _WITH_NGRAMS else replace(spec, ngram="none")

@@ -1,4 +1,4 @@
-"""Decoders that can be compared: all strategies of the engine, and beam search by transformers."""
+"""Decoders to compare: all strategies of the engine, and beam search by transformers."""
 
 import time
 import zlib
@@ -25,12 +25,12 @@ ScorerOf = Callable[[str], NgramScorer[Any] | None]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A prompt whose drafts are wanted.
+    """A prompt to decode.
 
     Attributes:
-        prompt: what stands in front of the cursor, or what the server makes of a gap.
-        seed_key: what the seed is made of, so that results do not depend on the order of work.
-        domain: the kind of text.
+        prompt: the text before the cursor, or the server's prompt for a gap.
+        seed_key: source of the seed, so that results do not depend on the order of prompts.
+        domain: kind of text.
     """
 
     prompt: Prompt
@@ -40,7 +40,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class DecodedDraft:
-    """One draft; the fields are those of `decoding.outputs.DraftOutput`."""
+    """One draft, with the fields of `decoding.outputs.DraftOutput`."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -54,8 +54,8 @@ class Decoded:
 
     Attributes:
         drafts: the drafts.
-        forward_rows: model rows of all its decode steps; the prompt's own pass is not counted. None: not known.
-        wall_s: its share of the time that decoding all prompts together took, prompts included.
+        forward_rows: model rows of all decode steps, without the prompt's own pass; None: unknown.
+        wall_s: the prompt's share of the time to decode all prompts together, including their own passes.
     """
 
     drafts: tuple[DecodedDraft, ...]
@@ -64,7 +64,7 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """Makes drafts for many prompts at once."""
+    """Makes drafts for many prompts together."""
 
     def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
         """The drafts of each prompt, in order."""
@@ -72,12 +72,12 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One decoder of a comparison, ready to be asked.
+    """One decoder of a comparison.
 
     Attributes:
-        name: what it is called in reports.
-        decoder: makes its drafts.
-        settings: all that its drafts depend on.
+        name: name in reports.
+        decoder: makes the drafts.
+        settings: everything that the drafts depend on.
     """
 
     name: str
@@ -86,13 +86,13 @@ class Contender:
 
 
 class EngineDecoder:
-    """Requests to the engine. All prompts are given to it at once; it runs as many together as it has slots.
+    """Decodes with the engine. It gets all prompts at once and runs as many together as it has slots.
 
     Args:
-        engine: has nothing else to do meanwhile.
-        params: of each request, but for the seed.
-        scorer_of: gives the n-gram model for a domain; None: the language model alone.
-        seed: each prompt's own seed is made from this one and its key.
+        engine: engine without other requests.
+        params: parameters of each request, except the seed.
+        scorer_of: returns the n-gram model for a domain; None: the language model alone.
+        seed: each prompt's seed is made from this one and the prompt's key.
     """
 
     def __init__(self, engine: Engine, params: GenerationParams, scorer_of: ScorerOf, seed: int = 0) -> None:
@@ -105,10 +105,10 @@ class EngineDecoder:
         """The drafts of each prompt, in order.
 
         Raises:
-            SuperdraftError: a prompt is refused, or its decoding failed.
+            SuperdraftError: a prompt is refused, or decoding it failed.
         """
         started_s = time.perf_counter()
-        # Prompts that are run together are padded to the longest of them: similar lengths go together.
+        # Prompts that run together are padded to the longest one: similar lengths go together.
         for index, ask in sorted(enumerate(asks), key=lambda entry: _length(entry[1].prompt)):
             seed = zlib.crc32(f"{self._seed} {ask.seed_key}".encode())
             params = replace(self._params, seed=seed)
@@ -125,12 +125,12 @@ class EngineDecoder:
 
 
 def _length(prompt: Prompt) -> int:
-    """About how long a prompt is, to tell short ones from long ones."""
+    """The approximate length of a prompt, for sorting."""
     return len(prompt.token_ids) + len(prompt.text) if isinstance(prompt, PrefixedText) else len(prompt)
 
 
 def decoded_of(output: GenerationOutput, wall_s: float) -> Decoded:
-    """The engine's output, and the seconds that it took."""
+    """The drafts of an engine output."""
     drafts = tuple(
         DecodedDraft(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in output.drafts
     )
@@ -138,13 +138,13 @@ def decoded_of(output: GenerationOutput, wall_s: float) -> Decoded:
 
 
 class BeamDecoder:
-    """Beam search by transformers' `generate`: k beams, all of them returned, k rows per step. Nothing is healed.
+    """Beam search by transformers' `generate`: k beams, all returned, k rows per step, without token healing.
 
     Args:
         loaded: the model.
-        tokenizer: its tokenizer.
-        params: `num_drafts` and `max_tokens` are used.
-        document_start: put the token that begins a document in front of texts.
+        tokenizer: tokenizer of the model.
+        params: only `num_drafts` and `max_tokens` are used.
+        document_start: begin texts with the start-of-document token.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class BeamDecoder:
         self._document_start = document_start
 
     def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
-        """The drafts of each prompt, in order; the score is the mean log-probability of a draft's tokens."""
+        """The drafts of each prompt, in order. The score is the mean log-probability of a draft's tokens."""
         decoded: list[Decoded] = []
         for start in range(0, len(asks), _BEAM_BATCH):
             decoded += self._decode_batch([ask.prompt for ask in asks[start : start + _BEAM_BATCH]])

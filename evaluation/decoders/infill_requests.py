@@ -1,4 +1,4 @@
-"""Requests to `/infill`, llama.cpp's route for gaps, to this project's server or to llama.cpp's own."""
+"""Requests to `/infill`, llama.cpp's route for gaps, of a Superdraft or llama.cpp server."""
 
 import time
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ _WARM_UPS = 2
 
 @dataclass(frozen=True, slots=True)
 class InfillDecoder:
-    """One server and the way that it is asked.
+    """A server, and how its requests are made.
 
     Attributes:
-        http: goes to the server.
-        kind: whose it is: "superdraft" or "llamacpp".
-        num_drafts: k; llama.cpp gives one.
-        max_tokens: of each draft; None: the server's own limit.
-        engine: of a server in this process; None: it is elsewhere.
-        variation: how its requests differ from what is served there.
+        http: HTTP client of the server.
+        kind: "superdraft" or "llamacpp".
+        num_drafts: k; llama.cpp always returns one draft.
+        max_tokens: new tokens per draft; None: the server's own limit.
+        engine: engine of a server in this process; None: the server is elsewhere.
+        variation: changes to the requests of a server in this process.
     """
 
     http: httpx.Client
@@ -39,7 +39,7 @@ class InfillDecoder:
     variation: Variation = AS_SERVED
 
     def warm_up(self) -> None:
-        """Have the server do what it does only once, with a gap that is none of the cases."""
+        """Let the server do its one-time work, with a gap that is not one of the cases."""
         for _ in range(_WARM_UPS):
             self.decode(_WARM_UP)
 
@@ -47,7 +47,7 @@ class InfillDecoder:
         """The drafts for a gap.
 
         Raises:
-            CommandError: the server does not answer, or not with drafts.
+            CommandError: the server does not answer with drafts.
         """
         if self.engine is not None:
             self.engine.variation, self.engine.gap = self.variation, Gap(case.prefix, case.suffix)
@@ -69,7 +69,7 @@ class InfillDecoder:
         return Decoded(drafts, self._forward_rows(num_predicted), wall_s)
 
     def _body(self, case: InfillCase) -> dict[str, Any]:
-        """As editors send it: the lines before the cursor's apart from what stands on it."""
+        """The request as editors send it: the cursor's line is separate from the lines before it."""
         line_start = case.prefix.rfind("\n") + 1
         body: dict[str, Any] = {
             "input_prefix": case.prefix[:line_start],
@@ -85,7 +85,7 @@ class InfillDecoder:
         return body
 
     def _forward_rows(self, num_predicted: int) -> int | None:
-        """One row per token after the first, which comes from the prompt's own pass, where it is one draft alone."""
+        """Model rows of the decode steps, if known. A single draft takes one per token after the first."""
         if self.engine is not None and self.engine.output is not None:
             return self.engine.output.usage.forward_rows
         return max(0, num_predicted - 1) if self.kind == LLAMA_CPP else None

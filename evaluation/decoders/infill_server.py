@@ -1,4 +1,4 @@
-"""A server in this process for `superdraft eval infill`, whose requests can be changed before the engine gets them."""
+"""A server in this process whose requests can be changed on their way to the engine, for `superdraft eval infill`."""
 
 import contextlib
 import inspect
@@ -13,11 +13,11 @@ import torch
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.loader import LoadedModel, load_model
-from superdraft.decoding.model.kv_cache import plan_cache, probe_layer_shapes
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import Budget, FimTokens, Gap, gap_prompt
 from superdraft.evaluation.decoders.workbench import ModelChoice
+from superdraft.evaluation.measures.evaluator import position_bytes
 from superdraft.server.app import create_app
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.errors import CommandError
@@ -37,11 +37,11 @@ _FOR_ONE_USER = {
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """How requests differ from what is served.
+    """Changes to requests.
 
     Attributes:
-        layout: of the prompt, one of `LAYOUTS`; None: the server's.
-        heals: token healing; None: the server's.
+        layout: layout of the prompt, one of `LAYOUTS`; None: the server's.
+        heals: whether tokens are healed; None: as the server does.
     """
 
     layout: str | None = None
@@ -52,14 +52,14 @@ AS_SERVED = Variation()
 
 
 class VariedEngine:
-    """An engine whose requests for gaps are changed on their way in. All else goes to the engine itself.
+    """An engine whose requests for gaps are changed on their way in. All other calls go to the engine itself.
 
     Attributes:
-        variation: of the requests from now on.
-        gap: what the next request is for.
-        output: what the engine answered the latest request; None: none yet.
-        defaults: what the server fills in.
-        max_tokens: of a draft, at most.
+        variation: changes to the following requests.
+        gap: gap of the next request.
+        output: the engine's output for the latest request; None: there is none yet.
+        defaults: the server's defaults.
+        max_tokens: maximum number of new tokens per draft.
     """
 
     def __init__(self, service: LoadedService, settings: Settings) -> None:
@@ -79,7 +79,7 @@ class VariedEngine:
         return getattr(self._engine, name)
 
     def add_request(self, request: EngineRequest) -> None:
-        """Queue a request, changed as the variation says."""
+        """Queue a request after applying the variation."""
         heals, layout = self.variation.heals, self.variation.layout
         if heals is not None:
             request = replace(request, params=replace(request.params, token_healing=heals))
@@ -101,10 +101,10 @@ class VariedEngine:
         return gap_prompt(self.gap, self._fim, self._engine.tokenizer, budget, **chosen).prompt
 
     def check(self, variation: Variation) -> None:
-        """Refuse what this model cannot do.
+        """Check that the model supports a variation.
 
         Raises:
-            CommandError: a layout is no layout, or there are none.
+            CommandError: there is no such layout, or the model has no layouts.
         """
         layout = variation.layout
         if layout is None:
@@ -117,25 +117,25 @@ class VariedEngine:
                 "no layouts. Leave the option out."
             )
         if "layout" not in inspect.signature(gap_prompt).parameters:
-            raise CommandError(f"layout={layout}: this version has one way to make prompts for gaps. Leave it out.")
+            raise CommandError(f"layout={layout}: this version has only one layout. Leave the option out.")
 
 
 @contextlib.contextmanager
 def served_here(choice: ModelChoice, *, keeps_prompts: bool = False) -> Iterator[tuple[str, VariedEngine]]:
-    """A server on a free port of this machine, with the settings that `superdraft serve` would have; URL and engine.
+    """A server on a free local port with the settings that `superdraft serve` would have; yields its URL and engine.
 
-    Some of them are others: repeated requests do not share a run, and nobody else may ask, so that there are neither
+    Some settings differ: repeated requests do not share a run, and because no one else uses the server, it has neither
     keys nor limits.
 
     Args:
         choice: the model.
-        keeps_prompts: for the next request, as a server does; else no decoder finds those of the one before.
+        keeps_prompts: cache prompts, as a server does. If False, no decoder finds the prompts of the one before.
 
     Raises:
         ModelLoadError: the model cannot be used.
     """
     settings = choice.server_settings().model_copy(update=_FOR_ONE_USER)
-    torch.set_num_threads(settings.num_threads or max(1, torch.get_num_threads() - 1))  # as the server has it
+    torch.set_num_threads(settings.num_threads or max(1, torch.get_num_threads() - 1))  # as in the server
     loaded = load_model(
         choice.model,
         home=settings.home,
@@ -159,20 +159,17 @@ def served_here(choice: ModelChoice, *, keeps_prompts: bool = False) -> Iterator
 
 
 def _without_room_for_prompts(loaded: LoadedModel, settings: Settings) -> EngineConfig:
-    """The server's configuration with memory for a few slots and for nothing else."""
+    """The server's configuration, with memory for a few slots and no cached prompts."""
     config = settings.engine_config()
     num_slots = config.num_slots or NUM_SLOTS
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_len = min(config.max_model_len, context or config.max_model_len)
-    item_bytes = torch.finfo(loaded.model.dtype).bits // 8
-    position_bytes = plan_cache(probe_layer_shapes(loaded.model), item_bytes, 2**62, 1, 1).bytes_per_position
-    scratch = num_slots  # one position for each slot where steps are on the device
-    return replace(config, num_slots=num_slots, kv_memory_bytes=position_bytes * (num_slots * max_len + scratch))
+    return replace(config, num_slots=num_slots, kv_memory_bytes=position_bytes(loaded) * num_slots * max_len)
 
 
 @contextlib.contextmanager
 def _listening(server: HttpServer) -> Iterator[str]:
-    """Serve as long as the context lasts; yields the URL."""
+    """Serve during the context; yields the URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="superdraft-http")

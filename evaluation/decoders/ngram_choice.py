@@ -49,7 +49,7 @@ class NgramModels:
 
         Raises:
             NgramModelError: a model cannot be used.
-            CommandError: a weight is no positive number.
+            CommandError: a weight is not a positive number.
         """
         choice = choice.replace(_DOMAIN, domain)
         if choice not in self._scorers:
@@ -70,16 +70,16 @@ class NgramModels:
         return FrequencyTableScorer(sequences, end_of_text_ids=ends)
 
     def identity(self, choice: str) -> dict[str, str]:
-        """SHA-256 of the files that a choice stands for; a model that was built anew is another one."""
+        """SHA-256 of the files behind a choice; a model that is rebuilt has another identity."""
         names = self._names(choice)
         models = {name: self.model(name) for name in names}
         binaries = {name: model.manifest.binary_sha256 for name, model in models.items() if model is not None}
         return binaries | {name: file_sha256(Path(_corpus(name))) for name in names if name.startswith(FREQUENCIES)}
 
     def drafting(self, choice: str, num_slots: int) -> DraftingDefaults:
-        """What the server fills in for a request with this choice, which "auto" leaves to the server.
+        """The server's defaults for a request with this choice.
 
-        Where the choice stands for several models, what was tuned for the first counts.
+        If the choice stands for several models, the values tuned for the first one are used.
         """
         named = [self.model(name) for name in self._names(choice) if name != AUTO]
         first = next((model for model in named if model is not None), None)
@@ -107,7 +107,7 @@ class NgramModels:
 
 
 def _corpus(name: str) -> str:
-    """The file of a frequency table's name.
+    """The corpus file in the name of a frequency table.
 
     Raises:
         CommandError: there is no such file.
@@ -119,7 +119,7 @@ def _corpus(name: str) -> str:
 
 
 def _parse(choice: str) -> dict[str, float]:
-    """Names and weights; a single name weighs 1."""
+    """Names and weights of a choice; a single name has the weight 1."""
     if "=" not in choice:
         return {choice: 1.0}
     weights = {}

@@ -1,4 +1,4 @@
-"""Running servers that are asked over HTTP, one request after another, as a single user asks."""
+"""Running servers, asked over HTTP with one request after another, as by a single user."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,12 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server beside which drafts are compared.
+    """A running server to compare with.
 
     Attributes:
-        kind: whose it is: "superdraft" or "llamacpp".
-        url: where it answers.
-        label: what it is called in reports; empty: by its kind and address.
+        kind: "superdraft" or "llamacpp".
+        url: URL of the server.
+        label: name in reports; empty: the kind and the URL.
     """
 
     kind: str
@@ -33,7 +33,7 @@ class Peer:
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """Name in reports."""
         return self.label or f"{self.kind} at {self.url}"
 
 
@@ -41,7 +41,7 @@ def parse_peer(text: str, kinds: Sequence[str]) -> Peer:
     """A peer from `KIND=URL`.
 
     Raises:
-        CommandError: it is not one of these kinds, or has no URL.
+        CommandError: the kind is not one of `kinds`, or there is no URL.
     """
     kind, _, url = text.partition("=")
     if kind not in kinds or not url.startswith(("http://", "https://")):
@@ -56,7 +56,7 @@ def parse_named_peer(text: str) -> Peer:
     """A Superdraft server from `NAME=URL`, under that name.
 
     Raises:
-        CommandError: it has no name or no URL.
+        CommandError: there is no name or no URL.
     """
     name, _, url = text.partition("=")
     if not name.strip() or not url.startswith(("http://", "https://")):
@@ -65,12 +65,12 @@ def parse_named_peer(text: str) -> Peer:
 
 
 class ServedDecoder:
-    """A Superdraft server's drafts for default requests to `/v1/drafts`: the prompt, k and the number of tokens.
+    """A Superdraft server that is sent default requests to `/v1/drafts`: prompt, k and number of tokens.
 
     Args:
-        client: asks it.
+        client: client of the server.
         num_drafts: k.
-        max_tokens: of each draft.
+        max_tokens: new tokens per draft.
     """
 
     def __init__(self, client: Superdraft, num_drafts: int, max_tokens: int) -> None:
@@ -101,10 +101,10 @@ class ServedDecoder:
 
 @contextmanager
 def served_contender(peer: Peer, api_key: str | None, num_drafts: int, max_tokens: int) -> Iterator[Contender]:
-    """A running Superdraft server as one decoder of a comparison.
+    """A running Superdraft server as a decoder of a comparison.
 
     Raises:
-        CommandError: it does not answer.
+        CommandError: the server does not answer.
     """
     with Superdraft(peer.url, api_key, TIMEOUT_S) as client:
         try:
@@ -120,7 +120,7 @@ def served_model(peer: Peer, http: httpx.Client) -> str:
     """The name of the model that a peer serves.
 
     Raises:
-        CommandError: it does not answer.
+        CommandError: the peer does not answer.
     """
     try:
         answer = http.get("/v1/models").raise_for_status().json()

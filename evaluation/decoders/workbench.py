@@ -1,4 +1,4 @@
-"""The models of an evaluation: the drafting model with its engine, the n-gram models, and who judges."""
+"""The models of an evaluation: the drafting model with its engine, the n-gram models, and the judging model."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,21 +20,21 @@ from superdraft.server.settings import Settings, load_settings
 NUM_SLOTS = 64
 _KV_MEMORY_BYTES = 3 * 1024**3
 _MAX_PREFILL_TOKENS = 1024
-# A text that is typed word by word may have a few tokens more than in one piece.
+# A text that is typed word by word may have a few more tokens than in one piece.
 _SPARE_TOKENS = 32
-# An evaluator's tokenizer may cut the same draft into more tokens.
+# An evaluator's tokenizer may split the same draft into more tokens.
 _MAX_TOKEN_RATIO = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which language models take part; names, dtype and device as in the server's settings.
+    """The language models of an evaluation; names, dtype and device as in the server's settings.
 
     Attributes:
-        model: drafts.
-        dtype: of its weights.
-        device: where it runs.
-        evaluator: judges the drafts; None: the drafting model does.
+        model: the drafting model.
+        dtype: data type of its weights.
+        device: device it runs on.
+        evaluator: the judging model; None: the drafting model.
     """
 
     model: str
@@ -43,22 +43,22 @@ class ModelChoice:
     evaluator: str | None = None
 
     def server_settings(self) -> Settings:
-        """The settings of a server with this model; all others are those that `superdraft serve` would find."""
+        """The settings of `superdraft serve` with this model; all others come from the environment and the defaults."""
         return load_settings({"model": self.model, "dtype": self.dtype, "device": self.device})
 
 
 class Workbench:
-    """Everything that is needed to decode some texts and to judge the drafts.
+    """Everything needed to decode some texts and to judge the drafts.
 
-    A decoder is a request: it goes through the server's own filling in of what it does not say, and through the
-    engine's admission. Only the engine's limits are others, since all texts are decoded together.
+    A decoder is a request: the server's own code fills in its defaults, and the engine admits it as usual. Only the
+    engine's limits differ, because all texts are decoded together.
 
     Args:
         choice: the language models.
-        texts: all that will be decoded; slots are made as long as the longest needs.
-        specs: the decoders that will be asked for.
-        seed: of the sampling decoders.
-        domains: of the texts, for n-gram models named after them.
+        texts: all texts to decode; slots are as long as the longest one needs.
+        specs: all decoders to use.
+        seed: seed of the sampling decoders.
+        domains: domains of the texts, for n-gram models named after them.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Workbench:
         self.engine = self._engine(specs[0].document_start(self.server_settings))
 
     def _engine(self, document_start: bool) -> Engine:
-        """The engine that begins texts so, or does not: one for each, over the same weights."""
+        """The engine with this setting of document_start; engines share the weights."""
         if document_start not in self._engines:
             self._engines[document_start] = build_engine(
                 self.loaded, replace(self._config, document_start=document_start)
@@ -111,12 +111,12 @@ class Workbench:
         )
 
     def params(self, spec: DecoderSpec) -> GenerationParams:
-        """A decoder's parameters, as the server would have them."""
+        """A decoder's parameters, as the server makes them."""
         num_slots = self.server_settings.num_slots or NUM_SLOTS
         return spec.params(self.ngram_models.drafting(spec.ngram, num_slots), self.server_settings)
 
     def decoder(self, spec: DecoderSpec) -> Decoder:
-        """The decoder itself."""
+        """The decoder of a spec."""
         if spec.kind == "beam":
             return BeamDecoder(
                 self.loaded,
@@ -136,7 +136,7 @@ class Workbench:
         return [Contender(spec.name, self.decoder(spec), self.settings(spec)) for spec in specs]
 
     def settings(self, spec: DecoderSpec) -> dict[str, Any]:
-        """All that a decoder's drafts depend on."""
+        """Everything that a decoder's drafts depend on."""
         return {
             "model": self.loaded.name,
             "dtype": self.choice.dtype,
@@ -149,7 +149,7 @@ class Workbench:
         }
 
     def open_evaluator(self) -> Evaluator:
-        """Whoever judges the drafts."""
+        """Load the evaluator that judges the drafts."""
         if self.choice.evaluator is None:
             return Evaluator(self.loaded, self._max_len)
         judge = load_model(self.choice.evaluator, dtype=self.choice.dtype, device=self.choice.device)

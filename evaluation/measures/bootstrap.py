@@ -1,6 +1,7 @@
-"""Confidence bounds by the percentile bootstrap (Efron, 1979), over prompts.
+"""Confidence bounds by the percentile bootstrap (Efron, 1979) over prompts.
 
-Every figure is a ratio of sums over the prompts: a mean has denominators of 1, a prompt without the figure has 0 / 0.
+Every figure is a ratio of sums over the prompts. For a mean the denominators are 1; a prompt without the figure has
+0 / 0.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ Ratios = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure and its confidence bounds; NaN where there is nothing to compute it from."""
+    """A figure and its confidence bounds; NaN if no prompt has the figure."""
 
     value: float
     low: float
@@ -32,18 +33,18 @@ def as_ratios(values: NDArray[np.float64]) -> Ratios:
 
 
 def interval(ratios: Ratios, seed: int = 0) -> Interval:
-    """The ratio of the sums and its bounds."""
+    """The ratio of the sums, with its bounds."""
     return _interval(ratios[:, :, np.newaxis], np.array([1.0]), seed)
 
 
 def paired_difference(ours: Ratios, theirs: Ratios, seed: int = 0) -> Interval:
-    """Our figure less theirs; both are resampled with the same prompts, which must stand in the same order."""
+    """Our figure minus theirs, with bounds. Both are resampled with the same prompts and must have the same order."""
     return _interval(np.stack([ours, theirs], axis=2), np.array([1.0, -1.0]), seed)
 
 
 @lru_cache(maxsize=8)
 def _resamples(num_prompts: int, seed: int) -> NDArray[np.float64]:
-    """How often each prompt is drawn in each resample, shape [resamples, n]."""
+    """The number of times each prompt is drawn in each resample, shape [resamples, n]."""
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=NUM_RESAMPLES)
     return counts.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Exact log-probabilities of many drafts, from the drafting model itself or from an independent one."""
+"""Exact log-probabilities of many drafts, under the drafting model or an independent one."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ TokenIds = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A prompt and its drafts as tokens of the model that judges.
+    """A prompt and its drafts as tokens of the judging model.
 
     Attributes:
-        context: the prompt's tokens before its last unfinished piece; all drafts go on from them.
-        plan: the rest of the prompt; None: nothing is left of it.
-        drafts: for each draft the tokens of that rest and the draft together, and how many of them lie in the rest.
+        context: the prompt's tokens before its last unfinished piece; all drafts continue them.
+        plan: the rest of the prompt; None: there is none.
+        drafts: for each draft the tokens of the rest and the draft together, and how many of them lie in the rest.
     """
 
     context: tuple[int, ...]
@@ -36,7 +36,7 @@ class _Task:
 
 
 class ExactRunner(ModelRunner):
-    """A model runner that looks at whole drafts: each prompt is run once, then every draft on a row of its own."""
+    """A model runner for whole drafts: each prompt is run once, then each draft on a row of its own."""
 
     @torch.inference_mode()
     def draft_logprobs(self, prompts: Sequence[TokenIds], drafts: Sequence[Sequence[TokenIds]]) -> list[list[float]]:
@@ -44,10 +44,10 @@ class ExactRunner(ModelRunner):
 
         Args:
             prompts: token ids, none empty.
-            drafts: for each prompt its drafts, none empty; all together at most one a slot.
+            drafts: drafts of each prompt, none empty; in total at most one per slot.
 
         Returns:
-            For every draft, prompt after prompt, one number a token.
+            For every draft, prompt after prompt, one number per token.
         """
         after_prompts, starts = self._fill(prompts, drafts)
         firsts = torch.log_softmax(after_prompts, dim=-1)
@@ -55,7 +55,7 @@ class ExactRunner(ModelRunner):
         rows = chain.from_iterable([row] * len(own) for row, own in enumerate(drafts))
         logprobs = [[float(firsts[row, ids[0]])] for row, ids in zip(rows, flat, strict=True)]
         if max(map(len, flat)) > 1:
-            # The last token's logits tell nothing of the draft.
+            # The last token's logits say nothing about the draft.
             logits = self._continue([ids[:-1] or ids for ids in flat], starts)
             normalisers = logits.logsumexp(-1)
             for row, (own, ids) in enumerate(zip(logprobs, flat, strict=True)):
@@ -66,13 +66,13 @@ class ExactRunner(ModelRunner):
 
     @torch.inference_mode()
     def draft_logits(self, prompt: TokenIds, drafts: Sequence[TokenIds]) -> list[Tensor]:
-        """Logits after each token of each draft, for each draft shape [tokens, V], float32."""
+        """Logits after each token of each draft, shape [tokens, V] per draft, float32."""
         _, starts = self._fill([prompt], [drafts])
         logits = self._continue(drafts, starts)
         return [row[: len(ids)] for row, ids in zip(logits, drafts, strict=True)]
 
     def _fill(self, prompts: Sequence[TokenIds], drafts: Sequence[Sequence[TokenIds]]) -> tuple[Tensor, list[int]]:
-        """Run each prompt into the slots of its drafts; logits after the prompts [P, V], and each slot's length."""
+        """Run each prompt into the slots of its drafts; logits after the prompts [P, V] and the slots' lengths."""
         firsts = list(accumulate(map(len, drafts), initial=0))[:-1]
         logits = self.prefill(firsts, prompts, [0] * len(prompts)).float()
         starts = []
@@ -83,7 +83,7 @@ class ExactRunner(ModelRunner):
         return logits, starts
 
     def _continue(self, rows: Sequence[TokenIds], starts: Sequence[int]) -> Tensor:
-        """Run tokens into the slots from 0 on; logits [rows, widest, V], float32."""
+        """Run tokens into slots [0, rows); returns logits [rows, widest, V], float32."""
         widest = max(map(len, rows))
         # Padding on the right, where no real token sees it.
         padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in rows]
@@ -92,26 +92,35 @@ class ExactRunner(ModelRunner):
 
 
 def exact_runner(loaded: LoadedModel, max_len: int, num_slots: int) -> ExactRunner:
-    """A runner with so many slots and no more memory than they need.
+    """A runner with this many slots, and no more memory than they need.
 
     Raises:
-        UnsupportedModelError: the model cannot be run over a KV cache in slots.
+        UnsupportedModelError: the model cannot be run with a KV cache in slots.
+    """
+    return ExactRunner(loaded.model, max_len, position_bytes(loaded) * max_len * num_slots, num_slots)
+
+
+def position_bytes(loaded: LoadedModel) -> int:
+    """Bytes of the KV cache per position.
+
+    Raises:
+        UnsupportedModelError: the model cannot be run with a KV cache in slots.
     """
     item_bytes = torch.finfo(loaded.model.dtype).bits // 8
-    position_bytes = plan_cache(probe_layer_shapes(loaded.model), item_bytes, 2**62, 1, 1).bytes_per_position
-    return ExactRunner(loaded.model, max_len, position_bytes * max_len * num_slots, num_slots)
+    return plan_cache(probe_layer_shapes(loaded.model), item_bytes, 2**62, 1, 1).bytes_per_position
 
 
 class Evaluator:
-    """Judges drafts by a language model, as texts.
+    """Judges drafts as texts by a language model.
 
-    A draft's first token may hold the end of what was typed: "ema" goes on as one token " email". So its probability is
-    the text's, given the typed text: that of the tokens of both together, divided by the probability that a text begins
-    with what was typed (`decoding.token_healing`; tokenisations of it that need a pass of their own are left out).
+    A draft's first token may contain the end of the typed text: after "ema", the token " email" is a continuation. A
+    draft's probability is therefore that of its text given the typed text: the probability of the tokens of both,
+    divided by the probability that a text begins with the typed text (`decoding.text.healing`; tokenisations of the
+    typed text that need a pass of their own are ignored).
 
     Args:
-        loaded: the model that judges.
-        max_len: tokens of the longest prompt and draft together.
+        loaded: the judging model.
+        max_len: maximum length of a prompt and its draft, in tokens.
     """
 
     def __init__(self, loaded: LoadedModel, max_len: int) -> None:
@@ -121,7 +130,7 @@ class Evaluator:
         self.name = loaded.name
 
     def logprobs(self, prompts: Sequence[str], drafts: Sequence[Sequence[str]]) -> list[list[tuple[float, ...]]]:
-        """Exact log-probabilities of the tokens of each prompt's drafts; none for an empty draft."""
+        """Exact log-probabilities (natural log) of the tokens of each prompt's drafts; empty for an empty draft."""
         tasks = [self._task(prompt, own) for prompt, own in zip(prompts, drafts, strict=True)]
         known: list[dict[TokenIds, tuple[float, ...]]] = [{(): ()} for _ in prompts]
         wanted = [list(dict.fromkeys(ids for ids, _ in task.drafts if ids)) for task in tasks]
@@ -145,7 +154,7 @@ class Evaluator:
         judged = []
         for text in drafts:
             whole = tokenise(prompt + text, self._tokenizer).token_ids
-            if whole[: len(context)] != context:  # the draft changes tokens that lie further back
+            if whole[: len(context)] != context:  # the draft changes tokens before the unfinished piece
                 whole = (*tokens.token_ids, *self._tokenizer.encode_inside(text))
             own = whole[len(context) :] if text else ()
             ends = accumulate(len(self._tokenizer.token_bytes[i]) for i in own)
@@ -153,7 +162,7 @@ class Evaluator:
         return _Task(context, plan, judged)
 
     def _log_totals(self, tasks: Sequence[_Task]) -> list[float]:
-        """For each prompt ln P(text begins with it), given its context."""
+        """For each prompt ln P(text begins with the prompt), given the prompt's context."""
         totals = [0.0] * len(tasks)
         healed = sorted((i for i, task in enumerate(tasks) if task.plan is not None), key=lambda i: _length(tasks[i]))
         for start in range(0, len(healed), MAX_ROWS):
@@ -179,9 +188,9 @@ def _length(task: _Task) -> int:
 
 
 def _batches(prompts: Sequence[TokenIds], drafts: Sequence[Sequence[TokenIds]]) -> Iterator[list[tuple[int, int, int]]]:
-    """(prompt, first draft, last draft + 1), batched so that no batch has more drafts than there are slots.
+    """(prompt, first draft, last draft + 1) in batches that have at most one draft per slot.
 
-    Prompts of similar length go together: a batch is padded to its longest.
+    Prompts of similar length go together, because a batch is padded to its longest prompt.
     """
     batch: list[tuple[int, int, int]] = []
     num_rows = 0

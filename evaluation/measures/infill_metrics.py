@@ -1,4 +1,4 @@
-"""What drafts for a gap are worth: pure functions over texts.
+"""Quality measures of drafts for gaps: pure functions over texts.
 
 Only a draft's first line counts. A *token* is a name, a number or another single character, with the blanks before it.
 """
@@ -15,17 +15,17 @@ def first_line(draft: str) -> str:
 
 
 def is_exact_line(draft: str, reference: str) -> bool:
-    """Whether the draft's first line is all of the reference and nothing else."""
+    """Whether the draft's first line equals the reference."""
     return first_line(draft) == reference.rstrip()
 
 
 def is_first_word_right(draft: str, reference: str) -> bool:
-    """Whether the draft begins with the reference's first token, and that token ends there."""
+    """Whether the draft's first token is the reference's."""
     return tokens_right(draft, reference) > 0
 
 
 def is_first_character_right(draft: str, reference: str) -> bool:
-    """Whether the draft begins with the reference's first character, which may be a blank."""
+    """Whether the draft's first character is the reference's, which may be a blank."""
     return bool(reference) and draft[:1] == reference[:1]
 
 
@@ -37,10 +37,10 @@ def tokens_right(draft: str, reference: str) -> int:
 
 
 def keys_saved(drafts: Sequence[str], reference: str) -> int:
-    """Keys that one request at the cursor saves of those of the reference.
+    """The number of the reference's keys that one request at the cursor saves.
 
-    The longest right beginning of any draft, up to a token's end, is taken for one key and one more for each draft
-    above it; nothing is taken that saves no key.
+    The longest right beginning of any draft, up to the end of a token, is accepted for one key and one more for each
+    draft above it. Nothing is accepted that saves no key.
     """
     tokens = _TOKEN.findall(reference)
     saved = (sum(map(len, tokens[: tokens_right(draft, reference)])) - 1 - rank for rank, draft in enumerate(drafts))

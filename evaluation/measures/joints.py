@@ -1,11 +1,11 @@
-"""Broken joints: what stands before the cursor and how the draft goes on make a word that there is not.
+"""Broken joints: words at the cursor that a draft completes to something that is not a word.
 
 The *joint* is the word at the cursor: the letters that the prompt ends with and those that the draft begins with. It
-is broken if it is no word: "appointme" before a draft " at noon" or "nted". A draft that ends inside the joint is
-judged by whether a word begins like that.
+is broken if it is not a word: "appointme" before the draft " at noon" is broken, and before "nted" too. A draft that
+ends inside the joint is judged by whether a word begins like the joint.
 
-Not counted as broken: what is in no word list. That is a joint with a digit, an underscore or a capital letter
-(numbers, names), one that touches other characters than white space, punctuation and hyphens (code, addresses), and
+Joints that no word list could judge do not count as broken: those with a digit, an underscore or a capital letter
+(numbers, names), those that touch characters other than white space, punctuation and hyphens (code, addresses), and
 all of a domain named "code".
 """
 
@@ -22,7 +22,7 @@ _APOSTROPHES = "'\u2019"
 _BEFORE = frozenset(" \t\n\r-\u2010\u2011\u2013\u2014\"'\u201c\u2018([*\u2026")
 _BEHIND = frozenset(" \t\n\r-\u2010\u2011\u2013\u2014\"'\u201d\u2019)]*\u2026.,;:!?")
 _LETTERS = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*['\u2019]?")
-_INSIDE = ".:/@"  # with a letter right behind them: addresses, "e.g"
+_INSIDE = ".:/@"  # followed by a letter: addresses, "e.g"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Joint:
     """The word at the cursor.
 
     Attributes:
-        word: the typed end and the draft's beginning.
-        is_open: the draft ends inside it, so that it may go on.
+        word: the end of the text and the beginning of the draft.
+        is_open: the draft ends inside the word, which may continue.
     """
 
     word: str
@@ -39,7 +39,7 @@ class Joint:
 
 
 def joint_of(text: str, draft: str) -> Joint | None:
-    """The joint of a text and a draft; None if there is none that a word list could judge."""
+    """The joint of a text and a draft; None if there is none or no word list could judge it."""
     start = last_word_start(text, _APOSTROPHES)
     if start == len(text) or not draft:
         return None
@@ -54,7 +54,7 @@ def joint_of(text: str, draft: str) -> Joint | None:
 
 
 def _word_end(draft: str) -> int:
-    """Where the word that a draft begins with ends; an apostrophe belongs to it if a letter follows."""
+    """The end of the word that a draft begins with. An apostrophe belongs to the word if a letter follows."""
     end = 0
     while end < len(draft):
         is_inner = draft[end] in _APOSTROPHES and draft[end + 1 : end + 2].isalpha()
@@ -65,7 +65,7 @@ def _word_end(draft: str) -> int:
 
 
 def is_broken(prompt: Prompt, draft: str, words: WordList) -> bool:
-    """Whether a draft's joint is no word."""
+    """Whether a draft's joint is broken."""
     joint = None if prompt.domain in CODE_DOMAINS else joint_of(prompt.text, draft)
     if joint is None or joint.word in words:
         return False
@@ -74,7 +74,7 @@ def is_broken(prompt: Prompt, draft: str, words: WordList) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JointCount:
-    """The broken joints of one request's drafts."""
+    """Counts of broken joints in one request's drafts."""
 
     is_first_broken: bool
     num_broken: int

@@ -1,6 +1,6 @@
-"""What a set of drafts is worth: pure functions over texts and numbers.
+"""Quality measures of drafts: pure functions over texts and numbers.
 
-A *word* is what white space separates; punctuation and case count, except in answers to questions.
+*Words* are separated by white space. Punctuation and case matter, except in answers to questions.
 """
 
 import math
@@ -20,12 +20,12 @@ _SMALLEST_COUNT = 0.1
 
 
 def words_right(draft: str, continuation: str) -> int:
-    """Length, in words, of the longest correct beginning of a draft.
+    """Length, in words, of the longest right beginning of a draft.
 
     Args:
-        draft: what was suggested right after the prompt's last character.
-        continuation: what is right there. A draft that begins with white space where this does not, or the other way
-            round, glues words together or tears one apart: nothing of it is right.
+        draft: the suggestion after the prompt's last character.
+        continuation: the right continuation. If only one of the two begins with white space, the draft joins two words
+            or splits one, and none of it is right.
     """
     if draft[:1].isspace() != continuation[:1].isspace():
         return 0
@@ -43,9 +43,9 @@ def most_words_right(drafts: Sequence[str], continuation: str) -> int:
 
 
 def exact_match(drafts: Sequence[str], continuation: str, num_words: int) -> bool | None:
-    """ExactMatch@N any-of-k: whether some draft's first N words are the continuation's.
+    """ExactMatch@N any-of-k: whether any draft's first N words are those of the continuation.
 
-    None if the continuation has fewer words: such a prompt says nothing about N.
+    None if the continuation has fewer words.
     """
     if len(continuation.split()) < num_words:
         return None
@@ -53,17 +53,17 @@ def exact_match(drafts: Sequence[str], continuation: str, num_words: int) -> boo
 
 
 def perplexity(logprobs: Sequence[float]) -> float:
-    """Exp of the mean negative log-probability (natural log) of a draft's tokens; NaN for a draft without any."""
+    """Exp of the mean negative log-probability (natural log) of a draft's tokens; NaN for an empty draft."""
     return math.exp(-math.fsum(logprobs) / len(logprobs)) if logprobs else math.nan
 
 
 def distinct_starts(drafts: Sequence[str]) -> int:
-    """How many different first-three-word starts the drafts have; a draft without words has none."""
+    """The number of different first three words among the drafts; drafts without words do not count."""
     return len({tuple(words[:START_WORDS]) for draft in drafts if (words := draft.split())})
 
 
 def self_bleu(drafts: Sequence[str]) -> float:
-    """Mean BLEU of each draft against all the others (Zhu et al., 2018); high where drafts repeat one another.
+    """Mean BLEU of each draft against all others (Zhu et al., 2018); high if drafts resemble one another.
 
     NaN for fewer than two drafts.
     """
@@ -76,8 +76,8 @@ def self_bleu(drafts: Sequence[str]) -> float:
 def bleu(hypothesis: Sequence[str], references: Sequence[Sequence[str]], max_order: int = MAX_BLEU_ORDER) -> float:
     """Sentence BLEU (Papineni et al., 2002) with uniform weights, 0 to 1.
 
-    An order without any match counts as 0.1 matches (Chen and Cherry, 2014, method 1), and orders that the hypothesis
-    is too short for are left out: drafts are short.
+    An order without any match counts as 0.1 matches (Chen and Cherry, 2014, method 1). Because drafts are short, orders
+    that the hypothesis is too short for are left out.
     """
     orders = range(1, min(max_order, len(hypothesis)) + 1)
     if not orders or not references:
@@ -92,7 +92,7 @@ def bleu(hypothesis: Sequence[str], references: Sequence[Sequence[str]], max_ord
         if order == 1 and not matches:
             return 0.0
         log_precision += math.log((matches or _SMALLEST_COUNT) / counts.total()) / len(orders)
-    # The reference closest in length; of two, the shorter.
+    # The reference closest in length; of two equally close ones, the shorter.
     closest = min((len(reference) for reference in references), key=lambda n: (abs(n - len(hypothesis)), n))
     brevity = min(0.0, 1 - closest / len(hypothesis))
     return math.exp(brevity + log_precision)
@@ -103,13 +103,13 @@ def _ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
 
 
 def ngram_uniqueness(words: Sequence[str], order: int) -> float:
-    """Share of different n-grams among all n-grams of one draft: 1 if none repeats; NaN if it is too short."""
+    """Share of different n-grams among all n-grams of one draft: 1 without repetitions, NaN if it is too short."""
     counts = _ngrams(words, order)
     return len(counts) / counts.total() if counts else math.nan
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and surplus white space."""
+    """A text in lower case, without punctuation, articles and extra white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
@@ -127,15 +127,15 @@ def precision_at(drafts: Sequence[str], answers: Sequence[str], num_drafts: int)
 def coverage_accuracy(
     scores: Sequence[float], is_right: Sequence[bool]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The coverage/accuracy curve: what is left, and how often it is right, when low scores are not shown.
+    """The coverage/accuracy curve: the share of drafts shown, and of right drafts among them, by lowest shown score.
 
     Args:
-        scores: one a draft.
-        is_right: likewise.
+        scores: score of each draft.
+        is_right: whether each draft is right.
 
     Returns:
-        Thresholds (every score that occurs, descending), the share of drafts with at least that score, and the share
-        of those that are right; all of shape [different scores].
+        Thresholds (all different scores, descending), the share of drafts with at least that score, and the share of
+        right drafts among them; each of shape [different scores].
     """
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
     sorted_scores = np.asarray(scores, dtype=np.float64)[order]

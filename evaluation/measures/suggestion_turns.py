@@ -1,14 +1,14 @@
 """ChaI-TeA's saved@k and acceptance_rate@k (Goren et al., 2024, arXiv 2412.18377).
 
-A text is written in *turns*. At each, the first k drafts are shown, and the longest one that is a beginning of what is
-still to be written is accepted as a whole, with one key; if none is, a word is typed. A draft must end where a word
-ends. Before a punctuation mark nothing is suggested: it is typed.
+A text is written in *turns*. At each turn the first k drafts are shown, and the longest one that matches the rest of
+the text is accepted as a whole, with one key. If none matches, a word is typed. A draft must end at the end of a word.
+Before a punctuation mark nothing is suggested: the mark is typed.
 
-`saved@k` is (accepted characters - acceptances) / (characters of the text - 1), and `acceptance_rate@k` is acceptances
-/ turns at which something was shown; both per text.
+`saved@k` is (accepted characters - acceptances) / (characters of the text - 1). `acceptance_rate@k` is acceptances /
+turns with at least one draft shown. Both are computed per text.
 
-Where drafts may be accepted *in part*, one key takes a draft up to the end of any of its words. In the published code
-such beginnings are suggestions of their own, which count towards k, and case does not matter; here they belong to their
+If drafts may be accepted *in part*, one key accepts a draft up to the end of any of its words. In the published code
+such beginnings are suggestions of their own, which count towards k, and case does not matter. Here they belong to their
 draft, and case matters.
 """
 
@@ -26,15 +26,15 @@ _TO_SPACE = re.compile(r"\S*")
 
 @dataclass(frozen=True, slots=True)
 class TurnCount:
-    """How one text was written.
+    """The counts of writing one text.
 
     Attributes:
-        num_shown: k, the drafts that are shown at most.
-        in_part: drafts were accepted in part.
-        num_characters: of the text.
-        num_accepted_characters: of these, in accepted drafts.
+        num_shown: k, the maximum number of drafts shown.
+        in_part: drafts could be accepted in part.
+        num_characters: characters of the text.
+        num_accepted_characters: characters in accepted drafts.
         num_accepted: accepted drafts.
-        num_turns: turns at which at least one draft was shown.
+        num_turns: turns with at least one draft shown.
     """
 
     num_shown: int
@@ -46,12 +46,12 @@ class TurnCount:
 
     @property
     def saved(self) -> float:
-        """saved@k: an accepted draft costs one key, and at least one key is needed."""
+        """saved@k: an accepted draft costs one key, and a text needs at least one key."""
         return (self.num_accepted_characters - self.num_accepted) / max(self.num_characters - 1, 1)
 
     @property
     def acceptance_rate(self) -> float:
-        """acceptance_rate@k; 0 if nothing was ever shown."""
+        """acceptance_rate@k; 0 if no draft was shown."""
         return self.num_accepted / self.num_turns if self.num_turns else 0.0
 
 
@@ -59,10 +59,10 @@ class Writer:
     """Writes one reference in turns.
 
     Args:
-        prompt: what stands there already, and the reference.
+        prompt: the existing text, and the reference to write.
         num_shown: k.
-        max_words: write no more of the reference than this; None: all of it.
-        in_part: accept the beginnings of drafts, too.
+        max_words: maximum number of words to write; None: the whole reference.
+        in_part: accept beginnings of drafts, too.
     """
 
     def __init__(self, prompt: Prompt, num_shown: int, max_words: int | None = None, *, in_part: bool = False) -> None:
@@ -75,18 +75,18 @@ class Writer:
 
     @property
     def is_done(self) -> bool:
-        """Everything is written."""
+        """Whether everything is written."""
         return self._position == len(self._text)
 
     @property
     def place(self) -> TypedText:
-        """Where suggestions are wanted now; not when done."""
+        """The place of the next suggestions; undefined when done."""
         written = self._text[: self._position]
         return TypedText(self._prompt, self._prompt.text + written, len(written.split()))
 
     @property
     def count(self) -> TurnCount:
-        """How it went so far."""
+        """The counts so far."""
         return TurnCount(
             self._num_shown,
             self._in_part,
@@ -97,7 +97,7 @@ class Writer:
         )
 
     def take(self, drafts: Sequence[str]) -> None:
-        """One turn: accept one of these drafts, or type a word."""
+        """Take one turn: accept one of these drafts, or type a word."""
         shown = [draft for draft in drafts[: self._num_shown] if draft.strip()]
         self._num_turns += bool(shown)
         rest = self._text[self._position :]
@@ -112,7 +112,7 @@ class Writer:
         self._skip_punctuation()
 
     def _skip_punctuation(self) -> None:
-        """Type a punctuation mark right behind the cursor, up to the next white space."""
+        """If a punctuation mark follows the cursor, type up to the next white space."""
         if self._text.startswith(_PUNCTUATION, self._position):
             behind = _TO_SPACE.match(self._text, self._position)
             assert behind is not None
@@ -120,13 +120,13 @@ class Writer:
 
 
 def accepted_length(draft: str, rest: str, *, in_part: bool) -> int:
-    """How many characters of a draft are accepted before the rest of a text; 0: it does not fit."""
+    """The number of characters of a draft that are accepted before the rest of a text; 0 if it does not fit."""
     ends = (match.end() for match in _SEGMENT.finditer(draft)) if in_part else ()
     return next((end for end in (len(draft), *sorted(ends, reverse=True)) if fits(draft[:end], rest)), 0)
 
 
 def fits(draft: str, rest: str) -> bool:
-    """Whether a draft is a beginning of the rest of a text and ends where a word of it ends."""
+    """Whether the rest of a text begins with a draft that ends at the end of a word."""
     if not rest.startswith(draft):
         return False
     behind = rest[len(draft) :]
@@ -136,14 +136,14 @@ def fits(draft: str, rest: str) -> bool:
 def count_turns(
     prompts: Sequence[Prompt], suggest: Suggest, num_shown: int, max_words: int | None = None, *, in_part: bool = False
 ) -> list[TurnCount]:
-    """Write the references of many prompts at once; every round asks for the drafts of all that are not done.
+    """Write the references of many prompts together; each round requests drafts for all unfinished ones.
 
     Args:
-        prompts: whose references are written.
-        suggest: gives the drafts at each place.
+        prompts: prompts with the references to write.
+        suggest: returns the drafts at each place.
         num_shown: k.
         max_words: as in `Writer`.
-        in_part: likewise.
+        in_part: as in `Writer`.
     """
     writers = [Writer(prompt, num_shown, max_words, in_part=in_part) for prompt in prompts]
     while waiting := [writer for writer in writers if not writer.is_done]:

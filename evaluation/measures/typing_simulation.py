@@ -1,4 +1,4 @@
-"""Keystroke savings: the reference is typed by somebody who accepts every right suggestion."""
+"""Keystroke savings of a simulated typist who accepts every right suggestion."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.measures.metrics import words_right
 
-# A word with the white space before it: what is typed, or accepted, at once.
+# A word with the white space before it, the unit of typing and accepting.
 _SEGMENT = re.compile(r"\s*\S+")
 
 Suggest = Callable[[Sequence["TypedText"]], Sequence[Sequence[str]]]
-"""Drafts, best first, for each of some texts."""
+"""Returns the drafts, best first, for each of some texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class TypedText:
-    """What stands in front of the cursor when suggestions are asked for: `text`, `num_words` words after `prompt`."""
+    """The text before the cursor when suggestions are requested, `num_words` words after the prompt."""
 
     prompt: Prompt
     text: str
@@ -25,21 +25,21 @@ class TypedText:
 
 @dataclass(frozen=True, slots=True)
 class KeyCount:
-    """The keys that one reference took."""
+    """The number of keys to type one reference."""
 
     with_drafts: int
     without_drafts: int
 
 
 class Typist:
-    """Types one reference: at each word boundary, accept the longest right beginning of a draft, or type a word.
+    """Types one reference: at each word boundary, accepts the longest right beginning of a draft, or types a word.
 
-    Accepting costs one key and one more for each draft above it in the list; a word costs its characters and the white
+    Accepting costs one key, and one more for each draft above in the list. A word costs its characters and the white
     space before it.
 
     Args:
-        prompt: what stands there already, and the reference.
-        max_words: type no more of the reference than this; None: all of it.
+        prompt: the existing text, and the reference to type.
+        max_words: maximum number of words to type; None: the whole reference.
     """
 
     def __init__(self, prompt: Prompt, max_words: int | None = None) -> None:
@@ -50,22 +50,22 @@ class Typist:
 
     @property
     def is_done(self) -> bool:
-        """Everything is typed."""
+        """Whether everything is typed."""
         return self._num_typed == len(self._segments)
 
     @property
     def keys(self) -> KeyCount:
-        """The keys so far, and what all of the text costs without drafts."""
+        """The keys so far, and the keys of the whole text without drafts."""
         return KeyCount(self._keys, sum(map(len, self._segments)))
 
     @property
     def typed_text(self) -> TypedText:
-        """What suggestions are wanted for now; not when done."""
+        """The text that the next suggestions are for; undefined when done."""
         typed = "".join(self._segments[: self._num_typed])
         return TypedText(self._prompt, self._prompt.text + typed, self._num_typed)
 
     def take(self, drafts: Sequence[str]) -> None:
-        """Accept of these drafts what is right, or type a word."""
+        """Accept the right beginning of one of these drafts, or type a word."""
         rest = self._segments[self._num_typed :]
         rights = [words_right(draft, "".join(rest)) for draft in drafts]
         most = max(rights, default=0)
@@ -80,12 +80,12 @@ class Typist:
 def type_all(
     prompts: Sequence[Prompt], first_drafts: Sequence[Sequence[str]], suggest: Suggest, max_words: int | None
 ) -> list[KeyCount]:
-    """Type the references of many prompts at once; every round asks for the drafts of all that are not done.
+    """Type the references of many prompts together; each round requests drafts for all unfinished ones.
 
     Args:
-        prompts: whose references are typed.
-        first_drafts: the drafts at each prompt's end, which are known already.
-        suggest: gives the drafts everywhere else.
+        prompts: prompts with the references to type.
+        first_drafts: the drafts at each prompt's end.
+        suggest: returns the drafts at all other places.
         max_words: as in `Typist`.
     """
     typists = [Typist(prompt, max_words) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Whether scores can be read as probabilities, and what is left when low ones are not shown.
+"""Calibration of scores as probabilities, and the effect of hiding drafts with low scores.
 
 For the selection "distinct", whose scores are ln of the probability that a draft's first word comes next.
 """
@@ -13,20 +13,20 @@ from superdraft.evaluation.measures.metrics import words_right
 from superdraft.evaluation.reports.records import PromptRecord
 
 EDGES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""Of the bins of the reliability diagram, in probability."""
+"""Edges of the reliability diagram's bins, in probability."""
 
 THRESHOLDS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-"""Probabilities below which drafts are left out, one after another."""
+"""Probabilities below which drafts are hidden."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Drafts of about the same score.
+    """Drafts with similar scores.
 
     Attributes:
         predicted: mean of exp(score).
-        right: share of them whose first word is the reference's.
-        num_drafts: how many they are.
+        right: share of drafts whose first word is right.
+        num_drafts: number of drafts.
     """
 
     predicted: float
@@ -36,14 +36,14 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What is left with a lowest score.
+    """The effect of hiding drafts below a score.
 
     Attributes:
-        probability: exp of the lowest score that is shown.
-        shown: share of all drafts.
-        right: share of these whose first word is right.
-        prompts: share of the prompts that have a draft left.
-        hits: share of the prompts of which some draft left has the right first word.
+        probability: exp of the lowest score shown.
+        shown: share of drafts shown.
+        right: share of shown drafts whose first word is right.
+        prompts: share of prompts with a shown draft.
+        hits: share of prompts with a shown draft whose first word is right.
     """
 
     probability: float
@@ -55,12 +55,12 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Reliability of scores.
+    """The calibration of a decoder's scores.
 
     Attributes:
-        bins: by `EDGES`; those without drafts are left out.
+        bins: bins between `EDGES` that have drafts.
         error: expected calibration error: mean over drafts of |predicted - right| of their bin (Guo et al., 2017).
-        cuts: by `THRESHOLDS`.
+        cuts: one per threshold in `THRESHOLDS`.
     """
 
     bins: tuple[Bin, ...]
@@ -69,11 +69,11 @@ class Calibration:
 
 
 def calibration(records: Sequence[PromptRecord], prompts: Sequence[Prompt]) -> Calibration:
-    """How far the scores of drafts can be trusted.
+    """Compute the calibration of the scores of drafts.
 
     Args:
-        records: with at least one draft together.
-        prompts: theirs, in order.
+        records: records with at least one draft in total.
+        prompts: prompts of the records, in the same order.
     """
     drafts = [
         (number, math.exp(min(draft.score, 0.0)), words_right(draft.text, prompt.continuation) > 0)
@@ -105,11 +105,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def calibration_tables(name: str, found: Calibration) -> str:
-    """The same as Markdown."""
+    """The calibration of a decoder as Markdown tables."""
     lines = [f"## Calibration of {name}", "", f"Expected calibration error {found.error:.4f}.", ""]
     lines += ["| exp(score) | first word right | drafts |", "| --- | --- | --- |"]
     lines += [f"| {one.predicted:.3f} | {one.right:.3f} | {one.num_drafts} |" for one in found.bins]
-    lines += ["", "| exp(score) at least | drafts shown | of these right | prompts with a draft | with a right one |"]
+    lines += ["", "| exp(score) at least | drafts shown | right among them | prompts with a draft | with a right one |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {one.probability:g} | {one.shown:.3f} | {one.right:.3f} | {one.prompts:.3f} | {one.hits:.3f} |"

@@ -1,4 +1,4 @@
-"""From records to figures with confidence bounds."""
+"""Figures with confidence bounds, computed from records."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,22 +15,22 @@ from superdraft.evaluation.reports.records import PromptRecord
 
 MATCH_WORDS = (1, 2, 3, 4, 5)
 UNIQUENESS_ORDERS = (1, 2, 3)
-"""Of the n-grams whose uniqueness within a draft is reported."""
+"""Orders of the n-grams whose uniqueness within a draft is reported."""
 
 UNIQUENESS_LENGTHS = (5, 10, 15, 20)
-"""In words: a draft counts at each length that it reaches, cut to it."""
+"""Lengths in words. A draft counts at each length that it reaches, cut to that length."""
 
 Figures = Mapping[str, Ratios]
-"""By name; a name with a slash, `exact_match_any/1`, is one of several of the same kind."""
+"""Ratios by name. A name with a slash, such as `exact_match_any/1`, is one of several of the same kind."""
 
 
 def prompt_figures(record: PromptRecord, prompt: Prompt, num_steps: int) -> dict[str, float]:
-    """The figures of one prompt whose mean over the prompts is reported; NaN: this prompt has none.
+    """The figures of one prompt whose means over the prompts are reported; NaN if the prompt lacks one.
 
     Args:
-        record: what the decoder did.
-        prompt: on what.
-        num_steps: decode steps of a draft that no end of text cuts short.
+        record: record of the prompt.
+        prompt: the prompt.
+        num_steps: decode steps of a draft that is not cut short.
     """
     texts, continuation = record.texts, prompt.continuation
     words = [text.split() for text in texts]
@@ -56,12 +56,12 @@ def prompt_figures(record: PromptRecord, prompt: Prompt, num_steps: int) -> dict
 
 
 def forward_rows(record: PromptRecord, num_steps: int) -> float:
-    """Model rows of the decode steps per step of a draft that nothing cuts short; NaN: not known."""
+    """Model rows of the decode steps, per step of a draft that is not cut short; NaN if unknown."""
     return math.nan if record.forward_rows is None or not num_steps else record.forward_rows / num_steps
 
 
 def uniqueness_name(order: int, length: int) -> str:
-    """The figure of the uniqueness of n-grams among the first `length` words of a draft."""
+    """The name of the figure for the uniqueness of n-grams in the first `length` words of a draft."""
     return f"ngram_uniqueness/{order}-grams of {length} words"
 
 
@@ -86,10 +86,10 @@ def collect(
     """All figures of one decoder, one row per prompt.
 
     Args:
-        records: what the decoder did.
-        prompts: on what, in the same order.
-        num_steps: decode steps of a draft that no end of text cuts short.
-        words: by which joints are judged; None: they are not.
+        records: records of the decoder.
+        prompts: their prompts, in the same order.
+        num_steps: decode steps of a draft that is not cut short.
+        words: the words that joints are judged by; None: joints are not judged.
     """
     rows = [prompt_figures(record, prompt, num_steps) for record, prompt in zip(records, prompts, strict=True)]
     names = dict.fromkeys(name for row in rows for name in row)
@@ -103,7 +103,7 @@ def collect(
 
 
 def _turns(records: Sequence[PromptRecord]) -> dict[str, Ratios]:
-    """saved@k and acceptance_rate@k for each k that was counted for all prompts."""
+    """saved@k and acceptance_rate@k for each k in the records."""
     figures = {}
     for num_shown, in_part in sorted({(one.num_shown, one.in_part) for record in records for one in record.turns}):
         counts = [record.turns_with(num_shown, in_part) for record in records]
@@ -116,7 +116,7 @@ def _turns(records: Sequence[PromptRecord]) -> dict[str, Ratios]:
 
 
 def _broken_joints(records: Sequence[PromptRecord], prompts: Sequence[Prompt], words: WordList) -> dict[str, Ratios]:
-    """The shares of first drafts, of drafts, and of requests with any such draft; requests without a draft left out."""
+    """Shares of first drafts, drafts and requests with broken joints; requests without drafts are left out."""
     counts = [count_joints(prompt, record.texts, words) for record, prompt in zip(records, prompts, strict=True)]
     requests = [float(count.num_drafts > 0) for count in counts]
     first = [[count.is_first_broken, request] for count, request in zip(counts, requests, strict=True)]
@@ -129,17 +129,17 @@ def _broken_joints(records: Sequence[PromptRecord], prompts: Sequence[Prompt], w
 
 
 def intervals(figures: Figures) -> dict[str, Interval]:
-    """Each figure with its bounds."""
+    """All figures with their bounds."""
     return {name: interval(ratios) for name, ratios in figures.items()}
 
 
 def differences(ours: Figures, theirs: Figures) -> dict[str, Interval]:
-    """Each figure that both have: ours less theirs, paired by prompt."""
+    """Our figures minus theirs, paired by prompt, for the figures that both have."""
     return {name: paired_difference(ratios, theirs[name]) for name, ratios in ours.items() if name in theirs}
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Names with a slash become objects, those of ranks a list."""
+    """Turn names with a slash into nested objects, and ranks into a list."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
         group, slash, member = name.partition("/")

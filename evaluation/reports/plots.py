@@ -1,4 +1,4 @@
-"""Plots of figures with their confidence bounds, as PNG files."""
+"""Plots of figures with confidence bounds, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from superdraft.evaluation.reports.report import TITLES
 
 mpl.use("Agg")
 
-from matplotlib import pyplot as plt  # the backend must be chosen first
+from matplotlib import pyplot as plt  # after the choice of the backend
 
 Bounded = Mapping[str, Interval]
 Points = Sequence[tuple[float, Interval]]
 
 
 def bars(path: Path, decoders: Mapping[str, Bounded], names: Sequence[str]) -> None:
-    """One panel a figure, one bar a decoder."""
+    """Draw a panel per figure, with a bar per decoder."""
     shown = [name for name in names if any(name in found for found in decoders.values())]
     figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 1.5 + 0.35 * len(decoders)), squeeze=False)
     places = np.arange(len(decoders))
@@ -35,7 +35,7 @@ def bars(path: Path, decoders: Mapping[str, Bounded], names: Sequence[str]) -> N
 
 
 def lines(path: Path, series: Mapping[str, Points], x_label: str, y_label: str) -> None:
-    """One line with error bars for each series of (x, interval)."""
+    """Draw a line with error bars per series of (x, interval)."""
     figure, axis = plt.subplots(figsize=(6, 4))
     for label, points in series.items():
         ys = [one for _, one in points]
@@ -50,7 +50,7 @@ def lines(path: Path, series: Mapping[str, Points], x_label: str, y_label: str) 
 
 
 def curves(path: Path, series: Mapping[str, tuple[Any, Any]], x_label: str, y_label: str) -> None:
-    """One plain line for each series of x and y."""
+    """Draw a line per series of x and y."""
     figure, axis = plt.subplots(figsize=(6, 4))
     for label, (xs, ys) in series.items():
         axis.plot(xs, ys, label=label)
@@ -64,7 +64,7 @@ def curves(path: Path, series: Mapping[str, tuple[Any, Any]], x_label: str, y_la
 def scatter(
     path: Path, points: Sequence[tuple[float, float, float]], labels: tuple[str, str, str], num_circled: int
 ) -> None:
-    """Points (x, y, colour), the last ones with a circle around them; labels are those of x, y and colour."""
+    """Draw points (x, y, colour), with circles around the last ones; labels are those of x, y and colour."""
     figure, axis = plt.subplots(figsize=(6, 4))
     xs, ys, colours = np.array(points).T
     drawn = axis.scatter(xs, ys, c=colours, cmap="viridis", s=18)
@@ -77,7 +77,7 @@ def scatter(
 
 
 def _errors(found: Sequence[Interval]) -> Any:
-    """Distances to the bounds, shape [2, n]; never negative, as rounding could make them."""
+    """Distances to the bounds, shape [2, n]; rounding must not make them negative."""
     below = [max(0.0, one.value - one.low) for one in found]
     above = [max(0.0, one.high - one.value) for one in found]
     return np.array([below, above])

@@ -1,4 +1,4 @@
-"""What a decoder did on each prompt, kept on disk so that an interrupted run goes on where it stopped."""
+"""Records of a decoder's drafts per prompt, stored so that an interrupted run continues where it stopped."""
 
 import hashlib
 import json
@@ -17,11 +17,12 @@ class DraftRecord:
     """One draft.
 
     Attributes:
-        text: what was suggested.
-        token_ids: its tokens.
-        score: by which the drafts are ranked.
-        token_logprobs: of the step that chose each token.
-        exact_logprobs: of its text's tokens under the evaluator, given the typed text; None: not judged.
+        text: text of the draft.
+        token_ids: tokens of the draft.
+        score: score that drafts are ranked by.
+        token_logprobs: log-probability of each token in the step that chose it.
+        exact_logprobs: log-probabilities of the text's tokens under the evaluator, given the typed text; None: not
+            judged.
     """
 
     text: str
@@ -33,16 +34,16 @@ class DraftRecord:
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """One prompt or question.
+    """The drafts of one prompt or question.
 
     Attributes:
-        prompt_id: whose drafts these are.
-        prompt_sha: digest of what was asked; a record whose prompt has changed since is not used again.
-        drafts: best first.
-        forward_rows: model rows of all decode steps, without the prompt; None: not known.
-        wall_s: its share of the decoding time.
-        keys: what typing the reference took; None: nothing was typed.
-        turns: how the reference was written with different numbers of drafts shown.
+        prompt_id: id of the prompt.
+        prompt_sha: digest of the prompt and its reference; a record of a changed prompt is not used.
+        drafts: the drafts, best first.
+        forward_rows: model rows of all decode steps, without the prompt's own pass; None: unknown.
+        wall_s: the prompt's share of the decoding time.
+        keys: keys to type the reference; None: it was not typed.
+        turns: counts of writing the reference with different numbers of drafts shown.
     """
 
     prompt_id: str
@@ -59,7 +60,7 @@ class PromptRecord:
         return [draft.text for draft in self.drafts]
 
     def turns_with(self, num_shown: int, in_part: bool) -> TurnCount | None:
-        """The turns with so many drafts shown; None: they were not counted."""
+        """The counts with this many drafts shown; None if there are none."""
         return next((one for one in self.turns if (one.num_shown, one.in_part) == (num_shown, in_part)), None)
 
 
@@ -67,9 +68,9 @@ class RecordFile:
     """The records of one decoder with one set of settings: a file of JSON lines, the settings in the first.
 
     Args:
-        folder: of the run; made if it is missing.
-        name: the decoder's name.
-        settings: all that the records depend on; other settings go to another file.
+        folder: folder of the run; created if it is missing.
+        name: name of the decoder.
+        settings: everything that the records depend on; other settings have another file.
     """
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
@@ -82,7 +83,7 @@ class RecordFile:
             self.path.write_text(header + "\n", encoding="utf-8")
 
     def get(self, prompt_id: str, prompt_sha: str) -> PromptRecord | None:
-        """The record of a prompt, if it is there and was made for the same text."""
+        """The record of a prompt, if there is one for the same text."""
         record = self._records.get(prompt_id)
         return record if record is not None and record.prompt_sha == prompt_sha else None
 
@@ -92,13 +93,13 @@ class RecordFile:
         if not records:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            # A line of its own even after one that was torn off when a run was killed.
+            # Begin a new line even after one that is incomplete because a run was killed.
             file.write("".join(f"\n{json.dumps(asdict(record))}" for record in records) + "\n")
         self._records.update((record.prompt_id, record) for record in records)
 
 
 def digest(text: str) -> str:
-    """A short name for a text."""
+    """A short hash of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -108,7 +109,7 @@ def _read(path: Path) -> Iterable[PromptRecord]:
     for line in path.read_text(encoding="utf-8").splitlines()[1:]:
         try:
             row = json.loads(line)
-        except ValueError:  # an empty line, or one that was torn off
+        except ValueError:  # an empty or incomplete line
             continue
         drafts = tuple(_draft(draft) for draft in row.pop("drafts"))
         keys, turns = row.pop("keys"), tuple(TurnCount(**count) for count in row.pop("turns", ()))

@@ -1,4 +1,4 @@
-"""results.json and its Markdown table."""
+"""Reports: results.json, Markdown tables, and a table for the terminal."""
 
 import json
 import math
@@ -9,12 +9,15 @@ from typing import Any
 
 from rich.table import Table
 
+from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.cases.word_list import WordList
 from superdraft.evaluation.decoders.decoder_spec import Sweep
 from superdraft.evaluation.measures.bootstrap import LEVEL, Interval
 from superdraft.evaluation.reports.calibration import Calibration, calibration_tables
-from superdraft.evaluation.reports.figures import Figures, differences, intervals, nested
+from superdraft.evaluation.reports.figures import Figures, collect, differences, intervals, nested
+from superdraft.evaluation.reports.records import PromptRecord
 
-# These are in results.json whatever was measured; null: not measured.
+# Always in results.json; null if not measured.
 ALWAYS = (
     "perplexity_best",
     "perplexity_mean",
@@ -75,16 +78,16 @@ DOMAIN_FIGURES = (
 
 @dataclass(frozen=True, slots=True)
 class DecoderResult:
-    """What is reported of one decoder.
+    """The reported results of one decoder.
 
     Attributes:
-        name: the decoder's name.
-        figures: one row a prompt.
+        name: name of the decoder.
+        figures: one row per prompt.
         domains: the same for the prompts of each domain.
-        sweep: the series that it is one of.
+        sweep: the series that the decoder belongs to, if any.
         calibration: of its scores, if they are probabilities.
         wall_s: decoding time of all prompts, without judging and typing.
-        settings: all that the drafts depend on.
+        settings: everything that the drafts depend on.
     """
 
     name: str
@@ -97,16 +100,47 @@ class DecoderResult:
 
     @property
     def num_prompts(self) -> int:
-        """How many prompts, or questions."""
+        """Number of prompts or questions."""
         return max(map(len, self.figures.values()), default=0)
+
+
+def decoder_result(
+    name: str,
+    prompts: Sequence[Prompt],
+    records: Sequence[PromptRecord],
+    settings: Mapping[str, Any],
+    num_steps: int,
+    words: WordList | None = None,
+) -> DecoderResult:
+    """The result of one decoder on prompts with references.
+
+    Args:
+        name: name of the decoder.
+        prompts: the prompts.
+        records: their records, in the same order.
+        settings: everything that the drafts depend on.
+        num_steps: decode steps of a draft that is not cut short.
+        words: the words that joints are judged by; None: joints are not judged.
+    """
+    domains = {}
+    for domain in dict.fromkeys(prompt.domain for prompt in prompts):
+        own = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
+        domains[domain] = collect([records[i] for i in own], [prompts[i] for i in own], num_steps, words)
+    return DecoderResult(
+        name,
+        collect(records, prompts, num_steps, words),
+        wall_s=round(sum(record.wall_s for record in records), 3),
+        settings=settings,
+        domains=domains,
+    )
 
 
 def results_document(command: str, results: Sequence[DecoderResult], about: Mapping[str, Any]) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
-        command: the sub-command.
-        results: the decoders; differences are taken to the first.
+        command: name of the command.
+        results: the decoders; the first is the baseline of differences.
         about: files, options, machine.
     """
     baseline = results[0]
@@ -128,37 +162,37 @@ def results_document(command: str, results: Sequence[DecoderResult], about: Mapp
 
 
 def _with_bounds(found: Mapping[str, Interval]) -> dict[str, Any]:
-    """Values, and beside them under "ci" the bounds of each, in the same shape."""
+    """Values and, under "ci", their confidence bounds in the same shape."""
     values = nested({name: _number(one.value) for name, one in found.items()})
     bounds = nested({name: [_number(one.low), _number(one.high)] for name, one in found.items()})
     return {**values, "ci": bounds}
 
 
 def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
+    """A number for JSON, which has no NaN."""
     return round(value, 6) if math.isfinite(value) else None
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write in one step: a reader sees the old document or the new one."""
+    """Write atomically: a reader sees the old document or the new one."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
 def markdown(title: str, results: Sequence[DecoderResult], names: Sequence[str]) -> str:
-    """The tables: all prompts, differences to the first decoder, and each domain.
+    """The tables: all prompts, differences to the first decoder, and domains.
 
     Args:
         title: the heading.
         results: the decoders.
-        names: figures that get a column, where they were measured.
+        names: figures that get a column if they were measured.
     """
     found = {result.name: intervals(result.figures) for result in results}
     columns = [name for name in names if any(name in one for one in found.values())]
     blocks = [
         f"# {title}",
-        f"{results[0].num_prompts} prompts; in brackets {LEVEL:.0%} bootstrap confidence bounds over prompts.",
+        f"{results[0].num_prompts} prompts; {LEVEL:.0%} bootstrap confidence bounds over prompts in brackets.",
         _table(found, columns, {result.name: f"{result.wall_s:.1f}" for result in results}),
     ]
     if len(results) > 1:
@@ -178,7 +212,7 @@ def markdown(title: str, results: Sequence[DecoderResult], names: Sequence[str])
 
 
 def summary_table(results: Sequence[DecoderResult], names: Sequence[str]) -> Table:
-    """The figures alone, for the terminal: one column a decoder, since there may be many figures."""
+    """The figures without bounds, for the terminal: a column per decoder, because there may be many figures."""
     found = {result.name: intervals(result.figures) for result in results}
     table = Table("", *found)
     for name in names:
@@ -200,7 +234,7 @@ def _table(
 
 
 def format_interval(one: Interval) -> str:
-    """`0.267 [0.245, 0.290]`, or nothing if there is no value."""
+    """A value with its bounds, `0.267 [0.245, 0.290]`; empty if there is no value."""
     if not math.isfinite(one.value):
         return ""
     digits = 3 if abs(one.value) < 1 else 2

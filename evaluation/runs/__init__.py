@@ -1,1 +1,1 @@
-"""The evaluations themselves, one module per `superdraft eval` command."""
+"""The commands of `superdraft eval`, and `superdraft tune`."""

@@ -1,30 +1,56 @@
-"""`superdraft eval completion`: drafts where users ask for them, behind whole words and inside words."""
+"""`superdraft eval completion`: drafts as served, after whole words and inside words."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.evaluation.cases.prompts import Prompt, first_words, read_prompts
-from superdraft.evaluation.cases.word_list import WordList, known_words
-from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
-from superdraft.evaluation.decoders.decoders import Contender
-from superdraft.evaluation.decoders.peers import Peer, served_contender
+from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation.cases.prompts import Prompt, first_words_of, read_prompts
+from superdraft.evaluation.cases.word_list import known_words
+from superdraft.evaluation.command_line import (
+    SERVED,
+    Device,
+    Dtype,
+    Files,
+    Limit,
+    MaxTokens,
+    Model,
+    MoreFiles,
+    Ngram,
+    NumDrafts,
+    Output,
+    Peers,
+    Seed,
+    ServedDecoders,
+    TypedWords,
+    all_files,
+    decoder_specs,
+    options_given,
+    progress_of,
+)
+from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.reports import plots
-from superdraft.evaluation.reports.figures import collect, intervals
-from superdraft.evaluation.reports.records import PromptRecord
-from superdraft.evaluation.reports.report import DecoderResult, markdown, results_document, summary_table, write_json
-from superdraft.evaluation.runs.commands import check_names, progress_of
+from superdraft.evaluation.reports.figures import intervals
+from superdraft.evaluation.reports.machine import describe_machine
+from superdraft.evaluation.reports.report import (
+    DecoderResult,
+    decoder_result,
+    markdown,
+    results_document,
+    summary_table,
+    write_json,
+)
 from superdraft.evaluation.runs.quality import QualityRun, Typing
+from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
 NUM_SHOWN = (1, 3)
-"""The k of saved@k: one draft in the text, as editors show it, and a list of three."""
+"""The k of saved@k: one draft in the text, as in editors, and a list of three."""
 
 PLACES = ("word ends", "inside words")
 COLUMNS = (
@@ -46,158 +72,136 @@ COLUMNS = (
     "broken_joints/any",
 )
 FIRST_WORDS_COLUMNS = ("forward_rows", "request_ms", "exact_match_first/1", "exact_match_any/1", "words_right")
-"""Behind the first words of texts, where nothing is typed."""
+"""Columns after the first words of texts, where no reference is typed."""
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionJob:
-    """The command.
-
-    Attributes:
-        files: of prompts.
-        limit: at most so many.
-        models: the language models.
-        decoders: what is compared on this machine.
-        peers: running servers, asked for k drafts of so many tokens by default requests.
-        api_key: of the peers.
-        num_drafts: k of the requests to peers.
-        max_tokens: of each of their drafts.
-        words: file of known words; None: the vocabulary's.
-        typed_words: words of each reference that are typed; None: all.
-        first_words: prompts are so many first words of the texts instead, and nothing is typed; none: as they are.
-        seed: of the sampling decoders.
-        output: folder of the results.
-    """
-
-    files: tuple[Path, ...]
-    limit: int | None
-    models: ModelChoice
-    decoders: tuple[DecoderSpec, ...]
-    peers: tuple[Peer, ...]
-    api_key: str | None
-    num_drafts: int
-    max_tokens: int
-    words: Path | None
-    typed_words: int | None
-    first_words: tuple[int, ...]
-    seed: int
-    output: Path
-
-
-def run_completion_job(job: CompletionJob, console: Console) -> None:
-    """Decode, type and write everything to the job's folder.
-
-    Raises:
-        CommandError: a file or an option is wrong, or a peer does not answer.
-    """
-    names = [*(spec.name for spec in job.decoders), *(peer.name for peer in job.peers)]
-    check_names(names)
-    asked = _asked(job)
-    prompts = [prompt for _, prompt in asked]
-    is_typed = not job.first_words
-    words = known_words(prompts, job.words, job.models.model) if is_typed else None
-    typing = Typing(is_typed, NUM_SHOWN if is_typed else (), job.typed_words)
+def main(
+    prompts: Files = None,
+    more: MoreFiles = None,
+    decoder: ServedDecoders = SERVED,
+    peer: Peers = None,
+    num_drafts: NumDrafts = 3,
+    max_tokens: MaxTokens = 10,
+    limit: Limit = None,
+    seed: Seed = 0,
+    words: Annotated[
+        Path | None, typer.Option(help="Known words, one per line. If not set, those of the model's vocabulary.")
+    ] = None,
+    ngram: Ngram = "auto",
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    typed_words: TypedWords = 5,
+    first_words: Annotated[
+        str | None,
+        typer.Option(
+            help="N,...: use the first N words of each text as prompts, and type nothing. If not set, whole prompts."
+        ),
+    ] = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    output: Output = None,
+) -> None:
+    """Measure drafts as they are served, after words and inside words, including broken words."""
+    peers = [parse_peer(text, (SUPERDRAFT,)) for text in peer or ()]
+    shared = options_given(num_drafts=num_drafts, max_tokens=max_tokens)
+    specs = decoder_specs(decoder, ngram, shared, [one.name for one in peers])
+    counts, key = _word_counts(first_words), read_key(api_key, api_key_file)
+    files, folder, console = all_files(prompts, more), output or Path("eval-completion"), Console()
+    placed = _placed_prompts(read_prompts(files, limit), counts)
+    asked = [prompt for _, prompt in placed]
+    known = None if counts else known_words(asked, words, model)
+    typing = Typing(not counts, () if counts else NUM_SHOWN, typed_words or None)
     with ExitStack() as stack:
-        wanted = (job.api_key, job.num_drafts, job.max_tokens)
-        peers = [stack.enter_context(served_contender(peer, *wanted)) for peer in job.peers]
-        contenders, steps = _contenders(job, prompts, peers)
-        run = QualityRun(contenders, job.output / "records", typing=typing)
-        advance = stack.enter_context(progress_of(names, len(prompts), console))
-        records = run.run(prompts, advance)
-    places = [after_words(count) for count in job.first_words] or PLACES
-    indices = {place: [i for i, (own, _) in enumerate(asked) if own == place] for place in places}
-    results = {
-        place: [_result(one, prompts, records[one.name], own, steps[one.name], words) for one in contenders]
-        for place, own in indices.items()
-        if own
+        contenders = [stack.enter_context(served_contender(one, key, num_drafts, max_tokens)) for one in peers]
+        steps = {contender.name: max_tokens - 1 for contender in contenders}
+        if specs:
+            texts = [prompt.text + prompt.continuation for prompt in asked]
+            domains = list(dict.fromkeys(prompt.domain for prompt in asked))
+            workbench = Workbench(ModelChoice(model, dtype, device), texts, specs, seed=seed, domains=domains)
+            contenders = [*workbench.contenders(specs), *contenders]
+            steps |= {spec.name: workbench.params(spec).max_tokens - 1 for spec in specs}
+        run = QualityRun(contenders, folder / "records", typing=typing)
+        advance = stack.enter_context(progress_of([one.name for one in contenders], len(asked), console))
+        records = run.run(asked, advance)
+    results = {}
+    for place in [after_words(count) for count in counts] or PLACES:
+        own = [i for i, (where, _) in enumerate(placed) if where == place]
+        if own:
+            results[place] = [
+                decoder_result(
+                    one.name,
+                    [asked[i] for i in own],
+                    [records[one.name][i] for i in own],
+                    one.settings,
+                    steps[one.name],
+                    known,
+                )
+                for one in contenders
+            ]
+    about = {
+        "files": [file.name for file in files],
+        "typed_words": typed_words or None,
+        "first_words": counts,
+        "known_words": None if known is None else len(known),
+        "machine": describe_machine(),
     }
-    _report(job, results, words, console)
+    _report(folder, about, results, FIRST_WORDS_COLUMNS if counts else COLUMNS, console)
 
 
-def _asked(job: CompletionJob) -> list[tuple[str, Prompt]]:
-    """The prompts, and where each of them ends.
+def _word_counts(text: str | None) -> tuple[int, ...]:
+    """The numbers of --first-words, without repetitions."""
+    counts = [] if text is None else [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if min(counts, default=1) < 1:
+        raise CommandError(f"--first-words must be numbers of at least 1, as 1,2,3; got {text!r}.")
+    return tuple(dict.fromkeys(counts))
+
+
+def _placed_prompts(prompts: Sequence[Prompt], counts: Sequence[int]) -> list[tuple[str, Prompt]]:
+    """The place where each prompt ends, and the prompt.
+
+    Args:
+        prompts: as read.
+        counts: cut the texts after their first 1, 2, ... words; empty: leave the prompts whole.
 
     Raises:
-        CommandError: there are none, or no text is longer than the first words that are asked for.
+        CommandError: there are no prompts, or no text is longer than the first words.
     """
-    prompts = read_prompts(job.files, job.limit)
     if not prompts:
         raise CommandError("The files hold no prompts.")
-    if not job.first_words:
+    if not counts:
         return [(place_of(prompt), prompt) for prompt in prompts]
-    cut = [(after_words(count), prompt) for count in job.first_words for prompt in first_words(prompts, count)]
+    cut = [(after_words(count), prompt) for count in counts for prompt in first_words_of(prompts, count)]
     if not cut:
-        raise CommandError(f"--first-words {min(job.first_words)}: no text has more words than that.")
+        raise CommandError(f"--first-words {min(counts)}: no text has more words than that.")
     return cut
 
 
 def after_words(count: int) -> str:
-    """The place behind a text's first words."""
+    """The name of the place after a text's first words."""
     return f"after {count} word{'s' if count > 1 else ''}"
 
 
 def place_of(prompt: Prompt) -> str:
-    """Where the prompt was cut."""
+    """The place where a prompt ends."""
     return PLACES[prompt.is_mid_word]
 
 
-def _contenders(
-    job: CompletionJob, prompts: Sequence[Prompt], peers: Sequence[Contender]
-) -> tuple[list[Contender], dict[str, int]]:
-    """Whoever is compared, and the decode steps of each one's whole drafts."""
-    contenders: list[Contender] = []
-    steps = {peer.name: job.max_tokens - 1 for peer in job.peers}
-    if job.decoders:
-        texts = [prompt.text + prompt.continuation for prompt in prompts]
-        domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
-        workbench = Workbench(job.models, texts, job.decoders, seed=job.seed, domains=domains)
-        contenders += workbench.contenders(job.decoders)
-        steps |= {spec.name: workbench.params(spec).max_tokens - 1 for spec in job.decoders}
-    return [*contenders, *peers], steps
-
-
-def _result(
-    contender: Contender,
-    prompts: Sequence[Prompt],
-    records: Sequence[PromptRecord],
-    indices: Sequence[int],
-    num_steps: int,
-    words: WordList | None,
-) -> DecoderResult:
-    """What a decoder did on some of the prompts."""
-    domains = {}
-    for domain in dict.fromkeys(prompts[i].domain for i in indices):
-        own = [i for i in indices if prompts[i].domain == domain]
-        domains[domain] = collect([records[i] for i in own], [prompts[i] for i in own], num_steps, words)
-    return DecoderResult(
-        contender.name,
-        collect([records[i] for i in indices], [prompts[i] for i in indices], num_steps, words),
-        wall_s=round(sum(records[i].wall_s for i in indices), 3),
-        settings=contender.settings,
-        domains=domains,
-    )
-
-
 def _report(
-    job: CompletionJob, results: Mapping[str, Sequence[DecoderResult]], words: WordList | None, console: Console
+    folder: Path,
+    about: Mapping[str, Any],
+    results: Mapping[str, Sequence[DecoderResult]],
+    columns: Sequence[str],
+    console: Console,
 ) -> None:
-    """results.json, the tables, the plots, and the figures on the terminal."""
-    columns = FIRST_WORDS_COLUMNS if job.first_words else COLUMNS
-    about: dict[str, Any] = {
-        "command": "completion",
-        "files": [file.name for file in job.files],
-        "typed_words": job.typed_words,
-        "first_words": job.first_words,
-        "known_words": None if words is None else len(words),
-        "machine": describe_machine(),
-    }
+    """Write results.json, the tables and the plots of all places, and print the figures."""
     places = {place: results_document("completion", own, {}) for place, own in results.items()}
-    write_json(job.output / "results.json", {**about, "places": places})
+    write_json(folder / "results.json", {"command": "completion", **about, "places": places})
     tables = [markdown(f"Completion: {place}", own, columns) for place, own in results.items()]
-    (job.output / "results.md").write_text("\n".join(tables), encoding="utf-8")
+    (folder / "results.md").write_text("\n".join(tables), encoding="utf-8")
     for place, own in results.items():
         found = {result.name: intervals(result.figures) for result in own}
-        plots.bars(job.output / f"completion_{place.replace(' ', '_')}.png", found, columns)
+        plots.bars(folder / f"completion_{place.replace(' ', '_')}.png", found, columns)
         console.print(f"{place}: {own[0].num_prompts} prompts")
         console.print(summary_table(own, columns))
-    console.print(f"{job.output / 'results.md'} has the confidence bounds, differences and domains.")
+    console.print(f"{folder / 'results.md'} has the confidence bounds, differences and domains.")

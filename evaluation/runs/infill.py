@@ -1,31 +1,53 @@
-"""`superdraft eval infill`: drafts for gaps in source code, as the server's `/infill` answers them."""
+"""`superdraft eval infill`: drafts for gaps in source code, as served by `/infill`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import numpy as np
+import typer
 from rich.console import Console
 
-from superdraft.benchmarks.machine import describe_machine
-from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases, write_cases
+from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases, parse_window, write_cases
+from superdraft.evaluation.command_line import (
+    SERVED,
+    CaseLimit,
+    Cases,
+    CaseSeed,
+    ContextLines,
+    Device,
+    Dtype,
+    FromSource,
+    GapTokens,
+    Kind,
+    Model,
+    NumDrafts,
+    Output,
+    Peers,
+    decoder_specs,
+    progress_of,
+)
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders.infill_requests import InfillDecoder
 from superdraft.evaluation.decoders.infill_server import Variation, served_here
-from superdraft.evaluation.decoders.peers import SUPERDRAFT, TIMEOUT_S, Peer, served_model
+from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, TIMEOUT_S, Peer, parse_peer, served_model
 from superdraft.evaluation.decoders.workbench import ModelChoice
 from superdraft.evaluation.measures import infill_metrics as metrics
 from superdraft.evaluation.measures.bootstrap import as_ratios
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import Figures, forward_rows, intervals
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.records import PromptRecord, RecordFile, digest
 from superdraft.evaluation.reports.report import DecoderResult, markdown, results_document, summary_table, write_json
-from superdraft.evaluation.runs.commands import check_names, progress_of
 from superdraft.evaluation.runs.quality import new_record
+from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
+from superdraft.server.observe.log_config import configure_logging
 
 COLUMNS = (
     "forward_rows",
@@ -43,43 +65,8 @@ _OPTIONS = ("num_drafts", "max_tokens", "layout", "token_healing")
 
 
 @dataclass(frozen=True, slots=True)
-class InfillJob:
-    """The command.
-
-    Attributes:
-        file: of cases; None: they are made from source code.
-        source: folder of source code; None: the cases are in the file.
-        kind: of the cases from source code.
-        limit: at most so many cases; None: all of the file.
-        seed: of the cases from source code.
-        window: lines kept before and after the cursor's; None: all.
-        models: the language model.
-        decoders: what is compared on this machine.
-        peers: running servers.
-        api_key: of the peers.
-        num_drafts: k, asked of Superdraft peers.
-        max_tokens: of each draft, asked of peers; None: this server's limit for editors.
-        output: folder of the results.
-    """
-
-    file: Path | None
-    source: Path | None
-    kind: str
-    limit: int | None
-    seed: int
-    window: tuple[int, int] | None
-    models: ModelChoice
-    decoders: tuple[DecoderSpec, ...]
-    peers: tuple[Peer, ...]
-    api_key: str | None
-    num_drafts: int
-    max_tokens: int | None
-    output: Path
-
-
-@dataclass(frozen=True, slots=True)
 class _Entrant:
-    """One row of the report: who is asked, and all that the drafts depend on."""
+    """One row of the report: a decoder, and everything that its drafts depend on."""
 
     name: str
     decoder: InfillDecoder
@@ -87,41 +74,77 @@ class _Entrant:
     num_steps: int
 
 
-def run_infill_job(job: InfillJob, console: Console) -> None:
-    """Ask for the drafts of all cases, one request after another, and write everything to the job's folder.
-
-    Raises:
-        CommandError: a file or an option is wrong, or a peer does not answer.
-    """
-    check_names([*(spec.name for spec in job.decoders), *(peer.name for peer in job.peers)])
-    cases = chosen_cases(job.file, job.source, job.kind, job.limit, job.seed, job.window)
-    max_tokens = job.max_tokens or job.models.server_settings().editor_max_tokens
+def main(
+    cases: Cases = None,
+    from_source: FromSource = None,
+    kind: Kind = "indent",
+    decoder: Annotated[
+        list[str],
+        typer.Option(
+            "--decoder",
+            help="Decoder: served or none (only peers), optionally with a name and the options k, n, layout and "
+            "healing: 'unhealed: served healing=off layout=line_in_prefix'. Repeatable.",
+        ),
+    ] = SERVED,
+    peer: Peers = None,
+    num_drafts: NumDrafts = 3,
+    max_tokens: GapTokens = None,
+    limit: CaseLimit = None,
+    seed: CaseSeed = 0,
+    context_lines: ContextLines = None,
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    output: Output = None,
+) -> None:
+    """Fill gaps in source code as /infill does: whole lines, first words, first characters, keystrokes saved."""
+    configure_logging("warning", "console")
+    window, peers = parse_window(context_lines), [parse_peer(text, (SUPERDRAFT, LLAMA_CPP)) for text in peer or ()]
+    specs = decoder_specs(decoder, "auto", {}, [one.name for one in peers])
+    key, models = read_key(api_key, api_key_file), ModelChoice(model, dtype, device)
+    folder, console = output or Path("eval-infill"), Console()
+    chosen = chosen_cases(cases, from_source, kind, limit, seed, window)
+    asked = {"num_drafts": num_drafts, "max_tokens": max_tokens or models.server_settings().editor_max_tokens}
     with ExitStack() as stack:
-        entrants = [_entrant_of_peer(peer, job, max_tokens, stack) for peer in job.peers]
-        if job.decoders:
-            entrants = [*_entrants_here(job, max_tokens, stack), *entrants]
-        advance = stack.enter_context(progress_of([one.name for one in entrants], len(cases), console))
+        entrants = [_entrant_of_peer(one, key, asked, stack) for one in peers]
+        if specs:
+            entrants = [*_entrants_here(specs, models, asked, stack), *entrants]
+        advance = stack.enter_context(progress_of([one.name for one in entrants], len(chosen), console))
         results = []
         for entrant in entrants:
-            records = _records(entrant, cases, job.output / "records", lambda name=entrant.name: advance(name, 1))
-            results.append(_result(entrant, cases, records))
-    _report(job, results, cases, console)
+            records = _records(entrant, chosen, folder / "records", partial(advance, entrant.name, 1))
+            results.append(_result(entrant, chosen, records))
+    about = {
+        "cases": {"kind": kind, "seed": seed} if cases is None else cases.name,
+        "context_lines": window,
+        "machine": describe_machine(),
+    }
+    write_json(folder / "results.json", results_document("infill", results, about))
+    write_cases(folder / "cases.jsonl", chosen)
+    (folder / "results.md").write_text(markdown("Infill", results, COLUMNS), encoding="utf-8")
+    plots.bars(folder / "infill.png", {one.name: intervals(one.figures) for one in results}, COLUMNS)
+    console.print(summary_table(results, COLUMNS))
+    console.print(f"{folder / 'results.md'} has the confidence bounds and differences.")
 
 
-def _entrants_here(job: InfillJob, max_tokens: int, stack: ExitStack) -> list[_Entrant]:
+def _entrants_here(
+    specs: Sequence[DecoderSpec], models: ModelChoice, asked: Mapping[str, int], stack: ExitStack
+) -> list[_Entrant]:
     """The decoders of this machine: one server, asked in different ways."""
-    options = {spec.name: _checked_options(spec) for spec in job.decoders}
-    url, engine = stack.enter_context(served_here(job.models))
+    options = {spec.name: _checked_options(spec) for spec in specs}
+    url, engine = stack.enter_context(served_here(models))
     http = stack.enter_context(httpx.Client(base_url=url, timeout=TIMEOUT_S))
     entrants = []
-    for name, asked in options.items():
-        variation = Variation(asked.get("layout"), asked.get("token_healing"))
+    for name, own in options.items():
+        variation = Variation(own.get("layout"), own.get("token_healing"))
         engine.check(variation)
-        k = asked.get("num_drafts", job.num_drafts)
-        n = min(asked.get("max_tokens", max_tokens), engine.max_tokens)
+        k = own.get("num_drafts", asked["num_drafts"])
+        n = min(own.get("max_tokens", asked["max_tokens"]), engine.max_tokens)
         decoder = InfillDecoder(http, SUPERDRAFT, k, n, engine, variation)
         settings = {
-            **asdict(job.models),
+            **asdict(models),
             **asdict(variation),
             "defaults": engine.defaults,
             "num_drafts": k,
@@ -132,10 +155,10 @@ def _entrants_here(job: InfillJob, max_tokens: int, stack: ExitStack) -> list[_E
 
 
 def _checked_options(spec: DecoderSpec) -> dict[str, Any]:
-    """The options of a decoder of gaps.
+    """The options of a decoder for gaps.
 
     Raises:
-        CommandError: it is not the served one, or has an option that a request for a gap has not.
+        CommandError: the decoder is not "served", or has an option that requests for gaps lack.
     """
     options = dict(spec.options)
     unknown = sorted(set(options) - set(_OPTIONS))
@@ -148,17 +171,18 @@ def _checked_options(spec: DecoderSpec) -> dict[str, Any]:
     return options
 
 
-def _entrant_of_peer(peer: Peer, job: InfillJob, max_tokens: int, stack: ExitStack) -> _Entrant:
-    headers = {} if job.api_key is None else {"authorization": f"Bearer {job.api_key}"}
+def _entrant_of_peer(peer: Peer, api_key: str | None, asked: Mapping[str, int], stack: ExitStack) -> _Entrant:
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     http = stack.enter_context(httpx.Client(base_url=peer.url, timeout=TIMEOUT_S, headers=headers))
-    k = job.num_drafts if peer.kind == SUPERDRAFT else 1
-    settings = {"peer": peer.kind, "url": peer.url, "model": served_model(peer, http)}
-    decoder = InfillDecoder(http, peer.kind, k, max_tokens)
-    return _Entrant(peer.name, decoder, {**settings, "num_drafts": k, "max_tokens": max_tokens}, max_tokens - 1)
+    k, n = asked["num_drafts"] if peer.kind == SUPERDRAFT else 1, asked["max_tokens"]
+    settings = {"peer": peer.kind, "url": peer.url, "model": served_model(peer, http), "num_drafts": k, "max_tokens": n}
+    return _Entrant(peer.name, InfillDecoder(http, peer.kind, k, n), settings, n - 1)
 
 
-def _records(entrant: _Entrant, cases: Sequence[InfillCase], folder: Path, done: Any) -> list[PromptRecord]:
-    """A record of each case: the kept one, or a new one."""
+def _records(
+    entrant: _Entrant, cases: Sequence[InfillCase], folder: Path, done: Callable[[], None]
+) -> list[PromptRecord]:
+    """A record per case: the stored one, or a new one."""
     file = RecordFile(folder, entrant.name, entrant.settings)
     shas = [digest("\0".join((case.prefix, case.suffix, case.reference))) for case in cases]
     kept = [file.get(case.id, sha) for case, sha in zip(cases, shas, strict=True)]
@@ -195,9 +219,9 @@ def infill_figures(cases: Sequence[InfillCase], records: Sequence[PromptRecord],
     """All figures of one decoder, one row per case.
 
     Args:
-        cases: what was asked.
-        records: the answers.
-        num_steps: decode steps of a draft that nothing cuts short.
+        cases: the cases.
+        records: their records, in the same order.
+        num_steps: decode steps of a draft that is not cut short.
     """
     rows: list[dict[str, float]] = []
     for case, record in zip(cases, records, strict=True):
@@ -223,17 +247,3 @@ _CHECKS = {
     "first_word": metrics.is_first_word_right,
     "first_character": metrics.is_first_character_right,
 }
-
-
-def _report(job: InfillJob, results: Sequence[DecoderResult], cases: Sequence[InfillCase], console: Console) -> None:
-    about = {
-        "cases": job.file.name if job.file is not None else {"kind": job.kind, "seed": job.seed},
-        "context_lines": job.window,
-        "machine": describe_machine(),
-    }
-    write_json(job.output / "results.json", results_document("infill", results, about))
-    write_cases(job.output / "cases.jsonl", cases)
-    (job.output / "results.md").write_text(markdown("Infill", results, COLUMNS), encoding="utf-8")
-    plots.bars(job.output / "infill.png", {one.name: intervals(one.figures) for one in results}, COLUMNS)
-    console.print(summary_table(results, COLUMNS))
-    console.print(f"{job.output / 'results.md'} has the confidence bounds and differences.")

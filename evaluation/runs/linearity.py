@@ -1,36 +1,48 @@
-"""How linear the model is: a superposed forward against the weighted sum of separate ones (the paper's figure 3)."""
+"""`superdraft eval linearity`: superposed forwards against weighted sums of separate ones (the paper's figure 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from superdraft.benchmarks.machine import describe_machine
 from superdraft.decoding.engine.admission import prompt_token_ids
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, TokenAppender
 from superdraft.decoding.method.scoring import cut, tempered_logprobs
 from superdraft.decoding.method.superposition import draft_weights, superpose
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.cases.prompts import read_prompts
-from superdraft.evaluation.decoders.workbench import ModelChoice
-from superdraft.evaluation.measures.bootstrap import as_ratios, interval
+from superdraft.evaluation.command_line import (
+    Device,
+    Dtype,
+    Files,
+    Limit,
+    Model,
+    MoreFiles,
+    Output,
+    all_files,
+    progress_of,
+)
+from superdraft.evaluation.measures.bootstrap import Interval, as_ratios, interval
 from superdraft.evaluation.measures.evaluator import ExactRunner, exact_runner
 from superdraft.evaluation.reports import plots
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.report import format_interval, write_json
-from superdraft.evaluation.runs.commands import progress_of
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One superposed forward: what went in, and the logits that came out, shape [V]."""
+    """One superposed forward: the drafts and weights that went in, and the resulting logits, shape [V]."""
 
     drafts: tuple[tuple[int, ...], ...]
     weights: list[float]
@@ -38,19 +50,19 @@ class _Step:
 
 
 class LinearityProbe:
-    """Runs Superposed Decoding without an n-gram model, one prompt at a time, and each draft separately beside it.
+    """Runs Superposed Decoding without an n-gram model, one prompt at a time, and then each draft separately.
 
     Args:
         runner: the model, with at least `num_drafts * max_tokens` slots.
-        tokenizer: the model's.
-        params: k, the number of tokens, tau and m count.
+        tokenizer: of the model.
+        params: k, the number of tokens, tau and m are used.
     """
 
     def __init__(self, runner: ExactRunner, tokenizer: Tokenizer, params: GenerationParams) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
         self._params = params
-        # Drafts that end would leave fewer and fewer to superpose.
+        # If drafts could end, fewer and fewer would be left to superpose.
         barred = sorted({*self._tokenizer.suppressed_token_ids, *self._tokenizer.eos_token_ids})
         self._barred = torch.tensor(barred, dtype=torch.long, device=runner.device)
 
@@ -80,7 +92,7 @@ class LinearityProbe:
         return steps
 
     def _exact_logits(self, prompt: Sequence[int], drafts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
-        """Logits [V] after each draft's last token; drafts that others begin with come from the same row."""
+        """Logits [V] after each draft's last token; a draft that begins another one shares its row."""
         beginnings = {ids[:length] for ids in drafts for length in range(1, len(ids))}
         longest = [ids for ids in dict.fromkeys(drafts) if ids not in beginnings]
         found: dict[tuple[int, ...], Tensor] = {}
@@ -94,53 +106,47 @@ class LinearityProbe:
         return float(torch.cosine_similarity(step.logits, summed, dim=0))
 
 
-@dataclass(frozen=True, slots=True)
-class LinearityJob:
-    """The command.
-
-    Attributes:
-        files: of prompts.
-        limit: at most so many prompts.
-        models: the language model; no other judges here.
-        params: of Superposed Decoding.
-        output: folder of the results.
-    """
-
-    files: tuple[Path, ...]
-    limit: int | None
-    models: ModelChoice
-    params: GenerationParams
-    output: Path
-
-
-def run_linearity_job(job: LinearityJob, console: Console) -> None:
-    """Measure, and write results.json, the table and the plot.
-
-    Raises:
-        CommandError: a file is wrong.
-    """
-    texts = [prompt.text for prompt in read_prompts(job.files, job.limit)]
-    loaded = load_model(job.models.model, dtype=job.models.dtype, device=job.models.device)
+def main(
+    prompts: Files = None,
+    more: MoreFiles = None,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=2, help="Number of superposed drafts.")] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Number of superposed steps.")] = 20,
+    limit: Limit = None,
+    tau: Annotated[float, typer.Option(help="Temperature of the language model's scores.")] = 0.06,
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    output: Output = None,
+) -> None:
+    """Compare superposed forwards with the weighted sum of separate ones, step by step."""
+    params = GenerationParams(num_drafts=num_drafts, max_tokens=max_tokens, alpha=0.0, tau=tau)
+    folder, console = output or Path("eval-linearity"), Console()
+    texts = [prompt.text for prompt in read_prompts(all_files(prompts, more), limit)]
+    loaded = load_model(model, dtype=dtype, device=device)
     tokenizer = Tokenizer(loaded.tokenizer)
     longest = max(len(prompt_token_ids(text, tokenizer)) for text in texts)
-    max_tokens = job.params.max_tokens
-    runner = exact_runner(loaded, longest + max_tokens, job.params.num_drafts * max_tokens)
-    probe = LinearityProbe(runner, Tokenizer(loaded.tokenizer, runner.vocab_size), job.params)
+    runner = exact_runner(loaded, longest + max_tokens, num_drafts * max_tokens)
+    probe = LinearityProbe(runner, Tokenizer(loaded.tokenizer, runner.vocab_size), params)
     rows = []
     with progress_of(["linearity"], len(texts), console) as advance:
         for text in texts:
             rows.append(probe.similarities(text))
             advance("linearity", 1)
     found = [interval(as_ratios(column)) for column in np.array(rows).T]
-    job.output.mkdir(parents=True, exist_ok=True)
+    about = {"model": loaded.name, "num_drafts": num_drafts, "tau": tau, "n": len(texts)}
+    _report(folder, about, found, console)
+
+
+def _report(folder: Path, about: Mapping[str, Any], found: Sequence[Interval], console: Console) -> None:
+    """Write results.json, the table and the plot, and print the cosines of all steps."""
+    folder.mkdir(parents=True, exist_ok=True)
     steps = [{"step": i, "cosine": one.value, "ci": [one.low, one.high]} for i, one in enumerate(found, 1)]
-    about = {"model": loaded.name, "num_drafts": job.params.num_drafts, "tau": job.params.tau, "n": len(texts)}
-    write_json(job.output / "results.json", {**about, "steps": steps, "machine": describe_machine()})
+    write_json(folder / "results.json", {**about, "steps": steps, "machine": describe_machine()})
     lines = [f"| {i} | {format_interval(one)} |" for i, one in enumerate(found, 1)]
-    table = "\n".join([f"# Linearity of {loaded.name}", "", "| step | cosine |", "| --- | --- |", *lines, ""])
-    (job.output / "results.md").write_text(table, encoding="utf-8")
-    points = {loaded.name: [(float(i), one) for i, one in enumerate(found, 1)]}
-    plots.lines(job.output / "linearity.png", points, "superposed steps", "cosine similarity of the logits")
+    table = "\n".join([f"# Linearity of {about['model']}", "", "| step | cosine |", "| --- | --- |", *lines, ""])
+    (folder / "results.md").write_text(table, encoding="utf-8")
+    points = {about["model"]: [(float(i), one) for i, one in enumerate(found, 1)]}
+    plots.lines(folder / "linearity.png", points, "superposed steps", "cosine similarity of the logits")
     shown = Table("superposed steps", "cosine")
     for i, one in enumerate(found, 1):
         shown.add_row(str(i), format_interval(one))

@@ -1,12 +1,13 @@
-"""Decode prompts by several decoders, judge the drafts, type the references; what is done already is not done again."""
+"""Runs of several decoders over prompts: decode, judge the drafts, type the references, and store the records."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.command_line import Advance
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, Decoder
 from superdraft.evaluation.measures.evaluator import Evaluator
 from superdraft.evaluation.measures.suggestion_turns import count_turns
@@ -15,18 +16,15 @@ from superdraft.evaluation.reports.records import DraftRecord, PromptRecord, Rec
 
 CHUNK_SIZE = 128
 
-Advance = Callable[[str, int], None]
-"""Told a decoder's name and how many more prompts it is through with."""
-
 
 @dataclass(frozen=True, slots=True)
 class Typing:
-    """What is typed of the references.
+    """How references are typed.
 
     Attributes:
         keys: count keystrokes.
-        turns: count the turns of suggestions with the first 1, 3, ... drafts shown; none: do not.
-        max_words: of each reference; None: all.
+        turns: count suggestion turns with the first 1, 3, ... drafts shown; empty: do not.
+        max_words: maximum number of words per reference; None: all.
     """
 
     keys: bool = True
@@ -35,17 +33,17 @@ class Typing:
 
 
 class QualityRun:
-    """All decoders over the same prompts.
+    """All decoders over the same prompts. Stored records are not computed again.
 
     A chunk of prompts goes through all decoders before the next one: the engine keeps the prompts' keys and values from
     one decoder to the next, and a draft that several decoders make is judged once.
 
     Args:
         contenders: the decoders.
-        folder: where records are kept.
-        evaluator: finds the drafts' exact log-probabilities; None: they are not wanted.
-        typing: what is typed.
-        conditions: what else tells records of the same decoder and prompt apart.
+        folder: folder of the records.
+        evaluator: computes the drafts' exact log-probabilities; None: they are not needed.
+        typing: how references are typed.
+        conditions: further settings that the records depend on.
     """
 
     def __init__(
@@ -82,13 +80,13 @@ class QualityRun:
         return typed
 
     def _kept(self, name: str, records: list[PromptRecord]) -> list[PromptRecord]:
-        """The same records, those written down that are new or say more than before."""
+        """The same records, after storing those that are new or more complete than before."""
         file = self._files[name]
         file.add(record for record in records if record != file.get(record.prompt_id, record.prompt_sha))
         return records
 
     def _drafted(self, name: str, chunk: Sequence[Prompt]) -> list[PromptRecord]:
-        """A record of each prompt: the kept one, or a new one that has drafts and nothing else yet."""
+        """A record per prompt: the stored one, or a new one that has only drafts yet."""
         file = self._files[name]
         shas = [digest(f"{prompt.text}\0{prompt.continuation}") for prompt in chunk]
         kept = [file.get(prompt.id, sha) for prompt, sha in zip(chunk, shas, strict=True)]
@@ -103,7 +101,7 @@ class QualityRun:
     def _judged(
         self, chunk: Sequence[Prompt], records: Mapping[str, list[PromptRecord]]
     ) -> Mapping[str, list[PromptRecord]]:
-        """The same records, with exact log-probabilities."""
+        """The same records with exact log-probabilities."""
         if self._evaluator is None:
             return records
         wanted: list[list[str]] = []
@@ -118,7 +116,7 @@ class QualityRun:
         }
 
     def _typed(self, name: str, chunk: Sequence[Prompt], records: list[PromptRecord]) -> list[PromptRecord]:
-        """The same records, with keystrokes and turns of suggestions."""
+        """The same records with keystrokes and suggestion turns."""
         typing, decoder, done = self._typing, self._decoders[name], list(records)
         decoder.remember(chunk, records)
         if todo := [i for i, record in enumerate(done) if typing.keys and record.keys is None]:
@@ -136,13 +134,13 @@ class QualityRun:
 
 @dataclass(slots=True)
 class _Remembering:
-    """A decoder that is not asked twice for the same place of a text, whoever types it."""
+    """A decoder that is asked only once for each place in a text."""
 
     decoder: Decoder
     known: dict[tuple[str, str], Sequence[str]] = field(default_factory=dict)
 
     def remember(self, prompts: Sequence[Prompt], records: Sequence[PromptRecord]) -> None:
-        """Know the drafts at these prompts' ends, and none elsewhere."""
+        """Remember the drafts at these prompts' ends, and forget all others."""
         self.known = {(prompt.id, prompt.text): one.texts for prompt, one in zip(prompts, records, strict=True)}
 
     def suggest(self, places: Sequence[TypedText]) -> list[Sequence[str]]:
@@ -155,7 +153,7 @@ class _Remembering:
 
 
 def new_record(prompt_id: str, prompt_sha: str, decoded: Decoded) -> PromptRecord:
-    """A record that has drafts and nothing else yet."""
+    """A record with only drafts."""
     drafts = tuple(
         DraftRecord(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in decoded.drafts
     )

@@ -1,71 +1,114 @@
-"""Questions: P@n, coverage, and how far a draft's score can be trusted."""
+"""`superdraft eval qa` and `coverage`: how often drafts answer questions, and how reliable their scores are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from rich.console import Console
 
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.evaluation.cases.prompts import Prompt, Question, read_questions
-from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
+from superdraft.evaluation.command_line import (
+    DECODERS,
+    Candidates,
+    Device,
+    Dtype,
+    Limit,
+    MaxTokens,
+    Model,
+    MoreFiles,
+    Ngram,
+    Output,
+    QuestionFiles,
+    Seed,
+    Selection,
+    Tau,
+    all_files,
+    decoder_specs,
+    options_given,
+    progress_of,
+)
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import as_ratios
 from superdraft.evaluation.measures.metrics import contains_answer, coverage_accuracy, precision_at
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import Figures, forward_rows, intervals
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import DecoderResult, markdown, results_document, summary_table, write_json
-from superdraft.evaluation.runs.commands import check_names, progress_of
 from superdraft.evaluation.runs.quality import QualityRun, Typing
 from superdraft.server.errors import CommandError
 
 RANKS = (1, 2, 3)
+COVERAGE_DECODERS = ["nucleus", "nucleus+superposed"]
+DRAFTS_PER_ROW = 3  # coverage: of each sampled row that Superposed Decoding continues
 COLUMNS = {
     "qa": ("forward_rows", "precision/1", "precision/2", "precision/3", "num_drafts"),
     "coverage": ("forward_rows", "precision/1", "coverage", "num_drafts"),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionJob:
-    """A command on questions.
+def main(
+    ctx: typer.Context,
+    prompts: QuestionFiles = None,
+    more: MoreFiles = None,
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decoder",
+            help="Decoder, as in superdraft eval quality. Repeatable. If not set, greedy, served and nucleus; with "
+            "coverage nucleus and nucleus+superposed.",
+        ),
+    ] = None,
+    num_drafts: Annotated[
+        int | None,
+        typer.Option(
+            "--num-drafts",
+            "-k",
+            min=1,
+            help="qa: number of drafts per question, 3 if not set. coverage: number of sampled rows, 100 if not set.",
+        ),
+    ] = None,
+    max_tokens: MaxTokens = 10,
+    limit: Limit = None,
+    seed: Seed = 0,
+    selection: Selection = None,
+    alpha: Annotated[float, typer.Option(help="Weight of the n-gram model.")] = 0.0,
+    tau: Tau = None,
+    candidates_per_draft: Candidates = None,
+    ngram: Ngram = "auto",
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    output: Output = None,
+) -> None:
+    """Measure how often drafts answer questions.
 
-    Attributes:
-        command: one of `COLUMNS`.
-        files: of questions.
-        limit: at most so many.
-        models: the language models.
-        decoders: what is compared, the baseline first.
-        seed: of the sampling decoders.
-        output: folder of the results.
+    qa: P@1, P@2 and P@3. coverage: how often one of many drafts answers, and how reliable scores are.
     """
-
-    command: str
-    files: tuple[Path, ...]
-    limit: int | None
-    models: ModelChoice
-    decoders: tuple[DecoderSpec, ...]
-    seed: int
-    output: Path
-
-
-def run_question_job(job: QuestionJob, console: Console) -> None:
-    """Answer the questions by each decoder and write results.json, the table and the plots.
-
-    Raises:
-        CommandError: a file or an option is wrong.
-    """
-    check_names([spec.name for spec in job.decoders])
-    questions = read_questions(job.files, job.limit)
+    command = str(ctx.info_name)
+    is_coverage = command == "coverage"
+    shared = options_given(
+        num_drafts=DRAFTS_PER_ROW if is_coverage else num_drafts or 3,
+        num_branches=num_drafts or 100 if is_coverage else None,
+        max_tokens=max_tokens,
+        selection=selection,
+        alpha=alpha,
+        tau=tau,
+        candidates_per_draft=candidates_per_draft,
+    )
+    specs = decoder_specs(decoder or (COVERAGE_DECODERS if is_coverage else DECODERS), ngram, shared)
+    files, folder, console = all_files(prompts, more), output or Path(f"eval-{command}"), Console()
+    questions = read_questions(files, limit)
     if not questions:
         raise CommandError("The files hold no questions.")
-    prompts = [Prompt(one.id, "questions", one.prompt, one.answers[0]) for one in questions]
-    workbench = Workbench(job.models, [prompt.text for prompt in prompts], job.decoders, seed=job.seed)
-    run = QualityRun(workbench.contenders(job.decoders), job.output / "records", typing=Typing(keys=False))
-    with progress_of([spec.name for spec in job.decoders], len(prompts), console) as advance:
-        records = run.run(prompts, advance)
+    asked = [Prompt(one.id, "questions", one.prompt, one.answers[0]) for one in questions]
+    workbench = Workbench(ModelChoice(model, dtype, device), [prompt.text for prompt in asked], specs, seed=seed)
+    run = QualityRun(workbench.contenders(specs), folder / "records", typing=Typing(keys=False))
+    with progress_of([spec.name for spec in specs], len(asked), console) as advance:
+        records = run.run(asked, advance)
     results = [
         DecoderResult(
             spec.name,
@@ -74,14 +117,16 @@ def run_question_job(job: QuestionJob, console: Console) -> None:
             settings=workbench.settings(spec),
             sweep=spec.sweep,
         )
-        for spec in job.decoders
+        for spec in specs
     ]
-    about = {"files": [file.name for file in job.files], "machine": describe_machine()}
-    write_json(job.output / "results.json", results_document(job.command, results, about))
-    table = markdown(f"{job.command.capitalize()} of {workbench.loaded.name}", results, COLUMNS[job.command])
-    (job.output / "results.md").write_text(table, encoding="utf-8")
-    _plot(job, results, records, questions)
-    console.print(summary_table(results, COLUMNS[job.command]))
+    about = {"files": [file.name for file in files], "machine": describe_machine()}
+    write_json(folder / "results.json", results_document(command, results, about))
+    table = markdown(f"{command.capitalize()} of {workbench.loaded.name}", results, COLUMNS[command])
+    (folder / "results.md").write_text(table, encoding="utf-8")
+    found = {result.name: intervals(result.figures) for result in results}
+    plots.bars(folder / f"{command}.png", found, COLUMNS[command])
+    _plot_curves(folder, records, questions)
+    console.print(summary_table(results, COLUMNS[command]))
 
 
 def _figures(records: Sequence[PromptRecord], questions: Sequence[Question], num_steps: int) -> Figures:
@@ -101,19 +146,13 @@ def _figures(records: Sequence[PromptRecord], questions: Sequence[Question], num
 
 
 def _first_right(record: PromptRecord, question: Question) -> int | None:
-    """Rank, from 0, of the first draft that contains an answer."""
+    """Rank of the first draft that contains an answer, from 0; None if there is none."""
     ranks = (rank for rank, text in enumerate(record.texts) if contains_answer(text, question.answers))
     return next(ranks, None)
 
 
-def _plot(
-    job: QuestionJob,
-    results: Sequence[DecoderResult],
-    records: Mapping[str, Sequence[PromptRecord]],
-    questions: Sequence[Question],
-) -> None:
-    found = {result.name: intervals(result.figures) for result in results}
-    plots.bars(job.output / f"{job.command}.png", found, COLUMNS[job.command])
+def _plot_curves(folder: Path, records: Mapping[str, Sequence[PromptRecord]], questions: Sequence[Question]) -> None:
+    """Plot answers by number of drafts, and right answers by share of questions whose best draft is shown."""
     covered, trusted = {}, {}
     for name, of_decoder in records.items():
         pairs = list(zip(of_decoder, questions, strict=True))
@@ -124,7 +163,7 @@ def _plot(
         best = [(record.drafts[0].score, rank == 0) for record, rank in zip(of_decoder, ranks, strict=True)]
         _, coverage, accuracy = coverage_accuracy([score for score, _ in best], [right for _, right in best])
         trusted[name] = (coverage, accuracy)
-    plots.curves(job.output / "coverage_by_drafts.png", covered, "first drafts looked at", "questions with an answer")
+    plots.curves(folder / "coverage_by_drafts.png", covered, "number of drafts", "questions answered")
     plots.curves(
-        job.output / "accuracy_by_coverage.png", trusted, "questions whose best draft is shown", "right among them"
+        folder / "accuracy_by_coverage.png", trusted, "questions whose best draft is shown", "right drafts among them"
     )

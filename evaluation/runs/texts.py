@@ -1,4 +1,4 @@
-"""`superdraft eval texts`: the drafts of everyday texts, side by side, to be read by people."""
+"""`superdraft eval texts`: drafts of everyday texts by several decoders side by side, for people to read."""
 
 import math
 import re
@@ -6,23 +6,36 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.evaluation.cases.prompts import read_rows
-from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
+from superdraft.evaluation.command_line import (
+    SERVED,
+    Device,
+    Dtype,
+    Model,
+    Ngram,
+    Seed,
+    ServedDecoders,
+    decoder_specs,
+    options_given,
+    progress_of,
+)
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded
-from superdraft.evaluation.decoders.peers import Peer, served_contender
+from superdraft.evaluation.decoders.peers import parse_named_peer, served_contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
-from superdraft.evaluation.runs.commands import check_names, progress_of
+from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
 EVERYDAY = Path(__file__).with_name("everyday.jsonl")
-NUM_DRAFTS, MAX_TOKENS = 3, 16  # what a request that says nothing but its prompt gets
+NUM_DRAFTS, MAX_TOKENS = 3, 16  # the server's defaults
 SHOWN_CHARACTERS = 60
 
-# Spaces that nobody would see: at either end, beside one another, or beside a line break.
+# Spaces that would be invisible: at either end, next to another space, or next to a line break.
 _HIDDEN_SPACE = re.compile(r"^ | $|(?<=[ \n\t]) | (?=[ \n\t])")
 _MARK = re.compile(r"[!-/:-@\[-`{-~]")
 _SIGNS = {code: chr(0x2400 + code) for code in range(ord(" "))} | {ord("\n"): "⏎", ord("\t"): "⇥"}
@@ -30,13 +43,13 @@ _SIGNS = {code: chr(0x2400 + code) for code in range(ord(" "))} | {ord("\n"): "�
 
 @dataclass(frozen=True, slots=True)
 class EverydayText:
-    """What a person has typed so far.
+    """A text that a user has typed so far.
 
     Attributes:
-        kind: of text: mail, chat, document or code in the file that is shipped.
-        place: where the cursor stands, such as "inside a word".
-        text: all that stands before it.
-        is_short: it has five words at most.
+        kind: kind of text; in the built-in file mail, chat, document or code.
+        place: place of the cursor, such as "inside a word".
+        text: everything before the cursor.
+        is_short: the text has at most five words.
     """
 
     kind: str
@@ -50,9 +63,9 @@ class Column:
     """The drafts of one decoder.
 
     Attributes:
-        name: of the decoder.
-        decoded: for each text.
-        has_probabilities: its scores are logarithms of probabilities.
+        name: name of the decoder.
+        decoded: drafts of each text.
+        has_probabilities: scores are logarithms of probabilities.
     """
 
     name: str
@@ -60,67 +73,58 @@ class Column:
     has_probabilities: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TextsJob:
-    """The command.
-
-    Attributes:
-        file: of texts.
-        models: the language models.
-        decoders: what is compared on this machine.
-        peers: running servers, asked by default requests.
-        api_key: of the peers.
-        seed: of the sampling decoders.
-        output: the Markdown file; None: the terminal.
-    """
-
-    file: Path
-    models: ModelChoice
-    decoders: tuple[DecoderSpec, ...]
-    peers: tuple[Peer, ...]
-    api_key: str | None
-    seed: int
-    output: Path | None
-
-
-def run_texts_job(job: TextsJob, console: Console) -> None:
-    """Ask for drafts of each text and write them as tables.
-
-    Raises:
-        CommandError: a file or an option is wrong, or a peer does not answer.
-    """
-    names = [*(spec.name for spec in job.decoders), *(peer.name for peer in job.peers)]
-    check_names(names)
-    texts = read_texts(job.file)
+def main(
+    file: Annotated[
+        Path,
+        typer.Option("--texts", help="JSON lines with kind, place and text.", show_default="100 everyday texts"),
+    ] = EVERYDAY,
+    decoder: ServedDecoders = SERVED,
+    peer: Annotated[
+        list[str] | None, typer.Option("--peer", help="Running server to compare with, as NAME=URL. Repeatable.")
+    ] = None,
+    seed: Seed = 0,
+    ngram: Ngram = "auto",
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Markdown file to write. If not set, standard output.")
+    ] = None,
+) -> None:
+    """Show three drafts for each of many texts, decoders side by side, as Markdown tables for people to read."""
+    peers = [parse_named_peer(text) for text in peer or ()]
+    shared = options_given(num_drafts=NUM_DRAFTS, max_tokens=MAX_TOKENS)
+    specs = decoder_specs(decoder, ngram, shared, [one.name for one in peers])
+    key, console, texts = read_key(api_key, api_key_file), Console(), read_texts(file)
     with ExitStack() as stack:
-        contenders = [
-            stack.enter_context(served_contender(peer, job.api_key, NUM_DRAFTS, MAX_TOKENS)) for peer in job.peers
-        ]
-        if job.decoders:
+        contenders = [stack.enter_context(served_contender(one, key, NUM_DRAFTS, MAX_TOKENS)) for one in peers]
+        if specs:
             typed, kinds = [one.text for one in texts], list(dict.fromkeys(one.kind for one in texts))
-            workbench = Workbench(job.models, typed, job.decoders, seed=job.seed, domains=kinds)
-            contenders = [*workbench.contenders(job.decoders), *contenders]
-        advance = stack.enter_context(progress_of(names, len(texts), console))
+            workbench = Workbench(ModelChoice(model, dtype, device), typed, specs, seed=seed, domains=kinds)
+            contenders = [*workbench.contenders(specs), *contenders]
+        advance = stack.enter_context(progress_of([one.name for one in contenders], len(texts), console))
         columns = []
         for contender in contenders:
             decoded: list[Decoded] = []
-            for number, one in enumerate(texts):  # each by itself, as a user asks
+            for number, one in enumerate(texts):  # one request at a time, as from a single user
                 decoded += contender.decoder.decode([Ask(one.text, str(number), one.kind)])
                 advance(contender.name, 1)
             columns.append(Column(contender.name, tuple(decoded), scores_are_probabilities(contender)))
     tables = "\n".join(tables_of(texts, columns))
-    if job.output is None:
+    if output is None:
         console.print(tables, markup=False, highlight=False, soft_wrap=True)
     else:
-        job.output.write_text(tables + "\n", encoding="utf-8")
-        console.print(f"{job.output} has the drafts of {len(texts)} texts.")
+        output.write_text(tables + "\n", encoding="utf-8")
+        console.print(f"{output} has the drafts of {len(texts)} texts.")
 
 
 def read_texts(path: Path) -> list[EverydayText]:
-    """Texts of a file of JSON lines with `kind`, `place` and `text`, and perhaps `short`.
+    """Texts of a file of JSON lines with `kind`, `place` and `text`, and optionally `short`.
 
     Raises:
-        CommandError: it cannot be read, or a line is no such text.
+        CommandError: the file cannot be read or is empty, or a line lacks a field.
     """
 
     def parse(_path: Path, _number: int, row: dict[str, Any]) -> EverydayText:
@@ -138,14 +142,14 @@ def read_texts(path: Path) -> list[EverydayText]:
 def scores_are_probabilities(contender: Contender) -> bool:
     """Whether exp(score) is the probability of a draft's first word.
 
-    A running server does not say how it drafts; it is taken to do so as servers do by default.
+    A running server does not tell how it drafts; the default is assumed.
     """
     params: Mapping[str, Any] | None = contender.settings.get("params")
     return params is None or (params["strategy"], params["selection"]) == ("superposed", "distinct")
 
 
 def tables_of(texts: Sequence[EverydayText], columns: Sequence[Column]) -> list[str]:
-    """The lines of a Markdown document: a table for each kind of text, its rows counted through all of them."""
+    """The lines of a Markdown document: a table per kind of text, with rows numbered through all tables."""
     lines: list[str] = []
     for kind in dict.fromkeys(one.kind for one in texts):
         lines += ["", f"## {kind.capitalize()}", ""] if lines else [f"## {kind.capitalize()}", ""]
@@ -163,7 +167,7 @@ def _row(*cells: str) -> str:
 
 
 def drafts_cell(decoded: Decoded, has_probabilities: bool) -> str:
-    """The drafts below one another; behind the first one the probability of its first word."""
+    """The drafts, one per line; after the first one the probability of its first word."""
     if not decoded.drafts:
         return "no draft"
     lines = [code(visible(draft.text)) if draft.text else "empty" for draft in decoded.drafts]
@@ -173,26 +177,26 @@ def drafts_cell(decoded: Decoded, has_probabilities: bool) -> str:
 
 
 def percent(probability: float) -> str:
-    """A probability in percent, with a decimal where it is small."""
+    """A probability in percent, with a decimal if it is small."""
     value = 100 * probability
     return f"{value:.0f} %" if value >= 9.95 else f"{value:.1f} %"
 
 
 def visible(text: str) -> str:
-    """A text in one line: line breaks and other control characters as signs, and spaces that would not be seen."""
+    """A text in one line, with signs for line breaks, other control characters and invisible spaces."""
     return _HIDDEN_SPACE.sub("␣", text).translate(_SIGNS)
 
 
 def end_of(text: str, length: int = SHOWN_CHARACTERS) -> str:
-    """The last characters of a text, with an ellipsis for what is left out."""
+    """The last characters of a text, after an ellipsis if the text is longer."""
     return text if len(text) <= length else f"…{text[1 - length :]}"
 
 
 def code(text: str) -> str:
-    """A text as code inside a table's cell, whatever its characters are.
+    """A text as code inside a table cell.
 
-    A fence is longer than any row of backticks in it. No fence keeps a pipe from ending the cell everywhere, so that
-    such a text is HTML, without characters that Markdown would read.
+    The fence is longer than any run of backticks in the text. In some renderers no fence keeps a pipe from ending the
+    cell, so a text with a pipe becomes HTML without characters that are special in Markdown.
     """
     if "|" in text:
         return f"<code>{_MARK.sub(lambda found: f'&#{ord(found[0])};', text)}</code>"

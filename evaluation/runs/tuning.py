@@ -1,24 +1,37 @@
-"""The search for alpha, tau and m of a language model with an n-gram model, by successive halving."""
+"""`superdraft tune`: search for alpha, tau and m of a language model with an n-gram model, by successive halving."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from superdraft.benchmarks.machine import describe_machine
+from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
+from superdraft.evaluation.command_line import (
+    Device,
+    Dtype,
+    Files,
+    Limit,
+    MaxTokens,
+    Model,
+    MoreFiles,
+    NumDrafts,
+    all_files,
+    progress_of,
+)
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval, paired_difference
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import Figures, collect, intervals
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.report import TITLES, format_interval, write_json
-from superdraft.evaluation.runs.commands import progress_of
 from superdraft.evaluation.runs.quality import QualityRun, Typing
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.errors import CommandError
@@ -32,51 +45,28 @@ COLUMNS = (
     "perplexity_mean",
     "distinct_starts",
 )
-# Of the settings of one round, this share goes to the next, which has as many times the prompts.
+# The share of a round's settings that goes to the next round, and the growth of its number of prompts.
 _KEPT, _GROWTH = 1 / 3, 3
 _MIN_KEPT = 4
 
 
 @dataclass(frozen=True, slots=True)
-class TuningJob:
-    """The command.
+class _Request:
+    """The part of a request that all trials share: the n-gram model's name, k, and new tokens per draft."""
 
-    Attributes:
-        files: of prompts.
-        limit: at most so many prompts.
-        models: the language models.
-        ngram: the n-gram model's name, or "auto".
-        num_drafts: k.
-        max_tokens: new tokens of each draft.
-        alphas: values to try; 0 is among them.
-        taus: likewise.
-        candidates: likewise, of m.
-        objective: one of `OBJECTIVES`, to be made as large as possible.
-        max_perplexity: the drafts' mean perplexity may be at most so many times the lowest of any setting.
-        first_prompts: prompts of the first round.
-        writes: put the choice into the n-gram model's manifest.
-        output: folder of the results.
-    """
-
-    files: tuple[Path, ...]
-    limit: int | None
-    models: ModelChoice
     ngram: str
     num_drafts: int
     max_tokens: int
-    alphas: tuple[float, ...]
-    taus: tuple[float, ...]
-    candidates: tuple[int, ...]
-    objective: str
-    max_perplexity: float
-    first_prompts: int
-    writes: bool
-    output: Path
+
+    def spec(self, setting: Tuning) -> DecoderSpec:
+        """The decoder with a setting."""
+        options = {"num_drafts": self.num_drafts, "max_tokens": self.max_tokens, **asdict(setting)}
+        return DecoderSpec(name_of(setting), "paper", self.ngram if setting.alpha else "none", tuple(options.items()))
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One setting and what it brought on the prompts of its last round."""
+    """One setting and its results on the prompts of its last round."""
 
     setting: Tuning
     figures: Figures
@@ -85,24 +75,105 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The setting in words."""
+        """The setting as text."""
         return name_of(self.setting)
 
 
 def name_of(setting: Tuning) -> str:
-    """A setting in words."""
+    """A setting as text."""
     return f"alpha={setting.alpha:g} tau={setting.tau:g} m={setting.candidates_per_draft}"
 
 
-def grid(job: TuningJob) -> list[Tuning]:
-    """All settings to try, the paper's and one with alpha 0 among them; with alpha 0 they all are of one kind."""
-    paper = Tuning(DEFAULT_ALPHA, DEFAULT_TAU, job.num_drafts**2)
-    tried = (Tuning(*values) for values in product({0.0, *job.alphas}, job.taus, job.candidates))
+def main(
+    prompts: Files = None,
+    more: MoreFiles = None,
+    ngram: Annotated[str, typer.Option("--ngram", help="N-gram model: auto, a name or a folder.")] = "auto",
+    num_drafts: NumDrafts = 3,
+    max_tokens: MaxTokens = 10,
+    alpha: Annotated[str, typer.Option(help="Values of alpha to try, besides 0.")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7",
+    tau: Annotated[str, typer.Option(help="Values of tau to try.")] = "0.06,0.1,0.2,0.3,0.5,0.8,1.2",
+    candidates_per_draft: Annotated[
+        str,
+        typer.Option(
+            "--candidates-per-draft",
+            "-m",
+            help="Values of m to try.",
+            show_default="k, k squared, 4 k squared",
+        ),
+    ] = "",
+    objective: Annotated[
+        str, typer.Option(help="Figure to maximise: words_right, keystroke_savings or exact_match_any/1.")
+    ] = "words_right",
+    max_perplexity: Annotated[
+        float, typer.Option(min=1, help="Maximum mean perplexity, relative to the lowest of any setting.")
+    ] = 1.25,
+    first_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts in the first round.")] = 60,
+    limit: Limit = None,
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the best setting into the n-gram model's manifest.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("tuning"),
+) -> None:
+    """Find the best settings on some prompts. An interrupted search continues where it stopped."""
+    if objective not in OBJECTIVES:
+        raise CommandError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
+    candidates = candidates_per_draft or f"{num_drafts},{num_drafts**2},{4 * num_drafts**2}"
+    settings = grid(
+        _numbers("--alpha", alpha),
+        _numbers("--tau", tau),
+        [int(value) for value in _numbers("--candidates-per-draft", candidates)],
+        num_drafts,
+    )
+    files, request, console = all_files(prompts, more), _Request(ngram, num_drafts, max_tokens), Console()
+    read = read_prompts(files, limit)
+    if not read:
+        raise CommandError("The files hold no prompts.")
+    models, texts = ModelChoice(model, dtype, device), [one.text + one.continuation for one in read]
+    bench = Workbench(models, texts, [request.spec(setting) for setting in settings])
+    ngram_model = bench.ngram_models.model(ngram)
+    if ngram_model is None:
+        raise CommandError(f"--ngram {ngram!r} is not an n-gram model that can be tuned. See superdraft ngram list.")
+    typing = Typing(keys=objective == "keystroke_savings")
+
+    def measure(tried: Sequence[Tuning], size: int) -> list[Trial]:
+        return _measure(bench, request, tried, read[:size], typing, output / "records", console)
+
+    def rank(trials: Sequence[Trial]) -> list[Trial]:
+        return ranked(trials, objective, max_perplexity)
+
+    finalists, others = search(settings, len(read), first_prompts, measure, rank)
+    about = {
+        "model": model,
+        "ngram_model": ngram_model.manifest.name,
+        "objective": objective,
+        "max_perplexity": max_perplexity,
+        "files": [file.name for file in files],
+    }
+    _report(output, about, finalists, others, console)
+    if write:
+        replace(ngram_model.manifest, tuning=finalists[0].setting).write(ngram_model.folder)
+        console.print(f"Written to {ngram_model.folder}.")
+
+
+def _numbers(flag: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise CommandError(f"{flag} must be numbers with commas between them, got {text!r}.") from None
+
+
+def grid(alphas: Sequence[float], taus: Sequence[float], candidates: Sequence[int], num_drafts: int) -> list[Tuning]:
+    """All settings to try, including the paper's and alpha 0."""
+    paper = Tuning(DEFAULT_ALPHA, DEFAULT_TAU, num_drafts**2)
+    tried = (Tuning(*values) for values in product({0.0, *alphas}, taus, candidates))
     return sorted({paper, *tried}, key=lambda one: (one.alpha, one.tau, one.candidates_per_draft))
 
 
 def ranked(trials: Sequence[Trial], objective: str, max_perplexity: float) -> list[Trial]:
-    """Best first: those within the bound by the objective, then by mean perplexity; the others after them."""
+    """The trials, best first: those within the bound by objective and mean perplexity, then the others."""
     perplexities = {trial.name: trial.found["perplexity_mean"].value for trial in trials}
     bound = max_perplexity * min(perplexities.values())
 
@@ -123,123 +194,87 @@ def search(
 ) -> tuple[list[Trial], list[Trial]]:
     """Successive halving (Jamieson and Talwalkar, 2016): many settings on few prompts, the best of them on more.
 
-    The best setting with alpha 0 and the paper's are always kept, so that the last round can tell what was won.
+    The best setting with alpha 0 and the paper's are always kept, so that the last round can show the gain.
 
     Args:
-        settings: to begin with.
-        num_prompts: of the last round.
-        first_prompts: of the first.
+        settings: settings of the first round.
+        num_prompts: number of prompts in the last round.
+        first_prompts: number of prompts in the first round.
         measure: runs settings on the first n prompts.
-        rank: puts trials in order, best first.
+        rank: sorts trials, best first.
 
     Returns:
-        The trials of the last round, best first, and those that were left behind.
+        The trials of the last round, best first, and the trials that were dropped before it.
     """
-    left_behind: list[Trial] = []
+    dropped: list[Trial] = []
     size = min(first_prompts, num_prompts)
     while True:
         trials = rank(measure(settings, size))
         if size == num_prompts:
-            return trials, left_behind
+            return trials, dropped
         num_kept = max(_MIN_KEPT, round(len(trials) * _KEPT))
         without_ngram = next(trial for trial in trials if trial.setting.alpha == 0)
         paper = next(t for t in trials if (t.setting.alpha, t.setting.tau) == (DEFAULT_ALPHA, DEFAULT_TAU))
         kept = {trial.name: trial for trial in (*trials[:num_kept], without_ngram, paper)}
-        left_behind += [trial for trial in trials if trial.name not in kept]
+        dropped += [trial for trial in trials if trial.name not in kept]
         settings = [trial.setting for trial in kept.values()]
         size = min(size * _GROWTH, num_prompts)
 
 
-def run_tuning_job(job: TuningJob, console: Console) -> None:
-    """Search, report, and write the choice if that was asked for.
-
-    Raises:
-        CommandError: a file or an option is wrong.
-        NgramModelError: the n-gram model cannot be used.
-    """
-    prompts = read_prompts(job.files, job.limit)
-    if not prompts:
-        raise CommandError("The files hold no prompts.")
-    bench = Workbench(job.models, [one.text + one.continuation for one in prompts], [_spec(s, job) for s in grid(job)])
-    model = bench.ngram_models.model(job.ngram)
-    if model is None:
-        raise CommandError(f"--ngram {job.ngram!r} is no n-gram model that could be tuned. superdraft ngram list.")
-
-    def measure(settings: Sequence[Tuning], size: int) -> list[Trial]:
-        return _measure(job, bench, settings, prompts[:size], console)
-
-    def rank(trials: Sequence[Trial]) -> list[Trial]:
-        return ranked(trials, job.objective, job.max_perplexity)
-
-    finalists, others = search(grid(job), len(prompts), job.first_prompts, measure, rank)
-    _report(job, finalists, others, model.manifest.name, console)
-    if job.writes:
-        replace(model.manifest, tuning=finalists[0].setting).write(model.folder)
-        console.print(f"Written to {model.folder}.")
-
-
-def _spec(setting: Tuning, job: TuningJob) -> DecoderSpec:
-    options = {"num_drafts": job.num_drafts, "max_tokens": job.max_tokens, **asdict(setting)}
-    return DecoderSpec(name_of(setting), "paper", job.ngram if setting.alpha else "none", tuple(options.items()))
-
-
 def _measure(
-    job: TuningJob, bench: Workbench, settings: Sequence[Tuning], prompts: Sequence[Prompt], console: Console
+    bench: Workbench,
+    request: _Request,
+    settings: Sequence[Tuning],
+    prompts: Sequence[Prompt],
+    typing: Typing,
+    folder: Path,
+    console: Console,
 ) -> list[Trial]:
-    specs = [_spec(setting, job) for setting in settings]
-    run = QualityRun(
-        bench.contenders(specs),
-        job.output / "records",
-        evaluator=bench.open_evaluator(),
-        typing=Typing(keys=job.objective == "keystroke_savings"),
-    )
+    specs = [request.spec(setting) for setting in settings]
+    run = QualityRun(bench.contenders(specs), folder, evaluator=bench.open_evaluator(), typing=typing)
     label = f"{len(specs)} settings, {len(prompts)} prompts"
     with progress_of([label], len(specs) * len(prompts), console) as advance:
         records = run.run(prompts, lambda _, count: advance(label, count))
     trials = []
     for setting, spec in zip(settings, specs, strict=True):
-        figures = collect(records[spec.name], prompts, job.max_tokens - 1)
+        figures = collect(records[spec.name], prompts, request.max_tokens - 1)
         trials.append(Trial(setting, figures, len(prompts), intervals(figures)))
     return trials
 
 
 def _report(
-    job: TuningJob, finalists: Sequence[Trial], others: Sequence[Trial], ngram_model: str, console: Console
+    folder: Path, about: Mapping[str, Any], finalists: Sequence[Trial], others: Sequence[Trial], console: Console
 ) -> None:
-    """tuning.json, tuning.md, a plot, and the choice on the terminal."""
-    best = finalists[0]
+    """Write tuning.json, tuning.md and a plot, and print the choice."""
+    best, objective = finalists[0], about["objective"]
     without_ngram = next(trial for trial in finalists if trial.setting.alpha == 0)
     columns = [name for name in COLUMNS if name in best.found]
-    won = {name: paired_difference(best.figures[name], without_ngram.figures[name]) for name in columns}
-    document: dict[str, Any] = {
-        "model": job.models.model,
-        "ngram_model": ngram_model,
+    gains = {name: paired_difference(best.figures[name], without_ngram.figures[name]) for name in columns}
+    document = {
+        **about,
         "choice": asdict(best.setting),
-        "objective": job.objective,
-        "max_perplexity": job.max_perplexity,
-        "files": [file.name for file in job.files],
         "num_prompts": best.num_prompts,
-        "difference_to_best_alpha_0": {name: asdict(one) for name, one in won.items()},
+        "difference_to_best_alpha_0": {name: asdict(one) for name, one in gains.items()},
         "trials": [_row(trial, columns) for trial in (*finalists, *others)],
         "machine": describe_machine(),
     }
-    write_json(job.output / "tuning.json", document)
+    write_json(folder / "tuning.json", document)
     head = ["setting", *(TITLES[name] for name in columns)]
     rows = [[trial.name, *(format_interval(trial.found[name]) for name in columns)] for trial in finalists]
-    rows.append([f"best less {without_ngram.name}", *(format_interval(won[name]) for name in columns)])
+    rows.append([f"best minus {without_ngram.name}", *(format_interval(gains[name]) for name in columns)])
     lines = [head, ["---"] * len(head), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    title = f"# Tuning of {job.models.model} with {ngram_model}"
-    about = (
-        f"Best first by {TITLES[job.objective]}, among those whose mean perplexity is at most {job.max_perplexity:g} "
-        f"times the lowest; the last round, {best.num_prompts} prompts."
+    title = f"# Tuning of {about['model']} with {about['ngram_model']}"
+    explanation = (
+        f"Best first by {TITLES[objective]}, among the settings whose mean perplexity is at most "
+        f"{about['max_perplexity']:g} times the lowest; last round, {best.num_prompts} prompts."
     )
-    (job.output / "tuning.md").write_text(f"{title}\n\n{about}\n\n{text}\n", encoding="utf-8")
+    (folder / "tuning.md").write_text(f"{title}\n\n{explanation}\n\n{text}\n", encoding="utf-8")
     points = [
-        (trial.found["perplexity_mean"].value, trial.found[job.objective].value, trial.setting.alpha)
+        (trial.found["perplexity_mean"].value, trial.found[objective].value, trial.setting.alpha)
         for trial in (*others, *finalists)
     ]
-    plots.scatter(job.output / "tuning.png", points, ("mean ppl", TITLES[job.objective], "alpha"), len(finalists))
+    plots.scatter(folder / "tuning.png", points, ("mean ppl", TITLES[objective], "alpha"), len(finalists))
     table = Table(*head)
     for row in rows:
         table.add_row(*row)

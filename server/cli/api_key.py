@@ -1,6 +1,7 @@
-"""The API key that a command sends to a server.
+"""Options for the API key that a command sends to a server.
 
-It has no environment variable: those that begin with `SUPERDRAFT_` are the server's settings, which refuses others.
+There is no environment variable for it: variables that begin with `SUPERDRAFT_` are settings of the server, which
+rejects unknown ones.
 """
 
 from pathlib import Path
@@ -10,15 +11,17 @@ import typer
 
 from superdraft.server.errors import CommandError
 
-ApiKey = Annotated[str | None, typer.Option(help="For the server. Others see it in the process list.")]
-ApiKeyFile = Annotated[Path | None, typer.Option(help="A file that holds the API key.")]
+ApiKey = Annotated[
+    str | None, typer.Option(help="API key of the server. Other users of the machine can see it in the process list.")
+]
+ApiKeyFile = Annotated[Path | None, typer.Option(help="File that holds the API key.")]
 
 
 def read_key(api_key: str | None, file: Path | None) -> str | None:
-    """The API key of two options, of which one may be given.
+    """The API key of the two options; None if neither is given.
 
     Raises:
-        CommandError: both are given, the file cannot be read, or the key is none.
+        CommandError: both are given, the file cannot be read, or the key has invalid characters.
     """
     if api_key is not None and file is not None:
         raise CommandError("--api-key and --api-key-file are both given; leave one out.")

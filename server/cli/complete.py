@@ -1,4 +1,4 @@
-"""`superdraft complete`: drafts in the terminal, from a server or in process."""
+"""`superdraft complete`: print drafts for a text, from a server or from a model loaded in this process."""
 
 import json
 import sys
@@ -14,20 +14,26 @@ from superdraft.server.errors import CommandError
 
 
 def complete(
-    text: Annotated[str, typer.Argument(help='The text to go on from; "-" reads it from standard input.')],
-    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", help="Drafts.")] = 3,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens of each draft.")] = 16,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the n-gram model, 0 to 1.")] = None,
-    tau: Annotated[float | None, typer.Option(help="Temperature of the language model's part.")] = None,
-    ngram_model: Annotated[str | None, typer.Option(help="A name, or none; in process also a folder.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="A draft ends before this text. Repeatable.")] = None,
-    model: Annotated[str | None, typer.Option(help="Known name, folder, .gguf file or hub id.")] = None,
-    url: Annotated[str | None, typer.Option(help="Ask this server; without it the model is loaded here.")] = None,
+    text: Annotated[str, typer.Argument(help='Text to continue; "-" reads it from standard input.')],
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", help="Number of drafts.")] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens per draft.")] = 16,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the n-gram model, from 0 to 1.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Temperature of the language model's scores.")] = None,
+    ngram_model: Annotated[
+        str | None, typer.Option(help="N-gram model: a name or none; without --url also a folder.")
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text before which drafts end. Repeatable.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Language model: a name; without --url also a folder, a .gguf file or a hub id.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="URL of a server. If not set, the model is loaded in this process.")
+    ] = None,
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer of /v1/drafts on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer of /v1/drafts as JSON.")] = False,
 ) -> None:
-    """Show the best drafts that go on from a text."""
+    """Show the best drafts that continue a text."""
     given = {"alpha": alpha, "tau": tau, "stop": stop or None}
     body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     body |= {"prompt": read_prompt(text), "num_drafts": num_drafts, "max_tokens": max_tokens}
@@ -44,10 +50,10 @@ def complete(
 
 
 def read_prompt(text: str) -> str:
-    """The prompt: `text`, or standard input (without the line break at its end) for "-".
+    """The prompt: `text`, or for "-" standard input without its last line break.
 
     Raises:
-        CommandError: it is not valid UTF-8.
+        CommandError: the prompt is not valid UTF-8.
     """
     try:
         data = sys.stdin.buffer.read() if text == "-" else text.encode("utf-8", "surrogateescape")
@@ -84,7 +90,7 @@ def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | N
     except ValidationError as error:
         raise invalid_request(error) from None
 
-    from superdraft.server.loading import load_service  # seconds: after all that can be wrong at once
+    from superdraft.server.loading import load_service  # late: it takes seconds, and a wrong option should fail at once
 
     loaded = load_service(settings)
     scorer = loaded.ngram_models.default_scorer
@@ -110,5 +116,5 @@ def _show(completion: Completion) -> None:
 
 
 def shown(text: str) -> str:
-    """A draft for the terminal: line breaks as they are, other control characters escaped."""
+    """A draft for the terminal: control characters other than line breaks are escaped."""
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)

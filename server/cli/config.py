@@ -1,12 +1,12 @@
-"""`superdraft config show`: the settings that `superdraft serve` would have, and where each comes from."""
+"""`superdraft config show`: the effective settings of `superdraft serve` and their origins."""
 
-import functools
 import json
 from typing import Any
 
 import typer
 
-from superdraft.server.cli.serve import serve
+from superdraft.server import settings
+from superdraft.server.cli.settings_options import takes_settings
 
 app = typer.Typer(help="Show the server's configuration.", no_args_is_help=True)
 
@@ -16,18 +16,19 @@ def options() -> None:
     """Show the server's configuration."""  # a callback makes `show` a command of its own
 
 
-@app.command("show", help="Print the effective settings as a TOML file. Takes the options of `superdraft serve`.")
-@functools.wraps(serve)  # typer asks for the signature
+@app.command()
+@takes_settings()
 def show(**flags: Any) -> None:
-    """Print every setting, with its origin as a comment. What is not set, or is secret, is a comment, too."""
-    from superdraft.server.settings import Settings, is_secret, settings_and_origins
+    """Print the effective settings as a TOML file. Takes the options of `superdraft serve`.
 
-    settings, origins = settings_and_origins(flags)
+    Each value's origin is a comment. Settings without a value and secrets are comments, too.
+    """
+    found, origins = settings.settings_and_origins(flags)
     lines = {}
-    for name, value in settings.model_dump(mode="json").items():
+    for name, value in found.model_dump(mode="json").items():
         if value is None:
             lines[name] = f"# {name} is not set"
-        elif is_secret(Settings.model_fields[name].annotation):
+        elif settings.is_secret(settings.Settings.model_fields[name].annotation):
             lines[name] = f"# {name} is set, and secret"
         else:
             lines[name] = f"{name} = {json.dumps(value, ensure_ascii=False)}"

@@ -1,4 +1,4 @@
-"""`superdraft ngram distill`: an n-gram model of what a language model writes by itself."""
+"""`superdraft ngram distill`: build an n-gram model from samples of a language model."""
 
 import hashlib
 import json
@@ -18,6 +18,18 @@ from superdraft.ngram_models.building.sampled_corpus import SampledCorpus, Shard
 from superdraft.ngram_models.store.manifest import MANIFEST_FILE
 from superdraft.ngram_models.tools import find_tools
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
+from superdraft.server.cli.build_options import (
+    DEFAULT_PRUNE,
+    BackoffQuantizeBits,
+    Licence,
+    Memory,
+    Order,
+    Prune,
+    QuantizeBits,
+    Tools,
+    command_errors,
+)
+from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
 from superdraft.server.ngrams.options import output_folder, prune_counts, tokenizer_identity
 
@@ -27,7 +39,7 @@ if TYPE_CHECKING:
     from superdraft.decoding.text.tokenizer import Tokenizer
 
 app = typer.Typer(
-    help="Make an n-gram model of what a language model writes.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Build an n-gram model from samples of a language model.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
 _CPU_BATCH, _GPU_BATCH = 64, 1024
@@ -36,43 +48,48 @@ _STAGES: dict[Stage, str] = {"read": "counting", "estimate": "estimating (lmplz)
 
 @app.command()
 def distill(
-    model: Annotated[str, typer.Argument(help="The language model: a name, a folder or a file, as in serve.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="A name, or the path of the n-gram model's folder.")],
-    rows: Annotated[int, typer.Option(min=1, help="Rows to sample; a row holds one or several texts.")] = 131_072,
-    row_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a row; a text that is longer is cut off.")] = 256,
+    model: Annotated[str, typer.Argument(help="Language model to sample from, as in superdraft serve.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Name of the n-gram model, or path of its folder.")],
+    rows: Annotated[
+        int, typer.Option(min=1, help="Number of rows to sample; a row holds one or more texts.")
+    ] = 131_072,
+    row_tokens: Annotated[int, typer.Option(min=1, help="Tokens per row; longer texts are cut off.")] = 256,
     batch: Annotated[
-        int | None, typer.Option(min=1, help=f"Rows in step.  [default: {_CPU_BATCH} on a CPU, {_GPU_BATCH} on a GPU]")
+        int | None,
+        typer.Option(
+            min=1, help=f"Rows sampled together. If not set, {_CPU_BATCH} on a CPU and {_GPU_BATCH} on a GPU."
+        ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the most probable tokens.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the smallest set of tokens that has this share.")] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed samples the same rows.")] = 0,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 picks the most likely tokens.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the smallest set of tokens with this total probability.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed samples the same rows.")] = 0,
     prompts: Annotated[
-        Path | None, typer.Option(help="Beginnings of texts, one a line; each text gets one of them at random.")
+        Path | None, typer.Option(help="File of beginnings, one per line; each text starts with a random one.")
     ] = None,
-    device: Annotated[str, typer.Option(help="As in serve.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, setting("device")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16.")] = "auto",
     work: Annotated[
-        Path | None, typer.Option(help="Keep the samples in this folder.  [default: removed when the model is built]")
+        Path | None, typer.Option(help="Folder to keep the samples in. If not set, they are removed after the build.")
     ] = None,
-    order: Annotated[int, typer.Option(help="The longest n-gram, in tokens (2 to 6).")] = 6,
-    prune: Annotated[
-        str, typer.Option(help="Leave out n-grams seen at most this often; a number an order.")
-    ] = "0 0 1 1 2 2",
-    quantize_bits: Annotated[int, typer.Option(help="Bits of a probability (1 to 25); 0: full floats.")] = 8,
-    backoff_quantize_bits: Annotated[int, typer.Option(help="Bits of a back-off weight; 0: as --quantize-bits.")] = 8,
-    memory: Annotated[str, typer.Option(help="For sorting: 4G say, or 50% of what the machine has.")] = "4G",
-    tools: Annotated[Path | None, typer.Option(help="Folder of lmplz and build_binary.")] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the n-gram model, for its manifest.")] = "unknown",
+    order: Order = 6,
+    prune: Prune = DEFAULT_PRUNE,
+    quantize_bits: QuantizeBits = 8,
+    backoff_quantize_bits: BackoffQuantizeBits = 8,
+    memory: Memory = "4G",
+    tools: Tools = None,
+    licence: Licence = "unknown",
 ) -> None:
-    """Sample a corpus from a language model and build an n-gram model of it.
+    """Sample a corpus from a language model and build an n-gram model from it.
 
-    A run that was stopped goes on where it was when it is started again with the same options.
+    An interrupted run continues where it stopped when it is started again with the same options.
     """
-    with _as_command_errors():
+    with command_errors():
         options = BuildOptions(order, prune_counts(prune), quantize_bits or None, backoff_quantize_bits or None, memory)
         folder = output_folder(output)
         if folder.exists() and not (folder / MANIFEST_FILE).is_file():
-            raise CommandError(f"{folder} exists and is no n-gram model. Choose another name or remove it.")
+            raise CommandError(f"{folder} exists and is not an n-gram model. Choose another name or remove it.")
         programs = find_tools(tools)
         check_disk_space(folder.parent, rows * row_tokens, order, options.prune)
         loaded, tokenizer = _load(model, device, dtype)
@@ -107,13 +124,15 @@ def distill(
 
 
 def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]":
-    # Imported late: torch and transformers take seconds, and a wrong option should be told at once.
+    # Imported late: torch and transformers take seconds, and a wrong option should fail at once.
     from superdraft.decoding.loading.loader import load_model
     from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS
     from superdraft.decoding.text.tokenizer import Tokenizer
 
     if dtype in WEIGHT_FORMATS and WEIGHT_FORMATS[dtype].convert is not None:
-        raise CommandError(f"The sampler runs many rows at once, for which {dtype} is slower: choose another --dtype.")
+        raise CommandError(
+            f"The sampler runs many rows at once, and {dtype} is slower for that: choose another --dtype."
+        )
     loaded = load_model(spec, device=device, dtype=dtype)
     generation = loaded.model.generation_config
     ends = generation.eos_token_id if generation is not None else None
@@ -123,7 +142,7 @@ def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]"
 
 
 def _read_prompts(path: Path | None, tokenizer: "Tokenizer", row_tokens: int) -> list[list[int]]:
-    """Token ids of each line that is not blank; none without a file."""
+    """Token ids of each line that is not blank; empty without a file."""
     if path is None:
         return []
     try:
@@ -151,7 +170,7 @@ def _sampler(
     choice: tuple[float, float],
     prompts: Sequence[Sequence[int]],
 ) -> "tuple[TextSampler, dict[str, object]]":
-    """The sampler, and all that decides what it samples beside the seed and the shape."""
+    """The sampler, and everything that its samples depend on besides the seed and the shape."""
     from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
     from superdraft.decoding.distillation.weights_fingerprint import weights_fingerprint
 
@@ -167,14 +186,14 @@ def _sampler(
 
 
 def _sample(sampler: "TextSampler", corpus: SampledCorpus, shape: ShardShape, num_rows: int, seed: int) -> None:
-    """Sample the shards that are not there yet."""
+    """Sample the missing shards."""
     console = Console(stderr=True)
     num_shards = shape.num_shards(num_rows)
     missing = corpus.missing(num_shards)
     if corpus.num_removed:
-        console.print(f"Other settings than before: {corpus.num_removed:,} finished shards are removed.")
+        console.print(f"The settings have changed: {corpus.num_removed:,} finished shards are removed.")
     if len(missing) < num_shards:
-        console.print(f"Going on: {num_shards - len(missing):,} of {num_shards:,} shards are there.")
+        console.print(f"Continuing: {num_shards - len(missing):,} of {num_shards:,} shards exist.")
     corpus.check_disk_space(len(missing))
     start_s, num_tokens = time.monotonic(), 0
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"))
@@ -200,7 +219,7 @@ def _build_progress() -> Iterator["_StageBar"]:
 
 
 class _StageBar:
-    """Shows the stage of a build and its tokens in one line."""
+    """Shows the stage of a build and its number of tokens in one line."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -208,18 +227,3 @@ class _StageBar:
 
     def __call__(self, stage: Stage, num_tokens: int) -> None:
         self._bar.update(self._task, description=_STAGES[stage], tokens=f"{num_tokens:,} tokens")
-
-
-@contextmanager
-def _as_command_errors() -> Iterator[None]:
-    """Wrong options, the file system and too little memory as errors of one line."""
-    try:
-        yield
-    except ValueError as error:
-        raise CommandError(str(error)) from None
-    except OSError as error:
-        raise CommandError(f"{error.filename or 'file system'}: {error.strerror}") from None
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            raise CommandError("The GPU's memory is too small for this many rows in step: lower --batch.") from None
-        raise

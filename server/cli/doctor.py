@@ -1,4 +1,4 @@
-"""Checks of an installation. Each finding is ok or says what to do."""
+"""`superdraft doctor`: checks of an installation."""
 
 import os
 import platform
@@ -7,13 +7,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
 
 from superdraft.decoding.errors import SuperdraftError
 from superdraft.ngram_models.errors import NgramModelError
-from superdraft.server.cli.serve import bind
+from superdraft.server.cli.settings_options import takes_settings
 from superdraft.server.errors import CommandError
-from superdraft.server.settings import Settings
+from superdraft.server.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from superdraft.decoding.text.tokenizer import Tokenizer
@@ -26,14 +29,30 @@ _MEMORY_TABLE = Path("/proc/meminfo")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found; `detail` holds the remedy if it is not ok."""
+    """The result of one check; `detail` holds the remedy if it is not ok."""
 
     ok: bool
     detail: str
 
 
+@takes_settings("model", "ngram_model", "kv_memory", "host", "port")
+def main(**flags: Any) -> None:
+    """Check the installation: each line is ok or says what to do. Exit code 1 if something is wrong."""
+    from superdraft.server.observe.log_config import configure_logging
+
+    configure_logging("error", "console")
+    console, is_healthy = Console(highlight=False, soft_wrap=True), True
+    for name, finding in run_checks(load_settings(flags)):
+        mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
+        console.print(f"{mark} {name:<13}", end=" ")
+        console.print(finding.detail, markup=False)
+        is_healthy = is_healthy and finding.ok
+    if not is_healthy:
+        raise typer.Exit(1)
+
+
 def run_checks(settings: Settings) -> Iterator[tuple[str, Finding]]:
-    """Run every check, one after the other: (name, finding). A check that fails does not stop the others."""
+    """Run the checks in order and yield (name, finding). A check that fails does not stop the others."""
     checks: tuple[tuple[str, Callable[[Settings], Finding]], ...] = (
         ("python", check_python),
         ("torch", check_torch),
@@ -52,19 +71,19 @@ def run_checks(settings: Settings) -> Iterator[tuple[str, Finding]]:
         except (SuperdraftError, NgramModelError, CommandError) as error:
             yield name, Finding(False, str(error))
         except Exception as error:
-            # Whatever is broken in an installation is what this command is for.
+            # A broken installation can raise anything, and this command exists to show it.
             yield name, Finding(False, f"{type(error).__name__}: {error}")
 
 
 def check_python(_: Settings) -> Finding:
-    """Python's version."""
+    """Check Python's version."""
     if sys.version_info < MIN_PYTHON:
         return Finding(False, f"{platform.python_version()} is too old; install Python 3.11 or later")
     return Finding(True, platform.python_version())
 
 
 def check_torch(settings: Settings) -> Finding:
-    """Torch and the device that the settings choose."""
+    """Check torch and the device that the settings choose."""
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -78,10 +97,10 @@ def check_torch(settings: Settings) -> Finding:
 
 
 def check_memory(settings: Settings) -> Finding:
-    """Memory that is free for the model and the KV cache."""
+    """Check that there is free memory for the model and the KV cache."""
     free = _free_bytes()
     if free is None:
-        return Finding(True, "not known on this system")
+        return Finding(True, "free memory is unknown on this system")
     needed = MODEL_BYTES + settings.kv_memory
     if free < needed:
         remedy = "close other programs or lower --kv-memory"
@@ -92,7 +111,7 @@ def check_memory(settings: Settings) -> Finding:
 
 
 def check_kenlm(_: Settings) -> Finding:
-    """KenLM's largest order, which is fixed when it is compiled: load a model of that order."""
+    """Check KenLM's maximum order, which is fixed when it is compiled, by loading a model of that order."""
     import kenlm
 
     sections = [f"\\{order}-grams:\n-1.0\t{' '.join(['<s>'] * order)}\n" for order in range(1, MIN_KENLM_ORDER + 1)]
@@ -113,7 +132,7 @@ def check_kenlm(_: Settings) -> Finding:
 
 
 def check_model(settings: Settings) -> Finding:
-    """The model's files."""
+    """Check the model's files."""
     from superdraft.decoding.loading.store import ModelStore
 
     store = ModelStore(settings.home)
@@ -123,34 +142,34 @@ def check_model(settings: Settings) -> Finding:
             return Finding(False, f"{settings.model}: {fault}; run superdraft models pull {settings.model}")
         return Finding(True, f"{settings.model} is complete in {store.cached(settings.model)}")
     if Path(settings.model).expanduser().exists():
-        return Finding(True, f"{settings.model} is there; its files are checked when it is served")
-    return Finding(True, f"{settings.model} is taken for a hub id; it is fetched when it is served")
+        return Finding(True, f"{settings.model} exists; its files are checked when it is served")
+    return Finding(True, f"{settings.model} is taken as a hub id; it is fetched when it is served")
 
 
 def check_start_token(settings: Settings) -> Finding:
-    """The token that stands in front of every text prompt."""
+    """Check for a token that begins every text prompt."""
     tokenizer = _tokenizer(settings)
     if tokenizer is None:
         return _needs_model(settings)
     own = [token_id for token_id in tokenizer.encode("") if not tokenizer.token_bytes[token_id]]
     if own:
         named = ", ".join(f"{tokenizer.token_text(token_id)} ({token_id})" for token_id in own)
-        return Finding(True, f"the tokenizer itself puts {named} in front of every text")
+        return Finding(True, f"the tokenizer itself begins every text with {named}")
     if not settings.document_start:
-        return Finding(True, "none, as asked for; the first words of a text are badly predicted")
+        return Finding(True, "off; the first words of a text are predicted badly")
     token_id = tokenizer.start_token_id
     if token_id is None:
-        return Finding(True, "the tokenizer has none; the first words of a text are badly predicted")
-    return Finding(True, f"{tokenizer.token_text(token_id)} ({token_id}) stands in front of every text prompt")
+        return Finding(True, "the tokenizer has none; the first words of a text are predicted badly")
+    return Finding(True, f"{tokenizer.token_text(token_id)} ({token_id}) begins every text prompt")
 
 
 def check_ngram_model(settings: Settings) -> Finding:
-    """The n-gram model loads and is for the model's tokenizer."""
+    """Check that the n-gram model loads and is for the model's tokenizer."""
     from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
     from superdraft.server.loading import choose_ngram_model
 
     if settings.ngram_model == "none":
-        return Finding(True, "none is asked for")
+        return Finding(True, "off")
     tokenizer = _tokenizer(settings)
     if tokenizer is None:
         return _needs_model(settings)
@@ -163,13 +182,15 @@ def check_ngram_model(settings: Settings) -> Finding:
 
 
 def check_port(settings: Settings) -> Finding:
-    """Whether the server's port is free."""
+    """Check that the server's port is free."""
+    from superdraft.server.serving import bind
+
     bind(settings.host, settings.port).close()
     return Finding(True, f"{settings.host}:{settings.port} is free")
 
 
 def _tokenizer(settings: Settings) -> "Tokenizer | None":
-    """The model's tokenizer; None: the model is one that has to be fetched first."""
+    """The model's tokenizer; None if the model must be fetched first."""
     from superdraft.decoding.loading.loader import load_tokenizer
     from superdraft.decoding.loading.store import ModelStore
     from superdraft.decoding.text.tokenizer import Tokenizer
@@ -181,7 +202,7 @@ def _tokenizer(settings: Settings) -> "Tokenizer | None":
 
 
 def _needs_model(settings: Settings) -> Finding:
-    return Finding(False, f"not checked: it needs the model; run superdraft models pull {settings.model}")
+    return Finding(False, f"not checked, because it needs the model; run superdraft models pull {settings.model}")
 
 
 def _free_bytes() -> int | None:

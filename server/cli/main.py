@@ -1,10 +1,9 @@
 """The command line.
 
-Commands import what they need when they run, so that `--help` and `--version` are quick and `complete --url` needs no
-more than the client's packages.
+Commands import what they need when they run, so that `--help` and `--version` are quick and `complete --url` needs only
+the client's packages.
 """
 
-import importlib
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -14,25 +13,36 @@ import typer
 from superdraft.client.errors import ClientError
 from superdraft.decoding.errors import SuperdraftError
 from superdraft.ngram_models.errors import NgramModelError
+from superdraft.server.cli import bench, evaluate
 from superdraft.server.cli.complete import complete
-from superdraft.server.cli.doctor_command import doctor
-from superdraft.server.cli.serve import serve
+from superdraft.server.cli.lazy import add_commands
 from superdraft.server.cli.try_drafts import try_it
 from superdraft.server.errors import CommandError
 
 EXPECTED_ERROR_CODE = 2
 _EXTRAS = {"matplotlib": "evaluation", "prompt_toolkit": "try", "ray": "ray"}
-_FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(
     help="Autocomplete with k drafts from one pass of a language model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command()(serve)
+add_commands(app, {"serve": ("superdraft.server.cli.serve", "Serve drafts over HTTP.")})
 app.command()(complete)
-app.command()(doctor)
 app.command("try")(try_it)
+add_commands(
+    app,
+    {
+        "doctor": ("superdraft.server.cli.doctor", "Check the installation."),
+        "models": ("superdraft.server.cli.models", "List, fetch and find language models."),
+        "ngram": ("superdraft.server.cli.ngram", "Build, list, inspect and verify n-gram models."),
+        "config": ("superdraft.server.cli.config", "Show the server's configuration."),
+        "keys": ("superdraft.server.cli.keys", "Make API keys."),
+        "tune": ("superdraft.evaluation.runs.tuning", "Find the best settings for a model and an n-gram model."),
+    },
+)
+app.add_typer(bench.app, name="bench")
+app.add_typer(evaluate.app, name="eval")
 
 
 @app.callback(invoke_without_command=True)
@@ -45,52 +55,10 @@ def options(
         raise typer.Exit
 
 
-@app.command(context_settings=_FORWARD)
-def models(ctx: typer.Context) -> None:
-    """List, fetch and find language models."""
-    _forward("superdraft.server.cli.models", ctx)
-
-
-@app.command(context_settings=_FORWARD)
-def ngram(ctx: typer.Context) -> None:
-    """Build n-gram models and list them."""
-    _forward("superdraft.server.cli.ngram", ctx)
-
-
-@app.command(context_settings=_FORWARD)
-def config(ctx: typer.Context) -> None:
-    """Show the server's configuration."""
-    _forward("superdraft.server.cli.config", ctx)
-
-
-@app.command(context_settings=_FORWARD)
-def keys(ctx: typer.Context) -> None:
-    """Make API keys."""
-    _forward("superdraft.server.cli.keys", ctx)
-
-
-@app.command(context_settings=_FORWARD)
-def bench(ctx: typer.Context) -> None:
-    """Measure the engine."""
-    _forward("superdraft.server.cli.bench", ctx)
-
-
-@app.command("eval", context_settings=_FORWARD)
-def evaluate(ctx: typer.Context) -> None:
-    """Measure how good the drafts are."""
-    _forward("superdraft.server.cli.evaluate", ctx)
-
-
-@app.command(context_settings=_FORWARD)
-def tune(ctx: typer.Context) -> None:
-    """Find the best settings for a model and an n-gram model."""
-    _forward("superdraft.server.cli.tune", ctx)
-
-
 def main() -> None:
     """Entry point: expected errors become one line on stderr and exit code 2."""
     try:
-        app()
+        app(prog_name="superdraft")
     except (CommandError, SuperdraftError, NgramModelError, ClientError) as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
@@ -98,12 +66,6 @@ def main() -> None:
             raise
         extra = _EXTRAS.get(error.name.partition(".")[0], "server")
         _fail(f"this command needs more packages ({error.name} is missing): pip install 'superdraft[{extra}]'")
-
-
-def _forward(module: str, ctx: typer.Context) -> None:
-    """Run another module's commands with the arguments that are left. Not mounted: importing them is slow."""
-    sub_app: typer.Typer = importlib.import_module(module).app
-    typer.main.get_command(sub_app).main(args=ctx.args, prog_name=ctx.command_path)
 
 
 def _fail(message: str) -> None:

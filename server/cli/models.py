@@ -1,24 +1,26 @@
-"""`superdraft models`: the models known by name and where they are."""
+"""`superdraft models`: list, fetch and find the language models that have a name."""
 
 import json
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from superdraft.decoding.errors import ModelLoadError
 from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS, ModelStore
+from superdraft.server.errors import CommandError
 
-app = typer.Typer(help="The models known by name: fetched once, kept in a cache folder.", no_args_is_help=True)
+app = typer.Typer(
+    help="The language models that have a name: fetched once, then kept in a cache folder.", no_args_is_help=True
+)
 
-Name = Annotated[str, typer.Argument(help="One of the names that `superdraft models list` shows.")]
+Name = Annotated[str, typer.Argument(help="Name of a model in `superdraft models list`.")]
 
 
 @app.command("list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show the known models, whether they are cached, and their size on disk."""
+    """List the models, whether they are cached, and their size on disk."""
     store = ModelStore()
     rows: list[dict[str, Any]] = []
     for name in store.names():
@@ -45,26 +47,14 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
 
 @app.command()
 def pull(name: Name = DEFAULT_MODEL) -> None:
-    """Fetch a model if it is not cached; check every file's sha256 and repair it if it is. Prints its folder."""
-    try:
-        folder = ModelStore().ensure(name, deep=True)
-    except ModelLoadError as error:
-        _fail(error)
-    typer.echo(folder)
+    """Fetch a model, or check and repair its cached files by SHA-256. Prints its folder."""
+    typer.echo(ModelStore().ensure(name, deep=True))
 
 
 @app.command()
 def path(name: Name = DEFAULT_MODEL) -> None:
-    """Print the folder of a cached model; exit code 2 if it is not cached."""
-    try:
-        folder = ModelStore().cached(name)
-    except ModelLoadError as error:
-        _fail(error)
+    """Print the folder of a cached model. Exit code 2 if it is not cached."""
+    folder = ModelStore().cached(name)
     if folder is None:
-        _fail(f"model {name!r} is not cached. `superdraft models pull {name}` fetches it.")
+        raise CommandError(f"model {name!r} is not cached. `superdraft models pull {name}` fetches it.")
     typer.echo(folder)
-
-
-def _fail(reason: object) -> NoReturn:
-    typer.echo(f"superdraft: {reason}", err=True)
-    raise typer.Exit(2)

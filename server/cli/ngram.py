@@ -1,4 +1,4 @@
-"""`superdraft ngram`: build n-gram models, list them, look into them and check them."""
+"""`superdraft ngram`: build, list, inspect and verify n-gram models."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,6 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from superdraft.decoding.errors import ModelLoadError
 from superdraft.ngram_models.building.build import BuildOptions, Stage, build_ngram_model
 from superdraft.ngram_models.building.build import Progress as BuildProgress
 from superdraft.ngram_models.building.corpus import (
@@ -28,13 +27,23 @@ from superdraft.ngram_models.building.disk_space import approximate_tokens, chec
 from superdraft.ngram_models.building.encoder import Encoder
 from superdraft.ngram_models.building.perplexity import HeldOutTail, measure_perplexity
 from superdraft.ngram_models.building.work_folder import unfinished_builds
-from superdraft.ngram_models.errors import NgramModelError
 from superdraft.ngram_models.home import user_models_folder
 from superdraft.ngram_models.scoring.scorer import KenLMScorer
 from superdraft.ngram_models.store.inspection import top_continuations, verify_model
 from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity
 from superdraft.ngram_models.store.registry import find_ngram_model, list_ngram_models, open_scorer
 from superdraft.ngram_models.tools import find_tools
+from superdraft.server.cli.build_options import (
+    DEFAULT_PRUNE,
+    BackoffQuantizeBits,
+    Licence,
+    Memory,
+    Order,
+    Prune,
+    QuantizeBits,
+    Tools,
+    command_errors,
+)
 from superdraft.server.cli.distill import distill
 from superdraft.server.ngrams.options import output_folder, prune_counts, tokenizer_identity
 
@@ -47,8 +56,8 @@ _STAGES: dict[Stage, str] = {
     "pack": "packing (build_binary)",
 }
 
-Name = Annotated[str, typer.Argument(help="The model's name, or the path of its folder.")]
-TextField = Annotated[str, typer.Option(help="The field of a .jsonl row that holds its text.")]
+Name = Annotated[str, typer.Argument(help="Name of the model, or path of its folder.")]
+TextField = Annotated[str, typer.Option(help="Field of .jsonl rows that holds the text.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,40 +85,44 @@ def list_models() -> None:
             table.add_row(model.name, str(manifest.order), size, manifest.tokenizer.name, corpus, manifest.licence)
     Console().print(table)
     for name, folder in unfinished_builds(user_models_folder()):
-        typer.echo(f"{name}: its build runs, or has stopped: build it again to go on, or remove {folder}", err=True)
+        typer.echo(
+            f"{name}: its build is running or was stopped: build it again to continue, or remove {folder}", err=True
+        )
 
 
 @app.command("build")
 def build(
     corpus: Annotated[
         list[str],
-        typer.Argument(help="Text (.txt, .md, .jsonl), token files (.u16, .u32), any with .zst or .gz, folders, or -."),
+        typer.Argument(
+            help="Text (.txt, .md, .jsonl), token files (.u16, .u32), each also as .zst or .gz, folders, or -."
+        ),
     ],
-    tokenizer: Annotated[str, typer.Option(help="The language model whose tokens are counted: name, folder or file.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="A name, or the path of the model's folder.")],
+    tokenizer: Annotated[str, typer.Option(help="Language model whose tokens are counted: a name, folder or file.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Name of the new model, or path of its folder.")],
     text_field: TextField = DEFAULT_TEXT_FIELD,
-    order: Annotated[int, typer.Option(help="The longest n-gram, in tokens (2 to 6).")] = 6,
-    prune: Annotated[
-        str, typer.Option(help="Leave out n-grams seen at most this often; a number an order.")
-    ] = "0 0 1 1 2 2",
-    quantize_bits: Annotated[int, typer.Option(help="Bits of a probability (1 to 25); 0: full floats.")] = 8,
-    backoff_quantize_bits: Annotated[int, typer.Option(help="Bits of a back-off weight; 0: as --quantize-bits.")] = 8,
-    memory: Annotated[str, typer.Option(help="For sorting: 4G say, or 50% of what the machine has.")] = "4G",
-    tools: Annotated[Path | None, typer.Option(help="Folder of lmplz and build_binary.")] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the model, for its manifest.")] = "unknown",
-    description: Annotated[str | None, typer.Option(help="Of the corpus; default: the names of its files.")] = None,
+    order: Order = 6,
+    prune: Prune = DEFAULT_PRUNE,
+    quantize_bits: QuantizeBits = 8,
+    backoff_quantize_bits: BackoffQuantizeBits = 8,
+    memory: Memory = "4G",
+    tools: Tools = None,
+    licence: Licence = "unknown",
+    description: Annotated[
+        str | None, typer.Option(help="Description of the corpus. If not set, the names of its files.")
+    ] = None,
     row_tokens: Annotated[
-        int, typer.Option(min=1, help="Token files: a new sequence begins after this many tokens.")
+        int, typer.Option(min=1, help="Length of the sequences in token files, in tokens.")
     ] = DEFAULT_ROW_TOKENS,
     held_out: Annotated[
-        int, typer.Option(min=0, help="Leave out the last N documents and report the perplexity on them.")
+        int, typer.Option(min=0, help="Leave out the last N documents, and report the perplexity on them.")
     ] = 0,
 ) -> None:
     """Build an n-gram model for a language model's tokens with KenLM's lmplz and build_binary.
 
-    A build that was stopped goes on where it was when it is started again with the same corpus.
+    An interrupted build continues where it stopped when it is started again with the same corpus.
     """
-    with _errors_in_one_line():
+    with command_errors():
         options = BuildOptions(
             order=order,
             prune=prune_counts(prune),
@@ -143,14 +156,18 @@ def build(
 @app.command("inspect")
 def inspect_model(
     name: Name,
-    text: Annotated[list[str] | None, typer.Option(help="Perplexity on this file; as a corpus. Repeatable.")] = None,
-    phrase: Annotated[list[str] | None, typer.Option(help="The tokens expected after it. Repeatable.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of them.")] = 10,
-    tokenizer: Annotated[str | None, typer.Option(help="The language model; default: the manifest's.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text or token file to measure the perplexity on. Repeatable.")
+    ] = None,
+    phrase: Annotated[
+        list[str] | None, typer.Option(help="Phrase to show the most likely next tokens for. Repeatable.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of next tokens to show per phrase.")] = 10,
+    tokenizer: Annotated[str | None, typer.Option(help="Language model. If not set, the one in the manifest.")] = None,
     text_field: TextField = DEFAULT_TEXT_FIELD,
 ) -> None:
-    """Show what a model holds, its perplexity on a text, and what it expects after a phrase."""
-    with _errors_in_one_line():
+    """Show a model's manifest, its perplexity on a text, and the most likely tokens after a phrase."""
+    with command_errors():
         folder = find_ngram_model(name)
         manifest = Manifest.read(folder)
         _describe(folder, manifest)
@@ -175,17 +192,17 @@ def inspect_model(
 @app.command()
 def verify(
     name: Name,
-    tokenizer: Annotated[str | None, typer.Option(help="The language model it should be for.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Language model that it must be for.")] = None,
 ) -> None:
-    """Check that a model is whole: size, SHA-256, order, that KenLM loads it, and its tokenizer. Else exit code 2."""
-    with _errors_in_one_line():
+    """Check a model's size, SHA-256, order, loading and tokenizer. Exit code 2 if something is wrong."""
+    with command_errors():
         fingerprint = _tokenizer(tokenizer).identity.fingerprint if tokenizer else None
         for sentence in verify_model(find_ngram_model(name), fingerprint):
             typer.echo(sentence)
 
 
 def _tokenizer(spec: str) -> _LoadedTokenizer:
-    # Imported late: torch and transformers take seconds, and a wrong option should be told at once.
+    # Imported late: torch and transformers take seconds, and a wrong option should fail at once.
     from superdraft.decoding.loading.loader import load_tokenizer
     from superdraft.decoding.text.tokenizer import Tokenizer
 
@@ -248,20 +265,8 @@ def _show_continuations(
 
 
 @contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (NgramModelError, ModelLoadError, ValueError, OSError) as error:
-        message = (
-            str(error) if not isinstance(error, OSError) else f"{error.filename or 'file system'}: {error.strerror}"
-        )
-        typer.echo(f"superdraft ngram: {message}", err=True)
-        raise typer.Exit(2) from None
-
-
-@contextmanager
 def _progress_bar(num_bytes: int | None) -> Iterator[tuple[Callable[[int], None], BuildProgress]]:
-    """A bar that names the stage; yields what to call when bytes of the corpus are read, and when a stage goes on."""
+    """A progress bar; yields callbacks for bytes read from the corpus and for the progress of a stage."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -276,7 +281,7 @@ def _progress_bar(num_bytes: int | None) -> Iterator[tuple[Callable[[int], None]
             if stage not in tasks:
                 for task in tasks.values():
                     bar.stop_task(task)
-                # How far KenLM's programs are cannot be told.
+                # KenLM's programs do not report their progress.
                 tasks[stage] = bar.add_task(_STAGES[stage], total=None, tokens="")
             bar.update(tasks[stage], tokens=f"{num_tokens:,} tokens")
 

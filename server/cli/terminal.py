@@ -1,4 +1,4 @@
-"""A text area in the terminal with suggestions: what `superdraft try` shows. Needs prompt_toolkit."""
+"""The text area of `superdraft try`, with suggestions. Needs prompt_toolkit."""
 
 from collections.abc import Callable
 from typing import Any, Unpack
@@ -19,7 +19,7 @@ from superdraft.client.wire import DraftsOptions
 
 _HINTS = "Tab take · Ctrl-→ word · Alt-] Alt-[ others · Esc hide · Ctrl-D quit"
 _STYLE = Style.from_dict({"ghost": "ansibrightblack", "bar": "reverse", "bar.error": "reverse ansired"})
-# Alt is sent as Escape and a key: how long to wait for the key. Alt-[ also begins the arrow keys.
+# Terminals send Alt as Escape and a key: wait this long for the key. Alt-[ also begins the arrow keys.
 _ESCAPE_WAIT_S = 0.05
 
 
@@ -27,9 +27,9 @@ class Terminal:
     """The text area over a typing session.
 
     Args:
-        make_session: makes the session, given what it is to call when something has changed.
-        text: to begin with.
-        input: of keys, for tests; None: the terminal's.
+        make_session: makes the session, given a callback for changes.
+        text: initial text.
+        input: source of keys, for tests; None: the terminal.
         output: for tests; None: the terminal.
     """
 
@@ -53,13 +53,13 @@ class Terminal:
             input=input,
             output=output,
         )
-        # Not the buffer's own events: between those of a key press the cursor is not where it belongs.
+        # Not the buffer's own events: during a key press they come before the cursor is at its final place.
         self._app.key_processor.after_key_press += lambda _: self._follow()
         self._app.timeoutlen = self._app.ttimeoutlen = _ESCAPE_WAIT_S
         self.session = make_session(self._app.invalidate)
 
     async def run(self) -> str:
-        """Show it until the user leaves; the text that was written."""
+        """Show the text area until the user leaves; returns the text."""
         async with self.session:
             self._follow()
             await self._app.run_async()
@@ -67,7 +67,7 @@ class Terminal:
 
     @property
     def ghost_text(self) -> str:
-        """What to show behind the cursor, if it is at the end of its line."""
+        """The suggestion after the cursor; empty unless the cursor is at the end of its line."""
         ghost = self.session.display.ghost
         return "" if ghost is None or not self._is_at_line_end else ghost.text
 
@@ -76,7 +76,7 @@ class Terminal:
         return self.buffer.document.current_line_after_cursor == ""
 
     def _follow(self) -> None:
-        """Tell the session what is before the cursor; nothing where there is no room for a suggestion."""
+        """Pass the text before the cursor to the session, or no text inside a line, where no suggestion fits."""
         self.session.edit(self.buffer.document.text_before_cursor if self._is_at_line_end else "")
 
     def _bar(self) -> StyleAndTextTuples:
@@ -114,13 +114,13 @@ class Terminal:
 
 
 class _GhostText(Processor):
-    """Adds the ghost text behind the cursor."""
+    """Adds the ghost text after the cursor."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
-        """The line with the ghost text, if the cursor is on it."""
+        """The line, with the ghost text if the cursor is in it."""
         fragments = list(transformation_input.fragments)
         if transformation_input.lineno == transformation_input.document.cursor_position_row:
             first_line, *more = self._terminal.ghost_text.split("\n")
@@ -144,15 +144,15 @@ async def run_terminal(
     report: bool = True,
     **drafts_options: Unpack[DraftsOptions],
 ) -> str:
-    """Write in the terminal with suggestions of a server; the text that was written.
+    """Let the user write in the terminal with suggestions from a server; returns the text.
 
     Args:
-        client: see `AsyncTypingSession`, as the other arguments.
-        text: to begin with.
-        num_drafts: of each request.
-        max_tokens: of each draft.
-        report: tell the server what was shown, accepted and dismissed.
-        drafts_options: further ones of each request.
+        client: client of the server (see `AsyncTypingSession`).
+        text: initial text.
+        num_drafts: drafts per request.
+        max_tokens: new tokens per draft.
+        report: report to the server which drafts were shown, accepted and dismissed.
+        drafts_options: further options of each request.
     """
 
     def make_session(on_change: Callable[[], None]) -> AsyncTypingSession:

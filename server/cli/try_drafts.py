@@ -14,16 +14,18 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def try_it(
-    text: Annotated[str, typer.Argument(help="Text to begin with.")] = "",
-    url: Annotated[str, typer.Option(help="Of the server.")] = DEFAULT_URL,
+    text: Annotated[str, typer.Argument(help="Text to start with.")] = "",
+    url: Annotated[str, typer.Option(help="URL of the server.")] = DEFAULT_URL,
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
-    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Drafts.")] = 3,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens of each draft.")] = 10,
-    model: Annotated[str, typer.Option(help="A name that the server knows.")] = "superdraft",
-    report: Annotated[bool, typer.Option(help="Tell the server what was shown, accepted and dismissed.")] = True,
+    num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Number of drafts.")] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens per draft.")] = 10,
+    model: Annotated[str, typer.Option(help="Name of a model that the server knows.")] = "superdraft",
+    report: Annotated[
+        bool, typer.Option(help="Report to the server which drafts were shown, accepted and dismissed.")
+    ] = True,
 ) -> None:
-    """Write in the terminal, with drafts of a running server as you type."""
+    """Write in the terminal, with drafts from a running server as you type."""
     from superdraft.client import AsyncSuperdraft
     from superdraft.server.cli.terminal import run_terminal
 
@@ -33,7 +35,7 @@ def try_it(
 
     async def run() -> str:
         async with AsyncSuperdraft(url, key, max_retries=0) as client:
-            await client.models()  # what is wrong with the address or the key is said before the screen is taken
+            await client.models()  # fails on a wrong address or key before the terminal changes
             return await run_terminal(
                 client, text, num_drafts=num_drafts, max_tokens=max_tokens, report=report, model=model, single_line=True
             )
@@ -44,5 +46,5 @@ def try_it(
 
 
 def is_terminal() -> bool:
-    """Whether somebody can see what is written, and type."""
+    """Whether standard input and output are a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()

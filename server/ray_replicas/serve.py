@@ -15,7 +15,6 @@ import ray
 from ray import serve
 from starlette.types import ASGIApp
 
-from superdraft.server.cli.serve import banner, load_app
 from superdraft.server.errors import CommandError
 from superdraft.server.ray_replicas.metrics import AllReplicas, ReplicaMetrics
 from superdraft.server.ray_replicas.options import (
@@ -28,6 +27,7 @@ from superdraft.server.ray_replicas.options import (
     replica_settings,
 )
 from superdraft.server.ray_replicas.proxy import ReplicaMark
+from superdraft.server.serving import banner, load_app
 from superdraft.server.settings import Settings
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 from support.playground import button, drafts, expect_text, text_area, write
 from support.serving import serving
 
-from superdraft.server.cli.serve import load_app
+from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
 LETTER = "Dear Ann,\n\nThank you for your email. Please let me kn"

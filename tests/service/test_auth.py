@@ -11,6 +11,7 @@ import pytest
 import structlog
 from starlette.testclient import TestClient
 
+from superdraft.server import serving
 from superdraft.server.app import create_app
 from superdraft.server.cli import serve as cli_serve
 from superdraft.server.edge.api_keys import add_key
@@ -201,15 +202,15 @@ def test_a_site_cannot_take_the_server_for_its_own(local, keys, host):
 @pytest.mark.parametrize("address", ["0.0.0.0", "192.0.2.1", "::", "fe80::1%eth0"])
 def test_a_public_address_needs_keys_or_a_word(address):
     with pytest.raises(CommandError, match="--allow-unauthenticated"):
-        cli_serve.check_exposure(Settings(host=address), address)
-    cli_serve.check_exposure(Settings(host=address, allow_unauthenticated=True), address)
-    cli_serve.check_exposure(Settings(host=address, api_keys="a=0123456789-0123456789"), address)
+        serving.check_exposure(Settings(host=address), address)
+    serving.check_exposure(Settings(host=address, allow_unauthenticated=True), address)
+    serving.check_exposure(Settings(host=address, api_keys="a=0123456789-0123456789"), address)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1"])
 def test_this_machine_does_not(address):
     assert ipaddress.ip_address(address).is_loopback
-    cli_serve.check_exposure(Settings(), address)
+    serving.check_exposure(Settings(), address)
 
 
 @pytest.mark.parametrize(("host", "is_local"), [("127.0.0.1", True), ("0.0.0.0", False)])
@@ -217,12 +218,12 @@ def test_the_app_is_told_whether_only_this_machine_reaches_it(monkeypatch, host,
     monkeypatch.setattr("superdraft.server.loading.load_service", lambda _: MagicMock())
     create = MagicMock(side_effect=InterruptedError)
     monkeypatch.setattr("superdraft.server.app.create_app", create)
-    with cli_serve.bind(host, 0) as listener, pytest.raises(InterruptedError):
-        cli_serve.run_server(Settings(host=host), listener)
+    with serving.bind(host, 0) as listener, pytest.raises(InterruptedError):
+        serving.run_server(Settings(host=host), listener)
     assert create.call_args.kwargs["is_local"] is is_local
 
 
 def test_serve_refuses_before_it_loads_anything(monkeypatch):
     monkeypatch.setattr(cli_serve, "run_server", lambda *_: pytest.fail("it was about to serve"))
-    with pytest.raises(CommandError, match="anybody"):
-        cli_serve.serve(host="0.0.0.0", port=0)
+    with pytest.raises(CommandError, match="anyone"):
+        cli_serve.main(host="0.0.0.0", port=0)

@@ -11,7 +11,7 @@ from support.serving import serving
 from superdraft.ngram_models.store.manifest import BINARY_FILE, Manifest, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.cli import main as cli
-from superdraft.server.cli.serve import load_app
+from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
 KEYS = {
@@ -211,7 +211,7 @@ def test_tuning_writes_its_choice_where_it_is_asked_to(run, files, ngram_model):
     tried = {(row["alpha"], row["tau"], row["candidates_per_draft"]) for row in results["trials"]}
     assert tried == {(0.0, 0.1, 4), (0.0, 1.0, 4), (0.3, 0.1, 4), (0.3, 1.0, 4), (0.54, 0.06, 4)}
     assert results["num_prompts"] == 4
-    assert "| best less alpha=0 " in (files / "out" / "tuning.md").read_text()
+    assert "| best minus alpha=0 " in (files / "out" / "tuning.md").read_text()
     assert (files / "out" / "tuning.png").exists()
     code, results, _ = run("tune", *prompt_files(files), "--ngram", "mine", *options, "--write", result="tuning.json")
     assert code == 0
@@ -263,9 +263,9 @@ def test_completion_behind_the_first_words_of_texts(run, files, model, monkeypat
     seen = []
     add_request = Engine.add_request
 
-    def note(self, request_id, prompt, *more, **options):
-        seen.append((self.config.document_start, prompt))
-        add_request(self, request_id, prompt, *more, **options)
+    def note(self, request):
+        seen.append((self.config.document_start, request.prompt))
+        add_request(self, request)
 
     monkeypatch.setattr(Engine, "add_request", note)
     command = ("eval", "completion", *prompt_files(files), "-n", "4", "--first-words", "1,2,9")
@@ -327,7 +327,10 @@ def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model)
     [
         (("eval", "quality"), "--prompts FILE is missing"),
         (("eval", "quality", "--prompts", "none.jsonl"), "none.jsonl cannot be read"),
-        (("eval", "quality", "--prompts", "x", "--decoder", "magic"), "'magic' is no decoder; there are served, paper"),
+        (
+            ("eval", "quality", "--prompts", "x", "--decoder", "magic"),
+            "'magic' is not a decoder; choose one of served, paper",
+        ),
         (
             ("eval", "quality", "--prompts", "x", "--decoder", "greedy", "--decoder", "greedy"),
             "Two decoders are called",
@@ -357,4 +360,4 @@ def test_expected_errors_are_one_line(run, args, message):
 def test_tuning_without_an_ngram_model(run, files):
     code, _, err = run("tune", *prompt_files(files), "--ngram", "none")
     assert code == 2
-    assert "no n-gram model that could be tuned" in err
+    assert "is not an n-gram model that can be tuned" in err

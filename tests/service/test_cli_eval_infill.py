@@ -14,7 +14,7 @@ from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.text.fim import gap_prompt
 from superdraft.evaluation.decoders import infill_server
 from superdraft.server.cli import main as cli
-from superdraft.server.cli.serve import load_app
+from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
 CASES = [
@@ -54,7 +54,7 @@ def run(monkeypatch, capsys, tmp_path, model):
     """Run the command: (exit code, results, standard error)."""
     monkeypatch.setenv("SUPERDRAFT_DEFAULT_MAX_BRANCHES", "3")
     monkeypatch.setattr(
-        "superdraft.server.observe.log_config.configure_logging", lambda *_: None
+        "superdraft.evaluation.runs.infill.configure_logging", lambda *_: None
     )  # it would stay for all tests
 
     def call(*args, output="out"):
@@ -75,9 +75,9 @@ def seen(monkeypatch):
     asked = []
     add_request = Engine.add_request
 
-    def note(self, request_id, prompt, params, *more, **options):
-        asked.append((prompt, params))
-        add_request(self, request_id, prompt, params, *more, **options)
+    def note(self, request):
+        asked.append((request.prompt, request.params))
+        add_request(self, request)
 
     monkeypatch.setattr(Engine, "add_request", note)
     return asked
@@ -206,4 +206,4 @@ def test_a_version_without_layouts_says_so(run, cases, monkeypatch):
     monkeypatch.setattr(infill_server, "gap_prompt", lambda gap, fim, tokenizer, budget: None)
     code, _, err = run("--cases", cases, "--decoder", "served layout=line_in_prefix")
     assert code == 2
-    assert "this version has one way to make prompts for gaps" in err
+    assert "this version has only one layout" in err

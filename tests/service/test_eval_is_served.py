@@ -7,7 +7,7 @@ from support.models import tiny_model_folder
 from superdraft.evaluation.decoders.decoder_spec import parse_decoders
 from superdraft.evaluation.decoders.decoders import Ask
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
-from superdraft.server.cli.serve import load_app
+from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
 PROMPTS = {

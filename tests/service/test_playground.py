@@ -8,7 +8,7 @@ import pytest
 from support.engine import FakeEngine
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.server.cli import serve as cli_serve
+from superdraft.server import serving
 from superdraft.server.wires import playground as routes_playground
 
 STATIC = Path(routes_playground.__file__).parents[1] / "static"
@@ -102,7 +102,7 @@ def test_limits_are_those_of_the_engine_and_the_settings(make_client, engine: Fa
 
 
 def test_who_starts_the_server_is_told_where_the_page_is(capsys):
-    cli_serve.banner("127.0.0.1", 8123, "tiny")
+    serving.banner("127.0.0.1", 8123, "tiny")
     url = "http://127.0.0.1:8123"
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith(f"on {url}, docs at {url}/docs")

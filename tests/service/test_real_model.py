@@ -3,7 +3,7 @@
 import pytest
 from starlette.testclient import TestClient
 
-from superdraft.server.cli.serve import load_app
+from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
 PROMPT = "Thank you for your email. I will"

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from superdraft.benchmarks.over_http.replay import Script, Typist, summary
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.client import AsyncSuperdraft, AsyncTypingSession, DraftsAnswer
-from superdraft.server.cli.serve import load_app
+from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
 REPLAYED_LATENCY_S = 0.08

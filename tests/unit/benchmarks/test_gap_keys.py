@@ -65,7 +65,7 @@ def run(monkeypatch, tmp_path):
     cases.write_text(json.dumps(CASE))
     monkeypatch.setenv("SUPERDRAFT_KV_MEMORY", "64MiB")
     # Both would stay for all tests.
-    monkeypatch.setattr("superdraft.server.observe.log_config.configure_logging", lambda *_: None)
+    monkeypatch.setattr("superdraft.benchmarks.in_process.gap_keys.configure_logging", lambda *_: None)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
 
     def call(model, *more):

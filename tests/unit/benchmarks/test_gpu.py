@@ -51,7 +51,7 @@ def test_every_row_and_request_has_a_slot():
     [
         ([], "torch sees no GPU here"),
         (["--device", "cpu"], "add --shapes tiny"),
-        (["--shapes", "huge"], "only full, tiny"),
+        (["--shapes", "huge"], "must be one of full, tiny"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_remedy(options, told, monkeypatch, capsys):

@@ -40,7 +40,7 @@ def test_both_kinds_are_the_same_request_but_for_healing():
     on, off = (with_healing(spec, heals).params(drafting, settings) for heals in (True, False))
     assert (on.token_healing, off.token_healing, on.num_drafts) == (True, False, 2)
     assert replace(off, token_healing=True) == on == spec.params(drafting, settings)
-    for wrong, message in (("served k=1,2", "stands for 2"), ("served healing=off", "measured both ways")):
+    for wrong, message in (("served k=1,2", "means 2 decoders"), ("served healing=off", "measured both ways")):
         with pytest.raises(CommandError, match=message):
             single_decoder(wrong)
 

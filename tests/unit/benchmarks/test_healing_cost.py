@@ -121,7 +121,7 @@ def test_the_command_reports_every_k_place_and_state_of_the_cache(measured, as_j
 
     model, file = measured
     # Both would stay for all tests.
-    monkeypatch.setattr("superdraft.server.observe.log_config.configure_logging", lambda *_: None)
+    monkeypatch.setattr("superdraft.benchmarks.in_process.healing_cost.configure_logging", lambda *_: None)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     asked = []
     monkeypatch.setattr(healing_cost, "ask", lambda engine, text, *more: asked.append(text) or ask(engine, text, *more))

@@ -37,7 +37,7 @@ def test_every_shape_is_measured_warm_and_cold(folder, capsys):
     for row in rows:
         assert 0 < row["warm_us"] <= row["warm_us_p95"]
         # Both are rounded.
-        assert row["warm_us_a_candidate"] == pytest.approx(row["warm_us"] / (row["k"] * row["m"]), rel=0.05)
+        assert row["warm_us_per_candidate"] == pytest.approx(row["warm_us"] / (row["k"] * row["m"]), rel=0.05)
         assert 0 < row["cold_ms"] <= row["cold_ms_max"]
 
 

@@ -7,7 +7,7 @@ import time
 from support.engine import FakeEngine
 from support.serving import serving
 
-from superdraft.benchmarks.over_http.restart import ANSWERED, BROKEN_OFF, NOBODY_THERE, OUTCOMES, SHUTTING_DOWN, Clients
+from superdraft.benchmarks.over_http.restart import ANSWERED, BROKEN_OFF, NO_SERVER, OUTCOMES, SHUTTING_DOWN, Clients
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 
@@ -20,7 +20,7 @@ def test_every_request_has_one_outcome_whatever_becomes_of_the_server():
 
     async def scenario(url, stop_server):
         clients = Clients(url, COUNT, max_tokens=4)
-        asking = [asyncio.create_task(clients.ask_on(i)) for i in range(COUNT)]
+        asking = [asyncio.create_task(clients.run(i)) for i in range(COUNT)]
         await clients.all_answered(10)
         before = clients.seen
         clients.start_counting()
@@ -28,7 +28,7 @@ def test_every_request_has_one_outcome_whatever_becomes_of_the_server():
         await clients.all_answered(10)
         await asyncio.to_thread(stop_server)
         async with asyncio.timeout(10):
-            while clients.seen.outcomes[NOBODY_THERE] < COUNT:
+            while clients.seen.outcomes[NO_SERVER] < COUNT:
                 await asyncio.sleep(0.01)
         clients.stop()
         await asyncio.gather(*asking)
@@ -40,5 +40,5 @@ def test_every_request_has_one_outcome_whatever_becomes_of_the_server():
     assert set(before.outcomes) == {ANSWERED}
     assert seen.outcomes.total() == seen.num_sent
     assert seen.outcomes[ANSWERED] >= COUNT
-    assert set(seen.outcomes) <= {ANSWERED, SHUTTING_DOWN, BROKEN_OFF, NOBODY_THERE} < set(OUTCOMES)
+    assert set(seen.outcomes) <= {ANSWERED, SHUTTING_DOWN, BROKEN_OFF, NO_SERVER} < set(OUTCOMES)
     assert seen.longest_gap_s > 0

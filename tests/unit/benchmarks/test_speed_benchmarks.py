@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+import typer
 from support.engine import FakeEngine
 from support.serving import serving
 
@@ -81,8 +82,8 @@ def test_latency_is_measured_over_http(fake_server, engine, monkeypatch, capsys)
     monkeypatch.setattr(latency, "PAUSE_S", 0)
     prompts = [(f"prompt {number}", [number]) for number in range(latency.WARM_UP_ROUNDS + 2)]
     monkeypatch.setattr(latency, "cut_prompts", lambda model, count: prompts[:count])
-    options = {"model": "tiny", "num_drafts": 3, "rounds": 2, "peers": [], "peer_threads": 2}
-    latency.main(**options, keys=12, serve_options=["--num-threads", "1"], as_json=True)
+    options = {"model": "tiny", "num_drafts": 3, "rounds": 2, "peer": ["none"], "peer_threads": 2}
+    latency.main(**options, keys=12, num_threads=1, as_json=True)
     report = report_in(capsys.readouterr().out)
     assert fake_server == [["--model", "tiny", "--num-threads", "1"]]
     tokens = {row["contender"]: row["tokens"] for row in report["rows"]}
@@ -93,7 +94,7 @@ def test_latency_is_measured_over_http(fake_server, engine, monkeypatch, capsys)
     assert {job.params.max_tokens for job in typed} == {latency.KEY_PRESS_TOKENS}
     steps = [len(after.token_ids) - len(before.token_ids) for before, after in itertools.pairwise(typed)]
     assert steps.count(1) == 12  # every timed key press adds one character to the text before
-    latency.main(**options, keys=1, serve_options=[], as_json=False)
+    latency.main(**options, keys=1, as_json=False)
     assert "key presses" in capsys.readouterr().out
 
 
@@ -125,8 +126,8 @@ def test_transformers_makes_all_its_tokens(tmp_path):
 def test_throughput_asks_every_kind_of_weights(fake_server, engine, monkeypatch, capsys):
     monkeypatch.setattr(throughput, "WARM_UP_S", 0.05)
     engine.on_step = lambda: time.sleep(0.001)
-    options = {"model": "tiny", "clients": [2], "num_drafts": [3], "dtypes": ["int4", "bfloat16"], "limit_ms": 60_000}
-    throughput.main(**options, rounds=2, seconds=0.2, serve_options=[], as_json=True)
+    options = {"model": "tiny", "clients": [2], "num_drafts": [3], "dtype": ["int4", "bfloat16"], "p95_ms": 60_000}
+    throughput.main(**options, rounds=2, seconds=0.2, as_json=True)
     report = report_in(capsys.readouterr().out)
     assert [options[:4] for options in fake_server] == [
         ["--model", "tiny", "--dtype", "int4"],
@@ -202,7 +203,7 @@ def test_a_start_is_over_when_the_server_is_ready(engine, monkeypatch, tmp_path,
         monkeypatch.setattr(startup, "starting_server", starting_server)
         monkeypatch.setattr(startup, "_free_port", lambda: port)
         monkeypatch.setattr(startup, "IDLE_S", 0)
-        startup.main(model="tiny", runs=2, serve_options=["--dtype", "int4"], as_json=True)
+        startup.main(model="tiny", runs=2, dtype="int4", as_json=True)
         rows = {row["measure"]: row for row in report_in(capsys.readouterr().out)["rows"]}
         assert 0 < rows["ready_s"]["min"] <= rows["ready_s"]["median"] <= rows["ready_s"]["max"]
         assert {"processor_s", "idle_rss_mb", "idle_pss_mb", "used_rss_mb"} <= set(rows)
@@ -218,20 +219,22 @@ def recorded(monkeypatch, tmp_path):
     seconds = {name: 1.0 for question in quick.QUESTIONS for name in (question.above, question.below)}
     monkeypatch.setattr(quick, "RECORDED", tmp_path / "quick.json")
     monkeypatch.setattr(quick, "_contenders", lambda: {name: lambda name=name: seconds[name] for name in seconds})
-    assert quick.main(rounds=3, record=True, as_json=True)
+    quick.main(rounds=3, record=True, as_json=True)
     return seconds
 
 
 def test_ratios_within_their_tolerance_pass(recorded, capsys):
     recorded["superposed 3"] = 1.09
     recorded["generate"] = 3.0  # what people use today may be slower than it was
-    assert quick.main(rounds=3, record=False, as_json=False)
+    quick.main(rounds=3, record=False, as_json=False)
     assert "REGRESSION" not in capsys.readouterr().out
 
 
 def test_a_regression_fails_and_says_which(recorded, capsys):
     recorded["superposed 3"] = 1.2
-    assert not quick.main(rounds=3, record=False, as_json=False)
+    with pytest.raises(typer.Exit) as caught:
+        quick.main(rounds=3, record=False, as_json=False)
+    assert caught.value.exit_code == 1
     told = "REGRESSION: superposed step, k = 3 / greedy step is 1.200, recorded 1.000, allowed 1.100 (10% more)."
     assert told in capsys.readouterr().out
 

@@ -101,8 +101,8 @@ def test_several_values_make_several_decoders():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("magic", "'magic' is no decoder; there are served, paper"),
-        ("", "'' is no decoder"),
+        ("magic", "'magic' is not a decoder; choose one of served, paper"),
+        ("", "'' is not a decoder"),
         ("superposed colour=red", "'colour=red' is not option=value"),
         ("superposed alpha", "'alpha' is not option=value"),
         ("superposed alpha=much", "'alpha=much' needs a number"),

@@ -104,8 +104,8 @@ def test_cases_are_read_as_they_were_written(folder, tmp_path):
     ("row", "message"),
     [
         ({"prefix": "a", "suffix": "b"}, "the field reference is missing"),
-        ({"prefix": "a", "suffix": "b", "reference": " "}, "line 1: not a line"),
-        ({"prefix": 1, "suffix": "b", "reference": "c"}, "line 1: not a line"),
+        ({"prefix": "a", "suffix": "b", "reference": " "}, "line 1: not a JSON line"),
+        ({"prefix": 1, "suffix": "b", "reference": "c"}, "line 1: not a JSON line"),
     ],
 )
 def test_wrong_cases(tmp_path, row, message):
@@ -118,7 +118,7 @@ def test_wrong_cases(tmp_path, row, message):
 def test_wrong_folders_and_kinds(tmp_path):
     for folder, kind, message in (
         (tmp_path, "indent", "holds no line of code"),
-        (tmp_path / "none", "indent", "is no folder"),
+        (tmp_path / "none", "indent", "is not a folder"),
         (tmp_path, "end", "--kind must be one of indent, mid, word, got 'end'"),
     ):
         with pytest.raises(CommandError, match=message):

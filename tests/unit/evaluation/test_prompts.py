@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from superdraft.evaluation.cases.prompts import first_words, read_prompts, read_questions
+from superdraft.evaluation.cases.prompts import first_words_of, read_prompts, read_questions
 from superdraft.server.errors import CommandError
 
 
@@ -51,9 +51,9 @@ def test_questions(tmp_path):
     ("content", "message"),
     [
         ('{"prompt": "a", "reference": "b"}\n{"prompt": "a"}', "line 2: the field reference is missing"),
-        ('{"prompt": "a", "reference": 3}', "line 1: not a line"),
-        ('{"prompt": " ", "reference": "b"}', "line 1: not a line"),
-        ("nonsense", "line 1: not a line"),
+        ('{"prompt": "a", "reference": 3}', "line 1: not a JSON line"),
+        ('{"prompt": " ", "reference": "b"}', "line 1: not a JSON line"),
+        ("nonsense", "line 1: not a JSON line"),
         ('{"id": 1, "prompt": "a", "reference": "b"}\n{"id": 1, "prompt": "a", "reference": "b"}', "the id '1'"),
     ],
 )
@@ -75,10 +75,10 @@ def test_first_words_are_of_prompt_and_reference_together(tmp_path):
         {"id": "b", "prompt": "We impro", "reference": "ve it", "typed": "impro"},
     ]
     prompts = read_prompts([write(tmp_path / "a.jsonl", *rows)])
-    one, two = first_words(prompts, 1)
+    one, two = first_words_of(prompts, 1)
     assert (one.id, one.domain, one.text, one.continuation) == ("a first 1", "mail", "Dear", " all, thank you")
     assert (two.text, two.continuation, two.is_mid_word) == ("We", " improve it", False)
-    assert [one.text for one in first_words(prompts, 2)] == ["Dear all,", "We improve"]
-    (three,) = first_words(prompts, 3)  # the other text has no fourth word
+    assert [one.text for one in first_words_of(prompts, 2)] == ["Dear all,", "We improve"]
+    (three,) = first_words_of(prompts, 3)  # the other text has no fourth word
     assert (three.text, three.continuation) == ("Dear all, thank", " you")
-    assert first_words(prompts, 4) == []
+    assert first_words_of(prompts, 4) == []

@@ -136,9 +136,9 @@ def test_file_is_named_by_flag_or_environment(monkeypatch, write, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prot = 1", r"^prot in .*superdraft\.toml is no setting; did you mean port\?$"),
+        ("prot = 1", r"^prot in .*superdraft\.toml is not a setting; did you mean port\?$"),
         ("max-num-drafts = 1", r"^max-num-drafts in .* did you mean max_num_drafts\?$"),
-        ("[server]\nport = 1", r"^server in .* is no setting"),
+        ("[server]\nport = 1", r"^server in .* is not a setting"),
         ("port = 99999", r"^port in .*superdraft\.toml should be less than or equal to 65535, got 99999$"),
         ('log_format = "xml"', r"^log_format in .*'console' or 'json'"),
         ("port = 1 2", r"superdraft\.toml is not valid TOML: .*line 1"),

@@ -119,7 +119,7 @@ def test_killed_and_started_again_gives_the_same_corpus(model, tools, home, tmp_
     sampled.clear()
     result = run(model, tools, "--seed", 3)
     assert sampled == [2, 3, 4]
-    assert "Going on: 2 of 5 shards are there." in result.stderr
+    assert "Continuing: 2 of 5 shards exist." in result.stderr
     assert (tools / "stdin.txt").read_text() == uninterrupted
 
 
@@ -166,7 +166,7 @@ def test_texts_begin_with_the_prompts(model, tools, tmp_path):
         (["--prompts", "nowhere.txt"], "nowhere.txt: No such file"),
         (["--prompts", "EMPTY"], "holds no text"),
         (["--prompts", "LONG"], "LONG, line 2: 20 tokens leave no room in rows of 12."),
-        (["-o", "OTHER"], "exists and is no n-gram model"),
+        (["-o", "OTHER"], "exists and is not an n-gram model"),
     ],
 )
 def test_wrong_options_are_told_and_nothing_is_left(model, tools, home, tmp_path, monkeypatch, options, message):

