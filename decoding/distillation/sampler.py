@@ -20,10 +20,9 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.distillation.static_kv_cache import StaticKVCache
 from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
+from superdraft.decoding.method.sampling import nucleus_sample
 from superdraft.decoding.text.tokenizer import Tokenizer
 
-_PRESELECTED = 4096
-"""Tokens that are sorted first: most nuclei are smaller, and sorting the whole vocabulary is what would cost."""
 _READ_STEP = 64
 """The cache is read up to a multiple of this many positions: few shapes, so few graphs, and little that is masked."""
 _NONE = -1
@@ -122,6 +121,7 @@ class TextSampler:
         """
         num_rows, row_tokens = self._config.num_rows, self._config.row_tokens
         uniforms, picks = self._random_numbers(seed, part)
+        temperatures, top_ps = [self._config.temperature] * num_rows, [self._config.top_p] * num_rows
         rows = torch.empty(num_rows, row_tokens, dtype=torch.long, device=self._tokens.device)
         pick = picks[0]
         self._tokens.copy_(self._starts[pick, 0])
@@ -131,7 +131,7 @@ class TextSampler:
             logits = self._logits(min((step // _READ_STEP + 1) * _READ_STEP, row_tokens))
             if not bool(torch.isfinite(logits.amax(-1)).all()):
                 raise BrokenModelError("the model's output holds values that are not numbers; try another dtype.")
-            chosen = choose_tokens(logits, self._config.temperature, self._config.top_p, uniforms[step])
+            chosen = nucleus_sample(logits.float(), temperatures, top_ps, uniforms[step])
             given = self._starts[pick, (step + 1 - self._begins).clamp(max=self._starts.shape[1] - 1)]
             chosen = torch.where(given == _NONE, chosen, given)
             rows[:, step] = chosen
@@ -203,48 +203,6 @@ class TextSampler:
         dtype = self._model.dtype
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None, None]
-
-
-def choose_tokens(logits: Tensor, temperature: float, top_p: float, uniforms: Tensor) -> Tensor:
-    """One token of each row, drawn from its nucleus (Holtzman et al., 2020): see `SamplerConfig`.
-
-    Args:
-        logits: shape [B, V]; `-inf` for tokens that must not be chosen.
-        temperature: 0 takes the most probable token.
-        top_p: above 0; 1 or more draws from all tokens.
-        uniforms: a number in [0, 1) for each row, float64, shape [B].
-
-    Returns:
-        Token ids, shape [B].
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    probs = torch.softmax(logits.float() / temperature, dim=-1)
-    if top_p >= 1:
-        return _draw(probs.double().cumsum(-1), top_p, uniforms)
-    weights, ids = torch.topk(probs, min(_PRESELECTED, probs.shape[-1]))
-    cumulative = weights.double().cumsum(-1)
-    chosen = ids.gather(1, _draw(cumulative, top_p, uniforms).unsqueeze(1)).squeeze(1)
-    is_larger = cumulative[:, -1] < top_p
-    if bool(is_larger.any()):
-        weights, ids = torch.sort(probs[is_larger], descending=True)
-        drawn = _draw(weights.double().cumsum(-1), top_p, uniforms[is_larger])
-        chosen[is_larger] = ids.gather(1, drawn.unsqueeze(1)).squeeze(1)
-    return chosen
-
-
-def _draw(cumulative: Tensor, top_p: float, uniforms: Tensor) -> Tensor:
-    """The column drawn of each row, shape [B].
-
-    Args:
-        cumulative: running sums of the probabilities, shape [B, N]; most probable first if `top_p` is below 1. The last
-            column of the nucleus is the first that reaches `top_p`.
-        top_p: as in `choose_tokens`.
-        uniforms: as in `choose_tokens`.
-    """
-    last = (cumulative < top_p).sum(-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
-    mass = cumulative.gather(1, last)
-    return torch.searchsorted(cumulative, uniforms.unsqueeze(1) * mass, right=True).squeeze(1)
 
 
 def _table(lists: Sequence[Sequence[int]]) -> Tensor:

@@ -166,13 +166,33 @@ class DecodeStep:
         candidates: Candidates,
         faults: Faults,
     ) -> None:
-        for branch, index in ((row.branch, row.index) for row in rows):
+        sampled = self._sample([row for row in rows if row.branch.is_sampled], logits, candidates)
+        for branch in (row.branch for row in rows):
             with faults.ending(branch.sequence):
                 if branch in children:
                     self.settle(branch, select(branch, branch.drafts, children[branch]))
-                elif branch.is_sampled and candidates.are_numbers(index):
-                    normaliser = float(candidates.logits[index, 0] - candidates.logprobs[index, 0])
-                    self.settle(branch, _sample(branch, logits[index], normaliser))
+                elif branch in sampled:
+                    self.settle(branch, _only_child(branch, *sampled[branch]))
+
+    def _sample(self, rows: Sequence[Row], logits: Tensor, candidates: Candidates) -> dict[Branch, tuple[int, float]]:
+        """A token from the nucleus of each branch's only draft, or the most probable one, and its ln p."""
+        rows = [row for row in rows if candidates.are_numbers(row.index)]
+        if not rows:
+            return {}
+        own = logits[[row.index for row in rows]]
+        for row, values in zip(rows, own, strict=True):
+            params = row.branch.sequence.params
+            if params.has_penalties:
+                for token_id, count in Counter(row.branch.drafts.alive[0].token_ids).items():
+                    values[token_id] -= count * params.frequency_penalty + params.presence_penalty
+        requests = [row.branch.sequence.params for row in rows]
+        temperatures, top_ps = [one.sampling_temperature for one in requests], [one.top_p for one in requests]
+        uniforms = torch.tensor([row.branch.rng.random() for row in rows], dtype=torch.float64, device=own.device)
+        chosen = nucleus_sample(own, temperatures, top_ps, uniforms).tolist()
+        # The model's own ln p: neither temperature nor penalties count in it.
+        normalisers = (candidates.logits[:, 0] - candidates.logprobs[:, 0])[[row.index for row in rows]]
+        values = logits[[row.index for row in rows], chosen].double().cpu().numpy() - normalisers
+        return {row.branch: (token, float(p)) for row, token, p in zip(rows, chosen, values, strict=True)}
 
     def settle(self, branch: Branch, chosen: DraftSet) -> None:
         """Make what was chosen the drafts of a branch; each child's n-gram model sees the child's last token."""
@@ -198,16 +218,14 @@ def select(branch: Branch, drafts: DraftSet, children: Children) -> DraftSet:
     return params.rule.select(drafts, children, sequence.extend, num_drafts)
 
 
-def _sample(branch: Branch, logits: Tensor, normaliser: float) -> DraftSet:
-    """Give the branch's only draft one token from the nucleus; "greedy" takes the most probable one."""
-    params = branch.sequence.params
+def _only_child(branch: Branch, token_id: int, logprob: float) -> DraftSet:
+    """The draft set of a branch that samples: its draft with one more token."""
     (draft,) = branch.drafts.alive
-    if params.has_penalties:
-        logits = logits.clone()
-        for token_id, count in Counter(draft.token_ids).items():
-            logits[token_id] -= count * params.frequency_penalty + params.presence_penalty
-    token_id, logprob = nucleus_sample(logits, normaliser, params.sampling_temperature, params.top_p, branch.rng)
-    child = branch.sequence.extend(draft, token_id, draft.logprob + logprob, logprob)
+    return drafts_of(branch.sequence.extend(draft, token_id, draft.logprob + logprob, logprob))
+
+
+def drafts_of(child: Draft) -> DraftSet:
+    """The draft set that has one draft, alive or finished."""
     return DraftSet((child,)) if child.finish_reason is None else DraftSet((), (child,))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from superdraft.decoding.engine.branching import Branching
-from superdraft.decoding.engine.decode import NOT_NUMBERS, DecodeStep, select
+from superdraft.decoding.engine.decode import NOT_NUMBERS, DecodeStep, drafts_of, select
 from superdraft.decoding.engine.sequence import Branch
 from superdraft.decoding.engine.sequence import Sequence as Request
 from superdraft.decoding.engine.slots import Slots
@@ -141,11 +141,12 @@ class Starts:
         params, start = branch.sequence.params, None
         while start is None:
             shares = torch.from_numpy(covers.shares())
-            index, logprob = nucleus_sample(shares, 0.0, params.sampling_temperature, params.top_p, branch.rng)
-            start = covers.start_at(index)
+            uniforms = torch.tensor([branch.rng.random()], dtype=torch.float64)
+            temperature, top_p = params.sampling_temperature, params.top_p
+            index = int(nucleus_sample(shares.unsqueeze(0), [temperature], [top_p], uniforms))
+            start, logprob = covers.start_at(index), float(shares[index])
         root = self._root(branch, covers.stems[start.stem])
-        child = branch.sequence.extend(root, start.token_id, logprob, logprob)
-        return DraftSet((child,)) if child.finish_reason is None else DraftSet((), (child,))
+        return drafts_of(branch.sequence.extend(root, start.token_id, logprob, logprob))
 
     def _root(self, branch: Branch, stem: Stem) -> Draft:
         """The empty draft after a stem."""

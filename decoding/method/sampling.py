@@ -1,17 +1,16 @@
-"""Random choices: nucleus sampling of a branch's next token, and the draw of one draft."""
+"""Random choices: nucleus sampling of next tokens, and the draw of one draft."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from superdraft.decoding.errors import SequenceFailedError
 from superdraft.decoding.method.draft_set import Floats
+from superdraft.decoding.method.scoring import ROWS_AT_ONCE, highest
 
-_PRESELECTED = 1024
-"""Tokens that are looked at first: nearly every nucleus is smaller, and the vocabulary need not be sorted."""
+_PRESELECTED = (64, 1024)
+"""Tokens that are looked at first, and then: nearly every nucleus is smaller, so the vocabulary is rarely sorted."""
 
 
 def make_generator(seed: int | None, branch: int) -> np.random.Generator:
@@ -37,60 +36,80 @@ def choose_by_weight(weights: Floats | Sequence[float], rng: np.random.Generator
     return int(rng.choice(len(weights), p=weights / weights.sum()))
 
 
-def nucleus_sample(
-    logits: Tensor, normaliser: float, temperature: float, top_p: float, rng: np.random.Generator
-) -> tuple[int, float]:
-    """One token from the nucleus: the smallest set of tokens whose probability reaches `top_p` (Holtzman et al., 2020).
+def nucleus_sample(logits: Tensor, temperatures: Sequence[float], top_ps: Sequence[float], uniforms: Tensor) -> Tensor:
+    """One token per row from its nucleus (Holtzman et al., 2020): the smallest set whose probability reaches top-p.
 
-    Equal logits go into the nucleus by their id, so the choice is the same on every device.
+    Equal logits enter the nucleus by their id, so the choice is the same on every device. Each row's token depends on
+    that row alone.
 
     Args:
-        logits: of one row, float32, shape [V]; `-inf` for tokens that must not be chosen.
-        normaliser: ln of the sum of exp of the row's logits at temperature 1; only for the log-probability that is
-            returned. Taken before tokens were ruled out, it gives the model's own.
-        temperature: 0 takes the most probable token.
-        top_p: above 0; 1 or more samples from all tokens.
-        rng: where the random number comes from.
+        logits: float32, shape [B, V]; `-inf` for tokens that must not be chosen. Every row has a finite maximum.
+        temperatures: length B; 0 takes the most probable token.
+        top_ps: length B, above 0; 1 or more samples from all tokens.
+        uniforms: a random number in [0, 1) for each row, float64, shape [B].
 
     Returns:
-        The token's id and its log-probability, `logits[id] - normaliser`: temperature and nucleus do not count in it.
-
-    Raises:
-        SequenceFailedError: the logits hold NaN or +inf, or every token is ruled out.
+        Token ids, shape [B].
     """
-    highest = float(logits.max())
-    if not np.isfinite(highest):
-        raise SequenceFailedError("The model's output holds values that are not numbers; this request cannot go on.")
-    if temperature == 0:
-        return int(logits.argmax()), highest - normaliser
-    scaled = (logits.double() - highest) / temperature
-    ids, weights = _all_tokens(scaled) if top_p >= 1 else _nucleus(scaled, top_p)
-    token_id = int(ids[choose_by_weight(weights, rng)])
-    return token_id, float(logits[token_id]) - normaliser
+    chosen = logits.argmax(-1)
+    for is_whole in (False, True):
+        rows = [row for row, top_p in enumerate(top_ps) if temperatures[row] > 0 and (top_p >= 1) == is_whole]
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            weights = _weights(logits[part], [temperatures[row] for row in part])
+            numbers = uniforms[part].unsqueeze(1)
+            if is_whole:
+                chosen[part] = _at(weights.double().cumsum(-1), numbers)
+            else:
+                top_p = torch.tensor([[top_ps[row]] for row in part], dtype=torch.float64, device=logits.device)
+                chosen[part] = _from_nucleus(weights, top_p, numbers)
+    return chosen
 
 
-def _all_tokens(scaled: Tensor) -> tuple[NDArray[np.int64], Floats]:
-    return np.arange(len(scaled)), scaled.exp().cpu().numpy()
+def _weights(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Probabilities at these temperatures, divided by that of the row's most probable token."""
+    temperature = torch.tensor(temperatures, dtype=torch.float64, device=logits.device).unsqueeze(1)
+    return (logits - logits.amax(-1, keepdim=True)).double().div_(temperature).float().exp_()
 
 
-def _nucleus(scaled: Tensor, top_p: float) -> tuple[NDArray[np.int64], Floats]:
-    """Ids of the nucleus, most probable first, and their weights, not normalised, both shape [size of the nucleus].
+def _at(cumulative: Tensor, numbers: Tensor) -> Tensor:
+    """The column of each row at which a running sum passes a share of the row's last one, shape [B]."""
+    return torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True).squeeze(1)
+
+
+def _from_nucleus(weights: Tensor, top_p: Tensor, numbers: Tensor) -> Tensor:
+    """One token per row by its weight, from the most probable ones that together reach a share of the mass.
 
     Args:
-        scaled: logits divided by the temperature, the highest 0, shape [V].
-        top_p: between 0 and 1.
+        weights: shape [B, V].
+        top_p: float64, shape [B, 1].
+        numbers: in [0, 1), float64, shape [B, 1].
     """
-    mass = top_p * float(scaled.exp().sum())
-    values, ids = (part.cpu().numpy() for part in torch.topk(scaled, min(_PRESELECTED, len(scaled))))
-    size = _nucleus_size(values, mass)
-    # The cut must lie above the lowest preselected value: others that equal it may not be among the preselected.
-    if values[_nucleus_size(values, mass) - 1] == values[-1]:
-        values, ids = scaled.cpu().numpy(), np.arange(len(scaled))
-    order = np.lexsort((ids, -values))
-    size = _nucleus_size(values[order], mass)
-    return ids[order[:size]], np.exp(values[order[:size]])
+    num_rows, num_tokens = weights.shape
+    mass = weights.sum(-1, keepdim=True, dtype=torch.float64) * top_p
+    chosen = torch.empty(num_rows, dtype=torch.long, device=weights.device)
+    pending = torch.arange(num_rows, device=weights.device)
+    for size in (*(size for size in _PRESELECTED if size < num_tokens), num_tokens):
+        values, ids = _by_weight(weights[pending], size)
+        cumulative = values.double().cumsum(-1)
+        last = (cumulative < mass[pending]).sum(-1, keepdim=True).clamp(max=size - 1)
+        # The nucleus must end above the lowest preselected weight: equal ones may not be among the preselected.
+        is_known = (values.gather(-1, last) > values[:, -1:]).squeeze(1)
+        if size == num_tokens:
+            is_known[:] = True
+        drawn = _at(cumulative.minimum(cumulative.gather(-1, last)), numbers[pending])
+        chosen[pending[is_known]] = ids.gather(-1, drawn.clamp(max=size - 1).unsqueeze(1)).squeeze(1)[is_known]
+        pending = pending[~is_known]
+        if not len(pending):
+            break
+    return chosen
 
 
-def _nucleus_size(values: Floats, mass: float) -> int:
-    """How many of the values, highest first, it takes until their exponentials sum to `mass`; all if they never do."""
-    return min(int(np.searchsorted(np.cumsum(np.exp(values)), mass)) + 1, len(values))
+def _by_weight(weights: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The highest weights of each row and their ids, equal ones by id, both of shape [B, size]."""
+    if size == weights.shape[-1]:
+        return torch.sort(weights, stable=True, dim=-1, descending=True)
+    values, ids = highest(weights, size)
+    ids, by_id = ids.sort(-1)
+    values, by_value = values.gather(-1, by_id).sort(stable=True, dim=-1, descending=True)
+    return values, ids.gather(-1, by_value)

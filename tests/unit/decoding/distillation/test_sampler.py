@@ -7,8 +7,9 @@ import pytest
 import torch
 from support.models import tiny_model, tiny_tokenizer
 
-from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler, choose_tokens
+from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
 from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
+from superdraft.decoding.method.sampling import nucleus_sample
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 EOS = 0
@@ -30,9 +31,9 @@ def all_logits(monkeypatch):
 
     def choose(logits, *rest):
         seen.append(logits.clone())
-        return choose_tokens(logits, *rest).masked_fill(torch.from_numpy(rng.random(len(logits)) < 0.1), EOS)
+        return nucleus_sample(logits, *rest).masked_fill(torch.from_numpy(rng.random(len(logits)) < 0.1), EOS)
 
-    monkeypatch.setattr("superdraft.decoding.distillation.sampler.choose_tokens", choose)
+    monkeypatch.setattr("superdraft.decoding.distillation.sampler.nucleus_sample", choose)
     return seen
 
 
@@ -59,32 +60,6 @@ def nucleus_by_hand(logits, temperature, top_p):
         if mass >= top_p:
             break
     return {i: p / mass for i, p in nucleus.items()}
-
-
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.75), (0.5, 0.9), (2.0, 0.5), (1.0, 1.0), (1.0, 1e-6)])
-@pytest.mark.parametrize("preselected", [4096, 3])
-def test_tokens_are_drawn_from_the_nucleus_by_their_probability(monkeypatch, temperature, top_p, preselected):
-    monkeypatch.setattr("superdraft.decoding.distillation.sampler._PRESELECTED", preselected)
-    rng = np.random.default_rng(7)
-    rows = [[0.3, 2.0, -1.0, 1.5, 0.0, 1.0, -math.inf], rng.normal(size=7).tolist()]
-    num = 2000
-    # An even grid instead of random numbers: the shares must then be right to one in `num`.
-    uniforms = (torch.arange(num, dtype=torch.float64) + 0.5) / num
-    for row in rows:
-        chosen = choose_tokens(torch.tensor(row).expand(num, -1), temperature, top_p, uniforms)
-        counts = np.bincount(chosen.numpy(), minlength=len(row))
-        expected = nucleus_by_hand(row, temperature, top_p)
-        for token_id, count in enumerate(counts):
-            assert abs(count - num * expected.get(token_id, 0.0)) <= 1.01, token_id
-
-
-def test_rows_with_small_and_large_nuclei_do_not_mix(monkeypatch):
-    monkeypatch.setattr("superdraft.decoding.distillation.sampler._PRESELECTED", 4)
-    flat, sharp = torch.zeros(50), torch.full((50,), -20.0).index_fill(0, torch.tensor([31]), 20.0)
-    logits = torch.stack([sharp, flat, sharp, flat])
-    chosen = choose_tokens(logits, 1.0, 0.9, torch.tensor([0.5, 0.0, 0.999, 0.999], dtype=torch.float64))
-    assert chosen[0] == chosen[2] == 31
-    assert chosen[1] != chosen[3]
 
 
 def test_frequencies_over_a_whole_run_are_those_of_the_nucleus():

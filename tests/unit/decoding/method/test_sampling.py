@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superdraft.decoding.errors import SequenceFailedError
 from superdraft.decoding.method.sampling import choose_by_weight, make_generator, nucleus_sample
 
 INF = math.inf
+HIGHEST = torch.tensor([1 - 2**-53], dtype=torch.float64)
 
 
 def nucleus_by_hand(logits, temperature, top_p):
@@ -28,10 +28,15 @@ def nucleus_by_hand(logits, temperature, top_p):
 
 
 def draw(logits, temperature, top_p, num, seed=0):
-    rng = make_generator(seed, 0)
-    row = torch.tensor(logits, dtype=torch.float32)
-    normaliser = float(row.logsumexp(0))
-    return [nucleus_sample(row, normaliser, temperature, top_p, rng)[0] for _ in range(num)]
+    """Tokens of `num` equal rows."""
+    rows = torch.tensor(logits, dtype=torch.float32).expand(num, -1)
+    uniforms = torch.from_numpy(make_generator(seed, 0).random(num))
+    return nucleus_sample(rows, [temperature] * num, [top_p] * num, uniforms).tolist()
+
+
+def last_of_nucleus(logits, top_p):
+    """The least probable token of the nucleus: the one that the highest random number draws."""
+    return int(nucleus_sample(torch.as_tensor(logits).unsqueeze(0), [1.0], [top_p], HIGHEST))
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.75), (0.5, 0.9), (2.0, 0.5), (1.0, 1.0), (1.0, 1e-6)])
@@ -46,12 +51,19 @@ def test_frequencies_are_those_of_the_nucleus(temperature, top_p):
         assert abs(count - num * p) <= 5 * math.sqrt(num * p * (1 - p)), token_id
 
 
-class HighestNumber:
-    """A generator that always draws the last index: the least probable token of the nucleus."""
-
-    def choice(self, size, p):
-        self.size = size
-        return size - 1
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.75), (0.5, 0.9), (2.0, 0.5), (1.0, 1.0), (1.0, 1e-6)])
+@pytest.mark.parametrize("preselected", [(64, 1024), (3,), (2, 5)])
+def test_shares_are_right_to_one_draw_however_many_tokens_are_preselected(monkeypatch, temperature, top_p, preselected):
+    monkeypatch.setattr("superdraft.decoding.method.sampling._PRESELECTED", preselected)
+    num = 2000
+    # An even grid instead of random numbers: the shares must then be right to one in `num`.
+    uniforms = (torch.arange(num, dtype=torch.float64) + 0.5) / num
+    for row in ([0.3, 2.0, -1.0, 1.5, 0.0, 1.0, -INF], np.random.default_rng(7).normal(size=7).tolist()):
+        chosen = nucleus_sample(torch.tensor(row).expand(num, -1), [temperature] * num, [top_p] * num, uniforms)
+        counts = np.bincount(chosen.numpy(), minlength=len(row))
+        expected = nucleus_by_hand(row, temperature, top_p)
+        for token_id, count in enumerate(counts):
+            assert abs(count - num * expected.get(token_id, 0.0)) <= 1.01, token_id
 
 
 @pytest.mark.parametrize("num_tokens", [5, 3000])
@@ -62,10 +74,7 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p_however_many_tokens_
     top_p = data.draw(st.sampled_from([0.1003, 0.5003, 0.9003, 0.9903]))
     logits = torch.from_numpy(np.random.default_rng(seed).normal(size=num_tokens)).float()
     expected = nucleus_by_hand(logits.tolist(), 1.0, top_p)
-    rng = HighestNumber()
-    token_id, _ = nucleus_sample(logits, 0.0, 1.0, top_p, rng)
-    assert rng.size == len(expected)
-    assert token_id == list(expected)[-1]
+    assert last_of_nucleus(logits, top_p) == list(expected)[-1]
 
 
 @pytest.mark.parametrize("num_tokens", [4, 4000])
@@ -79,9 +88,7 @@ def test_a_tie_across_the_end_of_the_preselection_is_seen():
     # 1,000 likely tokens at the end of the vocabulary, and a tie that goes past the preselected ones.
     logits = [0.0] * 2000 + [1.0] * 1000
     total = 2000 + 1000 * math.e
-    rng = HighestNumber()
-    token_id, _ = nucleus_sample(torch.tensor(logits), 0.0, 1.0, (1000 * math.e + 9.5) / total, rng)
-    assert (rng.size, token_id) == (1010, 9)
+    assert last_of_nucleus(logits, (1000 * math.e + 9.5) / total) == 9
 
 
 def test_temperature_0_takes_the_most_probable_token_and_the_first_of_equals():
@@ -97,28 +104,24 @@ def test_a_single_allowed_token_is_taken(temperature, top_p):
     assert set(draw([-INF, -INF, -4.0, -INF], temperature, top_p, 20)) == {2}
 
 
-def test_the_logprob_is_the_models_own_whatever_temperature_and_nucleus_are():
-    row = torch.tensor([1.0, 2.0, 0.5])
-    model = torch.log_softmax(row, 0)
-    masked = row.index_fill(0, torch.tensor([1]), -INF)
-    normaliser = float(row.logsumexp(0))
-    for temperature in (0, 0.3, 1.0):
-        token_id, logprob = nucleus_sample(masked, normaliser, temperature, 0.4, make_generator(0, 0))
-        assert token_id == 0
-        assert logprob == pytest.approx(float(model[0]))
+def test_rows_of_a_batch_have_their_own_temperature_nucleus_and_size_of_it():
+    rng = np.random.default_rng(1)
+    peaked, flat = rng.normal(size=3000) * 5, rng.normal(size=3000) * 0.01
+    rows = torch.from_numpy(np.stack([peaked, flat, peaked, flat, peaked])).float()
+    temperatures, top_ps = [1.0, 1.0, 0, 2.0, 0.5], [0.9, 0.99, 1.0, 1.0, 0.3]
+    uniforms = torch.from_numpy(rng.random(5))
+    together = nucleus_sample(rows, temperatures, top_ps, uniforms).tolist()
+    alone = [
+        int(nucleus_sample(rows[i : i + 1], [temperatures[i]], [top_ps[i]], uniforms[i : i + 1])) for i in range(5)
+    ]
+    assert together == alone
+    assert together[2] == int(peaked.argmax())
 
 
 def test_a_seed_gives_the_same_tokens_again_and_another_seed_others():
     logits = np.random.default_rng(0).normal(size=50).tolist()
     assert draw(logits, 1.0, 0.9, 20, seed=7) == draw(logits, 1.0, 0.9, 20, seed=7)
     assert draw(logits, 1.0, 0.9, 20, seed=7) != draw(logits, 1.0, 0.9, 20, seed=8)
-
-
-@pytest.mark.parametrize("logits", [[math.nan, 1.0], [INF, 1.0], [-INF, -INF]])
-@pytest.mark.parametrize("temperature", [0, 1.0])
-def test_a_row_that_is_no_numbers_fails_its_request(logits, temperature):
-    with pytest.raises(SequenceFailedError):
-        draw(logits, temperature, 0.9, 1)
 
 
 def test_branches_of_a_request_draw_different_numbers():
