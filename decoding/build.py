@@ -1,10 +1,28 @@
-"""From a loaded model to an engine."""
+"""Engines: from a model's name, or from a model that is loaded."""
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.loading.loader import LoadedModel
+from superdraft.decoding.loading.loader import LoadedModel, load_model
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.text.tokenizer import Tokenizer
+
+
+def load_engine(
+    model: str = "smollm2-135m", config: EngineConfig | None = None, *, device: str = "auto", dtype: str = "auto"
+) -> Engine:
+    """Load a model and build an engine for it.
+
+    Args:
+        model: a known name (`superdraft models list`), a folder with safetensors weights, a `.gguf` file, or the id of
+            a model on the hub. A model that is not on this machine is downloaded.
+        config: limits; None: the defaults.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: the weight format: "auto", "float32", "bfloat16", "float16", "int4".
+
+    Raises:
+        ModelLoadError: the model is unknown or broken, or Superposed Decoding cannot run on it.
+    """
+    return build_engine(load_model(model, device=device, dtype=dtype), config or EngineConfig())
 
 
 def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
