@@ -159,7 +159,7 @@ def test_texts_begin_with_the_prompts(model, tools, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prune", "0 x"], "numbers with spaces between them, got '0 x'."),
+        (["--prune", "0 x"], "integers separated by spaces, got '0 x'."),
         (["--order", "7"], "between 2 and 6, got 7."),
         (["--top-p", "0"], "top-p must be above 0 and at most 1, got 0.0."),
         (["--dtype", "int4"], "choose another --dtype"),
