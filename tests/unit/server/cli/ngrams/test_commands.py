@@ -11,7 +11,7 @@ from superdraft.ngram_models.errors import NgramModelError
 from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.cli.main import EXPECTED_ERROR_CODE
-from superdraft.server.cli.ngram import app
+from superdraft.server.cli.ngrams.commands import app
 from superdraft.server.errors import CommandError
 
 
