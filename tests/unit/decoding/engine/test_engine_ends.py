@@ -49,7 +49,7 @@ def test_when_the_time_is_over_the_answer_is_what_there_is():
         engine.step()
     clock.now_s = 1.0
     output = run_all(engine)["a"].output
-    assert "time was over" in output.warnings[0]
+    assert "time limit was reached" in output.warnings[0]
     assert {len(draft.token_ids) for draft in output.drafts} == {4}
     assert output.timings.total_ms == 1000.0
 

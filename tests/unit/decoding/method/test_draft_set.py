@@ -169,6 +169,14 @@ def test_a_token_that_the_request_rules_out_stays_ruled_out_whatever_alpha_is():
         assert np.isfinite(scores[:, 0]).all()
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_support_for_a_forbidden_token_alone_is_no_support(alpha):
+    """Otherwise the draft would have no child at all."""
+    lm, ngram = np.array([[np.log(0.7), -np.inf]]), np.array([[-np.inf, np.log(0.4)]])
+    scores = interpolate(lm, ngram, alpha, penalty=10)
+    assert scores[0].tolist() == [pytest.approx((1 - alpha) * np.log(0.7) - 10), -np.inf]
+
+
 def test_alpha_one_ignores_the_language_model_but_for_its_cut():
     scores = interpolate(np.array([-1.0, -np.log(50)]), np.log([[0.2, 0.8]]), alpha=1, penalty=200)
     assert scores[0].tolist() == pytest.approx(np.log([0.2, 0.8]).tolist())
