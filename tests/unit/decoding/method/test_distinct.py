@@ -1,4 +1,4 @@
-"""The selection "distinct" on its own: beginnings, heirs, and places that stay free."""
+"""The selection rule "distinct": which drafts begin, which child each one takes, which places stay free."""
 
 import math
 
@@ -16,14 +16,14 @@ RULE = Distinct()
 EXTEND = TokenAppender(TOKENS, frozenset({END}))
 
 
-def step(drafts: DraftSet, rows: list[dict[int, float]], k: int, **options: float) -> DraftSet:
-    """One step; `rows` has the probabilities of each alive draft's tokens, in order of probability."""
+def step(drafts: DraftSet, rows: list[dict[int, float]], k: int) -> DraftSet:
+    """One step; `rows` has the probability of each token after each alive draft."""
     token_ids = [sorted(row, key=lambda token: -row[token]) for row in rows]
     logprobs = np.full((len(rows), max(map(len, rows))), -np.inf)
     for i, row in enumerate(rows):
         logprobs[i, : len(row)] = np.log([row[token] for token in token_ids[i]])
     children = Children.of(drafts.alive, token_ids, list(logprobs), logprobs)
-    return RULE.select(drafts, children, EXTEND, k, **options)
+    return RULE.select(drafts, children, EXTEND, k)
 
 
 def test_the_first_step_begins_the_k_most_probable_tokens():
