@@ -18,8 +18,8 @@ from superdraft.decoding.text.healing import plan_healing
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 _NOT_ROUND = (
-    "The tokenizer changes the end of this text, so the drafts go on from its tokens, not from its exact characters: "
-    "token healing has no effect."
+    "The tokenizer changes the end of this text, so the drafts follow its tokens, not its exact characters: token "
+    "healing has no effect."
 )
 
 
@@ -120,7 +120,7 @@ def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = Tru
             the model has no token that begins a document.
     """
     if isinstance(prompt, PrefixedText):
-        check_unicode(prompt.text)
+        _check_unicode(prompt.text)
         fixed = tuple(_checked(prompt.token_ids, tokenizer))
         if fixed == (tokenizer.start_token_id,):  # the whole document: plain text without control tokens
             return PromptTokens((*fixed, *tokenizer.encode_document(prompt.text)), 1, 1, prompt.text)
@@ -129,7 +129,7 @@ def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = Tru
     if not isinstance(prompt, str):
         token_ids = tuple(_checked(prompt, tokenizer))
         return PromptTokens(token_ids) if token_ids else _start_alone(start)
-    check_unicode(prompt)
+    _check_unicode(prompt)
     token_ids = tuple(tokenizer.encode(prompt))
     if not token_ids:
         return _start_alone(start)
@@ -164,7 +164,7 @@ def _checked(token_ids: Seq[int], tokenizer: Tokenizer) -> Seq[int]:
     return token_ids
 
 
-def check_unicode(text: str) -> None:
+def _check_unicode(text: str) -> None:
     """Raise InvalidRequestError if `text` has lone surrogates."""
     try:
         text.encode()

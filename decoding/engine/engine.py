@@ -201,7 +201,7 @@ class Engine:
     def generate(
         self, prompt: Prompt, params: GenerationParams, scorer: NgramScorer[Any] | None = None
     ) -> GenerationOutput:
-        """Run one request to its end. For callers that use the engine for nothing else meanwhile.
+        """Run one request to its end. The engine must not have other requests meanwhile.
 
         Args:
             prompt: text, token ids that are fed unchanged, or both.
@@ -320,7 +320,7 @@ class Engine:
     # Outputs
 
     def _report(self, sequence: Sequence, faults: Faults) -> list[StepOutput]:
-        """The outputs of a request after a pass. If it goes on, the branches that are done give their slots back."""
+        """The outputs of a request after a pass. If it is not over, the slots of branches that are done are freed."""
         fault = faults.of(sequence)
         if fault is not None or sequence.is_done:
             return [self._end(sequence, fault)]

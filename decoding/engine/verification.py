@@ -50,7 +50,8 @@ def verify(
     """
     whole = [*front, *(prompt or ())]
     sequences = [[*context, *draft] for context, draft in drafts]
-    # A draft goes on from other tokens than the prompt's own where another tokenisation of its end is more probable.
+    # A draft that follows the prompt's own tokens carries the prompt's log-probabilities. With token healing, all
+    # drafts may follow other tokenisations of the prompt's end; the prompt then takes a row of its own.
     carrier = next((index for index, (context, _) in enumerate(drafts) if list(context) == whole), len(drafts))
     if prompt is not None and carrier == len(drafts):
         sequences.append(whole)
