@@ -63,19 +63,38 @@ def cut(logits: Tensor, num: int, suppressed: Tensor) -> Candidates:
 
 
 def highest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """The highest values of each row and their columns, as `torch.topk`: shape [B, V] -> two of shape [B, num].
+    """The highest values of each row and their ids; of equal values the lower id.
+
+    Ties are common, because a bfloat16 logit has 8 significant bits, and `torch.topk` takes any of equal values.
 
     The `num` highest values lie in the `num` blocks with the highest maxima. On a CPU, topk copies each row. Finding
     these blocks first takes a fifth of the time (64 rows of 49,152: 0.6 ms instead of 2.8 ms).
+
+    Args:
+        values: float32, shape [B, V].
+        num: how many, at most V.
+
+    Returns:
+        Values and ids, both of shape [B, num].
     """
-    num_rows, size = values.shape
-    if size % _BLOCK or num * _BLOCK >= size:
-        return torch.topk(values, num, dim=-1)
-    blocks = values.view(num_rows, -1, _BLOCK)
-    _, best = torch.topk(blocks.amax(-1), num, dim=-1)
-    inside = torch.gather(blocks, 1, best.unsqueeze(-1).expand(-1, -1, _BLOCK)).flatten(1)
-    top, places = torch.topk(inside, num, dim=-1)
-    return top, torch.gather(best, 1, places // _BLOCK) * _BLOCK + places % _BLOCK
+    size = values.shape[-1]
+    if num * _BLOCK >= size:
+        ids = torch.arange(size, device=values.device).expand(len(values), -1)
+    else:
+        blocks = torch.nn.functional.pad(values, (0, -size % _BLOCK), value=float("-inf")) if size % _BLOCK else values
+        blocks = blocks.view(len(values), -1, _BLOCK)
+        maxima = blocks.amax(-1)
+        best = torch.topk(_ordered(maxima, torch.arange(maxima.shape[-1], device=values.device)), num).indices
+        values = torch.gather(blocks, 1, best.unsqueeze(-1).expand(-1, -1, _BLOCK)).flatten(1)
+        ids = (best.unsqueeze(-1) * _BLOCK + torch.arange(_BLOCK, device=values.device)).flatten(1)
+    top = torch.topk(_ordered(values, ids), num).indices
+    return values.gather(1, top), ids.gather(1, top)
+
+
+def _ordered(values: Tensor, ids: Tensor) -> Tensor:
+    """Integers in the order of float32 values; of equal values, the one with the lower id is greater."""
+    bits = values.view(torch.int32).long()
+    return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32) - ids
 
 
 def tempered_logprobs(logits: Floats, tau: Floats | float) -> Floats:

@@ -46,6 +46,14 @@ def test_the_cut_equals_a_sort_whatever_the_sizes(seed, vocab_size, num):
         assert found.tolist() == expected
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from([5, 300, 1000, 4096]), st.integers(1, 40), st.integers(1, 4))
+def test_of_equal_logits_the_lower_id_comes_first_on_every_path(seed, vocab_size, num, num_values):
+    rows = np.random.default_rng(seed).integers(-num_values, num_values, (2, vocab_size)).astype(np.float32)
+    candidates = cut(torch.from_numpy(rows.copy()), num, NONE)
+    for found, values in zip(candidates.token_ids, rows, strict=True):
+        assert found.tolist() == np.argsort(-values, kind="stable")[:num].tolist()
+
+
 def test_logits_that_are_all_high_do_not_overflow_the_normaliser():
     candidates = cut(torch.full((1, 50_000), 300.0), 1, NONE)
     assert candidates.logprobs[0, 0] == pytest.approx(-np.log(50_000), abs=1e-3)
