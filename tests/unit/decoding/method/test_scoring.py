@@ -1,4 +1,4 @@
-"""The cut to m candidates, and parameters."""
+"""The cut to m candidates, the tempered distribution, checks of parameters."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_suppressed_tokens_are_left_out_but_count_in_the_models_distribution():
     assert candidates.logprobs[0, 0] == pytest.approx(float(torch.log_softmax(torch.tensor([5.0, 4.0, 3.0]), 0)[1]))
 
 
-def test_a_row_that_is_not_numbers_is_known_and_does_not_touch_the_next():
+def test_a_row_that_is_not_numbers_is_detected_and_does_not_change_the_next():
     logits = torch.tensor([[float("nan"), 1.0], [0.0, 1.0], [float("inf"), 0.0], [float("-inf"), 0.0]])
     candidates = cut(logits, 2, NONE)
     assert [candidates.are_numbers(row) for row in range(4)] == [False, True, False, True]
@@ -71,7 +71,7 @@ def test_a_tiny_temperature_does_not_underflow_to_nothing():
     assert tempered_logprobs(np.array([10.0, -40.0]), 0.001).tolist() == [0.0, -50_000.0]
 
 
-def test_m_is_k_squared_unless_said():
+def test_m_is_k_squared_by_default():
     assert GenerationParams(num_drafts=4).num_candidates == 16
     assert GenerationParams(num_drafts=4, candidates_per_draft=5).num_candidates == 5
 
