@@ -38,6 +38,10 @@ class DraftsOptions(TypedDict, total=False):
     model: str
     stop: str | Sequence[str]
     strategy: str
+    selection: str
+    max_branches: int
+    min_probability: float
+    min_draft_tokens: int
     alpha: float
     tau: float
     candidates_per_draft: int

@@ -1,1 +1,1 @@
-"""HTTP in, drafts out: the service and the command line."""
+"""The HTTP server and the command line."""

@@ -1,4 +1,4 @@
-"""The only place of composition: settings, engine and n-gram models become an app."""
+"""Composition of the app from settings, engine and n-gram models."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,12 +28,10 @@ from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import Statistics
 from superdraft.server.service import Service
 from superdraft.server.settings import Settings
-from superdraft.server.wires import admin as routes_admin
 from superdraft.server.wires import feedback as routes_feedback
 from superdraft.server.wires import fim as routes_fim
-from superdraft.server.wires import limits as routes_limits
 from superdraft.server.wires import llamacpp as routes_llamacpp
-from superdraft.server.wires import ngram as routes_ngram
+from superdraft.server.wires import operators as routes_operators
 from superdraft.server.wires import playground as routes_playground
 from superdraft.server.wires import tabby as routes_tabby
 from superdraft.server.wires.editors import fim_tokens_of
@@ -47,9 +45,7 @@ _ROUTES = (
     routes_llamacpp,
     routes_tabby,
     routes_feedback,
-    routes_ngram,
-    routes_limits,
-    routes_admin,
+    routes_operators,
 )
 _CORS: dict[str, Any] = {
     "allow_methods": ("GET", "POST", "DELETE"),
@@ -63,9 +59,9 @@ _CORS: dict[str, Any] = {
     ),
 }
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "No valid API key, where keys are asked for."},
-    403: {"description": "The API key is not for this."},
-    429: {"description": "The caller, or everybody together, asks for too much; the headers say when to ask again."},
+    401: {"description": "No valid API key, on a server that requires keys."},
+    403: {"description": "The API key lacks the scope."},
+    429: {"description": "The caller's limits are reached, or the server is full; the headers say when to try again."},
 }
 _DESCRIPTION = "Autocomplete with k drafts from one pass of a language model, by Superposed Decoding."
 
@@ -85,9 +81,9 @@ def create_app(
         settings: the server's settings.
         engine: a loaded engine that nothing else uses.
         model_name: the name in answers; `settings.served_model_name` wins over it.
-        ngram_models: what requests may name; None means there are none.
-        drafting: how to decode for requests that don't say; None: as the settings have it.
-        is_local: only this machine reaches the server; without keys, it then answers under names of this machine alone.
+        ngram_models: the models that requests may name; None: there are none.
+        drafting: defaults of requests; None: those of the settings.
+        is_local: only this machine can reach the server. Without API keys, it then answers only to local host names.
     """
     metrics, statistics = Metrics(), Statistics()
     metrics.watch(engine)
@@ -112,7 +108,7 @@ def create_app(
         engine=async_engine,
         model_name=settings.served_model_name or model_name,
         ngram_models=ngram_models or NgramModels(),
-        feedback=Feedback(metrics, fan_out, is_on=settings.feedback),
+        feedback=Feedback(metrics, is_on=settings.feedback),
         drafting=drafting or DraftingDefaults.of(settings, engine.num_slots, DEFAULT_ALPHA, DEFAULT_TAU, None),
         metrics=metrics,
         statistics=statistics,
@@ -123,10 +119,10 @@ def create_app(
     routers = [routes.router for routes in _ROUTES]
     for router in routers:
         app.include_router(router, dependencies=[Depends(access)], responses=_REFUSALS)
-    app.include_router(routes_playground.router)  # open to anybody
+    app.include_router(routes_playground.router)  # open to everyone
     routers.append(routes_playground.router)
     templates = frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
-    # The last one added is the outermost: it sees what the others refuse, too.
+    # The one added last is the outermost: it also sees what the others refuse.
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
     if is_local and not access.keys.are_required:

@@ -1,15 +1,16 @@
-"""How drafts are decoded for requests that don't say, or say a part of it."""
+"""Decoding defaults: the engine parameters of requests that leave them open."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from superdraft.decoding.method.selection import RULES
-from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
+from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU, GenerationParams
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.settings import Settings
 
 MAX_SHORT_TOKENS = 32
-"""Who asks for more wants a text and no suggestion: the best draft of it is not cut short for being improbable."""
+"""A request for more tokens wants a text rather than a suggestion: its best draft is not cut for being improbable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +18,12 @@ class DraftingDefaults:
     """What the server fills in.
 
     Attributes:
-        selection: of requests that set nothing of the paper's method; the others get "paper".
+        selection: for requests that set none of the parameters of the paper's method; the others get "paper".
         max_branches: with the selection "distinct".
-        min_probability: likewise.
+        min_probability: with the selection "distinct".
         alpha: with the selection "paper".
-        tau: likewise.
-        candidates_per_draft: likewise, as tuned for the n-gram model; None: it was not tuned.
+        tau: with the selection "paper".
+        candidates_per_draft: with the selection "paper", as tuned for the n-gram model; None: not tuned.
     """
 
     selection: str = "paper"
@@ -36,9 +37,10 @@ class DraftingDefaults:
     def of(
         cls, settings: Settings, num_slots: int, alpha: float, tau: float, candidates_per_draft: int | None
     ) -> "DraftingDefaults":
-        """What the settings and the default n-gram model's tuning come to.
+        """The defaults from the settings and the tuning of the default n-gram model.
 
-        An operator who set an n-gram model's weight, or tuned one, wants it to have a say: drafts are then the paper's.
+        An operator who set an n-gram model's weight, or tuned one, wants the model to be used. The default selection is
+        then "paper", since "distinct" uses no n-gram model by default.
         """
         uses_ngrams = settings.default_alpha is not None or candidates_per_draft is not None
         return cls(
@@ -51,9 +53,11 @@ class DraftingDefaults:
         )
 
     def with_tuning(self, settings: Settings, tuning: Tuning | None) -> "DraftingDefaults":
-        """The same for a request that names an n-gram model with this tuning; None: it names none, or an untuned one.
+        """The defaults for a request that names an n-gram model.
 
-        The operator's own settings win over what was tuned.
+        Args:
+            settings: the operator's settings win over the tuning.
+            tuning: the named model's; None: the request names no model, or the model was not tuned.
         """
         if tuning is None:
             return self
@@ -66,47 +70,43 @@ class DraftingDefaults:
         )
 
     def num_candidates(self, num_drafts: int) -> int | None:
-        """The m of a request that doesn't say; None: the engine's default.
+        """The default m; None: the engine's.
 
-        The tuned one as long as the first step, where all drafts have one parent, has enough of them: two a draft.
+        The tuned m is used if it has at least two candidates per draft in the first step, where all drafts have the
+        same parent.
         """
         tuned = self.candidates_per_draft
         return tuned if tuned is not None and tuned >= 2 * num_drafts else None
 
-    def fill(self, *, strategy: str, num_drafts: int, max_tokens: int, **asked: Any) -> dict[str, Any]:
-        """Those fields of `GenerationParams` that the selection decides.
+    def params(self, asked: Mapping[str, Any], *, asks_for_paper: bool = False) -> GenerationParams:
+        """The engine parameters of a request.
 
         Args:
-            strategy: as settled for the request.
-            num_drafts: k.
-            max_tokens: of each draft.
-            asked: what the request says of `selection`, `max_branches`, `min_probability`, `alpha`, `tau`,
-                `candidates_per_draft` and `reset_every`; None: nothing. `ngram_model`: which one it names; None: it
-                leaves that to the server, or wants none.
+            asked: the parameters that the request sets, by the names of `GenerationParams`; `strategy`, `num_drafts`
+                and `max_tokens` are always among them.
+            asks_for_paper: the request sets something that only the paper's method has, so its selection is "paper"
+                unless it names another.
+
+        Raises:
+            InvalidRequestError: a value is out of range, or two contradict each other.
         """
-        names = ("alpha", "tau", "candidates_per_draft", "reset_every", "ngram_model")
-        asks_for_paper = any(asked.get(name) is not None for name in names)  # alpha 0, too: it is said, not absent
         selection = asked.get("selection") or ("paper" if asks_for_paper else self.selection)
-        if strategy != "superposed":
+        if asked["strategy"] != "superposed":
             selection = "paper"
+        rule = RULES[selection]
         defaults: dict[str, Any]
-        if selection == "distinct":
+        if rule.divides:
             defaults = {
-                "alpha": RULES[selection].alpha,
-                "tau": RULES[selection].tau,
+                "alpha": rule.alpha,
+                "tau": rule.tau,
                 "max_branches": self.max_branches,
                 "min_probability": self.min_probability,
-                "whole_best": max_tokens > MAX_SHORT_TOKENS,
+                "whole_best": asked["max_tokens"] > MAX_SHORT_TOKENS,
             }
         else:
             defaults = {
                 "alpha": self.alpha,
                 "tau": self.tau,
-                "candidates_per_draft": self.num_candidates(num_drafts),
+                "candidates_per_draft": self.num_candidates(asked["num_drafts"]),
             }
-        given = {
-            name: asked[name]
-            for name in ("max_branches", "min_probability", "min_draft_tokens", "alpha", "tau", "candidates_per_draft")
-            if asked.get(name) is not None
-        }
-        return {"selection": selection, **defaults, **given}
+        return GenerationParams(**{**defaults, **asked, "selection": selection})

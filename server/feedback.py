@@ -1,4 +1,4 @@
-"""What users do with drafts: events are matched to the drafts that were shown, and counted by rank.
+"""Feedback: what users did with drafts. Events are matched to the drafts that were shown, and counted by rank.
 
 The ranks of each answer's drafts are remembered for a while, in memory. Texts are neither kept nor logged.
 """
@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput
-from superdraft.server.bridge.fan_out import FanOut
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.observe.metrics import DraftEvent, Metrics
@@ -21,23 +20,11 @@ MAX_COMPLETIONS: Final = 2048
 """Answers remembered per API key."""
 
 
-class Asked(NamedTuple):
-    """A request for a completion.
-
-    Attributes:
-        completion_id: of the answer.
-        caller: name of the key; empty for none.
-    """
-
-    completion_id: str
-    caller: str
-
-
 class Outcome(NamedTuple):
-    """What became of an event.
+    """The effect of an event.
 
     Attributes:
-        rank: of the draft among those of its run; 0 is the best.
+        rank: the draft's place among those of its run; 0 is the best.
         is_new: it was counted; a repeated event is not.
     """
 
@@ -62,49 +49,50 @@ class Feedback:
 
     Args:
         metrics: where events are counted.
-        fan_out: knows the rank of a draft that came from a shared run.
         is_on: False: nothing is remembered, and no event is taken.
         clock: monotonic seconds.
     """
 
-    def __init__(
-        self, metrics: Metrics, fan_out: FanOut, *, is_on: bool = True, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, metrics: Metrics, *, is_on: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self._metrics = metrics
-        self._fan_out = fan_out
         self._is_on = is_on
         self._clock = clock
         self._callers: dict[str, _Completions] = {}
 
-    def asked(self, completion_id: str) -> Asked:
-        """What `remember` needs to know about the request that is being answered."""
-        return Asked(completion_id, current_caller())
-
-    def remember(self, asked: Asked, drafts: Sequence[DraftOutput], first_index: int = 0) -> None:
-        """Keep the drafts of an answer, or of one of its prompts, for the events that may come.
+    def remember(
+        self,
+        caller: str,
+        completion_id: str,
+        drafts: Sequence[DraftOutput],
+        *,
+        first_index: int = 0,
+        first_rank: int = 0,
+    ) -> None:
+        """Keep the drafts of an answer, or of one of its prompts, for events to come.
 
         Args:
-            asked: the request.
-            drafts: those that are shown.
+            caller: name of the request's key; empty for none.
+            completion_id: of the answer.
+            drafts: the drafts in the answer.
             first_index: the index of the first of them in the answer.
+            first_rank: its rank among the drafts of its run, above 0 if the run was shared with other requests.
         """
         if not self._is_on:
             return
-        completions = self._callers.setdefault(asked.caller, OrderedDict())
-        completion = completions.setdefault(asked.completion_id, _Completion(self._clock()))
+        completions = self._callers.setdefault(caller, OrderedDict())
+        completion = completions.setdefault(completion_id, _Completion(self._clock()))
         for draft in drafts:
-            rank = self._fan_out.rank_of(asked.completion_id, draft.index)
-            completion.ranks[first_index + draft.index] = rank
+            completion.ranks[first_index + draft.index] = first_rank + draft.index
         self._forget()
 
     def take(self, completion_id: str, event: DraftEvent, index: int = 0, *, elapsed_s: float | None = None) -> Outcome:
-        """Count an event, once however often it comes.
+        """Count an event, once however often it is sent.
 
         Args:
             completion_id: of an answer to the same key.
             event: what the user did.
             index: of the draft in the answer.
-            elapsed_s: how long after it was shown.
+            elapsed_s: seconds since the draft was shown.
 
         Raises:
             NotFoundError: no such answer is remembered.
@@ -132,8 +120,8 @@ class Feedback:
         completion = completions.get(completion_id) if completions is not None else None
         if completion is None:
             message = (
-                f"completion_id names no answer to this key of the last {KEEP_S / 60:g} minutes; the latest "
-                f"{MAX_COMPLETIONS} are remembered, until the server stops."
+                f"completion_id names no answer to this key within the last {KEEP_S / 60:g} minutes; the latest "
+                f"{MAX_COMPLETIONS} are remembered until the server stops."
             )
             raise NotFoundError(message, param="completion_id", code="completion_not_found")
         return completion

@@ -1,4 +1,4 @@
-"""From settings to a loaded engine and its n-gram model."""
+"""Loading of the engine and the n-gram models that the settings ask for."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -24,13 +24,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadedService:
-    """All that serving or completing needs.
+    """Everything needed to serve or complete.
 
     Attributes:
-        engine: the engine, unused so far.
+        engine: not used by anything else.
         model_name: the model's own name.
-        ngram_models: what requests may name; the default is loaded.
-        drafting: how to decode for requests that don't say.
+        ngram_models: the models that requests may name; the default is loaded.
+        drafting: defaults of requests.
     """
 
     engine: Engine
@@ -46,8 +46,8 @@ def load_service(settings: Settings) -> LoadedService:
         ModelLoadError: the model cannot be used.
         NgramModelError: a named n-gram model cannot be used.
     """
-    # One core less than torch takes by itself: the event loop shares the machine, and two threads on one core wait for
-    # each other at every operation.
+    # One core fewer than torch's default: the event loop needs one, and two threads that share a core wait for each
+    # other at every operation.
     torch.set_num_threads(settings.num_threads or max(1, torch.get_num_threads() - 1))
     loaded = load_model(
         settings.model,
@@ -83,12 +83,12 @@ def service_of(loaded: LoadedModel, settings: Settings, config: EngineConfig) ->
 
 
 def drafting_defaults(settings: Settings, num_slots: int, ngram_model: NgramModel | None) -> DraftingDefaults:
-    """How to decode for requests that don't say.
+    """The defaults of requests.
 
     Args:
         settings: the server's settings.
         num_slots: of the engine.
-        ngram_model: the default one; None: there is none.
+        ngram_model: the default model; None: there is none.
     """
     tuning = ngram_model.manifest.tuning if ngram_model is not None else None
     alpha, tau = _defaults(settings, tuning)
@@ -122,7 +122,7 @@ def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | Non
 
 
 def open_ngram_models(settings: Settings, fingerprint: str, default: NgramModel | None) -> NgramModels:
-    """What requests may name, and the default that is loaded already.
+    """The models that requests may name, with the default already loaded.
 
     Args:
         settings: the server's settings.

@@ -1,36 +1,87 @@
-"""What the routes work with: the engine, the names of the served model, and the n-gram models."""
+"""The served model and the pipeline of its requests.
+
+Every wire parses a request, calls `draft` or `stream`, and renders the outputs.
+"""
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Generic, TypeVar, get_args
 
-from fastapi import Request
-
+from superdraft.decoding.outputs import GenerationOutput, StepOutput
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import FimTokens
-from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.bridge.async_engine import AsyncEngine
-from superdraft.server.bridge.fan_out import FanOut
+from superdraft.server.bridge.fan_out import FanOut, Share
+from superdraft.server.bridge.output_stream import MergedOutputs, OutputStream, open_all
 from superdraft.server.drafting import DraftingDefaults
+from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.feedback import Feedback
-from superdraft.server.ngrams.registry import NgramModels
+from superdraft.server.ngrams.registry import NgramChoice, NgramModels, Scorer
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import Statistics
-from superdraft.server.settings import Settings
-from superdraft.server.wires.common import Strategy
-from superdraft.server.wires.native.schemas import DraftsRequest
-from superdraft.server.wires.openai.schemas import CompletionRequest
+from superdraft.server.settings import Settings, Strategy
 
-MODEL_ALIAS = "superdraft"  # editors send ids that start with "gpt" or "o" to the chat route: this one they don't
+MODEL_ALIAS = "superdraft"  # editors send ids that start with "gpt" or "o" to the chat route, but not this one
 
 T = TypeVar("T")
-RequestT = TypeVar("RequestT", CompletionRequest, DraftsRequest)
+OutputsT = TypeVar("OutputsT")
 
 
-class ClientGoneError(Exception):
-    """The client closed the connection before its answer was ready."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftingRequest:
+    """A request for drafts, from any wire.
+
+    Attributes:
+        id: of the answer.
+        asked: the engine parameters that the request sets, by the names of `GenerationParams`; `num_drafts` and
+            `max_tokens` are always among them. The server's defaults fill in the others.
+        prompts: by the engine's request id of each.
+        asks_for_paper: see `DraftingDefaults.params`.
+        model: the model's name, which may be an alias that names a strategy; None: the served model.
+        names_ngram_model: False: the n-gram model is the server's default.
+        ngram_model: which one, if the request names one; None: no n-gram model.
+        twin_key: see `bridge.fan_out.twin_key`; None: the request shares no run. Only for a single prompt.
+        session_id: a newer request of the session ends this one.
+        timeout_s: seconds after which the drafts so far are the answer; None: no limit.
+        cut: shortens the drafts that a request id got.
+        num_shown: drafts of each prompt in the answer, at most; None: all.
+        takes_feedback: False: clients cannot refer to the answer, so it is not remembered for feedback.
+    """
+
+    id: str
+    asked: Mapping[str, Any]
+    prompts: Mapping[str, Prompt] = field(default_factory=dict)
+    asks_for_paper: bool = False
+    model: str | None = None
+    names_ngram_model: bool = False
+    ngram_model: NgramChoice = None
+    twin_key: str | None = None
+    session_id: str | None = None
+    timeout_s: float | None = None
+    cut: Callable[[str, GenerationOutput], GenerationOutput] = lambda _, output: output
+    num_shown: int | None = None
+    takes_feedback: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted(Generic[OutputsT]):
+    """The result of a request.
+
+    Attributes:
+        outputs: one per prompt, in order; or the stream of all prompts' outputs.
+        params: the engine parameters, with the server's defaults.
+        has_ngram_model: whether there was an n-gram model to score with.
+    """
+
+    outputs: OutputsT
+    params: GenerationParams
+    has_ngram_model: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +92,12 @@ class Service:
         settings: the server's settings.
         engine: runs the requests.
         model_name: the model's name in answers.
-        ngram_models: what requests may name.
+        ngram_models: the models that requests may name.
         feedback: what users did with drafts.
-        drafting: how to decode for requests that don't say.
+        drafting: defaults of requests.
         created: when the model was loaded, in Unix seconds.
-        metrics: what Prometheus may ask.
-        statistics: of the last minutes' requests.
+        metrics: for Prometheus.
+        statistics: about the requests of the last minutes.
         fim: the model's fill-in-the-middle tokens; None: it has none, or they are not used.
         fan_out: shares runs among twin requests.
     """
@@ -63,85 +114,106 @@ class Service:
     fim: FimTokens | None = None
     fan_out: FanOut = field(default_factory=FanOut)
 
-    def drafting_for(self, tuning: Tuning | None) -> DraftingDefaults:
-        """How to decode a request that doesn't say; `tuning` is that of an n-gram model that it names."""
-        return self.drafting.with_tuning(self.settings, tuning)
-
     @property
     def model_names(self) -> tuple[str, ...]:
-        """The served model's names; the first is the answer's."""
+        """The served model's names; answers give the first."""
         return tuple(dict.fromkeys((self.model_name, MODEL_ALIAS)))
 
     @property
     def strategy_aliases(self) -> Mapping[str, Strategy]:
-        """Names that choose a strategy with the model: `<model>:<strategy>`."""
+        """Names that choose a strategy together with the model: `<model>:<strategy>`."""
         return {f"{name}:{strategy}": strategy for name in self.model_names for strategy in get_args(Strategy)}
 
-    def check_model(self, name: str | None) -> None:
-        """Raise NotFoundError unless `name` is absent or names the served model."""
-        if name is not None and name not in self.model_names:
-            message = f"The model in the request is not served here; served: {', '.join(self.model_names)}."
-            raise NotFoundError(message, param="model", code="model_not_found")
-
     def strategy_of(self, model: str | None) -> Strategy:
-        """How to decode a request that names this model and says nothing of a strategy.
+        """The strategy of a request that names this model and sets no strategy.
 
         Raises:
             NotFoundError: the model is not served here.
         """
         alias = self.strategy_aliases.get(model or "")
-        if alias is None:
-            self.check_model(model)
+        if alias is None and model is not None and model not in self.model_names:
+            message = f"The model in the request is not served here; served: {', '.join(self.model_names)}."
+            raise NotFoundError(message, param="model", code="model_not_found")
         return alias or self.settings.default_strategy
 
-    def with_strategy(self, body: RequestT) -> RequestT:
-        """The request with the strategy that it runs under: its own, else its model alias's, else the server's.
+    async def draft(self, request: DraftingRequest) -> Drafted[list[GenerationOutput]]:
+        """Run a request to its end. Cancelling the caller ends it.
 
         Raises:
-            NotFoundError: the model that it names is not served here.
+            NotFoundError: a model that the request names is not here.
+            SuperdraftError: raised by the engine, for any of the prompts.
         """
-        default = self.strategy_of(body.model)
-        return body if "strategy" in body.model_fields_set else body.model_copy(update={"strategy": default})
+        params, scorer = await self._prepared(request)
+        shares = await _all_or_none([self._share(request, run) for run in _runs(request, params, scorer)])
+        for index, share in enumerate(shares):
+            self._remember(request, current_caller(), index, share)
+        return Drafted([share.output for share in shares], params, scorer is not None)
+
+    async def stream(self, request: DraftingRequest) -> Drafted[MergedOutputs]:
+        """The outputs of a request as they come; returns when the engine has taken it. Closing the stream ends it.
+
+        Raises:
+            NotFoundError: a model that the request names is not here.
+            SuperdraftError: the engine refused one of the prompts.
+        """
+        params, scorer = await self._prepared(request)
+        caller = current_caller()
+        indices = {request_id: index for index, request_id in enumerate(request.prompts)}
+        shares: dict[str, Share] = {}
+
+        def finish(step: StepOutput) -> StepOutput:
+            if step.output is None:
+                return step
+            output = request.cut(step.request_id, step.output)  # changes nothing in a share, which has been cut before
+            rank = shares[step.request_id].rank if step.request_id in shares else 0
+            self._remember(request, caller, indices[step.request_id], Share(output, rank))
+            return replace(step, output=output)
+
+        def start(run: EngineRequest) -> Coroutine[Any, Any, OutputStream]:
+            if request.twin_key is None:
+                return self.engine.stream(run)
+            cut, on_share = partial(request.cut, run.request_id), partial(shares.__setitem__, run.request_id)
+            return self.fan_out.stream(request.twin_key, run, self.engine, cut, on_share)
+
+        outputs = await open_all([start(run) for run in _runs(request, params, scorer)], finish)
+        return Drafted(outputs, params, scorer is not None)
+
+    async def _prepared(self, request: DraftingRequest) -> tuple[GenerationParams, Scorer | None]:
+        """Strategy, n-gram model and its tuning, and the parameters that follow from them."""
+        strategy = self.strategy_of(request.model)
+        if request.names_ngram_model:
+            scorer = await self.ngram_models.choose(request.ngram_model)
+            drafting = self.drafting.with_tuning(self.settings, await self.ngram_models.tuning(request.ngram_model))
+        else:
+            scorer, drafting = await self.ngram_models.current_default(), self.drafting
+        asked = {"strategy": strategy, "token_healing": self.settings.token_healing, **request.asked}
+        return drafting.params(asked, asks_for_paper=request.asks_for_paper), scorer
+
+    async def _share(self, request: DraftingRequest, run: EngineRequest) -> Share:
+        async def decode(params: GenerationParams) -> GenerationOutput:
+            return request.cut(run.request_id, await self.engine.generate(replace(run, params=params)))
+
+        return await self.fan_out.draft(request.twin_key, run.params, decode)
+
+    def _remember(self, request: DraftingRequest, caller: str, prompt_index: int, share: Share) -> None:
+        if request.takes_feedback:
+            first_index = prompt_index * (request.num_shown or 0)
+            drafts = share.output.drafts[: request.num_shown]
+            self.feedback.remember(caller, request.id, drafts, first_index=first_index, first_rank=share.rank)
 
 
-def get_service(request: Request) -> Service:
-    """The service of the app that a request came to."""
-    service = request.app.state.service
-    assert isinstance(service, Service)
-    return service
+def _runs(request: DraftingRequest, params: GenerationParams, scorer: Scorer | None) -> list[EngineRequest]:
+    return [
+        EngineRequest(request_id, prompt, params, scorer, session_id=request.session_id, timeout_s=request.timeout_s)
+        for request_id, prompt in request.prompts.items()
+    ]
 
 
-async def unless_client_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, but cancel it as soon as the client closes the connection.
-
-    The request's body must have been read.
-
-    Raises:
-        ClientGoneError: the client went first.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_wait_for_disconnect(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGoneError
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def all_or_none(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all; when one fails or the caller is cancelled, cancel the rest."""
+async def _all_or_none(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all; if one fails or the caller is cancelled, cancel the others."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -10,20 +10,38 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
+import limits
 from pydantic import AfterValidator, ByteSize, Field, SecretBytes, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.server.edge.rate_limits import RateLimit
+from superdraft.decoding.params import SELECTIONS
 from superdraft.server.errors import SettingsError
-from superdraft.server.wires.common import Selection, Strategy
 
 ENV_PREFIX = "SUPERDRAFT_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
+
+Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
+if TYPE_CHECKING:
+    Selection = str
+else:
+    Selection = Literal[SELECTIONS]  # the registered rules, which a type checker cannot know
+
+
+def _rate_limit(text: str) -> str:
+    try:
+        limits.parse(text)
+    except ValueError:
+        raise ValueError('must be a number of requests per time, such as "600/minute" or "20/second"') from None
+    return text
+
+
+RateLimit = Annotated[str, AfterValidator(_rate_limit)]
+"""Requests per time, in the notation of the package `limits`."""
 
 
 def _origin(text: str) -> str:

@@ -1,1 +1,1 @@
-"""The bridge between the event loop and the engine's thread."""
+"""Between the event loop and the engine's thread: admission, the bridge itself, output streams and shared runs."""

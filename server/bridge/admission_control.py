@@ -1,13 +1,14 @@
-"""Who may go to the engine when more is asked for than it can do.
+"""Admission control: which requests reach the engine under overload.
 
-The engine has room for so many rows. A request that finds it full waits at the door, for a moment only: a key press is
-worth nothing once the next one is there, so a late refusal is as useless as a late answer. Whoever came last goes in
-first (adaptive LIFO with a short deadline, as in Maurer, "Fail at Scale", ACM Queue 13(8), 2015): those that go in have
-hardly waited, the others know at once. All of it runs on the event loop and does not wait for the engine's steps.
+The engine has room for a fixed number of rows. A request that finds it full is queued, but only for a moment: a
+keystroke is worth nothing once the next one has come, so a late refusal is as useless as a late answer. The newest
+request is admitted first (adaptive LIFO with a short deadline, as in Maurer, "Fail at Scale", ACM Queue 13(8), 2015),
+so admitted requests have hardly waited, and the others are refused soon. All of this runs on the event loop and does
+not wait for the engine's steps.
 
-A request that takes the place of an older one of its session always goes in: it gives back what it takes. Where the
-engine has not ended the one before that yet, it waits for it, however long the engine's step takes; so there are never
-more than two of a session in the engine and one at the door.
+A request that replaces an older one of its session is always admitted: it gives back as many rows as it takes. If the
+engine has not yet ended the request before that one, the new request waits for it, however long the engine's step
+takes. So a session never has more than two requests in the engine and one in the queue.
 """
 
 import asyncio
@@ -23,17 +24,17 @@ from superdraft.server.edge.refusals import OverloadedError
 KeyT = TypeVar("KeyT")
 
 RESERVE_SHARE = 16
-_FULL = "The server is full: {} rows are being run, as many as it takes. Send the next key press, not this one again."
+_FULL = "The server is full: it is running {} rows, its limit. Send the next keystroke, not this one again."
 
 
 def places_of(num_slots: int) -> int:
-    """Rows to let in for so many slots: with many, some more, so that one that falls free is taken in the next step."""
+    """Rows to admit for this many slots: a few more if there are many, so that a free slot is used in the next step."""
     return num_slots + num_slots // RESERVE_SHARE
 
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """Leave to use the engine, until it is released."""
+    """Permission to use the engine, until it is released."""
 
     control: "AdmissionControl"
     loop: asyncio.AbstractEventLoop
@@ -43,8 +44,8 @@ class Place:
     is_taken: bool = False
 
     def release(self) -> None:
-        """Give it back; from any thread, and as often as one likes."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        """Give the place back. Any thread may call this, more than once."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no request waits
             self.loop.call_soon_threadsafe(self.control.leave, self)
 
 
@@ -52,19 +53,19 @@ class Place:
 class _Waiter:
     place: Place
     admitted: asyncio.Future[None]
-    timer: asyncio.TimerHandle | None = None  # None: it takes the place of another one of its session
+    timer: asyncio.TimerHandle | None = None  # None: it replaces another request of its session
 
 
 class AdmissionControl:
-    """Counts the rows in the engine, and refuses what is too much. For one event loop.
+    """Counts the rows in the engine, and refuses requests beyond its capacity. For one event loop.
 
     Args:
-        num_places: rows in the engine at once; a request with several rows or prompts goes in whole or not at all, as
-            soon as there is a place for its first. None: no limit.
-        max_waiting: requests at the door; one more, and the oldest is refused. Those that take the place of another
-            one of their session are not counted.
-        queue_timeout_s: how long a request waits there before it is refused.
-        on_shed: told why, for every request that is refused.
+        num_places: rows in the engine at once; None: no limit. A request with several rows or prompts is admitted as a
+            whole as soon as there is a place for its first row.
+        max_waiting: length of the queue; one more, and the oldest request is refused. Requests that replace another one
+            of their session are not counted.
+        queue_timeout_s: seconds in the queue after which a request is refused.
+        on_shed: called with the reason for every request that is refused.
     """
 
     def __init__(
@@ -85,29 +86,29 @@ class AdmissionControl:
 
     @property
     def num_waiting(self) -> int:
-        """Requests at the door."""
+        """Requests in the queue."""
         return len(self._waiting)
 
     @property
     def num_rows(self) -> int:
-        """Rows in the engine, or on their way."""
+        """Rows in the engine or on their way to it."""
         return self._num_rows
 
     async def enter(
         self, group: object, num_rows: int = 1, session: str | None = None, timeout_s: float | None = None
     ) -> Place:
-        """Wait for a place. Release it when the engine has done with the row, however that ends.
+        """Wait for a place. Release it when the engine has finished with the prompt, whatever the outcome.
 
         Args:
-            group: the request; its prompts go in together.
-            num_rows: of one prompt.
-            session: the typing session, if it names one.
-            timeout_s: its own time limit, after which it is refused even if others may wait longer.
+            group: the HTTP request; all its prompts are admitted together.
+            num_rows: rows of this prompt.
+            session: the typing session; None: the request names none.
+            timeout_s: the request's own time limit, after which it is refused even if others may wait longer.
 
         Raises:
-            OverloadedError: there was none in time.
+            OverloadedError: no place became free in time.
             SupersededError: a newer request of the session came meanwhile.
-            EngineStoppedError: the server shuts down.
+            EngineStoppedError: the server is shutting down.
         """
         place = Place(self, asyncio.get_running_loop(), group, num_rows, session)
         if session is not None:
@@ -124,7 +125,7 @@ class AdmissionControl:
         return place
 
     def leave(self, place: Place) -> None:
-        """Take a place back, and give what is free to those who came last. `Place.release` is for other threads."""
+        """Take a place back, and admit the newest requests of the queue. Other threads use `Place.release`."""
         if not place.is_taken:
             return
         place.is_taken = False
@@ -139,7 +140,7 @@ class AdmissionControl:
             self._let_in(next(reversed(self._waiting.values())))
 
     def close(self, message: str) -> None:
-        """Refuse all who wait: the server shuts down."""
+        """Refuse all queued requests, because the server is shutting down."""
         for waiter in list(self._waiting.values()):
             self._on_shed("shutdown")
             self._refuse(waiter, EngineStoppedError(message))
@@ -162,29 +163,29 @@ class AdmissionControl:
     def _let_in(self, waiter: _Waiter) -> None:
         self._forget(waiter)
         self._take(waiter.place)
-        if not waiter.admitted.done():  # else its client has just left: it gives the place back when it notices
+        if not waiter.admitted.done():  # else its client has just left, and `_wait` gives the place back
             waiter.admitted.set_result(None)
 
     async def _wait(self, place: Place, timeout_s: float) -> None:
         waiter = _Waiter(place, place.loop.create_future())
         if place.session is None or not self._sessions[place.session]:
-            self._make_room_at_the_door()
+            self._make_room_in_the_queue()
             waiter.timer = place.loop.call_later(timeout_s, self._shed, waiter, "queue_timeout")
         self._waiting[id(place.group)] = waiter
         try:
             await waiter.admitted
         except asyncio.CancelledError:
             self._forget(waiter)
-            self.leave(place)  # if it was let in just when its client left
+            self.leave(place)  # if it was admitted just when its client left
             raise
 
-    def _make_room_at_the_door(self) -> None:
-        strangers = [waiter for waiter in self._waiting.values() if waiter.timer is not None]
+    def _make_room_in_the_queue(self) -> None:
+        others = [waiter for waiter in self._waiting.values() if waiter.timer is not None]
         if self._max_waiting == 0:
             self._on_shed("full")
             raise self._too_many()
-        if len(strangers) >= self._max_waiting:
-            self._shed(strangers[0], "full")
+        if len(others) >= self._max_waiting:
+            self._shed(others[0], "full")
 
     def _waiter_of(self, session: str) -> _Waiter | None:
         return next((waiter for waiter in self._waiting.values() if waiter.place.session == session), None)
@@ -192,7 +193,7 @@ class AdmissionControl:
     def _supersede(self, session: str) -> None:
         older = self._waiter_of(session)
         if older is not None:
-            self._refuse(older, SupersededError("A newer request of this session took its place."))
+            self._refuse(older, SupersededError("A newer request of this session replaced this one."))
 
     def _shed(self, waiter: _Waiter, reason: str) -> None:
         self._on_shed(reason)

@@ -1,11 +1,10 @@
 """The bridge between the event loop and the engine.
 
-One thread owns the engine. Coroutines post commands on a queue, which the thread carries out between two steps; it
-answers through `loop.call_soon_threadsafe`. Nothing in the engine needs a lock.
+One thread owns the engine. Coroutines put commands on a queue, which the thread carries out between two steps. Answers
+go back through `loop.call_soon_threadsafe`. So nothing in the engine needs a lock.
 """
 
 import asyncio
-import contextlib
 import queue
 import threading
 import time
@@ -13,25 +12,26 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import (
     EngineError,
     EngineStoppedError,
     InvalidRequestError,
     SequenceFailedError,
-    SuperdraftError,
     SupersededError,
 )
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.admission_control import AdmissionControl, Place
-from superdraft.server.bridge.engine_protocol import DecodingEngine
+from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineTokenizer
+from superdraft.server.bridge.faults import FAULT_MESSAGE, logged_fault, request_error
 from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.edge.access import current_caller
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import RequestRecord, current_record
 
 MAX_CONSECUTIVE_FAILURES = 3
-_STOPPING = "The server is shutting down and takes no more requests; send it again to another one."
+_STOPPING = "The server is shutting down and takes no more requests; send this one again to another server."
 
 log = structlog.get_logger(__name__)
 
@@ -59,22 +59,32 @@ class _Stop:
 class AsyncEngine:
     """Runs an engine in a thread of its own and awaits its answers.
 
-    Every accepted request gets exactly one terminal answer, whatever happens to the engine.
+    Every accepted request gets exactly one terminal output, whatever happens to the engine.
 
     Args:
         engine: nothing else uses it.
-        metrics: where requests and steps are counted; None: nobody reads them.
-        admission: who may go in when there is too much to do; None: everybody.
+        metrics: where requests and steps are counted; None: they are not.
+        admission: decides which requests go in under overload; None: all do.
+
+    Attributes:
+        tokenizer: the engine's.
+        config: the engine's limits.
+        max_model_len: most tokens of a prompt and a draft together.
+        num_slots: most rows in one decode step.
     """
 
     def __init__(
         self, engine: DecodingEngine, metrics: Metrics | None = None, admission: AdmissionControl | None = None
     ) -> None:
         self._engine = engine
+        self.tokenizer: EngineTokenizer = engine.tokenizer
+        self.config: EngineConfig = engine.config
+        self.max_model_len: int = engine.max_model_len
+        self.num_slots: int = engine.num_slots
         self._metrics = metrics or Metrics()
         self._admission = admission or AdmissionControl()
         self._commands: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
-        self._requests: dict[str, _Add] = {}  # touched by the engine thread alone
+        self._requests: dict[str, _Add] = {}  # used only by the engine's thread
         self._gate = threading.Lock()  # closes `_accepting` and the queue together
         self._accepting = False
         self._failures = 0
@@ -82,17 +92,12 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="superdraft-engine", daemon=True)
 
     @property
-    def engine(self) -> DecodingEngine:
-        """The engine; other threads may read its attributes, but call nothing."""
-        return self._engine
-
-    @property
     def is_ready(self) -> bool:
-        """Whether requests are taken and the engine does not keep failing."""
+        """Whether requests are taken and the engine has not failed several times in a row."""
         return self._accepting and self._failures < MAX_CONSECUTIVE_FAILURES
 
     def start(self) -> None:
-        """Start the engine thread. Once only."""
+        """Start the engine's thread. Call it once."""
         self._accepting = True
         self._thread.start()
 
@@ -101,40 +106,33 @@ class AsyncEngine:
 
         Raises:
             InvalidRequestError: the engine refuses the prompt or the parameters.
-            OverloadedError: the server has too much to do.
+            OverloadedError: the server is full.
             SequenceFailedError: this request failed.
-            SupersededError: a newer request of the same session took its place.
-            EngineStoppedError: the engine stops, or has stopped.
+            SupersededError: a newer request of the same session replaced it.
+            EngineStoppedError: the engine is stopping or has stopped.
         """
-        outputs = await self.stream(request)
-        with contextlib.closing(outputs):
-            async for output in outputs:
-                if output.error is not None:
-                    raise output.error
-                if output.output is not None:
-                    return output.output
-        raise AssertionError("a stream ended without a terminal output")
+        return await (await self.stream(request)).result()
 
     async def stream(self, request: EngineRequest) -> OutputStream:
         """Queue a request; returns when the engine has taken it.
 
         Args:
-            request: with `snapshots`, the stream holds one for each step, unless the reader is slower. Its session is
-                one of the caller's: other callers may use the same name. Its time includes the waiting for a place.
+            request: with `snapshots`, the stream has one per step, unless its reader is slower. Sessions belong to the
+                caller: other callers may use the same name. The time limit includes the wait for admission.
 
         Returns:
             The outputs. Closing the stream before its end cancels the request at the next step boundary.
 
         Raises:
             InvalidRequestError: the engine refuses the prompt or the parameters.
-            OverloadedError: the server has too much to do.
-            SupersededError: a newer request of the same session came before this one was let in.
-            EngineStoppedError: the engine stops, or has stopped.
+            OverloadedError: the server is full.
+            SupersededError: a newer request of the same session came before this one was admitted.
+            EngineStoppedError: the engine is stopping or has stopped.
         """
         self._check_accepting()
         deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
         record = current_record()
-        if request.session_id is not None and current_caller():  # whose name has no space
+        if request.session_id is not None and current_caller():  # a caller's name has no space in it
             request = replace(request, session_id=f"{current_caller()} {request.session_id}")
         place = await self._admission.enter(record, request.params.num_rows, request.session_id, request.timeout_s)
 
@@ -145,15 +143,11 @@ class AsyncEngine:
         outputs = OutputStream(asyncio.get_running_loop(), cancel)
         record.begin(request.params)
         self._post(_Add(request, deadline, outputs, record, place))
-        try:
-            await outputs.accepted()
-        except asyncio.CancelledError:
-            outputs.close()
-            raise
+        await outputs.accepted()
         return outputs
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more requests, let the running ones finish for `grace_s` seconds, then end the thread."""
+        """Take no more requests, let the running ones go on for at most `grace_s` seconds, then end the thread."""
         with self._gate:
             self._accepting = False
             self._commands.put(_Stop(time.monotonic() + grace_s))
@@ -174,7 +168,7 @@ class AsyncEngine:
         command.place.release()
         self._check_accepting()
 
-    # Below: the engine thread.
+    # Everything below runs on the engine's thread.
 
     def _run(self) -> None:
         try:
@@ -193,7 +187,7 @@ class AsyncEngine:
         return not self._engine.has_unfinished or time.monotonic() >= self._deadline
 
     def _take_commands(self, *, wait: bool) -> None:
-        """Carry out what is queued; with `wait`, sleep until there is something."""
+        """Carry out the queued commands; with `wait`, sleep until there is one."""
         if wait and self._deadline is None:
             self._carry_out(self._commands.get())
         while not self._commands.empty():
@@ -216,40 +210,34 @@ class AsyncEngine:
     def _add(self, command: _Add) -> None:
         request_id = command.request.request_id
         if request_id in self._requests:
-            error = InvalidRequestError(f"The request id {request_id} is in use.", param="id")
-            self._refuse(command, error)
+            self._refuse(command, InvalidRequestError(f"The request id {request_id} is in use.", param="id"))
             return
         timeout_s = None if command.deadline is None else max(0.0, command.deadline - time.monotonic())
         try:
             self._engine.add_request(replace(command.request, timeout_s=timeout_s))
-        except SuperdraftError as error:
-            self._refuse(command, error)
-        except Exception:
-            log.exception("add_request_failed", engine_request_id=request_id)
-            self._refuse(command, SequenceFailedError("The engine failed on this request; the server's log says why."))
+        except Exception as fault:
+            self._refuse(command, fault)
         else:
             self._requests[request_id] = command
             command.stream.accept()
 
-    def _refuse(self, command: _Add, error: SuperdraftError) -> None:
+    def _refuse(self, command: _Add, fault: Exception) -> None:
         command.place.release()
-        command.stream.refuse(error)
+        command.stream.refuse(request_error(fault, engine_request_id=command.request.request_id))
 
     def _step(self) -> None:
         try:
             outputs = self._engine.step()
-        except Exception:
+        except Exception as fault:  # the engine's state cannot be trusted any more: every request ends
             self._failures += 1
-            log.exception("engine_step_failed", consecutive=self._failures, requests=len(self._requests))
-            self._abandon_all()
+            self._abandon_all(fault, consecutive=self._failures)
             return
         self._failures = 0
         self._metrics.observe_step()
         for output in outputs:
             self._deliver(output)
         if self._requests and not self._engine.has_unfinished:
-            log.error("engine_lost_requests", requests=len(self._requests))
-            self._abandon_all()
+            self._abandon_all(RuntimeError("the engine lost requests without answering them"))
 
     def _deliver(self, output: StepOutput) -> None:
         request = self._requests.get(output.request_id)
@@ -260,8 +248,8 @@ class AsyncEngine:
             del self._requests[output.request_id]
             request.place.release()
             if output.output is None and output.error is None:
-                error = SequenceFailedError("The engine gave an empty answer; this is a bug in the server.")
-                output = StepOutput(output.request_id, error=error)
+                empty = RuntimeError("the engine gave a terminal output that holds nothing")
+                output = StepOutput(output.request_id, error=logged_fault(empty))
             self._observe(request, output)
         request.stream.send(output)
 
@@ -272,13 +260,14 @@ class AsyncEngine:
         elif isinstance(terminal.error, SupersededError):
             self._metrics.count_cancelled("superseded")
 
-    def _abandon_all(self) -> None:
-        """After a failed step, whose state cannot be trusted: drop every request, and tell its caller."""
-        self._end_all(SequenceFailedError, "The engine failed while decoding; the server's log says why. Try again.")
+    def _abandon_all(self, fault: Exception, **context: int) -> None:
+        logged_fault(fault, requests=len(self._requests), **context)
+        self._end_all(SequenceFailedError, FAULT_MESSAGE)
         if self._engine.has_unfinished:
             raise RuntimeError("the engine holds requests that it cannot drop")
 
     def _end_all(self, kind: type[EngineError], message: str) -> None:
+        """End every request with an error of its own, since each one's handler adds a traceback to it."""
         ended = dict(self._requests)
         self._requests.clear()
         for request_id, request in ended.items():
@@ -288,7 +277,7 @@ class AsyncEngine:
             self._engine.cancel(request_id)
 
     def _close(self) -> None:
-        """Refuse what comes, answer what is left."""
+        """Refuse the queued requests, and end the running ones."""
         with self._gate:
             self._accepting = False
         while not self._commands.empty():

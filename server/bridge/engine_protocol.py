@@ -1,25 +1,30 @@
-"""What the server asks of an engine: `superdraft.decoding.engine.engine.Engine`, or a test's."""
+"""What the server needs of an engine: `superdraft.decoding.engine.engine.Engine`, or a test's."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.outputs import StepOutput
 from superdraft.decoding.request import EngineRequest
+from superdraft.decoding.text.fim import FimTokenizer
 
 
-class TextTokenizer(Protocol):
-    """What the server asks of the engine's tokenizer."""
+class EngineTokenizer(FimTokenizer, Protocol):
+    """The model's tokenizer. Any thread may use it."""
+
+    @property
+    def eos_token_ids(self) -> Collection[int]:
+        """Ids that end a text."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of these token ids."""
 
 
 class DecodingEngine(Protocol):
-    """Runs requests step by step. All but the attributes is for one thread only."""
+    """Runs requests step by step. Any thread may read the attributes; everything else is for one thread only."""
 
     @property
-    def tokenizer(self) -> TextTokenizer:
+    def tokenizer(self) -> EngineTokenizer:
         """The model's tokenizer."""
 
     @property
@@ -28,21 +33,25 @@ class DecodingEngine(Protocol):
 
     @property
     def max_model_len(self) -> int:
-        """The longest prompt and draft together, in tokens."""
+        """Most tokens of a prompt and a draft together."""
 
     @property
     def num_slots(self) -> int:
-        """Rows that it decodes together."""
+        """Most rows in one decode step."""
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether `step` has something to do."""
+        """Whether `step` has anything to do."""
 
     def add_request(self, request: EngineRequest) -> None:
-        """Queue a request; it ends an unfinished one of the same session. Raises InvalidRequestError."""
+        """Queue a request; it ends an unfinished one of the same session.
+
+        Raises:
+            InvalidRequestError: the prompt or a parameter is outside the engine's limits.
+        """
 
     def cancel(self, request_id: str) -> bool:
-        """Forget a request; no output follows for it."""
+        """Drop a request; no output follows for it."""
 
     def step(self) -> list[StepOutput]:
-        """Advance every running sequence; whatever there is to say of them."""
+        """Advance every running sequence by one step; returns what there is to report."""

@@ -1,37 +1,46 @@
-"""Draft fan-out: twin requests, which some editors send to get several suggestions, share the drafts of one run.
+"""Draft fan-out: identical requests, which some editors send to get several suggestions, share the drafts of one run.
 
-A request for one draft runs `num_drafts` of them, which with superposed decoding takes no more model rows, and gets the
-best. Every identical request that comes meanwhile, or soon after, gets the next draft. When all distinct drafts are
-given out it starts over with the best: another run would only give the same drafts again.
+A request for one draft runs `num_drafts` of them, which superposed decoding does in the same number of model rows, and
+gets the best. Every identical request (a *twin*) that comes meanwhile, or soon after, gets the next draft. When all
+distinct drafts have been given out, the best one comes again: another run would only give the same drafts.
 """
 
 import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Request
 from pydantic import BaseModel
 
-from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
+from superdraft.server.bridge.faults import request_error
+from superdraft.server.bridge.output_stream import OutputStream
 
 WINDOW_S = 0.3
 MAX_RUNS = 256
-MAX_RANKS = 4096
 _RETRY_HEADER = "x-stainless-retry-count"
-_WHO_HEADERS = ("authorization", "x-api-key", "x-session-id")
+_CALLER_HEADERS = ("authorization", "x-api-key", "x-session-id")
 
 Run = Callable[[GenerationParams], Coroutine[Any, Any, GenerationOutput]]
 
 
+class Streams(Protocol):
+    """Where the outputs of a run come from: an `AsyncEngine`."""
+
+    async def stream(self, request: EngineRequest) -> OutputStream:
+        """Queue a request; returns when the engine has taken it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one request gets of a run.
+    """One request's share of a run.
 
     Attributes:
-        output: the run's output with one draft, of index 0; or all of it, if the request was not fanned out.
+        output: the run's output with one draft, of index 0; or the whole output, if the request was not fanned out.
         rank: the draft's place among the run's drafts, 0 being the best.
     """
 
@@ -47,16 +56,16 @@ class _SharedRun:
 
 
 def twin_key(request: Request, body: BaseModel) -> str | None:
-    """What twins have in common: route, key, session and every field.
+    """Digest of what twins have in common: route, key, session and every field.
 
     Returns:
-        A digest; None for a request that repeats a failed one, and wants the same answer.
+        The digest; None for a request that repeats a failed one and wants the same answer.
     """
     if request.headers.get(_RETRY_HEADER, "0") != "0":
         return None
-    # Pydantic warns of fields whose validator is our own, for no reason.
+    # Pydantic warns about fields with a plain validator, whose type it does not know.
     fields = body.model_dump_json(warnings=False)
-    parts = [request.url.path, *(request.headers.get(name, "") for name in _WHO_HEADERS), fields]
+    parts = [request.url.path, *(request.headers.get(name, "") for name in _CALLER_HEADERS), fields]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -64,9 +73,9 @@ class FanOut:
     """The runs that twins may still share. For one event loop.
 
     Args:
-        num_drafts: of a shared run; 1: nothing is shared.
+        num_drafts: drafts of a shared run; 1: nothing is shared.
         window_s: how long after its end a run has drafts for twins.
-        max_runs: how many are remembered; beyond that, requests run alone.
+        max_runs: runs remembered; beyond that, requests run alone.
     """
 
     def __init__(self, num_drafts: int = 3, *, window_s: float = WINDOW_S, max_runs: int = MAX_RUNS) -> None:
@@ -74,21 +83,20 @@ class FanOut:
         self._window_s = window_s
         self._max_runs = max_runs
         self._runs: dict[str, _SharedRun] = {}
-        self._ranks: dict[str, int] = {}
 
     async def draft(self, key: str | None, params: GenerationParams, run: Run) -> Share:
-        """Run a request, or take the next draft of a twin's run. Cancelling the last twin that waits cancels the run.
+        """Run a request, or take the next draft of a twin's run. If all waiting twins are cancelled, so is the run.
 
-        A request for exact log-probabilities shares nothing, but gets the best of as many drafts: asking for them must
-        not change the text.
+        A request for exact log-probabilities shares nothing, but gets the best of equally many drafts, since asking for
+        log-probabilities must not change the text.
 
         Args:
             key: from `twin_key`; None: the request runs alone.
-            params: the request's own. Not shared unless it is for one superposed draft that involves no chance.
-            run: decodes, with the parameters that it is given; called at most once.
+            params: the request's. It shares a run only if it asks for one superposed draft without randomness.
+            run: decodes with the given parameters; called at most once.
 
         Raises:
-            SuperdraftError: what `run` raises, for each twin.
+            SuperdraftError: raised by `run`, for each twin.
         """
         if key is None or not self._is_shareable(params):
             return Share(await run(params))
@@ -111,17 +119,54 @@ class FanOut:
         shared.num_served += 1
         return Share(_only(output, rank), rank)
 
-    def remember(self, completion_id: str, rank: int) -> None:
-        """Keep the rank of the one draft that an answer had, for what its user does with it. The oldest are dropped."""
-        if rank == 0:
-            return
-        if len(self._ranks) >= MAX_RANKS:
-            del self._ranks[next(iter(self._ranks))]
-        self._ranks[completion_id] = rank
+    async def stream(
+        self,
+        key: str,
+        request: EngineRequest,
+        engine: Streams,
+        cut: Callable[[GenerationOutput], GenerationOutput],
+        on_share: Callable[[Share], None],
+    ) -> OutputStream:
+        """`draft` as a stream; returns when the engine has taken the request.
 
-    def rank_of(self, completion_id: str, choice_index: int) -> int:
-        """The rank of a choice among the drafts of its run; its index, unless the answer was part of a fan-out."""
-        return self._ranks.get(completion_id, 0) + choice_index
+        The request that starts a shared run gets the run's snapshots; its twins get their draft alone, at the end. All
+        drafts of a run begin with a snapshot's stable text, so that text holds for the first request's draft too.
+
+        Args:
+            key: from `twin_key`.
+            request: with the parameters that the client asked for.
+            engine: runs it.
+            cut: shortens the drafts of the run before they are shared.
+            on_share: called with the request's share, before the stream's terminal output.
+
+        Raises:
+            SuperdraftError: the engine refused the request.
+        """
+
+        async def run(params: GenerationParams) -> GenerationOutput:
+            steps = await engine.stream(replace(request, params=params))
+            outputs.accept()
+            return cut(await steps.result(outputs.send))
+
+        async def feed() -> None:
+            try:
+                share = await self.draft(key, request.params, run)
+            except Exception as fault:
+                error = request_error(fault, engine_request_id=request.request_id)
+                outputs.refuse(error)  # no effect if the engine had taken the request
+                outputs.send(StepOutput(request.request_id, error=error))
+            else:
+                on_share(share)
+                outputs.accept()
+                outputs.send(StepOutput(request.request_id, output=share.output))
+
+        def cancel(_: OutputStream) -> None:
+            feeding.cancel()
+
+        outputs = OutputStream(asyncio.get_running_loop(), cancel)
+        feeding = asyncio.create_task(feed())
+        await outputs.accepted()
+        return outputs
 
     def _is_shareable(self, params: GenerationParams) -> bool:
         asks_for_one = params.num_drafts == 1 and params.max_tokens > 0 and params.strategy == "superposed"
@@ -129,7 +174,7 @@ class FanOut:
         return self._num_drafts > 1 and asks_for_one and is_plain
 
     def _has_room(self) -> bool:
-        """Make room for one more run, at the cost of the oldest one that nobody waits for."""
+        """Make room for one more run by dropping the oldest finished one; False if all are still running."""
         if len(self._runs) >= self._max_runs:
             finished = next((key for key, shared in self._runs.items() if shared.task.done()), None)
             if finished is not None:
@@ -154,7 +199,7 @@ class FanOut:
 
 
 def _only(output: GenerationOutput, rank: int) -> GenerationOutput:
-    """The output with the draft of this rank alone; as it is, if it has no drafts."""
+    """The output with the draft of this rank alone; unchanged if there are no drafts."""
     if not output.drafts:
         return output
     draft = replace(output.drafts[rank], index=0)

@@ -1,6 +1,7 @@
-"""The outputs of requests on their way from the engine thread to the event loop."""
+"""Outputs of requests on their way from the engine's thread to the event loop."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
@@ -8,20 +9,20 @@ from typing import Any, Self
 import structlog
 
 from superdraft.decoding.errors import SuperdraftError
-from superdraft.decoding.outputs import StepOutput
+from superdraft.decoding.outputs import GenerationOutput, StepOutput
 
 log = structlog.get_logger(__name__)
 
 
 class OutputStream:
-    """An async iterator over one request's outputs: snapshots if it asked for them, then exactly one terminal output.
+    """Async iterator over one request's outputs: snapshots if it asked for them, then exactly one terminal output.
 
-    It holds the latest output only. A reader that is slow misses snapshots, never the terminal output, and neither
-    memory nor the engine waits for it. Close it, or use it up.
+    The stream holds only the latest output. A slow reader misses snapshots but never the terminal output, so neither
+    memory nor the engine waits for it. Close the stream, or read it to its end.
 
     Args:
         loop: the reader's event loop.
-        on_close: called once if the stream is closed before its terminal output came.
+        on_close: called once if the stream is closed before its terminal output has come.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_close: Callable[["OutputStream"], None]) -> None:
@@ -45,12 +46,31 @@ class OutputStream:
         return output
 
     async def accepted(self) -> None:
-        """Wait until the engine took the request.
+        """Wait until the engine has taken the request. Cancelling the wait closes the stream.
 
         Raises:
-            SuperdraftError: it refused.
+            SuperdraftError: the engine refused it.
         """
-        await self._accepted
+        try:
+            await self._accepted
+        except asyncio.CancelledError:
+            self.close()
+            raise
+
+    async def result(self, on_snapshot: Callable[[StepOutput], None] = lambda _: None) -> GenerationOutput:
+        """Read the stream to its end; closes it if the caller is cancelled.
+
+        Raises:
+            SuperdraftError: the request ended with an error.
+        """
+        with contextlib.closing(self):
+            async for step in self:
+                if step.error is not None:
+                    raise step.error
+                if step.output is not None:
+                    return step.output
+                on_snapshot(step)
+        raise AssertionError("a stream ended without a terminal output")
 
     @property
     def is_over(self) -> bool:
@@ -58,48 +78,48 @@ class OutputStream:
         return self._is_over
 
     def take(self) -> StepOutput | None:
-        """The latest output, if it was not read yet."""
+        """The latest output, unless it was read before."""
         output, self._latest = self._latest, None
         if output is not None:
             self._is_over = output.is_terminal
         return output
 
     def signal_to(self, arrived: asyncio.Event) -> None:
-        """Set `arrived` when there is something to `take`. From here on, the stream is not iterated over."""
+        """Set `arrived` whenever there is something to `take`. The stream must not be iterated over from now on."""
         self._arrived = arrived
         if self._latest is not None:
             arrived.set()
 
     def close(self) -> None:
-        """Read no more. Ends the request if it has not ended by itself."""
+        """Stop reading. Ends the request if it has not ended already."""
         if not self._is_over and (self._latest is None or not self._latest.is_terminal):
             self._on_close(self)
         self._is_over = True
 
-    # For the engine thread.
+    # For the engine's thread.
 
     def accept(self) -> None:
-        """Tell the reader that the request is taken."""
+        """Tell the reader that the engine has taken the request."""
         self._call(lambda: self._settle(None))
 
     def refuse(self, error: SuperdraftError) -> None:
-        """Tell the reader why the request is not taken; nothing follows."""
+        """Tell the reader why the engine did not take the request; nothing follows."""
         self._call(lambda: self._settle(error))
 
     def send(self, output: StepOutput) -> None:
-        """Hand over an output; it takes the place of one that was not read yet."""
+        """Hand over an output; it replaces one that was not read yet."""
         self._call(lambda: self._put(output))
 
     def _call(self, callback: Callable[[], None]) -> None:
         try:
             self._loop.call_soon_threadsafe(callback)
-        except RuntimeError:  # the loop is closed: nobody is left to hear
+        except RuntimeError:  # the loop is closed, and its readers are gone
             log.debug("output_dropped", reason="the event loop is closed")
 
     # For the event loop.
 
     def _settle(self, error: SuperdraftError | None) -> None:
-        if self._accepted.done():  # the reader left meanwhile
+        if self._accepted.done():  # settled before, or the reader has left
             return
         if error is None:
             self._accepted.set_result(None)
@@ -114,14 +134,18 @@ class OutputStream:
 class MergedOutputs:
     """The outputs of several requests as one async iterator, in the order in which they come.
 
-    As of each of its streams, a slow reader gets the latest output of each request only. Close it, or use it up.
+    As with a single stream, a slow reader gets only the latest output of each request. Close it, or read it to its end.
 
     Args:
-        streams: nobody else reads them.
+        streams: no one else reads them.
+        finish: what becomes of a terminal output before it is read.
     """
 
-    def __init__(self, streams: Sequence[OutputStream]) -> None:
+    def __init__(
+        self, streams: Sequence[OutputStream], finish: Callable[[StepOutput], StepOutput] = lambda step: step
+    ) -> None:
         self._streams = deque(streams)
+        self._finish = finish
         self._arrived = asyncio.Event()
         for stream in self._streams:
             stream.signal_to(self._arrived)
@@ -132,32 +156,35 @@ class MergedOutputs:
     async def __anext__(self) -> StepOutput:
         while not all(stream.is_over for stream in self._streams):
             for _ in range(len(self._streams)):
-                self._streams.rotate(-1)  # in turn, so that a busy one does not hide the others
+                self._streams.rotate(-1)  # in turn, so that a busy stream does not hide the others
                 output = self._streams[0].take()
                 if output is not None:
-                    return output
+                    return self._finish(output) if output.is_terminal else output
             self._arrived.clear()
             await self._arrived.wait()
         raise StopAsyncIteration
 
     def close(self) -> None:
-        """Read no more. Ends the requests that have not ended by themselves."""
+        """Stop reading. Ends the requests that have not ended already."""
         for stream in self._streams:
             stream.close()
 
 
-async def open_all(starts: Sequence[Coroutine[Any, Any, OutputStream]]) -> MergedOutputs:
-    """Queue several requests, or none: when one is refused or the caller is cancelled, the others are ended.
+async def open_all(
+    starts: Sequence[Coroutine[Any, Any, OutputStream]], finish: Callable[[StepOutput], StepOutput] = lambda step: step
+) -> MergedOutputs:
+    """Queue any number of requests. If one is refused or the caller is cancelled, the others are ended.
 
     Args:
-        starts: calls of `AsyncEngine.stream`.
+        starts: calls of `AsyncEngine.stream` or `FanOut.stream`.
+        finish: see `MergedOutputs`.
 
     Raises:
-        SuperdraftError: the engine refused one.
+        SuperdraftError: the engine refused a request.
     """
     tasks = [asyncio.create_task(start) for start in starts]
     try:
-        return MergedOutputs(await asyncio.gather(*tasks))
+        return MergedOutputs(await asyncio.gather(*tasks), finish)
     except BaseException:
         for task in tasks:
             task.cancel()

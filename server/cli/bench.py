@@ -11,6 +11,7 @@ add_commands(
     app,
     {
         "step": (f"{_IN_PROCESS}step", "Time superposed decode steps against greedy ones."),
+        "choice": (f"{_IN_PROCESS}choice", "Time the choice of next tokens, by the number of requests."),
         "quick": (f"{_IN_PROCESS}quick", "Compare ratios of times with the recorded ones."),
         "gpu": (f"{_IN_PROCESS}gpu", "Time decode steps on a GPU."),
         "ngram": (f"{_IN_PROCESS}ngram", "Time the n-gram model's part of a decode step."),

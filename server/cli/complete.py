@@ -97,7 +97,8 @@ def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | N
     params = generation_params(request, loaded.drafting, token_healing=settings.token_healing)
     output = loaded.engine.generate(request.prompt, params, scorer)
     name = settings.served_model_name or loaded.model_name
-    answer = drafts_response("drafts-local", name, output, request_warnings(request, scorer))
+    warnings = request_warnings(request, params.strategy, has_ngram_model=scorer is not None)
+    answer = drafts_response("drafts-local", name, output, warnings)
     return Completion.from_json(answer.model_dump())
 
 

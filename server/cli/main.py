@@ -35,7 +35,7 @@ add_commands(
     {
         "doctor": ("superdraft.server.cli.doctor", "Check the installation."),
         "models": ("superdraft.server.cli.models", "List, fetch and find language models."),
-        "ngram": ("superdraft.server.cli.ngram", "Build, list, inspect and verify n-gram models."),
+        "ngram": ("superdraft.server.cli.ngrams.commands", "Build, list, inspect and verify n-gram models."),
         "config": ("superdraft.server.cli.config", "Show the server's configuration."),
         "keys": ("superdraft.server.cli.keys", "Make API keys."),
         "tune": ("superdraft.evaluation.runs.tuning", "Find the best settings for a model and an n-gram model."),

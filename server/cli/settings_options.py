@@ -34,7 +34,9 @@ def takes_settings(*names: str) -> Callable[[Command], Command]:
     annotations: dict[str, Any] = {} if names else {"config": _CONFIG}
     for name, field in fields.items():
         option = setting(name)
-        option.show_default = _default(field)
+        default = _default(field)
+        if default is not None:  # typer puts parentheses round a default that is not the parameter's own
+            option.help = rf"{option.help}  \[default: {default}]"
         annotations[name] = Annotated[_type(field), option]
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -91,14 +93,14 @@ def _flags(name: str, field: FieldInfo) -> tuple[str, ...]:
     return (flag.removesuffix("s"), flag) if get_origin(field.annotation) is tuple else (flag,)
 
 
-def _default(field: FieldInfo) -> str | bool:
-    """The default for the help text; False where the description tells it."""
+def _default(field: FieldInfo) -> str | None:
+    """The default for the help text; None where the description tells it."""
     if isinstance(field.default, bool):
         return "on" if field.default else "off"
     if isinstance(field.default, ByteSize):
         return field.default.human_readable().replace(".0", "")
     if field.default is None:
-        return False
+        return None
     if isinstance(field.default, float):
         return f"{field.default:g}"
     return "none" if field.default == () else str(field.default)

@@ -1,6 +1,6 @@
-"""Who asks, and whether they may: one dependency of every route.
+"""Access control: authentication and caller limits, as one dependency of every route.
 
-What is not named below needs a key with the scope `complete`, so that a new route is closed until somebody opens it.
+A route that is not named below needs a key with the scope `complete`, so a new route is closed until it is opened here.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -23,7 +23,7 @@ _caller: ContextVar[str] = ContextVar("caller", default="")
 
 
 def current_caller() -> str:
-    """The name of the key that the request came with; empty if keys are not asked for."""
+    """The name of the request's API key; empty on a server without keys."""
     return _caller.get()
 
 
@@ -32,20 +32,20 @@ class Access:
     """The dependency.
 
     Attributes:
-        keys: those that are valid.
-        limits: of every caller's requests for drafts.
+        keys: the valid API keys.
+        limits: on each caller's requests for drafts.
     """
 
     keys: ApiKeys
     limits: CallerLimits
 
     async def __call__(self, request: Request) -> AsyncIterator[None]:
-        """Let a request pass. Runs before its body is read, and ends when its answer is sent.
+        """Admit a request. Runs before its body is read, and ends when its answer has been sent.
 
         Raises:
-            UnauthorizedError: there is no valid key.
-            ForbiddenError: the key is not for this.
-            TooManyRequestsError: the caller's limits are reached.
+            UnauthorizedError: the request has no valid key.
+            ForbiddenError: the key lacks the scope.
+            TooManyRequestsError: one of the caller's limits is reached.
         """
         route = request.scope["route"].path
         if route in _OPEN_ROUTES:
@@ -71,11 +71,11 @@ class Access:
         kind, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         if not given:
-            message = "This server asks for an API key; send it as `Authorization: Bearer KEY`."
+            message = "This server requires an API key; send it as `Authorization: Bearer KEY`."
             raise UnauthorizedError(message, code="missing_api_key")
         key = self.keys.find(given)
         if key is None:
-            raise UnauthorizedError("The API key is not valid here, or not any more.", code="invalid_api_key")
+            raise UnauthorizedError("The API key is not valid, or no longer valid.", code="invalid_api_key")
         if not key.allows(scope):
-            raise ForbiddenError(f"This needs an API key with the scope {scope}; {key.name} has not got it.")
+            raise ForbiddenError(f"This route needs an API key with the scope {scope}; {key.name} lacks it.")
         return key

@@ -1,7 +1,7 @@
-"""API keys: who may ask for what.
+"""API keys and their scopes.
 
-Keys are 256 random bits, so a plain SHA-256 of one tells nobody anything; only digests are kept. Keys come from a TOML
-file, which is read again when it changes, and from the environment.
+A key is 256 random bits, so its plain SHA-256 gives nothing away; only digests are kept. Keys come from a TOML file,
+which is read again when it changes, and from the environment.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from superdraft.server.edge.rate_limits import RateLimit
 from superdraft.server.errors import SettingsError
+from superdraft.server.settings import RateLimit
 
 Scope = Literal["complete", "metrics", "admin"]
 
 ALL_SCOPES: tuple[Scope, ...] = ("complete", "metrics", "admin")
-PREFIX = "sd-"  # lets people and secret scanners see what it is
+PREFIX = "sd-"  # lets people and secret scanners recognise a key
 MIN_LENGTH = 20
 RECHECK_S = 1.0
 _NAME = r"[A-Za-z0-9._-]{1,64}"
@@ -33,13 +33,13 @@ log = structlog.get_logger(__name__)
 
 
 class ApiKey(BaseModel):
-    """What is known of a key: one `[[key]]` table of the file.
+    """A known key: one `[[key]]` table of the file.
 
     Attributes:
         name: for people, logs and limits; unique.
         sha256: hexadecimal digest of the key.
-        scopes: what it may be used for; `admin` includes all others.
-        rate_limit: requests in a time; None: the server's.
+        scopes: what the key may be used for; `admin` includes all others.
+        rate_limit: requests per time; None: the server's.
         max_concurrent: requests at once; None: the server's.
     """
 
@@ -52,7 +52,7 @@ class ApiKey(BaseModel):
     max_concurrent: Annotated[int | None, Field(ge=1)] = None
 
     def allows(self, scope: Scope) -> bool:
-        """Whether the key may be used for this."""
+        """Whether the key may be used for this scope."""
         return scope in self.scopes or "admin" in self.scopes
 
 
@@ -63,13 +63,13 @@ class _KeyFile(BaseModel):
 
 
 class ApiKeys:
-    """The keys that are valid now.
+    """The keys that are currently valid.
 
-    A file that is damaged or gone while the server runs changes nothing: the keys that were read last stay valid, and
-    the log says so. It never opens the server to everybody.
+    If the file is damaged or removed while the server runs, the keys read last stay valid, and the log says so. The
+    server is never opened to everyone because of that.
 
     Args:
-        given: `name=key` pairs with commas between them, each with every scope; None: none.
+        given: comma-separated `name=key` pairs, each with every scope; None: none.
         file: made by `superdraft keys new`; None: none.
         clock: monotonic seconds.
 
@@ -91,17 +91,17 @@ class ApiKeys:
             raise SettingsError(f"There is no API key in {file or 'SUPERDRAFT_API_KEYS'}: run `superdraft keys new`.")
 
     def find(self, key: str) -> ApiKey | None:
-        """What is known of this key; None: it is not valid."""
+        """The known key; None: it is not valid."""
         self._refresh()
         digest = digest_of(key)
         found = None
-        for known in self._keys:  # all of them, whichever it is: nothing to be learned from the time
+        for known in self._keys:  # always all of them, so that the time taken reveals nothing
             if hmac.compare_digest(known.sha256, digest):
                 found = known
         return found
 
     def _refresh(self) -> None:
-        """Read the file again if it has changed; it is looked at once a second at most."""
+        """Read the file again if it has changed. It is checked at most once per second."""
         if self._file is None or self._clock() - self._checked_s < RECHECK_S:
             return
         self._checked_s = self._clock()
@@ -123,10 +123,10 @@ def digest_of(key: str) -> str:
 
 
 def read_keys(file: Path) -> list[ApiKey]:
-    """The keys of a file.
+    """The keys in a file.
 
     Raises:
-        SettingsError: it cannot be read, or is not what it should be.
+        SettingsError: the file cannot be read, or its contents are not valid.
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -143,16 +143,16 @@ def read_keys(file: Path) -> list[ApiKey]:
 
 
 def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
-    """Make a key and append its digest to a file, which only its owner may read if it is new.
+    """Make a key and append its digest to a file. A new file can be read by its owner only.
 
     Returns:
-        The key; it is kept nowhere.
+        The key, which is stored nowhere.
 
     Raises:
         SettingsError: the name is taken or not allowed, or the file cannot be used.
     """
     if re.fullmatch(_NAME, name) is None:
-        raise SettingsError(f"A key's name has 1 to 64 of the characters A-Z a-z 0-9 . _ -, got {name!r}.")
+        raise SettingsError(f"A key's name must have 1 to 64 of the characters A-Z a-z 0-9 . _ -, got {name!r}.")
     if file.exists() and any(known.name == name for known in read_keys(file)):
         raise SettingsError(f"There is a key named {name} in {file}: choose another name, or delete its table.")
     key = PREFIX + secrets.token_urlsafe(32)
@@ -160,7 +160,7 @@ def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
     table = f'[[key]]\nname = "{name}"\nsha256 = "{digest_of(key)}"\nscopes = [{quoted}]\n\n'
     try:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as out:
-            out.write(table)  # in one piece: a server may read the file at any time
+            out.write(table)  # in one write, since a server may read the file at any time
     except OSError as error:
         raise SettingsError(f"The key cannot be written to {file}: {error.strerror}.") from None
     return key
@@ -172,8 +172,8 @@ def _parse_given(given: str) -> list[ApiKey]:
         name, _, key = pair.partition("=")
         if re.fullmatch(_NAME, name) is None or len(key) < MIN_LENGTH:
             raise SettingsError(
-                f"SUPERDRAFT_API_KEYS must be name=key pairs with commas between them, each key of {MIN_LENGTH} "
-                "characters or more; `superdraft keys new` makes one."
+                f"SUPERDRAFT_API_KEYS must be comma-separated name=key pairs, each key of at least {MIN_LENGTH} "
+                "characters; `superdraft keys new` makes one."
             )
         keys.append(ApiKey(name=name, sha256=digest_of(key), scopes=frozenset(ALL_SCOPES)))
     return keys
@@ -184,7 +184,9 @@ def _joined(given: list[ApiKey], in_file: list[ApiKey]) -> list[ApiKey]:
     names = [key.name for key in keys]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise SettingsError(f"Two API keys are named {twice}; sessions and limits go by the name, so give one another.")
+        raise SettingsError(
+            f"Two API keys are named {twice}. Sessions and limits go by the name: rename one of the keys."
+        )
     return keys
 
 

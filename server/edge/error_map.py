@@ -1,6 +1,6 @@
-"""Every failure in one JSON shape, OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
+"""Errors as HTTP answers, in OpenAI's JSON shape: `{"error": {"message", "type", "param", "code"}}`.
 
-`_ERRORS` is the one table from exception to status, for JSON answers and event streams alike. No message holds prompt
+`_ERRORS` is the only table from exceptions to statuses, for JSON answers and event streams. No message holds prompt
 text or a traceback.
 """
 
@@ -37,7 +37,7 @@ from superdraft.server.observe.stats import CLIENT_CLOSED_REQUEST, current_recor
 log = structlog.get_logger(__name__)
 
 _MAX_QUOTED = 80
-# What Pydantic's complaints begin with, where ours have the field's name.
+# The beginning of Pydantic's messages, which is replaced by the field's name.
 _SUBJECT = re.compile(r"^(Value error, |(Input|String|List|Dictionary) (?=should ))")
 
 
@@ -59,7 +59,7 @@ class NotFoundError(Exception):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """The error."""
 
     message: str
     type: str
@@ -68,20 +68,20 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorEvent(BaseModel):
-    """A stream's last event, if it fails. The request's id stands in the answer's `x-request-id`."""
+    """The last event of a stream that fails. The request's id is in the header `x-request-id`."""
 
     error: ErrorDetail
 
 
 class ErrorResponse(ErrorEvent):
-    """The body of every answer that is not a success. `request_id`: as in the header `x-request-id`, and in the log."""
+    """The body of every error answer. `request_id`: as in the header `x-request-id` and in the log."""
 
     request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How an exception is answered."""
+    """The answer to an exception."""
 
     status: int
     detail: ErrorDetail
@@ -90,20 +90,20 @@ class Failure:
 
     @property
     def body(self) -> ErrorEvent:
-        """The JSON of an event."""
+        """The answer as an event of a stream."""
         return ErrorEvent(error=self.detail)
 
     def log(self) -> None:
-        """Note it for the request's log line; if it is the server's fault, in a line of its own, too."""
+        """Note the failure for the request's log line, and on a line of its own if it is the server's fault."""
         current_record().fail(self.status, self.detail.code)
         if self.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
             cause = self.cause if self.status == http.HTTPStatus.INTERNAL_SERVER_ERROR else None
             log.error("request_failed", status=self.status, error=self.detail.message, exc_info=cause)
 
 
-_RETRY_SOON = {"x-should-retry": "true", **retry_after(1.0)}  # by then another server may be there
+_RETRY_SOON = {"x-should-retry": "true", **retry_after(1.0)}  # by then another server may be ready
 
-# exception -> (HTTP status, type, code and headers unless the exception has its own); the first match counts
+# exception -> (HTTP status, type, code and headers unless the exception has its own); the first match applies
 _ERRORS: tuple[tuple[type[Exception], int, str, str, Mapping[str, str]], ...] = (
     (UnauthorizedError, 401, "authentication_error", "invalid_api_key", {"www-authenticate": "Bearer"}),
     (ForbiddenError, 403, "permission_error", "insufficient_scope", {}),
@@ -120,7 +120,7 @@ _ERRORS: tuple[tuple[type[Exception], int, str, str, Mapping[str, str]], ...] = 
 
 
 def failure_of(error: Exception) -> Failure:
-    """The answer for an exception; one that is not in the table is an internal error that tells nothing."""
+    """The answer to an exception. One that is not in the table is an internal error, whose message is not sent."""
     for kind_of_error, status, kind, code, headers in _ERRORS:
         if isinstance(error, kind_of_error):
             code, param = getattr(error, "code", code), getattr(error, "param", None)
@@ -131,7 +131,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def response_of(error: Exception) -> JSONResponse:
-    """`failure_of` as a whole answer, noted in the log."""
+    """The HTTP response to an exception, which is also logged."""
     return _response(failure_of(error))
 
 
@@ -156,7 +156,7 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     status, where = error.status_code, f"{request.method} {request.url.path[:_MAX_QUOTED]}"
     if status == http.HTTPStatus.NOT_FOUND:
-        message, code = f"There is no {where} here; GET /docs lists what there is.", "route_not_found"
+        message, code = f"There is no {where} here; GET /docs lists the routes.", "route_not_found"
     elif status == http.HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "another method")
         message, code = f"{where} is not allowed; this path takes {allowed}.", "method_not_allowed"
@@ -168,7 +168,7 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
 
 
 def invalid_request(error: ValidationError) -> InvalidRequestError:
-    """Pydantic's first complaint as a message that names field, limit and value, but quotes no text of the caller."""
+    """Pydantic's first error as a message with field, limit and value, which quotes no text of the caller."""
     item = error.errors(include_url=False, include_context=False)[0]
     path = [str(part)[:_MAX_QUOTED] for part in item["loc"]]
     param = path[0] if path else None
@@ -179,12 +179,12 @@ def invalid_request(error: ValidationError) -> InvalidRequestError:
         return InvalidRequestError(
             f"{where} is not a field of this request; /docs lists them.", param=param, code="unknown_field"
         )
-    complaint = _SUBJECT.sub("", item["msg"])
-    return InvalidRequestError(f"{where} {complaint}, got {describe(item['input'])}.", param=param)
+    problem = _SUBJECT.sub("", item["msg"])
+    return InvalidRequestError(f"{where} {problem}, got {describe(item['input'])}.", param=param)
 
 
 def describe(value: Any) -> str:
-    """A JSON value for an error message: numbers as they are, text and containers by kind and size."""
+    """A JSON value in an error message: numbers as they are, text and containers by kind and size."""
     match value:
         case None | bool():
             return {None: "null", True: "true", False: "false"}[value]

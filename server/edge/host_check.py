@@ -1,7 +1,7 @@
-"""By which names a server may be asked that only this machine reaches and that wants no key.
+"""Host-header check for a keyless server on localhost, as a guard against DNS rebinding.
 
-Any site can let a name of its own point to 127.0.0.1 (DNS rebinding). To a browser that has one of its pages open, the
-server is then the site's, and the page may read every answer. Such requests name the site in their `Host`.
+Any site can point a name of its own at 127.0.0.1. A browser that has one of the site's pages open then takes the server
+for the site's, and the page may read every answer. Such requests carry the site's name in their `Host`.
 """
 
 import ipaddress
@@ -22,10 +22,10 @@ class HostNotAllowedError(ForbiddenError):
 
 
 class HostCheckMiddleware:
-    """ASGI middleware. Lets pass what is sent to an address, to `localhost` or to one of the allowed names.
+    """ASGI middleware that admits requests to an IP address, to `localhost` or to one of the allowed names.
 
     Args:
-        app: what answers.
+        app: the app behind it.
         allowed: further names.
     """
 
@@ -39,7 +39,7 @@ class HostCheckMiddleware:
             await self._app(scope, receive, send)
             return
         message = (
-            "Host must be localhost or an address, since this server asks for no API key: any site could read its "
+            "Host must be localhost or an IP address, since this server requires no API key: any site could read its "
             "answers under a name of its own. Name the host in --allowed-host, or use API keys."
         )
         await response_of(HostNotAllowedError(message))(scope, receive, send)
@@ -49,7 +49,7 @@ class HostCheckMiddleware:
             name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
         except ValueError:
             return False
-        is_local = not host or name == "localhost" or name.endswith(".localhost")  # without a host: no browser
+        is_local = not host or name == "localhost" or name.endswith(".localhost")  # no browser omits the host
         return is_local or name in self._allowed or _is_address(name)
 
 

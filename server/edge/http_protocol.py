@@ -1,7 +1,7 @@
-"""uvicorn's HTTP/1.1 with an end to every wait, so that connections that hang cost nobody else anything.
+"""uvicorn's HTTP/1.1 protocol with time limits, so that stalled connections do not affect other clients.
 
-By itself uvicorn waits for ever for a request that has begun, for the rest of a body and for a reader that takes
-nothing, and it opens any number of connections.
+uvicorn itself waits without limit for the rest of a request and for a client that does not read its answer, and accepts
+any number of connections.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from superdraft.server.edge.security_headers import SAFE_HEADERS
 
 
 def _answer(status: str, kind: str, code: str, message: str, headers: Mapping[str, str] | None = None) -> bytes:
-    """A whole answer that the app knows nothing of; the connection is closed behind it."""
+    """A complete answer without the app; the connection is closed after it."""
     body = f'{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":"{code}"}},"request_id":null}}'
     own = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     lines = [f"{name}: {value}" for name, value in {**own, **SAFE_HEADERS, **(headers or {})}.items()]
@@ -30,19 +30,19 @@ _NOT_HTTP = _answer(
     "400 Bad Request",
     "invalid_request_error",
     "invalid_http",
-    "This is no valid HTTP/1.1 request, or its head is over the limit of 64 KiB.",
+    "This is not a valid HTTP/1.1 request, or its head is over the limit of 64 KiB.",
 )
 _TIMED_OUT = _answer(
     "408 Request Timeout",
     "invalid_request_error",
     "request_timeout",
-    "The request did not arrive whole in time; send it again.",
+    "The request did not arrive completely in time; send it again.",
 )
 _TOO_MANY = _answer(
     "503 Service Unavailable",
     "overloaded_error",
     "too_many_connections",
-    "Too many connections are open; use those that you have.",
+    "Too many connections are open; use existing ones.",
     {**NO_RETRY, **retry_after(1.0)},
 )
 
@@ -50,12 +50,12 @@ _TOO_MANY = _answer(
 class BoundedHttpProtocol(H11Protocol):
     """One connection.
 
-    A request, head and body, must be here `receive_timeout_s` after its first byte, the first one of a connection after
-    the connection was opened: what comes drop by drop does not move the end. A reader that takes nothing for as long is
-    cut off. When `max_connections` are open, the one that has been idle for longest makes room; if none is idle, the
-    new one is answered 503.
+    A request, head and body, must be complete `receive_timeout_s` after its first byte, however many pieces it comes
+    in. For the first request of a connection, the time counts from when the connection was opened. A client that reads
+    nothing for as long is disconnected. When `max_connections` are open, the one that has been idle longest is closed;
+    if none is idle, the new one is answered 503.
 
-    The two limits are attributes of subclasses that `bounded` makes: uvicorn makes the objects.
+    The two limits are attributes of subclasses made by `bounded`, since uvicorn makes the objects.
     """
 
     receive_timeout_s: float
@@ -73,13 +73,13 @@ class BoundedHttpProtocol(H11Protocol):
         self._stuck: asyncio.TimerHandle | None = None
         self.idle_since_s = self.loop.time()
 
-    # What asyncio calls
+    # Called by asyncio
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client is there."""
+        """A client has connected."""
         super().connection_made(transport)
         peer = transport.get_extra_info("socket")
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # notices clients that vanished
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # detects clients that vanished
         if len(self.connections) > self.max_connections and not self._make_room():
             transport.write(_TOO_MANY)
             transport.close()
@@ -87,62 +87,62 @@ class BoundedHttpProtocol(H11Protocol):
         self._receiving = self.loop.call_later(self.receive_timeout_s, self._on_receive_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """The connection has ended."""
         self._stop_receive_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Some of a request."""
+        """Part of a request has arrived."""
         super().data_received(data)
         self._watch()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than we write."""
+        """The client reads more slowly than the server writes."""
         super().pause_writing()
         self._stop_write_timer()
         self._stuck = self.loop.call_later(self.receive_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """The client has caught up."""
         self._stop_write_timer()
         super().resume_writing()
 
-    # What uvicorn calls
+    # Called by uvicorn
 
     def on_response_complete(self) -> None:
-        """An answer is written."""
+        """An answer has been written."""
         self.idle_since_s = self.loop.time()
         super().on_response_complete()
         self._watch()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn says always the same)
-        """What came is no HTTP; uvicorn would say so in plain text, and fail if the request has its answer already."""
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn always passes the same text)
+        """Answer what is not HTTP. uvicorn would use plain text, and fail if the request had been answered already."""
         if self.cycle is not None:
-            self.cycle.disconnected = True  # what the app still says is not written behind this
+            self.cycle.disconnected = True  # the app's answer must not follow this one
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.write(_NOT_HTTP)
         self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: uvicorn would tell the operator to install a library, whenever a client asks for a WebSocket."""
+        """Do nothing. uvicorn would log advice to install a library whenever a client asks for a WebSocket."""
 
     def timeout_keep_alive_handler(self) -> None:
-        """No further request came."""
-        if self.transport.get_write_buffer_size():  # nor was the last answer read: closing would wait for that
+        """No further request came in time."""
+        if self.transport.get_write_buffer_size():  # the last answer was not read, and closing would wait for that
             self.transport.abort()
         super().timeout_keep_alive_handler()
 
-    # Our own
+    # Own methods
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing of a request is here."""
+        """Whether no part of a request is being received or answered."""
         is_answered = self.cycle is None or self.cycle.response_complete
         return is_answered and not self.transport.is_closing() and not self.conn.trailing_data[0]
 
     def _watch(self) -> None:
-        """Run the clock while a request is arriving, from its first byte on."""
+        """Run the receive timer while a request is arriving, from its first byte."""
         is_arriving = self.conn.their_state is h11.SEND_BODY
         is_arriving |= self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
         if not is_arriving or self.transport.is_closing():
@@ -165,7 +165,7 @@ class BoundedHttpProtocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # what the app still says is not written behind this
+            self.cycle.disconnected = True  # the app's answer must not follow this one
             is_answered = self.cycle.response_started
         else:
             is_answered = self.is_idle
@@ -174,7 +174,7 @@ class BoundedHttpProtocol(H11Protocol):
         self.transport.close()
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle for longest; False if none is."""
+        """Close the connection that has been idle longest; False if none is idle."""
         others = (each for each in self.connections if isinstance(each, BoundedHttpProtocol) and each is not self)
         idle = [each for each in others if each.is_idle]
         if not idle:
@@ -186,6 +186,6 @@ class BoundedHttpProtocol(H11Protocol):
 
 
 def bounded(receive_timeout_s: float, max_connections: int) -> type[BoundedHttpProtocol]:
-    """The protocol with these limits; see there."""
+    """A subclass of the protocol with these limits."""
     limits = {"receive_timeout_s": receive_timeout_s, "max_connections": max_connections}
     return type("BoundedHttpProtocol", (BoundedHttpProtocol,), limits)

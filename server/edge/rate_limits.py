@@ -1,40 +1,27 @@
-"""How often and how many at once one caller may ask: a key, or without keys a network address."""
+"""Rate and concurrency limits per caller: an API key, or a network address on a server without keys."""
 
 import ipaddress
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated
 
 import limits
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from pydantic import AfterValidator
 
 from superdraft.server.edge.refusals import TooManyRequestsError
 
 _IPV6_NETWORK_BITS = 64  # what one household or machine usually has
 
 
-def _checked(text: str) -> str:
-    try:
-        limits.parse(text)
-    except ValueError:
-        raise ValueError('must be a number of requests in a time, such as "600/minute" or "20/second"') from None
-    return text
-
-
-RateLimit = Annotated[str, AfterValidator(_checked)]
-
-
 class CallerLimits:
-    """Counts every caller's requests. For the event loop.
+    """Counts every caller's requests. For one event loop.
 
     Args:
-        rate_limit: requests in a time for callers without a limit of their own; None: any number.
-        max_concurrent: likewise, requests at once.
-        on_shed: told why, for every request that is refused.
+        rate_limit: requests per time, for callers without a limit of their own; None: no limit.
+        max_concurrent: requests at once, for callers without a limit of their own; None: no limit.
+        on_shed: called with the reason for every request that is refused.
     """
 
     def __init__(
@@ -56,9 +43,9 @@ class CallerLimits:
         """Count a request for as long as the context lasts.
 
         Args:
-            caller: whose it is.
-            rate_limit: the caller's own; None: the one of all.
-            max_concurrent: likewise.
+            caller: who sent it.
+            rate_limit: the caller's own; None: the common one.
+            max_concurrent: the caller's own; None: the common one.
 
         Raises:
             TooManyRequestsError: a limit is reached.
@@ -66,7 +53,7 @@ class CallerLimits:
         most = max_concurrent or self._max_concurrent
         if most is not None and self._running[caller] >= most:
             self._on_shed("max_concurrent")
-            message = f"This caller has {most} requests at once, as many as it may; wait for one of them to end."
+            message = f"This caller has {most} requests running, its limit; wait for one of them to end."
             raise TooManyRequestsError(message, code="too_many_concurrent_requests")
         await self._hit(caller, rate_limit or self._rate_limit)
         self._running[caller] += 1
@@ -84,16 +71,16 @@ class CallerLimits:
         if not await self._limiter.hit(item, caller):
             self._on_shed("rate_limit")
             window = await self._limiter.get_window_stats(item, caller)
-            message = f"This caller has sent {item}, as many as it may."
+            message = f"This caller has sent {item}, its limit."
             wait_s = max(0.001, window.reset_time - time.time())
             raise TooManyRequestsError(message, code="rate_limit_exceeded", retry_after_s=wait_s)
 
 
 def network_of(address: str | None) -> str:
-    """What stands for a client without a key: its IPv4 address, or the network of its IPv6 address."""
+    """The caller's name for a client without a key: its IPv4 address, or the network of its IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address or "")
-    except ValueError:  # a Unix socket, say
+    except ValueError:  # a Unix socket, for instance
         return address or "unknown"
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:

@@ -1,4 +1,4 @@
-"""Why a request is not served although nothing in it is wrong: who asks, how often, and how much there is to do."""
+"""Exceptions for valid requests that are not answered: authentication, rate limits, overload, clients that leave."""
 
 import math
 from collections.abc import Mapping
@@ -6,17 +6,17 @@ from typing import Final
 
 from superdraft.decoding.errors import EngineError
 
-# A client that sends the same key press again gets an answer that nobody waits for any more.
+# The answer to a repeated keystroke would come too late: the user has typed on.
 NO_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """Headers that say when it may be worth asking again."""
+    """Headers that say when a client may try again."""
     return {"retry-after-ms": str(math.ceil(seconds * 1000)), "retry-after": str(max(1, math.ceil(seconds)))}
 
 
 class UnauthorizedError(Exception):
-    """No key, or one that is not known."""
+    """The request has no API key, or an unknown one."""
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
@@ -24,7 +24,7 @@ class UnauthorizedError(Exception):
 
 
 class ForbiddenError(Exception):
-    """The key is known but does not have the scope."""
+    """The API key is known but lacks the scope."""
 
 
 class TooManyRequestsError(Exception):
@@ -33,7 +33,7 @@ class TooManyRequestsError(Exception):
     Args:
         message: which limit.
         code: a short machine-readable reason.
-        retry_after_s: when it may be worth asking again.
+        retry_after_s: seconds after which the client may try again.
     """
 
     def __init__(self, message: str, *, code: str, retry_after_s: float = 1.0) -> None:
@@ -43,4 +43,8 @@ class TooManyRequestsError(Exception):
 
 
 class OverloadedError(TooManyRequestsError, EngineError):
-    """The server has too much to do; like all of the engine's errors, it may end a stream."""
+    """The server is full. Like the engine's errors, this one may end a stream."""
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its answer was ready."""

@@ -1,4 +1,4 @@
-"""Around every request: its id in and out, one log line, its metrics, and an answer even when a handler fails."""
+"""Context of every request: its id, one log line, its metrics, and an answer even if a handler fails."""
 
 import asyncio
 import re
@@ -10,12 +10,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from superdraft.server.edge.error_map import response_of
+from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.observe.metrics import OTHER_ROUTE, Metrics
 from superdraft.server.observe.stats import CLIENT_CLOSED_REQUEST, RequestRecord, Statistics, start_record
-from superdraft.server.service import ClientGoneError
 
 REQUEST_ID_HEADER = "x-request-id"
-# Asked again and again, or a page's many files.
+# Polled routes, and the files of a page.
 OPERATION_ROUTES = frozenset({"/health", "/ready", "/metrics", "/v1/stats", "/v1/health", "/static/{name}"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -27,11 +27,11 @@ class RequestContextMiddleware:
     """ASGI middleware. A client's own `x-request-id` is kept if it is short and plain.
 
     Args:
-        app: what is around the request.
-        metrics: where it is counted.
-        statistics: likewise.
-        templates: the paths of the app's routes, with parameters as `{name}`. Paths as they came are neither counted
-            nor logged: they are the client's text.
+        app: the app behind it.
+        metrics: where requests are counted.
+        statistics: where requests are counted, too.
+        templates: paths of the app's routes, with parameters as `{name}`. The requested path itself is neither counted
+            nor logged, since it is the client's text.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, statistics: Statistics, templates: frozenset[str]) -> None:
@@ -62,12 +62,12 @@ class RequestContextMiddleware:
                 await self._app(scope, receive, send_with_id)
             except ClientGoneError:
                 status, record.is_cancelled = CLIENT_CLOSED_REQUEST, True
-            except asyncio.CancelledError:  # so Ray Serve tells that the client is gone
+            except asyncio.CancelledError:  # this is how Ray Serve reports that the client left
                 record.is_cancelled = True
                 self._finish(scope, record, CLIENT_CLOSED_REQUEST, time.perf_counter() - started_s)
                 raise
             except Exception as error:
-                response = response_of(error)  # notes the error
+                response = response_of(error)  # also logs the error
                 if status == 0:
                     await response(scope, receive, send_with_id)
             self._finish(scope, record, status, time.perf_counter() - started_s)
@@ -84,6 +84,6 @@ class RequestContextMiddleware:
             log.info("request", **fields, **record.fields())
 
     def _template_of(self, scope: Scope) -> str:
-        """The route that a request came to, or would have come to."""
+        """The template of the request's route, whether or not the route was reached."""
         route = getattr(scope.get("route"), "path", scope["path"])
         return route if route in self._templates else OTHER_ROUTE

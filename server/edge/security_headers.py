@@ -1,4 +1,4 @@
-"""Headers that keep browsers from doing more with an answer than they should."""
+"""Security headers, which limit what browsers do with an answer."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -7,7 +7,7 @@ SAFE_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
-    "cache-control": "no-store",  # answers hold what somebody wrote
+    "cache-control": "no-store",  # answers hold what a user wrote
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 # The documentation pages load their scripts from a public site.
@@ -15,10 +15,10 @@ _PAGES = dict.fromkeys(("/docs", "/redoc"), "frame-ancestors 'none'")
 
 
 class SecurityHeadersMiddleware:
-    """ASGI middleware. Headers that the app has set stay.
+    """ASGI middleware that adds the headers. Those that the app has set stay.
 
     Args:
-        app: what answers.
+        app: the app behind it.
     """
 
     def __init__(self, app: ASGIApp) -> None:

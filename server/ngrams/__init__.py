@@ -1,1 +1,1 @@
-"""The n-gram models of a server: which ones it has and which one a request gets."""
+"""The n-gram models of a server: those on disk, and the one that a request gets."""

@@ -1,4 +1,4 @@
-"""The n-gram models on disk: found by name at each request, loaded on first use, the last used ones kept."""
+"""The n-gram models on disk: found by name at each request, loaded on first use, the most recently used ones kept."""
 
 import asyncio
 from collections import OrderedDict
@@ -28,7 +28,7 @@ _REPLACING_S = 0.02
 
 T = TypeVar("T")
 _FileIdentity = tuple[int, int, int, int]
-# The manifest's identity and the binary's. A model that is replaced gets other ones.
+# Identities of the manifest and the binary. They change when the model is replaced.
 _Version = tuple[_FileIdentity, _FileIdentity | None]
 
 log = structlog.get_logger(__name__)
@@ -36,27 +36,27 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What came of loading one version of a model; `version` None: the version is not known."""
+    """The result of loading one version of a model; `version` None: the version is not known."""
 
     version: _Version | None
     outcome: NgramModel | NgramModelError
 
 
 class ModelFolders:
-    """The models on disk, and those of them that are loaded.
+    """The models on disk, and the loaded ones among them.
 
-    Each request looks at the model's files, so a model that was added or replaced is seen without a restart; those who
-    use the old one keep it, since its mapping lives as long as its scorer. Models are loaded one at a time in a thread
-    of their own; KenLM maps them. The `max_models` that were used last are kept for the next request.
+    Every request checks the model's files, so a model that was added or replaced is seen without a restart. Requests
+    that use the old one keep it, since its mapping lives as long as its scorer. Models are loaded one at a time in a
+    thread of their own; KenLM maps them into memory. The `max_models` most recently used ones stay loaded.
 
     For one event loop.
 
     Args:
         fingerprint: of the language model's tokenizer.
         home: Superdraft's home folder, see `list_ngram_models`.
-        max_models: how many are kept, at least 1.
-        paths: models that the operator named by path, by the name that requests have for them.
-        first: a model that is loaded already, and is never dropped.
+        max_models: models that stay loaded, at least 1.
+        paths: folders of models that the operator named by path, by the name that requests use.
+        first: a model that is loaded already and is never dropped.
 
     Attributes:
         fingerprint: as given.
@@ -79,7 +79,7 @@ class ModelFolders:
         self._paths = dict(paths or {})
         self._kept: OrderedDict[str, _Loaded] = OrderedDict()  # least recently used first
         self._refused: dict[str, _Loaded] = {}
-        # A model may be dropped while it is in use, and asked for again: it need not be mapped twice.
+        # A model may be dropped while it is in use, and requested again: it need not be mapped twice.
         self._alive: WeakValueDictionary[tuple[str, TokenizerIdentity], KenLMScorer] = WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[_Loaded]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="superdraft-ngram")
@@ -88,20 +88,20 @@ class ModelFolders:
             self._alive[_identity(first.manifest)] = first.scorer
 
     def is_loaded(self, name: str) -> bool:
-        """Whether the model is kept."""
+        """Whether the model is loaded."""
         return name in self._kept
 
     async def get(self, name: str) -> NgramModel:
         """The model of this name, as it is on disk now.
 
         Raises:
-            NgramModelNotFoundError: there is none.
-            BrokenNgramModelError: it is damaged.
-            TokenizerMismatchError: it was built for another tokenizer.
+            NgramModelNotFoundError: there is no such model.
+            BrokenNgramModelError: the model is damaged.
+            TokenizerMismatchError: the model was built for another tokenizer.
         """
         version = self._version(name)
         if version is None and name in self._kept:
-            await asyncio.sleep(_REPLACING_S)  # it may be about to be replaced, which takes two renames
+            await asyncio.sleep(_REPLACING_S)  # it may be in the middle of being replaced, which takes two renames
             version = self._version(name)
         if version is None:
             self._kept.pop(name, None)
@@ -116,7 +116,7 @@ class ModelFolders:
         return loaded.outcome
 
     async def listed(self) -> list[ListedModel]:
-        """All models that have a name, sorted by it."""
+        """All models that have a name, sorted by name."""
         return await self._in_thread(self._list)
 
     def _list(self) -> list[ListedModel]:
@@ -144,13 +144,13 @@ class ModelFolders:
         return self._paths.get(name) or named_model_folder(name, self._home)
 
     def _version(self, name: str) -> _Version | None:
-        """Which files the model consists of; None: there is no such model. A few system calls, no reading."""
+        """Identity of the model's files; None: there is no such model. Takes a few system calls and reads nothing."""
         folder = self._folder(name)
         manifest = None if folder is None else _identity_of_file(folder / MANIFEST_FILE)
         return None if folder is None or manifest is None else (manifest, _identity_of_file(folder / BINARY_FILE))
 
     def _version_of(self, model: NgramModel) -> _Version | None:
-        """The version that somebody else loaded; None: it was replaced since."""
+        """The version of a model that was loaded elsewhere; None: it has been replaced since."""
         version = self._version(model.name)
         try:
             return version if Manifest.read(model.folder) == model.manifest else None
@@ -164,7 +164,7 @@ class ModelFolders:
             task = asyncio.create_task(self._in_thread(lambda: self._load_here(name)))
             self._loading[name] = task
             task.add_done_callback(lambda _: self._loading.pop(name, None))
-        return await asyncio.shield(task)  # when one of them goes away, the others still wait
+        return await asyncio.shield(task)  # if one of them is cancelled, the others still wait
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -174,7 +174,7 @@ class ModelFolders:
             version = self._version(name)
             outcome = self._open(name)
             if version == self._version(name):
-                break  # else it was replaced meanwhile, and parts of two models may have been read
+                break  # otherwise it was replaced meanwhile, and parts of two models may have been read
         if isinstance(outcome, BrokenNgramModelError):
             log.error("ngram_model_damaged", ngram_model=name, problem=str(outcome))
         return _Loaded(version, outcome)
@@ -198,7 +198,7 @@ class ModelFolders:
 
 
 def _identity(manifest: Manifest) -> tuple[str, TokenizerIdentity]:
-    """What a scorer is made of."""
+    """Identity of a scorer's contents."""
     return manifest.binary_sha256, manifest.tokenizer
 
 

@@ -1,4 +1,4 @@
-"""What the commands that make n-gram models have in common."""
+"""Options shared by the commands that make n-gram models."""
 
 import shlex
 from pathlib import Path
@@ -26,16 +26,16 @@ def prune_counts(text: str) -> tuple[int, ...]:
     """The counts of `--prune`.
 
     Raises:
-        ValueError: it holds something else than whole numbers.
+        ValueError: the text holds something other than integers.
     """
     try:
         return tuple(int(count) for count in shlex.split(text))
     except ValueError:
-        raise ValueError(f"The pruning must be numbers with spaces between them, got {text!r}.") from None
+        raise ValueError(f"The pruning must be integers separated by spaces, got {text!r}.") from None
 
 
 def tokenizer_identity(name: str, tokenizer: "Tokenizer") -> TokenizerIdentity:
-    """What the manifest says of the tokenizer."""
+    """The tokenizer's identity in a model's manifest."""
     return TokenizerIdentity(
         name=name,
         fingerprint=tokenizer_fingerprint(tokenizer.vocabulary),

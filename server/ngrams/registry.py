@@ -19,27 +19,29 @@ from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.ngram_models.store.registry import ListedModel
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.ngrams.folders import ModelFolders
-from superdraft.server.wires.native.schemas import NgramChoice
 
 MAX_PARTS: Final = 8
-"""Models of a mixture, at most: each is asked at every step."""
+"""Most models in a mixture, since each is queried at every step."""
 
 Scorer = NgramScorer[Any]
+
+NgramChoice = str | dict[str, float] | None
+"""What a request may ask for: a model's name, {name: weight} of a mixture, or no n-gram model."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """One name that `ngram_model` takes.
+    """One name that `ngram_model` may have.
 
     Attributes:
         name: of the model.
         order: the longest n-gram, in tokens; None: its manifest cannot be read.
-        size_bytes: of its binary; None: the same, or it is no model of the disk.
-        tokenizer: name of the tokenizer that it is for; None: the same.
-        fits: whether that is the language model's.
-        is_loaded: whether a request would not have to load it.
+        size_bytes: of its binary; None: its manifest cannot be read, or the model is not on disk.
+        tokenizer: name of the tokenizer that it is for; None: as for `size_bytes`.
+        fits: whether that is the language model's tokenizer.
+        is_loaded: whether a request can use the model without loading it.
     """
 
     name: str
@@ -51,11 +53,11 @@ class KnownModel:
 
 
 class NgramModels:
-    """What `ngram_model` may name in a request.
+    """The models that requests may name.
 
     Args:
-        scorers: by name; they are there without being looked for, and win over models on disk.
-        default: the model for requests that don't say; None: none.
+        scorers: by name; these need no loading, and win over models on disk.
+        default: name of the model for requests that name none; None: no model.
         folders: the models on disk; None: there are none.
 
     Raises:
@@ -83,30 +85,30 @@ class NgramModels:
 
     @property
     def default_scorer(self) -> Scorer | None:
-        """For requests that don't name a model, as it was when it was last looked at; None: they use none."""
+        """The scorer for requests that name no model, as of the last check; None: they use none."""
         return self._default_scorer
 
     async def current_default(self) -> Scorer | None:
-        """The same, after a look whether the default model was replaced.
+        """The scorer for requests that name no model, after checking whether the model was replaced.
 
-        A default model that has gone or is damaged does not stop anybody: the one that is loaded goes on.
+        If the default model has been removed or damaged, the loaded one stays in use.
         """
         if self.default is not None and self.default not in self._scorers and self._folders is not None:
             try:
                 self._default_scorer = (await self._folders.get(self.default)).scorer
                 self._default_is_current = True
             except NgramModelError as error:
-                if self._default_is_current:  # not again at every request
+                if self._default_is_current:  # logged once, not at every request
                     log.warning("default_ngram_model_kept", ngram_model=self.default, reason=type(error).__name__)
                 self._default_is_current = False
         return self.default_scorer
 
     async def choose(self, choice: NgramChoice) -> Scorer | None:
-        """The scorer that a request asks for; loads what is not loaded.
+        """The scorer that a request asks for. Loads models that are not loaded.
 
         Raises:
-            NotFoundError: it names a model that is not there.
-            InvalidRequestError: it names a model that is damaged or for another tokenizer, or too many.
+            NotFoundError: the request names a model that is not here.
+            InvalidRequestError: a model is damaged or for another tokenizer, or there are too many models.
         """
         if choice is None:
             return None
@@ -117,18 +119,18 @@ class NgramModels:
         return mixed([(await self._part(name), weight) for name, weight in weights.items()])
 
     async def tuning(self, choice: NgramChoice) -> Tuning | None:
-        """What was tuned for the models of a choice that `choose` took; of several, the first one's counts."""
+        """The tuning for a choice that `choose` accepted; of several models, the first one's."""
         names = [choice] if isinstance(choice, str) else list(choice or ())
         first = next(iter(names), None)
         if first is None or first in self._scorers or self._folders is None:
             return None
         try:
             return (await self._folders.get(first)).manifest.tuning
-        except NgramModelError:  # it was deleted just now
+        except NgramModelError:  # it has just been deleted
             return None
 
     async def listed(self) -> list[KnownModel]:
-        """All models that have a name, whether they fit or not."""
+        """All models that have a name, whether or not they fit the tokenizer."""
         known = [KnownModel(name, scorer.order, None, None, True, True) for name, scorer in self._scorers.items()]
         if self._folders is not None:
             listed = [model for model in await self._folders.listed() if model.name not in self._scorers]
@@ -148,7 +150,7 @@ class NgramModels:
         except TokenizerMismatchError as error:
             code = "ngram_model_wrong_tokenizer"
             raise InvalidRequestError(str(error), param="ngram_model", code=code) from None
-        except BrokenNgramModelError:  # its message holds paths of the server
+        except BrokenNgramModelError:  # its message holds the server's paths
             message = f"The n-gram model {name!r} is damaged; the server's log says how. Name another one."
             raise InvalidRequestError(message, param="ngram_model", code="ngram_model_damaged") from None
 

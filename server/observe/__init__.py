@@ -1,1 +1,1 @@
-"""What operators see: metrics, statistics, logs."""
+"""Observability: metrics, statistics and logs."""

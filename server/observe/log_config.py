@@ -1,4 +1,4 @@
-"""One log format for everything, uvicorn included. Prompt text is never logged."""
+"""Log configuration: one format for all records, including uvicorn's. Prompt text is never logged."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ from structlog.typing import EventDict
 from superdraft.decoding.errors import SuperdraftError
 from superdraft.ngram_models.errors import NgramModelError
 
-# Exceptions whose messages hold no text of a request. Others may quote it: KeyError, say, does.
+# Exceptions whose messages hold no text of a request. Others may quote it, as KeyError does.
 _TEXT_FREE = (SuperdraftError, NgramModelError, OSError, MemoryError)
 _WITHHELD = "(message withheld: it may quote a prompt)"
 
@@ -58,7 +58,7 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
 
 
 def _without_details_of_asyncio(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
-    """Behind its first line, asyncio shows the task that failed, and so the exception's message."""
+    """Keep only the first line of asyncio's messages: the others show the failed task, and with it the exception."""
     if event_dict.get("logger") == "asyncio":
         event_dict["event"] = str(event_dict["event"]).partition("\n")[0]
     return event_dict
@@ -69,10 +69,10 @@ def _traceback_of(exc_info: tuple[type[BaseException], BaseException, TracebackT
 
 
 def describe_exception(error: BaseException) -> str:
-    """A traceback, causes first, with the messages of only those exceptions that never quote a request."""
+    """A traceback, causes first, with messages only of exceptions that never quote a request."""
     parts: list[str] = []
     link: BaseException | None = error
-    while link is not None and len(parts) < 10:  # causes may go round in a circle
+    while link is not None and len(parts) < 10:  # causes may form a cycle
         parts.append(_describe_one(link))
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return "\n\nwhich led to:\n\n".join(reversed(parts))

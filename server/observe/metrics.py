@@ -1,7 +1,7 @@
-"""What Prometheus may ask: one class, whose methods the service calls. No label and no value holds text of a prompt.
+"""Metrics for Prometheus. No label and no value holds text of a prompt.
 
-Each app has a registry of its own. Every label has few values: routes are templates, and what a client chooses freely
-is no label. Gauges are read when somebody asks, so that they cost nothing before.
+Each app has a registry of its own. Every label has few values: routes are templates, and nothing that a client can
+choose freely is a label. Gauges are read on request, so they cost nothing between requests.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ DraftEvent = Literal["shown", "accepted", "dismissed"]
 
 OTHER_ROUTE = "other"
 NO_STRATEGY = "none"
-_MAX_RANK = 9  # drafts behind it are counted together
+_MAX_RANK = 9  # drafts of lower rank are counted together
 _CANCEL_REASONS: tuple[CancelReason, ...] = ("client_gone", "superseded", "deadline", "shutdown")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class ReportedStep(Protocol):
-    """What an engine tells of its latest step; `superdraft.decoding.engine.engine.StepReport` says what it means."""
+    """An engine's report on its latest step; see `superdraft.decoding.engine.engine.StepReport`."""
 
     @property
     def kind(self) -> str | None:
@@ -34,20 +34,20 @@ class ReportedStep(Protocol):
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration of the step."""
 
     @property
     def first_draft_s(self) -> Sequence[float]:
-        """Of each request whose drafts began, the time since it was added."""
+        """For each request whose drafts got their first token: seconds since it was added."""
 
     @property
     def num_expired(self) -> int:
-        """Requests whose time was over."""
+        """Requests that reached their time limit."""
 
 
 @runtime_checkable
 class WatchedEngine(Protocol):
-    """What an engine tells of itself. Any thread may read all but `last_step`."""
+    """The observable state of an engine. Any thread may read it, except `last_step`."""
 
     @property
     def num_slots(self) -> int:
@@ -55,7 +55,7 @@ class WatchedEngine(Protocol):
 
     @property
     def num_used_slots(self) -> int:
-        """Those in use."""
+        """KV-cache slots in use."""
 
     @property
     def num_running(self) -> int:
@@ -71,11 +71,11 @@ class WatchedEngine(Protocol):
 
 
 class Metrics:
-    """The metrics of one app. Every method may be called by any thread.
+    """The metrics of one app. Any thread may call any method.
 
     Attributes:
-        registry: holds them all.
-        shown: what `exposition` shows, the registry unless there are other processes to be shown.
+        registry: holds all of them.
+        shown: what `exposition` shows: the registry, unless other processes are shown too.
     """
 
     def __init__(self) -> None:
@@ -98,13 +98,15 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self._shed = Counter("superdraft_shed", "Requests refused unseen.", ["reason"], registry=registry)
+        self._shed = Counter(
+            "superdraft_shed", "Requests refused because of the server's load or state.", ["reason"], registry=registry
+        )
         self._draft_events = Counter(
             "superdraft_draft_events", "What users did with drafts.", ["event", "rank"], registry=registry
         )
         self._draft_event_s = Histogram(
             "superdraft_draft_event_seconds",
-            "From when a draft was shown to what its user did with it.",
+            "From showing a draft to its user's reaction.",
             ["event"],
             buckets=_SECONDS,
             registry=registry,
@@ -137,21 +139,21 @@ class Metrics:
         )
         self._prompt_tokens = Counter("superdraft_prompt_tokens", "Tokens of prompts.", registry=registry)
         self._cached_tokens = Counter(
-            "superdraft_cached_tokens", "Tokens of prompts that an earlier prompt left.", registry=registry
+            "superdraft_cached_tokens", "Prompt tokens reused from an earlier prompt.", registry=registry
         )
         self._completion_tokens = Counter("superdraft_completion_tokens", "Tokens of drafts.", registry=registry)
-        self._ngram_s = Counter("superdraft_ngram_seconds", "Time of the n-gram models.", registry=registry)
+        self._ngram_s = Counter("superdraft_ngram_seconds", "Time spent in the n-gram models.", registry=registry)
         self._superposed_rows = Counter(
             "superdraft_superposed_rows", "Model rows of superposed drafts.", registry=registry
         )
         self._separate_rows = Counter(
             "superdraft_separate_rows",
-            "Model rows that the same drafts would have taken with a row each.",
+            "Model rows that the same drafts would have needed with one row each.",
             registry=registry,
         )
 
     def watch(self, engine: object) -> None:
-        """Show the engine's load and its steps. One that does not tell them, such as a test's, has no such metrics."""
+        """Show the engine's load and its steps, if it reports them. Engines in tests may not."""
         if not isinstance(engine, WatchedEngine):
             return
         self._engine = watched = engine
@@ -164,27 +166,27 @@ class Metrics:
             Gauge(name, text, registry=self.registry).set_function(read)
 
     def watch_admission(self, num_waiting: Callable[[], int]) -> None:
-        """Show how many requests wait to be let in to the engine."""
+        """Show how many requests are waiting for admission to the engine."""
         gauge = Gauge(
-            "superdraft_waiting_requests", "Requests that the engine has not seen yet.", registry=self.registry
+            "superdraft_waiting_requests", "Requests waiting for admission to the engine.", registry=self.registry
         )
         gauge.set_function(num_waiting)
 
     def observe_request(self, route: str, status: int, strategy: str | None, seconds: float) -> None:
-        """Count an HTTP request that is over.
+        """Count a finished HTTP request.
 
         Args:
             route: the route's template, or OTHER_ROUTE; never a path.
             status: the HTTP status.
-            strategy: how it was decoded; None: it never came to that.
-            seconds: how long it took.
+            strategy: how the request was decoded; None: it did not reach the engine.
+            seconds: duration.
         """
         strategy = strategy or NO_STRATEGY
         self._requests.labels(route, status, strategy).inc()
         self._request_s.labels(route, strategy).observe(seconds)
 
     def observe_step(self) -> None:
-        """Count the watched engine's latest step. For the engine's thread."""
+        """Count the watched engine's latest step. For the engine's thread only."""
         if self._engine is None:
             return
         step = self._engine.last_step
@@ -214,21 +216,21 @@ class Metrics:
         self._cancelled.labels(reason).inc(count)
 
     def count_shed(self, reason: str) -> None:
-        """Count a request that was refused because of the server's state, not its own; `reason` is a fixed word."""
+        """Count a request that was refused because of the server's load or state. `reason` is a fixed word."""
         self._shed.labels(reason).inc()
 
     def count_draft_event(self, event: DraftEvent, rank: int, elapsed_s: float | None = None) -> None:
-        """Count what a user did with the draft of this rank, 0 being the best, and how long after it was shown."""
+        """Count an event of the draft of this rank, 0 being the best, and the seconds since it was shown."""
         self._draft_events.labels(event, str(rank) if 0 <= rank <= _MAX_RANK else f"{_MAX_RANK + 1}+").inc()
         if elapsed_s is not None:
             self._draft_event_s.labels(event).observe(elapsed_s)
 
     def total(self, sample: str) -> float:
-        """A sample's value, summed over its labels; 0 if there is none."""
+        """A sample's value, summed over its labels; 0 if it has none."""
         families = self.registry.restricted_registry([sample]).collect()
         return sum(item.value for family in families for item in family.samples if item.name == sample)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Everything in the text format that an `accept` header asks for, and its content type."""
+        """All metrics in the text format that an `accept` header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self.shown), content_type

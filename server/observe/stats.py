@@ -1,4 +1,4 @@
-"""What single requests did, for the log, and what all of them did lately, for people."""
+"""Records of single requests, for the log, and statistics about recent requests, for people."""
 
 import math
 import time
@@ -16,16 +16,16 @@ from superdraft.decoding.params import GenerationParams
 
 Outcome = Literal["answered", "refused", "shed", "cancelled", "failed"]
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's number: nobody waits for this answer any more
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a request whose client has left
 WINDOW_S = 300.0
 _MAX_LATENCIES = 20_000
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What one HTTP request had the engine do, and how it ended. Holds no text of it.
+    """The engine's work for one HTTP request, and the request's end. Holds no text of the request.
 
-    Tokens and rows are sums over its prompts; times are those of the slowest prompt, in milliseconds.
+    Tokens and rows are sums over the request's prompts. Times are those of the slowest prompt, in milliseconds.
     """
 
     strategy: str | None = None
@@ -44,12 +44,12 @@ class RequestRecord:
     error_code: str | None = None
 
     def begin(self, params: GenerationParams) -> None:
-        """A prompt goes to the engine."""
+        """Note that a prompt goes to the engine."""
         self.strategy, self.num_drafts = params.strategy, params.num_drafts
         self.num_prompts += 1
 
     def add(self, output: GenerationOutput) -> None:
-        """A prompt was answered."""
+        """Add the output for a prompt."""
         usage, timings = output.usage, output.timings
         self.prompt_tokens += usage.prompt_tokens
         self.cached_tokens += usage.cached_tokens
@@ -59,11 +59,11 @@ class RequestRecord:
             setattr(self, name, max(getattr(self, name), getattr(timings, name)))
 
     def fail(self, status: int, code: str | None) -> None:
-        """The request ends with an error; in mid-stream, after another status has been sent."""
+        """Note that the request ends with an error, perhaps within a stream, after another status has been sent."""
         self.error_status, self.error_code = status, code
 
     def fields(self) -> dict[str, Any]:
-        """The log line's part of it."""
+        """The record's fields in the log line."""
         fields: dict[str, Any] = {}
         if self.strategy is not None:
             fields |= {
@@ -86,8 +86,8 @@ class RequestRecord:
         return fields
 
     def outcome(self, status: int) -> Outcome:
-        """How the request ended, `status` being what was sent."""
-        if self.error_status is not None:  # when one prompt fails, those beside it are cancelled
+        """How the request ended, given the status that was sent."""
+        if self.error_status is not None:  # if one prompt fails, the others are cancelled
             status = self.error_status
         elif self.is_cancelled:
             return "cancelled"
@@ -104,19 +104,19 @@ _current: ContextVar[RequestRecord | None] = ContextVar("request_record", defaul
 
 
 def current_record() -> RequestRecord:
-    """The record of the HTTP request that the caller works for; a new one, that nobody reads, outside of requests."""
+    """The current HTTP request's record, or a throw-away one outside a request."""
     return _current.get() or RequestRecord()
 
 
 def start_record() -> RequestRecord:
-    """A new record, current from here on in this task and in those that it starts."""
+    """Make a new record the current one of this task and of the tasks that it starts."""
     record = RequestRecord()
     _current.set(record)
     return record
 
 
 class Statistics:
-    """Counts requests by how they ended, and keeps the latencies of the last minutes. For the event loop.
+    """Counts requests by how they ended, and keeps the latencies of the last minutes. For one event loop.
 
     Args:
         clock: monotonic seconds.
@@ -128,7 +128,7 @@ class Statistics:
         self._latencies: deque[tuple[float, float]] = deque(maxlen=_MAX_LATENCIES)  # (when, seconds)
 
     def add(self, record: RequestRecord, status: int, seconds: float) -> None:
-        """Count a request that is over; latencies are kept of those that the engine answered."""
+        """Count a finished request; if the engine answered it, keep its latency."""
         outcome = record.outcome(status)
         self._outcomes[outcome] += 1
         if outcome == "answered" and record.strategy is not None:
@@ -140,7 +140,7 @@ class Statistics:
         return dict(self._outcomes)
 
     def latency(self) -> "LatencyStats":
-        """Of the requests that were answered in the last minutes."""
+        """Latency of the requests answered in the last minutes."""
         oldest = self._clock() - WINDOW_S
         seconds = sorted(took for when, took in self._latencies if when >= oldest)
         return LatencyStats(
@@ -152,24 +152,24 @@ class Statistics:
 
 
 def _percentile(ordered_s: Sequence[float], share: float) -> float | None:
-    """Nearest rank, in milliseconds."""
+    """The nearest-rank percentile, in milliseconds."""
     return round(1e3 * ordered_s[math.ceil(share * len(ordered_s)) - 1], 1) if ordered_s else None
 
 
 def share_of(part: float, whole: float) -> float | None:
-    """`part` of `whole`, or None of nothing."""
+    """`part` divided by `whole`; None if `whole` is 0."""
     return round(part / whole, 4) if whole else None
 
 
 class SlotStats(BaseModel):
-    """KV-cache slots, one a branch."""
+    """KV-cache slots, one per branch."""
 
     total: int
     used: int
 
 
 class OutcomeStats(BaseModel):
-    """Requests since the start, by how they ended; those of the operation's own routes are left out."""
+    """Requests since the start, by how they ended, without those to the operators' routes."""
 
     answered: int = 0
     refused: int = 0
@@ -179,7 +179,7 @@ class OutcomeStats(BaseModel):
 
 
 class LatencyStats(BaseModel):
-    """From a request's head to the end of its answer; null if there was no request in the window."""
+    """Time from a request's head to the end of its answer; null if there was no request in the window."""
 
     window_s: float
     num_requests: int
@@ -188,7 +188,7 @@ class LatencyStats(BaseModel):
 
 
 class TokenStats(BaseModel):
-    """Tokens since the start. `prefix_hit_share`: the part of the prompts' tokens that an earlier prompt left."""
+    """Tokens since the start. `prefix_hit_share`: share of the prompt tokens reused from an earlier prompt."""
 
     prompt: int
     cached: int
@@ -199,7 +199,7 @@ class TokenStats(BaseModel):
 class RowStats(BaseModel):
     """Model rows of superposed drafts since the start.
 
-    `separate`: what the same number of drafts takes with a row each, as sampling does it, if no draft ends early.
+    `separate`: rows that the same drafts need with one row each, as in sampling, if no draft ends early.
     """
 
     superposed: int

@@ -1,4 +1,4 @@
-"""The metrics of all replicas in one answer. Knows nothing of Ray."""
+"""The metrics of all replicas in one answer. Independent of Ray."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -10,24 +10,24 @@ REPLICA_LABEL = "replica"
 
 
 class ReplicaMetrics(NamedTuple):
-    """What one replica has counted."""
+    """The metrics of one replica."""
 
     replica: str
     families: Sequence[Metric]
 
 
 class AllReplicas:
-    """What `Metrics.exposition` shows in place of one process' registry: each sample with the name of its replica.
+    """Collector that `Metrics.exposition` shows instead of one process's registry. Samples name their replica.
 
     Args:
-        ask: gives the metrics of every replica.
+        ask: returns the metrics of every replica.
     """
 
     def __init__(self, ask: Callable[[], Iterable[ReplicaMetrics]]) -> None:
         self._ask = ask
 
     def collect(self) -> Iterator[Metric]:
-        """Families, each once."""
+        """The metric families, each once, with the samples of all replicas."""
         merged: dict[str, Metric] = {}
         for replica, families in self._ask():
             for family in families:

@@ -1,4 +1,4 @@
-"""From settings to what Ray Serve is told. Knows nothing of Ray, so that it can be tested without it."""
+"""Options of Ray Serve, made from the settings. Independent of Ray, so that they can be tested without it."""
 
 import hashlib
 import secrets
@@ -15,21 +15,21 @@ from superdraft.server.settings import Settings
 
 APP_NAME: Final = "superdraft"
 ROUTER: Final = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-KEEP_ALIVE_S: Final = 75  # as `http_server`
+KEEP_ALIVE_S: Final = 75  # as in `serving`
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",  # or lines of requests that look alike are left out of the log
-    # A replica that is longer in saying how much it has to do (default: 0.1 s) loses its sessions to another.
+    "RAY_DEDUP_LOGS": "0",  # otherwise similar log lines of different requests are dropped
+    # A replica that takes longer to report its load (default: 0.1 s) loses its sessions to another.
     "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",
     "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5",
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # by default 5, within which a busy machine does not start one
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # the default of 5 is too short for a busy machine
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "superdraft.server.ray_replicas.proxy.middlewares",
 }
-"""What every process of Ray must find in its environment."""
+"""Environment variables that every process of Ray needs."""
 
-_DEFAULT_SLOTS = 64  # `MAX_DEFAULT_SLOTS` of `decoding.kv_cache`, which loads torch
-_OTHER_REQUESTS = 16  # for operators, and of clients that have just gone
+_DEFAULT_SLOTS = 64  # `MAX_DEFAULT_SLOTS` of `decoding.model.kv_cache`, which imports torch
+_OTHER_REQUESTS = 16  # operators' requests, and those of clients that have just left
 _SLACK_S = 5.0  # for the last answers to be written
 _HEALTH_PERIOD_S = 5.0
 _HEALTH_TIMEOUT_S = 30.0
@@ -37,13 +37,13 @@ _DRAIN_LOOK_S = 0.2
 
 
 def prepare_environment(environment: MutableMapping[str, str]) -> None:
-    """For a Ray of this machine alone, which inherits this process' environment. Before Ray is imported.
+    """Prepare the environment for a Ray cluster on this machine alone, which inherits it. Call before importing Ray.
 
-    Ray's ports are open on all interfaces, and whoever may speak to them can run code: unless the environment says
-    otherwise, they ask for a token that this process makes up.
+    Ray's ports are open on all interfaces, and anyone who can use them can run code. So unless the environment says
+    otherwise, they require a token, which is generated here.
 
     Args:
-        environment: changed.
+        environment: changed in place.
     """
     environment.update(ENVIRONMENT)
     if "RAY_AUTH_MODE" not in environment:
@@ -52,10 +52,10 @@ def prepare_environment(environment: MutableMapping[str, str]) -> None:
 
 
 def check_for_ray(settings: Settings) -> None:
-    """Refuse what several replicas cannot do together.
+    """Check that the settings are possible with several replicas.
 
     Raises:
-        SettingsError: the settings ask for it.
+        SettingsError: they are not.
     """
     if settings.ray_max_replicas < settings.ray_min_replicas:
         raise SettingsError(
@@ -65,9 +65,9 @@ def check_for_ray(settings: Settings) -> None:
 
 
 def replica_settings(settings: Settings) -> Settings:
-    """The settings as they hold for a replica, which runs in another folder and shares its machine with others.
+    """The settings of a replica, which runs in another folder and shares its machine with others.
 
-    Paths become absolute; unless the settings say, the model gets a thread for each core that Ray keeps.
+    Paths become absolute. Unless the settings give a number, the model gets one thread per core reserved by Ray.
     """
     changes: dict[str, Any] = {"num_threads": settings.num_threads or max(1, int(settings.ray_replica_cpus))}
     for name in ("home", "api_keys_file"):
@@ -86,15 +86,15 @@ def replica_settings(settings: Settings) -> Settings:
 def deployment_options(settings: Settings) -> dict[str, Any]:
     """Options of `ray.serve.deployment`.
 
-    A replica gets more requests than it has slots: it is the replica that refuses what is too much, at once and the
-    oldest first, and a key press that replaces one of its own session must reach it even when it is full.
+    A replica gets more requests than it has slots, for two reasons. The replica refuses excess requests itself, at once
+    and oldest first. And a keystroke that replaces an earlier one of its session must reach a full replica, too.
     """
     num_slots = settings.num_slots or _DEFAULT_SLOTS
     num_ongoing = places_of(num_slots) + settings.max_waiting + _OTHER_REQUESTS
     return {
         "name": APP_NAME,
         "max_ongoing_requests": num_ongoing,
-        "max_queued_requests": num_ongoing * settings.ray_max_replicas,  # of a proxy, while there is no replica
+        "max_queued_requests": num_ongoing * settings.ray_max_replicas,  # per proxy, while there is no replica
         "autoscaling_config": {
             "min_replicas": settings.ray_min_replicas,
             "max_replicas": settings.ray_max_replicas,
@@ -115,7 +115,7 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
 
 
 def ngram_digests(home: Path | None) -> dict[str, str]:
-    """The n-gram models that have a name here: SHA-256 of their manifests, which hold that of their binaries."""
+    """SHA-256 of the manifest of each n-gram model that has a name. Manifests hold the binaries' digests."""
     return {
         model.name: hashlib.sha256((model.folder / MANIFEST_FILE).read_bytes()).hexdigest()
         for model in list_ngram_models(home)
@@ -123,14 +123,14 @@ def ngram_digests(home: Path | None) -> dict[str, str]:
 
 
 def check_ngram_models(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Refuse a replica that would answer otherwise than the others. It may have more models.
+    """Refuse a replica whose answers would differ from the others'. It may have additional models.
 
     Args:
-        expected: `ngram_digests` where the server was started.
-        found: those where the replica runs.
+        expected: `ngram_digests` of the machine where the server was started.
+        found: `ngram_digests` of the replica's machine.
 
     Raises:
-        SettingsError: models are missing, or others of the same name.
+        SettingsError: models are missing or differ.
     """
     wrong = [
         f"{name} ({'differs' if name in found else 'missing'})"

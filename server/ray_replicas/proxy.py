@@ -1,6 +1,6 @@
-"""What Ray Serve's proxies answer by themselves, in the error shape. Knows nothing of Ray, and loads fast.
+"""Answers of Ray Serve's proxies, in the server's error shape. Independent of Ray, and fast to import.
 
-By itself a proxy answers in plain text, and a request whose replica has died with `500 Internal Server Error`.
+A proxy's own answers are plain text, and `500 Internal Server Error` for a request whose replica has died.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,29 +12,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from superdraft.server.edge.error_map import ErrorDetail, ErrorEvent, ErrorResponse
 
 REPLICA_HEADER = "x-superdraft-replica"
-"""In every answer that a replica gave; names the replica."""
+"""In every answer of a replica; names the replica."""
 
 REQUEST_ID_HEADER = "x-request-id"
 _RAY_PATHS = "/-/"  # Ray's own health checks
 _HEADERS = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    # Drafts change nothing, so asking again does no harm; another replica answers at once.
+    # Drafts have no side effects, so repeating a request does no harm, and another replica answers at once.
     "retry-after-ms": "1000",
     "retry-after": "1",
 }
 _LOST = ErrorDetail(
-    message="The replica that worked on this request is gone, and its drafts with it; send it again.",
+    message="The replica that worked on this request has failed; send the request again.",
     type="overloaded_error",
     code="replica_lost",
 )
 _NOT_DEPLOYED = ErrorDetail(
-    message="The server starts or shuts down and takes no requests; send it again.",
+    message="The server is starting or shutting down and takes no requests; send this one again.",
     type="overloaded_error",
     code="shutting_down",
 )
 _NO_REPLICA = ErrorDetail(
-    message="No replica takes requests just now; send it again in a moment.",
+    message="No replica takes requests at the moment; send this one again soon.",
     type="overloaded_error",
     code="overloaded",
 )
@@ -42,16 +42,16 @@ _BY_STATUS = {404: _NOT_DEPLOYED, 408: _NO_REPLICA, 429: _NO_REPLICA, 503: _NO_R
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray Serve's proxies, which ask for it by the name in `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
+    """Middlewares of Ray Serve's proxies, which find them by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
     return [Middleware(ProxyAnswers)]
 
 
 class ReplicaMark:
-    """ASGI middleware of a replica: names it in every answer, by which `ProxyAnswers` tells them from a proxy's own.
+    """ASGI middleware of a replica: names it in every answer. `ProxyAnswers` recognises a replica's answers by that.
 
     Args:
-        app: what answers.
-        replica: its name.
+        app: the app behind it.
+        replica: the replica's name.
     """
 
     def __init__(self, app: ASGIApp, replica: str) -> None:
@@ -70,7 +70,7 @@ class ReplicaMark:
 
 
 class ProxyAnswers:
-    """ASGI middleware of a proxy: every request that no replica answers is answered 503 in the error shape.
+    """ASGI middleware of a proxy that answers 503, in the error shape, to every request that no replica answers.
 
     A stream that breaks off ends with an error event.
 
@@ -92,26 +92,26 @@ class ProxyAnswers:
 
 
 class _Answer:
-    """One answer on its way.
+    """One answer in progress.
 
-    Its head is held back until there is something of its body: until then something else can be said.
+    Its head is held back until its body begins, so that until then another answer is possible.
     """
 
     def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
         self._send = send
         self._head: Message | None = None
-        self._own_status: int | None = None  # of an answer that the proxy gave
+        self._own_status: int | None = None  # of the proxy's own answer
         self._is_stream = self._is_begun = self._is_over = False
 
     async def send(self, message: Message) -> None:
-        """Pass on what a replica says; keep what the proxy says to ourselves."""
+        """Pass on messages of a replica; hold back those of the proxy."""
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message["headers"])
             if REPLICA_HEADER not in headers:
                 self._own_status = message["status"]
                 return
             if ids := headers.getlist(REQUEST_ID_HEADER):
-                headers[REQUEST_ID_HEADER] = ids[0]  # the proxy has added one
+                headers[REQUEST_ID_HEADER] = ids[0]  # the proxy has added another
             self._is_stream = headers.get("content-type", "").startswith("text/event-stream")
             self._head = {**message, "headers": headers.raw}
         elif self._head is not None:
@@ -122,9 +122,9 @@ class _Answer:
             await self._send(message)
 
     async def finish(self, request_id: str | None) -> None:
-        """Say what has not been said."""
+        """Complete the answer if it is not complete."""
         if self._is_over or (self._is_begun and not self._is_stream):
-            return  # uvicorn closes the connection of an answer that is not whole
+            return  # uvicorn closes the connection of an incomplete answer
         if self._is_begun:
             event = ErrorEvent(error=_LOST).model_dump_json().encode()
             body = b"data: " + event + b"\n\ndata: [DONE]\n\n"

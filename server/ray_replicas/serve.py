@@ -1,7 +1,7 @@
 """Several replicas of the server behind one address, on one machine or many, with Ray Serve.
 
-Each replica is a process with a model of its own and the same app as `superdraft serve` without Ray. A typing session
-(the header `x-session-id`) stays on one replica, where the beginning of its prompt is kept.
+Each replica is a process with its own model and the same app as `superdraft serve` without Ray. A typing session
+(header `x-session-id`) stays on one replica, where the beginning of its prompt is cached.
 """
 
 import gc
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from superdraft.server.service import Service
 
 _METRICS_TIMEOUT_S = 5.0
-_OBJECT_STORE_BYTES = 128 * 1024**2  # of shared memory, where nothing is kept; by default a third of the machine's
+_OBJECT_STORE_BYTES = 128 * 1024**2  # of shared memory, which is not used; Ray's default is a third of the machine's
 
 
 def application(settings: Settings) -> Any:
     """The application for `serve.run`, `serve run` and `serve deploy`.
 
     Raises:
-        SettingsError: several replicas cannot do what the settings ask for.
+        SettingsError: the settings are not possible with several replicas.
     """
     check_for_ray(settings)
 
@@ -71,29 +71,29 @@ def application(settings: Settings) -> Any:
             return ReplicaMark(app, self._name)
 
         def check_health(self) -> None:
-            """Asked for by Ray Serve again and again; it replaces a replica that raises."""
+            """Called by Ray Serve periodically; it replaces a replica that raises."""
             if not self._engine.is_ready:
                 raise RuntimeError("the engine keeps failing; the replica's log says why")
 
         def metrics(self) -> ReplicaMetrics:
-            """What this replica has counted."""
+            """The metrics of this replica."""
             return ReplicaMetrics(self._name, list(self._registry.collect()))
 
     return Replica.bind(replica_settings(settings), ngram_digests(settings.home))  # type: ignore[attr-defined]
 
 
 def _metrics_of(everyone: Any) -> list[ReplicaMetrics]:
-    """Those of the replicas that answer in time. For threads without an event loop."""
+    """The metrics of the replicas that answer in time. For threads without an event loop."""
     answers = everyone.broadcast("metrics").results(timeout_s=_METRICS_TIMEOUT_S, return_exceptions=True)
     return [answer for answer in answers if isinstance(answer, ReplicaMetrics)]
 
 
 def serve_until_signal(settings: Settings) -> None:
-    """Start Ray, or join the cluster that is named; serve until SIGTERM or Ctrl-C; let running requests end.
+    """Start Ray, or join the named cluster; serve until SIGTERM or Ctrl-C; then let running requests end.
 
     Raises:
-        SettingsError: several replicas cannot do what the settings ask for.
-        CommandError: the cluster is not there, or no replica starts.
+        SettingsError: the settings are not possible with several replicas.
+        CommandError: the cluster cannot be reached, or no replica starts.
     """
     app = application(settings)
     with _ray(settings):
@@ -104,12 +104,12 @@ def serve_until_signal(settings: Settings) -> None:
             what = f"{settings.model} ({settings.ray_min_replicas} to {settings.ray_max_replicas} replicas on Ray)"
             banner(settings.host, settings.port, what)
             threading.Event().wait()
-        serve.delete(APP_NAME)  # waits until every replica has ended what it runs; the proxies still answer
+        serve.delete(APP_NAME)  # waits until the replicas' requests have ended; the proxies still answer
         serve.shutdown()
 
 
 def _stop(*_: object) -> None:
-    """The first signal; the next one ends the process at once."""
+    """Handle the first signal; the next one ends the process at once."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_DFL)
     raise KeyboardInterrupt
@@ -132,7 +132,7 @@ def _start(settings: Settings, app: Any) -> None:
 
 @contextmanager
 def _ray(settings: Settings) -> Iterator[None]:
-    """A connection to Ray: to a cluster that runs, or to one of this machine alone that ends with this process."""
+    """A connection to Ray: to a running cluster, or to one on this machine alone, which ends with this process."""
     options: dict[str, Any] = {"namespace": APP_NAME, "log_to_driver": True, "logging_level": settings.log_level}
     if settings.ray_address is None:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
@@ -140,8 +140,8 @@ def _ray(settings: Settings) -> Iterator[None]:
         options["address"] = settings.ray_address
     try:
         ray.init(**options)
-    except Exception as error:  # of no kind in particular where a machine takes more than Ray's 30 seconds
-        raise CommandError(f"Ray cannot be had: {error}") from None
+    except Exception as error:  # a plain Exception if a machine takes longer than Ray's 30 seconds
+        raise CommandError(f"Ray cannot be started or reached: {error}") from None
     try:
         yield
     finally:

@@ -1,1 +1,1 @@
-"""The HTTP APIs, one module or folder per wire: each parses requests and renders answers."""
+"""The HTTP APIs, one module or folder per wire. Each parses requests, calls `Service`, and renders answers."""

@@ -1,41 +1,106 @@
-"""What the wires share: field types of requests and the answers of the model routes."""
+"""Shared by the wires: the service of an app, error responses, field types of requests, and parts of answers."""
 
+import asyncio
+import math
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from fastapi import Depends, Request
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+
+from superdraft.server.edge.error_map import ErrorResponse
+from superdraft.server.edge.refusals import ClientGoneError
+from superdraft.server.service import Service
 
 TokenIds = list[int]
 Prompt = str | TokenIds
 
 MAX_TOKEN_ID = 2**31 - 1
 MAX_LOGIT_BIASES = 1024
-MAX_STOPS = 256  # each costs time at every step, whatever its length
+MAX_STOPS = 256  # each takes time at every step, whatever its length
+LOGPROB_FLOOR = -9999.0  # JSON has no -inf
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
-HEALING_DESCRIPTION = (
-    "Drafts follow the probabilities of how the typed text goes on, whatever tokens its end has: a half typed word is "
-    "finished. False: they go on from the prompt's own tokens. Text prompts only; absent: the server's default."
-)
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in {
+        400: "A field or the body is wrong.",
+        404: "The named model is not served here.",
+        413: "The body is too large.",
+        500: "The server failed on this request.",
+        503: "The server is shutting down.",
+    }.items()
+}
 
-Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
-Selection = Literal["paper", "distinct"]
+T = TypeVar("T")
+
+
+# The service, and the clients that leave
+
+
+def get_service(request: Request) -> Service:
+    """The service of the app that a request was sent to."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+
+
+async def unless_client_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, but cancel it as soon as the client closes the connection.
+
+    The request's body must have been read.
+
+    Raises:
+        ClientGoneError: the client closed the connection first.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# Requests
 
 
 def _refuse_lookalikes(value: Any) -> Any:
-    """Pydantic would take true for 1 and "3" for 3."""
+    """Refuse true and "3", which Pydantic would take for 1 and 3."""
     if isinstance(value, bool | str):
         raise ValueError("must be a number")
     return value
 
 
-def _stop_strings(value: Any) -> tuple[str, ...]:
+def _stop_strings(value: Any, *, drops_empty: bool) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, list) or not all(isinstance(item, str) and item for item in strings):
-        raise ValueError("must be a string or a list of strings, none of them empty")
+    if not isinstance(strings, list) or not all(isinstance(item, str) and (item or drops_empty) for item in strings):
+        raise ValueError("must be a string or a list of strings" + ("" if drops_empty else ", none of them empty"))
     if len(strings) > MAX_STOPS:
         raise ValueError(f"must have at most {MAX_STOPS} strings")
-    return tuple(strings)
+    return tuple(filter(None, strings))
 
 
 def _keyed_by_token_ids(biases: dict[str, float]) -> dict[str, float]:
@@ -49,6 +114,14 @@ def is_token_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value)
 
 
+def _prompt(value: Any) -> Prompt:
+    if isinstance(value, str) or is_token_ids(value):
+        return value  # type: ignore[no-any-return]
+    raise ValueError("must be a string or a list of token ids")
+
+
+_STOP_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
+
 Number = Annotated[float, BeforeValidator(_refuse_lookalikes), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_refuse_lookalikes)]
 Boolean = Annotated[bool, Field(strict=True)]
@@ -57,10 +130,14 @@ LogitBias = Annotated[
     Field(max_length=MAX_LOGIT_BIASES),
     AfterValidator(_keyed_by_token_ids),
 ]
-Stop = Annotated[
-    tuple[str, ...],
-    PlainValidator(_stop_strings),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+Stop = Annotated[tuple[str, ...], PlainValidator(lambda value: _stop_strings(value, drops_empty=False)), _STOP_SCHEMA]
+TolerantStop = Annotated[
+    tuple[str, ...], PlainValidator(lambda value: _stop_strings(value, drops_empty=True)), _STOP_SCHEMA
+]
+OnePrompt = Annotated[
+    Prompt,
+    PlainValidator(_prompt),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}),
 ]
 
 
@@ -70,10 +147,24 @@ def bias_pairs(biases: LogitBias) -> tuple[tuple[int, float], ...]:
 
 
 def without_nulls(data: Any) -> Any:
-    """A JSON object without its null fields: null means "the default" on the OpenAI wire."""
+    """A JSON object without its null fields, since null stands for the default."""
     if not isinstance(data, dict):
         return data
     return {name: value for name, value in data.items() if value is not None}
+
+
+class WireRequest(BaseModel):
+    """A request's body, or an object in it. A null field means its default; unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls_are_defaults(cls, data: Any) -> Any:
+        return without_nulls(data)
+
+
+# Answers
 
 
 class PromptTokensDetails(BaseModel):
@@ -82,18 +173,6 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
-class ModelCard(BaseModel):
-    """One served model."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "superdraft"
-    max_model_len: int
-
-
-class ModelList(BaseModel):
-    """Every name that `model` takes."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
+def floored(logprob: float) -> float:
+    """A log-probability that JSON can hold."""
+    return max(logprob, LOGPROB_FLOOR) if math.isfinite(logprob) else LOGPROB_FLOOR

@@ -1,23 +1,20 @@
-"""What the editors' routes share: a place in a text becomes a prompt, and a run's drafts become suggestions."""
+"""Shared by the editors' wires: a place in a text becomes a prompt, and the drafts for it become suggestions."""
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any
 
 from fastapi import Request
 
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput
-from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
-from superdraft.decoding.request import EngineRequest
-from superdraft.decoding.text.fim import Budget, FimTokenizer, FimTokens, Gap, find_fim_tokens, gap_prompt
+from superdraft.decoding.text.fim import Budget, FimTokens, Gap, find_fim_tokens, gap_prompt
 from superdraft.decoding.text.gap_cut import LineEnd, cut_for_gap, line_end_of, with_line_ends
 from superdraft.server.bridge.engine_protocol import DecodingEngine
-from superdraft.server.bridge.fan_out import Share
-from superdraft.server.service import Service, unless_client_gone
+from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.settings import Settings
-from superdraft.server.wires.common import Strategy
+from superdraft.server.wires.common import unless_client_gone
 
 Cut = Callable[[str], str]
 
@@ -27,39 +24,18 @@ NOT_SEEN = (
     "Drafts only keep out of that text."
 )
 
-_NOTHING = DraftOutput(0, "", (), (), 0.0, (), "length")
-"""For a request whose time was over before its first token: an editor's route always has an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class EditorRequest:
-    """One request of an editor.
-
-    Attributes:
-        name: the engine's name for it.
-        params: what is wanted.
-        key: what its twins have in common; None: it has none.
-        timeout_s: after this time, the drafts so far.
-        cut: what of a draft's text is shown.
-        line_end: what its line ends become; None: they stay.
-    """
-
-    name: str
-    params: GenerationParams
-    key: str | None
-    timeout_s: float | None = None
-    cut: Cut = str
-    line_end: LineEnd | None = None
+_NO_DRAFT = DraftOutput(0, "", (), (), 0.0, (), "length")
+"""The answer to a request whose time was over before its first token: editors' routes always answer with a draft."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedGap:
-    """What the engine is fed for a gap.
+    """The engine's prompt for a gap.
 
     Attributes:
-        prompt: to go on from.
+        prompt: what the engine continues.
         is_truncated: part of the gap's text was left out.
-        warnings: what to tell the caller of it.
+        warnings: for the client.
     """
 
     prompt: Prompt
@@ -69,108 +45,121 @@ class PreparedGap:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A gap's drafts.
+    """The drafts for a gap.
 
     Attributes:
-        share: the drafts, at least one.
-        is_truncated: the text was too long and lost some of its ends.
-        warnings: what to tell the caller, the engine's warnings included.
+        output: the engine's, with at least one draft.
+        is_truncated: the text was too long, so its far ends were left out.
+        warnings: for the client, the engine's own included.
     """
 
-    share: Share
+    output: GenerationOutput
     is_truncated: bool
     warnings: list[str]
 
 
 def fim_tokens_of(engine: DecodingEngine, settings: Settings) -> FimTokens | None:
-    """The fill-in-the-middle tokens to use; None if the model has none, or the settings say so."""
-    return find_fim_tokens(_tokenizer(engine).vocabulary) if settings.fim else None
+    """The fill-in-the-middle tokens to use; None: the model has none, or the settings turn them off."""
+    return find_fim_tokens(engine.tokenizer.vocabulary) if settings.fim else None
 
 
-def editor_params(
+def asked(
     service: Service,
     *,
     num_drafts: int = 1,
     max_tokens: int | None = None,
     stop: tuple[str, ...] = (),
-    strategy: Strategy | None = None,
     temperature: float = 1.0,
     seed: int | None = None,
-) -> GenerationParams:
-    """Parameters for an editor, which asks for more tokens than it will ever show: never over the server's limit.
+) -> dict[str, Any]:
+    """The engine parameters that an editor's request sets.
 
     Args:
         service: the served model.
-        num_drafts: to show.
-        max_tokens: of each draft; None: the limit, `editor_max_tokens`.
-        stop: a draft ends before the first of these.
-        strategy: None: the server's.
-        temperature: of the sampling strategies, and brought into their range.
+        num_drafts: drafts in the answer.
+        max_tokens: of each draft, at most the server's `editor_max_tokens`, since editors ask for more than they show;
+            None: that limit.
+        stop: a draft ends before the first of these strings.
+        temperature: of the sampling strategies; brought into the range that they take.
         seed: of the sampling strategies.
     """
-    limit = min(service.settings.editor_max_tokens, service.engine.engine.max_model_len // 2)
-    num_tokens = limit if max_tokens is None else min(max_tokens, limit)
-    strategy = strategy or service.settings.default_strategy
-    return GenerationParams(
-        num_drafts=num_drafts,
-        max_tokens=num_tokens,
-        **service.drafting.fill(strategy=strategy, num_drafts=num_drafts, max_tokens=num_tokens),
-        stop=stop,
-        strategy=strategy,
-        temperature=min(max(temperature, 0.0), 2.0),
-        seed=seed,
-        token_healing=service.settings.token_healing,
-    )
+    limit = min(service.settings.editor_max_tokens, service.engine.max_model_len // 2)
+    return {
+        "num_drafts": num_drafts,
+        "max_tokens": limit if max_tokens is None else min(max_tokens, limit),
+        "stop": stop,
+        "temperature": min(max(temperature, 0.0), 2.0),
+        "seed": seed,
+    }
 
 
-async def complete(http: Request, service: Service, request: EditorRequest, prompt: Prompt) -> Share:
-    """Drafts, at least one, that go on from a prompt. A client that leaves ends its request.
+async def complete(
+    http: Request,
+    service: Service,
+    request: DraftingRequest,
+    prompt: Prompt,
+    cut: Cut = str,
+    line_end: LineEnd | None = None,
+) -> GenerationOutput:
+    """Drafts that continue a prompt, at least one. A client that leaves ends its request.
+
+    Args:
+        http: its body has been read.
+        service: the served model.
+        request: without prompts and cut.
+        prompt: what the engine continues.
+        cut: returns the part of a draft's text to show.
+        line_end: the line end in the drafts; None: unchanged.
 
     Raises:
-        SuperdraftError: the engine's.
+        NotFoundError: the named model is not served here.
+        SuperdraftError: raised by the engine.
         ClientGoneError: the client left.
     """
-    scorer = await service.ngram_models.current_default()
-
-    async def run(params: GenerationParams) -> GenerationOutput:
-        output = await service.engine.generate(
-            EngineRequest(request.name, prompt, params, scorer, timeout_s=request.timeout_s)
-        )
-        return with_cut_drafts(output, request.cut, request.line_end)
-
-    share = await unless_client_gone(http, service.fan_out.draft(request.key, request.params, run))
-    service.fan_out.remember(request.name, share.rank)
-    return share
+    drafting = replace(
+        request,
+        prompts={request.id: prompt},
+        cut=lambda _, output: with_cut_drafts(output, cut, line_end),
+    )
+    drafted = await unless_client_gone(http, service.draft(drafting))
+    return drafted.outputs[0]
 
 
-async def fill(http: Request, service: Service, request: EditorRequest, gap: Gap) -> Filled:
+async def fill(http: Request, service: Service, request: DraftingRequest, gap: Gap, cut: Cut = str) -> Filled:
     """Drafts for a gap in a text.
 
+    Args:
+        http: its body has been read.
+        service: the served model.
+        request: without prompts and cut.
+        gap: the place to fill.
+        cut: returns the part of a draft's text that the editor wants; the gap may shorten it further.
+
     Raises:
-        SuperdraftError: the engine's.
+        NotFoundError: the named model is not served here.
+        SuperdraftError: raised by the engine.
         ClientGoneError: the client left.
     """
-    max_context_tokens = service.engine.engine.max_model_len // 2
-    prepared = await prepare_gap(service, gap, request.params.max_tokens, max_context_tokens)
-    shorten = request.cut
-    request = replace(request, cut=lambda text: cut_for_gap(shorten(text), gap), line_end=line_end_of(gap))
-    share = await complete(http, service, request, prepared.prompt)
-    return Filled(share, prepared.is_truncated, [*prepared.warnings, *share.output.warnings])
+    prepared = await prepare_gap(service, gap, request.asked["max_tokens"], service.engine.max_model_len // 2)
+    output = await complete(
+        http, service, request, prepared.prompt, lambda text: cut_for_gap(cut(text), gap), line_end_of(gap)
+    )
+    return Filled(output, prepared.is_truncated, [*prepared.warnings, *output.warnings])
 
 
 async def prepare_gap(service: Service, gap: Gap, max_tokens: int, max_context_tokens: int = 0) -> PreparedGap:
-    """The prompt for a gap that leaves room for a draft of `max_tokens`.
+    """The prompt for a gap, with room for a draft of `max_tokens`.
 
     Args:
-        service: the served model. One without tokens for gaps, or with these turned off, sees the prefix alone.
+        service: the served model. Without fill-in-the-middle tokens, or with these turned off, it sees only the prefix.
         gap: the place to fill.
         max_tokens: of each draft.
         max_context_tokens: for the gap's context.
     """
-    engine = service.engine.engine
+    engine = service.engine
     budget = Budget(max(0, engine.max_model_len - max_tokens), max_context_tokens)
     # Not on the event loop: an editor may send a hundred thousand characters.
-    prompt = await asyncio.to_thread(gap_prompt, gap, service.fim, _tokenizer(engine), budget)
+    prompt = await asyncio.to_thread(gap_prompt, gap, service.fim, engine.tokenizer, budget)
     warnings = [NOT_SEEN] if service.fim is None and gap.suffix else []
     if prompt.is_truncated:
         warnings.append(f"{TOO_LONG}: their far ends were left out.")
@@ -178,12 +167,12 @@ async def prepare_gap(service: Service, gap: Gap, max_tokens: int, max_context_t
 
 
 def with_cut_drafts(output: GenerationOutput, cut: Cut, line_end: LineEnd | None = None) -> GenerationOutput:
-    """The output with shortened drafts: no text twice, an empty one only if there is no other, at least one.
+    """The output with shortened drafts: distinct texts, at least one, and an empty text only if there is no other.
 
     Args:
         output: the engine's.
-        cut: the beginning of a draft that is shown.
-        line_end: what its line ends become; None: they stay.
+        cut: returns the part of a draft's text to show.
+        line_end: the line end in the drafts; None: unchanged.
     """
     by_text: dict[str, DraftOutput] = {}
     for draft in output.drafts:
@@ -194,13 +183,13 @@ def with_cut_drafts(output: GenerationOutput, cut: Cut, line_end: LineEnd | None
     if len(by_text) > 1:
         by_text.pop("", None)
     drafts = tuple(replace(draft, index=index) for index, draft in enumerate(by_text.values()))
-    return replace(output, drafts=drafts or (_NOTHING,))
+    return replace(output, drafts=drafts or (_NO_DRAFT,))
 
 
 def cut_dedent(text: str, num_columns: int) -> str:
-    """The part of a draft before its first whole new line that is indented by fewer than `num_columns` characters.
+    """The part of a draft before its first complete line that is indented by fewer than `num_columns` characters.
 
-    Blank lines do not count, nor does a last line of white space, which may not be finished.
+    Blank lines do not count, nor does a last line of white space, which may be unfinished.
     """
     first, *lines = text.split("\n")
     kept = [first]
@@ -209,7 +198,3 @@ def cut_dedent(text: str, num_columns: int) -> str:
             break
         kept.append(line)
     return text if len(kept) == len(lines) + 1 else "\n".join(kept)
-
-
-def _tokenizer(engine: DecodingEngine) -> FimTokenizer:
-    return cast(FimTokenizer, engine.tokenizer)

@@ -1,4 +1,4 @@
-"""Examples for the OpenAPI pages: requests and what the default model answered."""
+"""Examples for the OpenAPI pages: requests and the default model's answers."""
 
 from typing import Any
 

@@ -1,45 +1,41 @@
-"""`POST /v1/feedback`: what users do with drafts."""
+"""`POST /v1/feedback`: what users did with drafts."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from superdraft.server.edge.error_map import ErrorResponse
 from superdraft.server.observe.metrics import DraftEvent
-from superdraft.server.wires.common import Integer, Number, without_nulls
+from superdraft.server.wires.common import ERROR_RESPONSES, Integer, Number, ServiceDep, WireRequest
 from superdraft.server.wires.json_body import documented, json_body
-from superdraft.server.wires.openai.routes import ERROR_RESPONSES, ServiceDep
 
 _MAX_ELAPSED_MS = 24 * 3600 * 1000
 
 router = APIRouter(tags=["Superdraft"])
 
 
-class FeedbackRequest(BaseModel):
-    """What the user did with a draft. A null field means its default."""
+class FeedbackRequest(WireRequest):
+    """What the user did with a draft. A null field means its default; unknown fields are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     completion_id: str = Field(min_length=1, max_length=128, description="The `id` of the answer.")
     event: DraftEvent
-    index: Integer = Field(default=0, ge=0, description="Of the draft or choice in the answer.")
-    elapsed_ms: Number | None = Field(default=None, ge=0, le=_MAX_ELAPSED_MS, description="Since it was shown.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_are_defaults(cls, data: Any) -> Any:
-        return without_nulls(data)
+    index: Integer = Field(default=0, ge=0, description="Index of the draft or choice in the answer.")
+    elapsed_ms: Number | None = Field(
+        default=None, ge=0, le=_MAX_ELAPSED_MS, description="Milliseconds since the draft was shown."
+    )
 
 
 class FeedbackResponse(BaseModel):
-    """The event was taken."""
+    """The answer to an event."""
 
     object: Literal["feedback"] = "feedback"
     completion_id: str
     event: DraftEvent
     rank: int = Field(description="The draft's place among those of its run; 0 is the best.")
-    counted: bool = Field(description="False: it had come before.")
+    counted: bool = Field(description="False: the event had been counted before.")
 
 
 @router.post(

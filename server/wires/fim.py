@@ -1,28 +1,117 @@
-"""Mistral's fill-in-the-middle wire, which Continue speaks to servers of the OpenAI kind."""
+"""Mistral's fill-in-the-middle wire, `POST /v1/fim/completions`, answered in the shape of a chat.
+
+Continue uses it with servers of the OpenAI kind.
+"""
 
 import time
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, Field
 
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.text.fim import Gap
 from superdraft.server.bridge.fan_out import twin_key
-from superdraft.server.wires.editors import EditorRequest, editor_params, fill
-from superdraft.server.wires.fim_schemas import (
-    FimChoice,
-    FimChunk,
-    FimChunkChoice,
-    FimCompletion,
-    FimDelta,
-    FimMessage,
-    FimRequest,
-    FimUsage,
+from superdraft.server.service import DraftingRequest
+from superdraft.server.wires.common import (
+    ERROR_RESPONSES,
+    Boolean,
+    Integer,
+    Number,
+    ServiceDep,
+    TolerantStop,
+    WireRequest,
 )
+from superdraft.server.wires.editors import asked, fill
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.openai.mapping import openai_finish_reason
-from superdraft.server.wires.openai.routes import ERROR_RESPONSES, ServiceDep
+
+# Schemas
+
+
+class FimRequest(WireRequest):
+    """A gap to fill. A null field means its default; unknown fields are ignored."""
+
+    prompt: str = Field(description="The text before the gap.")
+    suffix: str = Field(default="", description="The text after it.")
+    model: str | None = Field(default=None, description="Absent: the served model.")
+    max_tokens: Integer | None = Field(
+        default=None, ge=0, description="Maximum number of new tokens, within the server's limit."
+    )
+    stop: TolerantStop = ()
+    stream: Boolean = False
+    temperature: Number = Field(default=1.0, description="For the sampling strategies.")
+    random_seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="For the sampling strategies.")
+    seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="Another name for random_seed.")
+
+
+class FimMessage(BaseModel):
+    """The text for the gap."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class FimChoice(BaseModel):
+    """The best draft."""
+
+    index: int = 0
+    message: FimMessage
+    finish_reason: Literal["stop", "length"]
+
+
+class FimUsage(BaseModel):
+    """Tokens of the prompt and of the answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class FimCompletion(BaseModel):
+    """The answer without `stream`; `warnings` goes beyond Mistral's shape."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[FimChoice]
+    usage: FimUsage
+    warnings: list[str] = []
+
+
+class FimDelta(BaseModel):
+    """A piece of the text."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class FimChunkChoice(BaseModel):
+    """A piece of the best draft."""
+
+    index: int = 0
+    delta: FimDelta
+    finish_reason: Literal["stop", "length"] | None
+
+
+class FimChunk(BaseModel):
+    """An event of the stream; the last one has the `warnings`.
+
+    Continue reads `choices[0].delta.content` of every event, so each has one.
+    """
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[FimChunkChoice]
+    usage: FimUsage | None = None
+    warnings: list[str] = []
+
+
+# The route
 
 router = APIRouter(tags=["Fill in the middle"])
 
@@ -37,22 +126,19 @@ router = APIRouter(tags=["Fill in the middle"])
 async def create_fim_completion(
     http: Request, service: ServiceDep, body: Annotated[FimRequest, Depends(json_body(FimRequest))]
 ) -> FimCompletion | Response:
-    """The best draft for the gap; in a stream it goes out when it is final, in one piece."""
-    params = editor_params(
+    """The best draft for the gap; in a stream it is sent whole when it is final."""
+    parameters = asked(
         service,
         max_tokens=body.max_tokens,
         stop=body.stop,
-        strategy=service.strategy_of(body.model),
         temperature=body.temperature,
         seed=body.seed if body.random_seed is None else body.random_seed,
     )
     name = f"fim-{uuid.uuid4().hex}"
-    request = EditorRequest(name, params, twin_key(http, body))
-    filled = await fill(http, service, request, Gap(body.prompt, body.suffix))
-    share = filled.share
-    service.feedback.remember(service.feedback.asked(name), share.output.drafts[:1])
+    drafting = DraftingRequest(id=name, asked=parameters, model=body.model, twin_key=twin_key(http, body))
+    filled = await fill(http, service, drafting, Gap(body.prompt, body.suffix))
     head: dict[str, Any] = {"id": name, "created": int(time.time()), "model": service.model_name}
-    draft, usage = share.output.drafts[0], _usage(share.output)
+    draft, usage = filled.output.drafts[0], _usage(filled.output)
     if not body.stream:
         message = FimMessage(content=draft.text)
         choice = FimChoice(message=message, finish_reason=openai_finish_reason(draft))

@@ -1,7 +1,7 @@
-"""Reads a request's body as JSON into a schema, whatever content type the client names.
+"""Reads a request's body as JSON into a schema, whatever its content type.
 
-`curl -d` says `application/x-www-form-urlencoded`, and editor plugins say all sorts of things; the routes here take
-nothing but JSON, so the header carries no information.
+`curl -d` sends `application/x-www-form-urlencoded`, and editor plugins send various types. All routes here take JSON,
+so the header carries no information.
 """
 
 from collections.abc import Awaitable, Callable
@@ -34,7 +34,7 @@ def json_body(schema: type[SchemaT]) -> Callable[[Request], Awaitable[SchemaT]]:
 
 
 def documented(schema: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI part of a route whose body `json_body(schema)` reads. The schema may hold no other schema."""
+    """OpenAPI fields of a route whose body `json_body(schema)` reads. The schema must not contain other schemas."""
     content = {"application/json": {"schema": schema.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -1,6 +1,7 @@
-"""llama.cpp's wire, as llama.vim, llama.vscode and Continue speak it.
+"""llama.cpp's wire, as llama.vim, llama.vscode and Continue use it: `POST /infill` and `POST /completion`.
 
-Drafts go out when all are final, in a stream too: with superposed decoding a draft may be replaced up to its end.
+Samplers and other unknown fields are ignored. Drafts are sent when all of them are final, even in a stream: with
+superposed decoding a draft may be replaced until its end.
 """
 
 import json
@@ -11,17 +12,115 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput
-from superdraft.decoding.text.fim import Gap
+from superdraft.decoding.text.fim import ContextFile, Gap
 from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.edge.error_map import failure_of
-from superdraft.server.service import ClientGoneError, Service
-from superdraft.server.wires.editors import EditorRequest, Filled, complete, cut_dedent, editor_params, fill
+from superdraft.server.edge.refusals import ClientGoneError
+from superdraft.server.service import DraftingRequest, Service
+from superdraft.server.wires.common import (
+    Boolean,
+    Integer,
+    Number,
+    OnePrompt,
+    ServiceDep,
+    TolerantStop,
+    WireRequest,
+)
+from superdraft.server.wires.editors import Filled, asked, complete, cut_dedent, fill
 from superdraft.server.wires.json_body import documented, json_body
-from superdraft.server.wires.llamacpp_schemas import InfillRequest, LlamaCppCompletionRequest, LlamaCppRequest
-from superdraft.server.wires.openai.routes import ServiceDep
+
+_EVENTS: dict[str, Any] = {"content": {"text/event-stream": {}}, "description": "The drafts; with `stream`, as events."}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: _EVENTS,
+    400: {"description": "A field or the body is wrong. Errors have llama.cpp's shape."},
+    413: {"description": "The body is too large."},
+    500: {"description": "The server failed on this request."},
+    503: {"description": "The server is shutting down."},
+}
+
+
+# Schemas
+
+
+def _extra(value: Any) -> tuple[ContextFile, ...]:
+    chunks = value if isinstance(value, list) else [None]
+    files = []
+    for chunk in chunks:
+        text, name = (chunk.get("text"), chunk.get("filename")) if isinstance(chunk, dict) else (None, None)
+        if not isinstance(text, str) or not isinstance(name, str | None):
+            raise ValueError('must be a list of {"text": string, "filename": string}, the filename being optional')
+        files.append(ContextFile(name or "", text))
+    return tuple(files)
+
+
+_EXTRA_SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"text": {"type": "string"}, "filename": {"type": "string"}},
+        "required": ["text"],
+    },
+}
+
+
+class LlamaCppRequest(WireRequest):
+    """Fields of both routes. A null field means its default."""
+
+    n_predict: Integer = Field(
+        default=-1, description="New tokens per draft; 0: only run the prompt; negative: the server's limit."
+    )
+    n_cmpl: Integer = Field(default=1, ge=1, description="Drafts; above 1 the answer is an array, best first.")
+    stop: TolerantStop = ()
+    stream: Boolean = False
+    response_fields: list[str] = Field(
+        default=[], max_length=64, description='Answer with these fields only; "timings/prompt_n" is a nested one.'
+    )
+    n_indent: Integer = Field(
+        default=0, ge=0, description="A draft ends before a line that is indented less than this."
+    )
+    t_max_prompt_ms: Number = Field(default=0, ge=0)
+    t_max_predict_ms: Number = Field(
+        default=0,
+        ge=0,
+        description="After this time plus t_max_prompt_ms, the drafts so far are the answer; 0: no limit.",
+    )
+    temperature: Number = Field(default=1.0, description="For the sampling strategies.")
+    seed: Integer = Field(
+        default=-1, lt=2**63, description="For the sampling strategies; negative: a new one each time."
+    )
+
+    @property
+    def timeout_s(self) -> float | None:
+        """The request's time limit. A warm-up has none, since half a prompt in the cache saves little."""
+        if self.n_predict == 0 or self.t_max_predict_ms == 0:
+            return None
+        return min(self.t_max_prompt_ms + self.t_max_predict_ms, 1e9) / 1000
+
+    def cut(self, text: str) -> str:
+        """The part of a draft to show: up to a line that is indented too little."""
+        return cut_dedent(text, self.n_indent)
+
+
+class InfillRequest(LlamaCppRequest):
+    """`POST /infill`: the text around the cursor. `prompt` is the text between `input_prefix` and the cursor."""
+
+    input_prefix: str
+    input_suffix: str
+    input_extra: Annotated[tuple[ContextFile, ...], PlainValidator(_extra), WithJsonSchema(_EXTRA_SCHEMA)] = ()
+    prompt: str = ""
+
+
+class LlamaCppCompletionRequest(LlamaCppRequest):
+    """`POST /completion`: continue a prompt."""
+
+    prompt: OnePrompt
+
+
+# Routes
 
 
 class LlamaCppRoute(APIRoute):
@@ -47,15 +146,6 @@ class LlamaCppRoute(APIRoute):
         return handle_errors
 
 
-_EVENTS: dict[str, Any] = {"content": {"text/event-stream": {}}, "description": "The drafts; with `stream`, as events."}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: _EVENTS,
-    400: {"description": "A field or the body is wrong. Errors have llama.cpp's shape."},
-    413: {"description": "The body is too large."},
-    500: {"description": "The server failed on this request."},
-    503: {"description": "The server is shutting down."},
-}
-
 router = APIRouter(tags=["llama.cpp"], route_class=LlamaCppRoute, responses=_RESPONSES)
 
 
@@ -63,9 +153,9 @@ router = APIRouter(tags=["llama.cpp"], route_class=LlamaCppRoute, responses=_RES
 async def infill(
     http: Request, service: ServiceDep, body: Annotated[InfillRequest, Depends(json_body(InfillRequest))]
 ) -> Response:
-    """Fill the gap between two texts. With `n_predict` 0, only run the prompt, so that the next one is faster."""
+    """Fill the gap between two texts. With `n_predict` 0, only run the prompt, so that the next request is faster."""
     gap = Gap(body.input_prefix + body.prompt, body.input_suffix, body.input_extra)
-    filled = await fill(http, service, _editor_request(http, service, body), gap)
+    filled = await fill(http, service, _drafting_request(http, service, body), gap, body.cut)
     return _response(body, filled, service)
 
 
@@ -75,16 +165,16 @@ async def completion(
     service: ServiceDep,
     body: Annotated[LlamaCppCompletionRequest, Depends(json_body(LlamaCppCompletionRequest))],
 ) -> Response:
-    """Go on from a prompt."""
-    share = await complete(http, service, _editor_request(http, service, body), body.prompt)
-    return _response(body, Filled(share, is_truncated=False, warnings=[*share.output.warnings]), service)
+    """Continue a prompt."""
+    output = await complete(http, service, _drafting_request(http, service, body), body.prompt, body.cut)
+    return _response(body, Filled(output, is_truncated=False, warnings=[*output.warnings]), service)
 
 
-def _editor_request(http: Request, service: Service, body: LlamaCppRequest) -> EditorRequest:
-    limit = service.engine.engine.config.max_num_drafts
+def _drafting_request(http: Request, service: Service, body: LlamaCppRequest) -> DraftingRequest:
+    limit = service.engine.config.max_num_drafts
     if body.n_cmpl > limit:
         raise InvalidRequestError(f"n_cmpl must be at most {limit} on this server, got {body.n_cmpl}.", param="n_cmpl")
-    params = editor_params(
+    parameters = asked(
         service,
         num_drafts=body.n_cmpl,
         max_tokens=None if body.n_predict < 0 else body.n_predict,
@@ -92,17 +182,17 @@ def _editor_request(http: Request, service: Service, body: LlamaCppRequest) -> E
         temperature=body.temperature,
         seed=None if body.seed < 0 else body.seed,
     )
-    return EditorRequest(
-        f"infill-{uuid.uuid4().hex}",
-        params,
-        twin_key(http, body),
-        body.timeout_s,
-        lambda text: cut_dedent(text, body.n_indent),
+    return DraftingRequest(
+        id=f"infill-{uuid.uuid4().hex}",
+        asked=parameters,
+        twin_key=twin_key(http, body),
+        timeout_s=body.timeout_s,
+        takes_feedback=False,  # llama.cpp's answers have no id
     )
 
 
 def _response(body: LlamaCppRequest, filled: Filled, service: Service) -> Response:
-    answers = [_answer(body, draft, filled, service.model_name) for draft in filled.share.output.drafts]
+    answers = [_answer(body, draft, filled, service.model_name) for draft in filled.output.drafts]
     if body.stream:
         events = [event for answer in answers for event in _events(answer, body.response_fields)]
         content = "".join(f"data: {json.dumps(event, separators=(',', ':'))}\n\n" for event in events)
@@ -113,7 +203,7 @@ def _response(body: LlamaCppRequest, filled: Filled, service: Service) -> Respon
 
 
 def _answer(body: LlamaCppRequest, draft: DraftOutput, filled: Filled, model: str) -> dict[str, Any]:
-    output = filled.share.output
+    output = filled.output
     usage, num_predicted = output.usage, len(draft.token_ids)
     stop_type, stopping_word = _stop_of(draft, body.stop)
     return {
@@ -140,7 +230,7 @@ def _answer(body: LlamaCppRequest, draft: DraftOutput, filled: Filled, model: st
 
 
 def _stop_of(draft: DraftOutput, stops: Sequence[str]) -> tuple[str, str]:
-    """llama.cpp's `stop_type` and `stopping_word`; a draft that ended because it was improbable counts as "eos"."""
+    """llama.cpp's `stop_type` and `stopping_word`; a draft that was cut for being improbable counts as "eos"."""
     if draft.finish_reason == "length":
         return "limit", ""
     decoded = "".join(draft.tokens)  # unlike the text, with the stop string that ended it
@@ -158,14 +248,14 @@ def _speed(what: str, num_tokens: int, milliseconds: float) -> dict[str, float]:
 
 
 def _events(answer: dict[str, Any], fields: Sequence[str]) -> list[dict[str, Any]]:
-    """A draft's chunk, and the one that ends it and has everything but the text."""
+    """The event with a draft's text, and the event that ends the draft and holds everything else."""
     head = {name: answer[name] for name in ("index", "content", "tokens", "id_slot")}
     chunk = {**head, "stop": False, **{name: answer[name] for name in ("tokens_predicted", "tokens_evaluated")}}
     return [chunk, _picked({**answer, "content": ""}, fields)]
 
 
 def _picked(answer: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """The wanted fields under the names that ask for them, slashes and all; every field if none is asked for."""
+    """The requested fields, under the names by which they were requested; every field if none was."""
     if not fields:
         return answer
     return {name: value for name in fields if (value := _nested(answer, name)) is not None}

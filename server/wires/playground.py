@@ -1,7 +1,7 @@
-"""The playground: a page at `/` that shows drafts while somebody types.
+"""The playground: a page at `/` that shows drafts while a user types.
 
-The page and its files are public, since a browser sends no key when it opens an address. They hold nothing but what is
-in this package; what the page asks for, it asks the API, with a key where keys are asked for.
+The page and its files are public, since a browser sends no key when it opens an address. They hold only files of this
+package. The page gets everything else from the API, with a key if the server requires one.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 _STATIC = Path(__file__).parents[1] / "static"
-# Its own files and its own server, nothing else: no inline scripts or styles, no other site, no text made into HTML.
+# Only its own files and its own server: no inline scripts or styles, no other site, no text turned into HTML.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -34,11 +34,11 @@ router = APIRouter(include_in_schema=False)
 
 @router.api_route("/", methods=["GET", "HEAD"])
 def playground() -> FileResponse:
-    """The page. Its links are relative: it works under another path behind a proxy, too."""
+    """The page. Its links are relative, so it also works under another path behind a proxy."""
     return FileResponse(_STATIC / "playground.html", headers={"content-security-policy": _POLICY})
 
 
 @router.api_route("/static/{name}", methods=["GET", "HEAD"])
 async def page_file(request: Request, name: str) -> Response:
-    """One of the page's files; 404 for what is none."""
+    """One of the page's files; 404 for any other name."""
     return await _FILES.get_response(name, request.scope)

@@ -1,7 +1,7 @@
-"""Server-sent events: a request's outputs as `data:` lines, the last of them `[DONE]`.
+"""Server-sent events: a request's outputs as `data:` lines, ending with `[DONE]`.
 
-No library: Starlette already ends the answer of a client that left, event ids and retries are not used, and the
-keep-alive comment must not be the usual `: ping`, on which an editor plugin chokes.
+No library is used: Starlette already ends the answer to a client that left, event ids and retries are not needed, and
+the keep-alive comment must not be the usual `: ping`, which breaks an editor plugin.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ Render = Callable[[StepOutput], BaseModel | Sequence[BaseModel]]
 
 
 class EventStream(StreamingResponse):
-    """Sends the outputs of one or several requests as they come. A client that leaves ends its requests.
+    """Sends the outputs of one or several requests as they come. If the client leaves, the requests end.
 
     Args:
-        outputs: closed when the answer is over, however it ends. The first error among them ends the answer.
-        render: the event or events, perhaps none, for an output that is no error.
-        headers: beside those of every event stream.
+        outputs: closed when the answer has ended, for whatever reason. The first error among them ends the answer.
+        render: makes any number of events from an output that is not an error.
+        headers: in addition to those of every event stream.
     """
 
     media_type = "text/event-stream"
@@ -40,7 +40,7 @@ class EventStream(StreamingResponse):
     def __init__(
         self, outputs: OutputStream | MergedOutputs, render: Render, headers: Mapping[str, str] | None = None
     ) -> None:
-        own = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must not hold events back
+        own = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must not buffer events
         super().__init__(_events(outputs, render), headers={**own, **(headers or {})})
         self._outputs = outputs
 
@@ -48,7 +48,7 @@ class EventStream(StreamingResponse):
         """Send the answer."""
         try:
             await super().__call__(scope, receive, send)
-        finally:  # not in the generator: one that never started runs no `finally`
+        finally:  # not in the generator, whose `finally` does not run if it never started
             self._outputs.close()
 
 

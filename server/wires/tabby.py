@@ -1,62 +1,131 @@
-"""Tabby's wire. Its completions come on OpenAI's path, `POST /v1/completions`, and are told apart by `segments`."""
+"""Tabby's wire, as its editor plugins use it. Unknown fields are ignored.
+
+Completions come on OpenAI's path, `POST /v1/completions`, and are recognised by their field `segments`.
+"""
 
 import contextlib
 import uuid
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from superdraft.decoding.text.fim import ContextFile, Gap
 from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.edge.error_map import NotFoundError, invalid_request
 from superdraft.server.observe.metrics import DraftEvent
-from superdraft.server.service import get_service
-from superdraft.server.wires.editors import EditorRequest, editor_params, fill
+from superdraft.server.service import DraftingRequest, Service
+from superdraft.server.wires.common import Integer, Number, ServiceDep, WireRequest
+from superdraft.server.wires.editors import asked, fill
 from superdraft.server.wires.json_body import documented, json_body
-from superdraft.server.wires.openai.routes import ServiceDep
-from superdraft.server.wires.tabby_schemas import (
-    TabbyEvent,
-    TabbyHealth,
-    TabbyRequest,
-    TabbyServerSetting,
-    TabbyVersion,
-)
+
+# Schemas
+
+
+class TabbySnippet(WireRequest):
+    """A piece of code from another place."""
+
+    filepath: str = ""
+    body: str
+
+
+class TabbySegments(WireRequest):
+    """The text around the cursor, and related code that the plugin found."""
+
+    prefix: str
+    suffix: str = ""
+    filepath: str = ""
+    declarations: tuple[TabbySnippet, ...] = ()
+    relevant_snippets_from_changed_files: tuple[TabbySnippet, ...] = ()
+    relevant_snippets_from_recently_opened_files: tuple[TabbySnippet, ...] = ()
+
+    def gap(self) -> Gap:
+        """The place to fill. Declarations of the names used there are the most useful context, so they come last."""
+        snippets = [
+            *self.relevant_snippets_from_recently_opened_files,
+            *self.relevant_snippets_from_changed_files,
+            *self.declarations,
+        ]
+        context = tuple(ContextFile(snippet.filepath, snippet.body) for snippet in snippets)
+        return Gap(self.prefix, self.suffix, context, self.filepath)
+
+
+class TabbyRequest(WireRequest):
+    """`POST /v1/completions` with `segments`. `temperature` and `seed` are for the sampling strategies."""
+
+    segments: TabbySegments
+    language: str = ""
+    user: str | None = Field(default=None, max_length=256)
+    temperature: Number = 1.0
+    seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**64)
+
+
+class TabbyEvent(WireRequest):
+    """`POST /v1/events`: what the user did with a choice."""
+
+    type: Literal["view", "select", "dismiss"]
+    completion_id: str = Field(min_length=1, max_length=128)
+    choice_index: Integer = Field(default=0, ge=0)
+    view_id: str | None = None
+    elapsed: Number | None = None
+
+
+class TabbyVersion(BaseModel):
+    """`git_describe` must not be empty, or the plugins do not recognise a Tabby server."""
+
+    git_describe: str
+
+
+class TabbyHealth(BaseModel):
+    """The answer to the plugins' first request."""
+
+    model: str
+    device: str
+    version: TabbyVersion
+
+
+class TabbyServerSetting(BaseModel):
+    """Settings for the plugins."""
+
+    disable_client_side_telemetry: bool = True
+
+
+# Routes
 
 _MEANINGS: dict[str, DraftEvent] = {"view": "shown", "select": "accepted", "dismiss": "dismissed"}
 
 router = APIRouter(tags=["Tabby"])
 
 
-async def complete_segments(body: dict[str, Any], request: Request) -> JSONResponse:
+async def complete_segments(body: dict[str, Any], request: Request, service: Service) -> JSONResponse:
     """Answer a Tabby completion: the best draft, or the next one for a request that repeats the one before.
 
     Args:
         body: the JSON object of the request; it has `segments` and no `prompt`.
         request: its body has been read.
+        service: the served model.
 
     Raises:
         InvalidRequestError: a field is wrong.
-        SuperdraftError: the engine's.
+        SuperdraftError: raised by the engine.
         ClientGoneError: the client left.
     """
     try:
         wanted = TabbyRequest.model_validate(body)
     except ValidationError as error:
         raise invalid_request(error) from None
-    service, completion_id = get_service(request), f"cmpl-{uuid.uuid4()}"
+    completion_id = f"cmpl-{uuid.uuid4()}"
     seed = None if wanted.seed is None else wanted.seed % 2**63
-    params = editor_params(service, temperature=wanted.temperature, seed=seed)
-    editor_request = EditorRequest(completion_id, params, twin_key(request, wanted))
-    filled = await fill(request, service, editor_request, wanted.segments.gap())
-    drafts = filled.share.output.drafts[:1]
-    service.feedback.remember(service.feedback.asked(completion_id), drafts)
-    choices = [{"index": 0, "text": drafts[0].text}]
+    parameters = asked(service, temperature=wanted.temperature, seed=seed)
+    drafting = DraftingRequest(id=completion_id, asked=parameters, twin_key=twin_key(request, wanted))
+    filled = await fill(request, service, drafting, wanted.segments.gap())
+    choices = [{"index": 0, "text": filled.output.drafts[0].text}]
     return JSONResponse({"id": completion_id, "choices": choices, "warnings": filled.warnings})
 
 
-@router.get("/v1/health", summary="What Tabby's plugins ask first")
+@router.get("/v1/health", summary="Health, for Tabby's plugins")
 @router.post("/v1/health", include_in_schema=False)
 async def health(service: ServiceDep) -> TabbyHealth:
     """The served model and this server's version."""
@@ -66,9 +135,9 @@ async def health(service: ServiceDep) -> TabbyHealth:
     )
 
 
-@router.get("/v1beta/server_setting", summary="What Tabby's plugins are asked to do")
+@router.get("/v1beta/server_setting", summary="Settings for Tabby's plugins")
 async def server_setting() -> TabbyServerSetting:
-    """Plugins should send nothing to Tabby's makers."""
+    """Plugins are told to send no telemetry to Tabby's makers."""
     return TabbyServerSetting()
 
 
@@ -79,7 +148,7 @@ async def server_setting() -> TabbyServerSetting:
     summary="What users did with drafts",
 )
 async def events(service: ServiceDep, body: Annotated[TabbyEvent, Depends(json_body(TabbyEvent))]) -> Response:
-    """As `/v1/feedback`; but an event of an answer that is not remembered is no error, since no plugin expects one."""
+    """As `/v1/feedback`, except that events of unknown answers are ignored, since plugins expect no error."""
     with contextlib.suppress(NotFoundError):
         service.feedback.take(
             body.completion_id,

@@ -203,9 +203,9 @@ def real(request):
     engine, prompts = build_engine(loaded, limits), []
     add_request = engine.add_request
 
-    def record(request_id, prompt, *arguments, **options):
-        prompts.append(prompt)
-        return add_request(request_id, prompt, *arguments, **options)
+    def record(request):
+        prompts.append(request.prompt)
+        return add_request(request)
 
     engine.add_request = record
     vocabulary = Tokenizer(hf_tokenizer).vocabulary

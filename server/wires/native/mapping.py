@@ -1,11 +1,12 @@
-"""The native wire's request as engine parameters, and the engine's outputs as its answers."""
+"""Mapping of the native wire's requests to the engine's, and of the engine's outputs to its answers."""
+
+from typing import Any
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Snapshot
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.wires.common import PromptTokensDetails, bias_pairs
+from superdraft.server.wires.common import PromptTokensDetails, floored
 from superdraft.server.wires.native.schemas import (
     Draft,
     DraftsRequest,
@@ -15,56 +16,32 @@ from superdraft.server.wires.native.schemas import (
     DraftsUsage,
     SnapshotDraft,
 )
-from superdraft.server.wires.openai.mapping import floored
-from superdraft.server.wires.request_warnings import strategy_warnings
 
 MAX_SESSION_ID = 128
 
 
+def asked(body: DraftsRequest) -> dict[str, Any]:
+    """The engine parameters that a request sets."""
+    return body.asked(is_text=isinstance(body.prompt, str), snapshots=body.stream)
+
+
 def generation_params(body: DraftsRequest, drafting: DraftingDefaults, *, token_healing: bool) -> GenerationParams:
-    """What to decode; the other arguments are for a request that doesn't say.
+    """The engine parameters of a request that no server answers: with the default strategy unless it names one.
+
+    Args:
+        body: the request.
+        drafting: the defaults.
+        token_healing: the default of this field.
 
     Raises:
         InvalidRequestError: two fields contradict each other.
     """
-    healing = token_healing if body.token_healing is None else body.token_healing
-    return GenerationParams(
-        num_drafts=body.num_drafts,
-        max_tokens=body.max_tokens,
-        **drafting.fill(
-            strategy=body.strategy,
-            num_drafts=body.num_drafts,
-            max_tokens=body.max_tokens,
-            selection=body.selection,
-            max_branches=body.max_branches,
-            min_probability=body.min_probability,
-            min_draft_tokens=body.min_draft_tokens,
-            alpha=body.alpha,
-            tau=body.tau,
-            candidates_per_draft=body.candidates_per_draft,
-            reset_every=body.reset_every,
-            ngram_model=body.ngram_model,
-        ),
-        stop=body.stop,
-        strategy=body.strategy,
-        num_branches=body.num_branches,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        seed=body.seed,
-        reset_every=body.reset_every,
-        logit_bias=bias_pairs(body.logit_bias),
-        frequency_penalty=body.frequency_penalty,
-        presence_penalty=body.presence_penalty,
-        token_healing=healing and isinstance(body.prompt, str),
-        single_line=body.single_line,
-        trim=body.trim,
-        min_score=body.min_score,
-        snapshots=body.stream,
-    )
+    defaults = {"strategy": body.strategy, "token_healing": token_healing}
+    return drafting.params(defaults | asked(body), asks_for_paper=body.asks_for_paper)
 
 
 def session_of(body: DraftsRequest, header: str | None) -> str | None:
-    """The request's session, from the body or else from the `x-session-id` header.
+    """The request's session, from the body, or else from the header `x-session-id`.
 
     Raises:
         InvalidRequestError: the header is empty or too long.
@@ -81,7 +58,7 @@ def timeout_of(body: DraftsRequest, max_timeout_ms: int) -> float | None:
     """The request's own time limit, in seconds.
 
     Raises:
-        InvalidRequestError: it is over the server's limit.
+        InvalidRequestError: the time limit is over the server's.
     """
     if body.timeout_ms is None:
         return None
@@ -91,12 +68,18 @@ def timeout_of(body: DraftsRequest, max_timeout_ms: int) -> float | None:
     return body.timeout_ms / 1000
 
 
-def request_warnings(body: DraftsRequest, scorer: NgramScorer[object] | None) -> list[str]:
-    """What in the request has no effect."""
-    warnings = strategy_warnings(body)
-    if body.alpha and scorer is None and body.strategy.endswith("superposed"):
+def request_warnings(body: DraftsRequest, strategy: str, *, has_ngram_model: bool) -> list[str]:
+    """Warnings about fields of the request that have no effect.
+
+    Args:
+        body: the request.
+        strategy: the one that it runs under.
+        has_ngram_model: whether there is an n-gram model to score with.
+    """
+    warnings = body.strategy_warnings(strategy)
+    if body.alpha and not has_ngram_model and strategy.endswith("superposed"):
         warnings.append("alpha has no effect: the request runs without an n-gram model.")
-    if body.ngram_model is not None and body.strategy.endswith("superposed"):
+    if body.ngram_model is not None and strategy.endswith("superposed"):
         if body.alpha == 0:
             warnings.append("ngram_model has no effect with alpha 0.")
         elif body.alpha is None and body.selection == "distinct":
@@ -107,7 +90,7 @@ def request_warnings(body: DraftsRequest, scorer: NgramScorer[object] | None) ->
 
 
 def drafts_response(drafts_id: str, model_name: str, output: GenerationOutput, warnings: list[str]) -> DraftsResponse:
-    """The engine's output in the native shape; `warnings` come before the engine's own."""
+    """The answer for an output of the engine; `warnings` come before the engine's own."""
     usage, timings = output.usage, output.timings
     return DraftsResponse(
         id=drafts_id,

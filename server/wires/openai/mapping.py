@@ -1,71 +1,62 @@
-"""The OpenAI wire's request as engine parameters, and the engine's outputs as its answer."""
+"""Mapping of OpenAI's requests to the engine's, and of the engine's outputs to OpenAI's answer."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogprob
-from superdraft.decoding.params import GenerationParams
-from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.service import Service
-from superdraft.server.wires.common import PromptTokensDetails, bias_pairs
+from superdraft.server.bridge.async_engine import AsyncEngine
+from superdraft.server.wires.common import LOGPROB_FLOOR, PromptTokensDetails, floored
 from superdraft.server.wires.openai.schemas import (
     Choice,
     CompletionRequest,
     CompletionUsage,
     Logprobs,
 )
-from superdraft.server.wires.request_warnings import strategy_warnings
 
-LOGPROB_FLOOR = -9999.0  # JSON has no -inf
 MIN_PENALISED_CANDIDATES = 16
 MIN_TOP_P = 1e-6  # OpenAI takes 0, for the most probable token alone
 _NO_DRAFT = DraftOutput(0, "", (), (), LOGPROB_FLOOR, (), "length", ())
 
 
-def generation_params(body: CompletionRequest, service: Service) -> GenerationParams:
-    """What to decode for each prompt of a request, whose strategy is settled.
-
-    Raises:
-        InvalidRequestError: fields of the request contradict each other, or one is over a limit of this server.
-    """
-    _check(body, service.settings.max_batch_prompts)
-    with errors_in_request_terms(body):
-        return GenerationParams(
-            num_drafts=body.num_drafts,
-            max_tokens=_max_tokens(body, service),
-            **_drafting(body, service.drafting),
-            stop=body.stop,
-            verify_top=body.logprobs,
-            num_verified=body.n,
-            echo_logprobs=body.echo and body.logprobs is not None,
-            strategy=body.strategy,
-            temperature=body.temperature,
-            top_p=max(body.top_p, MIN_TOP_P),
-            seed=body.seed,
-            logit_bias=bias_pairs(body.logit_bias),
-            frequency_penalty=body.frequency_penalty,
-            presence_penalty=body.presence_penalty,
-            token_healing=_heals(body, service.settings.token_healing),
-            single_line=body.single_line,
-            snapshots=_streams_early(body),
-        )
+def asked(body: CompletionRequest, engine: AsyncEngine) -> dict[str, Any]:
+    """The engine parameters that a request sets."""
+    own: dict[str, Any] = {}
+    if body.frequency_penalty or body.presence_penalty:
+        # With one candidate for one draft, a penalty would have nothing to choose from.
+        own["candidates_per_draft"] = max(body.num_drafts**2, MIN_PENALISED_CANDIDATES)
+    return body.asked(
+        is_text=isinstance(body.prompt[0], str),
+        num_drafts=body.num_drafts,
+        max_tokens=_max_tokens(body, engine),
+        top_p=max(body.top_p, MIN_TOP_P),
+        verify_top=body.logprobs,
+        num_verified=body.n,
+        echo_logprobs=body.echo and body.logprobs is not None,
+        snapshots=_streams_early(body),
+        **own,
+    )
 
 
 def _streams_early(body: CompletionRequest) -> bool:
-    """Whether text goes out before a draft is finished.
+    """Whether text is sent before a draft is finished.
 
-    Exact log-probabilities come last, with the text; and only at its end a draft can tell whether it has begun to
-    repeat the text after the gap.
+    Exact log-probabilities come last, together with the text. And whether a draft has begun to repeat the text after
+    the gap is known only at its end.
     """
     return body.stream and body.logprobs is None and not body.suffix
 
 
+def _max_tokens(body: CompletionRequest, engine: AsyncEngine) -> int:
+    """Editors ask for thousands of tokens and use one line: they get what there is room for instead of an error."""
+    limit = engine.config.max_tokens
+    return body.max_tokens if body.max_tokens <= limit else min(limit, engine.max_model_len // 2)
+
+
 @contextmanager
 def errors_in_request_terms(body: CompletionRequest) -> Iterator[None]:
-    """Let an error of the engine name the request's field: its rows and drafts are `best_of`, or else `n`."""
+    """Let errors about rows and drafts name the request's field: `best_of` if it is set, else `n`."""
     try:
         yield
     except InvalidRequestError as error:
@@ -75,27 +66,12 @@ def errors_in_request_terms(body: CompletionRequest) -> Iterator[None]:
         raise InvalidRequestError(str(error).replace(error.param, field), param=field) from None
 
 
-def _drafting(body: CompletionRequest, drafting: DraftingDefaults) -> dict[str, Any]:
-    filled = drafting.fill(
-        strategy=body.strategy,
-        num_drafts=body.num_drafts,
-        max_tokens=body.max_tokens,
-        selection=body.selection,
-        max_branches=body.max_branches,
-        min_probability=body.min_probability,
-    )
-    if body.frequency_penalty or body.presence_penalty:
-        # One candidate for one draft would leave a penalty nothing to choose from.
-        filled["candidates_per_draft"] = max(body.num_drafts**2, MIN_PENALISED_CANDIDATES)
-    return filled
+def check(body: CompletionRequest, max_prompts: int) -> None:
+    """Check the fields that the engine does not know.
 
-
-def _heals(body: CompletionRequest, default: bool) -> bool:
-    """Whether drafts go on from the typed text, and not from its tokens. Nothing else of the request has a say."""
-    return isinstance(body.prompt[0], str) and (default if body.token_healing is None else body.token_healing)
-
-
-def _check(body: CompletionRequest, max_prompts: int) -> None:
+    Raises:
+        InvalidRequestError: two fields contradict each other, or there are more than `max_prompts` prompts.
+    """
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("stream_options is allowed only with stream.", param="stream_options")
     if body.num_drafts < body.n:
@@ -106,37 +82,35 @@ def _check(body: CompletionRequest, max_prompts: int) -> None:
         raise InvalidRequestError(message, param="prompt")
 
 
-def _max_tokens(body: CompletionRequest, service: Service) -> int:
-    """Editors ask for thousands of tokens and read one line: they get what there is room for, not an error."""
-    engine = service.engine.engine
-    limit = engine.config.max_tokens
-    return body.max_tokens if body.max_tokens <= limit else min(limit, engine.max_model_len // 2)
+def request_warnings(body: CompletionRequest, strategy: str, max_tokens: int) -> list[str]:
+    """Warnings about fields of the request that have no effect.
 
-
-def request_warnings(body: CompletionRequest, service: Service) -> list[str]:
-    """What in the request has no effect."""
-    warnings = strategy_warnings(body)
-    limit = service.engine.engine.config.max_tokens
-    if body.max_tokens > limit:
-        warnings.append(f"max_tokens is {body.max_tokens}; this server writes {limit} at most.")
+    Args:
+        body: the request.
+        strategy: the one that it runs under.
+        max_tokens: the engine's limit for one draft.
+    """
+    warnings = body.strategy_warnings(strategy)
+    if body.max_tokens > max_tokens:
+        warnings.append(f"max_tokens is {body.max_tokens}; this server writes {max_tokens} at most.")
     if body.token_healing and not isinstance(body.prompt[0], str):
         warnings.append("token_healing has no effect: the prompt is given as token ids.")
     return warnings
 
 
 def add_warnings(warnings: list[str], output: GenerationOutput) -> None:
-    """Add the engine's warnings of one prompt, those that other prompts had too but once."""
+    """Add the engine's warnings about one prompt, without repeating those of other prompts."""
     warnings += [warning for warning in output.warnings if warning not in warnings]
 
 
 def choices_of(body: CompletionRequest, prompt_index: int, prompt_text: str, output: GenerationOutput) -> list[Choice]:
-    """The shown drafts of one prompt, at least one: of no drafts, an empty one.
+    """The choices for one prompt; if there are no drafts, a single empty choice.
 
     Args:
         body: the request.
-        prompt_index: which of the request's prompts.
-        prompt_text: what `echo` puts in front of each; empty without `echo`.
-        output: the engine's answer for this prompt.
+        prompt_index: index of the prompt in the request.
+        prompt_text: text put before each draft; empty without `echo`.
+        output: the engine's output for this prompt.
     """
     choices = []
     for draft in output.drafts[: body.n] or (_NO_DRAFT,):
@@ -157,22 +131,22 @@ def choices_of(body: CompletionRequest, prompt_index: int, prompt_text: str, out
 
 
 def openai_finish_reason(draft: DraftOutput) -> Literal["stop", "length"]:
-    """Why a draft ended, in the words that clients of OpenAI's wire know.
+    """The finish reason, in the terms of OpenAI's wire.
 
-    A draft that ended because going on was improbable has ended by the server's own choice, with tokens left: "stop".
+    A draft that was cut for being improbable ended by the server's own choice, with tokens left: "stop".
     """
     return "length" if draft.finish_reason == "length" else "stop"
 
 
 def legacy_logprobs(text: str, tokens: Sequence[TokenLogprob]) -> Logprobs:
-    """OpenAI's legacy shape: four parallel lists, one entry a token that has a part in `text`.
+    """Log-probabilities in OpenAI's legacy shape: four parallel lists with one entry per token.
 
-    A token that holds a part of a character shows as U+FFFD and is placed where its character starts; one that has no
-    part in the text, such as the token that begins a text, takes no room. Tokens after the cut of a stop string are
+    A token that holds part of a character shows as U+FFFD and is placed where its character starts. A token without
+    text, such as the one that begins a text, has no width. Tokens after the place where a stop string cut the text are
     left out.
     """
     shown = Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-    position, unplaced = 0, 0  # unplaced: tokens since the last whole one, of one character at most each
+    position, unplaced = 0, 0  # unplaced: tokens since the last whole one, each at most one character wide
     for token in tokens:
         width = 0
         if "\ufffd" in token.text:
@@ -191,7 +165,7 @@ def legacy_logprobs(text: str, tokens: Sequence[TokenLogprob]) -> Logprobs:
 
 
 def _place(token: str, text: str, position: int, slack: int) -> tuple[int, int]:
-    """Where a token stands in `text`, at most `slack` characters behind `position`, and its width.
+    """Where a token starts in `text`, at most `slack` characters after `position`, and its width.
 
     The end of the token may have been cut off with the text.
     """
@@ -208,18 +182,13 @@ def _top(token: TokenLogprob) -> dict[str, float] | None:
         return None
     top: dict[str, float] = {}
     for _, text, logprob in token.top:
-        top.setdefault(text, floored(logprob))  # two byte tokens may have one text: keep the likelier
+        top.setdefault(text, floored(logprob))  # two byte tokens may have the same text: keep the more likely
     top.setdefault(token.text, floored(token.logprob))
     return top
 
 
-def floored(logprob: float) -> float:
-    """A log-probability that JSON can hold."""
-    return max(logprob, LOGPROB_FLOOR) if math.isfinite(logprob) else LOGPROB_FLOOR
-
-
 def usage_of(outputs: Sequence[GenerationOutput], num_shown: int) -> CompletionUsage:
-    """Tokens of all prompts, and of the `num_shown` best drafts of each."""
+    """Tokens of all prompts, and of the best `num_shown` drafts of each."""
     prompt_tokens = sum(output.usage.prompt_tokens for output in outputs)
     completion_tokens = sum(len(draft.token_ids) for output in outputs for draft in output.drafts[:num_shown])
     cached_tokens = sum(output.usage.cached_tokens for output in outputs)

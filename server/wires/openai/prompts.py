@@ -1,19 +1,21 @@
-"""What the engine is fed for the prompts of a completion: themselves, or with `suffix` the gap's two sides."""
+"""Engine prompts of a completion: the request's own, or with `suffix` the two sides of a gap."""
 
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
+from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.text.fim import Gap
+from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of
 from superdraft.server.service import Service
-from superdraft.server.wires.editors import TOO_LONG, prepare_gap
+from superdraft.server.wires.editors import TOO_LONG, prepare_gap, with_cut_drafts
 from superdraft.server.wires.openai.schemas import CompletionRequest
 
 
 async def engine_prompts(body: CompletionRequest, service: Service) -> tuple[list[Prompt], list[str]]:
-    """The prompt of each run, and what to tell the caller of them.
+    """The engine's prompt for each of the request's, and warnings about them.
 
     Raises:
-        InvalidRequestError: there is a `suffix`, and a field that it does not go with.
-        PromptTooLongError: the text around a gap does not fit, and the settings forbid to shorten it.
+        InvalidRequestError: there is a `suffix`, and a field that cannot be combined with it.
+        PromptTooLongError: the text around a gap does not fit, and the settings do not allow it to be shortened.
     """
     gaps = gaps_of(body)
     if not gaps:
@@ -23,7 +25,7 @@ async def engine_prompts(body: CompletionRequest, service: Service) -> tuple[lis
     for gap in gaps:
         prepared = await prepare_gap(service, gap, body.max_tokens)
         if prepared.is_truncated and service.settings.prompt_too_long == "error":
-            limit = service.engine.engine.max_model_len
+            limit = service.engine.max_model_len
             raise PromptTooLongError(
                 f"{TOO_LONG}; together they may have at most {limit} tokens. Send less text or lower max_tokens."
             )
@@ -36,7 +38,7 @@ def gaps_of(body: CompletionRequest) -> list[Gap]:
     """The gap after each prompt; none without `suffix`.
 
     Raises:
-        InvalidRequestError: a field of the request does not go with `suffix`.
+        InvalidRequestError: a field of the request cannot be combined with `suffix`.
     """
     if not body.suffix:
         return []
@@ -51,7 +53,18 @@ def gaps_of(body: CompletionRequest) -> list[Gap]:
     return gaps
 
 
+def cut_drafts(body: CompletionRequest, gap: Gap, output: GenerationOutput) -> GenerationOutput:
+    """The output with drafts that end where the text after the gap begins.
+
+    Their line ends become those of the gap's text, unless log-probabilities give each token's place in the draft.
+    """
+    if not output.drafts:
+        return output
+    line_end = line_end_of(gap) if body.logprobs is None else None
+    return with_cut_drafts(output, lambda text: cut_for_gap(text, gap), line_end)
+
+
 def echo_texts(body: CompletionRequest, service: Service) -> list[str]:
-    """What goes in front of the drafts of each prompt; empty without `echo`."""
-    decode = service.engine.engine.tokenizer.decode
+    """The text before the drafts of each prompt; empty without `echo`."""
+    decode = service.engine.tokenizer.decode
     return ["" if not body.echo else prompt if isinstance(prompt, str) else decode(prompt) for prompt in body.prompt]

@@ -1,4 +1,4 @@
-"""The OpenAI wire: completions and the list of models."""
+"""OpenAI's wire: completions and models. Tabby's completions come on the same path."""
 
 import time
 import uuid
@@ -8,36 +8,28 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.prompt import Prompt
 from superdraft.server.bridge.fan_out import twin_key
-from superdraft.server.edge.error_map import ErrorResponse, invalid_request
-from superdraft.server.service import Service, get_service, unless_client_gone
-from superdraft.server.wires.common import ModelCard, ModelList
+from superdraft.server.edge.error_map import invalid_request
+from superdraft.server.service import DraftingRequest, Service
+from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, unless_client_gone
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.openai.mapping import (
     add_warnings,
+    asked,
+    check,
     choices_of,
     errors_in_request_terms,
-    generation_params,
     request_warnings,
     usage_of,
 )
-from superdraft.server.wires.openai.prompts import echo_texts, engine_prompts, gaps_of
-from superdraft.server.wires.openai.runs import CompletionRuns
-from superdraft.server.wires.openai.schemas import CompletionRequest, CompletionResponse
+from superdraft.server.wires.openai.prompts import cut_drafts, echo_texts, engine_prompts, gaps_of
+from superdraft.server.wires.openai.schemas import CompletionRequest, CompletionResponse, ModelCard, ModelList
 from superdraft.server.wires.openai.stream import CompletionStream
 from superdraft.server.wires.streaming import EventStream
+from superdraft.server.wires.tabby import complete_segments
 
 WARNINGS_HEADER = "x-superdraft-warnings"
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": description}
-    for status, description in {
-        400: "A field or the body is wrong.",
-        404: "The named model is not served here.",
-        413: "The body is too large.",
-        500: "The server failed on this request.",
-        503: "The server is shutting down.",
-    }.items()
-}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     **ERROR_RESPONSES,
     200: {"content": {"text/event-stream": {}}, "description": "The choices; with `stream`, events that build them."},
@@ -45,13 +37,12 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class JsonObject(BaseModel):
-    """Any JSON object: OpenAI's and Tabby's completions share a path, and are told apart by their fields."""
+    """Any JSON object: OpenAI's and Tabby's completions share a path, and differ in their fields."""
 
     model_config = ConfigDict(extra="allow")
 
 
 router = APIRouter(tags=["OpenAI"])
-ServiceDep = Annotated[Service, Depends(get_service)]
 
 
 @router.post("/completions", response_model=CompletionResponse, include_in_schema=False)
@@ -68,48 +59,31 @@ async def create_completion(
     service: ServiceDep,
     json_object: Annotated[JsonObject, Depends(json_body(JsonObject))],
 ) -> CompletionResponse | Response:
-    """Complete one prompt or several; `n` drafts each, from one pass of the model."""
+    """Complete one prompt or several, with `n` drafts each, from one pass of the model."""
     fields = json_object.model_extra or {}
     if fields.get("segments") is not None and fields.get("prompt") is None:
-        from superdraft.server.wires.tabby import complete_segments  # it imports this module
-
-        return await complete_segments(fields, request)
-    body = service.with_strategy(_validated(fields))
-    params, warnings = generation_params(body, service), request_warnings(body, service)
-    prompts, more_warnings = await engine_prompts(body, service)
-    warnings += more_warnings
-    completion_id = f"cmpl-{uuid.uuid4().hex}"
-    runs = CompletionRuns(
-        service,
-        completion_id,
-        prompts={f"{completion_id}-{i}": prompt for i, prompt in enumerate(prompts)},
-        params=params,
-        twin_key=twin_key(request, body) if len(prompts) == 1 else None,
-        gaps={f"{completion_id}-{i}": gap for i, gap in enumerate(gaps_of(body))},
-    )
-    asked = service.feedback.asked(completion_id)
-
-    def remember(prompt_index: int, output: GenerationOutput) -> None:
-        service.feedback.remember(asked, output.drafts[: body.n], prompt_index * body.n)
-
-    head: dict[str, Any] = {"id": completion_id, "created": int(time.time()), "model": service.model_name}
-    echoes = echo_texts(body, service)
+        return await complete_segments(fields, request, service)
+    body = _validated(fields)
+    check(body, service.settings.max_batch_prompts)
+    prompts, gap_warnings = await engine_prompts(body, service)
+    drafting = _drafting_request(body, prompts, request, service)
+    head: dict[str, Any] = {"id": drafting.id, "created": int(time.time()), "model": service.model_name}
+    echoes, limit = echo_texts(body, service), service.engine.config.max_tokens
     with errors_in_request_terms(body):
         if body.stream:
-            stream = await unless_client_gone(request, runs.stream())
-            render = CompletionStream(head, body, list(runs.prompts), echoes, warnings, remember, runs.shown)
-            return EventStream(stream, render, _warnings_header(warnings))
-        outputs = await unless_client_gone(request, runs.outputs())
-    choices = [
-        choice
-        for i, (echo, output) in enumerate(zip(echoes, outputs, strict=True))
-        for choice in choices_of(body, i, echo, output)
-    ]
-    for i, output in enumerate(outputs):
-        remember(i, output)
+            streamed = await unless_client_gone(request, service.stream(drafting))
+            warnings = request_warnings(body, streamed.params.strategy, limit) + gap_warnings
+            render = CompletionStream(head, body, list(drafting.prompts), echoes, warnings)
+            return EventStream(streamed.outputs, render, _warnings_header(warnings))
+        drafted = await unless_client_gone(request, service.draft(drafting))
+    warnings = request_warnings(body, drafted.params.strategy, limit) + gap_warnings
+    choices = []
+    for i, (echo, output) in enumerate(zip(echoes, drafted.outputs, strict=True)):
+        choices += choices_of(body, i, echo, output)
         add_warnings(warnings, output)
     response.headers.update(_warnings_header(warnings))
-    return CompletionResponse(**head, choices=choices, usage=usage_of(outputs, body.n), warnings=warnings)
+    usage = usage_of(drafted.outputs, body.n)
+    return CompletionResponse(**head, choices=choices, usage=usage, warnings=warnings)
 
 
 def _validated(fields: dict[str, Any]) -> CompletionRequest:
@@ -119,9 +93,30 @@ def _validated(fields: dict[str, Any]) -> CompletionRequest:
         raise invalid_request(error) from None
 
 
-@router.get("/v1/models", summary="The names that `model` takes")
+def _drafting_request(
+    body: CompletionRequest, prompts: list[Prompt], request: Request, service: Service
+) -> DraftingRequest:
+    completion_id = f"cmpl-{uuid.uuid4().hex}"
+    request_ids = [f"{completion_id}-{i}" for i in range(len(prompts))]
+    gaps = dict(zip(request_ids, gaps_of(body), strict=False))  # none without a suffix
+
+    def cut(request_id: str, output: GenerationOutput) -> GenerationOutput:
+        return cut_drafts(body, gaps[request_id], output) if gaps else output
+
+    return DraftingRequest(
+        id=completion_id,
+        prompts=dict(zip(request_ids, prompts, strict=True)),
+        asked=asked(body, service.engine),
+        model=body.model,
+        twin_key=twin_key(request, body) if len(prompts) == 1 else None,
+        cut=cut,
+        num_shown=body.n,
+    )
+
+
+@router.get("/v1/models", summary="Names that `model` may have")
 async def list_models(service: ServiceDep) -> ModelList:
-    """The served model under its name, its alias, and both with each strategy."""
+    """The served model under its name and its alias, each also with every strategy."""
     return ModelList(data=[_card(service, name) for name in (*service.model_names, *service.strategy_aliases)])
 
 
@@ -138,4 +133,4 @@ def _warnings_header(warnings: list[str]) -> dict[str, str]:
 
 
 def _card(service: Service, name: str) -> ModelCard:
-    return ModelCard(id=name, created=service.created, max_model_len=service.engine.engine.max_model_len)
+    return ModelCard(id=name, created=service.created, max_model_len=service.engine.max_model_len)

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: OpenAI's legacy completions, at once or as chunks of a stream."""
+"""Schemas of OpenAI's wire: legacy completions, in one answer or as the chunks of a stream, and models."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,19 +6,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from superdraft.server.wires import examples
 from superdraft.server.wires.common import (
-    HEALING_DESCRIPTION,
     Boolean,
     Integer,
-    LogitBias,
     Number,
     Prompt,
     PromptTokensDetails,
-    Selection,
-    Stop,
-    Strategy,
     is_token_ids,
     without_nulls,
 )
+from superdraft.server.wires.drafting_fields import DraftingFields
 
 _PROMPT_SCHEMA = {
     "anyOf": [
@@ -48,61 +44,40 @@ def _stream_options(value: dict[str, Any] | None) -> dict[str, Any] | None:
     return value
 
 
-class CompletionRequest(BaseModel):
-    """A request for drafts. A null field means its default; fields that are not known here are left aside."""
+class CompletionRequest(DraftingFields):
+    """A request for drafts. A null field means its default; unknown fields are ignored.
 
-    model_config = ConfigDict(
-        extra="ignore", frozen=True, json_schema_extra={"examples": [examples.COMPLETION_REQUEST]}
-    )
+    `strategy`, `selection`, `max_branches`, `min_probability`, `token_healing` and `single_line` go beyond OpenAI.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.COMPLETION_REQUEST]})
 
     prompt: Annotated[list[Prompt], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)] = Field(
         description="One prompt or several, as text or token ids; null is an empty prompt."
     )
-    model: str | None = Field(default=None, description="Absent: the served model.")
-    max_tokens: Integer = Field(default=16, ge=0, description="New tokens of each draft, at most.")
-    n: Integer = Field(default=1, ge=1, description="Drafts to show, best first; there may be fewer distinct ones.")
+    n: Integer = Field(
+        default=1, ge=1, description="Drafts in the answer, best first; there may be fewer distinct ones."
+    )
     best_of: Integer | None = Field(default=None, ge=1, description="Drafts to keep while decoding; n or more.")
-    stop: Stop = Field(default=(), description="A draft ends before the first of these.")
+    top_p: Number = Field(
+        default=1.0, ge=0, le=1, description="Probability of the nucleus, for the sampling strategies."
+    )
     logprobs: Integer | None = Field(
         default=None, ge=0, le=5, description="Exact log-probabilities of each token and of this many alternatives."
     )
     echo: Boolean = Field(default=False, description="Put the prompt before each draft.")
     suffix: str | None = Field(
         default=None,
-        description="The text after the gap. A model without tokens for gaps does not see it; drafts keep out of it.",
+        description="The text after the gap. Drafts do not repeat it; models without fill-in-the-middle tokens do not "
+        "see it.",
     )
     stream: Boolean = Field(default=False, description="Server-sent events: text as soon as it can no longer change.")
     stream_options: Annotated[dict[str, Any] | None, AfterValidator(_stream_options)] = Field(
         default=None, description="Only with stream. {include_usage: true}: one more chunk, with the usage."
     )
-    user: str | None = Field(default=None, max_length=256, description="Requests of different users are not twins.")
-    temperature: Number = Field(default=1.0, ge=0, le=2, description="Of the sampling strategies.")
-    top_p: Number = Field(default=1.0, ge=0, le=1, description="Of the sampling strategies.")
-    seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="Of the sampling strategies.")
-    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2, description="For each time a draft has the token.")
-    presence_penalty: Number = Field(default=0.0, ge=-2, le=2, description="Once, if a draft has the token.")
-    logit_bias: LogitBias = Field(default={}, description="{token id: added to its logit}; -100 forbids a token.")
-    strategy: Strategy = Field(
-        default="superposed", description="Beyond OpenAI: how to decode; absent: the model alias's, the server's."
+    user: str | None = Field(
+        default=None, max_length=256, description="Identical requests of different users do not share drafts."
     )
-    selection: Selection | None = Field(
-        default=None, description="Beyond OpenAI: Which drafts superposed decoding keeps; absent: the server's."
-    )
-    max_branches: Integer | None = Field(
-        default=None,
-        ge=1,
-        description="Beyond OpenAI: Rows for the drafts, with selection distinct; absent: the server's.",
-    )
-    min_probability: Number | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="Beyond OpenAI: Less probable drafts grow no further, with selection distinct.",
-    )
-    token_healing: Boolean | None = Field(
-        default=None, description=f"Beyond OpenAI: {HEALING_DESCRIPTION[0].lower()}{HEALING_DESCRIPTION[1:]}"
-    )
-    single_line: Boolean = Field(default=False, description="Beyond OpenAI: a draft ends before its first line break.")
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +88,7 @@ class CompletionRequest(BaseModel):
 
     @property
     def num_drafts(self) -> int:
-        """k: the drafts to decode, of which n are shown."""
+        """k: drafts to decode, of which n are in the answer."""
         return self.n if self.best_of is None else self.best_of
 
     @property
@@ -132,7 +107,7 @@ class Logprobs(BaseModel):
 
 
 class Choice(BaseModel):
-    """One draft; index 0 is the best. Of several prompts, prompt i has the indices from i * n on.
+    """One draft; index 0 is the best. With several prompts, the drafts of prompt i have the indices from i * n.
 
     `score` goes beyond OpenAI's shape and is that of `/v1/drafts`.
     """
@@ -141,13 +116,13 @@ class Choice(BaseModel):
     text: str
     logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] = Field(
-        description="length: max_tokens. stop: end of text, a stop string, or going on was improbable."
+        description="length: max_tokens. stop: end of text, a stop string, or the draft had become too improbable."
     )
     score: float
 
 
 class ChunkChoice(BaseModel):
-    """Text that one draft goes on with, for good; its last part has a `finish_reason` and a `score`."""
+    """The next text of one draft, which is final; the last chunk of a draft has a `finish_reason` and a `score`."""
 
     index: int
     text: str
@@ -157,9 +132,9 @@ class ChunkChoice(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """Tokens of all prompts and of the shown choices.
+    """Tokens of all prompts and of all choices.
 
-    `forward_rows` goes beyond OpenAI's shape: the model rows of all decode steps, drafts that are not shown included.
+    `forward_rows` goes beyond OpenAI's shape: model rows of all decode steps, for all drafts that were decoded.
     """
 
     prompt_tokens: int
@@ -185,7 +160,7 @@ class CompletionResponse(BaseModel):
 
 
 class CompletionChunk(BaseModel):
-    """An event of the stream. `warnings` are in the one that ends the last choice."""
+    """An event of the stream. The one that ends the last choice has the `warnings`."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -197,6 +172,23 @@ class CompletionChunk(BaseModel):
 
 
 class CompletionChunkWithUsage(CompletionChunk):
-    """The same where `include_usage` is asked for: null but in the last chunk, which has no choices."""
+    """An event of a stream with `include_usage`: null except in the last chunk, which has no choices."""
 
     usage: CompletionUsage | None = None
+
+
+class ModelCard(BaseModel):
+    """One served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "superdraft"
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """Every name that `model` may have."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

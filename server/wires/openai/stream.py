@@ -1,11 +1,12 @@
-"""The outputs of a streamed completion as chunks: what is new of each choice's text, and at last its end.
+"""Chunks of a streamed completion: the new text of each choice, and finally its end.
 
-A delta is text that can no longer change. While drafts grow, that is what all drafts of a prompt agree on, and it
-belongs to the prompt's first choice, the only one that is sure to be shown; each other choice comes whole when its
-prompt's drafts are finished. So the joined deltas of an index are the text that the same request gets at once.
+A delta is text that can no longer change. While drafts grow, that is the beginning that all drafts of a prompt share.
+It belongs to the prompt's first choice, the only one that is certain to be in the answer. Every other choice is sent
+whole when its prompt's drafts are finished. So the joined deltas of an index are the text that the same request gets
+without `stream`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from superdraft.decoding.outputs import GenerationOutput, Snapshot, StepOutput
 from superdraft.server.wires.openai.mapping import add_warnings, choices_of, usage_of
@@ -20,16 +21,14 @@ from superdraft.server.wires.openai.schemas import (
 
 
 class CompletionStream:
-    """Renders the outputs of one streamed request. It remembers how much of each prompt's first choice was sent.
+    """Renders the outputs of one streamed request. It keeps track of the text sent of each prompt's first choice.
 
     Args:
         head: `id`, `created` and `model` of every chunk.
         body: the request.
         request_ids: the engine's request id of each prompt.
-        echoes: what goes before the drafts of each prompt; empty without `echo`.
-        warnings: what in the request has no effect.
-        on_output: called with a prompt's index and its answer.
-        shown: what is shown of the answer to a request id.
+        echoes: the text before the drafts of each prompt; empty without `echo`.
+        warnings: about the request.
     """
 
     def __init__(
@@ -39,8 +38,6 @@ class CompletionStream:
         request_ids: Sequence[str],
         echoes: Sequence[str],
         warnings: Sequence[str],
-        on_output: Callable[[int, GenerationOutput], None],
-        shown: Callable[[str, GenerationOutput], GenerationOutput],
     ) -> None:
         self._head = head
         self._body = body
@@ -48,17 +45,15 @@ class CompletionStream:
         self._echoes = echoes
         self._sent = [""] * len(echoes)
         self._warnings = list(warnings)
-        self._on_output = on_output
-        self._shown = shown
         self._outputs: list[GenerationOutput] = []
 
     def __call__(self, step: StepOutput) -> list[CompletionChunk]:
-        """The chunks for an output that is no error; none if it settles no new text."""
+        """The chunks for an output that is not an error; none if no new text has become final."""
         prompt_index = self._request_ids.index(step.request_id)
         if step.snapshot is not None:
             return self._grow(prompt_index, step.snapshot)
         assert step.output is not None
-        return self._finish(prompt_index, self._shown(step.request_id, step.output))
+        return self._finish(prompt_index, step.output)
 
     def _grow(self, prompt_index: int, snapshot: Snapshot) -> list[CompletionChunk]:
         settled = self._echoes[prompt_index] + snapshot.stable_text
@@ -70,7 +65,6 @@ class CompletionStream:
 
     def _finish(self, prompt_index: int, output: GenerationOutput) -> list[CompletionChunk]:
         self._outputs.append(output)
-        self._on_output(prompt_index, output)
         add_warnings(self._warnings, output)
         first, *others = choices_of(self._body, prompt_index, self._echoes[prompt_index], output)
         chunks = [self._chunk(_ending(first, self._unsent(prompt_index, first.text)))]

@@ -1,19 +1,25 @@
-"""How requests are decoded that don't say: which selection, and what goes with it."""
+"""Decoding defaults: the selection, and the parameters that belong to it."""
 
 import pytest
 
 from superdraft.server.drafting import MAX_SHORT_TOKENS, DraftingDefaults
 from superdraft.server.settings import Settings
+from superdraft.server.wires.native.mapping import generation_params
+from superdraft.server.wires.native.schemas import DraftsRequest
 
 DISTINCT = DraftingDefaults("distinct", max_branches=3, min_probability=0.02, alpha=0.4, tau=0.1)
-ASK = {"strategy": "superposed", "num_drafts": 3, "max_tokens": 10}
+ASKED = {"strategy": "superposed", "num_drafts": 3, "max_tokens": 10}
+
+
+def params_of(**fields):
+    return generation_params(DraftsRequest(prompt="", **fields), DISTINCT, token_healing=True)
 
 
 def test_distinct_drafts_are_the_language_models_alone():
-    filled = DISTINCT.fill(**ASK)
-    assert (filled["selection"], filled["alpha"], filled["tau"]) == ("distinct", 0.0, 1.0)
-    assert (filled["max_branches"], filled["min_probability"], filled["whole_best"]) == (3, 0.02, False)
-    assert DISTINCT.fill(**(ASK | {"max_tokens": MAX_SHORT_TOKENS + 1}))["whole_best"]
+    params = DISTINCT.params(ASKED)
+    assert (params.selection, params.alpha, params.tau) == ("distinct", 0.0, 1.0)
+    assert (params.max_branches, params.min_probability, params.whole_best) == (3, 0.02, False)
+    assert DISTINCT.params(ASKED | {"max_tokens": MAX_SHORT_TOKENS + 1}).whole_best
 
 
 @pytest.mark.parametrize(
@@ -27,20 +33,20 @@ def test_distinct_drafts_are_the_language_models_alone():
         {"ngram_model": "mail"},
     ],
 )
-def test_who_asks_for_what_only_the_paper_has_gets_its_selection(field):
-    filled = DISTINCT.fill(**ASK, **field)
-    assert filled["selection"] == "paper"
-    assert filled["alpha"] == field.get("alpha", 0.4)
-    assert "max_branches" not in filled
+def test_a_request_for_what_only_the_paper_has_gets_its_selection(field):
+    params = params_of(**field)
+    assert (params.selection, params.max_branches) == ("paper", 1)
+    assert params.alpha == field.get("alpha", 0.4)
 
 
-def test_what_a_request_says_wins():
-    filled = DISTINCT.fill(**ASK, selection="distinct", alpha=0.5, max_branches=1, min_probability=0.0)
-    assert (filled["selection"], filled["alpha"], filled["max_branches"]) == ("distinct", 0.5, 1)
-    assert filled["min_probability"] == 0.0  # 0 is said, not absent
-    assert DISTINCT.fill(**(ASK | {"strategy": "sample"}))["selection"] == "paper"
-    assert DISTINCT.fill(**ASK, selection="distinct", alpha=0.0)["selection"] == "distinct"
-    assert DISTINCT.fill(**ASK, ngram_model=None)["selection"] == "distinct"
+def test_what_a_request_sets_wins():
+    params = DISTINCT.params(ASKED | {"selection": "distinct", "alpha": 0.5, "max_branches": 1, "min_probability": 0.0})
+    assert (params.selection, params.alpha, params.max_branches) == ("distinct", 0.5, 1)
+    assert params.min_probability == 0.0  # 0 is a value, not absence
+    assert DISTINCT.params(ASKED | {"strategy": "sample"}).selection == "paper"
+    assert params_of(selection="distinct", alpha=0.0).selection == "distinct"
+    assert params_of(ngram_model=None).selection == "distinct"
+    assert params_of(min_draft_tokens=2).min_draft_tokens == 2
 
 
 @pytest.mark.parametrize(

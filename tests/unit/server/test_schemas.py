@@ -7,9 +7,9 @@ import pytest
 from superdraft.decoding.errors import EngineStoppedError, PromptTooLongError, SupersededError
 from superdraft.decoding.outputs import TokenLogprob
 from superdraft.server.edge.error_map import describe, failure_of
-from superdraft.server.wires.common import bias_pairs
+from superdraft.server.wires.common import LOGPROB_FLOOR, bias_pairs, floored
 from superdraft.server.wires.native.schemas import DraftsRequest
-from superdraft.server.wires.openai.mapping import LOGPROB_FLOOR, floored, legacy_logprobs
+from superdraft.server.wires.openai.mapping import legacy_logprobs
 
 
 def offsets(text, *tokens):
@@ -66,8 +66,8 @@ def test_values_in_messages_quote_no_text(value, text):
 
 
 def test_null_ngram_model_differs_from_an_absent_one():
-    assert DraftsRequest.model_validate({"prompt": "x"}).uses_default_ngram_model
-    assert not DraftsRequest.model_validate({"prompt": "x", "ngram_model": None}).uses_default_ngram_model
+    assert not DraftsRequest.model_validate({"prompt": "x"}).names_ngram_model
+    assert DraftsRequest.model_validate({"prompt": "x", "ngram_model": None}).names_ngram_model
 
 
 def test_bias_pairs_are_numbers():

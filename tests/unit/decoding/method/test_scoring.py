@@ -1,4 +1,4 @@
-"""The cut to m candidates, and parameters."""
+"""The cut to m candidates, the tempered distribution, checks of parameters."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_suppressed_tokens_are_left_out_but_count_in_the_models_distribution():
     assert candidates.logprobs[0, 0] == pytest.approx(float(torch.log_softmax(torch.tensor([5.0, 4.0, 3.0]), 0)[1]))
 
 
-def test_a_row_that_is_not_numbers_is_known_and_does_not_touch_the_next():
+def test_a_row_that_is_not_numbers_is_detected_and_does_not_change_the_next():
     logits = torch.tensor([[float("nan"), 1.0], [0.0, 1.0], [float("inf"), 0.0], [float("-inf"), 0.0]])
     candidates = cut(logits, 2, NONE)
     assert [candidates.are_numbers(row) for row in range(4)] == [False, True, False, True]
@@ -44,6 +44,14 @@ def test_the_cut_equals_a_sort_whatever_the_sizes(seed, vocab_size, num):
     for found, values in zip(candidates.token_ids, (row, row[::-1]), strict=True):
         expected = [int(i) for i in np.argsort(-values) if i != 3][:num]
         assert found.tolist() == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([5, 300, 1000, 4096]), st.integers(1, 40), st.integers(1, 4))
+def test_of_equal_logits_the_lower_id_comes_first_on_every_path(seed, vocab_size, num, num_values):
+    rows = np.random.default_rng(seed).integers(-num_values, num_values, (2, vocab_size)).astype(np.float32)
+    candidates = cut(torch.from_numpy(rows.copy()), num, NONE)
+    for found, values in zip(candidates.token_ids, rows, strict=True):
+        assert found.tolist() == np.argsort(-values, kind="stable")[:num].tolist()
 
 
 def test_logits_that_are_all_high_do_not_overflow_the_normaliser():
@@ -63,7 +71,7 @@ def test_a_tiny_temperature_does_not_underflow_to_nothing():
     assert tempered_logprobs(np.array([10.0, -40.0]), 0.001).tolist() == [0.0, -50_000.0]
 
 
-def test_m_is_k_squared_unless_said():
+def test_m_is_k_squared_by_default():
     assert GenerationParams(num_drafts=4).num_candidates == 16
     assert GenerationParams(num_drafts=4, candidates_per_draft=5).num_candidates == 5
 

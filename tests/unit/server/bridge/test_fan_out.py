@@ -226,15 +226,6 @@ def test_run_without_drafts_is_answered():
     asyncio.run(main())
 
 
-def test_ranks_are_kept_for_the_latest_answers(monkeypatch):
-    monkeypatch.setattr("superdraft.server.bridge.fan_out.MAX_RANKS", 2)
-    fan_out = FanOut()
-    for rank, name in enumerate(["a", "b", "c", "d"]):
-        fan_out.remember(name, rank)
-    assert [fan_out.rank_of(name, 0) for name in "abcd"] == [0, 0, 2, 3]
-    assert fan_out.rank_of("unknown", 1) == 1
-
-
 class Body(BaseModel):
     prompt: str = "hi"
     seed: int | None = None

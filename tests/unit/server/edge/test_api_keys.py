@@ -104,7 +104,10 @@ def test_keys_from_the_environment_that_are_none(given):
         ('[[key]]\nname = "a"\nsha256 = "00"\nscopes = ["complete"]', "key.0.sha256"),
         (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["everything"]', "key.0.scopes"),
         (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = []', "key.0.scopes"),
-        (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["complete"]\nrate_limit = "fast"', "requests in a"),
+        (
+            f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["complete"]\nrate_limit = "fast"',
+            "requests per time",
+        ),
         (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["complete"]\n' * 2, "Two API keys are named a"),
         (f'[[kye]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["complete"]', "kye"),
     ],

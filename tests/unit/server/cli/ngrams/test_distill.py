@@ -16,7 +16,7 @@ from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
 from superdraft.decoding.loading.loader import load_model
 from superdraft.ngram_models.errors import CorpusError
 from superdraft.ngram_models.store.manifest import Manifest
-from superdraft.server.cli.distill import app
+from superdraft.server.cli.ngrams.distill import app
 from superdraft.server.errors import CommandError
 
 # Runs the command and waits for ever when the third shard is written but does not have its name yet.
@@ -24,7 +24,7 @@ STOPPING = """
 import sys, time
 from pathlib import Path
 from superdraft.ngram_models.building import sampled_corpus
-from superdraft.server.cli.distill import app
+from superdraft.server.cli.ngrams.distill import app
 
 rename = sampled_corpus.rename_durably
 def stop(partial, final):
@@ -158,7 +158,7 @@ def test_texts_begin_with_the_prompts(model, tools, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prune", "0 x"], "numbers with spaces between them, got '0 x'."),
+        (["--prune", "0 x"], "integers separated by spaces, got '0 x'."),
         (["--order", "7"], "between 2 and 6, got 7."),
         (["--dtype", "int4"], "choose another --dtype"),
         (["--prompts", "nowhere.txt"], "nowhere.txt: No such file"),

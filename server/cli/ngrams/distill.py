@@ -19,7 +19,7 @@ from superdraft.ngram_models.building.sampled_corpus import SampledCorpus, Shard
 from superdraft.ngram_models.store.manifest import MANIFEST_FILE
 from superdraft.ngram_models.tools import find_tools
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
-from superdraft.server.cli.build_options import (
+from superdraft.server.cli.ngrams.build_options import (
     DEFAULT_PRUNE,
     BackoffQuantizeBits,
     Licence,

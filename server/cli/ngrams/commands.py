@@ -33,7 +33,7 @@ from superdraft.ngram_models.store.inspection import top_continuations, verify_m
 from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity
 from superdraft.ngram_models.store.registry import find_ngram_model, list_ngram_models, open_scorer
 from superdraft.ngram_models.tools import find_tools
-from superdraft.server.cli.build_options import (
+from superdraft.server.cli.ngrams.build_options import (
     DEFAULT_PRUNE,
     BackoffQuantizeBits,
     Licence,
@@ -44,7 +44,7 @@ from superdraft.server.cli.build_options import (
     Tools,
     command_errors,
 )
-from superdraft.server.cli.distill import distill
+from superdraft.server.cli.ngrams.distill import distill
 from superdraft.server.ngrams.options import output_folder, prune_counts, tokenizer_identity
 
 app = typer.Typer(help="Build n-gram models, list, inspect and verify them.", no_args_is_help=True)

@@ -11,7 +11,7 @@ from superdraft.ngram_models.errors import NgramModelError
 from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.cli.main import EXPECTED_ERROR_CODE
-from superdraft.server.cli.ngram import app
+from superdraft.server.cli.ngrams.commands import app
 from superdraft.server.errors import CommandError
 
 
@@ -138,7 +138,7 @@ def test_options_reach_the_tools(corpus, tools, model_loader):
         ({"corpus": "nowhere.txt"}, "The corpus nowhere.txt does not exist."),
         ({"tokenizer": "other"}, "There is no model 'other'."),
         ({"tools": "nowhere"}, "lmplz and build_binary were not found in nowhere."),
-        ({"options": ["--prune", "0 x"]}, "numbers with spaces between them, got '0 x'."),
+        ({"options": ["--prune", "0 x"]}, "integers separated by spaces, got '0 x'."),
         ({"options": ["--order", "7"]}, "between 2 and 6, got 7."),
         ({"options": ["--memory", "much"]}, "The memory must be a number followed by"),
     ],

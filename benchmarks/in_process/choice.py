@@ -1,0 +1,71 @@
+"""Cost of choosing the next tokens, compared with the forward pass, by the number of requests in a step.
+
+The choice is everything that turns logits into drafts: cut, interpolation, selection. Its time is that of
+`DecodeStep.choose` in steps in which all requests are running.
+"""
+
+import itertools
+import statistics
+from typing import Annotated, Any
+
+import typer
+
+from superdraft.benchmarks.in_process.request_cost import timed
+from superdraft.benchmarks.options import AsJson, Dtype, Model
+from superdraft.benchmarks.summary import make_report, plain_table, print_report
+from superdraft.benchmarks.typing_texts import TEXTS
+from superdraft.decoding import Engine, EngineConfig, EngineRequest, GenerationParams, load_engine
+from superdraft.decoding.engine.decode import DecodeStep
+from superdraft.decoding.loading.store import DEFAULT_MODEL
+
+PROMPT_CHARS = 40
+TOKENS_PER_RUN = 10
+NUM_REQUESTS = [1, 16, 64]
+_BOTH = ((DecodeStep, "forward"), (DecodeStep, "choose"))
+
+
+def main(
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    requests: Annotated[
+        list[int], typer.Option("--requests", min=1, help="Number of requests in a step. Repeatable.")
+    ] = NUM_REQUESTS,
+    num_drafts: Annotated[
+        list[int], typer.Option("--num-drafts", "-k", min=1, help="Number of drafts per request. Repeatable.")
+    ] = [3, 8],  # noqa: B006 (typer copies it)
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each number.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time the choice of next tokens in decode steps of several requests."""
+    config = EngineConfig(max_model_len=256, num_slots=max(requests), max_num_drafts=max(num_drafts))
+    engine = load_engine(model, config, dtype=dtype)
+    rows = [
+        measure(engine, num, GenerationParams(num_drafts=k, alpha=0, max_tokens=TOKENS_PER_RUN), runs)
+        for k in num_drafts
+        for num in requests
+    ]
+    settings = {"model": model, "dtype": dtype, "selection": "paper", "alpha": 0, "tokens_per_run": TOKENS_PER_RUN}
+    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows)], as_json)
+
+
+def measure(engine: Engine, num_requests: int, params: GenerationParams, num_runs: int) -> dict[str, Any]:
+    """Medians over the steps in which all of `num_requests` requests are running."""
+    forward_ms: list[float] = []
+    choose_ms: list[float] = []
+    for run in range(num_runs + 1):
+        for number, text in zip(range(num_requests), itertools.cycle(TEXTS), strict=False):
+            engine.add_request(EngineRequest(str(number), f"{number}. {text[:PROMPT_CHARS]}", params))
+        while engine.has_unfinished:
+            is_full = engine.num_used_slots == num_requests and engine.num_waiting == 0
+            with timed(_BOTH) as seconds:
+                engine.step()
+            if run > 0 and is_full and engine.last_step.kind == "decode":
+                forward_ms.append(1e3 * seconds["forward"])
+                choose_ms.append(1e3 * seconds["choose"])
+    return {
+        "requests": num_requests,
+        "num_drafts": params.num_drafts,
+        "choice_ms": round(statistics.median(choose_ms), 2),
+        "forward_ms": round(statistics.median(forward_ms), 2),
+        "steps": len(choose_ms),
+    }

@@ -1,0 +1,1 @@
+"""`superdraft ngram`: commands for n-gram models."""

@@ -1,0 +1,120 @@
+"""Fields of requests for drafts that the native and the OpenAI wire share, and the engine parameters made of them."""
+
+from dataclasses import fields
+from typing import Any
+
+from pydantic import Field
+
+from superdraft.decoding.params import GenerationParams
+from superdraft.server.settings import Selection, Strategy
+from superdraft.server.wires.common import Boolean, Integer, LogitBias, Number, Stop, WireRequest, bias_pairs
+
+_PARAMETERS = frozenset(field.name for field in fields(GenerationParams))
+
+_SAMPLING = frozenset({"sample", "sample+superposed"})
+_SUPERPOSING = frozenset({"superposed", "sample+superposed"})
+_NOT_GREEDY = _SAMPLING | _SUPERPOSING
+_USED_BY = {
+    "num_drafts": _NOT_GREEDY,
+    "n": _NOT_GREEDY,
+    "best_of": _NOT_GREEDY,
+    "alpha": _SUPERPOSING,
+    "tau": _SUPERPOSING,
+    "candidates_per_draft": _SUPERPOSING,
+    "ngram_model": _SUPERPOSING,
+    "temperature": _SAMPLING,
+    "top_p": _SAMPLING,
+}
+
+
+class DraftingFields(WireRequest):
+    """The shared fields. One that has the name of an engine parameter becomes that parameter, unless it is null."""
+
+    model: str | None = Field(default=None, description="Absent: the served model.")
+    max_tokens: Integer = Field(default=16, ge=0, description="Maximum number of new tokens per draft.")
+    stop: Stop = Field(default=(), description="A draft ends before the first of these strings.")
+    strategy: Strategy = Field(
+        default="superposed",
+        description="How drafts are decoded; absent: the strategy of the model alias, else the server's default.",
+    )
+    selection: Selection | None = Field(
+        default=None, description="Rule by which superposed decoding keeps drafts; absent: the server's default."
+    )
+    max_branches: Integer | None = Field(
+        default=None,
+        ge=1,
+        description="Most model rows for the drafts, with selection distinct; absent: the server's default.",
+    )
+    min_probability: Number | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Drafts less probable than this stop growing, with selection distinct; absent: the server's "
+        "default.",
+    )
+    temperature: Number = Field(
+        default=1.0, ge=0, le=2, description="For the sampling strategies; 0 takes the most probable token."
+    )
+    top_p: Number = Field(
+        default=1.0, ge=1e-6, le=1, description="Probability of the nucleus, for the sampling strategies."
+    )
+    seed: Integer | None = Field(
+        default=None, ge=-(2**63), lt=2**63, description="For sampling and resets; absent: a new one each time."
+    )
+    logit_bias: LogitBias = Field(
+        default={}, description="{token id: number added to the token's logit}; -100 forbids the token."
+    )
+    frequency_penalty: Number = Field(
+        default=0.0, ge=-2, le=2, description="Subtracted from a token's logit for each time the draft contains it."
+    )
+    presence_penalty: Number = Field(
+        default=0.0, ge=-2, le=2, description="Subtracted from a token's logit once if the draft contains it."
+    )
+    token_healing: Boolean | None = Field(
+        default=None,
+        description="Drafts continue the typed text whatever tokens it ends with, so that a half-typed word is "
+        "completed. False: they continue the prompt's own tokens. Text prompts only; absent: the server's default.",
+    )
+    single_line: Boolean = Field(default=False, description="A draft ends before its first line break.")
+
+    def asked(self, *, is_text: bool, **own: Any) -> dict[str, Any]:
+        """The engine parameters that the request sets.
+
+        Args:
+            is_text: the prompt is text; there is nothing to heal in token ids.
+            own: parameters that the wire decides; they win over fields of the same name.
+        """
+        named = {name: getattr(self, name) for name in type(self).model_fields if name in _PARAMETERS}
+        named["logit_bias"] = bias_pairs(self.logit_bias)
+        if "strategy" not in self.model_fields_set:
+            named["strategy"] = None
+        if not is_text:
+            named["token_healing"] = False
+        return {name: value for name, value in named.items() if value is not None} | own
+
+    def strategy_warnings(self, strategy: str) -> list[str]:
+        """A warning for each field that the request sets although its strategy does not use it.
+
+        Such fields are not errors, since clients send them by habit. Values that change nothing give no warning.
+
+        Args:
+            strategy: the one that the request runs under.
+        """
+        unused = [
+            name
+            for name, strategies in _USED_BY.items()
+            if strategy not in strategies and name in self.model_fields_set and not self._is_neutral(name)
+        ]
+        uses_seed = strategy in _SAMPLING or getattr(self, "reset_every", None) is not None
+        if self.seed is not None and not uses_seed:
+            unused.append("seed")
+        return [f"{name} has no effect with strategy {strategy}." for name in unused]
+
+    def _is_neutral(self, name: str) -> bool:
+        """Whether the value asks for something that the strategy does anyway."""
+        value = getattr(self, name)
+        if name in ("num_drafts", "n", "best_of"):
+            return bool(value == 1)
+        if name == "alpha":
+            return bool(value == 0)
+        return bool(value == type(self).model_fields[name].default)

@@ -1,0 +1,167 @@
+"""Routes for operators and user interfaces: health, metrics, statistics, limits and n-gram models."""
+
+import time
+from importlib.metadata import version
+from typing import Literal, get_args
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from superdraft.server.observe.stats import OutcomeStats, RowStats, ServerStats, SlotStats, TokenStats, share_of
+from superdraft.server.service import Service
+from superdraft.server.settings import Strategy
+from superdraft.server.wires.common import ServiceDep
+
+router = APIRouter()
+
+# Health, metrics and statistics
+
+
+class Health(BaseModel):
+    """Answer of `/health`."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Answer of `/ready`."""
+
+    status: Literal["ready", "not ready"]
+    model: str
+
+
+@router.get("/health", tags=["Operation"], summary="Whether the process answers")
+async def health() -> Health:
+    """Alive: the event loop answers."""
+    return Health()
+
+
+@router.get("/ready", tags=["Operation"], summary="Whether requests are taken", responses={503: {"model": Readiness}})
+async def ready(service: ServiceDep, response: Response) -> Readiness:
+    """Ready (200), or stopping or failing repeatedly (503)."""
+    if service.engine.is_ready:
+        return Readiness(status="ready", model=service.model_name)
+    response.status_code = 503
+    return Readiness(status="not ready", model=service.model_name)
+
+
+@router.get(
+    "/metrics",
+    tags=["Operation"],
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' or OpenMetrics' text format."}},
+)
+def metrics(request: Request, service: ServiceDep) -> Response:  # not async: runs in a thread, not on the event loop
+    """All counters and measurements, for a Prometheus server."""
+    body, content_type = service.metrics.exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})
+
+
+@router.get("/v1/stats", tags=["Operation"], summary="Statistics for people")
+async def stats(service: ServiceDep) -> ServerStats:
+    """Load, outcomes, latency in the last minutes, and the savings from shared rows and prefixes."""
+    return _stats_of(service)
+
+
+def _stats_of(service: Service) -> ServerStats:
+    def total(name: str) -> int:
+        return round(service.metrics.total(name))
+
+    prompt, cached = total("superdraft_prompt_tokens_total"), total("superdraft_cached_tokens_total")
+    superposed, separate = total("superdraft_superposed_rows_total"), total("superdraft_separate_rows_total")
+    return ServerStats(
+        model=service.model_name,
+        version=version("superdraft"),
+        ready=service.engine.is_ready,
+        uptime_s=int(time.time()) - service.created,
+        slots=SlotStats(total=total("superdraft_slots"), used=total("superdraft_used_slots")),
+        running=total("superdraft_running_sequences"),
+        waiting=total("superdraft_waiting_requests") + total("superdraft_waiting_sequences"),
+        requests=OutcomeStats.model_validate(service.statistics.outcomes),
+        latency=service.statistics.latency(),
+        tokens=TokenStats(
+            prompt=prompt,
+            cached=cached,
+            completion=total("superdraft_completion_tokens_total"),
+            prefix_hit_share=share_of(cached, prompt),
+        ),
+        rows=RowStats(superposed=superposed, separate=separate, saved_share=share_of(separate - superposed, separate)),
+    )
+
+
+# Limits
+
+
+class Limits(BaseModel):
+    """The answer of `/v1/limits`."""
+
+    object: Literal["limits"] = "limits"
+    model: str = Field(description="The served model's name.")
+    max_model_len: int = Field(description="Maximum number of tokens of a prompt and a draft together.")
+    max_tokens: int = Field(description="Maximum number of new tokens per draft.")
+    max_num_drafts: int = Field(description="Largest k.")
+    max_branches: int = Field(description="Maximum number of model rows of a request.")
+    max_body_bytes: int
+    max_timeout_ms: int
+    strategies: list[Strategy]
+    default_strategy: Strategy = Field(description="For requests that name none.")
+    token_healing: bool = Field(description="Whether token healing is on by default.")
+
+
+@router.get("/v1/limits", tags=["Superdraft"], summary="Limits and defaults of requests")
+async def get_limits(service: ServiceDep) -> Limits:
+    """The limits and defaults that this server's settings give."""
+    engine, settings = service.engine, service.settings
+    return Limits(
+        model=service.model_name,
+        max_model_len=engine.max_model_len,
+        max_tokens=engine.config.max_tokens,
+        max_num_drafts=engine.config.max_num_drafts,
+        max_branches=engine.num_slots,
+        max_body_bytes=settings.max_body_bytes,
+        max_timeout_ms=settings.max_timeout_ms,
+        strategies=list(get_args(Strategy)),
+        default_strategy=settings.default_strategy,
+        token_healing=settings.token_healing,
+    )
+
+
+# N-gram models
+
+
+class NgramModelCard(BaseModel):
+    """One n-gram model."""
+
+    name: str
+    order: int | None = Field(description="The longest n-gram, in tokens; null if the model is damaged.")
+    size_bytes: int | None = Field(description="Of the binary; null if the model is damaged or not on disk.")
+    tokenizer: str | None = Field(description="Tokenizer whose token ids it uses; null if unknown.")
+    fits_tokenizer: bool = Field(description="Whether that is the served model's tokenizer; other models are refused.")
+    loaded: bool = Field(description="If false, the first request that names it waits for it.")
+
+
+class NgramModelList(BaseModel):
+    """The answer of `/v1/ngram_models`."""
+
+    object: Literal["list"] = "list"
+    data: list[NgramModelCard]
+    default: str | None = Field(description="For requests that name none; null: no n-gram model.")
+
+
+@router.get("/v1/ngram_models", tags=["Superdraft"], summary="Names that `ngram_model` may have")
+async def list_ngram_models(service: ServiceDep) -> NgramModelList:
+    """The models that are on disk now; a new one can be used at once."""
+    models = service.ngram_models
+    cards = [
+        NgramModelCard(
+            name=known.name,
+            order=known.order,
+            size_bytes=known.size_bytes,
+            tokenizer=known.tokenizer,
+            fits_tokenizer=known.fits,
+            loaded=known.is_loaded,
+        )
+        for known in await models.listed()
+    ]
+    return NgramModelList(data=cards, default=models.default)
