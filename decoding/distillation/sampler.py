@@ -25,7 +25,7 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
 _MAX_PREFILL_TOKENS = 4096
-"""Enough for the prompts of all rows of a part in one step, so that the rows begin together."""
+"""Many prompts run in one step, so that the rows of a part begin together."""
 _NUMBERS_PER_TENSOR = 16
 
 OnTokens = Callable[[int], None]
