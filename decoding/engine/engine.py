@@ -147,9 +147,10 @@ class Engine:
             InvalidRequestError: the prompt or a parameter is outside this engine's limits, or an unfinished request has
                 the same id.
         """
-        if request.request_id in self._sequences:
+        is_superseded = any(output.request_id == request.request_id for output in self._ended)
+        if request.request_id in self._sequences or is_superseded:
             raise InvalidRequestError(
-                f"A request {request.request_id!r} is running; use another id.", param="request_id"
+                f"The request {request.request_id!r} has not ended yet. Use another id.", param="request_id"
             )
         sequence = self._admission.admit(request)
         sequence.arrival_s = self._clock()

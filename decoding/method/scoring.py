@@ -88,7 +88,8 @@ def highest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:
         values = torch.gather(blocks, 1, best.unsqueeze(-1).expand(-1, -1, _BLOCK)).flatten(1)
         ids = (best.unsqueeze(-1) * _BLOCK + torch.arange(_BLOCK, device=values.device)).flatten(1)
     top = torch.topk(_ordered(values, ids), num).indices
-    return values.gather(1, top), ids.gather(1, top)
+    # A NaN with the sign bit set comes last, after the padding: keep the ids of such a row within the vocabulary.
+    return values.gather(1, top), ids.gather(1, top).clamp(max=size - 1)
 
 
 def _ordered(values: Tensor, ids: Tensor) -> Tensor:

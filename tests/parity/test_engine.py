@@ -301,7 +301,7 @@ def test_cancelled_requests_leave_no_trace_and_the_others_are_answered():
 def test_an_id_cannot_be_used_twice_at_once():
     engine, _ = tiny_engine()
     engine.add_request(EngineRequest("a", "abc", params()))
-    with pytest.raises(InvalidRequestError, match="is running"):
+    with pytest.raises(InvalidRequestError, match="has not ended yet"):
         engine.add_request(EngineRequest("a", "abc", params()))
     assert list(run_all(engine)) == ["a"]
 

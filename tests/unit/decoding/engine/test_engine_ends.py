@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
 
-from superdraft.decoding.errors import SupersededError
+from superdraft.decoding.errors import InvalidRequestError, SupersededError
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
@@ -28,6 +28,18 @@ def test_a_newer_request_of_a_session_ends_only_the_older_one():
     assert isinstance(outputs["old"].error, SupersededError)
     assert outputs["new"].output.drafts
     assert outputs["stranger"].output.drafts
+
+
+def test_the_id_of_a_superseded_request_is_free_once_its_error_was_handed_out():
+    engine, _, _ = fake_engine()
+    old, new = (EngineRequest(name, PROMPT, params(), session_id="s") for name in ("old", "new"))
+    engine.add_request(old)
+    engine.add_request(new)
+    with pytest.raises(InvalidRequestError, match="has not ended yet"):
+        engine.add_request(EngineRequest("old", PROMPT, params()))
+    assert [(output.request_id, type(output.error)) for output in engine.step()] == [("old", SupersededError)]
+    engine.add_request(EngineRequest("old", PROMPT, params()))
+    assert run_all(engine)["old"].output.drafts
 
 
 def test_a_waiting_request_can_be_superseded_and_a_finished_one_cannot():

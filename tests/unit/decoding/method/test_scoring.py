@@ -36,6 +36,18 @@ def test_a_row_that_is_not_numbers_is_detected_and_does_not_change_the_next():
     assert candidates.logits[3].tolist() == [0.0, -np.inf]
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("vocab_size", [1000, 1024, 1025])
+def test_nan_of_either_sign_is_detected_and_ends_no_other_row(vocab_size, sign):
+    """On x86, 0 / 0 is a NaN with the sign bit set."""
+    healthy = np.arange(vocab_size, dtype=np.float32)
+    all_nan = np.full(vocab_size, np.copysign(np.nan, sign), dtype=np.float32)
+    last_nan = np.append(healthy[:-1], all_nan[-1])
+    candidates = cut(torch.from_numpy(np.stack([all_nan, last_nan, healthy])), 1, NONE)
+    assert [candidates.are_numbers(row) for row in range(3)] == [False, False, True]
+    assert candidates.token_ids[2].tolist() == [vocab_size - 1]
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([256, 384, 1000, 4096]), st.integers(1, 40))
 def test_the_cut_equals_a_sort_whatever_the_sizes(seed, vocab_size, num):
     rng = np.random.default_rng(seed)
