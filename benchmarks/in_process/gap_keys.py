@@ -90,12 +90,7 @@ def main(
         httpx.Client(base_url=url, timeout=TIMEOUT_S) as http,
     ):
         token_limit = engine.max_tokens if max_tokens is None else min(max_tokens, engine.max_tokens)
-        decoders = {}
-        for layout in LAYOUTS:
-            engine.check(Variation(layout))
-            decoders[layout] = InfillDecoder(http, SUPERDRAFT, num_drafts, token_limit, engine, Variation(layout))
-            decoders[layout].warm_up()
-        rows = rows_of(type_all(chosen, keys, decoders, engine))
+        rows = rows_of(type_all(chosen, keys, _decoders(http, engine, num_drafts, token_limit), engine))
         settings = {
             "model": model,
             "dtype": dtype,
@@ -107,6 +102,16 @@ def main(
             "defaults": engine.defaults,
         }
     print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
+
+
+def _decoders(http: httpx.Client, engine: VariedEngine, num_drafts: int, max_tokens: int) -> dict[str, InfillDecoder]:
+    """A decoder per layout, warmed up."""
+    decoders: dict[str, InfillDecoder] = {}
+    for layout in LAYOUTS:
+        engine.check(Variation(layout))
+        decoders[layout] = InfillDecoder(http, SUPERDRAFT, num_drafts, max_tokens, engine, Variation(layout))
+        decoders[layout].warm_up()
+    return decoders
 
 
 def type_all(
