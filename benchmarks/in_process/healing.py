@@ -51,7 +51,7 @@ def main(
     asked = read_prompts(prompts, limit)
     check(asked)
     spec = single_decoder(decoder)
-    workbench = Workbench(ModelChoice(model, dtype, "auto"), [one.text + one.continuation for one in asked], [spec])
+    workbench = Workbench.of_prompts(ModelChoice(model, dtype, "auto"), asked, [spec])
     decoders = [workbench.decoder(with_healing(spec, heals)) for heals in (True, False)]
     parts = [asked[start : start + PROMPTS_AT_ONCE] for start in range(0, len(asked), PROMPTS_AT_ONCE)]
     counts = [
@@ -94,10 +94,8 @@ def check(prompts: Sequence[Prompt]) -> None:
     """Check that every prompt can be measured.
 
     Raises:
-        CommandError: there are no prompts, or one does not end inside a word.
+        CommandError: one does not end inside a word.
     """
-    if not prompts:
-        raise CommandError("The files hold no prompts.")
     for prompt in prompts:
         if not prompt.is_mid_word or not leading_word(prompt.reference):
             raise CommandError(

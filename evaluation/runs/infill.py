@@ -39,11 +39,10 @@ from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, TIMEOUT_
 from superdraft.evaluation.decoders.workbench import ModelChoice
 from superdraft.evaluation.measures import infill_metrics as metrics
 from superdraft.evaluation.measures.bootstrap import as_ratios
-from superdraft.evaluation.reports import plots
-from superdraft.evaluation.reports.figures import Figures, forward_rows, intervals
-from superdraft.evaluation.reports.machine import describe_machine
+from superdraft.evaluation.reports.figures import Figures, forward_rows
+from superdraft.evaluation.reports.folder import write_report
 from superdraft.evaluation.reports.records import PromptRecord, RecordFile, digest
-from superdraft.evaluation.reports.report import DecoderResult, markdown, results_document, summary_table, write_json
+from superdraft.evaluation.reports.report import DecoderResult, total_wall_s
 from superdraft.evaluation.runs.quality import new_record
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
@@ -64,6 +63,16 @@ COLUMNS = (
 _OPTIONS = ("num_drafts", "max_tokens", "layout", "token_healing")
 
 
+GapDecoders = Annotated[
+    list[str],
+    typer.Option(
+        "--decoder",
+        help="Decoder: served or none (only peers), optionally with a name and the options k, n, layout and "
+        "healing: 'unhealed: served healing=off layout=line_in_prefix'. Repeatable.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class _Entrant:
     """One row of the report: a decoder, and everything that its drafts depend on."""
@@ -78,14 +87,7 @@ def main(
     cases: Cases = None,
     from_source: FromSource = None,
     kind: Kind = "indent",
-    decoder: Annotated[
-        list[str],
-        typer.Option(
-            "--decoder",
-            help="Decoder: served or none (only peers), optionally with a name and the options k, n, layout and "
-            "healing: 'unhealed: served healing=off layout=line_in_prefix'. Repeatable.",
-        ),
-    ] = SERVED,
+    decoder: GapDecoders = SERVED,
     peer: Peers = None,
     num_drafts: NumDrafts = 3,
     max_tokens: GapTokens = None,
@@ -116,16 +118,9 @@ def main(
         for entrant in entrants:
             records = _records(entrant, chosen, folder / "records", partial(advance, entrant.name, 1))
             results.append(_result(entrant, chosen, records))
-    about = {
-        "cases": {"kind": kind, "seed": seed} if cases is None else cases.name,
-        "context_lines": window,
-        "machine": describe_machine(),
-    }
-    write_json(folder / "results.json", results_document("infill", results, about))
+    about = {"cases": {"kind": kind, "seed": seed} if cases is None else cases.name, "context_lines": window}
     write_cases(folder / "cases.jsonl", chosen)
-    (folder / "results.md").write_text(markdown("Infill", results, COLUMNS), encoding="utf-8")
-    plots.bars(folder / "infill.png", {one.name: intervals(one.figures) for one in results}, COLUMNS)
-    console.print(summary_table(results, COLUMNS))
+    write_report(folder, "infill", "Infill", results, COLUMNS, about, console)
     console.print(f"{folder / 'results.md'} has the confidence bounds and differences.")
 
 
@@ -206,7 +201,7 @@ def _result(entrant: _Entrant, cases: Sequence[InfillCase], records: Sequence[Pr
     return DecoderResult(
         entrant.name,
         infill_figures(cases, records, entrant.num_steps),
-        wall_s=round(sum(record.wall_s for record in records), 3),
+        wall_s=total_wall_s(records),
         settings=entrant.settings,
         domains={
             kind: infill_figures([case for case, _ in own], [record for _, record in own], entrant.num_steps)

@@ -37,7 +37,8 @@ from superdraft.evaluation.measures.bootstrap import Interval, as_ratios, interv
 from superdraft.evaluation.measures.evaluator import ExactRunner, exact_runner
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.machine import describe_machine
-from superdraft.evaluation.reports.report import format_interval, write_json
+from superdraft.evaluation.reports.report import write_json
+from superdraft.evaluation.reports.tables import format_interval, markdown_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +143,12 @@ def _report(folder: Path, about: Mapping[str, Any], found: Sequence[Interval], c
     folder.mkdir(parents=True, exist_ok=True)
     steps = [{"step": i, "cosine": one.value, "ci": [one.low, one.high]} for i, one in enumerate(found, 1)]
     write_json(folder / "results.json", {**about, "steps": steps, "machine": describe_machine()})
-    lines = [f"| {i} | {format_interval(one)} |" for i, one in enumerate(found, 1)]
-    table = "\n".join([f"# Linearity of {about['model']}", "", "| step | cosine |", "| --- | --- |", *lines, ""])
-    (folder / "results.md").write_text(table, encoding="utf-8")
+    rows = [(str(i), format_interval(one)) for i, one in enumerate(found, 1)]
+    table = markdown_table(("step", "cosine"), rows)
+    (folder / "results.md").write_text(f"# Linearity of {about['model']}\n\n{table}\n", encoding="utf-8")
     points = {about["model"]: [(float(i), one) for i, one in enumerate(found, 1)]}
     plots.lines(folder / "linearity.png", points, "superposed steps", "cosine similarity of the logits")
     shown = Table("superposed steps", "cosine")
-    for i, one in enumerate(found, 1):
-        shown.add_row(str(i), format_interval(one))
+    for row in rows:
+        shown.add_row(*row)
     console.print(shown)

@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,19 +106,22 @@ def main(
             workbench = Workbench(ModelChoice(model, dtype, device), typed, specs, seed=seed, domains=kinds)
             contenders = [*workbench.contenders(specs), *contenders]
         advance = stack.enter_context(progress_of([one.name for one in contenders], len(texts), console))
-        columns = []
-        for contender in contenders:
-            decoded: list[Decoded] = []
-            for number, one in enumerate(texts):  # one request at a time, as from a single user
-                decoded += contender.decoder.decode([Ask(one.text, str(number), one.kind)])
-                advance(contender.name, 1)
-            columns.append(Column(contender.name, tuple(decoded), scores_are_probabilities(contender)))
+        columns = [_column(contender, texts, partial(advance, contender.name, 1)) for contender in contenders]
     tables = "\n".join(tables_of(texts, columns))
     if output is None:
         console.print(tables, markup=False, highlight=False, soft_wrap=True)
     else:
         output.write_text(tables + "\n", encoding="utf-8")
         console.print(f"{output} has the drafts of {len(texts)} texts.")
+
+
+def _column(contender: Contender, texts: Sequence[EverydayText], done: Callable[[], None]) -> Column:
+    """Request drafts for one text at a time, as a single user does."""
+    decoded: list[Decoded] = []
+    for number, one in enumerate(texts):
+        decoded += contender.decoder.decode([Ask(one.text, str(number), one.kind)])
+        done()
+    return Column(contender.name, tuple(decoded), scores_are_probabilities(contender))
 
 
 def read_texts(path: Path) -> list[EverydayText]:
