@@ -19,16 +19,8 @@ from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, Dtype, NumDrafts
 from superdraft.benchmarks.summary import make_report, percentile, print_report
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases, parse_window
-from superdraft.evaluation.command_line import (
-    CaseLimit,
-    Cases,
-    CaseSeed,
-    ContextLines,
-    FromSource,
-    GapTokens,
-    Kind,
-)
 from superdraft.evaluation.decoders.infill_requests import InfillDecoder
 from superdraft.evaluation.decoders.infill_server import LAYOUTS, Variation, VariedEngine, served_here
 from superdraft.evaluation.decoders.peers import SUPERDRAFT, TIMEOUT_S
@@ -64,15 +56,15 @@ Pressed = Mapping[tuple[str, str], Sequence[KeyPress]]
 
 
 def main(
-    cases: Cases = None,
-    from_source: FromSource = None,
-    kind: Kind = "mid",
-    context_lines: ContextLines = None,
-    limit: CaseLimit = None,
-    seed: CaseSeed = 0,
+    cases: options.Cases = None,
+    from_source: options.FromSource = None,
+    kind: options.Kind = "mid",
+    context_lines: options.ContextLines = None,
+    limit: options.CaseLimit = None,
+    seed: options.CaseSeed = 0,
     keys: Annotated[int, typer.Option(min=2, help="Maximum number of key presses per line.")] = 10,
     num_drafts: NumDrafts = 3,
-    max_tokens: GapTokens = None,
+    max_tokens: options.GapTokens = None,
     model: Annotated[str, setting("model")] = "qwen2.5-coder-0.5b",
     dtype: Dtype = "auto",
     device: Annotated[str, setting("device")] = "auto",

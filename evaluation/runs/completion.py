@@ -9,32 +9,13 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, first_words_of, read_prompts
 from superdraft.evaluation.cases.word_list import WordList, known_words
-from superdraft.evaluation.command_line import (
-    SERVED,
-    Device,
-    Dtype,
-    Files,
-    Limit,
-    MaxTokens,
-    Model,
-    MoreFiles,
-    Ngram,
-    NumDrafts,
-    Output,
-    Peers,
-    Seed,
-    ServedDecoders,
-    TypedWords,
-    all_files,
-    decoder_specs,
-    options_given,
-    progress_of,
-)
 from superdraft.evaluation.decoders.decoders import Contender
 from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
+from superdraft.evaluation.options import all_files, decoder_specs, options_given, progress_of
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import intervals
 from superdraft.evaluation.reports.machine import describe_machine
@@ -89,24 +70,24 @@ FirstWords = Annotated[
 
 
 def main(
-    prompts: Files = None,
-    more: MoreFiles = None,
-    decoder: ServedDecoders = SERVED,
-    peer: Peers = None,
-    num_drafts: NumDrafts = 3,
-    max_tokens: MaxTokens = 10,
-    limit: Limit = None,
-    seed: Seed = 0,
+    prompts: options.Files = None,
+    more: options.MoreFiles = None,
+    decoder: options.ServedDecoders = options.SERVED,
+    peer: options.Peers = None,
+    num_drafts: options.NumDrafts = 3,
+    max_tokens: options.MaxTokens = 10,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
     words: Words = None,
-    ngram: Ngram = "auto",
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    typed_words: TypedWords = 5,
+    ngram: options.Ngram = "auto",
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    typed_words: options.TypedWords = 5,
     first_words: FirstWords = None,
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
-    output: Output = None,
+    output: options.Output = None,
 ) -> None:
     """Measure drafts as they are served, after words and inside words, including broken words."""
     peers = [parse_peer(text, (SUPERDRAFT,)) for text in peer or ()]

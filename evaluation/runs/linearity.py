@@ -21,20 +21,11 @@ from superdraft.decoding.method.scoring import cut, tempered_logprobs
 from superdraft.decoding.method.superposition import draft_weights, superpose
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import read_prompts
-from superdraft.evaluation.command_line import (
-    Device,
-    Dtype,
-    Files,
-    Limit,
-    Model,
-    MoreFiles,
-    Output,
-    all_files,
-    progress_of,
-)
 from superdraft.evaluation.measures.bootstrap import Interval, as_ratios, interval
 from superdraft.evaluation.measures.evaluator import ExactRunner, exact_runner
+from superdraft.evaluation.options import all_files, progress_of
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.report import write_json
@@ -108,16 +99,16 @@ class LinearityProbe:
 
 
 def main(
-    prompts: Files = None,
-    more: MoreFiles = None,
+    prompts: options.Files = None,
+    more: options.MoreFiles = None,
     num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=2, help="Number of superposed drafts.")] = 3,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Number of superposed steps.")] = 20,
-    limit: Limit = None,
+    limit: options.Limit = None,
     tau: Annotated[float, typer.Option(help="Temperature of the language model's scores.")] = 0.06,
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    output: Output = None,
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    output: options.Output = None,
 ) -> None:
     """Compare superposed forwards with the weighted sum of separate ones, step by step."""
     params = GenerationParams(num_drafts=num_drafts, max_tokens=max_tokens, alpha=0.0, tau=tau)

@@ -10,33 +10,13 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
-from superdraft.evaluation.command_line import (
-    DECODERS,
-    Candidates,
-    Decoders,
-    Device,
-    Dtype,
-    Files,
-    Limit,
-    MaxTokens,
-    Model,
-    MoreFiles,
-    Ngram,
-    Output,
-    Seed,
-    Selection,
-    Tau,
-    TypedWords,
-    all_files,
-    decoder_specs,
-    options_given,
-    progress_of,
-)
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, Sweep
 from superdraft.evaluation.decoders.decoders import Contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval
+from superdraft.evaluation.options import all_files, decoder_specs, options_given, progress_of
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.calibration import calibration
 from superdraft.evaluation.reports.figures import (
@@ -92,25 +72,25 @@ PrefixWords = Annotated[
 
 def main(
     ctx: typer.Context,
-    prompts: Files = None,
-    more: MoreFiles = None,
-    decoder: Decoders = DECODERS,
+    prompts: options.Files = None,
+    more: options.MoreFiles = None,
+    decoder: options.Decoders = options.DECODERS,
     num_drafts: NumDraftsOfCommand = None,
-    max_tokens: MaxTokens = 10,
-    limit: Limit = None,
-    seed: Seed = 0,
-    selection: Selection = None,
+    max_tokens: options.MaxTokens = 10,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    selection: options.Selection = None,
     alpha: Alpha = None,
-    tau: Tau = None,
-    candidates_per_draft: Candidates = None,
-    ngram: Ngram = "auto",
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    tau: options.Tau = None,
+    candidates_per_draft: options.Candidates = None,
+    ngram: options.Ngram = "auto",
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     evaluator: JudgingModel = None,
     prefix_words: PrefixWords = None,
-    typed_words: TypedWords = 5,
-    output: Output = None,
+    typed_words: options.TypedWords = 5,
+    output: options.Output = None,
 ) -> None:
     """Compare decoders on prompts whose continuation is known.
 

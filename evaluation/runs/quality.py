@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from superdraft.evaluation.cases.prompts import Prompt
-from superdraft.evaluation.command_line import Advance
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, Decoder
 from superdraft.evaluation.measures.evaluator import Evaluator
 from superdraft.evaluation.measures.suggestion_turns import count_turns
 from superdraft.evaluation.measures.typing_simulation import TypedText, type_all
+from superdraft.evaluation.options import Advance
 from superdraft.evaluation.reports.records import PromptRecord, RecordFile, digest
 
 CHUNK_SIZE = 128

@@ -9,31 +9,13 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, Question, read_questions
-from superdraft.evaluation.command_line import (
-    DECODERS,
-    Candidates,
-    Device,
-    Dtype,
-    Limit,
-    MaxTokens,
-    Model,
-    MoreFiles,
-    Ngram,
-    Output,
-    QuestionFiles,
-    Seed,
-    Selection,
-    Tau,
-    all_files,
-    decoder_specs,
-    options_given,
-    progress_of,
-)
 from superdraft.evaluation.decoders.decoders import Contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import as_ratios
 from superdraft.evaluation.measures.metrics import contains_answer, coverage_accuracy, precision_at
+from superdraft.evaluation.options import all_files, decoder_specs, options_given, progress_of
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import Figures, forward_rows
 from superdraft.evaluation.reports.folder import write_report
@@ -71,22 +53,22 @@ NumDraftsOfCommand = Annotated[
 
 def main(
     ctx: typer.Context,
-    prompts: QuestionFiles = None,
-    more: MoreFiles = None,
+    prompts: options.QuestionFiles = None,
+    more: options.MoreFiles = None,
     decoder: QuestionDecoders = None,
     num_drafts: NumDraftsOfCommand = None,
-    max_tokens: MaxTokens = 10,
-    limit: Limit = None,
-    seed: Seed = 0,
-    selection: Selection = None,
+    max_tokens: options.MaxTokens = 10,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    selection: options.Selection = None,
     alpha: Annotated[float, typer.Option(help="Weight of the n-gram model.")] = 0.0,
-    tau: Tau = None,
-    candidates_per_draft: Candidates = None,
-    ngram: Ngram = "auto",
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    output: Output = None,
+    tau: options.Tau = None,
+    candidates_per_draft: options.Candidates = None,
+    ngram: options.Ngram = "auto",
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    output: options.Output = None,
 ) -> None:
     """Measure how often drafts answer questions.
 
@@ -103,7 +85,7 @@ def main(
         tau=tau,
         candidates_per_draft=candidates_per_draft,
     )
-    specs = decoder_specs(decoder or (COVERAGE_DECODERS if is_coverage else DECODERS), ngram, shared)
+    specs = decoder_specs(decoder or (COVERAGE_DECODERS if is_coverage else options.DECODERS), ngram, shared)
     files, folder, console = all_files(prompts, more), output or Path(f"eval-{command}"), Console()
     questions = read_questions(files, limit)
     texts = [question.prompt for question in questions]

@@ -13,22 +13,12 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import read_rows
-from superdraft.evaluation.command_line import (
-    SERVED,
-    Device,
-    Dtype,
-    Model,
-    Ngram,
-    Seed,
-    ServedDecoders,
-    decoder_specs,
-    options_given,
-    progress_of,
-)
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded
 from superdraft.evaluation.decoders.peers import parse_named_peer, served_contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
+from superdraft.evaluation.options import decoder_specs, options_given, progress_of
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
@@ -79,15 +69,15 @@ def main(
         Path,
         typer.Option("--texts", help="JSON lines with kind, place and text.", show_default="100 everyday texts"),
     ] = EVERYDAY,
-    decoder: ServedDecoders = SERVED,
+    decoder: options.ServedDecoders = options.SERVED,
     peer: Annotated[
         list[str] | None, typer.Option("--peer", help="Running server to compare with, as NAME=URL. Repeatable.")
     ] = None,
-    seed: Seed = 0,
-    ngram: Ngram = "auto",
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    seed: options.Seed = 0,
+    ngram: options.Ngram = "auto",
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
     output: Annotated[

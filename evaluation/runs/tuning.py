@@ -13,22 +13,12 @@ from rich.table import Table
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
-from superdraft.evaluation.command_line import (
-    Device,
-    Dtype,
-    Files,
-    Limit,
-    MaxTokens,
-    Model,
-    MoreFiles,
-    NumDrafts,
-    all_files,
-    progress_of,
-)
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval, paired_difference
+from superdraft.evaluation.options import all_files, progress_of
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import Figures, collect, intervals
 from superdraft.evaluation.reports.machine import describe_machine
@@ -62,8 +52,8 @@ class _Request:
 
     def spec(self, setting: Tuning) -> DecoderSpec:
         """The decoder with a setting."""
-        options = {"num_drafts": self.num_drafts, "max_tokens": self.max_tokens, **asdict(setting)}
-        return DecoderSpec(name_of(setting), "paper", self.ngram if setting.alpha else "none", tuple(options.items()))
+        fields = {"num_drafts": self.num_drafts, "max_tokens": self.max_tokens, **asdict(setting)}
+        return DecoderSpec(name_of(setting), "paper", self.ngram if setting.alpha else "none", tuple(fields.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +96,21 @@ MaxPerplexity = Annotated[
 
 
 def main(
-    prompts: Files = None,
-    more: MoreFiles = None,
+    prompts: options.Files = None,
+    more: options.MoreFiles = None,
     ngram: Annotated[str, typer.Option("--ngram", help="N-gram model: auto, a name or a folder.")] = "auto",
-    num_drafts: NumDrafts = 3,
-    max_tokens: MaxTokens = 10,
+    num_drafts: options.NumDrafts = 3,
+    max_tokens: options.MaxTokens = 10,
     alpha: Alphas = "0.1,0.2,0.3,0.4,0.5,0.6,0.7",
     tau: Taus = "0.06,0.1,0.2,0.3,0.5,0.8,1.2",
     candidates_per_draft: Candidates = "",
     objective: Objective = "words_right",
     max_perplexity: MaxPerplexity = 1.25,
     first_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts in the first round.")] = 60,
-    limit: Limit = None,
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    limit: options.Limit = None,
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     write: Annotated[
         bool, typer.Option("--write", help="Write the best setting into the n-gram model's manifest.")
     ] = False,
