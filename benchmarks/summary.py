@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -74,9 +75,9 @@ def print_report(report: Mapping[str, Any], tables: Iterable[Table], as_json: bo
     console.print({"machine": report["machine"], "settings": report["settings"]})
 
 
-def plain_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """A table with a column for each field of the rows."""
-    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
+def plain_table(rows: Sequence[Mapping[str, Any]], title: str | None = None, heads: Sequence[str] = ()) -> Table:
+    """A table with a column for each field of the rows, called `heads` or else by the fields' names."""
+    table = Table(*(heads or [name.replace("_", " ") for name in rows[0]]), title=title)
     for row in rows:
         table.add_row(*map(str, row.values()))
     return table
@@ -87,6 +88,14 @@ def count_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in counts.items())
 
 
-def promise_notes(kept: Mapping[str, bool]) -> list[str]:
-    """A note on each promise: whether it was kept."""
-    return [f"{'kept ' if is_kept else 'BROKEN'}  {promise}" for promise, is_kept in kept.items()]
+def print_promises(report: Mapping[str, Any], tables: Iterable[Table], as_json: bool) -> None:
+    """Print a report with a note on each promise: whether it was kept, according to the report's `kept`.
+
+    Raises:
+        typer.Exit: with code 1, if a promise was broken.
+    """
+    kept = report["kept"]
+    notes = [f"{'kept ' if is_kept else 'BROKEN'}  {promise}" for promise, is_kept in kept.items()]
+    print_report(report, tables, as_json, notes)
+    if not all(kept.values()):
+        raise typer.Exit(1)

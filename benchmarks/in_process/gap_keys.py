@@ -15,21 +15,20 @@ import httpx
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from superdraft.benchmarks.options import AsJson, Dtype, NumDrafts
-from superdraft.benchmarks.summary import make_report, percentile, print_report
+from superdraft.benchmarks.options import AsJson, Dtype, Model, NumDrafts
+from superdraft.benchmarks.summary import make_report, percentile, plain_table, print_report
 from superdraft.evaluation import options
 from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases, parse_window
 from superdraft.evaluation.decoders.infill_requests import InfillDecoder
 from superdraft.evaluation.decoders.infill_server import LAYOUTS, Variation, VariedEngine, served_here
 from superdraft.evaluation.decoders.peers import SUPERDRAFT, TIMEOUT_S
 from superdraft.evaluation.decoders.workbench import ModelChoice
-from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
 from superdraft.server.observe.log_config import configure_logging
 
 FIRST, FOLLOWING = "first", "following"
+HEADS = ("layout", "key press", "n", "ms", "p95 ms", "prompt ms", "prompt tokens", "tokens run", "median", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +64,9 @@ def main(
     keys: Annotated[int, typer.Option(min=2, help="Maximum number of key presses per line.")] = 10,
     num_drafts: NumDrafts = 3,
     max_tokens: options.GapTokens = None,
-    model: Annotated[str, setting("model")] = "qwen2.5-coder-0.5b",
+    model: Model = "qwen2.5-coder-0.5b",
     dtype: Dtype = "auto",
-    device: Annotated[str, setting("device")] = "auto",
+    device: options.Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Type the ends of lines of code key by key and measure the cost of each layout of a gap's prompt."""
@@ -93,7 +92,7 @@ def main(
             "context_lines": window,
             "defaults": engine.defaults,
         }
-    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
+    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows, heads=HEADS)], as_json)
 
 
 def _decoders(http: httpx.Client, engine: VariedEngine, num_drafts: int, max_tokens: int) -> dict[str, InfillDecoder]:
@@ -160,12 +159,3 @@ def rows_of(pressed: Pressed) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(
-        *("layout", "key press", "n", "ms", "p95 ms", "prompt ms", "prompt tokens", "tokens run", "median", "rows")
-    )
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    return table

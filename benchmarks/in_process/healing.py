@@ -26,6 +26,7 @@ from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, parse_decod
 from superdraft.evaluation.decoders.decoders import Ask, Decoder
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval, interval
+from superdraft.evaluation.options import Limit
 from superdraft.server.errors import CommandError
 
 PROMPTS_AT_ONCE = 128
@@ -42,9 +43,7 @@ def main(
     model: Model = DEFAULT_MODEL,
     dtype: Dtype = "auto",
     decoder: Annotated[str, typer.Option(help="Decoder, as in superdraft eval quality.")] = "served",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number of prompts, taken from the files in turns.")
-    ] = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """Complete half-typed words, with token healing and without."""

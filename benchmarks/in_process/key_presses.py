@@ -11,10 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, Dtype, Model
-from superdraft.benchmarks.summary import make_report, print_report
+from superdraft.benchmarks.summary import make_report, plain_table, print_report
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
@@ -26,6 +25,7 @@ from superdraft.evaluation.cases.prompts import read_rows
 
 MAX_MODEL_LEN = 1024
 MIN_PROMPT_CHARS = 60
+HEADS = ("prefix reuse", "key presses", "tokens per key press", "prefill ms (median)", "speed-up of the prefill")
 
 
 def main(
@@ -52,7 +52,7 @@ def main(
         "num_prompts": len(texts),
         "keys_per_prompt": keys,
     }
-    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
+    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows, heads=HEADS)], as_json)
 
 
 def read_texts(path: Path, limit: int) -> list[str]:
@@ -98,12 +98,3 @@ def measure(engines: dict[str, Engine], prompts: list[str], num_keys: int) -> li
         }
         for name in engines
     ]
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "prefix reuse", "key presses", "tokens per key press", "prefill ms (median)", "speed-up of the prefill"
-    )
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    return table

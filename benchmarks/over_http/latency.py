@@ -21,7 +21,7 @@ from rich.table import Table
 from superdraft.benchmarks.options import AsJson, Model, NumDrafts, ServerDtype, ServerNumThreads
 from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, local_server, serve_options
 from superdraft.benchmarks.peers import INSTALL_LLAMA_CPP, Contender, llama_cpp_peer, transformers_peer
-from superdraft.benchmarks.summary import make_report, percentile, print_report, ratio, shown, spread
+from superdraft.benchmarks.summary import make_report, percentile, plain_table, print_report, ratio, shown, spread
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.loader import load_tokenizer
 from superdraft.decoding.loading.store import DEFAULT_MODEL
@@ -77,12 +77,7 @@ def main(
         settings,
         rows=[{"contender": name, "ms": spread(times), "tokens": num_tokens[name]} for name, times in times_ms.items()],
         ratios=[{"contender": name, **found} for name, found in ratios(times_ms).items()],
-        key_presses={
-            "new_tokens": KEY_PRESS_TOKENS,
-            "count": len(key_ms),
-            "p50_ms": round(percentile(key_ms, 50), 1),
-            "p95_ms": round(percentile(key_ms, 95), 1),
-        },
+        key_presses=_key_figures(key_ms),
     )
     print_report(report, _tables(report), as_json)
 
@@ -163,6 +158,15 @@ def type_keys(http: httpx.Client, num_drafts: int, count: int) -> list[float]:
     return times_ms
 
 
+def _key_figures(times_ms: list[float]) -> dict[str, float]:
+    return {
+        "count": len(times_ms),
+        "new_tokens": KEY_PRESS_TOKENS,
+        "p50_ms": round(percentile(times_ms, 50), 1),
+        "p95_ms": round(percentile(times_ms, 95), 1),
+    }
+
+
 def _keys(count: int) -> Iterator[tuple[str, bool]]:
     """Texts before the cursor, and whether each is the first of its text; `count` others follow a key press."""
     share = -(-count // len(TEXTS))
@@ -195,7 +199,4 @@ def _tables(report: dict[str, Any]) -> list[Table]:
         name = row["contender"]
         times = shown(found[name]) if name in found else ("1", "")
         latency.add_row(name, *shown(row["ms"], 1), str(row["tokens"]), *times)
-    keys = report["key_presses"]
-    typing = Table("key presses", "new tokens", "p50 ms", "p95 ms")
-    typing.add_row(str(keys["count"]), str(keys["new_tokens"]), str(keys["p50_ms"]), str(keys["p95_ms"]))
-    return [latency, typing]
+    return [latency, plain_table([report["key_presses"]], heads=("key presses", "new tokens", "p50 ms", "p95 ms"))]

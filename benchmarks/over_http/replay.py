@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, MaxTokens, NumDrafts, ServerDtype, ServerModel, ServerUrl
 from superdraft.benchmarks.over_http.load import (
@@ -29,7 +28,7 @@ from superdraft.benchmarks.over_http.load import (
     THINKING_PAUSE_S,
 )
 from superdraft.benchmarks.over_http.local_server import serve_options, server_at
-from superdraft.benchmarks.summary import make_report, print_report, rounded_percentile
+from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Suggestion, Superdraft, TypingSession
 from superdraft.evaluation.cases.prompts import read_prompts
@@ -195,21 +194,24 @@ def _matching_part(ghost: Suggestion, rest: str) -> str:
     return ""
 
 
+Prompts = Annotated[
+    list[Path] | None,
+    typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable. If not set, built-in texts."),
+]
+Latency = Annotated[
+    float | None, typer.Option(min=0, help="Latency of every answer, in ms. If not set, the measured latency.")
+]
+RequestsPerKey = Annotated[float, typer.Option(min=0.01, help="Maximum average number of requests per key press.")]
+
+
 def main(
-    prompts: Annotated[
-        list[Path] | None,
-        typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable. If not set, built-in texts."),
-    ] = None,
+    prompts: Prompts = None,
     keys: Annotated[int, typer.Option(min=1, help="Total number of key presses.")] = 500,
     keys_each: Annotated[int, typer.Option(min=1, help="Maximum number of key presses per prompt.")] = 60,
     num_drafts: NumDrafts = 3,
     max_tokens: MaxTokens = 10,
-    latency_ms: Annotated[
-        float | None, typer.Option(min=0, help="Latency of every answer, in ms. If not set, the measured latency.")
-    ] = None,
-    requests_per_key: Annotated[
-        float, typer.Option(min=0.01, help="Maximum average number of requests per key press.")
-    ] = 0.3,
+    latency_ms: Latency = None,
+    requests_per_key: RequestsPerKey = 0.3,
     accept: Annotated[bool, typer.Option("--accept", help="Accept the best draft whenever it is right.")] = False,
     url: ServerUrl = None,
     api_key: ApiKey = None,
@@ -223,14 +225,7 @@ def main(
     key = read_key(api_key, api_key_file)
     serve = serve_options(model=model, dtype=dtype)
     with server_at(url, serve) as base_url, Superdraft(base_url, key) as client:
-        session_id = f"replay-{uuid.uuid4().hex}"  # unique: another run against the same server must not end ours
-
-        def ask(prompt: str) -> tuple[DraftsAnswer, float]:
-            started_s = time.perf_counter()
-            answer = client.complete(prompt, num_drafts, max_tokens, session_id=session_id)
-            seconds = time.perf_counter() - started_s
-            return answer, seconds if latency_ms is None else latency_ms / 1000
-
+        ask = _asker(client, num_drafts, max_tokens, latency_ms)
         options = SessionOptions(requests_per_key=requests_per_key)
         typist = Typist(ask, accepts=accept, max_keys=keys, options=options)
         for script in track(_until(scripts, typist, keys), "typing", console=Console(stderr=True)):
@@ -250,12 +245,23 @@ def main(
         "key_pause_median_s": KEY_PAUSE_S,
         "thinking_pause_median_s": THINKING_PAUSE_S,
     }
-    table = Table("figure", "value")
-    for name, value in figures.items():
-        table.add_row(name, str(value))
+    table = plain_table([{"figure": name, "value": value} for name, value in figures.items()])
     print_report(make_report(__doc__, settings, **figures), [table], as_json)
     if typist.tally.num_inconsistent:
         raise typer.Exit(1)
+
+
+def _asker(client: Superdraft, num_drafts: int, max_tokens: int, latency_ms: float | None) -> Ask:
+    """Requests of one session to a server, which take the given time or else the time measured."""
+    session_id = f"replay-{uuid.uuid4().hex}"  # unique: another run against the same server must not end ours
+
+    def ask(prompt: str) -> tuple[DraftsAnswer, float]:
+        started_s = time.perf_counter()
+        answer = client.complete(prompt, num_drafts, max_tokens, session_id=session_id)
+        seconds = time.perf_counter() - started_s
+        return answer, seconds if latency_ms is None else latency_ms / 1000
+
+    return ask
 
 
 def prompt_scripts(paths: Sequence[Path], keys_each: int) -> list[Script]:

@@ -89,11 +89,7 @@ def main(
             )
             for weights in dtype
         }
-        for run in runs:
-            asyncio.run(run_load(urls[run.dtype], _load(run, WARM_UP_S)))
-        rates: dict[Run, list[Rate]] = defaultdict(list)
-        for run in track(runs * rounds, "throughput", console=Console(stderr=True)):
-            rates[run].append(asyncio.run(_rate(urls[run.dtype], run, seconds)))
+        rates = measure(urls, runs, rounds, seconds)
     settings = {
         "model": model,
         "dtypes": dtype,
@@ -110,6 +106,16 @@ def main(
         within_limit=[compare(rates, count, k, p95_ms) for k in num_drafts for count in clients],
     )
     print_report(report, _tables(report), as_json)
+
+
+def measure(urls: dict[str, str], runs: list[Run], rounds: int, seconds: float) -> dict[Run, list[Rate]]:
+    """The rates of each run, round by round, on the servers at `urls`, one per type of weights."""
+    for run in runs:
+        asyncio.run(run_load(urls[run.dtype], _load(run, WARM_UP_S)))
+    rates: dict[Run, list[Rate]] = defaultdict(list)
+    for run in track(runs * rounds, "throughput", console=Console(stderr=True)):
+        rates[run].append(asyncio.run(_rate(urls[run.dtype], run, seconds)))
+    return rates
 
 
 def ladder(most: int) -> list[int]:
