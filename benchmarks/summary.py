@@ -3,13 +3,16 @@
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from superdraft.evaluation.reports.machine import describe_machine
+
+T = TypeVar("T")
 
 _WIDTH = 150  # of tables that are not printed to a terminal
 
@@ -46,6 +49,11 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[st
 def shown(values: Mapping[str, float], digits: int = 2) -> tuple[str, str]:
     """A `spread` as two cells of a table: the median, and the quartiles."""
     return f"{values['median']:.{digits}f}", f"{values['p25']:.{digits}f} - {values['p75']:.{digits}f}"
+
+
+def tracked(values: Iterable[T], what: str, *, total: int | None = None, transient: bool = False) -> Iterable[T]:
+    """The values, with a progress bar on standard error; a transient one is removed at the end."""
+    return track(values, what, total, console=Console(stderr=True), transient=transient)
 
 
 def make_report(doc: str | None, settings: Mapping[str, Any], **content: Any) -> dict[str, Any]:

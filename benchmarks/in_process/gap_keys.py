@@ -13,11 +13,9 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import track
 
 from superdraft.benchmarks.options import AsJson, Dtype, Model, NumDrafts
-from superdraft.benchmarks.summary import make_report, percentile, plain_table, print_report
+from superdraft.benchmarks.summary import make_report, percentile, plain_table, print_report, tracked
 from superdraft.evaluation import options
 from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases, parse_window
 from superdraft.evaluation.decoders.infill_requests import InfillDecoder
@@ -111,7 +109,7 @@ def type_all(
     """Type the end of every case's line once per layout; the layout that comes first changes from line to line."""
     pressed: dict[tuple[str, str], list[KeyPress]] = defaultdict(list)
     names = list(decoders)
-    for number, case in enumerate(track(cases, "typing", console=Console(stderr=True), transient=True)):
+    for number, case in enumerate(tracked(cases, "typing", transient=True)):
         turn = number % len(names)
         for layout in (*names[turn:], *names[:turn]):
             engine.forget_prompts()

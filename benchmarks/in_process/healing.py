@@ -13,12 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, Dtype, Model
-from superdraft.benchmarks.summary import make_report, print_report
+from superdraft.benchmarks.summary import make_report, print_report, tracked
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.text.words import is_word_character
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
@@ -53,10 +51,7 @@ def main(
     workbench = Workbench.of_prompts(ModelChoice(model, dtype, "auto"), asked, [spec])
     decoders = [workbench.decoder(with_healing(spec, heals)) for heals in (True, False)]
     parts = [asked[start : start + PROMPTS_AT_ONCE] for start in range(0, len(asked), PROMPTS_AT_ONCE)]
-    counts = [
-        [completed(part, one) for one in decoders]
-        for part in track(parts, "completing", console=Console(stderr=True), transient=True)
-    ]
+    counts = [[completed(part, one) for one in decoders] for part in tracked(parts, "completing", transient=True)]
     healed, unhealed = (np.concatenate(one) for one in zip(*counts, strict=True))
     settings = {
         "model": workbench.loaded.name,

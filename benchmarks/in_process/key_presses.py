@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
 from superdraft.benchmarks.options import AsJson, Dtype, Model
-from superdraft.benchmarks.summary import make_report, plain_table, print_report
+from superdraft.benchmarks.summary import make_report, plain_table, print_report, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
@@ -77,7 +75,7 @@ def measure(engines: dict[str, Engine], prompts: list[str], num_keys: int) -> li
     params = GenerationParams(max_tokens=1, alpha=0, token_healing=True)
     prefilled: dict[str, list[int]] = {name: [] for name in engines}
     prefill_ms: dict[str, list[float]] = {name: [] for name in engines}
-    for prompt in track(prompts, "typing", console=Console(stderr=True)):
+    for prompt in tracked(prompts, "typing"):
         start = max(len(prompt) - num_keys, 1)
         for end in range(start, len(prompt) + 1):
             for name, engine in engines.items():

@@ -14,14 +14,21 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, Model, NumDrafts, ServerDtype, ServerNumThreads
 from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, local_server, serve_options
 from superdraft.benchmarks.peers import INSTALL_LLAMA_CPP, Contender, llama_cpp_peer, transformers_peer
-from superdraft.benchmarks.summary import make_report, percentile, plain_table, print_report, ratio, shown, spread
+from superdraft.benchmarks.summary import (
+    make_report,
+    percentile,
+    plain_table,
+    print_report,
+    ratio,
+    shown,
+    spread,
+    tracked,
+)
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.loader import load_tokenizer
 from superdraft.decoding.loading.store import DEFAULT_MODEL
@@ -128,7 +135,7 @@ def take_turns(
     times_ms: dict[str, list[float]] = {name: [] for name in contenders}
     num_tokens: dict[str, int] = {}
     order, source = list(contenders), random.Random(0)  # noqa: S311 (the same order in every run)
-    for number, (text, token_ids) in enumerate(track(prompts, "latency", console=Console(stderr=True))):
+    for number, (text, token_ids) in enumerate(tracked(prompts, "latency")):
         source.shuffle(order)
         for name in order:
             time.sleep(PAUSE_S)
@@ -148,7 +155,7 @@ def ratios(times_ms: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def type_keys(http: httpx.Client, num_drafts: int, count: int) -> list[float]:
     """Milliseconds from a key press to its drafts, for `count` key presses; the first of each text is not timed."""
     times_ms: list[float] = []
-    for prompt, is_new in track(_keys(count), "typing", total=count, console=Console(stderr=True)):
+    for prompt, is_new in tracked(_keys(count), "typing", total=count):
         time.sleep(PAUSE_S)
         body = {"prompt": prompt, "num_drafts": num_drafts, "max_tokens": KEY_PRESS_TOKENS, "session_id": "latency"}
         started_s = time.perf_counter()

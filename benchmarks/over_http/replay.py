@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
 from superdraft.benchmarks.options import AsJson, MaxTokens, NumDrafts, ServerDtype, ServerModel, ServerUrl
 from superdraft.benchmarks.over_http.load import (
@@ -28,7 +26,7 @@ from superdraft.benchmarks.over_http.load import (
     THINKING_PAUSE_S,
 )
 from superdraft.benchmarks.over_http.local_server import serve_options, server_at
-from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile
+from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Suggestion, Superdraft, TypingSession
 from superdraft.evaluation.cases.prompts import read_prompts
@@ -228,7 +226,7 @@ def main(
         ask = _asker(client, num_drafts, max_tokens, latency_ms)
         options = SessionOptions(requests_per_key=requests_per_key)
         typist = Typist(ask, accepts=accept, max_keys=keys, options=options)
-        for script in track(_until(scripts, typist, keys), "typing", console=Console(stderr=True)):
+        for script in tracked(_until(scripts, typist, keys), "typing"):
             typist.type(script)
         typist.close()
     figures = summary(typist.tally)
