@@ -79,7 +79,6 @@ class Typist:
     Args:
         ask: requests drafts.
         accepts: accept the ghost text, or its first word, when it matches what would be typed.
-        seed: seed of the pauses.
         max_keys: stop after this many key presses; None: when everything is typed.
         options: of the session.
     """
@@ -89,14 +88,13 @@ class Typist:
         ask: Ask,
         *,
         accepts: bool = False,
-        seed: int = 0,
         max_keys: int | None = None,
         options: SessionOptions | None = None,
     ) -> None:
         self.tally = Tally()
         self._ask = ask
         self._accepts = accepts
-        self._chance = random.Random(seed)  # noqa: S311 (the same pauses in every run)
+        self._chance = random.Random(0)  # noqa: S311 (the same pauses in every run)
         self._max_keys = math.inf if max_keys is None else max_keys
         self._now_s = 0.0
         self._session = TypingSession(options, lambda: self._now_s)

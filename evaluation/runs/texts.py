@@ -181,9 +181,9 @@ def visible(text: str) -> str:
     return _HIDDEN_SPACE.sub("␣", text).translate(_SIGNS)
 
 
-def end_of(text: str, length: int = SHOWN_CHARACTERS) -> str:
+def end_of(text: str) -> str:
     """The last characters of a text, after an ellipsis if the text is longer."""
-    return text if len(text) <= length else f"…{text[1 - length :]}"
+    return text if len(text) <= SHOWN_CHARACTERS else f"…{text[1 - SHOWN_CHARACTERS :]}"
 
 
 def code(text: str) -> str:
