@@ -1,4 +1,4 @@
-"""Engines: from a model's name, or from a model that is loaded."""
+"""Engines from a model's name, or from a loaded model."""
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
@@ -15,7 +15,7 @@ def load_engine(
     Args:
         model: a known name (`superdraft models list`), a folder with safetensors weights, a `.gguf` file, or the id of
             a model on the hub. A model that is not on this machine is downloaded.
-        config: limits; None: the defaults.
+        config: the engine's settings; None: the defaults.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: the weight format: "auto", "float32", "bfloat16", "float16", "int4".
 
@@ -26,11 +26,11 @@ def load_engine(
 
 
 def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
-    """An engine for a loaded model.
+    """Build an engine for a loaded model.
 
     Raises:
         UnsupportedModelError: Superposed Decoding cannot run on this model.
-        ModelLoadError: the KV cache does not fit in the memory that the config gives it.
+        ModelLoadError: the KV cache does not fit in `EngineConfig.kv_memory_bytes`.
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_model_len = min(config.max_model_len, context or config.max_model_len)

@@ -1,4 +1,4 @@
-"""Interface of n-gram models. Their implementations are outside decoding."""
+"""Interface of n-gram models. The implementations are outside `decoding`."""
 
 from collections.abc import Hashable, Sequence
 from typing import Protocol, TypeVar
@@ -12,6 +12,8 @@ class NgramScorer(Protocol[StateT]):
     A *state* is the context that an n-gram model needs to score the next token. States are immutable and hashable. Each
     draft has its own, and `advance` derives a child draft's state from its parent's. Equal states give equal scores, so
     an implementation may look up a repeated (state, candidates) pair only once.
+
+    If a method raises, or `score` does not return one number per candidate, the request fails and others go on.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""What a caller may ask of one generation, checked once, then frozen."""
+"""Parameters of one generation, checked once, then frozen."""
 
 from dataclasses import dataclass
 
@@ -35,43 +35,53 @@ class GenerationParams:
     """Parameters of one generation. Symbols are those of the paper (Shen et al., 2024).
 
     Attributes:
-        num_drafts: k, the drafts to return.
-        max_tokens: G, the new tokens of each draft.
-        alpha: weight of the n-gram model in the interpolation, 0 (language model alone) to 1 (n-gram model alone).
-        tau: temperature of the language model's distribution before it is interpolated; > 0.
-        candidates_per_draft: m, the language model's most probable tokens that every draft may go on with;
-            None means k squared, as in the paper's text; its published parameter files use about 3k.
-        penalty: subtracted from the score of a draft whose n-gram model supports none of the m tokens (eq. 7).
-        selection: the rule that picks the k drafts a step keeps. "paper": the k best of all children. "distinct": the k
-            most probable first tokens begin one draft each, and each draft goes on with its own best child.
-        max_branches: superposed and distinct: rows that the drafts of a request may take after the first token. The
-            most probable drafts get a row of their own, where nothing is superposed; the others share the last row.
-        min_probability: superposed and distinct: a draft of `min_draft_tokens` or more grows no further when the
-            language model's probability of all of it is lower; 0: every draft gets `max_tokens`.
-        min_draft_tokens: with `min_probability`: shorter drafts are cheaper, and harder to read as a suggestion.
-        whole_best: with `min_probability`: the row of the most probable draft goes on to `max_tokens` all the same.
-        stop: a draft ends before the first of these strings.
-        verify_top: None: no verification. An integer n: one more pass over the finished drafts gives each token's exact
-            log-probability and its n most probable alternatives.
-        num_verified: with `verify_top`: how many drafts are verified, the best ones; None: all.
-        echo_logprobs: with `verify_top`: the prompt's own log-probabilities too.
-        strategy: "superposed": one branch of k drafts. "sample": `num_branches` nucleus samples, one row each.
-            "greedy": one draft, the language model alone. "sample+superposed": `num_branches` nucleus samples of a
-            few tokens, then k superposed drafts from each (section 4.5).
-        num_branches: n, rows of the sampling strategies; None: as many as `num_drafts`.
-        temperature: of sampling; 0 takes the most probable token.
-        top_p: of sampling: the smallest set of tokens with this probability.
-        seed: of sampling and of resets; None: another one each time.
-        reset_every: superposed: every s steps draw one draft by its probability and go on from it alone (section 5.3).
-        logit_bias: (token id, what is added to its logit) before the cut to m candidates; -100 or less forbids a token.
-        frequency_penalty: taken from a token's logit for each time the draft has it already.
-        presence_penalty: taken from a token's logit once if the draft has it already.
-        token_healing: drafts of a text prompt follow the probabilities of how the typed text goes on, whatever tokens
-            its end has, so that a half typed word is finished.
-        single_line: a draft ends before its first line break.
-        trim: "word" cuts a last word that may be unfinished, "sentence" cuts after the first whole sentence.
-        min_score: drafts with a lower score are left out; the answer may then be empty.
-        snapshots: report the drafts after every step, not only at the end.
+        num_drafts: k, the number of drafts to return.
+        max_tokens: G, the most new tokens per draft. 0 runs the prompt and drafts nothing.
+        alpha: weight of the n-gram model in the interpolation (eq. 6), from 0 (language model alone) to 1 (n-gram model
+            alone).
+        tau: temperature of the language model's distribution before the interpolation, above 0.
+        candidates_per_draft: m, the number of most probable next tokens from which every draft's children are made.
+            None means k squared, as in the paper's text; the paper's published parameter files use about 3k.
+        penalty: subtracted from the scores of a draft's children if the n-gram model supports none of the m tokens
+            after that draft (eq. 7).
+        selection: the rule that selects the drafts that a step keeps. "paper" keeps the k best of all children.
+            "distinct" begins one draft with each of the k most probable first tokens and continues each draft with its
+            own best child.
+        max_branches: the most model rows that the drafts of a request take after the first token. Above 1 only with
+            strategy "superposed" and selection "distinct". The most probable drafts get a row each, where nothing is
+            superposed; the others share the last row.
+        min_probability: a draft of at least `min_draft_tokens` tokens ends when the language model's probability of the
+            whole draft is lower. 0 lets every draft reach `max_tokens`. Above 0 only with strategy "superposed" and
+            selection "distinct".
+        min_draft_tokens: no draft ends because of `min_probability` before it has this many tokens. Lower values save
+            model rows; the drafts are then shorter and harder to read as suggestions.
+        whole_best: the row of the most probable draft is exempt from `min_probability` and runs to `max_tokens`.
+        stop: stop strings. A draft ends before the first of them in its text.
+        verify_top: an integer n runs one more pass over the finished drafts, which gives each token's exact
+            log-probability and its n most probable alternatives. None runs no such pass.
+        num_verified: how many of the best drafts the pass of `verify_top` covers. None means all.
+        echo_logprobs: whether the pass of `verify_top` also reports the log-probabilities of the prompt's own tokens.
+        strategy: how the next tokens are chosen. "superposed" writes k drafts on one branch. "sample" draws
+            `num_branches` nucleus samples, one row each. "greedy" writes one draft with the language model alone.
+            "sample+superposed" draws `num_branches` nucleus samples of a few tokens, then writes k superposed drafts
+            from each (section 4.5).
+        num_branches: n, the number of branches of the strategies that sample. None means `num_drafts`.
+        temperature: temperature of sampling, from 0 to 2. 0 takes the most probable token.
+        top_p: probability mass of the nucleus. Sampling uses the smallest set of tokens that reaches it.
+        seed: seed of sampling and of the draws of `reset_every`. None gives different random numbers each time.
+        reset_every: s; every s steps one draft is drawn by its probability and all drafts continue from it (section
+            5.3). Only with strategy "superposed" and selection "paper". None means no resets.
+        logit_bias: pairs (token id, value added to the token's logit), applied before the cut to m candidates. -100 or
+            less forbids the token.
+        frequency_penalty: subtracted from a token's logit for each time the draft already has the token.
+        presence_penalty: subtracted from a token's logit once if the draft already has the token.
+        token_healing: whether drafts of a text prompt follow the probabilities of the typed text instead of those of
+            its tokens, so that a half-typed word is completed.
+        single_line: whether a draft ends before its first line break.
+        trim: "word" removes a last word that may be unfinished, "sentence" removes everything after the first whole
+            sentence, "none" removes nothing.
+        min_score: drafts with a lower score are left out, so the answer may be empty. None keeps all.
+        snapshots: whether to report the drafts after every step, not only at the end.
     """
 
     num_drafts: int = 3
@@ -149,7 +159,7 @@ class GenerationParams:
             _check(_is_within(bias, -100, 100), "logit_bias", bias, "a number from -100 to 100 for each token id")
 
     def _check_selection(self) -> None:
-        """Rows of their own and early ends go with the strategy "superposed" and a rule that divides rows."""
+        """Check that `max_branches` and `min_probability` are used only with a rule that divides rows."""
         branches, low, reset = self.max_branches, self.min_probability, self.reset_every
         _check(_is_int(branches) and branches >= 1, "max_branches", branches, "an integer of at least 1")
         _check(_is_within(low, 0, 1), "min_probability", low, "a number from 0 to 1")
@@ -171,44 +181,44 @@ class GenerationParams:
 
     @property
     def ranking_rule(self) -> SelectionRule:
-        """The rule whose score ranks the drafts: with the sampling strategies, the paper's."""
+        """The rule whose score ranks the drafts. It is the paper's unless the strategy is "superposed"."""
         return self.rule if self.strategy == "superposed" else PAPER
 
     @property
     def divides(self) -> bool:
-        """Whether the drafts of a request may be divided among several rows."""
+        """Whether the drafts of the request may be divided among several rows."""
         return self.strategy == "superposed" and self.rule.divides
 
     @property
     def sampling_temperature(self) -> float:
-        """That of the next sampled token; "greedy" is sampling at temperature 0."""
+        """The temperature of the next sampled token. The strategy "greedy" samples at temperature 0."""
         return 0.0 if self.strategy == "greedy" else self.temperature
 
     @property
     def has_penalties(self) -> bool:
-        """Whether a draft's own tokens change its logits."""
+        """Whether repetition penalties change the logits."""
         return bool(self.frequency_penalty or self.presence_penalty)
 
     @property
     def uses_ngrams(self) -> bool:
-        """Whether an n-gram model has a say."""
+        """Whether an n-gram model takes part in the scores."""
         return self.alpha > 0 and self.strategy.endswith("superposed")
 
     @property
     def num_rows(self) -> int:
-        """Branches at most, that is model rows of a decode step and KV-cache slots."""
+        """The most branches of the request, that is, model rows per decode step and KV-cache slots."""
         if not self.strategy.startswith("sample"):
             return min(self.max_branches, self.num_drafts)
         return self.num_drafts if self.num_branches is None else self.num_branches
 
     @property
     def num_shown(self) -> int:
-        """Drafts of an answer, at most."""
+        """The most drafts of the answer."""
         return self.num_rows * self.drafts_per_branch if self.strategy.startswith("sample") else self.drafts_per_branch
 
     @property
     def drafts_per_branch(self) -> int:
-        """How many drafts share a branch (k)."""
+        """The most drafts that share a branch: k, or 1 for "sample" and "greedy"."""
         return self.num_drafts if self.strategy.endswith("superposed") else 1
 
     @property

@@ -1,4 +1,4 @@
-"""One request to the engine."""
+"""A request to the engine."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -10,15 +10,16 @@ from superdraft.decoding.prompt import Prompt
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """What the engine needs to know to make drafts.
+    """A prompt and everything that determines its drafts.
 
     Attributes:
-        request_id: a name that no unfinished request has.
-        prompt: text, token ids that are fed as they are, or both.
-        params: what is wanted.
+        request_id: an id that no other unfinished request has.
+        prompt: text, token ids that are fed unchanged, or both.
+        params: the generation's parameters.
         scorer: the n-gram model; None: the language model alone.
-        session_id: a typing session. An unfinished request of the same session ends: this one supersedes it.
-        timeout_s: seconds after which the request is answered with the drafts it has by then; None: no limit.
+        session_id: the typing session. This request supersedes an unfinished one of the same session, which ends. None:
+            no session.
+        timeout_s: seconds after which the request is answered with the drafts so far; None: no limit.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""How a request becomes a sequence: limits, the prompt's tokens, token healing, the room in the context."""
+"""Admission: from a request to a sequence. Limits, the prompt's tokens, token healing, the room in the context."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -18,19 +18,19 @@ from superdraft.decoding.text.healing import plan_healing
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 _NOT_ROUND = (
-    "The tokenizer changes the end of this text, so the drafts go on from its tokens, not from its exact characters: "
-    "token healing has no effect."
+    "The tokenizer changes the end of this text, so the drafts follow its tokens, not its exact characters: token "
+    "healing has no effect."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Makes sequences of requests.
+    """Turns requests into sequences.
 
     Attributes:
         tokenizer: the model's tokenizer.
         config: the engine's limits.
-        max_model_len: the longest prompt and draft together, in tokens.
+        max_model_len: the most tokens of a prompt and a draft together.
         num_slots: KV-cache slots.
     """
 
@@ -40,10 +40,11 @@ class Admission:
     num_slots: int
 
     def admit(self, request: EngineRequest) -> Sequence:
-        """A sequence with its first branch, ready to be scheduled.
+        """Make a sequence with its first branch, ready to be scheduled.
 
         Raises:
             InvalidRequestError: the prompt or a parameter is outside the limits.
+            PromptTooLongError: prompt and drafts do not fit in the context.
         """
         params, tokenizer = request.params, self.tokenizer
         self._check_limits(params)
@@ -83,19 +84,20 @@ class Admission:
         for name, value, limit in limits:
             if value > limit:
                 raise InvalidRequestError(
-                    f"{name} is {value}, this server allows at most {limit}. Ask for less.", param=name
+                    f"{name} is {value}, this server allows at most {limit}. Lower it.", param=name
                 )
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """A prompt as the model is fed it.
+    """A prompt as token ids, the model's input.
 
     Attributes:
-        token_ids: at least one.
-        num_start: the first of them that are not the prompt's own: the token that begins a document.
-        num_fixed: the first of them that stand before its text: that token, special ones, token ids given as such.
-        text: its text; None: it is given as token ids.
+        token_ids: all tokens, at least one.
+        num_start: 1 if the first token is the one that begins a document and was put in front; else 0.
+        num_fixed: tokens before the prompt's text, which healing must not change: the token that begins a document,
+            special tokens, tokens given as ids.
+        text: the prompt's text; None if the prompt was given as token ids.
     """
 
     token_ids: tuple[int, ...]
@@ -105,28 +107,29 @@ class PromptTokens:
 
 
 def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = True) -> PromptTokens:
-    """The prompt as token ids.
+    """Turn a prompt into token ids.
 
     Args:
-        prompt: token ids are fed as they are.
+        prompt: a text, token ids (which stay unchanged), or both.
         tokenizer: the model's tokenizer.
-        document_start: put the token that begins a document in front of a text, unless that begins with a special
+        document_start: put the token that begins a document in front of a text, unless the text begins with a special
             token.
 
     Raises:
-        InvalidRequestError: no valid Unicode, an id outside the vocabulary, or nothing to start with.
+        InvalidRequestError: the text is not valid Unicode, an id is outside the vocabulary, or the prompt is empty and
+            the model has no token that begins a document.
     """
     if isinstance(prompt, PrefixedText):
-        check_unicode(prompt.text)
+        _check_unicode(prompt.text)
         fixed = tuple(_checked(prompt.token_ids, tokenizer))
-        if fixed == (tokenizer.start_token_id,):  # the beginning of a document, of which nothing is a control token
+        if fixed == (tokenizer.start_token_id,):  # the whole document: plain text without control tokens
             return PromptTokens((*fixed, *tokenizer.encode_document(prompt.text)), 1, 1, prompt.text)
         return PromptTokens((*fixed, *tokenizer.encode_inside(prompt.text)), 0, len(fixed), prompt.text)
     start = () if tokenizer.start_token_id is None else (tokenizer.start_token_id,)
     if not isinstance(prompt, str):
         token_ids = tuple(_checked(prompt, tokenizer))
         return PromptTokens(token_ids) if token_ids else _start_alone(start)
-    check_unicode(prompt)
+    _check_unicode(prompt)
     token_ids = tuple(tokenizer.encode(prompt))
     if not token_ids:
         return _start_alone(start)
@@ -138,14 +141,14 @@ def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = Tru
 
 
 def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = True) -> list[int]:
-    """The prompt as token ids, at least one; arguments and errors as in `tokenise`."""
+    """The token ids of a prompt, at least one. Arguments and errors as in `tokenise`."""
     return list(tokenise(prompt, tokenizer, document_start=document_start).token_ids)
 
 
 def _start_alone(start: tuple[int, ...]) -> PromptTokens:
     if not start:
         raise InvalidRequestError(
-            "prompt is empty and this model has no token to start a text with. Send at least one token.", param="prompt"
+            "prompt is empty and this model has no token that begins a text. Send at least one token.", param="prompt"
         )
     return PromptTokens(start, 1, 1)
 
@@ -155,19 +158,19 @@ def _checked(token_ids: Seq[int], tokenizer: Tokenizer) -> Seq[int]:
     wrong = next((i for i, token_id in enumerate(token_ids) if not 0 <= token_id < size), None)
     if wrong is not None:
         raise InvalidRequestError(
-            f"prompt[{wrong}] is {token_ids[wrong]}, token ids of this model go from 0 to {size - 1}.",
+            f"prompt[{wrong}] is {token_ids[wrong]}, but token ids of this model go from 0 to {size - 1}.",
             param="prompt",
         )
     return token_ids
 
 
-def check_unicode(text: str) -> None:
+def _check_unicode(text: str) -> None:
     """Raise InvalidRequestError if `text` has lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
-            f"prompt has a lone surrogate at character {error.start}, which is no Unicode text. Send valid UTF-8.",
+            f"prompt has a lone surrogate at character {error.start}, so it is not valid Unicode. Send valid UTF-8.",
             param="prompt",
         ) from None
 
@@ -175,18 +178,27 @@ def check_unicode(text: str) -> None:
 def fit_to_context(
     tokens: PromptTokens, max_tokens: int, max_model_len: int, if_too_long: Literal["error", "truncate_left"]
 ) -> tuple[PromptTokens, list[str]]:
-    """The prompt, shortened to the room beside `max_tokens` if the settings allow that, and what to tell the caller.
+    """Shorten a prompt that leaves no room for `max_tokens`, if the settings allow it.
 
-    A text keeps the tokens in front of it, which the model's attention leans on, and loses its own first ones.
+    A text loses its own first tokens. It keeps the tokens in front of it, because the model's attention relies on them.
+
+    Args:
+        tokens: the prompt.
+        max_tokens: new tokens per draft.
+        max_model_len: the most tokens of a prompt and a draft together.
+        if_too_long: "error" refuses the prompt, "truncate_left" shortens it.
+
+    Returns:
+        The prompt, and warnings for the caller.
 
     Raises:
-        PromptTooLongError: it does not fit and may not be shortened.
+        PromptTooLongError: the prompt does not fit and must not be shortened.
     """
     room = max_model_len - max_tokens
     num_own = len(tokens.token_ids) - tokens.num_start
     if len(tokens.token_ids) <= room:
         return tokens, []
-    if num_own <= room:  # without the token that we put in front it fits
+    if num_own <= room:  # fits without the token that was put in front
         own = tokens.token_ids[tokens.num_start :]
         return replace(tokens, token_ids=own, num_start=0, num_fixed=tokens.num_fixed - tokens.num_start), []
     if if_too_long == "error":

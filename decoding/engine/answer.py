@@ -1,11 +1,11 @@
-"""From a sequence that has ended to its answer: drafts ranked, cut for display, made distinct, verified."""
+"""The answer to a request, and snapshots on the way: drafts ranked, trimmed, made distinct, verified."""
 
 import re
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 from superdraft.decoding.engine.sequence import Sequence
-from superdraft.decoding.engine.verification import verify
+from superdraft.decoding.engine.verification import Verification, verify
 from superdraft.decoding.method.draft_set import Draft, DraftSet
 from superdraft.decoding.method.ranking import rank
 from superdraft.decoding.model.runner import ModelRunner
@@ -28,7 +28,7 @@ _LAST_WORD = re.compile(r"\s*\S*$")
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A draft as it is shown."""
+    """A draft as it is shown: ranked and trimmed. Fields as in `DraftOutput`; `path` as in `Draft`."""
 
     score: float
     text: str
@@ -40,7 +40,7 @@ class _Shown:
 
 
 def all_drafts(sequence: Sequence) -> DraftSet:
-    """The drafts of all branches together; those that end because they are improbable have that as their reason."""
+    """The drafts of all branches. Those on a branch that became improbable get that finish reason."""
     max_tokens = sequence.params.max_tokens
     unsure_branches = [branch for branch in sequence.branches if branch.is_unsure and branch.num_steps < max_tokens]
     alive = [draft for branch in sequence.branches if branch not in unsure_branches for draft in branch.drafts.alive]
@@ -50,7 +50,7 @@ def all_drafts(sequence: Sequence) -> DraftSet:
 
 
 def snapshot(sequence: Sequence) -> Snapshot:
-    """The drafts as they stand between two steps."""
+    """The drafts of a request between two steps."""
     params = sequence.params
     drafts = all_drafts(sequence)
     score = params.ranking_rule.score
@@ -63,7 +63,7 @@ def snapshot(sequence: Sequence) -> Snapshot:
 
 
 def _stable_text(sequence: Sequence) -> str:
-    """What all drafts begin with, and so all their children; without what trimming or a stop string may still take."""
+    """The common beginning of all drafts, without any end that trimming or a stop string may still remove."""
     params = sequence.params
     drafts = [draft for branch in sequence.branches for draft in branch.drafts.alive]
     stops = [stop.encode() for stop in params.stop]
@@ -76,7 +76,7 @@ def _stable_text(sequence: Sequence) -> str:
 
 
 def _without_begun_stop(text: bytes, stops: Seq[bytes]) -> bytes:
-    """`text` up to the first place where a stop string begins that the next tokens may complete."""
+    """`text` up to the first place where a stop string may begin, to be completed by later tokens."""
     longest = max(map(len, stops), default=0)
     for start in range(max(0, len(text) - longest + 1), len(text)):
         tail = text[start:]
@@ -86,51 +86,27 @@ def _without_begun_stop(text: bytes, stops: Seq[bytes]) -> bytes:
 
 
 def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s: float) -> GenerationOutput:
-    """The answer to a request that ends now."""
-    params, prompt = sequence.params, sequence.prompt_token_ids
+    """The answer to a request that ends now.
+
+    Args:
+        sequence: the request; a verification pass adds to its `forward_rows`.
+        tokenizer: for the texts of tokens.
+        runner: runs the verification pass, if the request wants one.
+        now_s: the clock.
+    """
+    prompt = sequence.prompt_token_ids
     shown = _shown_drafts(sequence)
-    verification = None
-    if params.verify_top is not None and shown:
-        own = (prompt[sequence.num_start_tokens :] or None) if params.echo_logprobs else None
-        front = prompt[: sequence.num_start_tokens]
-        verified = shown[: params.num_verified]
-        pairs = [([*sequence.shared_token_ids, *draft.path], draft.token_ids) for draft in verified]
-        verification = verify(runner, tokenizer, pairs, params.verify_top, front, own)
-        sequence.forward_rows += verification.num_rows
-    outputs = tuple(
-        DraftOutput(
-            index=index,
-            text=draft.text,
-            token_ids=draft.token_ids,
-            tokens=tuple(piece.decode("utf-8", errors="replace") for piece in draft.pieces),
-            score=draft.score,
-            token_logprobs=draft.token_logprobs,
-            finish_reason=draft.finish_reason,
-            exact_logprobs=(
-                _given_the_text(sequence, draft, verification.drafts[index])
-                if verification is not None and index < len(verification.drafts)
-                else None
-            ),
-        )
-        for index, draft in enumerate(shown)
-    )
-    started_s = now_s if sequence.start_s is None else sequence.start_s
+    verification = _verified(sequence, shown, tokenizer, runner)
     return GenerationOutput(
         request_id=sequence.request_id,
-        drafts=outputs,
+        drafts=tuple(_output(sequence, index, draft, verification) for index, draft in enumerate(shown)),
         usage=Usage(
             prompt_tokens=len(prompt) - sequence.num_start_tokens,
-            completion_tokens=sum(len(draft.token_ids) for draft in outputs),
+            completion_tokens=sum(len(draft.token_ids) for draft in shown),
             cached_tokens=max(0, sequence.num_cached_tokens - sequence.num_start_tokens),
             forward_rows=sequence.forward_rows,
         ),
-        timings=Timings(
-            queue_ms=1e3 * (started_s - sequence.arrival_s),
-            prefill_ms=1e3 * sequence.prefill_s,
-            decode_ms=1e3 * sequence.decode_s,
-            ngram_ms=1e3 * sequence.ngram_s,
-            total_ms=1e3 * (now_s - sequence.arrival_s),
-        ),
+        timings=_timings(sequence, now_s),
         prompt_token_ids=tuple(prompt[sequence.num_start_tokens :]),
         warnings=tuple(sequence.warnings),
         prompt_logprobs=verification.prompt if verification else None,
@@ -138,7 +114,7 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
 
 
 def _shown_drafts(sequence: Sequence) -> list[_Shown]:
-    """The best drafts, each cut for display, no text twice, none below the wanted score."""
+    """The best drafts, each trimmed, no text twice, none below `min_score`."""
     params = sequence.params
     drafts = all_drafts(sequence)
     score = params.ranking_rule.score
@@ -154,8 +130,8 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
 
 
 def _cut(draft: Draft, score: float, params: GenerationParams) -> _Shown:
-    """One draft's shown text, and the tokens that text comes from."""
-    # An end of text adds no piece, and is no token of the draft.
+    """A draft trimmed for display, with the tokens of the text that is left."""
+    # An end of text has a log-probability, but no piece and no token.
     pieces, token_ids, text = draft.pieces, draft.token_ids, draft.text
     finish_reason = draft.finish_reason or "length"
     whole = valid_utf8_prefix(text)
@@ -165,10 +141,50 @@ def _cut(draft: Draft, score: float, params: GenerationParams) -> _Shown:
     return _Shown(score, shown, token_ids[:num_tokens], pieces[:num_tokens], logprobs, finish_reason, draft.path)
 
 
+def _verified(sequence: Sequence, shown: Seq[_Shown], tokenizer: Tokenizer, runner: ModelRunner) -> Verification | None:
+    """The verification pass over the best drafts; None if the request wants none."""
+    params, prompt = sequence.params, sequence.prompt_token_ids
+    if params.verify_top is None or not shown:
+        return None
+    pairs = [([*sequence.shared_token_ids, *draft.path], draft.token_ids) for draft in shown[: params.num_verified]]
+    front, own = prompt[: sequence.num_start_tokens], prompt[sequence.num_start_tokens :]
+    echoed = own if own and params.echo_logprobs else None
+    verification = verify(runner, tokenizer, pairs, params.verify_top, front, echoed)
+    sequence.forward_rows += verification.num_rows
+    return verification
+
+
+def _output(sequence: Sequence, index: int, draft: _Shown, verification: Verification | None) -> DraftOutput:
+    exact = None
+    if verification is not None and index < len(verification.drafts):
+        exact = _given_the_text(sequence, draft, verification.drafts[index])
+    return DraftOutput(
+        index=index,
+        text=draft.text,
+        token_ids=draft.token_ids,
+        tokens=tuple(piece.decode("utf-8", errors="replace") for piece in draft.pieces),
+        score=draft.score,
+        token_logprobs=draft.token_logprobs,
+        finish_reason=draft.finish_reason,
+        exact_logprobs=exact,
+    )
+
+
 def _given_the_text(sequence: Sequence, draft: _Shown, tokens: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...]:
-    """A draft's exact log-probabilities, the first token's given the typed text and not one tokenisation of it."""
+    """A draft's exact log-probabilities. With token healing, the first is given the typed text, not its tokens."""
     if sequence.healing is None or not tokens:
         return tokens
     text = draft.pieces[0].decode("utf-8", errors="replace")
     first = TokenLogprob(tokens[0].token_id, text, draft.token_logprobs[0], sequence.start_alternatives)
     return (first, *tokens[1:])
+
+
+def _timings(sequence: Sequence, now_s: float) -> Timings:
+    started_s = now_s if sequence.start_s is None else sequence.start_s
+    return Timings(
+        queue_ms=1e3 * (started_s - sequence.arrival_s),
+        prefill_ms=1e3 * sequence.prefill_s,
+        decode_ms=1e3 * sequence.decode_s,
+        ngram_ms=1e3 * sequence.ngram_s,
+        total_ms=1e3 * (now_s - sequence.arrival_s),
+    )

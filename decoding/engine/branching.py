@@ -1,4 +1,4 @@
-"""Branches of a request: forks, rows of their own for likely drafts, resets."""
+"""Changes to a request's branches: forks, rows of their own for likely drafts, resets."""
 
 import math
 from collections.abc import Sequence as Seq
@@ -14,11 +14,11 @@ from superdraft.decoding.method.superposition import draft_weights
 
 
 class Branching:
-    """Changes which branches a request has.
+    """Adds branches to requests, divides drafts among them, and resets them.
 
     Args:
-        slots: the slots' tensors.
-        scheduler: gives out the slots.
+        slots: the slots' contents.
+        scheduler: assigns the slots.
         step: chooses the next tokens after a reset.
     """
 
@@ -28,10 +28,10 @@ class Branching:
         self._step = step
 
     def begin(self, sequence: Sequence) -> list[Branch]:
-        """The branches of a request whose prompt is complete, each with the prompt's keys and values.
+        """Give a request whose prompt is complete its first branches, each with the prompt's keys and values.
 
-        A request that samples has all of them from the start. The only draft of the others is the prompt; `divide`
-        gives them rows when there are several drafts.
+        A request that samples gets all its branches here. Any other gets one; `divide` adds branches once there are
+        several drafts.
         """
         first = sequence.branches[0]
         if sequence.params.strategy != "superposed":
@@ -41,9 +41,9 @@ class Branching:
         return list(sequence.branches)
 
     def _fork(self, branch: Branch, drafts: DraftSet) -> Branch:
-        """A new branch of the same request that continues from here with `drafts`, in a slot of its own.
+        """Add a branch that continues from the same position with `drafts`, in a slot of its own.
 
-        The caller divides the drafts: what goes to the new branch leaves the old one's `drafts`.
+        The caller removes `drafts` from the old branch.
         """
         twin = Branch(
             branch.sequence,
@@ -59,10 +59,10 @@ class Branching:
         return twin
 
     def divide(self, branch: Branch) -> None:
-        """Give the most probable drafts of a branch rows of their own, as far as the request's rows go.
+        """Give the most probable drafts of a branch a row each, as long as the request may take more rows.
 
-        The other drafts stay together on the last row, as far as they follow the same tokens. A draft that is alone on
-        its row is decoded exactly: where the row held superposed inputs, the draft's real tokens take their place.
+        The other drafts share the last row; those that follow other typed tokens than the most probable of them are
+        dropped. A draft alone on its row is decoded exactly: its real tokens replace the superposed inputs in its slot.
         """
         sequence, alive = branch.sequence, branch.drafts.alive
         num_kept = self._scheduler.num_kept_slots(sequence)
@@ -78,7 +78,7 @@ class Branching:
             self._scheduler.release_kept(sequence)
 
     def _run_again(self, branch: Branch) -> None:
-        """Put the real tokens of a branch's only draft in the place of superposed inputs, all but the last one."""
+        """Replace superposed inputs by the real tokens of a branch's only draft, except the last, which is fed next."""
         (draft,) = branch.drafts.alive
         tokens = draft.token_ids[branch.num_exact : -1]
         branch.num_computed -= len(tokens)
@@ -87,10 +87,10 @@ class Branching:
         branch.num_exact += len(tokens)
 
     def reset_if_due(self, branch: Branch, faults: Faults) -> None:
-        """Every s steps: draw one draft by its probability and go on from it alone (section 5.3).
+        """Every s steps, draw one draft by its probability and continue from it alone (section 5.3).
 
-        The slot holds superposed inputs of the last steps. The chosen draft's real tokens take their place, so drafting
-        restarts from an exact context.
+        The draft's real tokens replace the superposed inputs of the last steps in the slot, so drafting restarts from
+        an exact context. Their last logits choose the next tokens.
         """
         every = branch.sequence.params.reset_every
         if every is None or branch.num_steps == 0 or branch.num_steps % every or branch.is_done:
@@ -107,7 +107,7 @@ class Branching:
 
 
 def _of_one_path(drafts: Seq[Draft]) -> tuple[Draft, ...]:
-    """Those drafts that may share a row: they follow the same typed tokens as the most probable ones."""
+    """The drafts that may share a row: of the paths (typed tokens before a draft), those of the most probable one."""
     weights: dict[tuple[int, ...], float] = {}
     for draft in drafts:
         weights[draft.path] = weights.get(draft.path, 0.0) + math.exp(draft.lm_logprob)

@@ -1,8 +1,22 @@
-"""A decode step: the method of Shen et al. (2024) for every running branch at once."""
+"""The decode step: the method of Shen et al. (2024) for all running branches at once.
+
+A branch is one row of the model and has k alive drafts. A step gives every draft of every branch one more token:
+
+1. *superpose*: `x~ = sum_i gamma_i E[last token of draft i]` with `gamma_i = p_i / sum_j p_j` (eq. 3 and 4).
+2. *forward*: `logits = f(x~)`, one row and one new position per branch, whatever k is.
+3. *cut*: `p = softmax(logits / tau)` over the m most probable tokens. The k drafts share these candidates.
+4. *interpolate*: `ln p_f = (1 - alpha) ln p + alpha ln p_ngram` (eq. 6; eq. 7 without support). The n-gram model sees
+   each draft's own tokens, so the k drafts differ here.
+5. *select*: of the k*m children, each with the score `ln p(draft) + ln p_f`, the k best replace the drafts.
+
+`DecodeStep.forward` is lines 1 and 2, `DecodeStep.choose` lines 3 to 5. The first tokens after a prompt are chosen by
+`choose` too: the only draft is then the prompt itself. A branch that samples has one draft and goes from line 3 to a
+draw from the nucleus.
+"""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +26,7 @@ from torch import Tensor
 from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.sequence import Branch
 from superdraft.decoding.engine.sequence import Sequence as Request
-from superdraft.decoding.errors import SequenceFailedError
+from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, Floats, best_first
 from superdraft.decoding.method.penalties import apply_logit_bias, penalise
 from superdraft.decoding.method.sampling import nucleus_sample
@@ -20,21 +34,20 @@ from superdraft.decoding.method.scoring import Candidates, cut, interpolate, tem
 from superdraft.decoding.method.superposition import draft_weights, superpose
 from superdraft.decoding.model.runner import ModelRunner
 
-NOT_NUMBERS = "The model's output holds values that are not numbers; this request cannot go on."
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A branch, and the row of the step's logits from which its next tokens come."""
+    """A branch and the index of the logits from which its next tokens are chosen."""
 
     branch: Branch
     index: int
 
 
 class DecodeStep:
-    """The five lines of the method, `forward` and `choose`, over a batch of branches.
+    """The five lines of the method, over a batch of branches.
 
-    A fault of one request, such as an n-gram model that raises, ends that request alone: it goes to `faults`.
+    A fault that concerns one request, such as an n-gram model that raises, ends that request alone: `Faults` records
+    it, and the other branches go on.
 
     Args:
         runner: the model and its KV cache.
@@ -54,35 +67,39 @@ class DecodeStep:
 
     @torch.inference_mode()
     def forward(self, branches: Sequence[Branch]) -> Tensor:
-        """Superpose and run: one row and one new position per branch, whatever k is.
+        """Superpose and run the model.
+
+        Args:
+            branches: B branches, in the order of their slots from 0 on.
 
         Returns:
             Logits, float32, shape [B, V].
         """
         last_tokens = [token_id for branch in branches for token_id in branch.last_token_ids]
-        weights = [draft_weights([draft.logprob for draft in branch.drafts.alive]) for branch in branches]
-        # x~ = sum_i gamma_i E[last token of draft i], gamma_i = p_i / sum_j p_j (eq. 3, 4)
-        superposed = superpose(self._runner.embed(last_tokens), weights)
-        # f(x~): every draft's next token comes from this one distribution
+        gammas = [draft_weights([draft.logprob for draft in branch.drafts.alive]) for branch in branches]
+        # 1. x~ = sum_i gamma_i E[last token of draft i]
+        superposed = superpose(self._runner.embed(last_tokens), gammas)
+        # 2. f(x~)
         return self._runner.decode(superposed, [branch.num_computed for branch in branches]).float()
 
     @torch.inference_mode()
     def choose(self, rows: Sequence[Row], logits: Tensor, faults: Faults) -> None:
-        """Cut, interpolate and select: every alive draft of every branch is replaced by its best children.
+        """Cut, interpolate and select: the best children of each branch replace its alive drafts.
 
         Args:
-            rows: the branches, whose `drafts` and `num_steps` change.
+            rows: the branches, whose `drafts` and `num_steps` change. Several branches of a request may share an index.
             logits: float32, shape [B, V]. Changed in place.
-            faults: takes what goes wrong.
+            faults: records the requests that cannot go on.
         """
-        # the m most probable tokens, which the k drafts of a branch share
+        # 3. the m most probable tokens of each row
         candidates = self._cut(rows, logits)
-        # ln p_f = (1 - alpha) ln p + alpha ln p_ngram, the n-gram model seeing each draft's own tokens (eq. 6, 7)
+        # 4. ln p_f = (1 - alpha) ln p + alpha ln p_ngram, for each of the k*m children
         children = self._interpolate(rows, candidates, faults)
-        # the k best of the k*m children live on
+        # 5. the k best children
         self._select(rows, children, logits, candidates, faults)
 
     def _cut(self, rows: Sequence[Row], logits: Tensor) -> Candidates:
+        """Apply each request's logit bias, then cut to the largest m of the batch."""
         for row in {row.index: row for row in rows}.values():
             bias = row.branch.sequence.params.logit_bias
             if bias:
@@ -90,82 +107,76 @@ class DecodeStep:
         return cut(logits, max(row.branch.sequence.params.num_candidates for row in rows), self._suppressed)
 
     def _interpolate(self, rows: Sequence[Row], candidates: Candidates, faults: Faults) -> dict[Branch, Children]:
-        """The children of every branch that is not sampled. Branches of one shape are scored in one operation."""
+        """The children of every branch that does not sample.
+
+        Branches with equal k and m are scored in one array operation.
+        """
         groups: dict[tuple[int, int, bool, bool], list[Row]] = {}
         for row in rows:
-            params = row.branch.sequence.params
-            with faults.ending(row.branch.sequence):
-                if not candidates.are_numbers(row.index):
-                    raise SequenceFailedError(NOT_NUMBERS)
-                if not row.branch.is_sampled:
-                    shape = len(row.branch.drafts.alive), min(params.num_candidates, candidates.token_ids.shape[-1])
-                    key = *shape, row.branch.sequence.scorer is not None, params.has_penalties
+            branch, params = row.branch, row.branch.sequence.params
+            with faults.ending(branch.sequence):
+                _check_numbers(row, candidates)
+                if not branch.is_sampled:
+                    shape = len(branch.drafts.alive), min(params.num_candidates, candidates.token_ids.shape[-1])
+                    key = *shape, branch.sequence.scorer is not None, params.has_penalties
                     groups.setdefault(key, []).append(row)
         children: dict[Branch, Children] = {}
-        for (_, num_candidates, _, _), members in groups.items():
-            self._interpolate_group(members, num_candidates, candidates, children, faults)
+        for (_, num_candidates, has_scorer, _), group in groups.items():
+            token_ids = {row.branch: candidates.token_ids[row.index, :num_candidates].tolist() for row in group}
+            ngram = None
+            if has_scorer:
+                scored = self._ngram_logprobs_of_all(token_ids, faults)
+                group = [row for row in group if row.branch in scored]
+                ngram = np.array(list(scored.values()))
+            if group:
+                children |= _score(group, token_ids, candidates, ngram)
         return children
 
-    def _interpolate_group(
-        self,
-        rows: Sequence[Row],
-        num_candidates: int,
-        candidates: Candidates,
-        children: dict[Branch, Children],
-        faults: Faults,
-    ) -> None:
-        """Score G branches with k alive drafts and m candidates each; adds them to `children`."""
-        token_ids = {row.branch: candidates.token_ids[row.index, :num_candidates].tolist() for row in rows}
-        ngram = None
-        if rows[0].branch.sequence.scorer is not None:
-            found: dict[Branch, list[list[float]]] = {}
-            for branch in (row.branch for row in rows):
-                with faults.ending(branch.sequence):
-                    alive = branch.drafts.alive
-                    shared = [token_ids[branch]] * len(alive)
-                    found[branch] = self.ngram_logprobs(branch.sequence, alive, shared)
-            rows = [row for row in rows if row.branch in found]
-            if not rows:
-                return
-            ngram = np.asarray(list(found.values()))
-        requests = [row.branch.sequence.params for row in rows]
-        indices = [row.index for row in rows]
-        logits = candidates.logits[indices, np.newaxis, :num_candidates]  # [G, 1, m]
-        if requests[0].has_penalties:
-            logits = np.stack([_penalised(row, token_ids[row.branch], logits[i, 0]) for i, row in enumerate(rows)])
-        alpha, tau, penalty = (
-            np.array([getattr(params, name) for params in requests])[:, np.newaxis, np.newaxis]
-            for name in ("alpha", "tau", "penalty")
-        )
-        ln_p_f = interpolate(tempered_logprobs(logits, tau), ngram, alpha, penalty)
-        parents = np.array([[draft.logprob for draft in row.branch.drafts.alive] for row in rows])
-        scores = (parents[:, :, np.newaxis] + ln_p_f).reshape(len(rows), -1)
-        order = best_first(scores)
-        for i, row in enumerate(rows):
-            alive = row.branch.drafts.alive
-            logprobs = candidates.logprobs[row.index]
-            children[row.branch] = Children(
-                alive, [token_ids[row.branch]] * len(alive), [logprobs] * len(alive), scores[i], order[i]
-            )
+    def _ngram_logprobs_of_all(self, token_ids: Mapping[Branch, list[int]], faults: Faults) -> dict[Branch, Floats]:
+        """`ngram_logprobs` of each branch whose scorer does not fail."""
+        scored: dict[Branch, Floats] = {}
+        for branch, shared in token_ids.items():
+            with faults.ending(branch.sequence):
+                alive = branch.drafts.alive
+                scored[branch] = self.ngram_logprobs(branch.sequence, alive, [shared] * len(alive))
+        return scored
 
-    def ngram_logprobs(
-        self, sequence: Request, drafts: Sequence[Draft], candidates: Sequence[Sequence[int]]
-    ) -> list[list[float]]:
-        """Each draft's own n-gram log-probabilities of its candidates, shape [k, m]."""
+    def ngram_logprobs(self, sequence: Request, drafts: Sequence[Draft], candidates: Sequence[Sequence[int]]) -> Floats:
+        """The n-gram model's log-probabilities of each draft's candidates.
+
+        Args:
+            sequence: the request, which has a scorer.
+            drafts: k drafts.
+            candidates: each draft's candidates, at most m.
+
+        Returns:
+            Shape [k, m]; rows with fewer candidates are filled with `-inf`.
+
+        Raises:
+            SequenceFailedError: the scorer did not return one log-probability per candidate.
+        """
         assert sequence.scorer is not None
         started_s = self._clock()
-        logprobs = sequence.scorer.score([draft.ngram_state for draft in drafts], candidates)
+        scores = sequence.scorer.score([draft.ngram_state for draft in drafts], candidates)
         sequence.ngram_s += self._clock() - started_s
+        lengths = [len(token_ids) for token_ids in candidates]
+        if [len(row) for row in scores] != lengths:
+            raise SequenceFailedError("The n-gram model did not return one score per candidate of each draft.")
+        widest = max(lengths)
+        logprobs = np.array([[*row, *[-np.inf] * (widest - len(row))] for row in scores], dtype=np.float64)
+        if not (logprobs < np.inf).all():  # NaN is not less than anything
+            raise SequenceFailedError("The n-gram model returned scores that are not numbers.")
         return logprobs
 
     def _select(
         self,
         rows: Sequence[Row],
-        children: dict[Branch, Children],
+        children: Mapping[Branch, Children],
         logits: Tensor,
         candidates: Candidates,
         faults: Faults,
     ) -> None:
+        """Replace the drafts of each branch by its best children, or by the sampled one."""
         sampled = self._sample([row for row in rows if row.branch.is_sampled], logits, candidates)
         for branch in (row.branch for row in rows):
             with faults.ending(branch.sequence):
@@ -175,27 +186,27 @@ class DecodeStep:
                     self.settle(branch, _only_child(branch, *sampled[branch]))
 
     def _sample(self, rows: Sequence[Row], logits: Tensor, candidates: Candidates) -> dict[Branch, tuple[int, float]]:
-        """A token from the nucleus of each branch's only draft, or the most probable one, and its ln p."""
+        """For each branch a token drawn from the nucleus (at temperature 0 the most probable one), and its ln p."""
         rows = [row for row in rows if candidates.are_numbers(row.index)]
         if not rows:
             return {}
-        own = logits[[row.index for row in rows]]
-        for row, values in zip(rows, own, strict=True):
-            params = row.branch.sequence.params
+        indices = [row.index for row in rows]
+        requests = [row.branch.sequence.params for row in rows]
+        own = logits[indices]  # a copy: penalties are subtracted for this draft only
+        for row, params, values in zip(rows, requests, own, strict=True):
             if params.has_penalties:
                 for token_id, count in Counter(row.branch.drafts.alive[0].token_ids).items():
                     values[token_id] -= count * params.frequency_penalty + params.presence_penalty
-        requests = [row.branch.sequence.params for row in rows]
         temperatures, top_ps = [one.sampling_temperature for one in requests], [one.top_p for one in requests]
         uniforms = torch.tensor([row.branch.rng.random() for row in rows], dtype=torch.float64, device=own.device)
         chosen = nucleus_sample(own, temperatures, top_ps, uniforms).tolist()
-        # The model's own ln p: neither temperature nor penalties count in it.
-        normalisers = (candidates.logits[:, 0] - candidates.logprobs[:, 0])[[row.index for row in rows]]
-        values = logits[[row.index for row in rows], chosen].double().cpu().numpy() - normalisers
-        return {row.branch: (token, float(p)) for row, token, p in zip(rows, chosen, values, strict=True)}
+        # The reported ln p is the model's own: neither temperature nor penalties change it.
+        normalisers = candidates.logits[indices, 0] - candidates.logprobs[indices, 0]
+        logprobs = logits[indices, chosen].double().cpu().numpy() - normalisers
+        return {row.branch: (token, float(p)) for row, token, p in zip(rows, chosen, logprobs, strict=True)}
 
     def settle(self, branch: Branch, chosen: DraftSet) -> None:
-        """Make what was chosen the drafts of a branch; each child's n-gram model sees the child's last token."""
+        """Make `chosen` the drafts of a branch, and advance the n-gram state of each by its last token."""
         scorer = branch.sequence.scorer
         if scorer is not None:
             started_s = self._clock()
@@ -209,8 +220,64 @@ class DecodeStep:
         branch.num_steps += 1
 
 
+def no_token(request: Request, *, is_forbidden: bool) -> SuperdraftError:
+    """The error of a request for which no next token can be chosen.
+
+    Args:
+        request: the request.
+        is_forbidden: the model's output is in order, but no token is left to choose from.
+    """
+    if is_forbidden and request.params.logit_bias:
+        return InvalidRequestError("logit_bias forbids every token that could come next.", param="logit_bias")
+    return SequenceFailedError("The model's output holds values that are not numbers; this request cannot go on.")
+
+
+def _check_numbers(row: Row, candidates: Candidates) -> None:
+    if not candidates.are_numbers(row.index):
+        raise no_token(row.branch.sequence, is_forbidden=bool(np.isneginf(candidates.logits[row.index, 0])))
+
+
+def _score(
+    group: Sequence[Row], token_ids: Mapping[Branch, list[int]], candidates: Candidates, ngram: Floats | None
+) -> dict[Branch, Children]:
+    """The scored children of branches of one shape.
+
+    Args:
+        group: G rows, each with k alive drafts; all of them have penalties or none.
+        token_ids: the m candidates of each branch.
+        candidates: the candidates of all rows.
+        ngram: each draft's own n-gram log-probabilities, shape [G, k, m]; None: no n-gram model.
+    """
+    requests = [row.branch.sequence.params for row in group]
+    indices, num_candidates = [row.index for row in group], len(token_ids[group[0].branch])
+    logits = candidates.logits[indices, np.newaxis, :num_candidates]  # [G, 1, m]: the drafts of a branch share them
+    if requests[0].has_penalties:  # [G, k, m]: each draft has its own
+        logits = np.stack([_penalised(row, token_ids[row.branch], logits[i, 0]) for i, row in enumerate(group)])
+    alpha, tau, penalty = (
+        np.array([getattr(params, name) for params in requests])[:, np.newaxis, np.newaxis]
+        for name in ("alpha", "tau", "penalty")
+    )
+    ln_p_f = interpolate(tempered_logprobs(logits, tau), ngram, alpha, penalty)
+    parents = np.array([[draft.logprob for draft in row.branch.drafts.alive] for row in group])
+    scores = (parents[:, :, np.newaxis] + ln_p_f).reshape(len(group), -1)
+    order = best_first(scores)
+    children = {}
+    for i, row in enumerate(group):
+        alive, logprobs = row.branch.drafts.alive, candidates.logprobs[row.index]
+        shared = [token_ids[row.branch]] * len(alive)
+        children[row.branch] = Children(alive, shared, [logprobs] * len(alive), scores[i], order[i])
+    return children
+
+
+def _penalised(row: Row, token_ids: Sequence[int], logits: Floats) -> Floats:
+    """Each draft's own logits of the m candidates, shape [k, m]."""
+    params = row.branch.sequence.params
+    drafts = [draft.token_ids for draft in row.branch.drafts.alive]
+    return penalise(logits, token_ids, drafts, params.frequency_penalty, params.presence_penalty)
+
+
 def select(branch: Branch, drafts: DraftSet, children: Children) -> DraftSet:
-    """The children that live on, by the request's selection rule."""
+    """The next draft set of a branch, by the request's selection rule."""
     sequence, params = branch.sequence, branch.sequence.params
     num_drafts = params.drafts_per_branch
     if params.divides:
@@ -227,9 +294,3 @@ def _only_child(branch: Branch, token_id: int, logprob: float) -> DraftSet:
 def drafts_of(child: Draft) -> DraftSet:
     """The draft set that has one draft, alive or finished."""
     return DraftSet((child,)) if child.finish_reason is None else DraftSet((), (child,))
-
-
-def _penalised(row: Row, token_ids: Sequence[int], logits: Floats) -> Floats:
-    params = row.branch.sequence.params
-    drafts = [draft.token_ids for draft in row.branch.drafts.alive]
-    return penalise(logits, token_ids, drafts, params.frequency_penalty, params.presence_penalty)

@@ -1,21 +1,21 @@
-"""Superposed Decoding (Shen et al., NeurIPS 2024, arXiv 2405.18400) over a batch of requests.
+"""The engine: Superposed Decoding (Shen et al., NeurIPS 2024, arXiv 2405.18400) over a batch of requests.
 
-One engine step is one forward pass of the model:
+An engine step is one forward pass of the model:
 
-- a *prefill* runs a prompt, or a chunk of a long one, and at its end chooses each draft's first token, or
+- a *prefill* runs some prompts, or a chunk of a long one; where a prompt ends, its drafts' first tokens are chosen, or
 - a *decode step* feeds every running branch **one** superposed embedding, the weighted sum of its k drafts' last
-  tokens, and so needs one row and one KV-cache slot a branch, whatever k is. The last token of a prompt that is known
-  otherwise is a row of such a step, too.
+  tokens. A branch takes one row and one KV-cache slot, whatever k is. A prompt whose tokens are all cached except the
+  last one joins a decode step: its last token is one more row.
 
-Either way the model's m most probable next tokens are shared by the k drafts of a branch; the n-gram model, which sees
-each draft's real tokens, tells which of the k*m children are coherent; the best k live on.
+Either way the k drafts of a branch share the model's m most probable next tokens. The n-gram model, which sees each
+draft's real tokens, tells which of the k*m children are coherent. The k best become the next drafts (`decode.py`).
 
 Every strategy is a number of branches times a number of drafts: superposed 1 x k, sample n x 1, greedy 1 x 1, and
-sample+superposed n x k. They share one batch. With the selection "distinct", ours and not the paper's, a superposed
-request's branch is divided after its first token: the most probable drafts go on alone, and end where they are
-improbable (docs/algorithm.md).
+sample+superposed n x k. They share one batch. The selection "distinct", which is not the paper's, divides the branch of
+a superposed request after the first token: the most probable drafts continue alone, and end when they become improbable
+(docs/algorithm.md).
 
-The engine belongs to one thread. Nothing here locks.
+An engine belongs to one thread. Nothing here locks.
 """
 
 import time
@@ -48,13 +48,13 @@ from superdraft.decoding.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What the engine's latest step was, for whoever watches it.
+    """Figures of one engine step, for metrics and benchmarks.
 
     Attributes:
-        kind: what the model ran; None: nothing, the step only gave out answers.
-        seconds: how long all of the step took.
-        first_draft_s: of each request whose drafts got their first token, the time since it was added.
-        num_expired: requests that ended because their time was over.
+        kind: the kind of forward pass; None: the step ran no model and only gave out answers.
+        seconds: duration of the whole step.
+        first_draft_s: for each request whose drafts got their first token in this step, the seconds since it was added.
+        num_expired: requests that reached their time limit in this step.
     """
 
     kind: Literal["prefill", "decode"] | None
@@ -64,13 +64,19 @@ class StepReport:
 
 
 class Engine:
-    """Runs requests to their drafts: `add_request`, then `step` until nothing is unfinished.
+    """Turns requests into drafts: call `add_request`, then `step` while `has_unfinished`.
 
     Args:
         runner: the model and its KV cache.
         tokenizer: the model's tokenizer.
         config: limits.
         clock: monotonic seconds.
+
+    Attributes:
+        tokenizer: the model's tokenizer.
+        config: limits.
+        max_model_len: the most tokens of a prompt and a draft together.
+        num_slots: KV-cache slots, that is, branches that can run at once.
     """
 
     def __init__(
@@ -100,17 +106,17 @@ class Engine:
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether a step has anything to do."""
+        """Whether `step` has anything to do."""
         return bool(self._sequences or self._ended)
 
     @property
     def kv_bytes_per_position(self) -> int:
-        """Memory of one token's keys and values in all layers."""
+        """Memory for one token's keys and values in all layers, in bytes."""
         return self._runner.cache.plan.bytes_per_position
 
     @property
     def num_prefilled_tokens(self) -> int:
-        """Real tokens run so far, of all requests; what came from the prefix cache is not among them."""
+        """Real tokens run so far for all requests; neither superposed inputs nor tokens from the prefix cache."""
         return self._slots.num_run_tokens
 
     @property
@@ -125,23 +131,26 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        """Requests with a slot: their prompts or their drafts are being run."""
-        return max(0, len(self._sequences) - self._scheduler.num_waiting)  # two counts, if another thread asks
+        """Requests with a slot, whose prompts or drafts are being run."""
+        # Another thread may ask between a change of the one count and of the other.
+        return max(0, len(self._sequences) - self._scheduler.num_waiting)
 
     @property
     def last_step(self) -> StepReport:
-        """What the latest step was."""
+        """Figures of the latest step."""
         return self._last_step
 
     def add_request(self, request: EngineRequest) -> None:
-        """Queue a request.
+        """Queue a request. An unfinished request of the same session ends with a `SupersededError`.
 
         Raises:
-            InvalidRequestError: the prompt or a parameter is outside this engine's limits.
+            InvalidRequestError: the prompt or a parameter is outside this engine's limits, or an unfinished request has
+                the same id.
         """
-        if request.request_id in self._sequences:
+        is_superseded = any(output.request_id == request.request_id for output in self._ended)
+        if request.request_id in self._sequences or is_superseded:
             raise InvalidRequestError(
-                f"A request {request.request_id!r} is running; use another id.", param="request_id"
+                f"The request {request.request_id!r} has not ended yet. Use another id.", param="request_id"
             )
         sequence = self._admission.admit(request)
         sequence.arrival_s = self._clock()
@@ -155,26 +164,28 @@ class Engine:
         self._scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> bool:
-        """Forget a request at once; no output follows for it. False if it is not here (any more)."""
+        """Drop a request at once; it gets no further output. Returns whether it was unfinished."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._release(sequence)
             return True
-        # Superseded since the last step: its error has not been handed out yet.
+        # If it was superseded after the last step, its error has not been handed out yet.
         num_ended = len(self._ended)
         self._ended = [output for output in self._ended if output.request_id != request_id]
         return len(self._ended) < num_ended
 
     def forget_prompts(self) -> None:
-        """Keep none of the prompts so far for reuse: the next request runs all tokens of its own."""
+        """Drop all kept prompts, so that the next request has to run all its tokens."""
         self._slots.prefixes.clear()
 
     def step(self) -> list[StepOutput]:
-        """One forward pass: a prompt, or one more token for the drafts of every running request.
+        """Run one forward pass: a prefill, or one more token for the drafts of every running request.
+
+        A fault that concerns one request ends that request alone.
 
         Returns:
-            An output for each request that ended, and a snapshot for each that goes on and wants them. A fault of one
-            request ends that one alone.
+            The outputs of the requests that ended, and a snapshot of every other request that asked for snapshots and
+            took part in this pass.
         """
         started_s = self._clock()
         outputs, self._ended = self._ended, []
@@ -191,15 +202,16 @@ class Engine:
     def generate(
         self, prompt: Prompt, params: GenerationParams, scorer: NgramScorer[Any] | None = None
     ) -> GenerationOutput:
-        """Run one request to its end, for callers that have the engine to themselves.
+        """Run one request to its end. The engine must not have other requests meanwhile.
 
         Args:
-            prompt: text, token ids that are fed as they are, or both.
-            params: what is wanted.
+            prompt: text, token ids that are fed unchanged, or both.
+            params: the generation's parameters.
             scorer: the n-gram model; None: the language model alone.
 
         Raises:
             InvalidRequestError: the prompt or a parameter is outside this engine's limits.
+            SequenceFailedError: the request failed.
         """
         self.add_request(EngineRequest("generate", prompt, params, scorer))
         while True:
@@ -209,10 +221,10 @@ class Engine:
                 if step_output.output is not None:
                     return step_output.output
 
-    # The two kinds of step
+    # The two kinds of forward pass
 
     def _prefill(self, work: Prefill) -> list[StepOutput]:
-        """Run some prompts' tokens in one forward; complete prompts choose their drafts' first tokens."""
+        """Run tokens of some prompts in one forward. For complete prompts, choose the drafts' first tokens."""
         started_s, faults = self._clock(), Faults()
         logits: list[Tensor] = []
         with faults.ending(*work.sequences):
@@ -238,12 +250,15 @@ class Engine:
         return outputs
 
     def _start(self, sequence: Sequence, logits: Tensor, faults: Faults) -> None:
-        """A prompt is complete: keep it for reuse, fork the branches, choose first tokens.
+        """Start a request whose prompt is complete: keep the prompt for reuse, fork the branches, choose first tokens.
 
-        `logits` are those after its last shared token and after each of the others, shape [T + 1, V].
+        Args:
+            sequence: the request.
+            logits: the model's output after the last shared token and after each of the T tokens behind it, float32,
+                shape [T + 1, V].
+            faults: records the request if it cannot go on.
         """
-        if not bool(logits.isnan().any()):  # else every prompt that begins like this one would fail, too
-            self._slots.keep_prefix(sequence)
+        self._slots.keep_prefix(sequence, logits)
         self._slots.move(self._scheduler.start(sequence))
         if sequence.healing is not None:
             sequence.branches[0].path = sequence.healing.tail
@@ -258,7 +273,7 @@ class Engine:
                 self._branching.divide(branch)
 
     def _decode(self, work: Decode) -> list[StepOutput]:
-        """One superposed embedding, one row, one position for every branch."""
+        """Run one decode step: one superposed embedding, one row and one position for every branch."""
         started_s, faults = self._clock(), Faults()
         sequences = list(dict.fromkeys(branch.sequence for branch in work.branches))
         with faults.ending(*sequences):
@@ -285,7 +300,11 @@ class Engine:
         return outputs
 
     def _fed(self, work: Decode, logits: Tensor, faults: Faults) -> list[Row]:
-        """Count what the forward fed. Prompts whose last token it was are complete: they get all their branches."""
+        """Count the tokens that the forward fed. Prompts that joined are complete now and get their branches.
+
+        Returns:
+            The row of each branch; the branches of a request that joined share one.
+        """
         rows = []
         for index, branch in enumerate(work.branches):
             is_joining, sequence = branch.is_joining, branch.sequence
@@ -294,16 +313,15 @@ class Engine:
             if is_joining:
                 self._slots.num_run_tokens += 1
                 with faults.ending(sequence):
-                    if bool(logits[index].isfinite().all()):  # else prompts that begin like this one would fail, too
-                        self._slots.keep_prefix(sequence)
+                    self._slots.keep_prefix(sequence, logits[index])
                     twins = self._branching.begin(sequence)
             rows += [Row(twin, index) for twin in twins]
         return rows
 
-    # What comes out
+    # Outputs
 
     def _report(self, sequence: Sequence, faults: Faults) -> list[StepOutput]:
-        """The answer if the sequence is done or failed; else its done branches give their slots back."""
+        """The outputs of a request after a pass. If it is not over, the slots of branches that are done are freed."""
         fault = faults.of(sequence)
         if fault is not None or sequence.is_done:
             return [self._end(sequence, fault)]
@@ -324,12 +342,14 @@ class Engine:
         return StepReport(kind, now_s - started_s, first_draft_s, num_expired)
 
     def _expire(self) -> list[StepOutput]:
-        """Answer those whose time is over with the drafts that they have."""
+        """Answer the requests that reached their time limit with the drafts they have so far."""
         now_s = self._clock()
         outputs = []
         for sequence in list(self._sequences.values()):
             if sequence.deadline_s is not None and now_s >= sequence.deadline_s:
-                sequence.warnings.append("The time was over before all tokens were written: the drafts are cut short.")
+                sequence.warnings.append(
+                    "The time limit was reached before the drafts were complete: they are cut short."
+                )
                 for branch in sequence.branches:
                     if branch.num_steps == 0:
                         branch.drafts = DraftSet((), ())
@@ -337,7 +357,12 @@ class Engine:
         return outputs
 
     def _end(self, sequence: Sequence, error: Exception | None = None) -> StepOutput:
-        """The request's one terminal output; its slots are free afterwards."""
+        """The one terminal output of a request, whose slots are freed.
+
+        Args:
+            sequence: the request.
+            error: why it has no result; None: it is answered with its drafts.
+        """
         output = None
         if error is None:
             faults = Faults()
@@ -349,20 +374,21 @@ class Engine:
             return StepOutput(sequence.request_id, output=output)
         if not isinstance(error, SuperdraftError):
             failure = SequenceFailedError(
-                f"Decoding this request failed ({type(error).__name__}); others are not affected."
+                f"Decoding this request failed ({type(error).__name__}); other requests are not affected."
             )
             failure.__cause__ = error
             error = failure
         return StepOutput(sequence.request_id, error=error)
 
     def _release(self, sequence: Sequence, failed: bool = False) -> None:
+        """Free a request's slots and forget it; the slots of a failed one are zeroed."""
         if failed:
             self._slots.clear(sequence)
         self._slots.move(*self._scheduler.remove(sequence))
         del self._sequences[sequence.request_id]
         for branch in sequence.branches:
-            # Sequence and branch hold each other until the garbage collector comes, and an n-gram state may hold a
-            # document that the next request would go on with.
+            # Sequence and branch refer to each other, so both stay in memory until the garbage collector runs. Their
+            # drafts, with text and n-gram states, go now.
             branch.drafts = DraftSet((), ())
         session_id = sequence.request.session_id
         if session_id is not None and self._sessions.get(session_id) is sequence:

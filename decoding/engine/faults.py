@@ -1,4 +1,4 @@
-"""Faults: what went wrong in a step, and which requests it ends."""
+"""The faults of a step, and the requests that they end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +7,17 @@ from superdraft.decoding.engine.sequence import Sequence
 
 
 class Faults:
-    """The requests that cannot go on, each with the reason. All others are not affected."""
+    """The requests that cannot go on after a step, each with its first fault. Other requests are not affected."""
 
     def __init__(self) -> None:
         self._reasons: dict[Sequence, Exception] = {}
 
     @contextmanager
     def ending(self, *sequences: Sequence) -> Iterator[None]:
-        """Run a block whose failure ends these requests and no others.
+        """Run a block; if it raises, these requests cannot go on.
 
-        An n-gram model from outside may raise anything, and a forward pass may run out of memory.
+        Every `Exception` is caught: an n-gram model comes from outside and may raise anything, and a forward pass may
+        run out of memory.
         """
         try:
             yield
@@ -25,5 +26,5 @@ class Faults:
                 self._reasons.setdefault(sequence, reason)
 
     def of(self, sequence: Sequence) -> Exception | None:
-        """Why a request cannot go on; None: it can."""
+        """The fault of a request; None: the request goes on."""
         return self._reasons.get(sequence)

@@ -1,8 +1,8 @@
-"""Which prompts' keys and values are kept, and where. Plain Python: the tensors are in `kv_cache`.
+"""The prefix cache: which prompts' keys and values are kept, and where. Plain Python; `kv_cache` has the tensors.
 
-A trie over token ids. Each node is one token after all those above it, and owns one position of the prefix pool. Every
-request takes the longest path that its prompt shares with any earlier one, whoever sent it; typing on one key at a
-time, that is all but the last token or two.
+A trie over token ids. Each node is one token after all tokens above it, and owns one position of the prefix pool. A
+request uses the longest path that its prompt shares with any earlier prompt, of any client. For a prompt that grows key
+by key, that is all tokens except the last one or two.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ class _Node:
 
 
 class PrefixCache:
-    """Longest-prefix look-up over the positions of a pool, least recently used tokens leave first.
+    """Longest-prefix look-up over the positions of a pool. The least recently used tokens are evicted first.
 
     Args:
         num_positions: size of the pool; 0 keeps nothing.
@@ -27,7 +27,7 @@ class PrefixCache:
 
     def __init__(self, num_positions: int) -> None:
         self.num_positions = num_positions
-        self._unused = 0  # positions from here on were never given out
+        self._unused = 0  # positions from here on have never been given out
         self._root = _Node(-1, None, -1)
         # Least recently used first. A path is touched from its end to its beginning, so a node is always more recent
         # than its children and the first one here is a leaf.
@@ -43,8 +43,8 @@ class PrefixCache:
         """Keep a prompt.
 
         Returns:
-            `(start, positions)`: the keys and values of `token_ids[start:]` have to be written to these positions.
-            Fewer than there are tokens if the pool is too small for the whole prompt.
+            `(start, positions)`: the keys and values of `token_ids[start:]` must be written to these positions. If the
+            pool is too small for the whole prompt, there are fewer positions than tokens.
         """
         path = self._walk(token_ids)
         self._touch(path)
@@ -61,7 +61,7 @@ class PrefixCache:
         return start, positions
 
     def clear(self) -> None:
-        """Keep nothing of what was inserted so far."""
+        """Drop everything that was inserted so far."""
         self._unused = 0
         self._root = _Node(-1, None, -1)
         self._by_use.clear()

@@ -1,4 +1,4 @@
-"""Who runs in the next step. Plain lists: no tensors, no clock."""
+"""The scheduler: which requests run in the next step, and in which slots. Plain lists, no tensors, no clock."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from superdraft.decoding.model.kv_cache import SlotMove
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """The next step runs prompts into their slots: several short ones to their ends, or a chunk of a long one.
+    """A step that runs prompts into their slots: several short ones to their ends, or a chunk of a long one.
 
     Attributes:
-        sequences: whose prompts.
-        max_tokens: most tokens of each.
+        sequences: the requests whose prompts are run.
+        max_tokens: limit per prompt.
     """
 
     sequences: list[Sequence]
@@ -23,12 +23,12 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """The next step is a decode step of all running branches, in the order of their slots from 0 on.
+    """A decode step of all running branches.
 
     Attributes:
-        branches: all that run.
-        joining: requests whose branch is the last but so many of these, and whose prompt is known but for its last
-            token: that is fed in this step.
+        branches: all running branches, in the order of their slots from 0 on.
+        joining: requests that join in this step: every prompt token except the last is cached. Their branches are the
+            last `len(joining)` of `branches`.
     """
 
     branches: list[Branch]
@@ -36,21 +36,24 @@ class Decode:
 
 
 class Scheduler:
-    """First come, first served; prompts and decode steps take turns.
+    """First come, first served; prefills and decode steps take turns.
 
-    One prefill lies between two decode steps, of at most `max_prefill_tokens` tokens with padding. All waiting prompts
-    that fit are run together: typists send many prompts with one or two new tokens each, and one pass over the weights
-    serves them all. A prompt that is longer than that is cut into chunks, one such prompt at a time, and takes turns
-    with the short ones, so that it neither stalls the drafts that are being written nor is stalled itself. A prompt of
-    which but the last token is known needs no pass of its own: it joins the next decode step.
+    Between two decode steps lies one prefill of at most `max_prefill_tokens` tokens, padding included. All waiting
+    prompts that fit are run together: typists send many prompts with one or two new tokens each, and one pass over the
+    weights serves them all. A longer prompt is cut into chunks, one such prompt at a time. It takes turns with the
+    short ones, so that neither running drafts nor short prompts nor the long prompt itself have to wait for long. A
+    prompt whose tokens are all cached except the last one needs no pass of its own: it joins the next decode step.
 
-    Running branches always hold the slots [0, number running), so that a decode step is one contiguous block. Prompts
-    of a batch use the slots behind them, where their branches will run; a long prompt uses the last slot.
+    Running branches always hold the slots [0, number running), so that a decode step is one contiguous block. The
+    prompts of a batch use the slots behind them, where their branches will run. A long prompt uses the last slot.
 
     Args:
         num_slots: branches that can run at once.
         max_prefill_tokens: prompt tokens between two decode steps.
-        num_unfed: how many tokens of a waiting prompt would have to be run now.
+        num_unfed: returns how many tokens of a waiting prompt would have to be run now.
+
+    Attributes:
+        num_slots: branches that can run at once.
     """
 
     def __init__(self, num_slots: int, max_prefill_tokens: int, num_unfed: Callable[[Sequence], int]) -> None:
@@ -72,12 +75,12 @@ class Scheduler:
 
     @property
     def num_used_slots(self) -> int:
-        """Slots of running branches and of prompts being prefilled."""
+        """Slots of running branches, and of prompts in a prefill."""
         return len(self._running) + len(self._batch) + (self._long is not None)
 
     @property
     def _reserved(self) -> int:
-        """Slots that the long prompt's branches will need, and those kept for running sequences to fork into."""
+        """Slots for the long prompt's branches, plus the slots into which running sequences may still fork."""
         return (self._long.params.num_rows if self._long is not None else 0) + sum(self._kept.values())
 
     def num_kept_slots(self, sequence: Sequence) -> int:
@@ -85,15 +88,15 @@ class Scheduler:
         return self._kept.get(sequence, 0)
 
     def release_kept(self, sequence: Sequence) -> None:
-        """A sequence will not fork any more: others may have the slots that were kept for it."""
+        """Free the slots that were kept for a sequence, because it will not fork any more."""
         self._kept.pop(sequence, None)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence. It must not want more branches than there are slots."""
+        """Queue a new sequence. It must not need more branches than there are slots."""
         self._waiting.append(sequence)
 
     def schedule(self) -> Prefill | Decode | None:
-        """The next step's work; None when there is none."""
+        """Decide what the next step does; None if there is nothing to do."""
         prefill = None if self._decode_is_next and self._has_decode else self._next_prefill()
         self._decode_is_next = prefill is not None
         return prefill or self._next_decode()
@@ -104,7 +107,7 @@ class Scheduler:
 
     @property
     def _joins_next(self) -> bool:
-        """Whether the first of those that wait can join the next decode step."""
+        """Whether the first waiting sequence can join the next decode step."""
         if not self._waiting or self._batch:
             return False
         params = self._waiting[0].params
@@ -129,7 +132,7 @@ class Scheduler:
         return Prefill([self._long], self._max_prefill_tokens) if self._long is not None else None
 
     def _take_waiting(self) -> None:
-        """Move those that wait into the batch, as many as fit; set a long prompt aside, if there is none yet."""
+        """Move waiting sequences into the batch, as many as fit, and at most one long prompt into its slot."""
         widest = 0
         next_slot = len(self._running)
         while self._waiting:
@@ -147,7 +150,7 @@ class Scheduler:
                 self._long.branches[0].slot = self.num_slots - 1
                 continue
             widest = max(widest, num_unfed)
-            # Rows of a batch are padded to the widest.
+            # The prompts of a batch are padded to the longest one.
             if self._batch and widest * (len(self._batch) + 1) > self._max_prefill_tokens:
                 return
             self._batch.append(self._waiting.popleft())
@@ -155,12 +158,13 @@ class Scheduler:
             next_slot += rows
 
     def start(self, sequence: Sequence) -> SlotMove | None:
-        """A prompt is through: its first branch runs from now on.
+        """Start a sequence whose prompt is complete: its first branch runs from now on.
 
-        Sequences of a batch are started (or removed) in its order, each with all its forks before the next.
+        Sequences of a batch must be started or removed in the order of the batch, each with all its forks before the
+        next one.
 
         Returns:
-            The copy that brings it to the end of the running ones, if it is not there already.
+            The copy that brings the branch to the slot behind the running ones; None if it is there already.
         """
         (branch,) = sequence.branches
         if sequence is self._long:
@@ -173,7 +177,7 @@ class Scheduler:
         return SlotMove(source, branch.slot, branch.num_computed) if source != branch.slot else None
 
     def _run(self, sequence: Sequence) -> None:
-        """Give a sequence's branch the slot behind the running ones, and keep those that it will fork into."""
+        """Give a sequence's branch the slot behind the running ones, and keep the slots that it will fork into."""
         (branch,) = sequence.branches
         branch.slot = len(self._running)
         self._running.append(branch)
@@ -181,7 +185,7 @@ class Scheduler:
             self._kept[sequence] = sequence.params.num_rows - 1
 
     def fork(self, branch: Branch, twin: Branch) -> SlotMove:
-        """Give `twin` a slot of its own; the returned copy makes it continue where `branch` is."""
+        """Give `twin` a slot of its own. The returned copy lets it continue where `branch` is."""
         assert branch.slot is not None
         assert len(self._running) < self.num_slots
         twin.slot = len(self._running)
@@ -192,10 +196,10 @@ class Scheduler:
         return SlotMove(branch.slot, twin.slot, branch.num_computed)
 
     def end(self, branch: Branch) -> SlotMove | None:
-        """Take a running branch's slot back.
+        """Free a running branch's slot.
 
         Returns:
-            The copy that closes the hole among the running ones' slots, if there is one.
+            The copy that closes the hole among the slots of the running branches; None if there is no hole.
         """
         assert branch.slot is not None
         hole, branch.slot = branch.slot, None
@@ -208,7 +212,7 @@ class Scheduler:
         return move
 
     def remove(self, sequence: Sequence) -> list[SlotMove]:
-        """Forget a sequence, wherever it is; the copies that close the holes, in order."""
+        """Forget a sequence in any state. Returns the copies that close the holes, in order."""
         self.release_kept(sequence)
         if sequence is self._long or sequence in self._batch:
             if sequence is self._long:

@@ -1,4 +1,4 @@
-"""What the engine remembers of one request. No tensors."""
+"""The engine's state of one request: a sequence and its branches. Plain values, no tensors."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.healing import HealingPlan
 
 NUM_SAMPLED_STEPS = 3
-"""Tokens that each branch samples before superposed drafting starts, with the strategy "sample+superposed"."""
+"""With the strategy "sample+superposed": the tokens that each branch samples before superposed drafting starts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -21,14 +21,14 @@ class Branch:
     """One row of the model: a KV-cache slot and the drafts that share it.
 
     Attributes:
-        sequence: the request it belongs to.
-        drafts: its draft set.
-        rng: for sampling and resets.
-        slot: its KV-cache slot while it runs.
+        sequence: the request that the branch belongs to.
+        drafts: the drafts on this row.
+        rng: random numbers for sampling and resets.
+        slot: the KV-cache slot; None while the branch does not run.
         num_computed: positions of the slot that hold keys and values.
-        path: the tokens that its slot holds after those that all covers of the prompt share (token healing).
+        path: with token healing, the typed tokens in the slot after the tokens that all covers share.
         num_steps: tokens that each alive draft has.
-        num_exact: tokens of the drafts, from the first on, whose keys and values are those of real tokens.
+        num_exact: how many of the drafts' first tokens have keys and values of real tokens, not of superposed inputs.
     """
 
     sequence: "Sequence"
@@ -47,7 +47,7 @@ class Branch:
 
     @property
     def is_done(self) -> bool:
-        """All its tokens are chosen, no draft is left to grow, none is probable any more, or its slot is full."""
+        """Whether it has all its tokens, no draft can grow, all drafts became improbable, or its slot is full."""
         return (
             self.num_steps >= self.sequence.params.max_tokens
             or self.drafts.is_done
@@ -57,12 +57,12 @@ class Branch:
 
     @property
     def is_joining(self) -> bool:
-        """Its prompt's last token has not been fed: that goes into a decode step, and gives first tokens."""
+        """Whether the next decode step feeds the prompt's last token, and so chooses the drafts' first tokens."""
         return self.num_steps == 0
 
     @property
     def is_sampled(self) -> bool:
-        """Its next token is sampled, or the most probable one, and so it has one draft."""
+        """Whether its next token is sampled, or the most probable one. Such a branch has one draft."""
         strategy = self.sequence.params.strategy
         if strategy == "sample+superposed":
             return self.num_steps < NUM_SAMPLED_STEPS
@@ -70,15 +70,15 @@ class Branch:
 
     @property
     def last_token_ids(self) -> list[int]:
-        """What the next decode step feeds, an entry a draft."""
+        """The token ids that the next decode step feeds, one per draft."""
         if self.is_joining:
             return self.sequence.prompt_token_ids[-1:]
         return [draft.token_ids[-1] for draft in self.drafts.alive]
 
     def count_step(self) -> None:
-        """Its drafts' last tokens were fed, superposed if there are several."""
+        """Count a decode step that fed the drafts' last tokens, superposed if there are several drafts."""
         if self.is_joining:
-            self.num_computed += 1  # the prompt's
+            self.num_computed += 1  # the prompt's last token, which is not a row of the drafts
             return
         if len(self.drafts.alive) == 1 and self.num_exact == len(self.drafts.alive[0].token_ids) - 1:
             self.num_exact += 1
@@ -87,9 +87,10 @@ class Branch:
 
     @property
     def is_unsure(self) -> bool:
-        """It ends before its time: none of its drafts is probable enough.
+        """Whether it ends early because no draft is probable enough (`min_probability`).
 
-        A draft that has not finished its first word may have as many tokens again to do so: half a word is none.
+        Half a word is not a suggestion, so drafts without a finished first word get up to `min_draft_tokens` more
+        tokens.
         """
         params = self.sequence.params
         low = params.min_probability
@@ -103,28 +104,28 @@ class Branch:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One request on its way: waiting -> prefilling (one slot) -> running (a slot for each branch) -> answered.
+    """A request in the engine: waiting -> prefilling (one slot) -> running (a slot per branch) -> answered.
 
     Attributes:
-        request: what was asked for.
-        prompt_token_ids: what the model is fed, never empty.
-        num_start_tokens: the first of them that are no part of the prompt: the token that begins a document.
-        scorer: the n-gram model; None when it has no say.
-        extend: adds a token to one of its drafts.
-        arrival_s: the clock when it was added.
-        max_positions: positions that its slots have.
-        deadline_s: the clock at which it is answered with what it has.
-        healing: where the covers of the prompt's end part; None: the prompt's own tokens are the only ones.
-        start_alternatives: for verification, the most probable first tokens of drafts of a prompt that is healed: id,
-            text, log-probability given the typed text.
-        warnings: what the answer should tell the caller.
-        branches: its rows; the first one exists from the start, the others after the prompt's pass.
+        request: the request.
+        prompt_token_ids: the tokens that the model is fed, at least one.
+        scorer: the n-gram model; None if the request does not use one.
+        extend: appends a token to a draft.
+        max_positions: positions in each slot.
+        arrival_s: the clock when the request was added.
+        deadline_s: the clock at which the request is answered with the drafts so far; None: no limit.
+        num_start_tokens: 1 if the first token is the one that begins a document and was put in front; else 0.
+        healing: the healing plan for the prompt's end; None: the drafts follow the prompt's own tokens.
+        start_alternatives: with token healing and verification, the most probable starts, best first, as (token id,
+            text, log-probability given the typed text).
+        warnings: remarks for the caller, part of the answer.
+        branches: the first one exists from the start, the others once the prompt has been run.
         num_cached_tokens: prompt tokens that came from the prefix cache.
-        forward_rows: model rows of its decode steps and of its verification pass.
-        start_s: the clock when it got a slot.
-        prefill_s: how long its prompt's passes took.
-        decode_s: how long its decode steps took, waiting for nobody.
-        ngram_s: the part of both that the n-gram model took.
+        forward_rows: model rows spent after the prompt's own pass (`Usage.forward_rows`).
+        start_s: the clock when the request got a slot; None before that.
+        prefill_s: duration of the passes over the prompt, in seconds.
+        decode_s: duration of the decode steps in which the request took part, in seconds.
+        ngram_s: the part of both that the n-gram model took, in seconds.
     """
 
     request: EngineRequest
@@ -148,27 +149,27 @@ class Sequence:
 
     @property
     def request_id(self) -> str:
-        """The caller's name for the request."""
+        """The request's id."""
         return self.request.request_id
 
     @property
     def params(self) -> GenerationParams:
-        """What was asked for."""
+        """The generation's parameters."""
         return self.request.params
 
     @property
     def shared_token_ids(self) -> list[int]:
-        """The prompt's tokens that all drafts go on from."""
+        """The prompt's tokens that all drafts follow; token healing may replace the tokens behind them."""
         return self.prompt_token_ids[: self.num_shared]
 
     @property
     def num_shared(self) -> int:
-        """The number of these, at least one."""
+        """How many of the prompt's tokens all drafts follow, at least one."""
         return len(self.prompt_token_ids) if self.healing is None else self.healing.num_shared
 
     @property
     def num_reusable(self) -> int:
-        """Prompt tokens that need not be run if they are known: the logits after the others are needed."""
+        """Prompt tokens that may come from the prefix cache. The others are run, since their logits are needed."""
         return self.num_shared - 1
 
     @property
@@ -178,5 +179,5 @@ class Sequence:
 
     @property
     def is_done(self) -> bool:
-        """Every branch is done."""
+        """Whether every branch is done."""
         return all(branch.is_done for branch in self.branches)

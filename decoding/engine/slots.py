@@ -1,4 +1,4 @@
-"""KV-cache slots of running branches: prompts go in, tokens are run, prefixes are kept and used again."""
+"""The KV-cache slots' contents: prompts and tokens are run into them, prefixes are kept and copied back."""
 
 from collections.abc import Sequence as Seq
 
@@ -7,19 +7,20 @@ from torch import Tensor
 
 from superdraft.decoding.engine.prefix_cache import PrefixCache
 from superdraft.decoding.engine.sequence import Branch, Sequence
+from superdraft.decoding.method.scoring import are_numbers
 from superdraft.decoding.model.kv_cache import SlotMove
 from superdraft.decoding.model.runner import ModelRunner
 
 
 class Slots:
-    """Keeps the slots' tensors in line with what the scheduler and the prefix cache say about them.
+    """Runs the model into slots, and carries out on their tensors what scheduler and prefix cache decide.
 
     Args:
         runner: the model and its KV cache.
 
     Attributes:
-        prefixes: which prompts are kept.
-        num_run_tokens: real tokens run so far.
+        prefixes: the prompts that are kept for reuse.
+        num_run_tokens: real tokens run so far; superposed inputs are not counted.
     """
 
     def __init__(self, runner: ModelRunner) -> None:
@@ -28,12 +29,17 @@ class Slots:
         self.num_run_tokens = 0
 
     def num_unfed(self, sequence: Sequence) -> int:
-        """Prompt tokens that would have to be run now; the last ones always are, since their logits are needed."""
+        """Prompt tokens that would have to be run now, at least those whose logits are needed."""
         num_known = len(self.prefixes.match(sequence.prompt_token_ids[: sequence.num_reusable]))
         return len(sequence.prompt_token_ids) - num_known
 
     def reuse_prefix(self, sequence: Sequence, started_s: float) -> None:
-        """Begin a request at time `started_s` with what an earlier prompt left of its own."""
+        """Begin a request: copy the longest kept prefix of its prompt into its slot.
+
+        Args:
+            sequence: the request; its first branch has a slot.
+            started_s: the clock now.
+        """
         sequence.start_s = started_s
         branch = sequence.branches[0]
         assert branch.slot is not None
@@ -43,11 +49,15 @@ class Slots:
         branch.num_computed = sequence.num_cached_tokens = len(positions)
 
     def run_prompts(self, sequences: Seq[Sequence], max_tokens: int) -> list[Tensor]:
-        """Run the next tokens of some prompts, at most `max_tokens` each unless the last few are more.
+        """Run the next tokens of some prompts in one forward.
+
+        Args:
+            sequences: the prompts; their first branches have slots.
+            max_tokens: limit per prompt. The tokens whose logits are needed are run together even if they are more.
 
         Returns:
-            For each prompt that is complete, the logits after its last shared token and after each of the others, shape
-            [T + 1, V], float32. For one that is not, nothing that means anything.
+            For each prompt, float32. Complete: the logits after its last shared token and after each of the T tokens
+            behind it, shape [T + 1, V]. Not complete: logits that must not be used.
         """
         slots, tokens, starts, nums = [], [], [], []
         for sequence in sequences:
@@ -55,7 +65,7 @@ class Slots:
             assert branch.slot is not None
             start = branch.num_computed
             stop = start + max_tokens
-            # The tokens whose logits are needed are run together.
+            # The last chunk begins at the last shared token at the latest: its logits are needed, and all after it.
             stop = end if sequence.num_reusable <= start or end <= stop else min(stop, sequence.num_reusable)
             slots.append(branch.slot)
             starts.append(start)
@@ -68,15 +78,23 @@ class Slots:
         return list(torch.split(logits, nums))
 
     def run_tokens(self, branch: Branch, token_ids: Seq[int]) -> Tensor:
-        """Run real tokens in a branch's slot; logits after the last one, float32, shape [1, V]."""
+        """Run real tokens in a branch's slot. Returns the logits after the last one, float32, shape [1, V]."""
         assert branch.slot is not None
         logits = self._runner.prefill([branch.slot], [token_ids], [branch.num_computed]).float()
         branch.num_computed += len(token_ids)
         self.num_run_tokens += len(token_ids)
         return logits
 
-    def keep_prefix(self, sequence: Sequence) -> None:
-        """Keep a prompt's keys and values for later requests; at this point they all come from real tokens."""
+    def keep_prefix(self, sequence: Sequence, logits: Tensor) -> None:
+        """Keep the keys and values of a complete prompt for later requests.
+
+        Args:
+            sequence: its first branch's slot holds the prompt and nothing superposed yet.
+            logits: the model's output for the prompt, shape [T, V]. If they are not numbers, nothing is kept: every
+                prompt that begins like this one would fail too.
+        """
+        if not are_numbers(logits):
+            return
         branch = sequence.branches[0]
         assert branch.slot is not None
         start, positions = self.prefixes.insert(sequence.prompt_token_ids)
@@ -84,23 +102,23 @@ class Slots:
             self._runner.cache.save_prefix(branch.slot, start, positions)
 
     def read(self, branch: Branch) -> list[Tensor]:
-        """What the slot holds after the prompt's shared tokens."""
+        """A copy of what a branch's slot holds after the prompt's shared tokens."""
         assert branch.slot is not None
         return self._runner.cache.read(branch.slot, branch.sequence.num_shared, branch.num_computed)
 
     def write(self, branch: Branch, saved: list[Tensor], num_positions: int) -> None:
-        """Put the first positions of what `read` gave back after the prompt's shared tokens."""
+        """Write the first positions of a copy made by `read` to a branch's slot, after the prompt's shared tokens."""
         assert branch.slot is not None
         self._runner.cache.write(branch.slot, branch.sequence.num_shared, saved, num_positions)
 
     def move(self, *moves: SlotMove | None) -> None:
-        """Copy what the scheduler moved; None: it moved nothing."""
+        """Copy what the scheduler moved; None: nothing moved."""
         for move in moves:
             if move is not None:
                 self._runner.cache.move(move.source, move.target, move.length)
 
     def clear(self, sequence: Sequence) -> None:
-        """Write zeros to the slots of a request that failed: a NaN in a slot would survive the attention mask."""
+        """Zero the slots of a request that failed, because a NaN in a slot would survive the attention mask."""
         for branch in sequence.branches:
             if branch.slot is not None:
                 self._runner.cache.clear(branch.slot)

@@ -1,4 +1,7 @@
-"""First tokens of a prompt that is healed: each draft begins with the end of a cover of the typed text."""
+"""The first tokens of a healed prompt: each draft begins with the last token of a cover of the typed text.
+
+`text/healing` defines cover, stem and start.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,20 +11,20 @@ import torch
 from torch import Tensor
 
 from superdraft.decoding.engine.branching import Branching
-from superdraft.decoding.engine.decode import NOT_NUMBERS, DecodeStep, drafts_of, select
+from superdraft.decoding.engine.decode import DecodeStep, drafts_of, no_token, select
 from superdraft.decoding.engine.sequence import Branch
 from superdraft.decoding.engine.sequence import Sequence as Request
 from superdraft.decoding.engine.slots import Slots
-from superdraft.decoding.errors import SequenceFailedError
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet
 from superdraft.decoding.method.penalties import apply_logit_bias
 from superdraft.decoding.method.sampling import nucleus_sample
-from superdraft.decoding.method.scoring import interpolate, tempered_logprobs
+from superdraft.decoding.method.scoring import are_numbers, interpolate, tempered_logprobs
 from superdraft.decoding.text.covers import Covers, Start, Stem
 from superdraft.decoding.text.healing import TokenIndex
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 Saved = dict[tuple[int, ...], list[Tensor]]
+"""What a slot held after the shared tokens, for each path that was run."""
 
 
 class Starts:
@@ -30,8 +33,8 @@ class Starts:
     Args:
         tokenizer: the model's tokenizer.
         slots: runs other tokenisations of the typed text.
-        branching: gives drafts of different tokenisations rows of their own.
-        step: scores starts with the n-gram model, and settles what was chosen.
+        branching: gives drafts rows of their own.
+        step: the n-gram model's scores, and the change of a branch's drafts.
     """
 
     def __init__(self, tokenizer: Tokenizer, slots: Slots, branching: Branching, step: DecodeStep) -> None:
@@ -40,18 +43,20 @@ class Starts:
         self._slots = slots
         self._branching = branching
         self._step = step
-        tokenizer.encode_inside("")  # what this call prepares takes longer than a request
+        tokenizer.encode_inside("")  # prepares the tokenizer, which would delay the first request
 
     @torch.inference_mode()
     def choose(self, sequence: Request, logits: Tensor) -> None:
-        """Choose the first tokens of each branch, and give each draft the stem that it goes on from.
+        """Choose the first tokens of each branch, and put the stem that its drafts follow into its slot.
 
         Args:
-            sequence: the prompt is in its first branch's slot; it has all branches that it samples.
-            logits: the model's output after the shared tokens and after each of the others, shape [T + 1, V].
+            sequence: a request whose prompt is in the slot of its first branch. If it samples, it has all its branches.
+            logits: the model's output after the last shared token and after each of the T tokens behind it, float32,
+                shape [T + 1, V].
 
         Raises:
             SequenceFailedError: the model's output is not numbers.
+            InvalidRequestError: the request's logit bias forbids every start.
         """
         covers = self.covers(sequence, logits)
         saved = self._run_stems(sequence.branches[0], covers)
@@ -65,7 +70,7 @@ class Starts:
                 self._take_path(branch, branch.drafts.alive[0].path, saved)
 
     def choose_start(self, branch: Branch, covers: Covers) -> None:
-        """Give a branch its drafts' first tokens, which may follow different stems (`Draft.path`)."""
+        """Give a branch drafts of one token. They may follow different stems (`Draft.path`)."""
         chosen = self._sampled(branch, covers) if branch.is_sampled else self._superposed(branch, covers)
         self._step.settle(branch, chosen)
 
@@ -75,20 +80,20 @@ class Starts:
         biased = _biased(logits, sequence)
         covers = Covers.of_prompt(sequence.healing, self._tokenizer, self._token_index, logits, biased)
         if not math.isfinite(covers.log_total):
-            raise SequenceFailedError(NOT_NUMBERS)
+            raise no_token(sequence, is_forbidden=are_numbers(logits))
         return covers
 
     def _run_stems(self, branch: Branch, covers: Covers) -> Saved:
-        """Run the stems off the prompt's own borders that may matter, one after another in the prompt's slot.
+        """Run other tokenisations whose covers may matter, one after another in the prompt's slot.
 
         Returns:
-            What the slot held after the shared tokens for each path that was run, so that no token is run twice.
+            The slot's contents for each path that was run, so that no token is run twice.
         """
         sequence = branch.sequence
         saved: Saved = {}
         while (stem := covers.next_unrun()) is not None:
             if sequence.num_shared + len(stem.path) > sequence.max_positions:
-                continue  # it has more tokens than the prompt's own end, and the slot is full
+                continue  # the slot has no room for a stem of more tokens than the prompt's own end
             if not saved:
                 saved[branch.path] = self._slots.read(branch)
             self._take_path(branch, stem.path[:-1], saved)
@@ -100,7 +105,7 @@ class Starts:
         return saved
 
     def _take_path(self, branch: Branch, path: tuple[int, ...], saved: Saved) -> None:
-        """Put a stem's path into a branch's slot after the shared tokens; it is in the slot already, or saved."""
+        """Put a stem's path, unless it is there already, into a branch's slot after the shared tokens."""
         if branch.path[: len(path)] != path:
             whole = next(known for known in saved if known[: len(path)] == path)
             self._slots.write(branch, saved[whole], len(path))
@@ -108,13 +113,13 @@ class Starts:
         branch.num_computed = branch.sequence.num_shared + len(path)
 
     def _superposed(self, branch: Branch, covers: Covers) -> DraftSet:
-        """The k best starts, by the rule of every other step; the parents are the stems."""
+        """The k best starts by the request's selection rule. The parents are the stems."""
         params = branch.sequence.params
         num, per_draft = params.num_candidates, params.rule.starts_per_draft
         if per_draft is not None:
             num = min(num, per_draft * params.num_drafts)
         starts = covers.starts(num)
-        if params.num_rows == 1:  # one row holds one tokenisation of what was typed
+        if params.num_rows == 1:  # a row holds one tokenisation of the typed text: take the most probable one
             best = starts[: params.num_drafts]
             weights = {stem: sum(math.exp(one.logprob) for one in best if one.stem == stem) for stem in _stems_of(best)}
             starts = covers.starts(num, max(weights, key=lambda stem: weights[stem]))
@@ -122,24 +127,22 @@ class Starts:
         for stem in _stems_of(starts):
             roots.append(self._root(branch, covers.stems[stem]))
             token_ids.append([start.token_id for start in starts if start.stem == stem])
-        # All starts compete: one softmax over those of all stems. Rows are padded to the longest.
+        # One softmax over the starts of all stems, since all compete. Shorter rows are filled with -inf.
         logprobs = np.full((len(roots), max(map(len, token_ids))), -np.inf)
         for row, stem in enumerate(_stems_of(starts)):
             logprobs[row, : len(token_ids[row])] = [start.logprob for start in starts if start.stem == stem]
         tempered = tempered_logprobs(logprobs.ravel(), params.tau).reshape(logprobs.shape)
         ngram = None
         if branch.sequence.scorer is not None:
-            ngram = np.full(logprobs.shape, -np.inf)
-            for row, scores in enumerate(self._step.ngram_logprobs(branch.sequence, roots, token_ids)):
-                ngram[row, : len(scores)] = scores
+            ngram = self._step.ngram_logprobs(branch.sequence, roots, token_ids)
         ln_p_f = interpolate(tempered, ngram, params.alpha, params.penalty)
         children = Children.of(roots, token_ids, list(logprobs - covers.log_total), ln_p_f)
         return select(branch, DraftSet(tuple(roots)), children)
 
     def _sampled(self, branch: Branch, covers: Covers) -> DraftSet:
-        """One start drawn from all covers; "greedy" takes the most probable one."""
+        """One start, drawn from all covers. At temperature 0 it is the most probable one."""
         params, start = branch.sequence.params, None
-        while start is None:
+        while start is None:  # the start that was drawn may turn out not to be canonical
             shares = torch.from_numpy(covers.shares())
             uniforms = torch.tensor([branch.rng.random()], dtype=torch.float64)
             temperature, top_p = params.sampling_temperature, params.top_p
@@ -167,9 +170,11 @@ class Starts:
 
 
 def _biased(logits: Tensor, sequence: Request) -> Tensor:
+    """The logits with the request's logit bias; the same tensor if it has none."""
     bias = sequence.params.logit_bias
     return apply_logit_bias(logits, bias) if bias else logits
 
 
 def _stems_of(starts: Sequence[Start]) -> list[int]:
+    """The indices of the stems of these starts, each once, in order."""
     return sorted({start.stem for start in starts})

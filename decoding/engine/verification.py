@@ -1,7 +1,7 @@
-"""Exact log-probabilities of finished drafts.
+"""The verification pass: exact log-probabilities of finished drafts.
 
-A superposed step is exact for the first token only; later its distribution is that of a blend of the drafts. This pass
-runs the drafts through the plain model, one row each.
+A superposed request's probabilities are exact for the first token only; later ones belong to a blend of the drafts.
+This pass runs the drafts through the plain model, one row each.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ class Verification:
     """Exact log-probabilities.
 
     Attributes:
-        drafts: for each draft one entry a token.
-        prompt: the prompt's own tokens, if asked for. Nothing precedes the first one: its log-probability is None.
-        num_rows: model rows spent, one for each position of each draft.
+        drafts: for each draft, one entry per token.
+        prompt: the prompt's own tokens, if wanted. The first one has no context, so its log-probability is None.
+        num_rows: model rows spent, one per token of each draft.
     """
 
     drafts: tuple[tuple[TokenLogprob, ...], ...]
@@ -38,19 +38,20 @@ def verify(
     front: Sequence[int] = (),
     prompt: Sequence[int] | None = None,
 ) -> Verification:
-    """Run every draft behind its context through the exact model.
+    """Run every draft after its context through the plain model.
 
     Args:
         runner: the model.
         tokenizer: for the tokens' texts.
-        drafts: for each draft the token ids before it, at least one, and its own.
-        num_top: most probable alternatives to report for each token.
-        front: tokens that stand before the prompt and are not to be reported.
+        drafts: for each draft, the token ids before it (at least one) and its own.
+        num_top: how many of the most probable alternatives to report per token.
+        front: tokens before the prompt, which are not reported.
         prompt: the prompt's tokens, if they are to be reported too.
     """
     whole = [*front, *(prompt or ())]
     sequences = [[*context, *draft] for context, draft in drafts]
-    # A draft goes on from other tokens than the prompt's own where another tokenisation of its end is more probable.
+    # A draft that follows the prompt's own tokens carries the prompt's log-probabilities. With token healing, all
+    # drafts may follow other tokenisations of the prompt's end; the prompt then takes a row of its own.
     carrier = next((index for index, (context, _) in enumerate(drafts) if list(context) == whole), len(drafts))
     if prompt is not None and carrier == len(drafts):
         sequences.append(whole)
@@ -70,7 +71,7 @@ def verify(
 def _describe(
     tokenizer: Tokenizer, logprobs: Tensor, token_ids: Sequence[int], num_top: int
 ) -> tuple[TokenLogprob, ...]:
-    """`logprobs[i]`, shape [V], is the distribution from which `token_ids[i]` was taken."""
+    """An entry per token; `logprobs[i]`, shape [V], is the distribution before `token_ids[i]`."""
     entries = []
     for row, token_id in zip(logprobs, token_ids, strict=False):
         values, ids = torch.topk(row, num_top)

@@ -1,4 +1,4 @@
-"""The selection "distinct": one draft for each of the k best first tokens. Ours, not the paper's."""
+"""The selection rule "distinct": one draft for each of the k best first tokens. Superdraft's own, not the paper's."""
 
 import math
 from dataclasses import replace
@@ -6,45 +6,30 @@ from dataclasses import replace
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, Extend
 
 MIN_START_PROBABILITY = 0.01
-"""A draft less probable than this does not begin beside others."""
+"""A new draft must be at least this probable, unless it is the only one."""
 
 MAX_COMMON_WORDS = 3
-"""Two drafts differ in one of their first words."""
+"""Words within which a new draft must leave the others."""
 
 
 class Distinct:
-    """Every draft goes on with its own best child; new drafts begin while there are fewer than k.
+    """Every draft continues with its own best child, and new drafts begin while there are fewer than k.
 
-    So the first step begins the k best tokens, unless some are improbable. A free place is taken by the second child of
-    a draft, at the first step where that child is probable enough. A draft begins with its first word, or leaves
-    another draft within `MAX_COMMON_WORDS` words: later would only show the same suggestion twice.
+    The first step begins a draft with each of the k best tokens, except improbable ones. A place that stays free goes
+    to another child of a draft, at the first step where that child is probable enough. A new draft must leave the
+    others within `MAX_COMMON_WORDS` words: after that it would only repeat their suggestion.
     """
 
     name = "distinct"
-    # The first tokens are exact, and no n-gram model was found to help.
+    # The first tokens are exact, and no n-gram model was found to improve them.
     alpha = 0.0
     tau = 1.0
     divides = True
-    # k begin; the others stand in for those that are equal as text.
+    # k begin a draft; the others replace starts with the same text.
     starts_per_draft: int | None = 2
 
-    def select(
-        self,
-        drafts: DraftSet,
-        children: Children,
-        extend: Extend,
-        num_drafts: int,
-        min_probability: float = MIN_START_PROBABILITY,
-    ) -> DraftSet:
-        """The next draft set.
-
-        Args:
-            drafts: the draft set so far.
-            children: all children of its alive drafts.
-            extend: makes a child.
-            num_drafts: k, less the drafts on other rows of the same request.
-            min_probability: what the language model must give a draft that begins beside others.
-        """
+    def select(self, drafts: DraftSet, children: Children, extend: Extend, num_drafts: int) -> DraftSet:
+        """The next draft set; arguments as in `SelectionRule.select`."""
         alive: list[Draft] = []
         finished = list(drafts.finished)
         num_free = num_drafts - sum(bool(draft.text) for draft in finished)
@@ -54,10 +39,10 @@ class Distinct:
         for parent, child in children.each(extend):
             if parent in heirless:
                 heirless.remove(parent)
-            elif num_free > 0 and _may_begin(child, min_probability if alive else 0.0, seen):
+            elif num_free > 0 and _may_begin(child, seen) and (_is_probable(child) or not alive):
                 child = replace(child, start=child.text)
                 num_free -= bool(child.text) or child.finish_reason is None
-            elif not heirless and (num_free <= 0 or child.lm_logprob < math.log(min_probability)):
+            elif not heirless and (num_free <= 0 or not _is_probable(child)):
                 break
             else:
                 continue
@@ -69,10 +54,10 @@ class Distinct:
         return DraftSet(tuple(alive), tuple(finished))
 
     def score(self, draft: Draft) -> float:
-        """Ln of the language model's probability that the text goes on with the draft's first word.
+        """Ln of the language model's probability that the text continues with the draft's first word.
 
-        A word is what white space separates. If the draft left another one later than with its first word, all words up
-        to the one that tells them apart count. Exact as far as the draft had a row of its own.
+        Words are separated by white space. If the draft left another one after its first word, the words up to the one
+        that differs count too. The value is exact if these tokens were chosen on a row of the draft's own.
         """
         text = b""
         total = 0.0
@@ -85,7 +70,10 @@ class Distinct:
         return total
 
 
-def _may_begin(child: Draft, min_probability: float, seen: set[bytes]) -> bool:
-    if child.text in seen or len(child.text.split()) > MAX_COMMON_WORDS:
-        return False
-    return min_probability == 0 or child.lm_logprob >= math.log(min_probability)
+def _may_begin(child: Draft, seen: set[bytes]) -> bool:
+    """Whether a child's text is new, and early enough for a draft of its own."""
+    return child.text not in seen and len(child.text.split()) <= MAX_COMMON_WORDS
+
+
+def _is_probable(child: Draft) -> bool:
+    return child.lm_logprob >= math.log(MIN_START_PROBABILITY)

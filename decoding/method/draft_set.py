@@ -1,6 +1,6 @@
-"""Drafts, draft sets, and the children from which a step makes the next draft set (Shen et al., 2024).
+"""Drafts, draft sets, and the scored children from which a step selects the next draft set (Shen et al., 2024).
 
-Everything here is a pure value: a step takes a draft set and scores and returns a new draft set.
+All of these are immutable values.
 """
 
 import math
@@ -23,17 +23,19 @@ class Draft:
     """One draft: the tokens after the prompt.
 
     Attributes:
-        token_ids: its tokens; an end-of-text token is not kept.
-        text: the bytes that its tokens add to the prompt, cut before a stop string.
-        logprob: its score, the sum of ln p_f over its tokens (eq. 6), end of text included.
+        token_ids: the draft's tokens, without an end-of-text token.
+        text: the bytes that the tokens add to the prompt, cut before a stop string.
+        logprob: the draft's score, the sum of ln p_f over its tokens (eq. 6), end of text included.
         num_scored: how many terms that sum has.
-        token_logprobs: ln p of each token in the step that chose it, at temperature 1, without the n-gram model.
-        finish_reason: None while it is alive.
-        ngram_state: the n-gram model's state after prompt and draft; belongs to this draft alone.
-        path: the typed tokens in front of it that its row holds after those that all covers share (token healing).
-        rest: of a draft without tokens: typed bytes that its first token must begin with and that are not its own.
+        token_logprobs: ln p of each token in the step that chose it, at temperature 1, without the n-gram model, end of
+            text included.
+        finish_reason: None while the draft is alive.
+        ngram_state: the n-gram model's state after prompt and draft.
+        path: with token healing, the typed tokens between the tokens that all covers share and the draft.
+        rest: for a draft without tokens, the typed bytes with which its first token must begin. They are not part of
+            the draft's text.
         pieces: the bytes that each token adds.
-        start: with the selection "distinct", its text when it began; empty before that.
+        start: with the selection "distinct", the draft's text in the step that began it; empty before that.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -50,17 +52,17 @@ class Draft:
 
     @property
     def lm_logprob(self) -> float:
-        """The language model's part of the score: ln of the probability of all its tokens, as chosen."""
+        """The language model's ln of the probability of the whole draft: the sum of `token_logprobs`."""
         return math.fsum(self.token_logprobs)
 
     @property
     def has_word(self) -> bool:
-        """Whether its first word is finished: something that is not part of a word follows."""
+        """Whether the first word is finished, that is, followed by something that is not part of it."""
         return trim_text(valid_utf8_prefix(self.text), "length", single_line=False, trim="word") != ""
 
     @property
     def mean_logprob(self) -> float:
-        """The length-normalised score: the mean of ln p_f over its tokens."""
+        """The length-normalised score: the mean of ln p_f over the draft's tokens."""
         return self.logprob / max(self.num_scored, 1)
 
 
@@ -69,7 +71,7 @@ class DraftSet:
     """The drafts of one branch, which share one model row.
 
     Attributes:
-        alive: drafts that still grow, best first; at the start one empty draft, the prompt itself.
+        alive: drafts that can grow, best first. Before the first step this is one empty draft, the prompt itself.
         finished: drafts that ended, best first by `logprob`.
     """
 
@@ -78,24 +80,24 @@ class DraftSet:
 
     @property
     def num_shown(self) -> int:
-        """Drafts that are alive, or ended with some text."""
+        """How many drafts are alive, or ended with some text."""
         return len(self.alive) + sum(bool(draft.text) for draft in self.finished)
 
     @property
     def is_done(self) -> bool:
-        """No draft is left to grow."""
+        """Whether no draft can grow."""
         return not self.alive
 
 
 class Extend(Protocol):
-    """Makes a child of a draft: its parent with one more token."""
+    """A function that makes a child of a draft: the draft with one more token."""
 
     def __call__(self, draft: Draft, token_id: int, logprob: float, token_logprob: float) -> Draft:
-        """The child.
+        """Make the child.
 
         Args:
             draft: the parent.
-            token_id: the token.
+            token_id: the new token.
             logprob: the child's score.
             token_logprob: ln p of the token under the language model.
         """
@@ -105,12 +107,12 @@ class Extend(Protocol):
 class TokenAppender:
     """The `Extend` of a request: applies its end-of-text tokens and stop strings.
 
-    The child keeps its parent's n-gram state: that is advanced for the children that are selected, and for no others.
+    The child keeps its parent's n-gram state. The state is advanced later, for the selected children only.
 
     Attributes:
         token_bytes: the bytes of every token id.
-        eos_token_ids: tokens that end a text; they add nothing to it.
-        stop: stop strings in UTF-8. A draft ends before the first one in its text, wherever token borders lie.
+        eos_token_ids: tokens that end a text. They add nothing to it.
+        stop: stop strings in UTF-8. A draft ends before the first one in its text, which may span several tokens.
     """
 
     token_bytes: Sequence[bytes]
@@ -118,8 +120,8 @@ class TokenAppender:
     stop: tuple[bytes, ...] = ()
 
     def __call__(self, draft: Draft, token_id: int, logprob: float, token_logprob: float) -> Draft:
-        """The child; its finish reason is "stop" if it ends here."""
-        # Spelled out instead of `dataclasses.replace`, which takes three times as long: every step of every request
+        """Make the child. If it ends with this token, its finish reason is "stop"."""
+        # The constructor instead of `dataclasses.replace`, which takes three times as long: every step of every request
         # makes 2k children.
         token_ids, pieces, text, rest = draft.token_ids, draft.pieces, draft.text, draft.rest
         finish_reason: FinishReason | None = None
@@ -146,22 +148,20 @@ class TokenAppender:
         )
 
     def _first_stop(self, text: bytes, start: int) -> int | None:
-        """Where the first stop string begins; the text before `start` holds none, so a new one ends behind it."""
+        """Where the first stop string begins. Since `text[:start]` has none, a stop string must end after `start`."""
         places = [text.find(stop, max(0, start - len(stop) + 1)) for stop in self.stop]
         return min((place for place in places if place >= 0), default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Children:
-    """All children of the alive drafts of one branch, best first, made one by one as they are looked at.
-
-    A child of score `-inf` is not among them.
+    """The scored children of a branch's alive drafts. `each` makes them one by one, best first.
 
     Attributes:
-        parents: the alive drafts, k of them.
-        token_ids: for each parent the tokens that it may go on with, shape [k, m]; mostly one shared list.
-        logprobs: ln p of these tokens under the language model, shape [k, m].
-        scores: the children's scores, shape [k * m], parent after parent.
+        parents: the k alive drafts.
+        token_ids: the candidates of each parent, shape [k, m]; usually one shared list.
+        logprobs: ln p of the candidates under the language model, shape [k, m].
+        scores: the children's scores, shape [k * m], parent after parent. A child with the score `-inf` is never made.
         order: indices into `scores`, best first, shape [k * m].
     """
 
@@ -175,19 +175,19 @@ class Children:
     def of(
         cls, parents: Sequence[Draft], token_ids: Sequence[Sequence[int]], logprobs: Sequence[Floats], ln_p_f: Floats
     ) -> "Children":
-        """The children of one branch.
+        """The children of one branch, scored by parent and candidate.
 
         Args:
             parents: k drafts.
             token_ids: shape [k, m].
             logprobs: shape [k, m].
-            ln_p_f: what each token adds to its parent's score, shape [k, m]; `-inf` is never chosen.
+            ln_p_f: what each candidate adds to its parent's score, shape [k, m]; `-inf`: never chosen.
         """
         scores = (np.array([draft.logprob for draft in parents])[:, np.newaxis] + ln_p_f).ravel()
         return cls(parents, token_ids, logprobs, scores, best_first(scores))
 
     def each(self, extend: Extend) -> Iterator[tuple[int, Draft]]:
-        """The children with their parents' indices."""
+        """Make the children, best first, each with the index of its parent."""
         num_tokens = len(self.scores) // len(self.parents)
         for flat in self.order.tolist():
             score = float(self.scores[flat])
@@ -199,8 +199,8 @@ class Children:
 
 
 def best_first(scores: Floats) -> NDArray[np.intp]:
-    """The order of the scores of each row, highest first, shape [..., n] -> [..., n].
+    """Indices that sort each row of scores, highest first, shape [..., n] -> [..., n].
 
-    The sort is stable: equal scores go to the better parent, then to the likelier token, on every machine.
+    The sort is stable: of equal scores the better parent comes first, then the more probable token, on every machine.
     """
     return np.argsort(-scores, axis=-1, kind="stable")

@@ -1,4 +1,4 @@
-"""Changes to logits that a request asks for: biases on single tokens, penalties for repeated ones."""
+"""Logit biases and repetition penalties."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,19 +11,19 @@ from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.method.draft_set import Floats
 
 FORBIDDING_BIAS = -100.0
-"""A bias this low or lower rules a token out altogether."""
+"""A bias this low or lower forbids a token."""
 
 
 def check_logit_bias(bias: Iterable[tuple[int, float]], vocab_size: int) -> None:
-    """Compare the ids with the vocabulary.
+    """Check that all token ids of a logit bias are in the vocabulary.
 
     Raises:
-        InvalidRequestError: an id is outside it.
+        InvalidRequestError: an id is outside the vocabulary.
     """
     for token_id, _ in bias:
         if not 0 <= token_id < vocab_size:
             raise InvalidRequestError(
-                f"logit_bias names token {token_id}, token ids of this model go from 0 to {vocab_size - 1}.",
+                f"logit_bias names token {token_id}, but token ids of this model go from 0 to {vocab_size - 1}.",
                 param="logit_bias",
             )
 
@@ -32,11 +32,11 @@ def apply_logit_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tenso
     """Add a request's bias to its logits, before the cut to m candidates.
 
     Args:
-        logits: shape [V] or [B, V]; every row gets the bias.
-        bias: (token id, what is added), each id once; `FORBIDDING_BIAS` or less makes the logit `-inf`.
+        logits: shape [V] or [B, V]; every row gets the bias. Not changed.
+        bias: pairs (token id, value to add), each id once; `FORBIDDING_BIAS` or less makes the logit `-inf`.
 
     Returns:
-        A new tensor, float32: a small bias would be lost in bfloat16. `logits` itself stays as it is.
+        A new tensor of the same shape, float32: a small bias would be lost in bfloat16.
 
     Raises:
         InvalidRequestError: an id is outside the vocabulary.
@@ -60,15 +60,15 @@ def penalise(
 ) -> Floats:
     """Subtract the penalties for each draft's own tokens from the logits of its candidates.
 
-    OpenAI's definition: `logit[j] - count[j] * frequency_penalty - (count[j] > 0) * presence_penalty`, counted over the
-    draft, not over the prompt.
+    OpenAI's definition: `logit[j] - count[j] * frequency_penalty - (count[j] > 0) * presence_penalty`. Tokens are
+    counted in the draft, not in the prompt.
 
     Args:
-        logits: of m candidates, which the drafts share, shape [m].
+        logits: logits of the m candidates, which the drafts share, shape [m].
         token_ids: the candidates, shape [m].
         drafts: the token ids of each of k drafts.
-        frequency_penalty: for each time the draft has the token; negative values favour repetition.
-        presence_penalty: once if the draft has the token.
+        frequency_penalty: subtracted for each time the draft has the token; a negative value favours repetition.
+        presence_penalty: subtracted once if the draft has the token.
 
     Returns:
         Each draft's own logits, shape [k, m].

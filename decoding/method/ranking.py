@@ -1,4 +1,4 @@
-"""The order in which finished drafts are shown."""
+"""Ranking of the drafts of an answer."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,18 +10,18 @@ Score = Callable[[Draft], float]
 
 
 def rank(drafts: DraftSet, num_drafts: int, score: Score) -> list[Draft]:
-    """The answer: the best drafts, alive or finished.
+    """The best drafts, alive or finished.
 
-    Drafts that were alive when the tokens ran out get the finish reason "length". Drafts with the same text count once,
-    and one without text is shown only if there is no other: nothing is not a suggestion.
+    Alive drafts get the finish reason "length". Of drafts with the same text only the best is returned. A draft without
+    text is returned only if there is no other, because it suggests nothing.
 
     Args:
-        drafts: of all branches.
-        num_drafts: how many are wanted.
-        score: higher is better; see `SelectionRule.score`.
+        drafts: the drafts of all branches.
+        num_drafts: the most drafts to return.
+        score: ranks drafts, higher is better; see `SelectionRule.score`.
 
     Returns:
-        Between 1 and `num_drafts` drafts, best first; none only for an empty draft set.
+        At most `num_drafts` drafts, best first; at least one unless the draft set is empty.
     """
     cut = [replace(draft, finish_reason="length") for draft in drafts.alive]
     best_first = sorted((*drafts.finished, *cut), key=lambda draft: -score(draft))

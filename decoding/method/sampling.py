@@ -1,4 +1,4 @@
-"""Random choices: nucleus sampling of next tokens, and the draw of one draft."""
+"""Random choices: nucleus sampling of next tokens, and the draw of one draft for a reset."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,15 @@ from superdraft.decoding.method.draft_set import Floats
 from superdraft.decoding.method.scoring import ROWS_AT_ONCE, highest
 
 _PRESELECTED = (64, 1024)
-"""Tokens that are looked at first, and then: nearly every nucleus is smaller, so the vocabulary is rarely sorted."""
+"""Numbers of most probable tokens in which a nucleus is searched for. It is rarely larger, so the whole vocabulary is
+rarely sorted."""
 
 
 def make_generator(seed: int | None, branch: int) -> np.random.Generator:
-    """The random numbers of one branch of a request: the same for the same seed, independent between branches.
+    """The random-number generator of one branch: repeatable for a seed, independent between branches.
 
     Args:
-        seed: an integer of 64 bits; None: another one each time.
+        seed: a 64-bit integer; None: a different generator each time.
         branch: index of the branch, from 0.
     """
     if seed is None:
@@ -26,27 +27,27 @@ def make_generator(seed: int | None, branch: int) -> np.random.Generator:
 
 
 def choose_by_weight(weights: Floats | Sequence[float], rng: np.random.Generator) -> int:
-    """Index i with probability w_i / sum w. An index of weight 0 is never chosen.
+    """Draw index i with probability w_i / sum w. An index of weight 0 is never drawn.
 
     Args:
-        weights: none negative, at least one positive, shape [n].
-        rng: where the one random number comes from.
+        weights: none is negative, at least one is positive, shape [n].
+        rng: the generator, from which one number is taken.
     """
     weights = np.asarray(weights, dtype=np.float64)
     return int(rng.choice(len(weights), p=weights / weights.sum()))
 
 
 def nucleus_sample(logits: Tensor, temperatures: Sequence[float], top_ps: Sequence[float], uniforms: Tensor) -> Tensor:
-    """One token per row from its nucleus (Holtzman et al., 2020): the smallest set whose probability reaches top-p.
+    """Draw one token per row from its nucleus (Holtzman et al., 2020).
 
-    Equal logits enter the nucleus by their id, so the choice is the same on every device. Each row's token depends on
-    that row alone.
+    The nucleus is the smallest set of tokens whose probability reaches top-p. Tokens with equal logits enter it in the
+    order of their ids, so the choice is the same on every device. The token of a row depends on that row alone.
 
     Args:
-        logits: float32, shape [B, V]; `-inf` for tokens that must not be chosen. Every row has a finite maximum.
-        temperatures: length B; 0 takes the most probable token.
-        top_ps: length B, above 0; 1 or more samples from all tokens.
-        uniforms: a random number in [0, 1) for each row, float64, shape [B].
+        logits: float32, shape [B, V]; `-inf`: the token must not be chosen. Every row has a finite maximum.
+        temperatures: one per row; 0 takes the most probable token.
+        top_ps: one per row, above 0; 1 or more samples from all tokens.
+        uniforms: a random number in [0, 1) per row, float64, shape [B].
 
     Returns:
         Token ids, shape [B].
@@ -67,23 +68,26 @@ def nucleus_sample(logits: Tensor, temperatures: Sequence[float], top_ps: Sequen
 
 
 def _weights(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Probabilities at these temperatures, divided by that of the row's most probable token."""
+    """Each token's probability at the row's temperature, divided by that of the row's most probable token."""
     temperature = torch.tensor(temperatures, dtype=torch.float64, device=logits.device).unsqueeze(1)
     return (logits - logits.amax(-1, keepdim=True)).double().div_(temperature).float().exp_()
 
 
 def _at(cumulative: Tensor, numbers: Tensor) -> Tensor:
-    """The column of each row at which a running sum passes a share of the row's last one, shape [B]."""
+    """The column at which each row's cumulative sum exceeds a share of the row's total, shape [B]."""
     return torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True).squeeze(1)
 
 
 def _from_nucleus(weights: Tensor, top_p: Tensor, numbers: Tensor) -> Tensor:
-    """One token per row by its weight, from the most probable ones that together reach a share of the mass.
+    """Draw one token per row by weight, from the most probable tokens that together reach the share `top_p`.
 
     Args:
         weights: shape [B, V].
         top_p: float64, shape [B, 1].
-        numbers: in [0, 1), float64, shape [B, 1].
+        numbers: random numbers in [0, 1), float64, shape [B, 1].
+
+    Returns:
+        Token ids, shape [B].
     """
     num_rows, num_tokens = weights.shape
     mass = weights.sum(-1, keepdim=True, dtype=torch.float64) * top_p
@@ -93,7 +97,7 @@ def _from_nucleus(weights: Tensor, top_p: Tensor, numbers: Tensor) -> Tensor:
         values, ids = _by_weight(weights[pending], size)
         cumulative = values.double().cumsum(-1)
         last = (cumulative < mass[pending]).sum(-1, keepdim=True).clamp(max=size - 1)
-        # The nucleus must end above the lowest preselected weight: equal ones may not be among the preselected.
+        # The nucleus must end above the lowest preselected weight: other tokens of equal weight may be missing.
         is_known = (values.gather(-1, last) > values[:, -1:]).squeeze(1)
         if size == num_tokens:
             is_known[:] = True
@@ -106,7 +110,7 @@ def _from_nucleus(weights: Tensor, top_p: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _by_weight(weights: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The highest weights of each row and their ids, equal ones by id, both of shape [B, size]."""
+    """The highest weights of each row and their ids, both of shape [B, size]; equal weights in the order of ids."""
     if size == weights.shape[-1]:
         return torch.sort(weights, stable=True, dim=-1, descending=True)
     return highest(weights, size)

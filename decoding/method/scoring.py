@@ -1,6 +1,6 @@
 """Scores of candidate tokens: cut, temper, interpolate (Shen et al., 2024, eq. 6 and 7).
 
-All functions take arrays with any leading shape, so one call serves every request of a decode step.
+One call serves all requests of a decode step: the arrays have leading dimensions for them.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from superdraft.decoding.method.draft_set import Floats
 
 _BLOCK = 128
 ROWS_AT_ONCE = 16
-"""Rows whose softmax is taken at once. 64 rows of 49,152 tokens take 1.8 ms in parts of this size and 6.3 ms as a
-whole, whose copy lies in memory that is new each time."""
+"""Rows per softmax. 64 rows of 49,152 tokens take 1.8 ms in parts of this size and 6.3 ms as a whole, because the copy
+of the whole goes to newly allocated memory each time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The language model's m most probable tokens after each of B rows, most probable first.
+    """The m most probable next tokens of each of B rows, most probable first.
 
     Attributes:
         token_ids: shape [B, m].
-        logits: as the model gave them, shape [B, m]; `-inf` is a token that the request rules out.
+        logits: the model's, with the request's logit bias, shape [B, m]; `-inf`: the request forbids the token.
         logprobs: ln p under the whole vocabulary at temperature 1, shape [B, m].
     """
 
@@ -33,7 +33,7 @@ class Candidates:
     logprobs: Floats
 
     def are_numbers(self, row: int) -> bool:
-        """Whether the model's output for a row is finite: a NaN or infinity anywhere in it makes all ln p NaN."""
+        """Whether a token can be chosen for a row: a NaN or infinity anywhere in its logits makes all its ln p NaN."""
         return bool(np.isfinite(self.logprobs[row, 0]))
 
 
@@ -43,13 +43,13 @@ def cut(logits: Tensor, num: int, suppressed: Tensor) -> Candidates:
     Args:
         logits: the model's output at the last position, float32, shape [B, V]. Changed in place: the suppressed tokens
             are `-inf` afterwards.
-        num: m; a larger one than there are tokens means all of them.
+        num: m. If there are fewer tokens, all of them are candidates.
         suppressed: ids that no draft may contain, shape [S].
     """
     barred = logits.index_select(-1, suppressed)
     logits.index_fill_(-1, suppressed, float("-inf"))
     values, ids = highest(logits, min(num, logits.shape[-1] - suppressed.shape[0]))
-    logits.index_copy_(-1, suppressed, barred)  # they count in the model's distribution
+    logits.index_copy_(-1, suppressed, barred)  # suppressed tokens count in the model's distribution
     logprobs = torch.cat(
         [
             torch.log_softmax(rows, -1).gather(-1, top)
@@ -65,10 +65,10 @@ def cut(logits: Tensor, num: int, suppressed: Tensor) -> Candidates:
 def highest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """The highest values of each row and their ids; of equal values the lower id.
 
-    Ties are common, since a bfloat16 logit has 8 significant bits, and `torch.topk` alone takes any of equal values.
+    Ties are common, because a bfloat16 logit has 8 significant bits, and `torch.topk` takes any of equal values.
 
-    The `num` highest values lie in the `num` blocks with the highest maxima. topk copies each row on a CPU; looking at
-    the maxima first takes a fifth of the time (64 rows of 49,152: 0.6 against 2.8 ms).
+    The `num` highest values lie in the `num` blocks with the highest maxima. On a CPU, topk copies each row. Finding
+    these blocks first takes a fifth of the time (64 rows of 49,152: 0.6 ms instead of 2.8 ms).
 
     Args:
         values: float32, shape [B, V].
@@ -88,20 +88,28 @@ def highest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:
         values = torch.gather(blocks, 1, best.unsqueeze(-1).expand(-1, -1, _BLOCK)).flatten(1)
         ids = (best.unsqueeze(-1) * _BLOCK + torch.arange(_BLOCK, device=values.device)).flatten(1)
     top = torch.topk(_ordered(values, ids), num).indices
-    return values.gather(1, top), ids.gather(1, top)
+    # A NaN with the sign bit set comes last, after the padding: keep the ids of such a row within the vocabulary.
+    return values.gather(1, top), ids.gather(1, top).clamp(max=size - 1)
 
 
 def _ordered(values: Tensor, ids: Tensor) -> Tensor:
-    """Integers in the order of the float32 values; among equal values the lower id is higher."""
+    """Integers in the order of float32 values; of equal values, the one with the lower id is greater."""
     bits = values.view(torch.int32).long()
     return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32) - ids
 
 
 def tempered_logprobs(logits: Floats, tau: Floats | float) -> Floats:
-    """Take ln of softmax(logits / tau), cut to the candidates and renormalised over them.
+    """The tempered distribution: ln of softmax(logits / tau), renormalised over the m candidates.
 
-    A softmax over the vocabulary that is cut and renormalised equals a softmax over what was kept, so the vocabulary
-    is not needed. Shape [..., m] -> [..., m]; `tau` is a number or has shape [..., 1].
+    A softmax over the vocabulary that is cut to the candidates and renormalised equals a softmax over the candidates,
+    so the other logits are not needed.
+
+    Args:
+        logits: shape [..., m]; at least one per row is finite.
+        tau: the temperature, a number or of shape [..., 1].
+
+    Returns:
+        Shape [..., m].
     """
     scaled = logits / tau
     scaled = scaled - scaled.max(axis=-1, keepdims=True)
@@ -112,23 +120,32 @@ def tempered_logprobs(logits: Floats, tau: Floats | float) -> Floats:
 def interpolate(
     lm_logprobs: Floats, ngram_logprobs: Floats | None, alpha: Floats | float, penalty: Floats | float
 ) -> Floats:
-    """Interpolate: ln p_f of every candidate of every draft.
+    """Interpolate: ln p_f of every candidate of every draft: the un-normalised geometric mean (eq. 6).
 
-    The un-normalised geometric mean (eq. 6), with the rule for drafts without support (eq. 7).
+    If a draft's n-gram model supports none of its candidates, the language model alone scores them and each pays the
+    penalty (eq. 7).
 
     Args:
-        lm_logprobs: the tempered distribution, shape [..., k, m], or [..., 1, m] where the k drafts share it.
+        lm_logprobs: the tempered distribution, shape [..., k, m], or [..., 1, m] if the k drafts share it; `-inf`: the
+            request forbids the token.
         ngram_logprobs: each draft's own n-gram log-probabilities, shape [..., k, m]; None: no n-gram model.
-        alpha: weight of the n-gram model, a number or of shape [..., 1, 1]; above 0 for all, or 0 for all.
-        penalty: subtracted from all candidates of a draft whose n-gram model supports none of them; shape as `alpha`.
+        alpha: weight of the n-gram model, a number or of shape [..., 1, 1]; above 0 for all drafts, or 0 for all.
+        penalty: subtracted where eq. 7 applies; shape as `alpha`.
 
     Returns:
-        ln p_f, shape [..., k, m], or that of `lm_logprobs` without an n-gram model. `-inf` marks a candidate that the
-        draft's n-gram model does not support although it supports another.
+        ln p_f, shape [..., k, m]; without an n-gram model the shape of `lm_logprobs`. `-inf`: the token is forbidden,
+        or the draft's n-gram model supports another candidate but not this one.
     """
     if ngram_logprobs is None or not np.any(alpha):
         return lm_logprobs
     with np.errstate(invalid="ignore"):  # alpha 1: 0 * -inf
         from_lm = np.where(np.isneginf(lm_logprobs), -np.inf, (1 - alpha) * lm_logprobs)
-    unsupported = np.isneginf(ngram_logprobs).all(axis=-1, keepdims=True)
-    return np.where(unsupported, from_lm - penalty, from_lm + alpha * ngram_logprobs)
+    mean = from_lm + alpha * ngram_logprobs
+    # A forbidden token that the n-gram model supports is no support: the draft would be left without a child.
+    unsupported = np.isneginf(mean).all(axis=-1, keepdims=True)
+    return np.where(unsupported, from_lm - penalty, mean)
+
+
+def are_numbers(logits: Tensor) -> bool:
+    """Whether each row's highest logit is finite: false for NaN, infinity, or a row of `-inf` alone."""
+    return bool(logits.amax(-1).isfinite().all())

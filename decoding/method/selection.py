@@ -1,4 +1,4 @@
-"""Selection rules: which of the k*m children live on (the last line of a decode step).
+"""Selection rules: which of the k*m children become the next drafts (the last line of a decode step).
 
 To add a rule, write a class with the members of `SelectionRule` and list it in `RULES`. The parameters' checks, the
 HTTP schema, the help texts and the evaluation take the names from there.
@@ -14,11 +14,12 @@ class SelectionRule(Protocol):
     """How a step makes the next draft set, and how finished drafts are ranked.
 
     Attributes:
-        name: what users call it.
-        alpha: the weight of the n-gram model where a request does not say.
-        tau: the temperature of the language model where a request does not say.
+        name: the value of the request field `selection`.
+        alpha: default weight of the n-gram model.
+        tau: default temperature of the language model.
         divides: whether drafts may get rows of their own (`max_branches`) and end early (`min_probability`).
-        starts_per_draft: with token healing, the starts per draft that the first step looks at; None: all m.
+        starts_per_draft: with token healing, the starts per draft among which the first step chooses; None: m starts
+            in all.
     """
 
     name: str
@@ -33,16 +34,16 @@ class SelectionRule(Protocol):
         Args:
             drafts: the draft set so far.
             children: all children of its alive drafts.
-            extend: makes a child.
-            num_drafts: k, less the drafts on other rows of the same request.
+            extend: appends a token to a draft.
+            num_drafts: k minus the drafts on other rows of the same request.
         """
 
     def score(self, draft: Draft) -> float:
-        """The value that finished drafts are ranked by, higher is better."""
+        """The value by which finished drafts are ranked; higher is better."""
 
 
 class Paper:
-    """The paper's rule, as the reference code has it: the k best of all children.
+    """The paper's rule, as in the reference code: the k best of all children.
 
     The paper's eq. 1 scores the first token by the language model alone. The reference code treats the first step like
     every other, and the published constants were tuned with it, so this rule follows the code.
@@ -55,13 +56,13 @@ class Paper:
     starts_per_draft: int | None = None
 
     def select(self, drafts: DraftSet, children: Children, extend: Extend, num_drafts: int) -> DraftSet:
-        """Look at the 2k best children with different texts: those that end are finished, the k best others live on.
+        """Take the 2k best children with different texts: those that end are finished, the k best others stay alive.
 
-        Fewer than k drafts are alive when fewer children exist.
+        Fewer than k drafts stay alive if there are fewer children. Arguments as in `SelectionRule.select`.
         """
         alive: list[Draft] = []
         ended: list[Draft] = []
-        # Alive and ended drafts are told apart: an alive one may have the text of an ended one and grow past it.
+        # Compared separately: an alive draft may have the text of an ended one, since it will grow beyond it.
         alive_texts: set[bytes] = set()
         ended_texts = {draft.text for draft in drafts.finished}
         for _, child in children.each(extend):
@@ -77,7 +78,7 @@ class Paper:
         return DraftSet(tuple(alive[:num_drafts]), finished)
 
     def score(self, draft: Draft) -> float:
-        """The length-normalised score, by which the reference code ranks its answer."""
+        """The length-normalised score, by which the reference code ranks drafts."""
         return draft.mean_logprob
 
 

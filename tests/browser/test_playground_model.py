@@ -46,14 +46,14 @@ def test_a_half_typed_word_is_completed(open_page, model_url, keep, name, option
 def test_the_ngram_model_can_be_chosen(open_page, model_url):
     page = open_page(model_url)
     picker = page.get_by_label("N-gram model")
-    expect(picker.locator("option")).to_have_text(["server default", "smollm2-135m", "the text's own n-grams", "none"])
+    expect(picker.locator("option")).to_have_text(["server default", "smollm2-135m", "none"])
     text_area(page).fill("The weather is nice. The weather")
     expect(drafts(page)).to_have_count(3)
     scores = {}
-    for choice in ("smollm2-135m", "none", "the text's own n-grams"):
+    for choice in ("smollm2-135m", "none"):
         with page.expect_response("**/v1/drafts") as response:
             picker.select_option(choice)
         assert response.value.ok, response.value.text()
         scores[choice] = tuple(draft["score"] for draft in response.value.json()["drafts"])
-    assert len(set(scores.values())) == 3
+    assert len(set(scores.values())) == 2
     expect(page.locator("#problem")).to_be_hidden()

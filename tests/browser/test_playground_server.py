@@ -60,7 +60,7 @@ def test_a_key_is_requested_if_the_server_requires_one(open_page, keep, tmp_path
         keep(page, "api-key")
         field.fill("sd-wrong")
         field.press("Enter")
-        expect(page.get_by_text("The API key is not valid here")).to_be_visible()
+        expect(page.get_by_text("The API key is not valid")).to_be_visible()
         field.fill(key)
         button(page, "Use this key").click()
         expect(field).to_be_hidden()

@@ -1,4 +1,4 @@
-"""The selection "distinct": different beginnings, and rows of their own for the drafts that have them."""
+"""The selection "distinct" on tiny models: different first tokens, and exact drafts on rows of their own."""
 
 import math
 
@@ -20,7 +20,7 @@ def params(**options: object) -> GenerationParams:
 
 
 def logprobs_after(engine, model, ids: list[int]) -> torch.Tensor:
-    """The language model's, without an end of text, as `forbid_ends` has it; special tokens are not to be chosen."""
+    """The language model's log-probabilities, with the bias of `forbid_ends` and without special tokens."""
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([ids])).logits[0, -1].float()
     ends = torch.tensor(sorted(engine.tokenizer.eos_token_ids))
@@ -56,13 +56,13 @@ def forbid_ends(engine) -> tuple[tuple[int, float], ...]:
     return tuple((token_id, -100.0) for token_id in engine.tokenizer.eos_token_ids)
 
 
-def test_one_row_is_shared_by_drafts_that_begin_differently():
+def test_drafts_with_different_first_tokens_share_one_row():
     engine, model = tiny_engine(num_slots=1)
     with counted_rows(model) as shapes:
         output = engine.generate(PROMPT, params(num_drafts=3, logit_bias=forbid_ends(engine)))
     assert shapes[1:] == [(1, 1)] * 7
     assert len({draft.token_ids[0] for draft in output.drafts}) == 3
-    # They share every later step's distribution, and each takes its best token.
+    # They share the distribution of every later step, and each takes its best token.
     assert len({draft.token_ids[1:] for draft in output.drafts}) == 1
 
 
@@ -80,7 +80,7 @@ def test_with_two_rows_the_best_draft_has_one_and_the_others_share():
     assert len({ids[1:] for ids in others}) == 1
 
 
-def test_an_improbable_draft_ends_and_gives_its_row_back():
+def test_an_improbable_draft_ends_and_frees_its_row():
     engine, model = tiny_engine()
     wanted = {"num_drafts": 3, "max_branches": 3, "max_tokens": 12, "logit_bias": forbid_ends(engine)}
     with counted_rows(model) as shapes:
@@ -117,8 +117,8 @@ def test_alone_equals_in_a_batch(architecture):
 
 
 @pytest.mark.parametrize("typed", ["meeting at noo", "on the corn", "We're meeting at noon, a", "def add(a, b):\n    "])
-def test_a_half_typed_word_is_finished_exactly(typed):
-    """Every draft of a row of its own has the exact log-probabilities of its tokens, whichever stem it follows."""
+def test_a_half_typed_word_is_completed_exactly(typed):
+    """A draft on a row of its own has the exact log-probabilities of its tokens, whichever stem it follows."""
     engine, model = tiny_engine()
     wanted = params(num_drafts=3, max_branches=3, max_tokens=6, token_healing=True, logit_bias=forbid_ends(engine))
     engine.add_request(EngineRequest("typed", typed, wanted))

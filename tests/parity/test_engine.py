@@ -1,4 +1,4 @@
-"""The engine over tiny real models: one row a request, exactness in batches and slots, faults kept apart."""
+"""The engine on tiny models: one row per request, the same drafts in any batch and slot, isolated faults."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_one_row_and_one_slot_whatever_k_is(k):
     assert len(set(texts(output))) == k
 
 
-def test_the_cache_is_allocated_once_and_has_one_slot_a_request():
+def test_the_cache_is_allocated_once_and_has_one_slot_per_request():
     engine, _ = tiny_engine(num_slots=3)
     cache = engine._runner.cache
     addresses = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
@@ -49,7 +49,7 @@ def test_alone_equals_in_a_batch_equals_in_a_used_slot(architecture):
         params(num_drafts=1 + number % 4, max_tokens=4 + 3 * number, alpha=0.25 * (number % 3)) for number in range(5)
     ]
     alone = [tiny_engine(architecture)[0].generate(p, v, HashScorer()) for p, v in zip(PROMPTS, variants, strict=True)]
-    for _ in range(2):  # the second round meets slots that others have used
+    for _ in range(2):  # in the second round, the slots have been used by others
         for number, (prompt, variant) in enumerate(zip(PROMPTS, variants, strict=True)):
             engine.add_request(EngineRequest(str(number), prompt, variant, HashScorer()))
         together = run_all(engine)
@@ -66,7 +66,7 @@ def test_prompts_of_different_lengths_share_a_forward(architecture):
     prompts = [[5, 6, 7], [9] * 10, [11], [8, 30, 40, 50, 60]]
     with counted_rows(model) as shapes:
         got = runner.prefill([3, 1, 0, 2], prompts, [0] * 4)
-        # Now each goes on with another number of tokens; the second one's padding would run over the end of its slot.
+        # Second chunks of different lengths; the padding of the second one would exceed its slot.
         more = runner.prefill([3, 1, 0], [[70], [71, 72], [73] * 15], [3, 10, 1])
     assert shapes == [(4, 10), (1, 1), (1, 2), (1, 15)]
     for logits, ids in [*zip(got, prompts, strict=True), (more[0], [5, 6, 7, 70]), (more[1], [*[9] * 10, 71, 72])]:
@@ -75,7 +75,7 @@ def test_prompts_of_different_lengths_share_a_forward(architecture):
 
 
 def test_a_one_hot_superposition_equals_an_ordinary_token(tmp_path):
-    """Gemma's embedding module scales; OPT projects what comes out of it."""
+    """Gemma's embedding module scales its output; OPT projects it."""
     for architecture in ARCHITECTURES:
         engine, model = tiny_engine(architecture)
         ids = engine.tokenizer.encode(PROMPTS[0])
@@ -101,7 +101,7 @@ def test_verified_logprobs_are_the_models_own(architecture):
             assert entry.token_id == draft.token_ids[position]
             assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-3)
             assert [i for i, _, _ in entry.top] == torch.topk(row, 2).indices.tolist()
-        # The first step is exact, the superposed ones are not: they only stand in for it.
+        # The first step is exact; the superposed ones are approximate.
         assert draft.token_logprobs[0] == pytest.approx(draft.exact_logprobs[0].logprob, abs=1e-3)
     assert output.prompt_logprobs[0].logprob is None
     assert [entry.token_id for entry in output.prompt_logprobs] == prompt
@@ -110,7 +110,7 @@ def test_verified_logprobs_are_the_models_own(architecture):
     assert output.usage.forward_rows == 7 + sum(len(draft.token_ids) for draft in output.drafts)
 
 
-def test_superposed_tokens_are_not_in_the_verified_rows_unless_asked_for():
+def test_drafts_are_verified_only_on_request():
     engine, _ = tiny_engine()
     assert engine.generate("a", params()).drafts[0].exact_logprobs is None
 
@@ -126,7 +126,7 @@ def test_special_tokens_never_appear_in_drafts():
 def test_k_and_m_larger_than_the_vocabulary():
     engine, _ = tiny_engine(max_num_drafts=1000, max_candidates_per_draft=10_000)
     output = engine.generate("a", params(num_drafts=400, max_tokens=2, candidates_per_draft=5000))
-    # Random bytes: many of the 400 end in a broken character, are shown alike and so counted once.
+    # Random bytes: many of the 400 drafts end in a broken character, have the same text and count once.
     assert 200 < len(output.drafts) <= 400
     assert len(set(texts(output))) == len(output.drafts)
 
@@ -135,7 +135,7 @@ def test_an_empty_prompt_starts_a_text():
     engine, _ = tiny_engine()
     output = engine.generate("", params())
     assert output.drafts == engine.generate([engine.tokenizer.start_token_id], params()).drafts
-    assert output.prompt_token_ids == ()  # the token is not the caller's
+    assert output.prompt_token_ids == ()  # the start token is not part of the prompt
     engine.tokenizer.eos_token_ids = frozenset()
     engine.tokenizer.vocabulary.pop("<|endoftext|>")
     with pytest.raises(InvalidRequestError, match="prompt is empty"):
@@ -239,7 +239,7 @@ def test_logits_that_are_not_numbers_end_their_own_request_only(monkeypatch):
     outputs = run_all(engine)
     assert "not numbers" in str(outputs["poisoned"].error)
     assert [d.token_ids for d in outputs["healthy"].output.drafts] == [d.token_ids for d in expected.drafts]
-    # The next one in the poisoned slot must not meet what is left there.
+    # The next request in the poisoned slot must find no NaN there.
     again = engine.generate(PROMPTS[1], params())
     assert [d.token_ids for d in again.drafts] == [d.token_ids for d in expected.drafts]
 
@@ -267,7 +267,7 @@ def test_a_prompt_whose_logits_are_not_numbers_is_not_kept_for_the_next_one(monk
 
 
 @pytest.mark.parametrize("method", ["prefill", "decode"])
-def test_a_forward_that_fails_ends_those_in_it_and_the_engine_goes_on(monkeypatch, method):
+def test_a_failing_forward_ends_its_requests_and_the_engine_goes_on(monkeypatch, method):
     engine, _ = tiny_engine()
     expected = tiny_engine()[0].generate("abc", params())
     with monkeypatch.context() as patch:
@@ -280,7 +280,7 @@ def test_a_forward_that_fails_ends_those_in_it_and_the_engine_goes_on(monkeypatc
     assert texts(engine.generate("abc", params())) == texts(expected)
 
 
-def test_cancelled_requests_leave_no_trace_and_others_their_answers():
+def test_cancelled_requests_leave_no_trace_and_the_others_are_answered():
     engine, _ = tiny_engine(num_slots=2)
     expected = [engine.generate(prompt, params()) for prompt in PROMPTS]
     for number, prompt in enumerate(PROMPTS):
@@ -301,7 +301,7 @@ def test_cancelled_requests_leave_no_trace_and_others_their_answers():
 def test_an_id_cannot_be_used_twice_at_once():
     engine, _ = tiny_engine()
     engine.add_request(EngineRequest("a", "abc", params()))
-    with pytest.raises(InvalidRequestError, match="is running"):
+    with pytest.raises(InvalidRequestError, match="has not ended yet"):
         engine.add_request(EngineRequest("a", "abc", params()))
     assert list(run_all(engine)) == ["a"]
 
@@ -310,7 +310,7 @@ def test_an_id_cannot_be_used_twice_at_once():
     "options", [{}, {"strategy": "sample", "seed": 1}, {"selection": "distinct", "max_branches": 2}]
 )
 def test_a_known_prompt_needs_no_pass_of_its_own(options):
-    """Its last token is one more row of the next decode step."""
+    """The last token of the prompt is one more row of the next decode step."""
     cold, _ = tiny_engine(num_slots=8)
     expected = cold.generate(PROMPTS[0], params(**options))
     engine, model = tiny_engine(num_slots=8)

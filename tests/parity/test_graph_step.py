@@ -1,4 +1,4 @@
-"""Decode steps as CUDA graphs: recorded once, replayed for other lengths and inputs, entirely on the device."""
+"""Decode steps as CUDA graphs: recorded once, replayed with other lengths and inputs, entirely on the device."""
 
 import contextlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One draft without an n-gram model is greedy decoding: token for token what transformers generates."""
+"""One draft without an n-gram model equals transformers' greedy decoding, token for token."""
 
 import random
 
@@ -43,7 +43,7 @@ def test_tiny_models(architecture):
         ours = engine.generate(prompt, GenerationParams(max_tokens=16, **GREEDY)).drafts[0].token_ids
         assert list(ours) == transformers_greedy(model, engine, prompt, 16)
         different.update(ours)
-    assert len(different) > 8  # else the model says one thing whatever the prompt and the test shows nothing
+    assert len(different) > 8  # a model that ignores the prompt would make this test meaningless
 
 
 def test_an_end_of_text_ends_the_draft_where_transformers_ends():

@@ -1,4 +1,4 @@
-"""Every strategy over tiny real models: rows, exactness, reuse of prefixes, resets, forks."""
+"""The strategies on tiny models: rows, exactness, reused prefixes, resets, forks, token healing, penalties."""
 
 import math
 from collections import Counter
@@ -132,14 +132,14 @@ def test_resets_restart_from_one_draft_and_from_its_real_tokens():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_forked_branch_goes_on_exactly_where_it_was(architecture):
+def test_a_forked_branch_continues_exactly(architecture):
     engine, _ = tiny_engine(architecture)
     expected = engine.generate(PROMPT, params(num_drafts=3), HashScorer())
     engine.add_request(EngineRequest("a", PROMPT, params(num_drafts=3), HashScorer()))
     for _ in range(3):
         engine.step()
     (branch,) = engine._sequences["a"].branches
-    twin = engine._branching._fork(branch, branch.drafts)  # both go on with all drafts: they must stay alike
+    twin = engine._branching._fork(branch, branch.drafts)  # both continue with all drafts, so they must stay equal
     while engine.has_unfinished:
         outputs = engine.step()
         assert [d.token_ids for d in twin.drafts.alive] == [d.token_ids for d in branch.drafts.alive]
@@ -164,7 +164,7 @@ def test_a_fork_divides_the_drafts():
     run_all(engine)
 
 
-def test_healing_finishes_the_word_and_goes_on_from_the_last_character():
+def test_healing_continues_from_the_last_character():
     engine, _ = tiny_engine()
     prompt = "Thank you for your ema"
     output = engine.generate(prompt, params(token_healing=True, num_drafts=3, alpha=0.0))
@@ -179,7 +179,7 @@ def test_healing_finishes_the_word_and_goes_on_from_the_last_character():
 
 
 def test_a_prompt_that_ends_in_a_space_gets_no_second_one():
-    """Nearly all of the probability lies on words whose token carries the space that was typed."""
+    """Nearly all of the probability is on words whose token includes the typed space."""
     engine, _ = tiny_engine()
     prompt = "Thank you for your "
     output = engine.generate(prompt, params(token_healing=True, num_drafts=8, max_tokens=1, alpha=0.0))
@@ -227,7 +227,7 @@ def test_the_paper_superposes_starts_of_one_stem_only():
 
 
 def test_greedy_takes_the_most_probable_text():
-    """Not the most probable token behind the prompt's own tokens: the best of all covers."""
+    """The best of all covers, not the most probable token after the prompt's own tokens."""
     engine, _ = tiny_engine()
     wanted = params(strategy="greedy", num_drafts=1, alpha=0.0, token_healing=True, max_tokens=1)
     covers = covers_of(engine, HEALED)
@@ -238,7 +238,7 @@ def test_greedy_takes_the_most_probable_text():
 
 
 def test_samples_are_drawn_from_all_covers():
-    """A thousand draws: each start about as often as its share of the covers says."""
+    """In a thousand draws, each start is about as frequent as its share of the covers."""
     engine, _ = tiny_engine(num_slots=8)
     covers = covers_of(engine, HEALED)
     shares = {
@@ -262,7 +262,7 @@ def test_samples_are_drawn_from_all_covers():
 
 
 def covers_of(engine, prompt):
-    """What the engine chooses a prompt's first tokens from."""
+    """The covers from which the engine chooses a prompt's first tokens."""
     seen = []
     choose = engine._starts.choose_start
     engine._starts.choose_start = lambda branch, covers: (seen.append(covers), choose(branch, covers))
@@ -285,8 +285,8 @@ def test_logit_bias_forbids_and_forces_tokens():
 
 
 @pytest.mark.parametrize("strategy", ["superposed", "sample", "greedy"])
-def test_penalties_are_taken_for_the_drafts_own_tokens(strategy):
-    """One draft that always takes the best token, against the definition written out over the plain model."""
+def test_penalties_count_the_drafts_own_tokens(strategy):
+    """One draft that always takes the best token, compared with the definition applied to the plain model."""
     engine, model = tiny_engine()
     bias, frequency, presence = {65: 30.0, 66: 30.0, 67: 29.0, 68: 28.0}, 1.5, 0.5
     prompt = engine.tokenizer.encode(PROMPT)
@@ -312,7 +312,7 @@ def test_penalties_are_taken_for_the_drafts_own_tokens(strategy):
         presence_penalty=presence,
     )
     assert engine.generate(prompt, wanted).drafts[0].token_ids == tuple(expected)
-    assert len(set(expected)) < 10  # some token came again, so that its count mattered
+    assert len(set(expected)) < 10  # a token was repeated, so its count mattered
 
 
 def test_more_branches_than_slots_are_refused():
@@ -321,7 +321,7 @@ def test_more_branches_than_slots_are_refused():
         engine.generate(PROMPT, params(strategy="sample", num_drafts=3))
 
 
-def test_a_branch_that_ended_gives_its_slot_back_before_its_siblings_end():
+def test_a_branch_that_ended_frees_its_slot_before_its_siblings_end():
     engine, _ = tiny_engine(num_slots=3)
     engine.add_request(EngineRequest("a", PROMPT, params(strategy="sample", num_drafts=3, seed=1, max_tokens=20)))
     engine.step()

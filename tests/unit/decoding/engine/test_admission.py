@@ -1,4 +1,4 @@
-"""What the model is fed for a prompt: the token that begins a document, what is not the client's, what is cut off."""
+"""Admission: a prompt's tokens, the token that begins a document, prompts that are too long."""
 
 import pytest
 from support.fake_runner import fake_engine
@@ -25,7 +25,7 @@ def test_a_text_gets_the_token_that_begins_a_document_and_token_ids_do_not():
     assert tokenise(own, TINY).token_ids == own
 
 
-def test_a_text_that_begins_with_a_special_token_gets_no_other_one():
+def test_a_text_that_begins_with_a_special_token_gets_no_second_one():
     spelled = f"<|endoftext|>{TEXT}"
     assert tokenise(spelled, TINY).token_ids == tuple(TINY.encode(spelled))
     assert tokenise("wor", SENTENCEPIECE).token_ids == tuple(SENTENCEPIECE.encode("wor"))
@@ -52,7 +52,7 @@ def test_the_token_in_front_is_not_counted():
     assert 0 < again.usage.cached_tokens < again.usage.prompt_tokens
 
 
-def test_a_prompt_that_is_cut_keeps_the_token_in_front_and_one_that_just_fits_does_without():
+def test_a_shortened_prompt_keeps_the_token_in_front_and_one_that_just_fits_loses_it():
     own = TINY.encode(TEXT)
     tokens = tokenise(TEXT, TINY)
     cut, (warning,) = fit_to_context(tokens, 4, 4 + 6, "truncate_left")
@@ -64,8 +64,8 @@ def test_a_prompt_that_is_cut_keeps_the_token_in_front_and_one_that_just_fits_do
         fit_to_context(tokens, 4, 4 + len(own) - 1, "error")
 
 
-def test_an_improbable_draft_ends_behind_its_first_word_or_after_as_many_tokens_again():
-    """Of letters no word is finished after two tokens, and two more are awaited; of marks nothing is to be finished."""
+def test_an_improbable_draft_ends_after_its_first_word_or_after_twice_the_fewest_tokens():
+    """Two letters are an unfinished word, so two more tokens are allowed; punctuation has no word to finish."""
     engine, _, _ = fake_engine()
     letters = {token: i for i, token in enumerate(engine.tokenizer.token_bytes) if token.isalpha() and len(token) == 1}
     marks = engine.tokenizer.encode_inside("!") + engine.tokenizer.encode_inside("?")

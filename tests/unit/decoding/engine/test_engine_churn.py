@@ -1,4 +1,4 @@
-"""The engine under churn, over a fake model: exactly one answer each, no slot lost, nobody's drafts mixed up."""
+"""The engine under random load, on a fake model: one answer per request, no lost slot, no mixed-up drafts."""
 
 import gc
 import random
@@ -16,7 +16,7 @@ from superdraft.decoding.request import EngineRequest
 
 
 @pytest.mark.parametrize("num_prefix_positions", [0, 40, 2000])
-def test_every_request_is_answered_once_and_as_if_it_were_alone(num_prefix_positions):
+def test_every_request_is_answered_once_and_as_if_alone(num_prefix_positions):
     rng = random.Random(num_prefix_positions)
     requests = {str(i): some_request(rng) for i in range(150)}
     engine, _, _ = fake_engine(
@@ -55,7 +55,7 @@ def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
             accepted += 1
         if open_requests and rng.random() < 0.4:
             victim = rng.choice(list(open_requests))
-            assert engine.cancel(victim)  # even if it was superseded a moment ago: nothing more comes for it
+            assert engine.cancel(victim)  # also if it was superseded just now: there is no further output
             del open_requests[victim]
             ends["cancelled"] += 1
         for output in engine.step():
@@ -75,7 +75,7 @@ def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
     assert run_all(engine) == {}
 
 
-def test_an_idle_engine_keeps_nothing_of_those_it_served():
+def test_an_idle_engine_keeps_nothing_of_finished_requests():
     def branches() -> list[Branch]:
         gc.collect()
         return [one for one in gc.get_objects() if type(one) is Branch]

@@ -1,4 +1,4 @@
-"""How requests end: superseded, out of time, with snapshots on the way, cut for display. Over a fake model."""
+"""Ends of requests, on a fake model: superseded, out of time, after snapshots, trimmed."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
 
-from superdraft.decoding.errors import SupersededError
+from superdraft.decoding.errors import InvalidRequestError, SupersededError
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
@@ -17,7 +17,7 @@ def params(**options: object) -> GenerationParams:
     return GenerationParams(**({"max_tokens": 8, "tau": 0.5, "alpha": 0.3} | options))
 
 
-def test_a_newer_request_of_a_session_ends_the_older_one_and_no_other():
+def test_a_newer_request_of_a_session_ends_only_the_older_one():
     engine, _, _ = fake_engine()
     engine.add_request(EngineRequest("old", PROMPT, params(), session_id="s"))
     engine.add_request(EngineRequest("stranger", PROMPT, params(), session_id="t"))
@@ -30,7 +30,19 @@ def test_a_newer_request_of_a_session_ends_the_older_one_and_no_other():
     assert outputs["stranger"].output.drafts
 
 
-def test_a_request_is_superseded_while_it_waits_too_and_a_finished_one_is_not():
+def test_the_id_of_a_superseded_request_is_free_once_its_error_was_handed_out():
+    engine, _, _ = fake_engine()
+    old, new = (EngineRequest(name, PROMPT, params(), session_id="s") for name in ("old", "new"))
+    engine.add_request(old)
+    engine.add_request(new)
+    with pytest.raises(InvalidRequestError, match="has not ended yet"):
+        engine.add_request(EngineRequest("old", PROMPT, params()))
+    assert [(output.request_id, type(output.error)) for output in engine.step()] == [("old", SupersededError)]
+    engine.add_request(EngineRequest("old", PROMPT, params()))
+    assert run_all(engine)["old"].output.drafts
+
+
+def test_a_waiting_request_can_be_superseded_and_a_finished_one_cannot():
     engine, _, _ = fake_engine(num_slots=1)
     engine.add_request(EngineRequest("running", PROMPT, params()))
     engine.step()
@@ -42,19 +54,19 @@ def test_a_request_is_superseded_while_it_waits_too_and_a_finished_one_is_not():
     assert list(run_all(engine)) == ["later"]
 
 
-def test_when_the_time_is_over_the_answer_is_what_there_is():
+def test_at_the_time_limit_the_answer_has_the_drafts_so_far():
     engine, _, clock = fake_engine()
     engine.add_request(EngineRequest("a", PROMPT, params(max_tokens=20), timeout_s=1.0))
     for _ in range(4):
         engine.step()
     clock.now_s = 1.0
     output = run_all(engine)["a"].output
-    assert "time was over" in output.warnings[0]
+    assert "time limit was reached" in output.warnings[0]
     assert {len(draft.token_ids) for draft in output.drafts} == {4}
     assert output.timings.total_ms == 1000.0
 
 
-def test_a_request_that_never_ran_is_answered_with_nothing_when_its_time_is_over():
+def test_a_request_that_never_ran_is_answered_without_drafts_at_its_time_limit():
     engine, _, clock = fake_engine(num_slots=1)
     engine.add_request(EngineRequest("running", PROMPT, params(max_tokens=30)))
     engine.step()
@@ -88,7 +100,7 @@ def test_stable_text_never_changes_and_begins_every_draft_of_the_answer(
         snapshots=True,
         strategy=strategy,
         seed=1,
-        logit_bias=((32, 6.0), (66, 6.0)),  # words and spaces more often than noise
+        logit_bias=((32, 6.0), (66, 6.0)),  # more words and spaces, less noise
     )
     engine.add_request(EngineRequest("a", prompt, wanted, HashScorer()))
     stable = [""]
@@ -103,7 +115,7 @@ def test_stable_text_never_changes_and_begins_every_draft_of_the_answer(
     assert all(draft.text.startswith(stable[-1]) for draft in final.drafts if draft.text)
 
 
-def test_snapshots_come_after_every_step_but_the_last():
+def test_a_snapshot_follows_every_step_except_the_last():
     engine, _, _ = fake_engine()
     engine.add_request(EngineRequest("a", PROMPT, params(max_tokens=5, snapshots=True)))
     steps: list[int | str] = []
@@ -112,7 +124,7 @@ def test_snapshots_come_after_every_step_but_the_last():
     assert steps == [1, 2, 3, 4, "end"]
 
 
-def test_drafts_below_the_wanted_score_are_left_out():
+def test_drafts_below_the_minimum_score_are_left_out():
     engine, _, _ = fake_engine()
     free = engine.generate(PROMPT, params(num_drafts=4)).drafts
     scores = [draft.score for draft in free]
@@ -122,7 +134,7 @@ def test_drafts_below_the_wanted_score_are_left_out():
     assert engine.generate(PROMPT, params(min_score=0.0)).drafts == ()
 
 
-def test_a_single_line_ends_before_the_break_and_its_tokens_with_it():
+def test_text_and_tokens_of_a_single_line_end_before_the_break():
     engine, _, _ = fake_engine()
     newline = engine.tokenizer.encode("\n")[0]
     a = engine.tokenizer.encode("a")[0]
@@ -133,7 +145,7 @@ def test_a_single_line_ends_before_the_break_and_its_tokens_with_it():
         assert "".join(draft.tokens).rstrip("\n") == draft.text
 
 
-def test_drafts_that_are_equal_after_trimming_are_one_and_tokens_follow_the_text():
+def test_drafts_that_are_equal_after_trimming_are_merged_and_tokens_match_the_text():
     engine, _, _ = fake_engine()
     word = engine.tokenizer.encode("a")[0]
     space = engine.tokenizer.encode(" ")[0]

@@ -1,4 +1,4 @@
-"""The prefix cache against a brute-force model of it."""
+"""The prefix cache, compared with a brute-force model."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,14 +16,14 @@ def keep(cache: PrefixCache, pool: dict[int, tuple[int, ...]], tokens: list[int]
 
 
 @given(prompts, st.integers(0, 25))
-def test_what_is_found_is_what_was_written_there(sequences, size):
+def test_positions_hold_the_tokens_that_they_are_found_for(sequences, size):
     cache, pool = PrefixCache(size), {}
     for tokens in sequences:
         found = cache.match(tokens)
         assert [pool[position] for position in found] == [tuple(tokens[: i + 1]) for i in range(len(found))]
         keep(cache, pool, tokens)
         assert all(0 <= position < size for position in pool)
-        # What was just kept is found whole, or as much of it as the pool can hold.
+        # A prompt that was just kept is found completely, or as far as it fits in the pool.
         assert len(cache.match(tokens)) == min(len(tokens), size)
 
 
@@ -58,7 +58,7 @@ def test_only_the_new_tokens_of_a_grown_prompt_are_written():
     assert cache.insert([1, 2]) == (2, [])
 
 
-def test_a_cleared_cache_has_all_its_room_and_nothing_in_it():
+def test_a_cleared_cache_is_empty_and_has_all_its_room():
     cache = PrefixCache(3)
     cache.insert([1, 2, 3])
     cache.clear()
@@ -68,7 +68,7 @@ def test_a_cleared_cache_has_all_its_room_and_nothing_in_it():
     assert cache.match([4, 5, 6]) == positions
 
 
-def test_a_pool_of_nothing_keeps_nothing():
+def test_an_empty_pool_keeps_nothing():
     cache = PrefixCache(0)
     assert cache.insert([1, 2]) == (0, [])
     assert cache.match([1, 2]) == []

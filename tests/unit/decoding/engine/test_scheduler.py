@@ -1,4 +1,4 @@
-"""The scheduler, with plain lists: turns, budgets, slots without holes, nothing lost."""
+"""The scheduler: turns, budgets, slots without holes, no lost request."""
 
 import random
 
@@ -27,7 +27,7 @@ def new_scheduler(num_slots: int, max_prefill_tokens: int) -> Scheduler:
 
 
 def prefill(scheduler: Scheduler, work: Prefill) -> list[SlotMove]:
-    """What the engine does with a prefill: run the tokens; start those that are through, and fork their branches."""
+    """A prefill as the engine does it: run the tokens, start complete prompts and fork their branches."""
     moves: list[SlotMove | None] = []
     for one in work.sequences:
         one.branches[0].num_computed += min(work.max_tokens, one.num_unfed_tokens)
@@ -49,7 +49,7 @@ def fork(scheduler: Scheduler, one: Sequence) -> list[SlotMove]:
 
 
 def decode(scheduler: Scheduler, work: Decode) -> list[SlotMove]:
-    """What the engine does in a decode step with requests that join it."""
+    """A decode step as the engine does it, with the requests that join."""
     for one in work.joining:
         one.branches[0].num_computed += 1
     return [move for one in work.joining for move in fork(scheduler, one)]
@@ -84,7 +84,7 @@ def test_short_prompts_that_fit_with_their_padding_are_run_together():
     ]
 
 
-def test_a_prompt_that_lacks_one_token_joins_a_decode_step_and_overtakes_nobody():
+def test_a_prompt_that_lacks_one_token_joins_a_decode_step_without_overtaking():
     scheduler = new_scheduler(4, max_prefill_tokens=12)
     for name, num_tokens in zip("abcd", (1, 3, 1, 1), strict=True):
         scheduler.add(sequence(name, num_tokens))
@@ -109,7 +109,7 @@ def test_the_slots_that_a_joining_request_will_fork_into_are_kept():
     assert scheduler.num_kept_slots(work.joining[0]) == 2
 
 
-def test_a_long_prompt_is_cut_into_chunks_and_neither_stalls_drafts_nor_short_prompts():
+def test_a_long_prompt_is_cut_into_chunks_and_stalls_neither_drafts_nor_short_prompts():
     scheduler = new_scheduler(4, max_prefill_tokens=10)
     scheduler.add(sequence("short", 3))
     scheduler.add(sequence("long", 25))
@@ -145,8 +145,8 @@ def test_a_request_with_many_branches_waits_for_its_slots_and_is_not_overtaken()
     both = ("decode", ["first"] * 2)
     assert trace(scheduler, 3) == [("prefill", {"first": 4}), both, both]
     scheduler.end(first.branches[0])
-    everybody = ["first", "wide", "wide", "wide"]
-    assert trace(scheduler, 3) == [("prefill", {"wide": 4}), ("decode", everybody), ("decode", everybody)]
+    all_rows = ["first", "wide", "wide", "wide"]
+    assert trace(scheduler, 3) == [("prefill", {"wide": 4}), ("decode", all_rows), ("decode", all_rows)]
     assert scheduler.num_waiting == 1
 
 
@@ -169,7 +169,7 @@ def test_a_long_prompt_waits_in_the_last_slot_and_moves_up_when_it_starts():
     a, long = sequence("a", 2), sequence("long", 8)
     scheduler.add(a)
     scheduler.add(long)
-    trace(scheduler, 3)  # a runs in slot 0, the long one is half through in slot 3
+    trace(scheduler, 3)  # a runs in slot 0, the long one is being prefilled in slot 3
     assert (a.branches[0].slot, long.branches[0].slot) == (0, 3)
     assert not scheduler.remove(a)
     work = scheduler.schedule()
@@ -178,7 +178,7 @@ def test_a_long_prompt_waits_in_the_last_slot_and_moves_up_when_it_starts():
     assert long.branches[0].slot == 0
 
 
-def test_the_next_of_a_batch_moves_up_if_the_one_before_it_ended_at_once():
+def test_the_next_of_a_batch_moves_up_if_the_one_before_ended_at_once():
     scheduler = new_scheduler(4, max_prefill_tokens=50)
     a, b = sequence("a", 2), sequence("b", 3)
     scheduler.add(a)
@@ -191,8 +191,8 @@ def test_the_next_of_a_batch_moves_up_if_the_one_before_it_ended_at_once():
 
 
 @given(st.lists(st.integers(0, 9), max_size=80), st.integers(1, 5), st.integers(1, 12), st.randoms())
-def test_slots_stay_compact_and_hold_what_belongs_there(actions, num_slots, budget, rng: random.Random):
-    """`memory[slot]` is whose keys and values a slot holds, kept up to date by the moves alone."""
+def test_slots_stay_compact_and_hold_the_right_sequence(actions, num_slots, budget, rng: random.Random):
+    """`memory[slot]` is the sequence whose keys and values a slot holds; only the moves update it."""
     scheduler = new_scheduler(num_slots, budget)
     here: list[Sequence] = []
     memory: dict[int, Sequence] = {}

@@ -1,4 +1,4 @@
-"""The selection "distinct" on its own: beginnings, heirs, and places that stay free."""
+"""The selection rule "distinct": which drafts begin, which child each one takes, which places stay free."""
 
 import math
 
@@ -16,14 +16,14 @@ RULE = Distinct()
 EXTEND = TokenAppender(TOKENS, frozenset({END}))
 
 
-def step(drafts: DraftSet, rows: list[dict[int, float]], k: int, **options: float) -> DraftSet:
-    """One step; `rows` has the probabilities of each alive draft's tokens, in order of probability."""
+def step(drafts: DraftSet, rows: list[dict[int, float]], k: int) -> DraftSet:
+    """One step; `rows` has the probability of each token after each alive draft."""
     token_ids = [sorted(row, key=lambda token: -row[token]) for row in rows]
     logprobs = np.full((len(rows), max(map(len, rows))), -np.inf)
     for i, row in enumerate(rows):
         logprobs[i, : len(row)] = np.log([row[token] for token in token_ids[i]])
     children = Children.of(drafts.alive, token_ids, list(logprobs), logprobs)
-    return RULE.select(drafts, children, EXTEND, k, **options)
+    return RULE.select(drafts, children, EXTEND, k)
 
 
 def test_the_first_step_begins_the_k_most_probable_tokens():
@@ -33,7 +33,7 @@ def test_the_first_step_begins_the_k_most_probable_tokens():
     assert [draft.lm_logprob for draft in drafts.alive] == pytest.approx(np.log([0.5, 0.3, 0.15]))
 
 
-def test_then_each_draft_has_its_best_child_however_improbable_it_is():
+def test_then_each_draft_takes_its_own_best_child_even_if_improbable():
     drafts = step(DraftSet(), [{THE: 0.9, A: 0.1}], 2)
     shared = {CAT: 0.6, DOG: 0.4}
     drafts = step(drafts, [shared, shared], 2)
@@ -41,7 +41,7 @@ def test_then_each_draft_has_its_best_child_however_improbable_it_is():
     assert [draft.start for draft in drafts.alive] == [b" the", b" a"]
 
 
-def test_a_place_that_no_probable_beginning_took_goes_to_the_first_probable_second_child():
+def test_a_free_place_goes_to_the_first_probable_second_child():
     drafts = step(DraftSet(), [{THE: 0.995, A: 0.003, CAT: 0.002}], 3)
     assert [draft.text for draft in drafts.alive] == [b" the"]
     drafts = step(drafts, [{CAT: 0.9, DOG: 0.095, SAT: 0.005}], 3)
@@ -54,7 +54,7 @@ def test_a_place_that_no_probable_beginning_took_goes_to_the_first_probable_seco
     assert len(drafts.alive) == 3
 
 
-def test_no_draft_leaves_another_after_its_first_words():
+def test_no_draft_begins_after_the_first_words():
     alive = Draft(text=b" the cat sat", pieces=(b" the", b" cat", b" sat"), start=b" the")
     drafts = step(DraftSet((alive,)), [{THEN: 0.5, A: 0.5}], 3)
     assert len(drafts.alive) == 1
@@ -70,12 +70,12 @@ def test_a_draft_that_ends_keeps_its_place_and_one_without_text_takes_none():
     assert {draft.text for draft in rank(drafts, 2, RULE.score)} == {b" the", b" a dog"}
 
 
-def test_the_only_way_on_is_taken_even_if_it_is_improbable():
+def test_the_only_child_is_taken_even_if_it_is_improbable():
     drafts = step(DraftSet(), [{THE: 0.001}], 3)
     assert [draft.text for draft in drafts.alive] == [b" the"]
 
 
-def test_drafts_after_several_stems_begin_with_what_goes_beyond_the_typed_text():
+def test_drafts_after_several_stems_begin_beyond_the_typed_text():
     drafts = step(DraftSet((Draft(rest=b" th"), Draft(path=(THE,)))), [{THE: 0.5, THEN: 0.3}, {CAT: 0.2}], 3)
     found = [(draft.text, draft.start, draft.path) for draft in drafts.alive]
     assert found == [(b"e", b"e", ()), (b"en", b"en", ()), (b" cat", b" cat", (THE,))]
@@ -92,7 +92,7 @@ def test_the_score_is_the_probability_of_the_first_word():
         assert params.ranking_rule.score(Draft(logprob=-4.0, num_scored=2)) == -2.0
 
 
-def test_words_up_to_the_one_that_tells_a_draft_apart_count():
+def test_words_up_to_the_one_that_differs_count():
     draft = Draft(
         token_ids=(THE, CAT, S, SAT),
         pieces=(b" the", b" cat", b"s", b" sat"),

@@ -1,4 +1,4 @@
-"""draft_set, scoring, superposition, the paper's selection and ranking against the plain-loop oracle; invariants."""
+"""The whole method without a model, compared with the plain-loop oracle; invariants of draft sets."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from superdraft.decoding.method.selection import PAPER
 from superdraft.decoding.method.superposition import draft_weights
 
 VOCAB = 12
-# Two tokens share a text and one is a prefix of another, so that different token sequences can read the same.
+# Two tokens share a text and one is a prefix of another, so that different token sequences can have the same text.
 TOKEN_BYTES = (b"a", b"b", b"ab", b"a", b" c", b" d", b"e", b"f", b"g", b"h", b"", b"")
 SPECIAL = 10
 EOS = 11
@@ -71,7 +71,7 @@ def run_product(logits, ngram, *, k, m, tau, alpha, penalty) -> tuple[DraftSet, 
     return drafts, weights
 
 
-# Multiples of 1/64 are exact in float32, and distinct within a row: both sides see the same numbers and no ties.
+# Multiples of 1/64 are exact in float32, and distinct within a row: both sides get the same numbers, without ties.
 distinct_row = st.lists(st.integers(-400, 400), min_size=VOCAB, max_size=VOCAB, unique=True).map(
     lambda row: [value / 64 for value in row]
 )
@@ -162,25 +162,33 @@ def test_a_draft_without_any_support_pays_the_penalty_and_keeps_its_order():
     assert scores[1].tolist() == [-np.inf, pytest.approx(0.5 * np.log(0.3) + 0.5 * np.log(0.4))]
 
 
-def test_a_token_that_the_request_rules_out_stays_ruled_out_whatever_alpha_is():
+def test_a_forbidden_token_stays_forbidden_for_every_alpha():
     for alpha in (0.5, 1.0):
         scores = interpolate(np.array([[0.0, -np.inf]]), np.log([[0.2, 0.8], [0.5, 0.5]]), alpha, penalty=200)
         assert np.isneginf(scores[:, 1]).all()
         assert np.isfinite(scores[:, 0]).all()
 
 
-def test_alpha_one_ignores_the_language_model_but_for_its_cut():
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_support_for_a_forbidden_token_alone_is_no_support(alpha):
+    """Otherwise the draft would have no child at all."""
+    lm, ngram = np.array([[np.log(0.7), -np.inf]]), np.array([[-np.inf, np.log(0.4)]])
+    scores = interpolate(lm, ngram, alpha, penalty=10)
+    assert scores[0].tolist() == [pytest.approx((1 - alpha) * np.log(0.7) - 10), -np.inf]
+
+
+def test_alpha_one_ignores_the_language_model_except_for_the_cut():
     scores = interpolate(np.array([-1.0, -np.log(50)]), np.log([[0.2, 0.8]]), alpha=1, penalty=200)
     assert scores[0].tolist() == pytest.approx(np.log([0.2, 0.8]).tolist())
 
 
-def test_equal_scores_go_to_the_better_parent_then_the_likelier_token():
+def test_of_equal_scores_the_better_parent_comes_first_then_the_more_probable_token():
     drafts = DraftSet((Draft((4,), b" c", 0.0, 1, (0.0,)), Draft((5,), b" d", 0.0, 1, (0.0,))))
     after = advance(drafts, [6, 7], np.zeros(2), np.zeros((2, 2)), 3)
     assert [draft.token_ids for draft in after.alive] == [(4, 6), (4, 7), (5, 6)]
 
 
-def test_an_ended_draft_does_not_forbid_a_living_one_with_the_same_text():
+def test_a_finished_draft_does_not_exclude_an_alive_one_with_the_same_text():
     drafts = DraftSet(
         (Draft((4,), b" c", -1.0, 1, (-1.0,)),), finished=(Draft((4, 6), b" ce", -0.5, 2, (0.0, 0.0), "stop"),)
     )
@@ -193,7 +201,7 @@ def test_weights_survive_scores_far_below_zero():
     assert draft_weights([-1.0, -5000.0]) == [1.0, 0.0]
 
 
-def test_ranking_is_by_score_per_token_and_drops_what_says_nothing():
+def test_ranking_is_by_score_per_token_without_empty_drafts():
     ended = (Draft((), b"", -0.01, 1, (-0.01,), "stop"), Draft((4,), b" c", -1.0, 2, (-0.5,), "stop"))
     drafts = DraftSet((Draft((4, 6), b" ce", -0.8, 2, (0.0, 0.0)), Draft((5, 6), b" de", -3.0, 2, (0.0, 0.0))), ended)
     assert [(draft.text, draft.finish_reason) for draft in ranked(drafts, 3)] == [

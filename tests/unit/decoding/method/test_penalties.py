@@ -1,4 +1,4 @@
-"""Bias on tokens and penalties on a draft's own tokens."""
+"""Logit biases and repetition penalties."""
 
 import math
 
@@ -10,7 +10,7 @@ from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.method.penalties import apply_logit_bias, check_logit_bias, penalise
 
 
-def test_a_bias_is_added_to_its_token_alone_and_the_models_logits_stay():
+def test_a_bias_is_added_to_its_token_alone_in_a_copy():
     logits = torch.tensor([1.0, 2.0, 3.0])
     assert apply_logit_bias(logits, ((0, 2.5), (2, -1.0))).tolist() == [3.5, 2.0, 2.0]
     assert logits.tolist() == [1.0, 2.0, 3.0]

@@ -1,4 +1,4 @@
-"""Nucleus sampling against a brute-force nucleus; generators and weighted draws."""
+"""Nucleus sampling, compared with a brute-force nucleus; generators and weighted draws."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_frequencies_are_those_of_the_nucleus(temperature, top_p):
     counts = np.bincount(draw(logits, temperature, top_p, num), minlength=len(logits))
     for token_id, count in enumerate(counts):
         p = expected.get(token_id, 0.0)
-        # Five standard deviations: a wrong nucleus or temperature is off by tens of them.
+        # Five standard deviations: a wrong nucleus or temperature is off by more than ten.
         assert abs(count - num * p) <= 5 * math.sqrt(num * p * (1 - p)), token_id
 
 
@@ -56,7 +56,7 @@ def test_frequencies_are_those_of_the_nucleus(temperature, top_p):
 def test_shares_are_right_to_one_draw_however_many_tokens_are_preselected(monkeypatch, temperature, top_p, preselected):
     monkeypatch.setattr("superdraft.decoding.method.sampling._PRESELECTED", preselected)
     num = 2000
-    # An even grid instead of random numbers: the shares must then be right to one in `num`.
+    # An even grid instead of random numbers: the shares must then be right to one draw in `num`.
     uniforms = (torch.arange(num, dtype=torch.float64) + 0.5) / num
     for row in ([0.3, 2.0, -1.0, 1.5, 0.0, 1.0, -INF], np.random.default_rng(7).normal(size=7).tolist()):
         chosen = nucleus_sample(torch.tensor(row).expand(num, -1), [temperature] * num, [top_p] * num, uniforms)
@@ -70,7 +70,7 @@ def test_shares_are_right_to_one_draw_however_many_tokens_are_preselected(monkey
 @given(data=st.data())
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p_however_many_tokens_it_takes(num_tokens, data):
     seed = data.draw(st.integers(0, 999))
-    # Far apart from any tie of the sums, so that rounding cannot decide.
+    # Far from any sum of probabilities, so that rounding cannot decide.
     top_p = data.draw(st.sampled_from([0.1003, 0.5003, 0.9003, 0.9903]))
     logits = torch.from_numpy(np.random.default_rng(seed).normal(size=num_tokens)).float()
     expected = nucleus_by_hand(logits.tolist(), 1.0, top_p)
@@ -104,7 +104,7 @@ def test_a_single_allowed_token_is_taken(temperature, top_p):
     assert set(draw([-INF, -INF, -4.0, -INF], temperature, top_p, 20)) == {2}
 
 
-def test_rows_of_a_batch_have_their_own_temperature_nucleus_and_size_of_it():
+def test_each_row_of_a_batch_has_its_own_temperature_and_nucleus():
     rng = np.random.default_rng(1)
     peaked, flat = rng.normal(size=3000) * 5, rng.normal(size=3000) * 0.01
     rows = torch.from_numpy(np.stack([peaked, flat, peaked, flat, peaked])).float()
@@ -131,7 +131,7 @@ def test_branches_of_a_request_draw_different_numbers():
     assert make_generator(None, 0).random() != make_generator(None, 0).random()
 
 
-def test_a_draft_is_drawn_by_its_weight_and_never_one_of_weight_0():
+def test_a_draft_is_drawn_by_weight_and_never_with_weight_0():
     rng = make_generator(3, 0)
     counts = np.bincount([choose_by_weight([0.0, 3.0, 1.0, 0.0], rng) for _ in range(2000)], minlength=4)
     assert counts[0] == counts[3] == 0

@@ -1,4 +1,4 @@
-"""The cut to m candidates, and parameters."""
+"""The cut to m candidates, the tempered distribution, checks of parameters."""
 
 import numpy as np
 import pytest
@@ -28,12 +28,24 @@ def test_suppressed_tokens_are_left_out_but_count_in_the_models_distribution():
     assert candidates.logprobs[0, 0] == pytest.approx(float(torch.log_softmax(torch.tensor([5.0, 4.0, 3.0]), 0)[1]))
 
 
-def test_a_row_that_is_not_numbers_is_known_and_does_not_touch_the_next():
+def test_a_row_that_is_not_numbers_is_detected_and_does_not_change_the_next():
     logits = torch.tensor([[float("nan"), 1.0], [0.0, 1.0], [float("inf"), 0.0], [float("-inf"), 0.0]])
     candidates = cut(logits, 2, NONE)
     assert [candidates.are_numbers(row) for row in range(4)] == [False, True, False, True]
     assert candidates.token_ids[1].tolist() == [1, 0]
     assert candidates.logits[3].tolist() == [0.0, -np.inf]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("vocab_size", [1000, 1024, 1025])
+def test_nan_of_either_sign_is_detected_and_ends_no_other_row(vocab_size, sign):
+    """On x86, 0 / 0 is a NaN with the sign bit set."""
+    healthy = np.arange(vocab_size, dtype=np.float32)
+    all_nan = np.full(vocab_size, np.copysign(np.nan, sign), dtype=np.float32)
+    last_nan = np.append(healthy[:-1], all_nan[-1])
+    candidates = cut(torch.from_numpy(np.stack([all_nan, last_nan, healthy])), 1, NONE)
+    assert [candidates.are_numbers(row) for row in range(3)] == [False, False, True]
+    assert candidates.token_ids[2].tolist() == [vocab_size - 1]
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([256, 384, 1000, 4096]), st.integers(1, 40))
@@ -71,7 +83,7 @@ def test_a_tiny_temperature_does_not_underflow_to_nothing():
     assert tempered_logprobs(np.array([10.0, -40.0]), 0.001).tolist() == [0.0, -50_000.0]
 
 
-def test_m_is_k_squared_unless_said():
+def test_m_is_k_squared_by_default():
     assert GenerationParams(num_drafts=4).num_candidates == 16
     assert GenerationParams(num_drafts=4, candidates_per_draft=5).num_candidates == 5
 

@@ -1,4 +1,4 @@
-"""The superposed embedding."""
+"""Superposed embeddings."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a token does to a draft: stop strings over token borders, end of text."""
+"""`TokenAppender`: stop strings across token borders, end of text."""
 
 import pytest
 from hypothesis import given
@@ -51,7 +51,8 @@ def test_end_of_text_adds_nothing():
 def test_equals_a_search_in_the_whole_text(token_ids, stops):
     draft = append(token_ids, *stops)
     whole = b"".join(TOKENS[token_id] for token_id in token_ids)
-    # The first stop string to be complete ends the draft; of those that one token completes, the one that begins first.
+    # The draft ends at the stop string that is complete first; of several that one token completes, at the one that
+    # begins first.
     ends = {len(b"".join(TOKENS[t] for t in token_ids[: i + 1])) for i in range(len(token_ids))}
     complete = [(whole.find(s.encode()), len(s.encode())) for s in stops if s.encode() in whole]
     if not complete:

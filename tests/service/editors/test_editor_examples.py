@@ -21,7 +21,7 @@ from support.serving import serving
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EDITORS, CURL = ROOT / "examples" / "editors", ROOT / "examples" / "curl"
 PORT = 8012  # as docs/editors.md says it
 

@@ -27,7 +27,7 @@ from superdraft.server.wires.editors import NOT_SEEN
 
 DRAFTING = DraftingDefaults(alpha=0.3, tau=0.8)
 
-DOCS = Path(__file__).parents[2] / "docs" / "http-api.md"
+DOCS = Path(__file__).parents[3] / "docs" / "http-api.md"
 STRATEGIES = ("superposed", "sample", "greedy", "sample+superposed")
 WORDS = {"honoured", "ignored, warning", "partial, warning", "accepted", "400", "404"}
 PROMPT = "We're meeting at n"

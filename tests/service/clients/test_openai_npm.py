@@ -19,7 +19,7 @@ from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 
-SCRIPT = Path(__file__).parents[1] / "node" / "completions.mjs"
+SCRIPT = Path(__file__).parents[2] / "node" / "completions.mjs"
 NODE = shutil.which("node")
 MODULES = Path(os.environ.get("OPENAI_NODE_MODULES", SCRIPT.parent / "node_modules"))
 
