@@ -3,12 +3,16 @@
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from superdraft.evaluation.reports.machine import describe_machine
+
+T = TypeVar("T")
 
 _WIDTH = 150  # of tables that are not printed to a terminal
 
@@ -47,6 +51,11 @@ def shown(values: Mapping[str, float], digits: int = 2) -> tuple[str, str]:
     return f"{values['median']:.{digits}f}", f"{values['p25']:.{digits}f} - {values['p75']:.{digits}f}"
 
 
+def tracked(values: Iterable[T], what: str, *, total: int | None = None, transient: bool = False) -> Iterable[T]:
+    """The values, with a progress bar on standard error; a transient one is removed at the end."""
+    return track(values, what, total, console=Console(stderr=True), transient=transient)
+
+
 def make_report(doc: str | None, settings: Mapping[str, Any], **content: Any) -> dict[str, Any]:
     """A report: what was measured, on which machine, and with which settings.
 
@@ -74,9 +83,9 @@ def print_report(report: Mapping[str, Any], tables: Iterable[Table], as_json: bo
     console.print({"machine": report["machine"], "settings": report["settings"]})
 
 
-def plain_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """A table with a column for each field of the rows."""
-    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
+def plain_table(rows: Sequence[Mapping[str, Any]], title: str | None = None, heads: Sequence[str] = ()) -> Table:
+    """A table with a column for each field of the rows, called `heads` or else by the fields' names."""
+    table = Table(*(heads or [name.replace("_", " ") for name in rows[0]]), title=title)
     for row in rows:
         table.add_row(*map(str, row.values()))
     return table
@@ -87,6 +96,14 @@ def count_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in counts.items())
 
 
-def promise_notes(kept: Mapping[str, bool]) -> list[str]:
-    """A note on each promise: whether it was kept."""
-    return [f"{'kept ' if is_kept else 'BROKEN'}  {promise}" for promise, is_kept in kept.items()]
+def print_promises(report: Mapping[str, Any], tables: Iterable[Table], as_json: bool) -> None:
+    """Print a report with a note on each promise: whether it was kept, according to the report's `kept`.
+
+    Raises:
+        typer.Exit: with code 1, if a promise was broken.
+    """
+    kept = report["kept"]
+    notes = [f"{'kept ' if is_kept else 'BROKEN'}  {promise}" for promise, is_kept in kept.items()]
+    print_report(report, tables, as_json, notes)
+    if not all(kept.values()):
+        raise typer.Exit(1)

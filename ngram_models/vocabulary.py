@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-BEGIN_OF_SENTENCE = "<s>"
 END_OF_SENTENCE = "</s>"
 UNKNOWN = "<unk>"
 CUT = "<cut>"

@@ -91,17 +91,7 @@ def create_app(
     metrics.watch_admission(lambda: admission.num_waiting)
     async_engine = AsyncEngine(engine, metrics, admission)
     access = _access(settings, metrics)
-    fan_out = FanOut(min(settings.fan_out_drafts, settings.max_num_drafts) if settings.fan_out else 1)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async_engine.start()
-        try:
-            yield
-        finally:
-            await async_engine.stop(settings.shutdown_grace_s)
-
-    app = FastAPI(title="Superdraft", version=version("superdraft"), description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="Superdraft", version=version("superdraft"), description=_DESCRIPTION, lifespan=_lifespan)
     app.state.settings = settings
     app.state.service = Service(
         settings=settings,
@@ -113,23 +103,47 @@ def create_app(
         metrics=metrics,
         statistics=statistics,
         fim=fim_tokens_of(engine, settings),
-        fan_out=fan_out,
+        fan_out=FanOut(min(settings.fan_out_drafts, settings.max_num_drafts) if settings.fan_out else 1),
     )
     error_map.install(app)
+    templates = _add_routes(app, access)
+    _add_middleware(app, templates, checks_host=is_local and not access.keys.are_required)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Run the engine's thread."""
+    service: Service = app.state.service
+    service.engine.start()
+    try:
+        yield
+    finally:
+        await service.engine.stop(service.settings.shutdown_grace_s)
+
+
+def _add_routes(app: FastAPI, access: Access) -> frozenset[str]:
+    """Add all routes; returns their path templates."""
     routers = [routes.router for routes in _ROUTES]
     for router in routers:
         app.include_router(router, dependencies=[Depends(access)], responses=_REFUSALS)
     app.include_router(routes_playground.router)  # open to everyone
     routers.append(routes_playground.router)
-    templates = frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
-    # The one added last is the outermost: it also sees what the others refuse.
+    return frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
+
+
+def _add_middleware(app: FastAPI, templates: frozenset[str], *, checks_host: bool) -> None:
+    """Add all middleware. The one added last is the outermost: it also sees what the others refuse."""
+    service: Service = app.state.service
+    settings = service.settings
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
-    if is_local and not access.keys.are_required:
+    if checks_host:
         app.add_middleware(HostCheckMiddleware, allowed=settings.allowed_hosts)
     app.add_middleware(SecurityHeadersMiddleware)
-    app.add_middleware(RequestContextMiddleware, metrics=metrics, statistics=statistics, templates=templates)
-    return app
+    app.add_middleware(
+        RequestContextMiddleware, metrics=service.metrics, statistics=service.statistics, templates=templates
+    )
 
 
 def _admission(settings: Settings, engine: DecodingEngine, metrics: Metrics) -> AdmissionControl:

@@ -46,17 +46,25 @@ def load_service(settings: Settings) -> LoadedService:
         ModelLoadError: the model cannot be used.
         NgramModelError: a named n-gram model cannot be used.
     """
+    return service_of(load_language_model(settings), settings, settings.engine_config())
+
+
+def load_language_model(settings: Settings) -> LoadedModel:
+    """Load the model that the settings name. Sets torch's number of threads.
+
+    Raises:
+        ModelLoadError: the model cannot be used.
+    """
     # One core fewer than torch's default: the event loop needs one, and two threads that share a core wait for each
     # other at every operation.
     torch.set_num_threads(settings.num_threads or max(1, torch.get_num_threads() - 1))
-    loaded = load_model(
+    return load_model(
         settings.model,
         home=settings.home,
         device=settings.device,
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
     )
-    return service_of(loaded, settings, settings.engine_config())
 
 
 def service_of(loaded: LoadedModel, settings: Settings, config: EngineConfig) -> LoadedService:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from superdraft.benchmarks.in_process.request_cost import timed
-from superdraft.benchmarks.options import AsJson, Dtype, Model
+from superdraft.benchmarks.options import AsJson, Dtype, Model, NumDraftsEach
 from superdraft.benchmarks.summary import make_report, plain_table, print_report
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding import Engine, EngineConfig, EngineRequest, GenerationParams, load_engine
@@ -21,6 +21,7 @@ from superdraft.decoding.loading.store import DEFAULT_MODEL
 PROMPT_CHARS = 40
 TOKENS_PER_RUN = 10
 NUM_REQUESTS = [1, 16, 64]
+NUM_DRAFTS = [3, 8]
 _BOTH = ((DecodeStep, "forward"), (DecodeStep, "choose"))
 
 
@@ -30,9 +31,7 @@ def main(
     requests: Annotated[
         list[int], typer.Option("--requests", min=1, help="Number of requests in a step. Repeatable.")
     ] = NUM_REQUESTS,
-    num_drafts: Annotated[
-        list[int], typer.Option("--num-drafts", "-k", min=1, help="Number of drafts per request. Repeatable.")
-    ] = [3, 8],  # noqa: B006 (typer copies it)
+    num_drafts: NumDraftsEach = NUM_DRAFTS,
     runs: Annotated[int, typer.Option(min=1, help="Runs of each number.")] = 3,
     as_json: AsJson = False,
 ) -> None:

@@ -13,31 +13,20 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
-from superdraft.benchmarks.options import AsJson, Dtype, NumDrafts
-from superdraft.benchmarks.summary import make_report, percentile, print_report
+from superdraft.benchmarks.options import AsJson, Dtype, Model, NumDrafts
+from superdraft.benchmarks.summary import make_report, percentile, plain_table, print_report, tracked
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases, parse_window
-from superdraft.evaluation.command_line import (
-    CaseLimit,
-    Cases,
-    CaseSeed,
-    ContextLines,
-    FromSource,
-    GapTokens,
-    Kind,
-)
 from superdraft.evaluation.decoders.infill_requests import InfillDecoder
 from superdraft.evaluation.decoders.infill_server import LAYOUTS, Variation, VariedEngine, served_here
 from superdraft.evaluation.decoders.peers import SUPERDRAFT, TIMEOUT_S
 from superdraft.evaluation.decoders.workbench import ModelChoice
-from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
 from superdraft.server.observe.log_config import configure_logging
 
 FIRST, FOLLOWING = "first", "following"
+HEADS = ("layout", "key press", "n", "ms", "p95 ms", "prompt ms", "prompt tokens", "tokens run", "median", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +53,18 @@ Pressed = Mapping[tuple[str, str], Sequence[KeyPress]]
 
 
 def main(
-    cases: Cases = None,
-    from_source: FromSource = None,
-    kind: Kind = "mid",
-    context_lines: ContextLines = None,
-    limit: CaseLimit = None,
-    seed: CaseSeed = 0,
+    cases: options.Cases = None,
+    from_source: options.FromSource = None,
+    kind: options.Kind = "mid",
+    context_lines: options.ContextLines = None,
+    limit: options.CaseLimit = None,
+    seed: options.CaseSeed = 0,
     keys: Annotated[int, typer.Option(min=2, help="Maximum number of key presses per line.")] = 10,
     num_drafts: NumDrafts = 3,
-    max_tokens: GapTokens = None,
-    model: Annotated[str, setting("model")] = "qwen2.5-coder-0.5b",
+    max_tokens: options.GapTokens = None,
+    model: Model = "qwen2.5-coder-0.5b",
     dtype: Dtype = "auto",
-    device: Annotated[str, setting("device")] = "auto",
+    device: options.Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Type the ends of lines of code key by key and measure the cost of each layout of a gap's prompt."""
@@ -90,12 +79,7 @@ def main(
         httpx.Client(base_url=url, timeout=TIMEOUT_S) as http,
     ):
         token_limit = engine.max_tokens if max_tokens is None else min(max_tokens, engine.max_tokens)
-        decoders = {}
-        for layout in LAYOUTS:
-            engine.check(Variation(layout))
-            decoders[layout] = InfillDecoder(http, SUPERDRAFT, num_drafts, token_limit, engine, Variation(layout))
-            decoders[layout].warm_up()
-        rows = rows_of(type_all(chosen, keys, decoders, engine))
+        rows = rows_of(type_all(chosen, keys, _decoders(http, engine, num_drafts, token_limit), engine))
         settings = {
             "model": model,
             "dtype": dtype,
@@ -106,7 +90,17 @@ def main(
             "context_lines": window,
             "defaults": engine.defaults,
         }
-    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
+    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows, heads=HEADS)], as_json)
+
+
+def _decoders(http: httpx.Client, engine: VariedEngine, num_drafts: int, max_tokens: int) -> dict[str, InfillDecoder]:
+    """A decoder per layout, warmed up."""
+    decoders: dict[str, InfillDecoder] = {}
+    for layout in LAYOUTS:
+        engine.check(Variation(layout))
+        decoders[layout] = InfillDecoder(http, SUPERDRAFT, num_drafts, max_tokens, engine, Variation(layout))
+        decoders[layout].warm_up()
+    return decoders
 
 
 def type_all(
@@ -115,7 +109,7 @@ def type_all(
     """Type the end of every case's line once per layout; the layout that comes first changes from line to line."""
     pressed: dict[tuple[str, str], list[KeyPress]] = defaultdict(list)
     names = list(decoders)
-    for number, case in enumerate(track(cases, "typing", console=Console(stderr=True), transient=True)):
+    for number, case in enumerate(tracked(cases, "typing", transient=True)):
         turn = number % len(names)
         for layout in (*names[turn:], *names[:turn]):
             engine.forget_prompts()
@@ -163,12 +157,3 @@ def rows_of(pressed: Pressed) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(
-        *("layout", "key press", "n", "ms", "p95 ms", "prompt ms", "prompt tokens", "tokens run", "median", "rows")
-    )
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    return table

@@ -13,12 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, Dtype, Model
-from superdraft.benchmarks.summary import make_report, print_report
+from superdraft.benchmarks.summary import make_report, print_report, tracked
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.text.words import is_word_character
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
@@ -26,6 +24,7 @@ from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, parse_decod
 from superdraft.evaluation.decoders.decoders import Ask, Decoder
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval, interval
+from superdraft.evaluation.options import Limit
 from superdraft.server.errors import CommandError
 
 PROMPTS_AT_ONCE = 128
@@ -42,22 +41,17 @@ def main(
     model: Model = DEFAULT_MODEL,
     dtype: Dtype = "auto",
     decoder: Annotated[str, typer.Option(help="Decoder, as in superdraft eval quality.")] = "served",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number of prompts, taken from the files in turns.")
-    ] = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """Complete half-typed words, with token healing and without."""
     asked = read_prompts(prompts, limit)
     check(asked)
     spec = single_decoder(decoder)
-    workbench = Workbench(ModelChoice(model, dtype, "auto"), [one.text + one.continuation for one in asked], [spec])
+    workbench = Workbench.of_prompts(ModelChoice(model, dtype, "auto"), asked, [spec])
     decoders = [workbench.decoder(with_healing(spec, heals)) for heals in (True, False)]
     parts = [asked[start : start + PROMPTS_AT_ONCE] for start in range(0, len(asked), PROMPTS_AT_ONCE)]
-    counts = [
-        [completed(part, one) for one in decoders]
-        for part in track(parts, "completing", console=Console(stderr=True), transient=True)
-    ]
+    counts = [[completed(part, one) for one in decoders] for part in tracked(parts, "completing", transient=True)]
     healed, unhealed = (np.concatenate(one) for one in zip(*counts, strict=True))
     settings = {
         "model": workbench.loaded.name,
@@ -94,10 +88,8 @@ def check(prompts: Sequence[Prompt]) -> None:
     """Check that every prompt can be measured.
 
     Raises:
-        CommandError: there are no prompts, or one does not end inside a word.
+        CommandError: one does not end inside a word.
     """
-    if not prompts:
-        raise CommandError("The files hold no prompts.")
     for prompt in prompts:
         if not prompt.is_mid_word or not leading_word(prompt.reference):
             raise CommandError(

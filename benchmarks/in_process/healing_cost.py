@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.in_process.healing import with_healing
 from superdraft.benchmarks.in_process.request_cost import BOOKKEEPING, Cost, ask
 from superdraft.benchmarks.options import AsJson, Dtype, MaxTokens, Model, NumDraftsEach
-from superdraft.benchmarks.summary import make_report, print_report, ratio, spread
+from superdraft.benchmarks.summary import make_report, print_report, ratio, spread, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.params import GenerationParams
@@ -145,7 +143,7 @@ def measure(service: LoadedService, params: Variants, places: Sequence[Place]) -
     """Answer all prompts, cold and warm, with healing and without in turns; pairs by place and state of the cache."""
     found: dict[tuple[str, str], list[Pair]] = {}
     name = f"k={params[0].num_drafts}"
-    for number, place in enumerate(track(places, name, console=Console(stderr=True), transient=True)):
+    for number, place in enumerate(tracked(places, name, transient=True)):
         for kept in KEPT:
             pair = pair_of(service, params, place.text, is_warm=kept == "warm", heals_first=number % 2 == 0)
             found.setdefault((place.place, kept), []).append(pair)

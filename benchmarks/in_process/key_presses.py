@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, Dtype, Model
-from superdraft.benchmarks.summary import make_report, print_report
+from superdraft.benchmarks.summary import make_report, plain_table, print_report, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
@@ -26,6 +23,7 @@ from superdraft.evaluation.cases.prompts import read_rows
 
 MAX_MODEL_LEN = 1024
 MIN_PROMPT_CHARS = 60
+HEADS = ("prefix reuse", "key presses", "tokens per key press", "prefill ms (median)", "speed-up of the prefill")
 
 
 def main(
@@ -52,7 +50,7 @@ def main(
         "num_prompts": len(texts),
         "keys_per_prompt": keys,
     }
-    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
+    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows, heads=HEADS)], as_json)
 
 
 def read_texts(path: Path, limit: int) -> list[str]:
@@ -77,7 +75,7 @@ def measure(engines: dict[str, Engine], prompts: list[str], num_keys: int) -> li
     params = GenerationParams(max_tokens=1, alpha=0, token_healing=True)
     prefilled: dict[str, list[int]] = {name: [] for name in engines}
     prefill_ms: dict[str, list[float]] = {name: [] for name in engines}
-    for prompt in track(prompts, "typing", console=Console(stderr=True)):
+    for prompt in tracked(prompts, "typing"):
         start = max(len(prompt) - num_keys, 1)
         for end in range(start, len(prompt) + 1):
             for name, engine in engines.items():
@@ -98,12 +96,3 @@ def measure(engines: dict[str, Engine], prompts: list[str], num_keys: int) -> li
         }
         for name in engines
     ]
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "prefix reuse", "key presses", "tokens per key press", "prefill ms (median)", "speed-up of the prefill"
-    )
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    return table

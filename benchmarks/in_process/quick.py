@@ -14,14 +14,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.in_process.step import PROMPT, TOKENS_PER_RUN
 from superdraft.benchmarks.options import AsJson
 from superdraft.benchmarks.peers import transformers_peer
-from superdraft.benchmarks.summary import make_report, print_report, ratio, shown
+from superdraft.benchmarks.summary import make_report, print_report, ratio, shown, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
@@ -118,7 +116,7 @@ def read_recorded() -> dict[str, float]:
 def take_turns(contenders: Timed, rounds: int) -> dict[str, list[float]]:
     """The times of each contender, round by round."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in track(range(rounds + WARM_UP_ROUNDS), "measuring", console=Console(stderr=True)):
+    for number in tracked(range(rounds + WARM_UP_ROUNDS), "measuring"):
         for name, run in contenders.items():
             took = run()
             if number >= WARM_UP_ROUNDS:

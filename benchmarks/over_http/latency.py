@@ -14,14 +14,21 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, Model, NumDrafts, ServerDtype, ServerNumThreads
 from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, local_server, serve_options
 from superdraft.benchmarks.peers import INSTALL_LLAMA_CPP, Contender, llama_cpp_peer, transformers_peer
-from superdraft.benchmarks.summary import make_report, percentile, print_report, ratio, shown, spread
+from superdraft.benchmarks.summary import (
+    make_report,
+    percentile,
+    plain_table,
+    print_report,
+    ratio,
+    shown,
+    spread,
+    tracked,
+)
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.loader import load_tokenizer
 from superdraft.decoding.loading.store import DEFAULT_MODEL
@@ -77,12 +84,7 @@ def main(
         settings,
         rows=[{"contender": name, "ms": spread(times), "tokens": num_tokens[name]} for name, times in times_ms.items()],
         ratios=[{"contender": name, **found} for name, found in ratios(times_ms).items()],
-        key_presses={
-            "new_tokens": KEY_PRESS_TOKENS,
-            "count": len(key_ms),
-            "p50_ms": round(percentile(key_ms, 50), 1),
-            "p95_ms": round(percentile(key_ms, 95), 1),
-        },
+        key_presses=_key_figures(key_ms),
     )
     print_report(report, _tables(report), as_json)
 
@@ -133,7 +135,7 @@ def take_turns(
     times_ms: dict[str, list[float]] = {name: [] for name in contenders}
     num_tokens: dict[str, int] = {}
     order, source = list(contenders), random.Random(0)  # noqa: S311 (the same order in every run)
-    for number, (text, token_ids) in enumerate(track(prompts, "latency", console=Console(stderr=True))):
+    for number, (text, token_ids) in enumerate(tracked(prompts, "latency")):
         source.shuffle(order)
         for name in order:
             time.sleep(PAUSE_S)
@@ -153,7 +155,7 @@ def ratios(times_ms: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def type_keys(http: httpx.Client, num_drafts: int, count: int) -> list[float]:
     """Milliseconds from a key press to its drafts, for `count` key presses; the first of each text is not timed."""
     times_ms: list[float] = []
-    for prompt, is_new in track(_keys(count), "typing", total=count, console=Console(stderr=True)):
+    for prompt, is_new in tracked(_keys(count), "typing", total=count):
         time.sleep(PAUSE_S)
         body = {"prompt": prompt, "num_drafts": num_drafts, "max_tokens": KEY_PRESS_TOKENS, "session_id": "latency"}
         started_s = time.perf_counter()
@@ -161,6 +163,15 @@ def type_keys(http: httpx.Client, num_drafts: int, count: int) -> list[float]:
         if not is_new:
             times_ms.append((time.perf_counter() - started_s) * 1000)
     return times_ms
+
+
+def _key_figures(times_ms: list[float]) -> dict[str, float]:
+    return {
+        "count": len(times_ms),
+        "new_tokens": KEY_PRESS_TOKENS,
+        "p50_ms": round(percentile(times_ms, 50), 1),
+        "p95_ms": round(percentile(times_ms, 95), 1),
+    }
 
 
 def _keys(count: int) -> Iterator[tuple[str, bool]]:
@@ -195,7 +206,4 @@ def _tables(report: dict[str, Any]) -> list[Table]:
         name = row["contender"]
         times = shown(found[name]) if name in found else ("1", "")
         latency.add_row(name, *shown(row["ms"], 1), str(row["tokens"]), *times)
-    keys = report["key_presses"]
-    typing = Table("key presses", "new tokens", "p50 ms", "p95 ms")
-    typing.add_row(str(keys["count"]), str(keys["new_tokens"]), str(keys["p50_ms"]), str(keys["p95_ms"]))
-    return [latency, typing]
+    return [latency, plain_table([report["key_presses"]], heads=("key presses", "new tokens", "p50 ms", "p95 ms"))]

@@ -31,12 +31,7 @@ from superdraft.benchmarks.options import (
     ServerModel,
     ServerUrl,
 )
-from superdraft.benchmarks.over_http.local_server import (
-    ANSWER_TIMEOUT_S,
-    NEVER_REFUSE,
-    serve_options,
-    server_at,
-)
+from superdraft.benchmarks.over_http.local_server import NEVER_REFUSE, http_client, serve_options, server_at
 from superdraft.benchmarks.summary import count_text, make_report, print_report, rounded_percentile
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.params import SELECTIONS
@@ -148,12 +143,8 @@ async def run_load(base_url: str, load: Load) -> Tally:
 
 def _http_clients(base_url: str, count: int) -> list[httpx.AsyncClient]:
     """A client per user: a single pool would spend more time on its many connections than the server does."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     context = ssl.create_default_context()  # shared: making one takes as long as hundreds of requests
-    return [
-        httpx.AsyncClient(base_url=base_url, limits=limits, timeout=ANSWER_TIMEOUT_S, verify=context)
-        for _ in range(count)
-    ]
+    return [http_client(base_url, verify=context) for _ in range(count)]
 
 
 def prompts(client: int) -> Iterator[str]:

@@ -8,6 +8,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from superdraft.server.errors import CommandError
 
@@ -20,6 +23,12 @@ NEVER_REFUSE = ("--queue-timeout-ms", "60000", "--max-waiting", "1000")
 _SERVE = "from superdraft.server.cli.main import main; main()"
 _ARGUMENTS = ("serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning")
 _BANNER_URL = re.compile(r"on (http://[^\s,]+), docs at")
+
+
+def http_client(url: str, **options: Any) -> httpx.AsyncClient:
+    """A client with any number of connections; `options` are further ones of `httpx.AsyncClient`."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(base_url=url, limits=limits, timeout=ANSWER_TIMEOUT_S, **options)
 
 
 def serve_options(**settings: object) -> list[str]:

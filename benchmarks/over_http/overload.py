@@ -18,13 +18,12 @@ import httpx
 import typer
 
 from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
-from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, local_server, serve_options
+from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
 from superdraft.benchmarks.summary import (
     count_text,
     make_report,
     plain_table,
-    print_report,
-    promise_notes,
+    print_promises,
     rounded_percentile,
 )
 from superdraft.benchmarks.typing_texts import TEXTS
@@ -81,16 +80,13 @@ def main(
     settings = {"factor": factor, "num_slots": num_slots, "serve_options": options}
     report = make_report(__doc__, settings, phases=rows, kept=kept)
     cells = [{**row, "answers": count_text(row["answers"])} for row in rows]
-    print_report(report, [plain_table(cells)], as_json, promise_notes(kept))
-    if not all(kept.values()):
-        raise typer.Exit(1)
+    print_promises(report, [plain_table(cells)], as_json)
 
 
 async def _phases(
     url: str, factor: float, seconds: float, baseline_s: float, num_clients: int
 ) -> list[tuple[str, Answers, float]]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=ANSWER_TIMEOUT_S) as http:
+    async with http_client(url) as http:
         prompts = _prompts()
         await _saturate(http, prompts, WARM_UP_S, num_clients)
         saturation = await _saturate(http, prompts, baseline_s, num_clients)

@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, MaxTokens, NumDrafts, ServerDtype, ServerModel, ServerUrl
 from superdraft.benchmarks.over_http.load import (
@@ -29,7 +26,7 @@ from superdraft.benchmarks.over_http.load import (
     THINKING_PAUSE_S,
 )
 from superdraft.benchmarks.over_http.local_server import serve_options, server_at
-from superdraft.benchmarks.summary import make_report, print_report, rounded_percentile
+from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Suggestion, Superdraft, TypingSession
 from superdraft.evaluation.cases.prompts import read_prompts
@@ -82,7 +79,6 @@ class Typist:
     Args:
         ask: requests drafts.
         accepts: accept the ghost text, or its first word, when it matches what would be typed.
-        seed: seed of the pauses.
         max_keys: stop after this many key presses; None: when everything is typed.
         options: of the session.
     """
@@ -92,14 +88,13 @@ class Typist:
         ask: Ask,
         *,
         accepts: bool = False,
-        seed: int = 0,
         max_keys: int | None = None,
         options: SessionOptions | None = None,
     ) -> None:
         self.tally = Tally()
         self._ask = ask
         self._accepts = accepts
-        self._chance = random.Random(seed)  # noqa: S311 (the same pauses in every run)
+        self._chance = random.Random(0)  # noqa: S311 (the same pauses in every run)
         self._max_keys = math.inf if max_keys is None else max_keys
         self._now_s = 0.0
         self._session = TypingSession(options, lambda: self._now_s)
@@ -195,21 +190,24 @@ def _matching_part(ghost: Suggestion, rest: str) -> str:
     return ""
 
 
+Prompts = Annotated[
+    list[Path] | None,
+    typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable. If not set, built-in texts."),
+]
+Latency = Annotated[
+    float | None, typer.Option(min=0, help="Latency of every answer, in ms. If not set, the measured latency.")
+]
+RequestsPerKey = Annotated[float, typer.Option(min=0.01, help="Maximum average number of requests per key press.")]
+
+
 def main(
-    prompts: Annotated[
-        list[Path] | None,
-        typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable. If not set, built-in texts."),
-    ] = None,
+    prompts: Prompts = None,
     keys: Annotated[int, typer.Option(min=1, help="Total number of key presses.")] = 500,
     keys_each: Annotated[int, typer.Option(min=1, help="Maximum number of key presses per prompt.")] = 60,
     num_drafts: NumDrafts = 3,
     max_tokens: MaxTokens = 10,
-    latency_ms: Annotated[
-        float | None, typer.Option(min=0, help="Latency of every answer, in ms. If not set, the measured latency.")
-    ] = None,
-    requests_per_key: Annotated[
-        float, typer.Option(min=0.01, help="Maximum average number of requests per key press.")
-    ] = 0.3,
+    latency_ms: Latency = None,
+    requests_per_key: RequestsPerKey = 0.3,
     accept: Annotated[bool, typer.Option("--accept", help="Accept the best draft whenever it is right.")] = False,
     url: ServerUrl = None,
     api_key: ApiKey = None,
@@ -223,17 +221,10 @@ def main(
     key = read_key(api_key, api_key_file)
     serve = serve_options(model=model, dtype=dtype)
     with server_at(url, serve) as base_url, Superdraft(base_url, key) as client:
-        session_id = f"replay-{uuid.uuid4().hex}"  # unique: another run against the same server must not end ours
-
-        def ask(prompt: str) -> tuple[DraftsAnswer, float]:
-            started_s = time.perf_counter()
-            answer = client.complete(prompt, num_drafts, max_tokens, session_id=session_id)
-            seconds = time.perf_counter() - started_s
-            return answer, seconds if latency_ms is None else latency_ms / 1000
-
+        ask = _asker(client, num_drafts, max_tokens, latency_ms)
         options = SessionOptions(requests_per_key=requests_per_key)
         typist = Typist(ask, accepts=accept, max_keys=keys, options=options)
-        for script in track(_until(scripts, typist, keys), "typing", console=Console(stderr=True)):
+        for script in tracked(_until(scripts, typist, keys), "typing"):
             typist.type(script)
         typist.close()
     figures = summary(typist.tally)
@@ -250,12 +241,23 @@ def main(
         "key_pause_median_s": KEY_PAUSE_S,
         "thinking_pause_median_s": THINKING_PAUSE_S,
     }
-    table = Table("figure", "value")
-    for name, value in figures.items():
-        table.add_row(name, str(value))
+    table = plain_table([{"figure": name, "value": value} for name, value in figures.items()])
     print_report(make_report(__doc__, settings, **figures), [table], as_json)
     if typist.tally.num_inconsistent:
         raise typer.Exit(1)
+
+
+def _asker(client: Superdraft, num_drafts: int, max_tokens: int, latency_ms: float | None) -> Ask:
+    """Requests of one session to a server, which take the given time or else the time measured."""
+    session_id = f"replay-{uuid.uuid4().hex}"  # unique: another run against the same server must not end ours
+
+    def ask(prompt: str) -> tuple[DraftsAnswer, float]:
+        started_s = time.perf_counter()
+        answer = client.complete(prompt, num_drafts, max_tokens, session_id=session_id)
+        seconds = time.perf_counter() - started_s
+        return answer, seconds if latency_ms is None else latency_ms / 1000
+
+    return ask
 
 
 def prompt_scripts(paths: Sequence[Path], keys_each: int) -> list[Script]:

@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +25,8 @@ import httpx
 import typer
 
 from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
-from superdraft.benchmarks.over_http.local_server import (
-    ANSWER_TIMEOUT_S,
-    NEVER_REFUSE,
-    local_server,
-    serve_options,
-)
-from superdraft.benchmarks.summary import make_report, plain_table, print_report, promise_notes
+from superdraft.benchmarks.over_http.local_server import NEVER_REFUSE, http_client, local_server, serve_options
+from superdraft.benchmarks.summary import make_report, plain_table, print_promises
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
@@ -111,7 +106,15 @@ def main(
         with local_server([*options, *scaling], log) as url:
             scale = asyncio.run(_scale(url, clients))
         scale["run_twice"] = _num_run_twice(log)
-    kept = {
+    kept = _promises(affinity, kill, scale)
+    report = make_report(__doc__, {"serve_options": options}, affinity=affinity, kill=kill, scale=scale, kept=kept)
+    tables = [plain_table(affinity, "affinity"), plain_table([kill], "kill"), plain_table([scale], "scale")]
+    print_promises(report, tables, as_json)
+
+
+def _promises(affinity: Sequence[dict[str, Any]], kill: dict[str, Any], scale: dict[str, Any]) -> dict[str, bool]:
+    """The promises, and whether each was kept."""
+    return {
         "a session stays on its replica": affinity[0]["same_replica_share"] == 1.0,
         "affinity saves prompt tokens": affinity[0]["cached_share"] > affinity[1]["cached_share"],
         "kill: every request has one outcome": kill["sent"] == kill["ended"],
@@ -120,11 +123,6 @@ def main(
         "scale: no request is lost": scale["sent"] == scale["drafts"],
         f"scale: 1 to {NUM_REPLICAS} to 1": scale["most_replicas"] == NUM_REPLICAS and scale["replicas_at_end"] == 1,
     }
-    report = make_report(__doc__, {"serve_options": options}, affinity=affinity, kill=kill, scale=scale, kept=kept)
-    tables = [plain_table(affinity, "affinity"), plain_table([kill], "kill"), plain_table([scale], "scale")]
-    print_report(report, tables, as_json, promise_notes(kept))
-    if not all(kept.values()):
-        raise typer.Exit(1)
 
 
 # Affinity
@@ -132,7 +130,7 @@ def main(
 
 async def _affinity(url: str, num_sessions: int, is_named: bool) -> dict[str, Any]:
     """Let sessions type a text each, key by key, all at the same time."""
-    async with _client(url) as http:
+    async with http_client(url) as http:
         replicas = await asyncio.gather(*(_type(http, number, is_named) for number in range(num_sessions)))
     moves = [before == after for session in replicas for (before, _, _), (after, _, _) in itertools.pairwise(session)]
     later = [(cached, prompt) for session in replicas for _, cached, prompt in session[1:]]
@@ -212,13 +210,6 @@ async def _scale(url: str, num_clients: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _client(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=ANSWER_TIMEOUT_S) as http:
-        yield http
-
-
-@asynccontextmanager
 async def _load(url: str, num_clients: int) -> AsyncIterator[Outcomes]:
     """Clients that send the next request as soon as they are answered; every other client requests streams."""
     outcomes, stopping = Outcomes(), asyncio.Event()
@@ -229,7 +220,7 @@ async def _load(url: str, num_clients: int) -> AsyncIterator[Outcomes]:
                 return
             await _ask(http, f"{number} {turn}: {TEXTS[number % len(TEXTS)][:60]}", number % 2 == 1, outcomes)
 
-    async with _client(url) as http:
+    async with http_client(url) as http:
         clients = [asyncio.create_task(send_in_turn(http, number)) for number in range(num_clients)]
         try:
             yield outcomes

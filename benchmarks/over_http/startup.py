@@ -13,13 +13,11 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, Model, ServerDtype, ServerKvMemory
 from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, serve_options, starting_server
-from superdraft.benchmarks.summary import make_report, print_report
+from superdraft.benchmarks.summary import make_report, print_report, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.server.errors import CommandError
@@ -42,7 +40,7 @@ def main(
         raise CommandError("Memory is read from /proc/PID/smaps_rollup, which this system does not have.")
     options = serve_options(model=model, dtype=dtype, kv_memory=kv_memory)
     start_once(options)  # fetches the model, and fills the page cache as any earlier start did
-    starts = [start_once(options) for _ in track(range(runs), "starting", console=Console(stderr=True))]
+    starts = [start_once(options) for _ in tracked(range(runs), "starting")]
     rows = [_row(measure, [start[measure] for start in starts]) for measure in starts[0]]
     settings = {"runs": runs, "requests": NUM_REQUESTS, "serve_options": options}
     print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)

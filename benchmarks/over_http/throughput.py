@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from superdraft.benchmarks.options import AsJson, Model, NumDraftsEach, ServerKvMemory, ServerNumThreads
 from superdraft.benchmarks.over_http.load import Load, run_load
 from superdraft.benchmarks.over_http.local_server import NEVER_REFUSE, local_server, serve_options
-from superdraft.benchmarks.summary import make_report, percentile, print_report, ratio, shown
+from superdraft.benchmarks.summary import make_report, percentile, print_report, ratio, shown, tracked
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 
 STRATEGIES = ("paper", "distinct", "sample")
@@ -89,11 +87,7 @@ def main(
             )
             for weights in dtype
         }
-        for run in runs:
-            asyncio.run(run_load(urls[run.dtype], _load(run, WARM_UP_S)))
-        rates: dict[Run, list[Rate]] = defaultdict(list)
-        for run in track(runs * rounds, "throughput", console=Console(stderr=True)):
-            rates[run].append(asyncio.run(_rate(urls[run.dtype], run, seconds)))
+        rates = measure(urls, runs, rounds, seconds)
     settings = {
         "model": model,
         "dtypes": dtype,
@@ -110,6 +104,16 @@ def main(
         within_limit=[compare(rates, count, k, p95_ms) for k in num_drafts for count in clients],
     )
     print_report(report, _tables(report), as_json)
+
+
+def measure(urls: dict[str, str], runs: list[Run], rounds: int, seconds: float) -> dict[Run, list[Rate]]:
+    """The rates of each run, round by round, on the servers at `urls`, one per type of weights."""
+    for run in runs:
+        asyncio.run(run_load(urls[run.dtype], _load(run, WARM_UP_S)))
+    rates: dict[Run, list[Rate]] = defaultdict(list)
+    for run in tracked(runs * rounds, "throughput"):
+        rates[run].append(asyncio.run(_rate(urls[run.dtype], run, seconds)))
+    return rates
 
 
 def ladder(most: int) -> list[int]:

@@ -16,26 +16,9 @@ KINDS = ("indent", "mid", "word")
 
 MIN_CHARACTERS, MAX_CHARACTERS = 10, 80
 LINES_PER_FILE = 2
-SUFFIXES = frozenset(
-    (
-        ".py",
-        ".c",
-        ".cc",
-        ".cpp",
-        ".cs",
-        ".go",
-        ".h",
-        ".hpp",
-        ".java",
-        ".js",
-        ".jsx",
-        ".kt",
-        ".lua",
-        ".php",
-        ".rb",
-        ".rs",
-    )
-) | frozenset((".scala", ".sh", ".swift", ".ts", ".tsx"))
+SUFFIXES = frozenset((".py", ".c", ".cc", ".cpp", ".cs", ".go", ".h", ".hpp", ".java", ".js", ".jsx")) | frozenset(
+    (".kt", ".lua", ".php", ".rb", ".rs", ".scala", ".sh", ".swift", ".ts", ".tsx")
+)
 _MAX_FILE_CHARACTERS = 100_000
 _SKIPPED_FOLDERS = frozenset(("node_modules", "__pycache__", "venv", "site-packages", "build", "dist"))
 _COMMENTS = ("#", "//", "/*", "*", "--", '"""', "'''")

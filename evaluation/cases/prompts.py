@@ -63,7 +63,7 @@ def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: 
         prefix_words: keep only this many last words of each prompt; None: keep all.
 
     Raises:
-        CommandError: a file cannot be read, a line lacks a field, or two prompts have the same id.
+        CommandError: a file cannot be read, a line lacks a field, two prompts have the same id, or there are none.
     """
 
     def parse(path: Path, number: int, row: dict[str, Any]) -> Prompt:
@@ -76,6 +76,8 @@ def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: 
         )
 
     prompts = read_rows(paths, parse, limit)
+    if not prompts:
+        raise CommandError("The files hold no prompts.")
     check_ids([prompt.id for prompt in prompts])
     return prompts
 
@@ -103,6 +105,8 @@ def read_questions(paths: Sequence[Path], limit: int | None = None) -> list[Ques
         return Question(str(row.get("id", f"{path.stem}-{number}")), _text(row, "question"), answers)
 
     questions = read_rows(paths, parse, limit)
+    if not questions:
+        raise CommandError("The files hold no questions.")
     check_ids([question.id for question in questions])
     return questions
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from superdraft.client import DraftsAnswer
 from superdraft.decoding.engine.admission import prompt_token_ids
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel
@@ -17,6 +18,7 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import PrefixedText, Prompt
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.evaluation.decoders.decoder_spec import Sweep
 
 _BEAM_BATCH = 16
 
@@ -40,12 +42,22 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class DecodedDraft:
-    """One draft, with the fields of `decoding.outputs.DraftOutput`."""
+    """One draft.
+
+    Attributes:
+        text: text of the draft.
+        token_ids: tokens of the draft.
+        score: score that drafts are ranked by.
+        token_logprobs: log-probability of each token in the step that chose it.
+        exact_logprobs: log-probabilities of the text's tokens under the evaluator, given the typed text; None: not
+            judged.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     score: float
     token_logprobs: tuple[float, ...]
+    exact_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +90,15 @@ class Contender:
         name: name in reports.
         decoder: makes the drafts.
         settings: everything that the drafts depend on.
+        num_steps: decode steps of a draft that is not cut short.
+        sweep: the series that the decoder belongs to, if any.
     """
 
     name: str
     decoder: Decoder
     settings: Mapping[str, Any]
+    num_steps: int
+    sweep: Sweep | None = None
 
 
 class EngineDecoder:
@@ -129,12 +145,12 @@ def _length(prompt: Prompt) -> int:
     return len(prompt.token_ids) + len(prompt.text) if isinstance(prompt, PrefixedText) else len(prompt)
 
 
-def decoded_of(output: GenerationOutput, wall_s: float) -> Decoded:
-    """The drafts of an engine output."""
+def decoded_of(answer: GenerationOutput | DraftsAnswer, wall_s: float) -> Decoded:
+    """The drafts of an engine's or a server's answer."""
     drafts = tuple(
-        DecodedDraft(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in output.drafts
+        DecodedDraft(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in answer.drafts
     )
-    return Decoded(drafts, output.usage.forward_rows, wall_s)
+    return Decoded(drafts, answer.usage.forward_rows, wall_s)
 
 
 class BeamDecoder:

@@ -26,7 +26,7 @@ class InfillDecoder:
         http: HTTP client of the server.
         kind: "superdraft" or "llamacpp".
         num_drafts: k; llama.cpp always returns one draft.
-        max_tokens: new tokens per draft; None: the server's own limit.
+        max_tokens: new tokens per draft.
         engine: engine of a server in this process; None: the server is elsewhere.
         variation: changes to the requests of a server in this process.
     """
@@ -34,7 +34,7 @@ class InfillDecoder:
     http: httpx.Client
     kind: str
     num_drafts: int
-    max_tokens: int | None
+    max_tokens: int
     engine: VariedEngine | None = None
     variation: Variation = AS_SERVED
 
@@ -77,9 +77,8 @@ class InfillDecoder:
             "input_suffix": case.suffix,
             "temperature": 0,
             "cache_prompt": True,
+            "n_predict": self.max_tokens,
         }
-        if self.max_tokens is not None:
-            body["n_predict"] = self.max_tokens
         if self.kind != LLAMA_CPP:
             body["n_cmpl"] = self.num_drafts
         return body

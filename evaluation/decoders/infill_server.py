@@ -1,32 +1,30 @@
 """A server in this process whose requests can be changed on their way to the engine, for `superdraft eval infill`."""
 
 import contextlib
-import inspect
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
-
-import torch
+from typing import Any, cast, get_args
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.loading.loader import LoadedModel, load_model
+from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
+from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.request import EngineRequest
-from superdraft.decoding.text.fim import Budget, FimTokens, Gap, gap_prompt
+from superdraft.decoding.text.fim import Budget, FimTokens, Gap, Layout, gap_prompt
 from superdraft.evaluation.decoders.workbench import ModelChoice
 from superdraft.evaluation.measures.evaluator import position_bytes
 from superdraft.server.app import create_app
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.errors import CommandError
-from superdraft.server.loading import LoadedService, service_of
+from superdraft.server.loading import LoadedService, load_language_model, service_of
 from superdraft.server.serving import HttpServer
 from superdraft.server.settings import Settings
 from superdraft.server.wires.editors import fim_tokens_of
 
-LAYOUTS = ("line_in_prefix", "line_after_middle", "piece_after_middle")
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 NUM_SLOTS = 8
 _START_TIMEOUT_S = 30.0
 _FOR_ONE_USER = {
@@ -44,7 +42,7 @@ class Variation:
         heals: whether tokens are healed; None: as the server does.
     """
 
-    layout: str | None = None
+    layout: Layout | None = None
     heals: bool | None = None
 
 
@@ -95,10 +93,9 @@ class VariedEngine:
                 self.output = output.output
         return outputs
 
-    def _laid_out(self, layout: str, max_tokens: int) -> Any:
+    def _laid_out(self, layout: Layout, max_tokens: int) -> Prompt:
         budget = Budget(self._engine.max_model_len - max_tokens, 0)
-        chosen: dict[str, Any] = {"layout": layout}
-        return gap_prompt(self.gap, self._fim, self._engine.tokenizer, budget, **chosen).prompt
+        return gap_prompt(self.gap, self._fim, self._engine.tokenizer, budget, layout).prompt
 
     def check(self, variation: Variation) -> None:
         """Check that the model supports a variation.
@@ -116,8 +113,6 @@ class VariedEngine:
                 f"layout={layout}: this model has no tokens to fill gaps, or they are off, so its prompts have "
                 "no layouts. Leave the option out."
             )
-        if "layout" not in inspect.signature(gap_prompt).parameters:
-            raise CommandError(f"layout={layout}: this version has only one layout. Leave the option out.")
 
 
 @contextlib.contextmanager
@@ -135,14 +130,7 @@ def served_here(choice: ModelChoice, *, keeps_prompts: bool = False) -> Iterator
         ModelLoadError: the model cannot be used.
     """
     settings = choice.server_settings().model_copy(update=_FOR_ONE_USER)
-    torch.set_num_threads(settings.num_threads or max(1, torch.get_num_threads() - 1))  # as in the server
-    loaded = load_model(
-        choice.model,
-        home=settings.home,
-        dtype=choice.dtype,
-        device=choice.device,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    loaded = load_language_model(settings)
     config = settings.engine_config() if keeps_prompts else _without_room_for_prompts(loaded, settings)
     service = service_of(loaded, settings, config)
     engine = VariedEngine(service, settings)

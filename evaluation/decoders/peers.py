@@ -10,7 +10,7 @@ import httpx
 
 from superdraft.client import Superdraft
 from superdraft.client.errors import ClientError
-from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, DecodedDraft
+from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, decoded_of
 from superdraft.server.errors import CommandError
 
 SUPERDRAFT, LLAMA_CPP = "superdraft", "llamacpp"
@@ -92,11 +92,7 @@ class ServedDecoder:
             answer = self._client.complete(prompt, self._num_drafts, self._max_tokens)
         except ClientError as error:
             raise CommandError(f"{self._client.base_url} did not answer with drafts: {error}") from None
-        wall_s = time.perf_counter() - started_s
-        drafts = tuple(
-            DecodedDraft(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in answer.drafts
-        )
-        return Decoded(drafts, answer.usage.forward_rows, wall_s)
+        return decoded_of(answer, time.perf_counter() - started_s)
 
 
 @contextmanager
@@ -113,7 +109,7 @@ def served_contender(peer: Peer, api_key: str | None, num_drafts: int, max_token
             raise CommandError(f"--peer {peer.label or peer.kind}={peer.url}: {error}") from None
         asked = {"num_drafts": num_drafts, "max_tokens": max_tokens}
         settings = {"peer": peer.kind, "url": peer.url, "model": model, **asked}
-        yield Contender(peer.name, ServedDecoder(client, num_drafts, max_tokens), settings)
+        yield Contender(peer.name, ServedDecoder(client, num_drafts, max_tokens), settings, max_tokens - 1)
 
 
 def served_model(peer: Peer, http: httpx.Client) -> str:

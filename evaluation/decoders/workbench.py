@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
@@ -11,6 +11,7 @@ from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel, load_model
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders.decoders import BeamDecoder, Contender, Decoder, EngineDecoder
 from superdraft.evaluation.decoders.ngram_choice import NgramModels
@@ -90,6 +91,15 @@ class Workbench:
         self._engines: dict[bool, Engine] = {}
         self.engine = self._engine(specs[0].document_start(self.server_settings))
 
+    @classmethod
+    def of_prompts(
+        cls, choice: ModelChoice, prompts: Sequence[Prompt], specs: Sequence[DecoderSpec], *, seed: int = 0
+    ) -> Self:
+        """A workbench for prompts whose references are typed."""
+        texts = [prompt.text + prompt.continuation for prompt in prompts]
+        domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
+        return cls(choice, texts, specs, seed=seed, domains=domains)
+
     def _engine(self, document_start: bool) -> Engine:
         """The engine with this setting of document_start; engines share the weights."""
         if document_start not in self._engines:
@@ -133,7 +143,10 @@ class Workbench:
 
     def contenders(self, specs: Sequence[DecoderSpec]) -> list[Contender]:
         """The decoders with their names and settings."""
-        return [Contender(spec.name, self.decoder(spec), self.settings(spec)) for spec in specs]
+        return [
+            Contender(spec.name, self.decoder(spec), self.settings(spec), self.params(spec).max_tokens - 1, spec.sweep)
+            for spec in specs
+        ]
 
     def settings(self, spec: DecoderSpec) -> dict[str, Any]:
         """Everything that a decoder's drafts depend on."""

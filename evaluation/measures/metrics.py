@@ -73,13 +73,13 @@ def self_bleu(drafts: Sequence[str]) -> float:
     return math.fsum(bleu(words, split[:i] + split[i + 1 :]) for i, words in enumerate(split)) / len(split)
 
 
-def bleu(hypothesis: Sequence[str], references: Sequence[Sequence[str]], max_order: int = MAX_BLEU_ORDER) -> float:
+def bleu(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Sentence BLEU (Papineni et al., 2002) with uniform weights, 0 to 1.
 
     An order without any match counts as 0.1 matches (Chen and Cherry, 2014, method 1). Because drafts are short, orders
     that the hypothesis is too short for are left out.
     """
-    orders = range(1, min(max_order, len(hypothesis)) + 1)
+    orders = range(1, min(MAX_BLEU_ORDER, len(hypothesis)) + 1)
     if not orders or not references:
         return 0.0
     log_precision = 0.0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.measures.metrics import words_right
 from superdraft.evaluation.reports.records import PromptRecord
+from superdraft.evaluation.reports.tables import markdown_table
 
 EDGES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 """Edges of the reliability diagram's bins, in probability."""
@@ -106,13 +107,16 @@ def _mean(values: Sequence[float]) -> float:
 
 def calibration_tables(name: str, found: Calibration) -> str:
     """The calibration of a decoder as Markdown tables."""
-    lines = [f"## Calibration of {name}", "", f"Expected calibration error {found.error:.4f}.", ""]
-    lines += ["| exp(score) | first word right | drafts |", "| --- | --- | --- |"]
-    lines += [f"| {one.predicted:.3f} | {one.right:.3f} | {one.num_drafts} |" for one in found.bins]
-    lines += ["", "| exp(score) at least | drafts shown | right among them | prompts with a draft | with a right one |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| {one.probability:g} | {one.shown:.3f} | {one.right:.3f} | {one.prompts:.3f} | {one.hits:.3f} |"
+    bins = [(f"{one.predicted:.3f}", f"{one.right:.3f}", str(one.num_drafts)) for one in found.bins]
+    cuts = [
+        (f"{one.probability:g}", *(f"{share:.3f}" for share in (one.shown, one.right, one.prompts, one.hits)))
         for one in found.cuts
     ]
-    return "\n".join(lines)
+    cut_head = ("exp(score) at least", "drafts shown", "right among them", "prompts with a draft", "with a right one")
+    blocks = [
+        f"## Calibration of {name}",
+        f"Expected calibration error {found.error:.4f}.",
+        markdown_table(("exp(score)", "first word right", "drafts"), bins),
+        markdown_table(cut_head, cuts),
+    ]
+    return "\n\n".join(blocks)

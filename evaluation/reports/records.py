@@ -8,28 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from superdraft.evaluation.decoders.decoders import DecodedDraft
 from superdraft.evaluation.measures.suggestion_turns import TurnCount
 from superdraft.evaluation.measures.typing_simulation import KeyCount
-
-
-@dataclass(frozen=True, slots=True)
-class DraftRecord:
-    """One draft.
-
-    Attributes:
-        text: text of the draft.
-        token_ids: tokens of the draft.
-        score: score that drafts are ranked by.
-        token_logprobs: log-probability of each token in the step that chose it.
-        exact_logprobs: log-probabilities of the text's tokens under the evaluator, given the typed text; None: not
-            judged.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    score: float
-    token_logprobs: tuple[float, ...]
-    exact_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +29,7 @@ class PromptRecord:
 
     prompt_id: str
     prompt_sha: str
-    drafts: tuple[DraftRecord, ...]
+    drafts: tuple[DecodedDraft, ...]
     forward_rows: int | None
     wall_s: float
     keys: KeyCount | None = None
@@ -116,9 +97,9 @@ def _read(path: Path) -> Iterable[PromptRecord]:
         yield PromptRecord(drafts=drafts, keys=KeyCount(**keys) if keys else None, turns=turns, **row)
 
 
-def _draft(row: dict[str, Any]) -> DraftRecord:
+def _draft(row: dict[str, Any]) -> DecodedDraft:
     exact = row["exact_logprobs"]
-    return DraftRecord(
+    return DecodedDraft(
         text=row["text"],
         token_ids=tuple(row["token_ids"]),
         score=row["score"],

@@ -12,10 +12,12 @@ from rich.table import Table
 from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.cases.word_list import WordList
 from superdraft.evaluation.decoders.decoder_spec import Sweep
+from superdraft.evaluation.decoders.decoders import Contender
 from superdraft.evaluation.measures.bootstrap import LEVEL, Interval
 from superdraft.evaluation.reports.calibration import Calibration, calibration_tables
 from superdraft.evaluation.reports.figures import Figures, collect, differences, intervals, nested
 from superdraft.evaluation.reports.records import PromptRecord
+from superdraft.evaluation.reports.tables import format_interval, markdown_table
 
 # Always in results.json; null if not measured.
 ALWAYS = (
@@ -105,34 +107,36 @@ class DecoderResult:
 
 
 def decoder_result(
-    name: str,
+    contender: Contender,
     prompts: Sequence[Prompt],
     records: Sequence[PromptRecord],
-    settings: Mapping[str, Any],
-    num_steps: int,
     words: WordList | None = None,
 ) -> DecoderResult:
     """The result of one decoder on prompts with references.
 
     Args:
-        name: name of the decoder.
+        contender: the decoder.
         prompts: the prompts.
         records: their records, in the same order.
-        settings: everything that the drafts depend on.
-        num_steps: decode steps of a draft that is not cut short.
         words: the words that joints are judged by; None: joints are not judged.
     """
     domains = {}
     for domain in dict.fromkeys(prompt.domain for prompt in prompts):
         own = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
-        domains[domain] = collect([records[i] for i in own], [prompts[i] for i in own], num_steps, words)
+        domains[domain] = collect([records[i] for i in own], [prompts[i] for i in own], contender.num_steps, words)
     return DecoderResult(
-        name,
-        collect(records, prompts, num_steps, words),
-        wall_s=round(sum(record.wall_s for record in records), 3),
-        settings=settings,
+        contender.name,
+        collect(records, prompts, contender.num_steps, words),
+        wall_s=total_wall_s(records),
+        settings=contender.settings,
         domains=domains,
+        sweep=contender.sweep,
     )
+
+
+def total_wall_s(records: Sequence[PromptRecord]) -> float:
+    """Decoding time of all records, in seconds."""
+    return round(sum(record.wall_s for record in records), 3)
 
 
 def results_document(command: str, results: Sequence[DecoderResult], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,16 +230,8 @@ def _table(
     rows: Mapping[str, Mapping[str, Interval]], columns: Sequence[str], seconds: Mapping[str, str] | None = None
 ) -> str:
     head = ["decoder", *(TITLES.get(name, name) for name in columns), *(["seconds"] if seconds else [])]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for label, cells in rows.items():
         shown = [format_interval(cells[name]) if name in cells else "" for name in columns]
         lines.append([label.replace("|", "\\|"), *shown, *([seconds[label]] if seconds else [])])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def format_interval(one: Interval) -> str:
-    """A value with its bounds, `0.267 [0.245, 0.290]`; empty if there is no value."""
-    if not math.isfinite(one.value):
-        return ""
-    digits = 3 if abs(one.value) < 1 else 2
-    return f"{one.value:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+    return markdown_table(head, lines)

@@ -9,34 +9,17 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, first_words_of, read_prompts
-from superdraft.evaluation.cases.word_list import known_words
-from superdraft.evaluation.command_line import (
-    SERVED,
-    Device,
-    Dtype,
-    Files,
-    Limit,
-    MaxTokens,
-    Model,
-    MoreFiles,
-    Ngram,
-    NumDrafts,
-    Output,
-    Peers,
-    Seed,
-    ServedDecoders,
-    TypedWords,
-    all_files,
-    decoder_specs,
-    options_given,
-    progress_of,
-)
+from superdraft.evaluation.cases.word_list import WordList, known_words
+from superdraft.evaluation.decoders.decoders import Contender
 from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
+from superdraft.evaluation.options import all_files, decoder_specs, options_given, progress_of
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import intervals
 from superdraft.evaluation.reports.machine import describe_machine
+from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import (
     DecoderResult,
     decoder_result,
@@ -75,32 +58,36 @@ FIRST_WORDS_COLUMNS = ("forward_rows", "request_ms", "exact_match_first/1", "exa
 """Columns after the first words of texts, where no reference is typed."""
 
 
+Words = Annotated[
+    Path | None, typer.Option(help="Known words, one per line. If not set, those of the model's vocabulary.")
+]
+FirstWords = Annotated[
+    str | None,
+    typer.Option(
+        help="N,...: use the first N words of each text as prompts, and type nothing. If not set, whole prompts."
+    ),
+]
+
+
 def main(
-    prompts: Files = None,
-    more: MoreFiles = None,
-    decoder: ServedDecoders = SERVED,
-    peer: Peers = None,
-    num_drafts: NumDrafts = 3,
-    max_tokens: MaxTokens = 10,
-    limit: Limit = None,
-    seed: Seed = 0,
-    words: Annotated[
-        Path | None, typer.Option(help="Known words, one per line. If not set, those of the model's vocabulary.")
-    ] = None,
-    ngram: Ngram = "auto",
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    typed_words: TypedWords = 5,
-    first_words: Annotated[
-        str | None,
-        typer.Option(
-            help="N,...: use the first N words of each text as prompts, and type nothing. If not set, whole prompts."
-        ),
-    ] = None,
+    prompts: options.Files = None,
+    more: options.MoreFiles = None,
+    decoder: options.ServedDecoders = options.SERVED,
+    peer: options.Peers = None,
+    num_drafts: options.NumDrafts = 3,
+    max_tokens: options.MaxTokens = 10,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    words: Words = None,
+    ngram: options.Ngram = "auto",
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    typed_words: options.TypedWords = 5,
+    first_words: FirstWords = None,
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
-    output: Output = None,
+    output: options.Output = None,
 ) -> None:
     """Measure drafts as they are served, after words and inside words, including broken words."""
     peers = [parse_peer(text, (SUPERDRAFT,)) for text in peer or ()]
@@ -114,38 +101,19 @@ def main(
     typing = Typing(not counts, () if counts else NUM_SHOWN, typed_words or None)
     with ExitStack() as stack:
         contenders = [stack.enter_context(served_contender(one, key, num_drafts, max_tokens)) for one in peers]
-        steps = {contender.name: max_tokens - 1 for contender in contenders}
         if specs:
-            texts = [prompt.text + prompt.continuation for prompt in asked]
-            domains = list(dict.fromkeys(prompt.domain for prompt in asked))
-            workbench = Workbench(ModelChoice(model, dtype, device), texts, specs, seed=seed, domains=domains)
+            workbench = Workbench.of_prompts(ModelChoice(model, dtype, device), asked, specs, seed=seed)
             contenders = [*workbench.contenders(specs), *contenders]
-            steps |= {spec.name: workbench.params(spec).max_tokens - 1 for spec in specs}
         run = QualityRun(contenders, folder / "records", typing=typing)
         advance = stack.enter_context(progress_of([one.name for one in contenders], len(asked), console))
         records = run.run(asked, advance)
-    results = {}
-    for place in [after_words(count) for count in counts] or PLACES:
-        own = [i for i, (where, _) in enumerate(placed) if where == place]
-        if own:
-            results[place] = [
-                decoder_result(
-                    one.name,
-                    [asked[i] for i in own],
-                    [records[one.name][i] for i in own],
-                    one.settings,
-                    steps[one.name],
-                    known,
-                )
-                for one in contenders
-            ]
     about = {
         "files": [file.name for file in files],
         "typed_words": typed_words or None,
         "first_words": counts,
         "known_words": None if known is None else len(known),
-        "machine": describe_machine(),
     }
+    results = _results([after_words(count) for count in counts] or PLACES, placed, contenders, records, known)
     _report(folder, about, results, FIRST_WORDS_COLUMNS if counts else COLUMNS, console)
 
 
@@ -165,10 +133,8 @@ def _placed_prompts(prompts: Sequence[Prompt], counts: Sequence[int]) -> list[tu
         counts: cut the texts after their first 1, 2, ... words; empty: leave the prompts whole.
 
     Raises:
-        CommandError: there are no prompts, or no text is longer than the first words.
+        CommandError: no text is longer than the first words.
     """
-    if not prompts:
-        raise CommandError("The files hold no prompts.")
     if not counts:
         return [(place_of(prompt), prompt) for prompt in prompts]
     cut = [(after_words(count), prompt) for count in counts for prompt in first_words_of(prompts, count)]
@@ -187,6 +153,25 @@ def place_of(prompt: Prompt) -> str:
     return PLACES[prompt.is_mid_word]
 
 
+def _results(
+    places: Sequence[str],
+    placed: Sequence[tuple[str, Prompt]],
+    contenders: Sequence[Contender],
+    records: Mapping[str, Sequence[PromptRecord]],
+    known: WordList | None,
+) -> dict[str, list[DecoderResult]]:
+    """The results of each decoder at the places where a prompt ends."""
+    results = {}
+    for place in places:
+        own = [i for i, (where, _) in enumerate(placed) if where == place]
+        prompts = [placed[i][1] for i in own]
+        if own:
+            results[place] = [
+                decoder_result(one, prompts, [records[one.name][i] for i in own], known) for one in contenders
+            ]
+    return results
+
+
 def _report(
     folder: Path,
     about: Mapping[str, Any],
@@ -196,7 +181,9 @@ def _report(
 ) -> None:
     """Write results.json, the tables and the plots of all places, and print the figures."""
     places = {place: results_document("completion", own, {}) for place, own in results.items()}
-    write_json(folder / "results.json", {"command": "completion", **about, "places": places})
+    write_json(
+        folder / "results.json", {"command": "completion", **about, "machine": describe_machine(), "places": places}
+    )
     tables = [markdown(f"Completion: {place}", own, columns) for place, own in results.items()]
     (folder / "results.md").write_text("\n".join(tables), encoding="utf-8")
     for place, own in results.items():

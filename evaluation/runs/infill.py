@@ -13,25 +13,8 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.infill_cases import InfillCase, chosen_cases, parse_window, write_cases
-from superdraft.evaluation.command_line import (
-    SERVED,
-    CaseLimit,
-    Cases,
-    CaseSeed,
-    ContextLines,
-    Device,
-    Dtype,
-    FromSource,
-    GapTokens,
-    Kind,
-    Model,
-    NumDrafts,
-    Output,
-    Peers,
-    decoder_specs,
-    progress_of,
-)
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders.infill_requests import InfillDecoder
 from superdraft.evaluation.decoders.infill_server import Variation, served_here
@@ -39,11 +22,11 @@ from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, TIMEOUT_
 from superdraft.evaluation.decoders.workbench import ModelChoice
 from superdraft.evaluation.measures import infill_metrics as metrics
 from superdraft.evaluation.measures.bootstrap import as_ratios
-from superdraft.evaluation.reports import plots
-from superdraft.evaluation.reports.figures import Figures, forward_rows, intervals
-from superdraft.evaluation.reports.machine import describe_machine
+from superdraft.evaluation.options import decoder_specs, progress_of
+from superdraft.evaluation.reports.figures import Figures, forward_rows
+from superdraft.evaluation.reports.folder import write_report
 from superdraft.evaluation.reports.records import PromptRecord, RecordFile, digest
-from superdraft.evaluation.reports.report import DecoderResult, markdown, results_document, summary_table, write_json
+from superdraft.evaluation.reports.report import DecoderResult, total_wall_s
 from superdraft.evaluation.runs.quality import new_record
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
@@ -64,6 +47,16 @@ COLUMNS = (
 _OPTIONS = ("num_drafts", "max_tokens", "layout", "token_healing")
 
 
+GapDecoders = Annotated[
+    list[str],
+    typer.Option(
+        "--decoder",
+        help="Decoder: served or none (only peers), optionally with a name and the options k, n, layout and "
+        "healing: 'unhealed: served healing=off layout=line_in_prefix'. Repeatable.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class _Entrant:
     """One row of the report: a decoder, and everything that its drafts depend on."""
@@ -75,29 +68,22 @@ class _Entrant:
 
 
 def main(
-    cases: Cases = None,
-    from_source: FromSource = None,
-    kind: Kind = "indent",
-    decoder: Annotated[
-        list[str],
-        typer.Option(
-            "--decoder",
-            help="Decoder: served or none (only peers), optionally with a name and the options k, n, layout and "
-            "healing: 'unhealed: served healing=off layout=line_in_prefix'. Repeatable.",
-        ),
-    ] = SERVED,
-    peer: Peers = None,
-    num_drafts: NumDrafts = 3,
-    max_tokens: GapTokens = None,
-    limit: CaseLimit = None,
-    seed: CaseSeed = 0,
-    context_lines: ContextLines = None,
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    cases: options.Cases = None,
+    from_source: options.FromSource = None,
+    kind: options.Kind = "indent",
+    decoder: GapDecoders = options.SERVED,
+    peer: options.Peers = None,
+    num_drafts: options.NumDrafts = 3,
+    max_tokens: options.GapTokens = None,
+    limit: options.CaseLimit = None,
+    seed: options.CaseSeed = 0,
+    context_lines: options.ContextLines = None,
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
-    output: Output = None,
+    output: options.Output = None,
 ) -> None:
     """Fill gaps in source code as /infill does: whole lines, first words, first characters, keystrokes saved."""
     configure_logging("warning", "console")
@@ -116,16 +102,9 @@ def main(
         for entrant in entrants:
             records = _records(entrant, chosen, folder / "records", partial(advance, entrant.name, 1))
             results.append(_result(entrant, chosen, records))
-    about = {
-        "cases": {"kind": kind, "seed": seed} if cases is None else cases.name,
-        "context_lines": window,
-        "machine": describe_machine(),
-    }
-    write_json(folder / "results.json", results_document("infill", results, about))
+    about = {"cases": {"kind": kind, "seed": seed} if cases is None else cases.name, "context_lines": window}
     write_cases(folder / "cases.jsonl", chosen)
-    (folder / "results.md").write_text(markdown("Infill", results, COLUMNS), encoding="utf-8")
-    plots.bars(folder / "infill.png", {one.name: intervals(one.figures) for one in results}, COLUMNS)
-    console.print(summary_table(results, COLUMNS))
+    write_report(folder, "infill", "Infill", results, COLUMNS, about, console)
     console.print(f"{folder / 'results.md'} has the confidence bounds and differences.")
 
 
@@ -133,11 +112,11 @@ def _entrants_here(
     specs: Sequence[DecoderSpec], models: ModelChoice, asked: Mapping[str, int], stack: ExitStack
 ) -> list[_Entrant]:
     """The decoders of this machine: one server, asked in different ways."""
-    options = {spec.name: _checked_options(spec) for spec in specs}
+    by_name = {spec.name: _checked_options(spec) for spec in specs}
     url, engine = stack.enter_context(served_here(models))
     http = stack.enter_context(httpx.Client(base_url=url, timeout=TIMEOUT_S))
     entrants = []
-    for name, own in options.items():
+    for name, own in by_name.items():
         variation = Variation(own.get("layout"), own.get("token_healing"))
         engine.check(variation)
         k = own.get("num_drafts", asked["num_drafts"])
@@ -160,15 +139,15 @@ def _checked_options(spec: DecoderSpec) -> dict[str, Any]:
     Raises:
         CommandError: the decoder is not "served", or has an option that requests for gaps lack.
     """
-    options = dict(spec.options)
-    unknown = sorted(set(options) - set(_OPTIONS))
+    own = dict(spec.options)
+    unknown = sorted(set(own) - set(_OPTIONS))
     if spec.kind != "served" or unknown:
         what = repr(unknown[0]) if unknown else repr(spec.kind)
         raise CommandError(
             f"decoder {spec.name!r}: gaps are filled by the decoder served, with the options k, n, layout and healing; "
             f"got {what}."
         )
-    return options
+    return own
 
 
 def _entrant_of_peer(peer: Peer, api_key: str | None, asked: Mapping[str, int], stack: ExitStack) -> _Entrant:
@@ -206,7 +185,7 @@ def _result(entrant: _Entrant, cases: Sequence[InfillCase], records: Sequence[Pr
     return DecoderResult(
         entrant.name,
         infill_figures(cases, records, entrant.num_steps),
-        wall_s=round(sum(record.wall_s for record in records), 3),
+        wall_s=total_wall_s(records),
         settings=entrant.settings,
         domains={
             kind: infill_figures([case for case, _ in own], [record for _, record in own], entrant.num_steps)

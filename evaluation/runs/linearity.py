@@ -21,23 +21,15 @@ from superdraft.decoding.method.scoring import cut, tempered_logprobs
 from superdraft.decoding.method.superposition import draft_weights, superpose
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import read_prompts
-from superdraft.evaluation.command_line import (
-    Device,
-    Dtype,
-    Files,
-    Limit,
-    Model,
-    MoreFiles,
-    Output,
-    all_files,
-    progress_of,
-)
 from superdraft.evaluation.measures.bootstrap import Interval, as_ratios, interval
 from superdraft.evaluation.measures.evaluator import ExactRunner, exact_runner
+from superdraft.evaluation.options import all_files, progress_of
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.machine import describe_machine
-from superdraft.evaluation.reports.report import format_interval, write_json
+from superdraft.evaluation.reports.report import write_json
+from superdraft.evaluation.reports.tables import format_interval, markdown_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +99,16 @@ class LinearityProbe:
 
 
 def main(
-    prompts: Files = None,
-    more: MoreFiles = None,
+    prompts: options.Files = None,
+    more: options.MoreFiles = None,
     num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=2, help="Number of superposed drafts.")] = 3,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Number of superposed steps.")] = 20,
-    limit: Limit = None,
+    limit: options.Limit = None,
     tau: Annotated[float, typer.Option(help="Temperature of the language model's scores.")] = 0.06,
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    output: Output = None,
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    output: options.Output = None,
 ) -> None:
     """Compare superposed forwards with the weighted sum of separate ones, step by step."""
     params = GenerationParams(num_drafts=num_drafts, max_tokens=max_tokens, alpha=0.0, tau=tau)
@@ -142,12 +134,12 @@ def _report(folder: Path, about: Mapping[str, Any], found: Sequence[Interval], c
     folder.mkdir(parents=True, exist_ok=True)
     steps = [{"step": i, "cosine": one.value, "ci": [one.low, one.high]} for i, one in enumerate(found, 1)]
     write_json(folder / "results.json", {**about, "steps": steps, "machine": describe_machine()})
-    lines = [f"| {i} | {format_interval(one)} |" for i, one in enumerate(found, 1)]
-    table = "\n".join([f"# Linearity of {about['model']}", "", "| step | cosine |", "| --- | --- |", *lines, ""])
-    (folder / "results.md").write_text(table, encoding="utf-8")
+    rows = [(str(i), format_interval(one)) for i, one in enumerate(found, 1)]
+    table = markdown_table(("step", "cosine"), rows)
+    (folder / "results.md").write_text(f"# Linearity of {about['model']}\n\n{table}\n", encoding="utf-8")
     points = {about["model"]: [(float(i), one) for i, one in enumerate(found, 1)]}
     plots.lines(folder / "linearity.png", points, "superposed steps", "cosine similarity of the logits")
     shown = Table("superposed steps", "cosine")
-    for i, one in enumerate(found, 1):
-        shown.add_row(str(i), format_interval(one))
+    for row in rows:
+        shown.add_row(*row)
     console.print(shown)

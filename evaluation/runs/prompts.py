@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -9,32 +10,13 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
-from superdraft.evaluation.command_line import (
-    DECODERS,
-    Candidates,
-    Decoders,
-    Device,
-    Dtype,
-    Files,
-    Limit,
-    MaxTokens,
-    Model,
-    MoreFiles,
-    Ngram,
-    Output,
-    Seed,
-    Selection,
-    Tau,
-    TypedWords,
-    all_files,
-    decoder_specs,
-    options_given,
-    progress_of,
-)
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, Sweep
+from superdraft.evaluation.decoders.decoders import Contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval
+from superdraft.evaluation.options import all_files, decoder_specs, options_given, progress_of
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.calibration import calibration
 from superdraft.evaluation.reports.figures import (
@@ -43,19 +25,10 @@ from superdraft.evaluation.reports.figures import (
     intervals,
     uniqueness_name,
 )
-from superdraft.evaluation.reports.machine import describe_machine
+from superdraft.evaluation.reports.folder import write_report
 from superdraft.evaluation.reports.records import PromptRecord
-from superdraft.evaluation.reports.report import (
-    TITLES,
-    DecoderResult,
-    decoder_result,
-    markdown,
-    results_document,
-    summary_table,
-    write_json,
-)
+from superdraft.evaluation.reports.report import TITLES, DecoderResult, decoder_result
 from superdraft.evaluation.runs.quality import QualityRun, Typing
-from superdraft.server.errors import CommandError
 
 _DRAFT_FIGURES = ("forward_rows", "mean_words")
 COLUMNS = {
@@ -79,41 +52,45 @@ COLUMNS = {
 NUM_DRAFTS = {"quality": [3], "diversity": [3], "keystrokes": [1, 3, 5]}
 
 
+NumDraftsOfCommand = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--num-drafts",
+        "-k",
+        min=1,
+        help="Number of drafts per prompt. Repeatable. If not set, 3; with keystrokes 1, 3 and 5.",
+    ),
+]
+Alpha = Annotated[
+    float | None, typer.Option(help="Weight of the n-gram model. If not set, tuned for the n-gram model.")
+]
+JudgingModel = Annotated[str | None, typer.Option(help="Model that judges the drafts. If not set, the drafting model.")]
+PrefixWords = Annotated[
+    list[int] | None, typer.Option("--prefix-words", min=1, help="Cut prompts to their last words. Repeatable.")
+]
+
+
 def main(
     ctx: typer.Context,
-    prompts: Files = None,
-    more: MoreFiles = None,
-    decoder: Decoders = DECODERS,
-    num_drafts: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--num-drafts",
-            "-k",
-            min=1,
-            help="Number of drafts per prompt. Repeatable. If not set, 3; with keystrokes 1, 3 and 5.",
-        ),
-    ] = None,
-    max_tokens: MaxTokens = 10,
-    limit: Limit = None,
-    seed: Seed = 0,
-    selection: Selection = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Weight of the n-gram model. If not set, tuned for the n-gram model.")
-    ] = None,
-    tau: Tau = None,
-    candidates_per_draft: Candidates = None,
-    ngram: Ngram = "auto",
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    evaluator: Annotated[
-        str | None, typer.Option(help="Model that judges the drafts. If not set, the drafting model.")
-    ] = None,
-    prefix_words: Annotated[
-        list[int] | None, typer.Option("--prefix-words", min=1, help="Cut prompts to their last words. Repeatable.")
-    ] = None,
-    typed_words: TypedWords = 5,
-    output: Output = None,
+    prompts: options.Files = None,
+    more: options.MoreFiles = None,
+    decoder: options.Decoders = options.DECODERS,
+    num_drafts: NumDraftsOfCommand = None,
+    max_tokens: options.MaxTokens = 10,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    selection: options.Selection = None,
+    alpha: Alpha = None,
+    tau: options.Tau = None,
+    candidates_per_draft: options.Candidates = None,
+    ngram: options.Ngram = "auto",
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    evaluator: JudgingModel = None,
+    prefix_words: PrefixWords = None,
+    typed_words: options.TypedWords = 5,
+    output: options.Output = None,
 ) -> None:
     """Compare decoders on prompts whose continuation is known.
 
@@ -130,68 +107,69 @@ def main(
         candidates_per_draft=candidates_per_draft,
     )
     specs = decoder_specs(decoder, ngram, shared)
-    files, folder, console = all_files(prompts, more), output or Path(f"eval-{command}"), Console()
-    prompt_sets = {length: _read(files, limit, length) for length in prefix_words or (None,)}
-    texts = [prompt.text + prompt.continuation for own in prompt_sets.values() for prompt in own]
-    domains = list(dict.fromkeys(prompt.domain for own in prompt_sets.values() for prompt in own))
+    files = all_files(prompts, more)
+    prompt_sets = {length: read_prompts(files, limit, length) for length in prefix_words or (None,)}
     models = ModelChoice(model, dtype, device, evaluator)
-    workbench = Workbench(models, texts, specs, seed=seed, domains=domains)
-    results: list[DecoderResult] = []
-    with progress_of([spec.name for spec in specs], sum(map(len, prompt_sets.values())), console) as advance:
-        for length, own in prompt_sets.items():
-            run = QualityRun(
-                workbench.contenders(specs),
-                folder / "records",
-                evaluator=workbench.open_evaluator() if command == "quality" else None,
-                typing=Typing(keys=command != "diversity", max_words=typed_words or None),
-                conditions={"evaluator": evaluator, "prefix_words": length},
-            )
-            records = run.run(own, advance)
-            results += [_result(command, workbench, spec, own, records[spec.name], length) for spec in specs]
+    workbench = Workbench.of_prompts(models, list(chain(*prompt_sets.values())), specs, seed=seed)
+    folder, console = output or Path(f"eval-{command}"), Console()
+    results = _compare(command, workbench, specs, prompt_sets, typed_words or None, folder / "records", console)
     about = {
         "files": [file.name for file in files],
         "typed_words": typed_words or None,
         "evaluator": evaluator or "the drafting model",
-        "machine": describe_machine(),
     }
-    write_json(folder / "results.json", results_document(command, results, about))
-    table = markdown(f"{command.capitalize()} of {workbench.loaded.name}", results, COLUMNS[command])
-    (folder / "results.md").write_text(table, encoding="utf-8")
+    title = f"{command.capitalize()} of {workbench.loaded.name}"
+    write_report(folder, command, title, results, COLUMNS[command], about, console)
     _plot(command, results, folder)
-    console.print(summary_table(results, COLUMNS[command]))
     console.print(f"{folder / 'results.md'} has the confidence bounds, differences and domains.")
 
 
-def _read(files: Sequence[Path], limit: int | None, prefix_words: int | None) -> list[Prompt]:
-    prompts = read_prompts(files, limit, prefix_words)
-    if not prompts:
-        raise CommandError("The files hold no prompts.")
-    return prompts
+def _compare(
+    command: str,
+    workbench: Workbench,
+    specs: Sequence[DecoderSpec],
+    prompt_sets: Mapping[int | None, Sequence[Prompt]],
+    max_words: int | None,
+    records_folder: Path,
+    console: Console,
+) -> list[DecoderResult]:
+    """The results of all decoders on each set of prompts, given by the length that prompts are cut to."""
+    contenders, results = workbench.contenders(specs), []
+    evaluator = workbench.open_evaluator() if command == "quality" else None
+    with progress_of([one.name for one in contenders], sum(map(len, prompt_sets.values())), console) as advance:
+        for length, prompts in prompt_sets.items():
+            run = QualityRun(
+                contenders,
+                records_folder,
+                evaluator=evaluator,
+                typing=Typing(keys=command != "diversity", max_words=max_words),
+                conditions={"evaluator": workbench.choice.evaluator, "prefix_words": length},
+            )
+            records = run.run(prompts, advance)
+            results += [_result(command, one, prompts, records[one.name], length) for one in contenders]
+    return results
 
 
 def _result(
     command: str,
-    workbench: Workbench,
-    spec: DecoderSpec,
+    contender: Contender,
     prompts: Sequence[Prompt],
     records: Sequence[PromptRecord],
     prefix_words: int | None,
 ) -> DecoderResult:
     """The result of one decoder on one set of prompts."""
-    result = decoder_result(
-        spec.name, prompts, records, workbench.settings(spec), workbench.params(spec).max_tokens - 1
-    )
-    if command == "quality" and workbench.params(spec).selection == "distinct":
+    result = decoder_result(contender, prompts, records)
+    if command == "quality" and contender.settings["params"]["selection"] == "distinct":
         result = replace(result, calibration=calibration(records, prompts))
     if prefix_words is None:
-        return replace(result, sweep=spec.sweep)
-    sweep = Sweep(spec.name, "prefix_words", prefix_words)
-    return replace(result, name=f"{spec.name} prefix_words={prefix_words}", sweep=sweep)
+        return result
+    sweep = Sweep(contender.name, "prefix_words", prefix_words)
+    return replace(result, name=f"{contender.name} prefix_words={prefix_words}", sweep=sweep)
 
 
 def _plot(command: str, results: Sequence[DecoderResult], folder: Path) -> None:
+    """Plot the calibration, and how figures change with an option or along a draft."""
     found = {result.name: intervals(result.figures) for result in results}
-    plots.bars(folder / f"{command}.png", found, COLUMNS[command])
     if reliable := {one.name: one.calibration for one in results if one.calibration is not None}:
         lines = {name: ([b.predicted for b in one.bins], [b.right for b in one.bins]) for name, one in reliable.items()}
         lines = {"perfect": ([0, 1], [0, 1]), **lines}

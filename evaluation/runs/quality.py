@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from superdraft.evaluation.cases.prompts import Prompt
-from superdraft.evaluation.command_line import Advance
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, Decoder
 from superdraft.evaluation.measures.evaluator import Evaluator
 from superdraft.evaluation.measures.suggestion_turns import count_turns
 from superdraft.evaluation.measures.typing_simulation import TypedText, type_all
-from superdraft.evaluation.reports.records import DraftRecord, PromptRecord, RecordFile, digest
+from superdraft.evaluation.options import Advance
+from superdraft.evaluation.reports.records import PromptRecord, RecordFile, digest
 
 CHUNK_SIZE = 128
 
@@ -154,10 +154,7 @@ class _Remembering:
 
 def new_record(prompt_id: str, prompt_sha: str, decoded: Decoded) -> PromptRecord:
     """A record with only drafts."""
-    drafts = tuple(
-        DraftRecord(draft.text, draft.token_ids, draft.score, draft.token_logprobs) for draft in decoded.drafts
-    )
-    return PromptRecord(prompt_id, prompt_sha, drafts, decoded.forward_rows, decoded.wall_s)
+    return PromptRecord(prompt_id, prompt_sha, decoded.drafts, decoded.forward_rows, decoded.wall_s)
 
 
 def _with_logprobs(record: PromptRecord, found: Mapping[str, tuple[float, ...]]) -> PromptRecord:

@@ -9,37 +9,19 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, Question, read_questions
-from superdraft.evaluation.command_line import (
-    DECODERS,
-    Candidates,
-    Device,
-    Dtype,
-    Limit,
-    MaxTokens,
-    Model,
-    MoreFiles,
-    Ngram,
-    Output,
-    QuestionFiles,
-    Seed,
-    Selection,
-    Tau,
-    all_files,
-    decoder_specs,
-    options_given,
-    progress_of,
-)
+from superdraft.evaluation.decoders.decoders import Contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import as_ratios
 from superdraft.evaluation.measures.metrics import contains_answer, coverage_accuracy, precision_at
+from superdraft.evaluation.options import all_files, decoder_specs, options_given, progress_of
 from superdraft.evaluation.reports import plots
-from superdraft.evaluation.reports.figures import Figures, forward_rows, intervals
-from superdraft.evaluation.reports.machine import describe_machine
+from superdraft.evaluation.reports.figures import Figures, forward_rows
+from superdraft.evaluation.reports.folder import write_report
 from superdraft.evaluation.reports.records import PromptRecord
-from superdraft.evaluation.reports.report import DecoderResult, markdown, results_document, summary_table, write_json
+from superdraft.evaluation.reports.report import DecoderResult, total_wall_s
 from superdraft.evaluation.runs.quality import QualityRun, Typing
-from superdraft.server.errors import CommandError
 
 RANKS = (1, 2, 3)
 COVERAGE_DECODERS = ["nucleus", "nucleus+superposed"]
@@ -50,39 +32,43 @@ COLUMNS = {
 }
 
 
+QuestionDecoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--decoder",
+        help="Decoder, as in superdraft eval quality. Repeatable. If not set, greedy, served and nucleus; with "
+        "coverage nucleus and nucleus+superposed.",
+    ),
+]
+NumDraftsOfCommand = Annotated[
+    int | None,
+    typer.Option(
+        "--num-drafts",
+        "-k",
+        min=1,
+        help="qa: number of drafts per question, 3 if not set. coverage: number of sampled rows, 100 if not set.",
+    ),
+]
+
+
 def main(
     ctx: typer.Context,
-    prompts: QuestionFiles = None,
-    more: MoreFiles = None,
-    decoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--decoder",
-            help="Decoder, as in superdraft eval quality. Repeatable. If not set, greedy, served and nucleus; with "
-            "coverage nucleus and nucleus+superposed.",
-        ),
-    ] = None,
-    num_drafts: Annotated[
-        int | None,
-        typer.Option(
-            "--num-drafts",
-            "-k",
-            min=1,
-            help="qa: number of drafts per question, 3 if not set. coverage: number of sampled rows, 100 if not set.",
-        ),
-    ] = None,
-    max_tokens: MaxTokens = 10,
-    limit: Limit = None,
-    seed: Seed = 0,
-    selection: Selection = None,
+    prompts: options.QuestionFiles = None,
+    more: options.MoreFiles = None,
+    decoder: QuestionDecoders = None,
+    num_drafts: NumDraftsOfCommand = None,
+    max_tokens: options.MaxTokens = 10,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    selection: options.Selection = None,
     alpha: Annotated[float, typer.Option(help="Weight of the n-gram model.")] = 0.0,
-    tau: Tau = None,
-    candidates_per_draft: Candidates = None,
-    ngram: Ngram = "auto",
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    output: Output = None,
+    tau: options.Tau = None,
+    candidates_per_draft: options.Candidates = None,
+    ngram: options.Ngram = "auto",
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    output: options.Output = None,
 ) -> None:
     """Measure how often drafts answer questions.
 
@@ -99,34 +85,38 @@ def main(
         tau=tau,
         candidates_per_draft=candidates_per_draft,
     )
-    specs = decoder_specs(decoder or (COVERAGE_DECODERS if is_coverage else DECODERS), ngram, shared)
+    specs = decoder_specs(decoder or (COVERAGE_DECODERS if is_coverage else options.DECODERS), ngram, shared)
     files, folder, console = all_files(prompts, more), output or Path(f"eval-{command}"), Console()
     questions = read_questions(files, limit)
-    if not questions:
-        raise CommandError("The files hold no questions.")
-    asked = [Prompt(one.id, "questions", one.prompt, one.answers[0]) for one in questions]
-    workbench = Workbench(ModelChoice(model, dtype, device), [prompt.text for prompt in asked], specs, seed=seed)
-    run = QualityRun(workbench.contenders(specs), folder / "records", typing=Typing(keys=False))
-    with progress_of([spec.name for spec in specs], len(asked), console) as advance:
-        records = run.run(asked, advance)
-    results = [
-        DecoderResult(
-            spec.name,
-            _figures(records[spec.name], questions, workbench.params(spec).max_tokens - 1),
-            wall_s=round(sum(record.wall_s for record in records[spec.name]), 3),
-            settings=workbench.settings(spec),
-            sweep=spec.sweep,
-        )
-        for spec in specs
-    ]
-    about = {"files": [file.name for file in files], "machine": describe_machine()}
-    write_json(folder / "results.json", results_document(command, results, about))
-    table = markdown(f"{command.capitalize()} of {workbench.loaded.name}", results, COLUMNS[command])
-    (folder / "results.md").write_text(table, encoding="utf-8")
-    found = {result.name: intervals(result.figures) for result in results}
-    plots.bars(folder / f"{command}.png", found, COLUMNS[command])
+    texts = [question.prompt for question in questions]
+    workbench = Workbench(ModelChoice(model, dtype, device), texts, specs, seed=seed)
+    contenders = workbench.contenders(specs)
+    records = _ask(contenders, questions, folder / "records", console)
+    results = [_result(one, records[one.name], questions) for one in contenders]
+    about = {"files": [file.name for file in files]}
+    title = f"{command.capitalize()} of {workbench.loaded.name}"
+    write_report(folder, command, title, results, COLUMNS[command], about, console)
     _plot_curves(folder, records, questions)
-    console.print(summary_table(results, COLUMNS[command]))
+
+
+def _ask(
+    contenders: Sequence[Contender], questions: Sequence[Question], records_folder: Path, console: Console
+) -> dict[str, list[PromptRecord]]:
+    """The records of each decoder, in the order of the questions."""
+    prompts = [Prompt(one.id, "questions", one.prompt, one.answers[0]) for one in questions]
+    run = QualityRun(contenders, records_folder, typing=Typing(keys=False))
+    with progress_of([one.name for one in contenders], len(prompts), console) as advance:
+        return run.run(prompts, advance)
+
+
+def _result(contender: Contender, records: Sequence[PromptRecord], questions: Sequence[Question]) -> DecoderResult:
+    return DecoderResult(
+        contender.name,
+        _figures(records, questions, contender.num_steps),
+        wall_s=total_wall_s(records),
+        settings=contender.settings,
+        sweep=contender.sweep,
+    )
 
 
 def _figures(records: Sequence[PromptRecord], questions: Sequence[Question], num_steps: int) -> Figures:

@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,22 +13,12 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import read_rows
-from superdraft.evaluation.command_line import (
-    SERVED,
-    Device,
-    Dtype,
-    Model,
-    Ngram,
-    Seed,
-    ServedDecoders,
-    decoder_specs,
-    options_given,
-    progress_of,
-)
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded
 from superdraft.evaluation.decoders.peers import parse_named_peer, served_contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
+from superdraft.evaluation.options import decoder_specs, options_given, progress_of
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
@@ -78,15 +69,15 @@ def main(
         Path,
         typer.Option("--texts", help="JSON lines with kind, place and text.", show_default="100 everyday texts"),
     ] = EVERYDAY,
-    decoder: ServedDecoders = SERVED,
+    decoder: options.ServedDecoders = options.SERVED,
     peer: Annotated[
         list[str] | None, typer.Option("--peer", help="Running server to compare with, as NAME=URL. Repeatable.")
     ] = None,
-    seed: Seed = 0,
-    ngram: Ngram = "auto",
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    seed: options.Seed = 0,
+    ngram: options.Ngram = "auto",
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
     output: Annotated[
@@ -105,19 +96,22 @@ def main(
             workbench = Workbench(ModelChoice(model, dtype, device), typed, specs, seed=seed, domains=kinds)
             contenders = [*workbench.contenders(specs), *contenders]
         advance = stack.enter_context(progress_of([one.name for one in contenders], len(texts), console))
-        columns = []
-        for contender in contenders:
-            decoded: list[Decoded] = []
-            for number, one in enumerate(texts):  # one request at a time, as from a single user
-                decoded += contender.decoder.decode([Ask(one.text, str(number), one.kind)])
-                advance(contender.name, 1)
-            columns.append(Column(contender.name, tuple(decoded), scores_are_probabilities(contender)))
+        columns = [_column(contender, texts, partial(advance, contender.name, 1)) for contender in contenders]
     tables = "\n".join(tables_of(texts, columns))
     if output is None:
         console.print(tables, markup=False, highlight=False, soft_wrap=True)
     else:
         output.write_text(tables + "\n", encoding="utf-8")
         console.print(f"{output} has the drafts of {len(texts)} texts.")
+
+
+def _column(contender: Contender, texts: Sequence[EverydayText], done: Callable[[], None]) -> Column:
+    """Request drafts for one text at a time, as a single user does."""
+    decoded: list[Decoded] = []
+    for number, one in enumerate(texts):
+        decoded += contender.decoder.decode([Ask(one.text, str(number), one.kind)])
+        done()
+    return Column(contender.name, tuple(decoded), scores_are_probabilities(contender))
 
 
 def read_texts(path: Path) -> list[EverydayText]:
@@ -187,9 +181,9 @@ def visible(text: str) -> str:
     return _HIDDEN_SPACE.sub("␣", text).translate(_SIGNS)
 
 
-def end_of(text: str, length: int = SHOWN_CHARACTERS) -> str:
+def end_of(text: str) -> str:
     """The last characters of a text, after an ellipsis if the text is longer."""
-    return text if len(text) <= length else f"…{text[1 - length :]}"
+    return text if len(text) <= SHOWN_CHARACTERS else f"…{text[1 - SHOWN_CHARACTERS :]}"
 
 
 def code(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,26 +13,17 @@ from rich.table import Table
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
+from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
-from superdraft.evaluation.command_line import (
-    Device,
-    Dtype,
-    Files,
-    Limit,
-    MaxTokens,
-    Model,
-    MoreFiles,
-    NumDrafts,
-    all_files,
-    progress_of,
-)
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval, paired_difference
+from superdraft.evaluation.options import all_files, progress_of
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.figures import Figures, collect, intervals
 from superdraft.evaluation.reports.machine import describe_machine
-from superdraft.evaluation.reports.report import TITLES, format_interval, write_json
+from superdraft.evaluation.reports.report import TITLES, write_json
+from superdraft.evaluation.reports.tables import format_interval, markdown_table
 from superdraft.evaluation.runs.quality import QualityRun, Typing
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.errors import CommandError
@@ -60,8 +52,8 @@ class _Request:
 
     def spec(self, setting: Tuning) -> DecoderSpec:
         """The decoder with a setting."""
-        options = {"num_drafts": self.num_drafts, "max_tokens": self.max_tokens, **asdict(setting)}
-        return DecoderSpec(name_of(setting), "paper", self.ngram if setting.alpha else "none", tuple(options.items()))
+        fields = {"num_drafts": self.num_drafts, "max_tokens": self.max_tokens, **asdict(setting)}
+        return DecoderSpec(name_of(setting), "paper", self.ngram if setting.alpha else "none", tuple(fields.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,34 +76,41 @@ def name_of(setting: Tuning) -> str:
     return f"alpha={setting.alpha:g} tau={setting.tau:g} m={setting.candidates_per_draft}"
 
 
+Alphas = Annotated[str, typer.Option(help="Values of alpha to try, besides 0.")]
+Taus = Annotated[str, typer.Option(help="Values of tau to try.")]
+Candidates = Annotated[
+    str,
+    typer.Option(
+        "--candidates-per-draft",
+        "-m",
+        help="Values of m to try.",
+        show_default="k, k squared, 4 k squared",
+    ),
+]
+Objective = Annotated[
+    str, typer.Option(help="Figure to maximise: words_right, keystroke_savings or exact_match_any/1.")
+]
+MaxPerplexity = Annotated[
+    float, typer.Option(min=1, help="Maximum mean perplexity, relative to the lowest of any setting.")
+]
+
+
 def main(
-    prompts: Files = None,
-    more: MoreFiles = None,
+    prompts: options.Files = None,
+    more: options.MoreFiles = None,
     ngram: Annotated[str, typer.Option("--ngram", help="N-gram model: auto, a name or a folder.")] = "auto",
-    num_drafts: NumDrafts = 3,
-    max_tokens: MaxTokens = 10,
-    alpha: Annotated[str, typer.Option(help="Values of alpha to try, besides 0.")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7",
-    tau: Annotated[str, typer.Option(help="Values of tau to try.")] = "0.06,0.1,0.2,0.3,0.5,0.8,1.2",
-    candidates_per_draft: Annotated[
-        str,
-        typer.Option(
-            "--candidates-per-draft",
-            "-m",
-            help="Values of m to try.",
-            show_default="k, k squared, 4 k squared",
-        ),
-    ] = "",
-    objective: Annotated[
-        str, typer.Option(help="Figure to maximise: words_right, keystroke_savings or exact_match_any/1.")
-    ] = "words_right",
-    max_perplexity: Annotated[
-        float, typer.Option(min=1, help="Maximum mean perplexity, relative to the lowest of any setting.")
-    ] = 1.25,
+    num_drafts: options.NumDrafts = 3,
+    max_tokens: options.MaxTokens = 10,
+    alpha: Alphas = "0.1,0.2,0.3,0.4,0.5,0.6,0.7",
+    tau: Taus = "0.06,0.1,0.2,0.3,0.5,0.8,1.2",
+    candidates_per_draft: Candidates = "",
+    objective: Objective = "words_right",
+    max_perplexity: MaxPerplexity = 1.25,
     first_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts in the first round.")] = 60,
-    limit: Limit = None,
-    model: Model = DEFAULT_MODEL,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    limit: options.Limit = None,
+    model: options.Model = DEFAULT_MODEL,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     write: Annotated[
         bool, typer.Option("--write", help="Write the best setting into the n-gram model's manifest.")
     ] = False,
@@ -120,30 +119,17 @@ def main(
     """Find the best settings on some prompts. An interrupted search continues where it stopped."""
     if objective not in OBJECTIVES:
         raise CommandError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
-    candidates = candidates_per_draft or f"{num_drafts},{num_drafts**2},{4 * num_drafts**2}"
-    settings = grid(
-        _numbers("--alpha", alpha),
-        _numbers("--tau", tau),
-        [int(value) for value in _numbers("--candidates-per-draft", candidates)],
-        num_drafts,
-    )
+    settings = _grid_of_options(alpha, tau, candidates_per_draft, num_drafts)
     files, request, console = all_files(prompts, more), _Request(ngram, num_drafts, max_tokens), Console()
     read = read_prompts(files, limit)
-    if not read:
-        raise CommandError("The files hold no prompts.")
-    models, texts = ModelChoice(model, dtype, device), [one.text + one.continuation for one in read]
-    bench = Workbench(models, texts, [request.spec(setting) for setting in settings])
+    models = ModelChoice(model, dtype, device)
+    bench = Workbench.of_prompts(models, read, [request.spec(setting) for setting in settings])
     ngram_model = bench.ngram_models.model(ngram)
     if ngram_model is None:
         raise CommandError(f"--ngram {ngram!r} is not an n-gram model that can be tuned. See superdraft ngram list.")
     typing = Typing(keys=objective == "keystroke_savings")
-
-    def measure(tried: Sequence[Tuning], size: int) -> list[Trial]:
-        return _measure(bench, request, tried, read[:size], typing, output / "records", console)
-
-    def rank(trials: Sequence[Trial]) -> list[Trial]:
-        return ranked(trials, objective, max_perplexity)
-
+    measure = partial(_measure, bench, request, read, typing, output / "records", console)
+    rank = partial(ranked, objective=objective, max_perplexity=max_perplexity)
     finalists, others = search(settings, len(read), first_prompts, measure, rank)
     about = {
         "model": model,
@@ -156,6 +142,16 @@ def main(
     if write:
         replace(ngram_model.manifest, tuning=finalists[0].setting).write(ngram_model.folder)
         console.print(f"Written to {ngram_model.folder}.")
+
+
+def _grid_of_options(alpha: str, tau: str, candidates_per_draft: str, num_drafts: int) -> list[Tuning]:
+    candidates = candidates_per_draft or f"{num_drafts},{num_drafts**2},{4 * num_drafts**2}"
+    return grid(
+        _numbers("--alpha", alpha),
+        _numbers("--tau", tau),
+        [int(value) for value in _numbers("--candidates-per-draft", candidates)],
+        num_drafts,
+    )
 
 
 def _numbers(flag: str, text: str) -> tuple[float, ...]:
@@ -224,12 +220,15 @@ def search(
 def _measure(
     bench: Workbench,
     request: _Request,
-    settings: Sequence[Tuning],
-    prompts: Sequence[Prompt],
+    all_prompts: Sequence[Prompt],
     typing: Typing,
     folder: Path,
     console: Console,
+    settings: Sequence[Tuning],
+    num_prompts: int,
 ) -> list[Trial]:
+    """Run settings on the first prompts."""
+    prompts = all_prompts[:num_prompts]
     specs = [request.spec(setting) for setting in settings]
     run = QualityRun(bench.contenders(specs), folder, evaluator=bench.open_evaluator(), typing=typing)
     label = f"{len(specs)} settings, {len(prompts)} prompts"
@@ -262,14 +261,12 @@ def _report(
     head = ["setting", *(TITLES[name] for name in columns)]
     rows = [[trial.name, *(format_interval(trial.found[name]) for name in columns)] for trial in finalists]
     rows.append([f"best minus {without_ngram.name}", *(format_interval(gains[name]) for name in columns)])
-    lines = [head, ["---"] * len(head), *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     title = f"# Tuning of {about['model']} with {about['ngram_model']}"
     explanation = (
         f"Best first by {TITLES[objective]}, among the settings whose mean perplexity is at most "
         f"{about['max_perplexity']:g} times the lowest; last round, {best.num_prompts} prompts."
     )
-    (folder / "tuning.md").write_text(f"{title}\n\n{explanation}\n\n{text}\n", encoding="utf-8")
+    (folder / "tuning.md").write_text(f"{title}\n\n{explanation}\n\n{markdown_table(head, rows)}\n", encoding="utf-8")
     points = [
         (trial.found["perplexity_mean"].value, trial.found[objective].value, trial.setting.alpha)
         for trial in (*others, *finalists)

@@ -148,25 +148,28 @@ class FanOut:
             outputs.accept()
             return cut(await steps.result(outputs.send))
 
-        async def feed() -> None:
-            try:
-                share = await self.draft(key, request.params, run)
-            except Exception as fault:
-                error = request_error(fault, engine_request_id=request.request_id)
-                outputs.refuse(error)  # no effect if the engine had taken the request
-                outputs.send(StepOutput(request.request_id, error=error))
-            else:
-                on_share(share)
-                outputs.accept()
-                outputs.send(StepOutput(request.request_id, output=share.output))
-
         def cancel(_: OutputStream) -> None:
             feeding.cancel()
 
         outputs = OutputStream(asyncio.get_running_loop(), cancel)
-        feeding = asyncio.create_task(feed())
+        feeding = asyncio.create_task(self._feed(outputs, key, request, run, on_share))
         await outputs.accepted()
         return outputs
+
+    async def _feed(
+        self, outputs: OutputStream, key: str, request: EngineRequest, run: Run, on_share: Callable[[Share], None]
+    ) -> None:
+        """Send a request's share, or its error, to its stream."""
+        try:
+            share = await self.draft(key, request.params, run)
+        except Exception as fault:
+            error = request_error(fault, engine_request_id=request.request_id)
+            outputs.refuse(error)  # no effect if the engine had taken the request
+            outputs.send(StepOutput(request.request_id, error=error))
+        else:
+            on_share(share)
+            outputs.accept()
+            outputs.send(StepOutput(request.request_id, output=share.output))
 
     def _is_shareable(self, params: GenerationParams) -> bool:
         asks_for_one = params.num_drafts == 1 and params.max_tokens > 0 and params.strategy == "superposed"

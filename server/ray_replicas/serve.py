@@ -37,6 +37,44 @@ _METRICS_TIMEOUT_S = 5.0
 _OBJECT_STORE_BYTES = 128 * 1024**2  # of shared memory, which is not used; Ray's default is a third of the machine's
 
 
+class Replica:
+    """One process with a model.
+
+    Args:
+        settings: the replica's settings.
+        ngram_models: `ngram_digests` of the machine where the server was started.
+    """
+
+    def __init__(self, settings: Settings, ngram_models: Mapping[str, str]) -> None:
+        check_ngram_models(ngram_models, ngram_digests(settings.home))
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The app, with the model loaded; Ray Serve runs its lifespan."""
+        from superdraft.server.observe.log_config import configure_logging
+
+        configure_logging(self._settings.log_level, self._settings.log_format)
+        app = load_app(self._settings)
+        service: Service = app.state.service
+        self._engine, self._registry = service.engine, service.metrics.registry
+        context = serve.get_replica_context()
+        self._name = context.replica_id.unique_id
+        everyone = serve.get_deployment_handle(context.deployment, context.app_name)
+        service.metrics.shown = AllReplicas(lambda: _metrics_of(everyone))
+        gc.collect()
+        gc.freeze()  # as `superdraft serve` does
+        return ReplicaMark(app, self._name)
+
+    def check_health(self) -> None:
+        """Called by Ray Serve periodically; it replaces a replica that raises."""
+        if not self._engine.is_ready:
+            raise RuntimeError("the engine keeps failing; the replica's log says why")
+
+    def metrics(self) -> ReplicaMetrics:
+        """The metrics of this replica."""
+        return ReplicaMetrics(self._name, list(self._registry.collect()))
+
+
 def application(settings: Settings) -> Any:
     """The application for `serve.run`, `serve run` and `serve deploy`.
 
@@ -44,42 +82,8 @@ def application(settings: Settings) -> Any:
         SettingsError: the settings are not possible with several replicas.
     """
     check_for_ray(settings)
-
-    @serve.deployment(**deployment_options(settings))
-    @serve.ingress()
-    class Replica:
-        """One process with a model."""
-
-        def __init__(self, settings: Settings, ngram_models: Mapping[str, str]) -> None:
-            check_ngram_models(ngram_models, ngram_digests(settings.home))
-            self._settings = settings
-
-        def __serve_build_asgi_app__(self) -> ASGIApp:
-            """The app, with the model loaded; Ray Serve runs its lifespan."""
-            from superdraft.server.observe.log_config import configure_logging
-
-            configure_logging(self._settings.log_level, self._settings.log_format)
-            app = load_app(self._settings)
-            service: Service = app.state.service
-            self._engine, self._registry = service.engine, service.metrics.registry
-            context = serve.get_replica_context()
-            self._name = context.replica_id.unique_id
-            everyone = serve.get_deployment_handle(context.deployment, context.app_name)
-            service.metrics.shown = AllReplicas(lambda: _metrics_of(everyone))
-            gc.collect()
-            gc.freeze()  # as `superdraft serve` does
-            return ReplicaMark(app, self._name)
-
-        def check_health(self) -> None:
-            """Called by Ray Serve periodically; it replaces a replica that raises."""
-            if not self._engine.is_ready:
-                raise RuntimeError("the engine keeps failing; the replica's log says why")
-
-        def metrics(self) -> ReplicaMetrics:
-            """The metrics of this replica."""
-            return ReplicaMetrics(self._name, list(self._registry.collect()))
-
-    return Replica.bind(replica_settings(settings), ngram_digests(settings.home))  # type: ignore[attr-defined]
+    deployment = serve.deployment(**deployment_options(settings))(serve.ingress()(Replica))
+    return deployment.bind(replica_settings(settings), ngram_digests(settings.home))
 
 
 def _metrics_of(everyone: Any) -> list[ReplicaMetrics]:

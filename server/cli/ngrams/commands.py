@@ -57,6 +57,13 @@ _STAGES: dict[Stage, str] = {
 }
 
 Name = Annotated[str, typer.Argument(help="Name of the model, or path of its folder.")]
+Corpus = Annotated[
+    list[str],
+    typer.Argument(help="Text (.txt, .md, .jsonl), token files (.u16, .u32), each also as .zst or .gz, folders, or -."),
+]
+Description = Annotated[str | None, typer.Option(help="Description of the corpus. If not set, the names of its files.")]
+RowTokens = Annotated[int, typer.Option(min=1, help="Length of the sequences in token files, in tokens.")]
+HeldOut = Annotated[int, typer.Option(min=0, help="Leave out the last N documents, and report the perplexity on them.")]
 TextField = Annotated[str, typer.Option(help="Field of .jsonl rows that holds the text.")]
 
 
@@ -92,12 +99,7 @@ def list_models() -> None:
 
 @app.command("build")
 def build(
-    corpus: Annotated[
-        list[str],
-        typer.Argument(
-            help="Text (.txt, .md, .jsonl), token files (.u16, .u32), each also as .zst or .gz, folders, or -."
-        ),
-    ],
+    corpus: Corpus,
     tokenizer: Annotated[str, typer.Option(help="Language model whose tokens are counted: a name, folder or file.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Name of the new model, or path of its folder.")],
     text_field: TextField = DEFAULT_TEXT_FIELD,
@@ -108,30 +110,17 @@ def build(
     memory: Memory = "4G",
     tools: Tools = None,
     licence: Licence = "unknown",
-    description: Annotated[
-        str | None, typer.Option(help="Description of the corpus. If not set, the names of its files.")
-    ] = None,
-    row_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of the sequences in token files, in tokens.")
-    ] = DEFAULT_ROW_TOKENS,
-    held_out: Annotated[
-        int, typer.Option(min=0, help="Leave out the last N documents, and report the perplexity on them.")
-    ] = 0,
+    description: Description = None,
+    row_tokens: RowTokens = DEFAULT_ROW_TOKENS,
+    held_out: HeldOut = 0,
 ) -> None:
     """Build an n-gram model for a language model's tokens with KenLM's lmplz and build_binary.
 
     An interrupted build continues where it stopped when it is started again with the same corpus.
     """
     with command_errors():
-        options = BuildOptions(
-            order=order,
-            prune=prune_counts(prune),
-            quantize_bits=quantize_bits or None,
-            backoff_quantize_bits=backoff_quantize_bits or None,
-            memory=memory,
-        )
-        folder = output_folder(output)
-        programs = find_tools(tools)
+        options = BuildOptions(order, prune_counts(prune), quantize_bits or None, backoff_quantize_bits or None, memory)
+        folder, programs = output_folder(output), find_tools(tools)
         size = corpus_size(corpus)
         if size is not None:
             check_disk_space(folder.parent, approximate_tokens(size.unpacked_bytes), order, options.prune)

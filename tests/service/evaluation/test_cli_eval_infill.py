@@ -200,10 +200,3 @@ def test_expected_errors_are_one_line(run, cases, args, message):
     assert (code, results) == (2, None)
     assert err.count("\n") == 1
     assert message in err
-
-
-def test_a_version_without_layouts_says_so(run, cases, monkeypatch):
-    monkeypatch.setattr(infill_server, "gap_prompt", lambda gap, fim, tokenizer, budget: None)
-    code, _, err = run("--cases", cases, "--decoder", "served layout=line_in_prefix")
-    assert code == 2
-    assert "this version has only one layout" in err

@@ -66,8 +66,3 @@ def test_prompts_that_end_at_a_word_border_are_refused(wrong):
     check([prompt("a")])
     with pytest.raises(CommandError, match="'x' does not end inside a word"):
         check([prompt("a"), wrong])
-
-
-def test_no_prompts_are_refused():
-    with pytest.raises(CommandError, match="no prompts"):
-        check([])

@@ -5,13 +5,14 @@ import math
 import pytest
 
 from superdraft.evaluation.cases.prompts import Prompt
+from superdraft.evaluation.decoders.decoders import DecodedDraft
 from superdraft.evaluation.reports.calibration import calibration, calibration_tables
-from superdraft.evaluation.reports.records import DraftRecord, PromptRecord
+from superdraft.evaluation.reports.records import PromptRecord
 
 
 def record(name: str, *drafts: tuple[str, float]) -> PromptRecord:
     return PromptRecord(
-        name, "", tuple(DraftRecord(text, (1,), math.log(p), (math.log(p),)) for text, p in drafts), 0, 0.0
+        name, "", tuple(DecodedDraft(text, (1,), math.log(p), (math.log(p),)) for text, p in drafts), 0, 0.0
     )
 
 

@@ -14,6 +14,7 @@ from superdraft.evaluation.cases.infill_cases import (
     with_window,
     write_cases,
 )
+from superdraft.evaluation.decoders.decoders import DecodedDraft
 from superdraft.evaluation.measures.infill_metrics import (
     is_exact_line,
     is_first_character_right,
@@ -21,7 +22,7 @@ from superdraft.evaluation.measures.infill_metrics import (
     keys_saved,
     tokens_right,
 )
-from superdraft.evaluation.reports.records import DraftRecord, PromptRecord
+from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.runs.infill import infill_figures
 from superdraft.server.errors import CommandError
 
@@ -158,7 +159,7 @@ def test_keys_of_one_acceptance():
 
 def test_figures_of_the_first_draft_and_of_any():
     def record(*texts, rows=None):
-        return PromptRecord("p", "", tuple(DraftRecord(text, (), 0.0, ()) for text in texts), rows, 0.5)
+        return PromptRecord("p", "", tuple(DecodedDraft(text, (), 0.0, ()) for text in texts), rows, 0.5)
 
     cases = [InfillCase(name, "indent", "", "", "return 1") for name in "ab"]
     found = infill_figures(cases, [record("raise", "return 1", rows=9), record("return 2", rows=3)], 3)

@@ -82,3 +82,9 @@ def test_first_words_are_of_prompt_and_reference_together(tmp_path):
     (three,) = first_words_of(prompts, 3)  # the other text has no fourth word
     assert (three.text, three.continuation) == ("Dear all, thank", " you")
     assert first_words_of(prompts, 4) == []
+
+
+def test_files_without_prompts_are_refused(tmp_path):
+    for read, what in ((read_prompts, "prompts"), (read_questions, "questions")):
+        with pytest.raises(CommandError, match=f"The files hold no {what}"):
+            read([write(tmp_path / "empty.jsonl")])

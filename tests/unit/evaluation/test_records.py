@@ -1,7 +1,8 @@
+from superdraft.evaluation.decoders.decoders import DecodedDraft
 from superdraft.evaluation.measures.typing_simulation import KeyCount
-from superdraft.evaluation.reports.records import DraftRecord, PromptRecord, RecordFile
+from superdraft.evaluation.reports.records import PromptRecord, RecordFile
 
-DRAFT = DraftRecord(" naïve\u2028word", (3, 4), -0.5, (-0.1, -0.9), (-0.2, -1.0))
+DRAFT = DecodedDraft(" naïve\u2028word", (3, 4), -0.5, (-0.1, -0.9), (-0.2, -1.0))
 RECORD = PromptRecord("p1", "sha", (DRAFT,), 9, 0.25, KeyCount(7, 9))
 
 

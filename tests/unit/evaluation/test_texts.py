@@ -134,12 +134,12 @@ def test_a_table_for_each_kind():
 
 def test_which_scores_are_probabilities():
     def contender(**params):
-        return Contender("", None, {"params": params})
+        return Contender("", None, {"params": params}, 15)
 
     assert scores_are_probabilities(contender(strategy="superposed", selection="distinct"))
     assert not scores_are_probabilities(contender(strategy="superposed", selection="paper"))
     assert not scores_are_probabilities(contender(strategy="greedy", selection="paper"))
-    assert scores_are_probabilities(Contender("", None, {"peer": "superdraft"}))
+    assert scores_are_probabilities(Contender("", None, {"peer": "superdraft"}, 15))
 
 
 def test_a_server_under_a_name():
