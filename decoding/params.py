@@ -124,7 +124,7 @@ class GenerationParams:
         _check(_is_number(self.tau) and 0.001 <= self.tau <= 100, "tau", self.tau, "a number from 0.001 to 100")
         _check(m is None or (_is_int(m) and m >= 1), "candidates_per_draft", m, "an integer of at least 1, or null")
         _check(_is_number(self.penalty) and 0 <= self.penalty <= 1e6, "penalty", self.penalty, "a number from 0 to 1e6")
-        _check(self.selection in SELECTIONS, "selection", self.selection, f"one of {', '.join(SELECTIONS)}")
+        _check(self.selection in RULES, "selection", self.selection, f"one of {', '.join(RULES)}")
         _check(all(isinstance(s, str) and s for s in self.stop), "stop", list(self.stop), "strings that are not empty")
         top = self.verify_top
         _check(top is None or (_is_int(top) and 0 <= top <= 20), "logprobs", top, "an integer from 0 to 20, or null")
