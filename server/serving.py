@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -19,6 +20,7 @@ from superdraft.server.errors import CommandError
 from superdraft.server.service import Service
 from superdraft.server.settings import Settings
 
+FAILED_EXIT_CODE = 1  # the engine failed: a supervisor should start the server again
 _SLACK_S = 5  # for writing the last answers
 _LAST_WORDS_S = 0.2  # in which the next requests of clients that were just answered still get their 503
 # Longer than clients keep idle connections (httpx: 5 s, as uvicorn by default; Node: 4 s). If the server closes a
@@ -27,9 +29,15 @@ _KEEP_ALIVE_S = 75
 _POLL_S = 0.05  # interval of checks for a second signal
 _OTHER_FILES = 256  # open files besides connections: models, logs, libraries
 
+log = structlog.get_logger(__name__)
+
 
 def run_server(settings: Settings, listener: socket.socket) -> None:
-    """Load the model, then answer on `listener` until a signal comes."""
+    """Load the model, then answer on `listener` until a signal comes or the engine fails for good.
+
+    Raises:
+        SystemExit: the engine failed, or the server was interrupted.
+    """
     with _garbage_collection_paused():
         app = load_app(settings, is_local=_is_loopback(listener.getsockname()[0]))
     _allow_open_files(settings.max_connections)
@@ -43,6 +51,8 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn raises the signal again after a clean shutdown
         sys.exit(130)
+    if service.engine.has_failed:
+        sys.exit(FAILED_EXIT_CODE)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -147,7 +157,7 @@ def _allow_open_files(max_connections: int) -> None:
 
 
 class HttpServer(uvicorn.Server):
-    """Serves an app of `create_app` until a signal comes.
+    """Serves an app of `create_app` until a signal comes or the engine fails for good.
 
     By itself, uvicorn first stops listening and tells the app about the shutdown after the last request. Here the
     engine is told first: running requests get the grace time of the settings, and meanwhile new requests are answered
@@ -180,6 +190,13 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called several times per second: whether to shut down."""
+        if self._engine.has_failed:
+            log.critical("server_failed", reason="the engine has failed; the server must be started again")
+            return True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End running requests, then stop listening, then stop the app."""

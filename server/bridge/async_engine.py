@@ -18,6 +18,7 @@ from superdraft.decoding.errors import (
     EngineStoppedError,
     InvalidRequestError,
     SequenceFailedError,
+    SuperdraftError,
     SupersededError,
 )
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
@@ -59,7 +60,9 @@ class _Stop:
 class AsyncEngine:
     """Runs an engine in a thread of its own and awaits its answers.
 
-    Every accepted request gets exactly one terminal output, whatever happens to the engine.
+    Every accepted request gets exactly one terminal output, whatever happens to the engine. An unexpected exception
+    ends all requests, and the engine goes on. The thread ends after several failures in a row, or if the engine cannot
+    drop its requests.
 
     Args:
         engine: nothing else uses it.
@@ -95,6 +98,11 @@ class AsyncEngine:
     def is_ready(self) -> bool:
         """Whether requests are taken and the engine has not failed several times in a row."""
         return self._accepting and self._failures < MAX_CONSECUTIVE_FAILURES
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine's thread has ended without being asked to. All its requests have been answered."""
+        return self._thread.ident is not None and not self._thread.is_alive() and self._deadline is None
 
     def start(self) -> None:
         """Start the engine's thread. Call it once."""
@@ -173,13 +181,25 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while not self._finished():
-                self._take_commands(wait=not self._engine.has_unfinished)
-                if self._engine.has_unfinished:
-                    self._step()
-        except Exception:
+                self._turn()
+        except BaseException:  # a library's SystemExit too would end the thread without a word
             log.exception("engine_thread_failed")
         finally:
             self._close()
+
+    def _turn(self) -> None:
+        """Carry out the queued commands, then take a step.
+
+        Raises:
+            RuntimeError: the engine cannot go on.
+        """
+        try:
+            self._take_commands(wait=not self._engine.has_unfinished)
+            if self._engine.has_unfinished:
+                self._step()
+        except Exception as fault:  # the engine's state cannot be trusted any more: every request ends
+            self._failures += 1
+            self._abandon_all(fault)
 
     def _finished(self) -> bool:
         if self._deadline is None:
@@ -200,8 +220,8 @@ class AsyncEngine:
             case _Cancel(request_id, stream):
                 request = self._requests.get(request_id)
                 if request is not None and request.stream is stream:
-                    del self._requests[request_id]
                     self._engine.cancel(request_id)
+                    del self._requests[request_id]  # not before: if `cancel` fails, it is tried again
                     request.place.release()
                     self._metrics.count_cancelled("client_gone")
             case _Stop(deadline):
@@ -217,6 +237,8 @@ class AsyncEngine:
             self._engine.add_request(replace(command.request, timeout_s=timeout_s))
         except Exception as fault:
             self._refuse(command, fault)
+            if not isinstance(fault, SuperdraftError):
+                self._engine.cancel(request_id)  # it may have been added in part
         else:
             self._requests[request_id] = command
             command.stream.accept()
@@ -226,18 +248,13 @@ class AsyncEngine:
         command.stream.refuse(request_error(fault, engine_request_id=command.request.request_id))
 
     def _step(self) -> None:
-        try:
-            outputs = self._engine.step()
-        except Exception as fault:  # the engine's state cannot be trusted any more: every request ends
-            self._failures += 1
-            self._abandon_all(fault, consecutive=self._failures)
-            return
-        self._failures = 0
+        outputs = self._engine.step()
         self._metrics.observe_step()
         for output in outputs:
             self._deliver(output)
         if self._requests and not self._engine.has_unfinished:
-            self._abandon_all(RuntimeError("the engine lost requests without answering them"))
+            raise RuntimeError("the engine lost requests without answering them")
+        self._failures = 0
 
     def _deliver(self, output: StepOutput) -> None:
         request = self._requests.get(output.request_id)
@@ -245,12 +262,12 @@ class AsyncEngine:
             log.error("output_of_unknown_request", engine_request_id=output.request_id)
             return
         if output.is_terminal:
-            del self._requests[output.request_id]
-            request.place.release()
             if output.output is None and output.error is None:
                 empty = RuntimeError("the engine gave a terminal output that holds nothing")
                 output = StepOutput(output.request_id, error=logged_fault(empty))
             self._observe(request, output)
+            del self._requests[output.request_id]  # not before: if counting fails, the request ends with an error
+            request.place.release()
         request.stream.send(output)
 
     def _observe(self, request: _Add, terminal: StepOutput) -> None:
@@ -260,11 +277,13 @@ class AsyncEngine:
         elif isinstance(terminal.error, SupersededError):
             self._metrics.count_cancelled("superseded")
 
-    def _abandon_all(self, fault: Exception, **context: int) -> None:
-        logged_fault(fault, requests=len(self._requests), **context)
+    def _abandon_all(self, fault: Exception) -> None:
+        logged_fault(fault, requests=len(self._requests), consecutive=self._failures)
         self._end_all(SequenceFailedError, FAULT_MESSAGE)
         if self._engine.has_unfinished:
             raise RuntimeError("the engine holds requests that it cannot drop")
+        if self._failures >= MAX_CONSECUTIVE_FAILURES:
+            raise RuntimeError(f"the engine failed {self._failures} times in a row")
 
     def _end_all(self, kind: type[EngineError], message: str) -> None:
         """End every request with an error of its own, since each one's handler adds a traceback to it."""
@@ -274,7 +293,10 @@ class AsyncEngine:
             request.place.release()
             request.stream.send(StepOutput(request_id, error=kind(message)))
         for request_id in ended:
-            self._engine.cancel(request_id)
+            try:
+                self._engine.cancel(request_id)
+            except Exception as fault:
+                logged_fault(fault, engine_request_id=request_id)
 
     def _close(self) -> None:
         """Refuse the queued requests, and end the running ones."""

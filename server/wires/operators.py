@@ -20,7 +20,7 @@ router = APIRouter()
 class Health(BaseModel):
     """Answer of `/health`."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok", "failed"] = "ok"
 
 
 class Readiness(BaseModel):
@@ -30,10 +30,13 @@ class Readiness(BaseModel):
     model: str
 
 
-@router.get("/health", tags=["Operation"], summary="Whether the process answers")
-async def health() -> Health:
-    """Alive: the event loop answers."""
-    return Health()
+@router.get("/health", tags=["Operation"], summary="Whether the process is alive", responses={503: {"model": Health}})
+async def health(service: ServiceDep, response: Response) -> Health:
+    """Alive (200): the event loop answers. 503: the engine has failed for good, so restart the process."""
+    if not service.engine.has_failed:
+        return Health()
+    response.status_code = 503
+    return Health(status="failed")
 
 
 @router.get("/ready", tags=["Operation"], summary="Whether requests are taken", responses={503: {"model": Readiness}})

@@ -71,3 +71,37 @@ def test_shutdown_gives_time_and_then_answers_with_a_retry_hint(engine):
     headers = [answers[50].headers[name] for name in ("x-should-retry", "retry-after-ms", "retry-after")]
     assert headers == ["true", "1000", "1"]  # another server may be there by then
     assert engine.jobs == {}
+
+
+def test_a_server_whose_engine_has_failed_answers_and_ends_by_itself(engine, app, url):
+    is_broken = threading.Event()
+
+    def crash_when_broken():
+        is_broken.wait(timeout=10)
+        raise RuntimeError("broken")
+
+    engine.on_step = crash_when_broken
+    engine.cancel = lambda request_id: False
+    answers = []
+
+    def ask():
+        answers.append(httpx.post(f"{url}/v1/drafts", json={"prompt": "hi"}, timeout=10).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    assert eventually(lambda: len(engine.seen) + num_commands(app) == 5)
+    is_broken.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(answers) == 5
+    assert set(answers) <= {500, 503}  # 503: the engine had not taken the request
+
+    def is_closed():
+        try:
+            httpx.get(f"{url}/health", timeout=10)
+        except httpx.TransportError:
+            return True
+        return False
+
+    assert eventually(is_closed, 10)

@@ -5,6 +5,7 @@ import logging
 import pytest
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
+from support.serving import eventually
 
 from superdraft.server.app import create_app
 from superdraft.server.observe.log_config import configure_logging
@@ -23,18 +24,27 @@ def test_health_and_readiness(engine):
     assert before.post("/v1/drafts", json={"prompt": "hi"}).json()["error"]["code"] == "shutting_down"
 
 
-def test_not_ready_while_the_engine_keeps_failing(client, engine):
+def test_an_engine_that_keeps_failing_is_neither_ready_nor_alive(client, engine):
     def crash():
         raise RuntimeError("broken")
 
     engine.on_step = crash
     for _ in range(3):
         assert client.get("/ready").status_code == 200
-        client.post("/v1/drafts", json={"prompt": "hi"})
+        assert client.get("/health").json() == {"status": "ok"}
+        assert client.post("/v1/drafts", json={"prompt": "hi"}).status_code == 500
     assert client.get("/ready").status_code == 503
-    engine.on_step = lambda: None
-    client.post("/v1/drafts", json={"prompt": "hi"})
-    assert client.get("/ready").status_code == 200
+    assert eventually(lambda: client.get("/health").status_code == 503)
+    assert client.get("/health").json() == {"status": "failed"}
+    refused = client.post("/v1/drafts", json={"prompt": "hi"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+
+
+def test_a_stopped_server_has_not_failed(engine):
+    app = create_app(Settings(), engine, model_name="tiny")
+    with TestClient(app):
+        pass
+    assert TestClient(app).get("/health").status_code == 200
 
 
 def test_models_are_the_name_and_the_alias(client):

@@ -1,4 +1,4 @@
-"""A real process with a tiny model under load: SIGTERM, two signals, SIGKILL. What clients saw is counted."""
+"""A real process with a tiny model under load: signals, SIGKILL, a dead engine. What clients saw is counted."""
 
 import contextlib
 import os
@@ -15,6 +15,16 @@ from support.models import tiny_model_folder
 from support.serving import eventually
 
 _SERVE = "from superdraft.server.cli.main import main; main()"
+# The engine's steps fail as soon as a file is there, and no request can be dropped.
+_SERVE_WITH_BROKEN_ENGINE = """
+import os
+from superdraft.decoding.engine.engine import Engine
+def step(self, step=Engine.step):
+    if os.path.exists({trigger!r}):
+        raise RuntimeError("broken")
+    return step(self)
+Engine.step, Engine.cancel = step, lambda self, request_id: False
+"""
 _URL = re.compile(r"on (http://[^\s,]+), docs at")
 NUM_CLIENTS = 8
 # How long to wait for what must come at last; a crowded machine needs minutes for what takes it a second otherwise.
@@ -30,9 +40,9 @@ def model(tmp_path_factory):
 class Server:
     """`superdraft serve` in a process of its own."""
 
-    def __init__(self, model, log, port=0, **options):
+    def __init__(self, model, log, port=0, code=_SERVE, **options):
         flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        command = [sys.executable, "-c", _SERVE, "serve", "--model", str(model), "--ngram-model", "none"]
+        command = [sys.executable, "-c", code, "serve", "--model", str(model), "--ngram-model", "none"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPERDRAFT_")}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -186,3 +196,17 @@ def test_sigkill_and_restart_on_the_same_port(serve):
     assert eventually(lambda: after.seen[200] >= 3 * NUM_CLIENTS, PATIENCE_S)
     after.stop()
     assert set(after.seen) == {200}
+
+
+def test_a_dead_engine_ends_the_process_with_a_code(serve, tmp_path):
+    trigger = tmp_path / "broken"
+    server = serve(code=_SERVE_WITH_BROKEN_ENGINE.format(trigger=str(trigger)) + _SERVE)
+    clients = Clients(server.url, max_tokens=500, once=True)
+    assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS, PATIENCE_S)
+    trigger.touch()
+    assert server.process.wait(PATIENCE_S) == 1
+    clients.stop()
+    assert clients.seen == {500: NUM_CLIENTS}
+    log = (tmp_path / "serve.log").read_text()
+    assert "engine_thread_failed" in log
+    assert "server_failed" in log

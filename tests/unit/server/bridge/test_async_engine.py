@@ -143,19 +143,114 @@ def test_crashing_step_fails_what_runs_and_the_thread_goes_on():
     assert ready
 
 
-def test_repeated_crashes_make_it_not_ready():
+async def fail_in_turn(async_engine, *names):
+    for name in names:
+        with pytest.raises(SequenceFailedError):
+            await async_engine.generate(EngineRequest(name, "x", SHORT))
+
+
+def test_repeated_crashes_end_the_thread():
     def crash():
         raise RuntimeError("broken")
 
     async def scenario(async_engine):
-        states = []
-        for i in range(3):
-            states.append(async_engine.is_ready)
-            with pytest.raises(SequenceFailedError):
-                await async_engine.generate(EngineRequest(f"r{i}", "x", SHORT))
-        return [*states, async_engine.is_ready]
+        await fail_in_turn(async_engine, "a", "b")
+        assert async_engine.is_ready
+        await fail_in_turn(async_engine, "c")
+        assert not async_engine.is_ready
+        await until(lambda: async_engine.has_failed)
+        with pytest.raises(EngineStoppedError):
+            await async_engine.generate(EngineRequest("d", "x", SHORT))
+        await async_engine.stop(grace_s=1)
+        return async_engine.has_failed
 
-    assert run(FakeEngine(on_step=crash), scenario) == [True, True, True, False]
+    assert run(FakeEngine(on_step=crash), scenario)
+
+
+def test_a_step_that_works_makes_up_for_earlier_crashes():
+    crashes = iter([True, True, False, False, True, True])
+
+    def crash():
+        if next(crashes, False):
+            raise RuntimeError("broken")
+
+    async def scenario(async_engine):
+        await fail_in_turn(async_engine, "a", "b")
+        await async_engine.generate(EngineRequest("c", "x", SHORT))
+        await fail_in_turn(async_engine, "d", "e")
+        return await async_engine.generate(EngineRequest("f", "x", SHORT))
+
+    assert run(FakeEngine(on_step=crash), scenario).request_id == "f"
+
+
+class FailsToCancel(FakeEngine):
+    """Raises in `cancel`, the first `num_failures` times, before or after the request is dropped."""
+
+    num_failures = 1
+    drops = False
+
+    def cancel(self, request_id):
+        if self.num_failures == 0:
+            return super().cancel(request_id)
+        self.num_failures -= 1
+        if self.drops:
+            super().cancel(request_id)
+        raise RuntimeError("broken")
+
+
+async def one_leaves(async_engine, engine):
+    """Run three requests, of which the first is cancelled; returns how the others ended."""
+    tasks = [asyncio.create_task(async_engine.generate(EngineRequest(name, "x", LONG))) for name in "abc"]
+    await until(lambda: len(engine.seen) + async_engine._commands.qsize() == 3)
+    tasks[0].cancel()
+    await until(tasks[0].done)
+    engine.gate.set()
+    return await asyncio.gather(*tasks[1:], return_exceptions=True)
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_crash_in_cancel_fails_what_runs_and_the_thread_goes_on(drops):
+    engine = FailsToCancel(gate=threading.Event())
+    engine.drops = drops
+
+    async def scenario(async_engine):
+        others = await one_leaves(async_engine, engine)
+        assert [type(other) for other in others] == [SequenceFailedError] * 2
+        await until(lambda: async_engine._admission.num_rows == 0)
+        after = await async_engine.generate(EngineRequest("d", "x", SHORT))
+        return after, async_engine.is_ready, async_engine.has_failed
+
+    after, is_ready, has_failed = run(engine, scenario)
+    assert isinstance(after, GenerationOutput)
+    assert is_ready
+    assert not has_failed
+    assert engine.jobs == {}
+
+
+def test_engine_that_never_cancels_ends_the_thread_and_everyone_is_answered():
+    engine = FailsToCancel(gate=threading.Event())
+    engine.num_failures = 1000
+
+    async def scenario(async_engine):
+        others = await one_leaves(async_engine, engine)
+        await until(lambda: async_engine.has_failed)
+        await until(lambda: async_engine._admission.num_rows == 0)
+        return others
+
+    assert [type(other) for other in run(engine, scenario)] == [SequenceFailedError] * 2
+
+
+def test_crash_while_an_answer_is_counted_is_an_error(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    async def scenario(async_engine):
+        with monkeypatch.context() as patched:
+            patched.setattr(async_engine._metrics, "observe_generation", broken)
+            await fail_in_turn(async_engine, "a")
+        return await async_engine.generate(EngineRequest("b", "x", SHORT))
+
+    assert run(FakeEngine(), scenario).request_id == "b"
 
 
 def test_crash_in_add_request_answers_that_request():
@@ -167,6 +262,24 @@ def test_crash_in_add_request_answers_that_request():
         return await async_engine.generate(EngineRequest("b", "x", SHORT))
 
     assert run(engine, scenario).request_id == "b"
+
+
+def test_crash_in_add_request_leaves_nothing_in_the_engine():
+    class AddsHalf(FakeEngine):
+        def add_request(self, request):
+            super().add_request(request)
+            if request.request_id == "a":
+                raise RuntimeError("broken")
+
+    engine = AddsHalf()
+
+    async def scenario(async_engine):
+        await fail_in_turn(async_engine, "a")
+        return await async_engine.generate(EngineRequest("b", "x", SHORT))
+
+    assert run(engine, scenario).request_id == "b"
+    assert engine.cancelled == ["a"]
+    assert engine.jobs == {}
 
 
 def test_engine_that_cannot_drop_its_requests_ends_and_answers_all():
@@ -182,11 +295,23 @@ def test_engine_that_cannot_drop_its_requests_ends_and_answers_all():
     async def scenario(async_engine):
         with pytest.raises(SequenceFailedError):
             await async_engine.generate(EngineRequest("a", "x", SHORT))
-        await until(lambda: not async_engine.is_ready)
+        await until(lambda: async_engine.has_failed)
         with pytest.raises(EngineStoppedError):
             await async_engine.generate(EngineRequest("b", "x", SHORT))
 
     run(engine, scenario)
+
+
+def test_exit_raised_in_the_thread_ends_it_and_answers_all():
+    def leave():
+        raise SystemExit(3)
+
+    async def scenario(async_engine):
+        with pytest.raises(EngineStoppedError):
+            await async_engine.generate(EngineRequest("a", "x", SHORT))
+        await until(lambda: async_engine.has_failed)
+
+    run(FakeEngine(on_step=leave), scenario)
 
 
 def test_request_that_the_engine_loses_is_answered():
@@ -253,10 +378,12 @@ def test_stop_twice_and_stop_before_start():
     async def main():
         never_started = AsyncEngine(FakeEngine())
         await never_started.stop(grace_s=1)
+        assert not never_started.has_failed
         async_engine = AsyncEngine(FakeEngine())
         async_engine.start()
         await async_engine.stop(grace_s=1)
         await async_engine.stop(grace_s=1)
+        assert not async_engine.has_failed
 
     asyncio.run(asyncio.wait_for(main(), 10))
 
