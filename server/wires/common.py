@@ -96,6 +96,13 @@ def _refuse_lookalikes(value: Any) -> Any:
     return value
 
 
+def _refuse_long_integers(value: Any) -> Any:
+    """Refuse integers of thousands of digits, which an error message would repeat."""
+    if isinstance(value, int | float) and abs(value) >= 2**64:
+        raise ValueError("must be an integer of at most 64 bits")
+    return value
+
+
 def at_most(limit: int, items: str) -> BeforeValidator:
     """A validator that refuses longer lists and objects before Pydantic looks at their items.
 
@@ -143,7 +150,7 @@ def _prompt(value: Any) -> Prompt:
 _STOP_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
 
 Number = Annotated[float, BeforeValidator(_refuse_lookalikes), Field(allow_inf_nan=False)]
-Integer = Annotated[int, BeforeValidator(_refuse_lookalikes)]
+Integer = Annotated[int, BeforeValidator(_refuse_long_integers), BeforeValidator(_refuse_lookalikes)]
 Boolean = Annotated[bool, Field(strict=True)]
 LogitBias = Annotated[
     dict[str, Annotated[Number, Field(ge=-100, le=100)]],

@@ -17,7 +17,15 @@ from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.edge.error_map import NotFoundError, invalid_request
 from superdraft.server.observe.metrics import DraftEvent
 from superdraft.server.service import DraftingRequest, Service
-from superdraft.server.wires.common import MAX_SNIPPETS, Integer, Number, ServiceDep, WireRequest, at_most
+from superdraft.server.wires.common import (
+    ERROR_RESPONSES,
+    MAX_SNIPPETS,
+    Integer,
+    Number,
+    ServiceDep,
+    WireRequest,
+    at_most,
+)
 from superdraft.server.wires.editors import asked, fill
 from superdraft.server.wires.json_body import documented, json_body
 
@@ -147,6 +155,7 @@ async def server_setting() -> TabbyServerSetting:
 @router.post(
     "/v1/events",
     response_class=Response,
+    responses={status: ERROR_RESPONSES[status] for status in (400, 413)},
     openapi_extra=documented(TabbyEvent),
     summary="What users did with drafts",
 )
