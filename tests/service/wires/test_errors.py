@@ -106,6 +106,13 @@ def test_unknown_route_and_method(client):
     assert response.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/drafts/"), ("GET", "/health/"), ("GET", "/docs/")])
+def test_trailing_slash_is_another_path(client, method, path):
+    answer = client.request(method, path, headers={"host": "elsewhere.example"}, follow_redirects=False)
+    assert check_error(answer, 404)["code"] == "route_not_found"
+    assert "location" not in answer.headers
+
+
 def test_unexpected_exception_is_a_500_that_tells_nothing(client, monkeypatch):
     def broken(*args):
         raise KeyError("the secret prompt")
