@@ -29,6 +29,7 @@ MAX_TOKEN_ID = 2**31 - 1
 MAX_LOGIT_BIASES = 1024
 MAX_STOPS = 256  # each takes time at every step, whatever its length
 MAX_SNIPPETS = 256  # per list; several times what editors send
+MAX_DIGITS = 40  # of an integer; clients that want no limit send large ones for max_tokens
 MAX_FIELDS = 256  # of an object, unknown ones included
 LOGPROB_FLOOR = -9999.0  # JSON has no -inf
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -98,8 +99,8 @@ def _refuse_lookalikes(value: Any) -> Any:
 
 def _refuse_long_integers(value: Any) -> Any:
     """Refuse integers of thousands of digits, which an error message would repeat."""
-    if isinstance(value, int | float) and abs(value) >= 2**64:
-        raise ValueError("must be an integer of at most 64 bits")
+    if isinstance(value, int | float) and abs(value) >= 10**MAX_DIGITS:
+        raise ValueError(f"must have at most {MAX_DIGITS} digits")
     return value
 
 
