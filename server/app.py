@@ -91,7 +91,13 @@ def create_app(
     metrics.watch_admission(lambda: admission.num_waiting)
     async_engine = AsyncEngine(engine, metrics, admission)
     access = _access(settings, metrics)
-    app = FastAPI(title="Superdraft", version=version("superdraft"), description=_DESCRIPTION, lifespan=_lifespan)
+    app = FastAPI(
+        title="Superdraft",
+        version=version("superdraft"),
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        redirect_slashes=False,  # a redirect would name the host that the client claims, before the key is checked
+    )
     app.state.settings = settings
     app.state.service = Service(
         settings=settings,

@@ -8,6 +8,7 @@ they are checked before KenLM opens the binary, because KenLM maps it into memor
 import hashlib
 import json
 import os
+import reprlib
 import types
 import typing
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
@@ -116,13 +117,13 @@ class Manifest:
                 f"{folder} is not an n-gram model: it has no {MANIFEST_FILE}. If its build was interrupted, build it "
                 "again."
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BrokenNgramModelError(f"{path} cannot be read ({error}). Build the model again.") from None
         version = document.pop("format_version", None) if isinstance(document, dict) else None
         if version != FORMAT_VERSION:
             raise BrokenNgramModelError(
-                f"{path} has format version {version!r}; this version of superdraft reads {FORMAT_VERSION}. "
-                "Build the model again, or install the version that built it."
+                f"{path} has format version {reprlib.repr(version)}; this version of superdraft reads "
+                f"{FORMAT_VERSION}. Build the model again, or install the version that built it."
             )
         try:
             return _decode(cls, document, "manifest")

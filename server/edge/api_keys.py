@@ -9,6 +9,8 @@ import hmac
 import os
 import re
 import secrets
+import stat
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Sequence
@@ -128,11 +130,22 @@ def read_keys(file: Path) -> list[ApiKey]:
     Raises:
         SettingsError: the file cannot be read, or its contents are not valid.
     """
+    return _parse_keys(_read_text(file), file)
+
+
+def _read_text(file: Path) -> str:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        return file.read_bytes().decode("utf-8")  # read_text would change the line ends
     except OSError as error:
         raise SettingsError(f"The API keys in {file} cannot be read: {error.strerror}.") from None
     except ValueError as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}.") from None
+
+
+def _parse_keys(text: str, file: Path) -> list[ApiKey]:
+    try:
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{file} is not valid TOML: {error}.") from None
     try:
         return _KeyFile.model_validate(content).key
@@ -143,27 +156,51 @@ def read_keys(file: Path) -> list[ApiKey]:
 
 
 def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
-    """Make a key and append its digest to a file. A new file can be read by its owner only.
+    """Make a key and add its digest to the end of a file. A new file can be read by its owner only.
 
     Returns:
         The key, which is stored nowhere.
 
     Raises:
-        SettingsError: the name is taken or not allowed, or the file cannot be used.
+        SettingsError: the name is taken or not allowed, or the file cannot be used. The file is as it was before.
     """
     if re.fullmatch(_NAME, name) is None:
         raise SettingsError(f"A key's name must have 1 to 64 of the characters A-Z a-z 0-9 . _ -, got {name!r}.")
-    if file.exists() and any(known.name == name for known in read_keys(file)):
+    text = _read_text(file) if file.exists() else ""
+    known_keys = _parse_keys(text, file)
+    if any(known.name == name for known in known_keys):
         raise SettingsError(f"There is a key named {name} in {file}: choose another name, or delete its table.")
     key = PREFIX + secrets.token_urlsafe(32)
+    added = ApiKey(name=name, sha256=digest_of(key), scopes=frozenset(scopes))
     quoted = ", ".join(f'"{scope}"' for scope in dict.fromkeys(scopes))
-    table = f'[[key]]\nname = "{name}"\nsha256 = "{digest_of(key)}"\nscopes = [{quoted}]\n\n'
+    line_end = "" if not text or text.endswith("\n") else "\n"
+    text += f'{line_end}[[key]]\nname = "{name}"\nsha256 = "{added.sha256}"\nscopes = [{quoted}]\n\n'
+    if _parse_keys(text, file) != [*known_keys, added]:
+        raise SettingsError(f"A [[key]] table cannot be added to the end of {file}: rewrite its keys as such tables.")
     try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as out:
-            out.write(table)  # in one write, since a server may read the file at any time
+        _replace(file.resolve(), text)
     except OSError as error:
         raise SettingsError(f"The key cannot be written to {file}: {error.strerror}.") from None
     return key
+
+
+def _replace(file: Path, text: str) -> None:
+    """Replace a file in one step, since a server may read it at any time. Its mode and its owner stay the same."""
+    old = file.stat() if file.exists() else None
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)  # mode 600
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            if old is not None:
+                os.chown(partial, old.st_uid, old.st_gid)
+                partial.chmod(stat.S_IMODE(old.st_mode))
+            out.write(text.encode())
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(file)
+    except BaseException:
+        partial.unlink()
+        raise
 
 
 def _parse_given(given: str) -> list[ApiKey]:

@@ -154,7 +154,7 @@ async def _on_expected(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    status, where = error.status_code, f"{request.method} {request.url.path[:_MAX_QUOTED]}"
+    status, where = error.status_code, f"{request.method[:_MAX_QUOTED]} {request.url.path[:_MAX_QUOTED]}"
     if status == http.HTTPStatus.NOT_FOUND:
         message, code = f"There is no {where} here; GET /docs lists the routes.", "route_not_found"
     elif status == http.HTTPStatus.METHOD_NOT_ALLOWED:

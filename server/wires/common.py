@@ -28,6 +28,9 @@ Prompt = str | TokenIds
 MAX_TOKEN_ID = 2**31 - 1
 MAX_LOGIT_BIASES = 1024
 MAX_STOPS = 256  # each takes time at every step, whatever its length
+MAX_SNIPPETS = 256  # per list; several times what editors send
+MAX_DIGITS = 40  # of an integer; clients that want no limit send large ones for max_tokens
+MAX_FIELDS = 256  # of an object, unknown ones included
 LOGPROB_FLOOR = -9999.0  # JSON has no -inf
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
@@ -94,12 +97,37 @@ def _refuse_lookalikes(value: Any) -> Any:
     return value
 
 
+def _refuse_long_integers(value: Any) -> Any:
+    """Refuse integers of thousands of digits, which an error message would repeat."""
+    if isinstance(value, int | float) and abs(value) >= 10**MAX_DIGITS:
+        raise ValueError(f"must have at most {MAX_DIGITS} digits")
+    return value
+
+
+def at_most(limit: int, items: str) -> BeforeValidator:
+    """A validator that refuses longer lists and objects before Pydantic looks at their items.
+
+    Pydantic notes an error for each wrong item, which takes seconds for the items that fit into a body.
+
+    Args:
+        limit: the largest number of items.
+        items: what they are called in the error message.
+    """
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise ValueError(f"must have at most {limit} {items}")
+        return value
+
+    return BeforeValidator(check)
+
+
 def _stop_strings(value: Any, *, drops_empty: bool) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else value
+    if isinstance(strings, list) and len(strings) > MAX_STOPS:
+        raise ValueError(f"must have at most {MAX_STOPS} strings")
     if not isinstance(strings, list) or not all(isinstance(item, str) and (item or drops_empty) for item in strings):
         raise ValueError("must be a string or a list of strings" + ("" if drops_empty else ", none of them empty"))
-    if len(strings) > MAX_STOPS:
-        raise ValueError(f"must have at most {MAX_STOPS} strings")
     return tuple(filter(None, strings))
 
 
@@ -123,12 +151,13 @@ def _prompt(value: Any) -> Prompt:
 _STOP_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
 
 Number = Annotated[float, BeforeValidator(_refuse_lookalikes), Field(allow_inf_nan=False)]
-Integer = Annotated[int, BeforeValidator(_refuse_lookalikes)]
+Integer = Annotated[int, BeforeValidator(_refuse_long_integers), BeforeValidator(_refuse_lookalikes)]
 Boolean = Annotated[bool, Field(strict=True)]
 LogitBias = Annotated[
     dict[str, Annotated[Number, Field(ge=-100, le=100)]],
     Field(max_length=MAX_LOGIT_BIASES),
     AfterValidator(_keyed_by_token_ids),
+    at_most(MAX_LOGIT_BIASES, "entries"),
 ]
 Stop = Annotated[tuple[str, ...], PlainValidator(lambda value: _stop_strings(value, drops_empty=False)), _STOP_SCHEMA]
 TolerantStop = Annotated[
@@ -147,9 +176,15 @@ def bias_pairs(biases: LogitBias) -> tuple[tuple[int, float], ...]:
 
 
 def without_nulls(data: Any) -> Any:
-    """A JSON object without its null fields, since null stands for the default."""
+    """A JSON object without its null fields, since null stands for the default.
+
+    Raises:
+        ValueError: it has too many fields. Pydantic would note an error for each unknown one.
+    """
     if not isinstance(data, dict):
         return data
+    if len(data) > MAX_FIELDS:
+        raise ValueError(f"must have at most {MAX_FIELDS} fields")
     return {name: value for name, value in data.items() if value is not None}
 
 

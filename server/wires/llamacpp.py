@@ -22,6 +22,7 @@ from superdraft.server.edge.error_map import failure_of
 from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import (
+    MAX_SNIPPETS,
     Boolean,
     Integer,
     Number,
@@ -48,6 +49,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def _extra(value: Any) -> tuple[ContextFile, ...]:
     chunks = value if isinstance(value, list) else [None]
+    if len(chunks) > MAX_SNIPPETS:
+        raise ValueError(f"must have at most {MAX_SNIPPETS} texts")
     files = []
     for chunk in chunks:
         text, name = (chunk.get("text"), chunk.get("filename")) if isinstance(chunk, dict) else (None, None)
@@ -59,6 +62,7 @@ def _extra(value: Any) -> tuple[ContextFile, ...]:
 
 _EXTRA_SCHEMA = {
     "type": "array",
+    "maxItems": MAX_SNIPPETS,
     "items": {
         "type": "object",
         "properties": {"text": {"type": "string"}, "filename": {"type": "string"}},

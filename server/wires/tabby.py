@@ -10,14 +10,22 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from superdraft.decoding.text.fim import ContextFile, Gap
 from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.edge.error_map import NotFoundError, invalid_request
 from superdraft.server.observe.metrics import DraftEvent
 from superdraft.server.service import DraftingRequest, Service
-from superdraft.server.wires.common import Integer, Number, ServiceDep, WireRequest
+from superdraft.server.wires.common import (
+    ERROR_RESPONSES,
+    MAX_SNIPPETS,
+    Integer,
+    Number,
+    ServiceDep,
+    WireRequest,
+    at_most,
+)
 from superdraft.server.wires.editors import asked, fill
 from superdraft.server.wires.json_body import documented, json_body
 
@@ -31,15 +39,18 @@ class TabbySnippet(WireRequest):
     body: str
 
 
+TabbySnippets = Annotated[tuple[TabbySnippet, ...], FailFast(), at_most(MAX_SNIPPETS, "snippets")]
+
+
 class TabbySegments(WireRequest):
     """The text around the cursor, and related code that the plugin found."""
 
     prefix: str
     suffix: str = ""
     filepath: str = ""
-    declarations: tuple[TabbySnippet, ...] = ()
-    relevant_snippets_from_changed_files: tuple[TabbySnippet, ...] = ()
-    relevant_snippets_from_recently_opened_files: tuple[TabbySnippet, ...] = ()
+    declarations: TabbySnippets = ()
+    relevant_snippets_from_changed_files: TabbySnippets = ()
+    relevant_snippets_from_recently_opened_files: TabbySnippets = ()
 
     def gap(self) -> Gap:
         """The place to fill. Declarations of the names used there are the most useful context, so they come last."""
@@ -144,6 +155,7 @@ async def server_setting() -> TabbyServerSetting:
 @router.post(
     "/v1/events",
     response_class=Response,
+    responses={status: ERROR_RESPONSES[status] for status in (400, 413)},
     openapi_extra=documented(TabbyEvent),
     summary="What users did with drafts",
 )

@@ -52,6 +52,36 @@ def test_broken_bodies(client, path, body):
     check_error(client.post(path, content=body), 400)
 
 
+REQUIRED = {
+    "/v1/completions": {"prompt": "x"},
+    "/v1/drafts": {"prompt": "x"},
+    "/v1/fim/completions": {"prompt": "x"},
+    "/infill": {"input_prefix": "x", "input_suffix": ""},
+    "/v1/feedback": {"completion_id": "x", "event": "shown"},
+    "/v1/events": {"completion_id": "x", "type": "view"},
+}
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        *((path, field) for path in PATHS for field in FIELDS if field != "prompt"),
+        ("/infill", "n_cmpl"),
+        ("/infill", "n_predict"),
+        ("/infill", "t_max_predict_ms"),
+        ("/v1/fim/completions", "max_tokens"),
+        ("/v1/feedback", "index"),
+        ("/v1/events", "choice_index"),
+    ],
+)
+def test_errors_do_not_repeat_long_numbers(client, path, field, sign):
+    body = f'{json.dumps(REQUIRED[path])[:-1]}, "{field}": {sign}{"9" * 4000}}}'
+    answer = client.post(path, content=body)
+    assert answer.status_code in (200, 400, 404)
+    assert "9" * 41 not in answer.text
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_body_too_large(make_client, path):
     client = make_client(max_body_bytes=100)
@@ -74,6 +104,13 @@ def test_unknown_route_and_method(client):
     response = client.get("/v1/completions")
     check_error(response, 405)
     assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/drafts/"), ("GET", "/health/"), ("GET", "/docs/")])
+def test_trailing_slash_is_another_path(client, method, path):
+    answer = client.request(method, path, headers={"host": "elsewhere.example"}, follow_redirects=False)
+    assert check_error(answer, 404)["code"] == "route_not_found"
+    assert "location" not in answer.headers
 
 
 def test_unexpected_exception_is_a_500_that_tells_nothing(client, monkeypatch):

@@ -170,6 +170,11 @@ def test_samplers_and_unknown_fields_are_let_pass(client):
         ("/infill", {"input_extra": [{"filename": "a"}]}, "input_extra must be a list of"),
         ("/infill", {"input_extra": {"text": "a"}}, "input_extra must be a list of"),
         ("/infill", {"input_extra": [{"text": "a", "filename": 3}]}, "input_extra must be a list of"),
+        (
+            "/infill",
+            {"input_extra": [{"text": "a"}] * 257},
+            "input_extra must have at most 256 texts, got a list of 257.",
+        ),
         ("/infill", {"n_cmpl": 0}, "n_cmpl"),
         ("/infill", {"n_cmpl": 33}, "n_cmpl must be at most 32 on this server, got 33."),
         ("/infill", {"n_predict": "5"}, "n_predict must be a number"),

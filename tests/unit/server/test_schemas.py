@@ -3,13 +3,17 @@
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from superdraft.decoding.errors import EngineStoppedError, PromptTooLongError, SupersededError
 from superdraft.decoding.outputs import TokenLogprob
 from superdraft.server.edge.error_map import describe, failure_of
 from superdraft.server.wires.common import LOGPROB_FLOOR, bias_pairs, floored
+from superdraft.server.wires.llamacpp import InfillRequest
 from superdraft.server.wires.native.schemas import DraftsRequest
 from superdraft.server.wires.openai.mapping import legacy_logprobs
+from superdraft.server.wires.openai.schemas import CompletionRequest
+from superdraft.server.wires.tabby import TabbyRequest
 
 
 def offsets(text, *tokens):
@@ -68,6 +72,31 @@ def test_values_in_messages_quote_no_text(value, text):
 def test_null_ngram_model_differs_from_an_absent_one():
     assert not DraftsRequest.model_validate({"prompt": "x"}).names_ngram_model
     assert DraftsRequest.model_validate({"prompt": "x", "ngram_model": None}).names_ngram_model
+
+
+_MANY = 1100
+
+
+@pytest.mark.parametrize(
+    ("schema", "fields"),
+    [
+        (DraftsRequest, {"prompt": "x", "logit_bias": {str(i): "" for i in range(_MANY)}}),
+        (DraftsRequest, {"prompt": "x", **{str(i): 1 for i in range(_MANY)}}),
+        (DraftsRequest, {"prompt": [""] * _MANY, "stop": [3] * _MANY}),
+        (CompletionRequest, {"prompt": [None] * _MANY, **{str(i): 1 for i in range(_MANY)}}),
+        (InfillRequest, {"input_prefix": "", "input_suffix": "", "input_extra": [{"text": ""}] * _MANY}),
+        (InfillRequest, {"input_prefix": "", "input_suffix": "", "response_fields": [3] * _MANY}),
+        (TabbyRequest, {"segments": {"prefix": "", "declarations": [3] * _MANY}}),
+        (TabbyRequest, {"segments": {"prefix": "", "declarations": [3] * 100}}),
+        (TabbyRequest, {"segments": {"prefix": "", "declarations": [{"body": ""}] * _MANY}}),
+        (TabbyRequest, {"segments": {"prefix": "", **{str(i): 1 for i in range(_MANY)}}}),
+    ],
+)
+def test_a_body_of_nonsense_has_few_errors(schema, fields):
+    """Each error costs several microseconds and hundreds of bytes, and a body has room for half a million."""
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate(fields)
+    assert caught.value.error_count() <= 2
 
 
 def test_bias_pairs_are_numbers():

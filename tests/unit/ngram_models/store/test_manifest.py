@@ -131,11 +131,25 @@ def test_a_damaged_manifest_names_the_field(folder, changes, message):
         load(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "\xff",
+        "[" * 100_000,
+        '{"format_version": ' + "[" * 500 + "]" * 500 + "}",
+        '{"format_version": ' + "9" * 4000 + "}",
+    ],
+    ids=lambda text: repr(text[:22]),
+)
 def test_a_manifest_that_is_not_a_json_object_is_reported(folder, text):
     (folder / MANIFEST_FILE).write_bytes(text.encode("latin-1"))
-    with pytest.raises(BrokenNgramModelError, match=r"manifest\.json"):
+    with pytest.raises(BrokenNgramModelError, match=r"manifest\.json") as caught:
         load(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(folder)) + 300
 
 
 def test_an_unknown_name_lists_the_known_ones(folder, home):

@@ -1,6 +1,7 @@
 """API keys: made, found, rotated, and never lost to a damaged file; limits go by caller."""
 
 import asyncio
+import errno
 import stat
 import tomllib
 
@@ -37,6 +38,48 @@ def test_a_key_is_shown_once_and_only_its_digest_is_kept(file):
     ]
     assert add_key(file, "phone", ["complete"]) != key
     assert [known.name for known in read_keys(file)] == ["laptop", "phone"]
+
+
+@pytest.mark.parametrize("last_line_end", ["", "\n", "\r\n"])
+def test_a_key_is_added_whatever_the_file_ends_with(file, last_line_end):
+    add_key(file, "laptop", ["complete"])
+    before = file.read_bytes().rstrip() + last_line_end.encode()
+    file.write_bytes(before)
+    file.chmod(0o640)
+    key = add_key(file, "phone", ["complete"])
+    assert ApiKeys(file=file).find(key).name == "phone"
+    assert file.read_bytes().startswith(before)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("text", ["key = []", "key = [", "x = " + "[" * 100_000])
+def test_a_file_that_cannot_take_a_key_stays_as_it_is(file, text):
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=r"keys\.toml"):
+        add_key(file, "phone", ["complete"])
+    assert file.read_text() == text
+
+
+def test_a_failed_write_leaves_the_old_file(file, monkeypatch):
+    key = add_key(file, "laptop", ["complete"])
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SettingsError, match="No space left"):
+        add_key(file, "phone", ["complete"])
+    assert ApiKeys(file=file).find(key)
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_link_to_the_file_stays_a_link(file, tmp_path):
+    link = tmp_path / "link.toml"
+    link.symlink_to(file)
+    key = add_key(link, "laptop", ["complete"])
+    assert link.is_symlink()
+    assert ApiKeys(file=file).find(key)
 
 
 def test_only_the_very_key_is_found_and_only_its_scopes_are_allowed(file):
