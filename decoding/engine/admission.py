@@ -39,6 +39,9 @@ class Admission:
     max_model_len: int
     num_slots: int
 
+    def __post_init__(self) -> None:
+        self.tokenizer.fewest_tokens("")  # prepares the tokenizer, which would delay the first request
+
     def admit(self, request: EngineRequest) -> Sequence:
         """Make a sequence with its first branch, ready to be scheduled.
 
@@ -49,8 +52,12 @@ class Admission:
         params, tokenizer = request.params, self.tokenizer
         self._check_limits(params)
         check_logit_bias(params.logit_bias, tokenizer.vocab_size)
-        tokens = tokenise(request.prompt, tokenizer, document_start=self.config.document_start)
-        tokens, warnings = fit_to_context(tokens, params.max_tokens, self.max_model_len, self.config.prompt_too_long)
+        too_long = self.config.prompt_too_long
+        room = self.max_model_len - params.max_tokens
+        if too_long == "error":
+            _refuse_long_text(request.prompt, tokenizer, params.max_tokens, self.max_model_len)
+        tokens = tokenise(request.prompt, tokenizer, document_start=self.config.document_start, min_tokens=room + 1)
+        tokens, warnings = fit_to_context(tokens, params.max_tokens, self.max_model_len, too_long)
         healing = None
         if params.token_healing and tokens.text and params.max_tokens > 0:
             healing = plan_healing(tokens.text, tokens.token_ids, max(1, tokens.num_fixed), tokenizer)
@@ -98,15 +105,19 @@ class PromptTokens:
         num_fixed: tokens before the prompt's text, which healing must not change: the token that begins a document,
             special tokens, tokens given as ids.
         text: the prompt's text; None if the prompt was given as token ids.
+        is_whole: False if tokens between the fixed ones and the end of a long text are missing.
     """
 
     token_ids: tuple[int, ...]
     num_start: int = 0
     num_fixed: int = 0
     text: str | None = None
+    is_whole: bool = True
 
 
-def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = True) -> PromptTokens:
+def tokenise(
+    prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = True, min_tokens: int | None = None
+) -> PromptTokens:
     """Turn a prompt into token ids.
 
     Args:
@@ -114,6 +125,8 @@ def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = Tru
         tokenizer: the model's tokenizer.
         document_start: put the token that begins a document in front of a text, unless the text begins with a special
             token.
+        min_tokens: of a text with more tokens, only the fixed tokens and at least this many of the last ones need be
+            returned, which saves encoding a long text. None: all.
 
     Raises:
         InvalidRequestError: the text is not valid Unicode, an id is outside the vocabulary, or the prompt is empty and
@@ -122,22 +135,28 @@ def tokenise(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = Tru
     if isinstance(prompt, PrefixedText):
         _check_unicode(prompt.text)
         fixed = tuple(_checked(prompt.token_ids, tokenizer))
-        if fixed == (tokenizer.start_token_id,):  # the whole document: plain text without control tokens
-            return PromptTokens((*fixed, *tokenizer.encode_document(prompt.text)), 1, 1, prompt.text)
-        return PromptTokens((*fixed, *tokenizer.encode_inside(prompt.text)), 0, len(fixed), prompt.text)
+        is_document = fixed == (tokenizer.start_token_id,)  # plain text without control tokens
+        end = None if min_tokens is None else tokenizer.encode_end(prompt.text, min_tokens, is_plain=True)
+        encode = tokenizer.encode_document if is_document else tokenizer.encode_inside
+        own = encode(prompt.text) if end is None else end[1]
+        return PromptTokens((*fixed, *own), int(is_document), len(fixed), prompt.text, end is None)
     start = () if tokenizer.start_token_id is None else (tokenizer.start_token_id,)
     if not isinstance(prompt, str):
         token_ids = tuple(_checked(prompt, tokenizer))
         return PromptTokens(token_ids) if token_ids else _start_alone(start)
     _check_unicode(prompt)
-    token_ids = tuple(tokenizer.encode(prompt))
+    end = None if min_tokens is None else tokenizer.encode_end(prompt, min_tokens, is_plain=False)
+    if end is None:
+        token_ids = tuple(tokenizer.encode(prompt))
+        num_special = len(list(takewhile(lambda token_id: not tokenizer.token_bytes[token_id], token_ids)))
+    else:
+        token_ids, num_special = (*end[0], *end[1]), len(end[0])
     if not token_ids:
         return _start_alone(start)
-    num_special = len(list(takewhile(lambda token_id: not tokenizer.token_bytes[token_id], token_ids)))
     if num_special:
-        return PromptTokens(token_ids, 0, num_special, prompt)
+        return PromptTokens(token_ids, 0, num_special, prompt, end is None)
     front = start if document_start else ()
-    return PromptTokens((*front, *token_ids), len(front), len(front), prompt)
+    return PromptTokens((*front, *token_ids), len(front), len(front), prompt, end is None)
 
 
 def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer, *, document_start: bool = True) -> list[int]:
@@ -202,15 +221,33 @@ def fit_to_context(
         own = tokens.token_ids[tokens.num_start :]
         return replace(tokens, token_ids=own, num_start=0, num_fixed=tokens.num_fixed - tokens.num_start), []
     if if_too_long == "error":
-        raise PromptTooLongError(
-            f"The prompt has {num_own} tokens and max_tokens is {max_tokens}; together they may have at most "
-            f"{max_model_len}. Shorten the prompt by {num_own - room} tokens or lower max_tokens."
-        )
+        raise _too_long(num_own, max_tokens, max_model_len, is_exact=tokens.is_whole)
     num_front = tokens.num_fixed if tokens.num_fixed < room and isinstance(tokens.text, str) else 0
     excess = len(tokens.token_ids) - room
     kept = tokens.token_ids[:num_front] + tokens.token_ids[num_front + excess :]
     num_start = min(tokens.num_start, num_front)
+    omitted = f"first {num_own - (len(kept) - num_start)} tokens" if tokens.is_whole else "beginning"
+    were = "were" if tokens.is_whole else "was"
     return replace(tokens, token_ids=kept, num_start=num_start, num_fixed=num_front), [
-        f"The first {num_own - (len(kept) - num_start)} tokens of the prompt were left out: only {room} fit beside "
-        "max_tokens."
+        f"The {omitted} of the prompt {were} left out: only {room} tokens fit beside max_tokens."
     ]
+
+
+def _refuse_long_text(prompt: Prompt, tokenizer: Tokenizer, max_tokens: int, max_model_len: int) -> None:
+    """Raise PromptTooLongError if a prompt's text is too long whatever its tokens are, without encoding it."""
+    text = prompt.text if isinstance(prompt, PrefixedText) else prompt
+    if not isinstance(text, str):
+        return
+    _check_unicode(text)
+    fewest = tokenizer.fewest_tokens(text)
+    if fewest > max_model_len - max_tokens:
+        raise _too_long(fewest, max_tokens, max_model_len, is_exact=False)
+
+
+def _too_long(num_tokens: int, max_tokens: int, max_model_len: int, *, is_exact: bool) -> PromptTooLongError:
+    at_least = "" if is_exact else "at least "
+    excess = num_tokens + max_tokens - max_model_len
+    return PromptTooLongError(
+        f"The prompt has {at_least}{num_tokens} tokens and max_tokens is {max_tokens}; together they may have at most "
+        f"{max_model_len}. Shorten the prompt by {at_least}{excess} tokens or lower max_tokens."
+    )

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
 from superdraft.decoding.errors import UnsupportedModelError
+from superdraft.decoding.text.cuts import LongTextRules, last_cut
 from superdraft.decoding.text.fim import find_fim_tokens
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTROL_TOKEN = re.compile(r"<[|｜].*[|｜]>|</?[A-Za-z_]+>")  # noqa: RUF001 (DeepSeek's bars are full-width)
 """Added tokens of this form are control tokens, even if the vocabulary marks them as ordinary (Qwen)."""
+
+_PART_CHARS = 4096
+"""Characters of a long text to encode at a time."""
 
 _SPLICE = "\u263a"
 """Code Llama's reference code encodes a text after this character, to get the text's tokens without a leading space."""
@@ -139,6 +143,40 @@ class Tokenizer:
         """Encode plain text as if it stood at the beginning of a document, without special tokens in front."""
         return self._encode_plain([text])[0]
 
+    def encode_end(self, text: str, min_tokens: int, *, is_plain: bool) -> tuple[list[int], list[int]] | None:
+        """The last tokens of a long text, without encoding the text before them.
+
+        Args:
+            text: the text.
+            min_tokens: how many of the last tokens are needed.
+            is_plain: whether they are those of `encode_inside` and `encode_document`, which differ only at the
+                beginning of a text; else those of `encode`.
+
+        Returns:
+            The special tokens that the text's tokens begin with, and at least `min_tokens` of its last tokens. None if
+            all of the text has to be encoded: it is short, or there is no place where it may be cut.
+        """
+        cuts = self._rules.cuts
+        if cuts is None or len(text) <= max(min_tokens, _PART_CHARS) or not self._rules.can_cut(text):
+            return None
+        head = "" if is_plain else self._special_head(text)
+        if head is None:
+            return None
+        parts: list[list[int]] = []
+        end, num_tokens = len(text), 0
+        while num_tokens < min_tokens:
+            start = last_cut(text, cuts, end - _PART_CHARS) if end > _PART_CHARS else 0
+            if start <= len(head):
+                return None
+            parts.append(self._encode_part(text[start:end], is_plain))
+            end, num_tokens = start, num_tokens + len(parts[-1])
+        front = [] if is_plain else self.encode(head)
+        return front, [token_id for part in reversed(parts) for token_id in part]
+
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound of a text's number of tokens, from the length of the longest token; 0 if that is unknown."""
+        return self._rules.fewest_tokens(text)
+
     def encode_all_inside(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_inside` for many texts."""
         encodings = self._encode_plain(texts)
@@ -192,6 +230,32 @@ class Tokenizer:
             return [list(self.hf_tokenizer.encode(text, **options)) for text in texts]
         # Not as a batch: the library encodes batches with threads, which compete with the model's.
         return [self._plain_backend.encode(text, add_special_tokens=False).ids for text in texts]
+
+    def _encode_part(self, text: str, is_plain: bool) -> list[int]:
+        if is_plain:
+            return self._encode_plain([text])[0]
+        return list(self.hf_tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    @cached_property
+    def _rules(self) -> LongTextRules:
+        """What is known about long texts; nothing if the tokenizer is a slow one."""
+        backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return LongTextRules()
+        return LongTextRules.of(json.loads(backend.to_str()), _byte_level_alphabet())
+
+    def _special_head(self, text: str) -> str | None:
+        """The beginning of a text that spells special tokens, with characters that have no token.
+
+        None if the tokenizer also adds special tokens at the end of a text.
+        """
+        if self.encode("a") != [*self.encode(""), *self._encode_part("a", is_plain=False)]:
+            return None
+        added = self.hf_tokenizer.added_tokens_decoder.items()
+        specials = sorted((str(token) for i, token in added if i in self._special_ids), key=len, reverse=True)
+        without_token = [chr(byte) for byte in self._rules.dropped_bytes if byte < 128]
+        found = re.match(f"(?:{'|'.join(map(re.escape, specials + without_token))})*", text)
+        return found[0] if found else ""
 
     def _after_splice(self, token_ids: list[int]) -> list[int] | None:
         """The tokens after the splice character; None if it shares a token with the text."""

@@ -5,10 +5,12 @@ from support.fake_runner import fake_engine
 from support.models import tiny_tokenizer
 from support.tokenizers import sentencepiece_like
 
-from superdraft.decoding.engine.admission import fit_to_context, tokenise
+from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine.admission import Admission, fit_to_context, tokenise
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import PrefixedText
+from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 TINY = Tokenizer(tiny_tokenizer())
@@ -62,6 +64,31 @@ def test_a_shortened_prompt_keeps_the_token_in_front_and_one_that_just_fits_lose
     assert (fitting.token_ids, fitting.num_start, fitting.num_fixed, warnings) == (tuple(own), 0, 0, [])
     with pytest.raises(PromptTooLongError, match=f"has {len(own)} tokens .* by 1 tokens"):
         fit_to_context(tokens, 4, 4 + len(own) - 1, "error")
+
+
+def test_a_prompt_far_too_long_is_refused_without_being_encoded(monkeypatch):
+    """Its tokens are not counted, so the message has a lower bound."""
+    admission = Admission(TINY, EngineConfig(), 24, 4)
+    longest = max(map(len, TINY.token_bytes))
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    monkeypatch.setattr(Tokenizer, "encode_inside", None)
+    for prompt in ("x" * longest * 100, PrefixedText((START, 5), "x" * longest * 100)):
+        with pytest.raises(
+            PromptTooLongError, match=r"at least \d+ tokens and max_tokens is 8.*by at least \d+ tokens"
+        ):
+            admission.admit(EngineRequest("a", prompt, GenerationParams(max_tokens=8)))
+
+
+def test_only_the_end_of_a_long_prompt_is_encoded():
+    text = "we are a b " * 2000
+    own = TINY.encode(text)
+    cutting = Admission(TINY, EngineConfig(prompt_too_long="truncate_left"), 24, 4)
+    sequence = cutting.admit(EngineRequest("a", text, GenerationParams(max_tokens=8)))
+    assert list(sequence.prompt_token_ids) == [START, *own[-15:]]
+    assert sequence.warnings[0] == ("The beginning of the prompt was left out: only 16 tokens fit beside max_tokens.")
+    with pytest.raises(PromptTooLongError, match="has at least") as raised:
+        fit_to_context(tokenise(text, TINY, min_tokens=17), 8, 24, "error")
+    assert int(str(raised.value).split()[5]) <= len(own)
 
 
 def test_an_improbable_draft_ends_after_its_first_word_or_after_twice_the_fewest_tokens():
