@@ -30,14 +30,14 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
 SENTENCEPIECE = Tokenizer(sentencepiece_like(), model_vocab_size=280)
 
 
-@given(st.text(max_size=30))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=30))
 def test_byte_level_tokens_represent_the_text_exactly(text):
     ids = BYTE_LEVEL.encode(text)
     assert b"".join(BYTE_LEVEL.token_bytes[i] for i in ids) == text.encode()
     assert BYTE_LEVEL.decode(ids) == text
 
 
-@given(st.text(st.characters(exclude_characters="▁", exclude_categories=("Cs",)), max_size=30))
+@given(st.text(st.characters(exclude_characters="▁<", exclude_categories=("Cs",)), max_size=30))
 def test_sentencepiece_tokens_represent_the_text_with_a_leading_space(text):
     ids = SENTENCEPIECE.encode(text)
     assert SENTENCEPIECE.decode(ids) in (text, " " + text)
