@@ -280,7 +280,8 @@ def test_caller_that_leaves_while_streams_are_opened_leaves_nothing_behind():
     async def scenario(async_engine):
         blocker = await async_engine.stream(EngineRequest("blocker", "x", LONG))
         opening = asyncio.create_task(open_all([async_engine.stream(EngineRequest(name, "x", LONG)) for name in "ab"]))
-        await asyncio.sleep(0.02)
+        # Both are posted: they wait for the blocked step, or came in just before it.
+        await until(lambda: len(engine.seen) + async_engine._commands.qsize() == 3)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
