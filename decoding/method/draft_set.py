@@ -121,7 +121,7 @@ class TokenAppender:
 
     def __call__(self, draft: Draft, token_id: int, logprob: float, token_logprob: float) -> Draft:
         """Make the child. If it ends with this token, its finish reason is "stop"."""
-        # The constructor instead of `dataclasses.replace`, which takes three times as long: every step of every request
+        # The constructor instead of `dataclasses.replace`, which takes 1.7 times as long: every step of every request
         # makes 2k children.
         token_ids, pieces, text, rest = draft.token_ids, draft.pieces, draft.text, draft.rest
         finish_reason: FinishReason | None = None
