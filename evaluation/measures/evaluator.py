@@ -88,7 +88,7 @@ class ExactRunner(ModelRunner):
         # Padding on the right, where no real token sees it.
         padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in rows]
         positions = self.cache.select(range(len(rows)), starts, widest)
-        return self._forward(positions, None, input_ids=torch.tensor(padded, device=self.device)).float()
+        return self._forward(self.cache, positions, None, input_ids=torch.tensor(padded, device=self.device)).float()
 
 
 def exact_runner(loaded: LoadedModel, max_len: int, num_slots: int) -> ExactRunner:
