@@ -24,6 +24,8 @@ from superdraft.ngram_models.errors import (
 FORMAT_VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 BINARY_FILE: Final = "model.bin"
+MAX_VOCABULARY_SIZE: Final = 4_000_000  # fifteen times the largest known; a scorer keeps a string for each id
+_MAX_MANIFEST_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 
 T = TypeVar("T")
@@ -112,7 +114,11 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            with path.open("rb") as file:
+                content = file.read(_MAX_MANIFEST_BYTES + 1)
+            if len(content) > _MAX_MANIFEST_BYTES:
+                raise ValueError(f"it has more than {_MAX_MANIFEST_BYTES} bytes")
+            document = json.loads(content.decode("utf-8"))
         except FileNotFoundError:
             raise NgramModelNotFoundError(
                 f"{folder} is not an n-gram model: it has no {MANIFEST_FILE}. If its build was interrupted, build it "
@@ -127,9 +133,12 @@ class Manifest:
                 f"{FORMAT_VERSION}. Build the model again, or install the version that built it."
             )
         try:
-            return _decode(cls, document, "manifest")
+            manifest = _decode(cls, document, "manifest")
+            if manifest.tokenizer.vocabulary_size > MAX_VOCABULARY_SIZE:
+                raise ValueError(f"manifest.tokenizer.vocabulary_size is over {MAX_VOCABULARY_SIZE}")
         except ValueError as error:
             raise BrokenNgramModelError(f"{path} is damaged: {error}. Build the model again.") from None
+        return manifest
 
     def verify_tokenizer(self, fingerprint: str) -> None:
         """Check that the model was built for the tokenizer with this fingerprint.

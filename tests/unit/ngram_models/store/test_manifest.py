@@ -129,6 +129,11 @@ def test_an_unknown_format_version_is_reported(folder):
         ({"corpus": {"description": "x"}}, "manifest.corpus lacks num_tokens, num_documents"),
         ({"tokenizer": None}, "manifest.tokenizer is not an object"),
         ({"surprise": 1}, "unknown field surprise"),
+        (
+            {"tokenizer": {"name": "x", "fingerprint": "y", "vocabulary_size": 10**12, "end_of_text_ids": []}},
+            "vocabulary_size is over 4000000",
+        ),
+        ({"name": "x" * 2**20}, "it has more than 1048576 bytes"),
     ],
 )
 def test_a_damaged_manifest_names_the_field(folder, changes, message):
