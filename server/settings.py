@@ -124,6 +124,11 @@ class Settings(BaseSettings):
     document_start: bool = Field(
         default=True, description="Begin every text prompt with the model's start-of-document token."
     )
+    special_tokens: bool = Field(
+        default=True,
+        description="Unless a request says otherwise, names of special tokens in the prompts of /v1/completions and "
+        "/completion become these tokens, as some editors expect. Texts on other routes are always plain.",
+    )
     fim: bool = Field(default=True, description="Fill gaps with the model's own fill-in-the-middle tokens, if any.")
     editor_max_tokens: int = Field(
         default=16, ge=1, description="Maximum length of a draft on the routes for editors, in tokens."
