@@ -176,6 +176,10 @@ class Settings(BaseSettings):
         description="Host name, besides localhost, under which a local server without keys may be addressed. "
         "Repeatable.",
     )
+    prefix_isolation: Literal["none", "key"] = Field(
+        default="key",
+        description="Who may reuse a kept prompt: key, requests with the same API key; none, all requests.",
+    )
     rate_limit: RateLimit | None = Field(
         default=None, description="Maximum request rate per caller, such as 600/minute. If not set, there is no limit."
     )
