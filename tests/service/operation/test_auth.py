@@ -256,3 +256,10 @@ def test_serve_refuses_before_it_loads_anything(monkeypatch):
     monkeypatch.setattr(cli_serve, "run_server", lambda *_: pytest.fail("it was about to serve"))
     with pytest.raises(CommandError, match="anyone"):
         cli_serve.main(host="0.0.0.0", port=0)
+
+
+def test_serve_tells_a_bad_key_file_before_it_loads_anything(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli_serve, "run_server", lambda *_: pytest.fail("it was about to serve"))
+    (tmp_path / "keys.toml").write_text("[[key]]\nname = 3\n")
+    with pytest.raises(CommandError, match=r"key\.0\.name in .*keys\.toml"):
+        cli_serve.main(api_keys_file=tmp_path / "keys.toml", port=0)
