@@ -19,5 +19,11 @@ class PrefixedText:
     text: str
 
 
+class PlainText(str):
+    """A text in which nothing becomes a special token. In any other `str`, names of special tokens become these."""
+
+    __slots__ = ()
+
+
 Prompt = str | Sequence[int] | PrefixedText
-"""A text; token ids, which are fed unchanged and not healed; or token ids followed by a text."""
+"""A text, perhaps a `PlainText`; token ids, which are fed unchanged and not healed; or token ids followed by a text."""

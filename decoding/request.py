@@ -20,6 +20,7 @@ class EngineRequest:
         session_id: the typing session. This request supersedes an unfinished one of the same session, which ends. None:
             no session.
         timeout_s: seconds after which the request is answered with the drafts so far; None: no limit.
+        isolation: requests share kept prompts only if this is equal.
     """
 
     request_id: str
@@ -29,3 +30,4 @@ class EngineRequest:
     _: KW_ONLY
     session_id: str | None = None
     timeout_s: float | None = None
+    isolation: str = ""

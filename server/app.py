@@ -21,6 +21,7 @@ from superdraft.server.edge.api_keys import ApiKeys
 from superdraft.server.edge.host_check import HostCheckMiddleware
 from superdraft.server.edge.rate_limits import CallerLimits
 from superdraft.server.edge.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
+from superdraft.server.edge.request_target import RequestTargetMiddleware
 from superdraft.server.edge.security_headers import SecurityHeadersMiddleware
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramModels
@@ -150,6 +151,7 @@ def _add_middleware(app: FastAPI, templates: frozenset[str], *, checks_host: boo
     app.add_middleware(
         RequestContextMiddleware, metrics=service.metrics, statistics=service.statistics, templates=templates
     )
+    app.add_middleware(RequestTargetMiddleware)
 
 
 def _admission(settings: Settings, engine: DecodingEngine, metrics: Metrics) -> AdmissionControl:
@@ -162,6 +164,5 @@ def _admission(settings: Settings, engine: DecodingEngine, metrics: Metrics) -> 
 
 
 def _access(settings: Settings, metrics: Metrics) -> Access:
-    given = settings.api_keys.get_secret_value() if settings.api_keys is not None else None
-    keys = ApiKeys(given, settings.api_keys_file)
+    keys = ApiKeys.of(settings)
     return Access(keys, CallerLimits(settings.rate_limit, settings.max_concurrent, metrics.count_shed))

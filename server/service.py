@@ -136,6 +136,11 @@ class Service:
             raise NotFoundError(message, param="model", code="model_not_found")
         return alias or self.settings.default_strategy
 
+    @property
+    def _isolation(self) -> str:
+        """Who shares kept prompts with the current request."""
+        return current_caller() if self.settings.prefix_isolation == "key" else ""
+
     async def draft(self, request: DraftingRequest) -> Drafted[list[GenerationOutput]]:
         """Run a request to its end. Cancelling the caller ends it.
 
@@ -144,7 +149,9 @@ class Service:
             SuperdraftError: raised by the engine, for any of the prompts.
         """
         params, scorer = await self._prepared(request)
-        shares = await _all_or_none([self._share(request, run) for run in _runs(request, params, scorer)])
+        shares = await _all_or_none(
+            [self._share(request, run) for run in _runs(request, params, scorer, self._isolation)]
+        )
         for index, share in enumerate(shares):
             self._remember(request, current_caller(), index, share)
         return Drafted([share.output for share in shares], params, scorer is not None)
@@ -175,7 +182,7 @@ class Service:
             cut, on_share = partial(request.cut, run.request_id), partial(shares.__setitem__, run.request_id)
             return self.fan_out.stream(request.twin_key, run, self.engine, cut, on_share)
 
-        outputs = await open_all([start(run) for run in _runs(request, params, scorer)], finish)
+        outputs = await open_all([start(run) for run in _runs(request, params, scorer, self._isolation)], finish)
         return Drafted(outputs, params, scorer is not None)
 
     async def _prepared(self, request: DraftingRequest) -> tuple[GenerationParams, Scorer | None]:
@@ -202,9 +209,19 @@ class Service:
             self.feedback.remember(caller, request.id, drafts, first_index=first_index, first_rank=share.rank)
 
 
-def _runs(request: DraftingRequest, params: GenerationParams, scorer: Scorer | None) -> list[EngineRequest]:
+def _runs(
+    request: DraftingRequest, params: GenerationParams, scorer: Scorer | None, isolation: str
+) -> list[EngineRequest]:
     return [
-        EngineRequest(request_id, prompt, params, scorer, session_id=request.session_id, timeout_s=request.timeout_s)
+        EngineRequest(
+            request_id,
+            prompt,
+            params,
+            scorer,
+            session_id=request.session_id,
+            timeout_s=request.timeout_s,
+            isolation=isolation,
+        )
         for request_id, prompt in request.prompts.items()
     ]
 

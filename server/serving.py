@@ -178,7 +178,15 @@ class HttpServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            http=bounded(settings.receive_timeout_s, settings.max_connections),
+            http=bounded(
+                settings.receive_timeout_s,
+                settings.max_connections,
+                settings.max_connections_per_address,
+                settings.proxy_networks,
+            ),
+            proxy_headers=bool(settings.proxy_networks),
+            forwarded_allow_ips=list(settings.proxy_networks),  # not FORWARDED_ALLOW_IPS, nor this machine
+            reset_contextvars=True,  # a pipelined request would inherit those of the one before it, its key's name too
             ws="none",
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_SLACK_S,

@@ -6,6 +6,7 @@ file over the defaults. No other module of the server reads the environment.
 """
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -48,6 +49,14 @@ def _origin(text: str) -> str:
     parts = urlsplit(text)
     if text == "null" or not parts.scheme or not parts.netloc or text != f"{parts.scheme}://{parts.netloc}":
         raise ValueError('must be an origin such as "https://editor.example:8443", exactly as browsers send it')
+    return text
+
+
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError('must be an IP address or a network, such as "10.0.0.7" or "10.0.0.0/24"') from None
     return text
 
 
@@ -124,6 +133,11 @@ class Settings(BaseSettings):
     document_start: bool = Field(
         default=True, description="Begin every text prompt with the model's start-of-document token."
     )
+    special_tokens: bool = Field(
+        default=True,
+        description="Unless a request says otherwise, names of special tokens in the prompts of /v1/completions and "
+        "/completion become these tokens, as some editors expect. Texts on other routes are always plain.",
+    )
     fim: bool = Field(default=True, description="Fill gaps with the model's own fill-in-the-middle tokens, if any.")
     editor_max_tokens: int = Field(
         default=16, ge=1, description="Maximum length of a draft on the routes for editors, in tokens."
@@ -171,6 +185,10 @@ class Settings(BaseSettings):
         description="Host name, besides localhost, under which a local server without keys may be addressed. "
         "Repeatable.",
     )
+    prefix_isolation: Literal["none", "key"] = Field(
+        default="key",
+        description="Who may reuse a kept prompt: key, requests with the same API key; none, all requests.",
+    )
     rate_limit: RateLimit | None = Field(
         default=None, description="Maximum request rate per caller, such as 600/minute. If not set, there is no limit."
     )
@@ -190,6 +208,15 @@ class Settings(BaseSettings):
     )
     max_connections: int = Field(
         default=2000, ge=1, description="Maximum number of open connections; beyond it the longest idle is closed."
+    )
+    max_connections_per_address: int = Field(
+        default=256,
+        ge=1,
+        description="Maximum number of open connections from one IPv4 address or IPv6 network of 64 bits.",
+    )
+    proxy_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        default=(),
+        description="Address or network of a proxy whose X-Forwarded-For names the client. Repeatable.",
     )
     receive_timeout_s: float = Field(
         default=20.0, gt=0, description="Seconds for a request to arrive, and for a client to read its answer."
@@ -295,7 +322,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or brackets in brackets in brackets
         raise SettingsError(f"The configuration file {path} is not valid TOML: {error}.") from None
     for key in values:
         if key not in Settings.model_fields:

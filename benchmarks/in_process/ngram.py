@@ -1,14 +1,11 @@
-"""Cost of the n-gram model in a decode step, warm and cold.
+"""Cost of the n-gram model in a decode step.
 
 A step scores m candidates for each of k drafts in one call and advances each draft's state by one token. Contexts and
 candidates are taken from random places of a text: each draft's own next token is among its candidates, the others come
-from elsewhere. *Warm* is the median of many steps. *Cold* is the first step after the model's file was evicted from the
-page cache, including the states of its contexts, so that every part it needs is read from the disk.
+from elsewhere.
 """
 
-import os
 import random
-import resource
 import statistics
 import time
 from collections.abc import Iterator
@@ -25,7 +22,7 @@ from superdraft.decoding.loading.loader import load_tokenizer
 from superdraft.ngram_models.building.corpus import read_sequences
 from superdraft.ngram_models.building.encoder import Encoder
 from superdraft.ngram_models.scoring.scorer import KenLMScorer
-from superdraft.ngram_models.store.manifest import BINARY_FILE, Manifest
+from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 from superdraft.server.errors import CommandError
 
@@ -42,15 +39,10 @@ def main(
     text: Annotated[
         Path | None, typer.Option(help="Text or .jsonl file to take contexts from. If not set, short built-in texts.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Warm steps to time, for each k and m.")] = 1000,
-    cold_starts: Annotated[
-        int, typer.Option(min=0, help="First steps to time with a cold page cache, for each k and m.")
-    ] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time, for each k and m.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """Time the n-gram model's part of a decode step, for k = 3, m = 9 and k = 8, m = 64, warm and cold."""
-    if cold_starts and not hasattr(os, "posix_fadvise"):
-        raise CommandError("This system cannot evict a file from its page cache: use --cold-starts 0.")
+    """Time the n-gram model's part of a decode step, for k = 3, m = 9 and k = 8, m = 64."""
     rows = []
     for name in models:
         folder = find_ngram_model(name)
@@ -58,13 +50,12 @@ def main(
         tokens = _tokens(manifest, text)
         for k, m in SHAPES:
             rows.append({"ngram_model": name, "mb": round(manifest.binary_bytes / 1e6, 1), "k": k, "m": m})
-            rows[-1] |= measure_warm(open_scorer(folder, manifest), _steps(tokens, manifest.order, k, m), steps)
-            rows[-1] |= measure_cold(folder, manifest, _steps(tokens, manifest.order, k, m), cold_starts)
-    settings = {"text": str(text or "built in"), "steps": steps, "cold_starts": cold_starts}
+            rows[-1] |= measure(open_scorer(folder, manifest), _steps(tokens, manifest.order, k, m), steps)
+    settings = {"text": str(text or "built in"), "steps": steps}
     print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
 
 
-def measure_warm(scorer: KenLMScorer, steps: Iterator[Step], num_steps: int) -> dict[str, float]:
+def measure(scorer: KenLMScorer, steps: Iterator[Step], num_steps: int) -> dict[str, float]:
     """Microseconds per step and per candidate, after some steps that are not counted."""
     times, num_candidates = [], 1
     for number, step in zip(range(num_steps + _WARM_UP_STEPS), steps, strict=False):
@@ -77,29 +68,9 @@ def measure_warm(scorer: KenLMScorer, steps: Iterator[Step], num_steps: int) -> 
             times.append(1e6 * (time.perf_counter() - start))
     median = statistics.median(times)
     return {
-        "warm_us": round(median, 1),
-        "warm_us_p95": round(percentile(times, 95), 1),
-        "warm_us_per_candidate": round(median / num_candidates, 3),
-    }
-
-
-def measure_cold(folder: Path, manifest: Manifest, steps: Iterator[Step], num_starts: int) -> dict[str, float]:
-    """Milliseconds of the first step after the file was evicted from the page cache, and its page faults."""
-    times, faults = [], []
-    for _, step in zip(range(num_starts), steps, strict=False):
-        scorer = open_scorer(folder, manifest)
-        evict(folder / BINARY_FILE)
-        faults_before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-        start = time.perf_counter()
-        run_step(scorer, [scorer.initial_state(context) for context in step[0]], step)
-        times.append(1e3 * (time.perf_counter() - start))
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults_before)
-    if not times:
-        return {}
-    return {
-        "cold_ms": round(statistics.median(times), 2),
-        "cold_ms_max": round(max(times), 2),
-        "cold_page_faults": statistics.median(faults),
+        "step_us": round(median, 1),
+        "step_us_p95": round(percentile(times, 95), 1),
+        "step_us_per_candidate": round(median / num_candidates, 3),
     }
 
 
@@ -109,13 +80,6 @@ def run_step(scorer: KenLMScorer, states: list[Any], step: Step) -> None:
     scorer.score(states, candidates)
     for state, token_id in zip(states, chosen, strict=True):
         scorer.advance(state, token_id)
-
-
-def evict(path: Path) -> None:
-    """Evict a file from the page cache, except for the parts that a process has mapped and touched."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _tokens(manifest: Manifest, text: Path | None) -> list[int]:
@@ -144,10 +108,8 @@ def _steps(tokens: list[int], order: int, k: int, m: int) -> Iterator[Step]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    heads = ("MB", "k, m", "warm us", "95 %", "per candidate", "cold ms", "max", "faults")
-    table = Table(Column("model", overflow="fold"), *heads)
+    table = Table(Column("model", overflow="fold"), "MB", "k, m", "us per step", "95 %", "per candidate")
     for row in rows:
-        cold = [str(row.get(key, "-")) for key in ("cold_ms", "cold_ms_max", "cold_page_faults")]
-        warm = [str(row[key]) for key in ("warm_us", "warm_us_p95", "warm_us_per_candidate")]
-        table.add_row(row["ngram_model"], str(row["mb"]), f"{row['k']}, {row['m']}", *warm, *cold)
+        times = [str(row[key]) for key in ("step_us", "step_us_p95", "step_us_per_candidate")]
+        table.add_row(row["ngram_model"], str(row["mb"]), f"{row['k']}, {row['m']}", *times)
     return table

@@ -12,7 +12,7 @@ from superdraft.decoding.method.draft_set import Draft, DraftSet, TokenAppender
 from superdraft.decoding.method.penalties import check_logit_bias
 from superdraft.decoding.method.sampling import make_generator
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.prompt import PrefixedText, Prompt
+from superdraft.decoding.prompt import PlainText, PrefixedText, Prompt
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.healing import plan_healing
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -121,7 +121,8 @@ def tokenise(
     """Turn a prompt into token ids.
 
     Args:
-        prompt: a text, token ids (which stay unchanged), or both.
+        prompt: a text, token ids (which stay unchanged), or both. Names of special tokens in a text become these, but
+            not in a `PlainText`.
         tokenizer: the model's tokenizer.
         document_start: put the token that begins a document in front of a text, unless the text begins with a special
             token.
@@ -145,8 +146,13 @@ def tokenise(
         token_ids = tuple(_checked(prompt, tokenizer))
         return PromptTokens(token_ids) if token_ids else _start_alone(start)
     _check_unicode(prompt)
-    end = None if min_tokens is None else tokenizer.encode_end(prompt, min_tokens, is_plain=False)
-    if end is None:
+    is_plain = isinstance(prompt, PlainText)
+    end = None if min_tokens is None else tokenizer.encode_end(prompt, min_tokens, is_plain=is_plain)
+    if is_plain:
+        special = tokenizer.encode("")
+        own = tokenizer.encode_document(prompt) if end is None else end[1]
+        token_ids, num_special = (*special, *own), len(special)
+    elif end is None:
         token_ids = tuple(tokenizer.encode(prompt))
         num_special = len(list(takewhile(lambda token_id: not tokenizer.token_bytes[token_id], token_ids)))
     else:

@@ -1,21 +1,24 @@
 """The prefix cache: which prompts' keys and values are kept, and where. Plain Python; `kv_cache` has the tensors.
 
 A trie over token ids. Each node is one token after all tokens above it, and owns one position of the prefix pool. A
-request uses the longest path that its prompt shares with any earlier prompt, of any client. For a prompt that grows key
-by key, that is all tokens except the last one or two.
+request uses the longest path that its prompt shares with any earlier prompt of the same isolation. For a prompt that
+grows key by key, that is all tokens except the last one or two.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+_Key = int | tuple[str, int]
+"""A token id. The first token of a prompt comes with its isolation, which keeps whole branches of the trie apart."""
+
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    token_id: int
+    key: _Key
     parent: "_Node | None"
     position: int
-    children: dict[int, "_Node"] = field(default_factory=dict)
+    children: dict[_Key, "_Node"] = field(default_factory=dict)
 
 
 class PrefixCache:
@@ -33,26 +36,30 @@ class PrefixCache:
         # than its children and the first one here is a leaf.
         self._by_use: OrderedDict[_Node, None] = OrderedDict()
 
-    def match(self, token_ids: Sequence[int]) -> list[int]:
-        """Positions of the longest kept prefix of `token_ids`, in order."""
-        path = self._walk(token_ids)
+    def match(self, token_ids: Sequence[int], isolation: str) -> list[int]:
+        """Positions of the longest prefix of `token_ids` that was kept with this isolation, in order."""
+        path = self._walk(token_ids, isolation)
         self._touch(path)
         return [node.position for node in path]
 
-    def insert(self, token_ids: Sequence[int]) -> tuple[int, list[int]]:
+    def insert(self, token_ids: Sequence[int], isolation: str) -> tuple[int, list[int]]:
         """Keep a prompt.
+
+        Args:
+            token_ids: the prompt.
+            isolation: who finds it again.
 
         Returns:
             `(start, positions)`: the keys and values of `token_ids[start:]` must be written to these positions. If the
             pool is too small for the whole prompt, there are fewer positions than tokens.
         """
-        path = self._walk(token_ids)
+        path = self._walk(token_ids, isolation)
         self._touch(path)
         start, positions = len(path), []
         node = path[-1] if path else self._root
-        for token_id in token_ids[start : self.num_positions]:
-            child = _Node(token_id, node, self._take_position())
-            node.children[token_id] = child
+        for key in _keys(token_ids, isolation)[start : self.num_positions]:
+            child = _Node(key, node, self._take_position())
+            node.children[key] = child
             self._by_use[child] = None
             positions.append(child.position)
             path.append(child)
@@ -66,11 +73,11 @@ class PrefixCache:
         self._root = _Node(-1, None, -1)
         self._by_use.clear()
 
-    def _walk(self, token_ids: Sequence[int]) -> list[_Node]:
+    def _walk(self, token_ids: Sequence[int], isolation: str) -> list[_Node]:
         path: list[_Node] = []
         node = self._root
-        for token_id in token_ids:
-            child = node.children.get(token_id)
+        for key in _keys(token_ids, isolation):
+            child = node.children.get(key)
             if child is None:
                 break
             path.append(child)
@@ -87,5 +94,9 @@ class PrefixCache:
             return self._unused - 1
         leaf, _ = self._by_use.popitem(last=False)
         assert leaf.parent is not None
-        del leaf.parent.children[leaf.token_id]
+        del leaf.parent.children[leaf.key]
         return leaf.position
+
+
+def _keys(token_ids: Sequence[int], isolation: str) -> list[_Key]:
+    return [(isolation, token_ids[0]), *token_ids[1:]] if token_ids else []

@@ -30,8 +30,7 @@ class Slots:
 
     def num_unfed(self, sequence: Sequence) -> int:
         """Prompt tokens that would have to be run now, at least those whose logits are needed."""
-        num_known = len(self.prefixes.match(sequence.prompt_token_ids[: sequence.num_reusable]))
-        return len(sequence.prompt_token_ids) - num_known
+        return len(sequence.prompt_token_ids) - len(self._kept_prefix(sequence))
 
     def reuse_prefix(self, sequence: Sequence, started_s: float) -> None:
         """Begin a request: copy the longest kept prefix of its prompt into its slot.
@@ -43,10 +42,13 @@ class Slots:
         sequence.start_s = started_s
         branch = sequence.branches[0]
         assert branch.slot is not None
-        positions = self.prefixes.match(sequence.prompt_token_ids[: sequence.num_reusable])
+        positions = self._kept_prefix(sequence)
         if positions:
             self._runner.cache.load_prefix(branch.slot, positions)
         branch.num_computed = sequence.num_cached_tokens = len(positions)
+
+    def _kept_prefix(self, sequence: Sequence) -> list[int]:
+        return self.prefixes.match(sequence.prompt_token_ids[: sequence.num_reusable], sequence.request.isolation)
 
     def run_prompts(self, sequences: Seq[Sequence], max_tokens: int) -> list[Tensor]:
         """Run the next tokens of some prompts in one forward.
@@ -97,7 +99,7 @@ class Slots:
             return
         branch = sequence.branches[0]
         assert branch.slot is not None
-        start, positions = self.prefixes.insert(sequence.prompt_token_ids)
+        start, positions = self.prefixes.insert(sequence.prompt_token_ids, sequence.request.isolation)
         if positions:
             self._runner.cache.save_prefix(branch.slot, start, positions)
 

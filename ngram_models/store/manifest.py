@@ -2,7 +2,7 @@
 
 A model is a folder with `model.bin` (a KenLM binary) and `manifest.json`. The manifest is written last, so its presence
 means that the binary was complete at that time. The size and SHA-256 in it show whether the binary is still intact;
-they are checked before KenLM opens the binary, because KenLM maps it into memory and trusts every byte.
+they are checked before KenLM opens the binary.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import types
 import typing
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 from superdraft.ngram_models.errors import (
     BrokenNgramModelError,
@@ -24,6 +24,9 @@ from superdraft.ngram_models.errors import (
 FORMAT_VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 BINARY_FILE: Final = "model.bin"
+MAX_VOCABULARY_SIZE: Final = 4_000_000  # fifteen times the largest known; a scorer keeps a string for each id
+_MAX_MANIFEST_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 T = TypeVar("T")
 
@@ -111,7 +114,11 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            with path.open("rb") as file:
+                content = file.read(_MAX_MANIFEST_BYTES + 1)
+            if len(content) > _MAX_MANIFEST_BYTES:
+                raise ValueError(f"it has more than {_MAX_MANIFEST_BYTES} bytes")
+            document = json.loads(content.decode("utf-8"))
         except FileNotFoundError:
             raise NgramModelNotFoundError(
                 f"{folder} is not an n-gram model: it has no {MANIFEST_FILE}. If its build was interrupted, build it "
@@ -126,9 +133,12 @@ class Manifest:
                 f"{FORMAT_VERSION}. Build the model again, or install the version that built it."
             )
         try:
-            return _decode(cls, document, "manifest")
+            manifest = _decode(cls, document, "manifest")
+            if manifest.tokenizer.vocabulary_size > MAX_VOCABULARY_SIZE:
+                raise ValueError(f"manifest.tokenizer.vocabulary_size is over {MAX_VOCABULARY_SIZE}")
         except ValueError as error:
             raise BrokenNgramModelError(f"{path} is damaged: {error}. Build the model again.") from None
+        return manifest
 
     def verify_tokenizer(self, fingerprint: str) -> None:
         """Check that the model was built for the tokenizer with this fingerprint.
@@ -143,21 +153,26 @@ class Manifest:
                 f"({fingerprint[:12]}). Build an n-gram model for it (superdraft ngram build), or use none."
             )
 
-    def verify_binary(self, folder: Path) -> Path:
-        """Check the size and the SHA-256 of the binary, and return its path.
+    def verify_binary(self, folder: Path, copy: BinaryIO | None = None) -> None:
+        """Check the size and the SHA-256 of the binary.
+
+        Args:
+            folder: the model's folder.
+            copy: file to write the checked bytes to; None: they are only checked.
 
         Raises:
             BrokenNgramModelError: the binary is missing, unreadable or different from what the manifest describes.
         """
         path = folder / BINARY_FILE
         try:
-            size = path.stat().st_size
-            if size != self.binary_bytes:
-                problem = f"it has {size} bytes instead of {self.binary_bytes}"
-            elif file_sha256(path) != self.binary_sha256:
-                problem = "its SHA-256 differs from the manifest's"
-            else:
-                return path
+            with path.open("rb") as binary:
+                size = os.fstat(binary.fileno()).st_size
+                if size != self.binary_bytes:
+                    problem = f"it has {size} bytes instead of {self.binary_bytes}"
+                elif _sha256(binary, copy) != self.binary_sha256:
+                    problem = "its SHA-256 differs from the manifest's"
+                else:
+                    return
         except OSError as error:
             problem = f"it cannot be read ({error.strerror})"
         raise BrokenNgramModelError(f"{path} is damaged: {problem}. Build or download the model {self.name!r} again.")
@@ -166,7 +181,16 @@ class Manifest:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256(file)
+
+
+def _sha256(file: BinaryIO, copy: BinaryIO | None = None) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        if copy is not None:
+            copy.write(chunk)
+    return digest.hexdigest()
 
 
 def _decode(kind: type[T], value: object, where: str) -> T:

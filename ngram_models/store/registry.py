@@ -10,8 +10,10 @@ import kenlm
 
 from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelError, NgramModelNotFoundError
 from superdraft.ngram_models.home import user_models_folder
+from superdraft.ngram_models.scoring.binary_check import check_binary
 from superdraft.ngram_models.scoring.scorer import KenLMScorer, UnknownPolicy
-from superdraft.ngram_models.store.manifest import MANIFEST_FILE, Manifest
+from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE, Manifest
+from superdraft.ngram_models.store.memory_copy import copy_in_memory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -145,18 +147,26 @@ def load_ngram_model(
 def open_scorer(folder: Path, manifest: Manifest, *, unknown: UnknownPolicy = "unk") -> KenLMScorer:
     """Load the scorer of a model's folder. The tokenizer is not checked.
 
+    KenLM gets a copy in memory: if it mapped the file itself, whoever truncates the file would end this process.
+
     Raises:
         BrokenNgramModelError: the binary is damaged or does not match the manifest.
     """
-    path = manifest.verify_binary(folder)
-    # By default KenLM reads the whole file while it holds the interpreter lock. Lazy mapping opens it at once.
-    config = kenlm.Config()
-    config.load_method = kenlm.LoadMethod.LAZY
-    config.show_progress = False
-    try:
-        model = kenlm.Model(str(path), config)
-    except (OSError, RuntimeError) as error:
-        raise BrokenNgramModelError(f"KenLM cannot load {path}: {error}. Build the model again.") from None
+    path = folder / BINARY_FILE
+    with copy_in_memory() as copy:
+        manifest.verify_binary(folder, copy.file)
+        try:
+            check_binary(copy.read())
+        except ValueError as error:
+            raise BrokenNgramModelError(f"{path} is damaged: {error}. Build the model again.") from None
+        # By default KenLM reads the whole file while it holds the interpreter lock. Lazy mapping opens it at once.
+        config = kenlm.Config()
+        config.load_method = kenlm.LoadMethod.LAZY
+        config.show_progress = False
+        try:
+            model = kenlm.Model(str(copy.path), config)
+        except (OSError, RuntimeError) as error:
+            raise BrokenNgramModelError(f"KenLM cannot load {path}: {error}. Build the model again.") from None
     if model.order != manifest.order:
         raise BrokenNgramModelError(
             f"{path} has order {model.order}, but its manifest says {manifest.order}. Build the model again."

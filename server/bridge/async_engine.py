@@ -25,7 +25,7 @@ from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.admission_control import AdmissionControl, Place
 from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineTokenizer
-from superdraft.server.bridge.faults import FAULT_MESSAGE, logged_fault, request_error
+from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
 from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.edge.access import current_caller
 from superdraft.server.observe.metrics import Metrics
@@ -279,7 +279,7 @@ class AsyncEngine:
 
     def _abandon_all(self, fault: Exception) -> None:
         logged_fault(fault, requests=len(self._requests), consecutive=self._failures)
-        self._end_all(SequenceFailedError, FAULT_MESSAGE)
+        self._end_all(SequenceFailedError, STEP_FAULT_MESSAGE)
         if self._engine.has_unfinished:
             raise RuntimeError("the engine holds requests that it cannot drop")
         if self._failures >= MAX_CONSECUTIVE_FAILURES:

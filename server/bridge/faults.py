@@ -7,6 +7,9 @@ import structlog
 from superdraft.decoding.errors import SequenceFailedError, SuperdraftError
 
 FAULT_MESSAGE: Final = "The engine failed on this request; the server's log says why."
+STEP_FAULT_MESSAGE: Final = (
+    "The engine failed in a step that this request shared with others; the server's log says why. Send it again."
+)
 
 log = structlog.get_logger(__name__)
 

@@ -80,6 +80,7 @@ def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | N
     from superdraft.server.edge.error_map import invalid_request
     from superdraft.server.observe.log_config import configure_logging
     from superdraft.server.settings import load_settings
+    from superdraft.server.wires.common import engine_prompt
     from superdraft.server.wires.native.mapping import drafts_response, generation_params, request_warnings
     from superdraft.server.wires.native.schemas import DraftsRequest
 
@@ -95,7 +96,7 @@ def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | N
     loaded = load_service(settings)
     scorer = loaded.ngram_models.default_scorer
     params = generation_params(request, loaded.drafting, token_healing=settings.token_healing)
-    output = loaded.engine.generate(request.prompt, params, scorer)
+    output = loaded.engine.generate(engine_prompt(request.prompt, special_tokens=False), params, scorer)
     name = settings.served_model_name or loaded.model_name
     warnings = request_warnings(request, params.strategy, has_ngram_model=scorer is not None)
     answer = drafts_response("drafts-local", name, output, warnings)

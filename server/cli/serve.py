@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from superdraft.server.cli.settings_options import takes_settings
+from superdraft.server.edge.api_keys import ApiKeys
 from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.serving import bind, check_exposure, run_server
 from superdraft.server.settings import load_settings
@@ -19,6 +20,7 @@ def main(**flags: Any) -> None:
     configure_logging(settings.log_level, settings.log_format)
     with bind(settings.host, settings.port) as listener:  # before the model is loaded, which takes seconds
         check_exposure(settings, listener.getsockname()[0])
+        ApiKeys.of(settings)  # a bad file is told now, too
         if not settings.ray:
             run_server(settings, listener)
             return

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import structlog
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from superdraft.server.errors import SettingsError
-from superdraft.server.settings import RateLimit
+from superdraft.server.settings import RateLimit, Settings
 
 Scope = Literal["complete", "metrics", "admin"]
 
@@ -29,6 +30,7 @@ ALL_SCOPES: tuple[Scope, ...] = ("complete", "metrics", "admin")
 PREFIX = "sd-"  # lets people and secret scanners recognise a key
 MIN_LENGTH = 20
 RECHECK_S = 1.0
+_LOCK_TIMEOUT_S = 10
 _NAME = r"[A-Za-z0-9._-]{1,64}"
 
 log = structlog.get_logger(__name__)
@@ -91,6 +93,16 @@ class ApiKeys:
         self.are_required = given is not None or file is not None
         if self.are_required and not self._keys:
             raise SettingsError(f"There is no API key in {file or 'SUPERDRAFT_API_KEYS'}: run `superdraft keys new`.")
+
+    @classmethod
+    def of(cls, settings: Settings) -> "ApiKeys":
+        """The keys that the settings name.
+
+        Raises:
+            SettingsError: as above.
+        """
+        given = settings.api_keys.get_secret_value() if settings.api_keys is not None else None
+        return cls(given, settings.api_keys_file)
 
     def find(self, key: str) -> ApiKey | None:
         """The known key; None: it is not valid."""
@@ -166,6 +178,16 @@ def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
     """
     if re.fullmatch(_NAME, name) is None:
         raise SettingsError(f"A key's name must have 1 to 64 of the characters A-Z a-z 0-9 . _ -, got {name!r}.")
+    try:
+        with FileLock(file.resolve().with_name(f".{file.name}.lock"), timeout=_LOCK_TIMEOUT_S, mode=0o600):
+            return _add_key(file, name, scopes)
+    except Timeout:
+        raise SettingsError(f"Another command is changing {file}: try again.") from None
+    except OSError as error:
+        raise SettingsError(f"The key cannot be written to {file}: {error.strerror}.") from None
+
+
+def _add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
     text = _read_text(file) if file.exists() else ""
     known_keys = _parse_keys(text, file)
     if any(known.name == name for known in known_keys):
@@ -177,10 +199,7 @@ def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
     text += f'{line_end}[[key]]\nname = "{name}"\nsha256 = "{added.sha256}"\nscopes = [{quoted}]\n\n'
     if _parse_keys(text, file) != [*known_keys, added]:
         raise SettingsError(f"A [[key]] table cannot be added to the end of {file}: rewrite its keys as such tables.")
-    try:
-        _replace(file.resolve(), text)
-    except OSError as error:
-        raise SettingsError(f"The key cannot be written to {file}: {error.strerror}.") from None
+    _replace(file.resolve(), text)
     return key
 
 

@@ -1,21 +1,26 @@
-"""uvicorn's HTTP/1.1 protocol with time limits, so that stalled connections do not affect other clients.
+"""uvicorn's HTTP/1.1 protocol with limits, so that stalled connections do not affect other clients.
 
 uvicorn itself waits without limit for the rest of a request and for a client that does not read its answer, and accepts
-any number of connections.
+any number of connections. It also closes connections at once; if the client is still sending then, the system resets
+the connection, and the client may lose the answer that says why.
 """
 
 import asyncio
+import ipaddress
 import socket
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from superdraft.server.edge.rate_limits import network_of
 from superdraft.server.edge.refusals import NO_RETRY, retry_after
 from superdraft.server.edge.security_headers import SAFE_HEADERS
+
+_LINGER_S = 2.0
 
 
 def _answer(status: str, kind: str, code: str, message: str, headers: Mapping[str, str] | None = None) -> bytes:
@@ -45,6 +50,15 @@ _TOO_MANY = _answer(
     "Too many connections are open; use existing ones.",
     {**NO_RETRY, **retry_after(1.0)},
 )
+_TOO_MANY_HERE = _answer(
+    "503 Service Unavailable",
+    "overloaded_error",
+    "too_many_connections",
+    "Too many connections are open from this address; use existing ones.",
+    {**NO_RETRY, **retry_after(1.0)},
+)
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class BoundedHttpProtocol(H11Protocol):
@@ -52,14 +66,18 @@ class BoundedHttpProtocol(H11Protocol):
 
     A request, head and body, must be complete `receive_timeout_s` after its first byte, however many pieces it comes
     in. For the first request of a connection, the time counts from when the connection was opened. A client that reads
-    nothing for as long is disconnected. When `max_connections` are open, the one that has been idle longest is closed;
-    if none is idle, the new one is answered 503.
+    nothing for as long is disconnected. When `max_connections` are open, or `max_connections_per_address` by clients of
+    one network, the one of them that has been idle longest is closed; if none is idle, the new one is answered 503.
 
-    The two limits are attributes of subclasses made by `bounded`, since uvicorn makes the objects.
+    A client that is still sending when its connection is closed gets time to read the answer.
+
+    The limits are attributes of subclasses made by `bounded`, since uvicorn makes the objects.
     """
 
     receive_timeout_s: float
     max_connections: int
+    max_connections_per_address: int
+    proxies: Sequence[Network]
 
     def __init__(
         self,
@@ -71,16 +89,26 @@ class BoundedHttpProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._receiving: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
+        self.network: str | None = None
         self.idle_since_s = self.loop.time()
 
     # Called by asyncio
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _PoliteTransport(transport, self)))
         peer = transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # detects clients that vanished
-        if len(self.connections) > self.max_connections and not self._make_room():
+        self.network = None if self.client is None or self._is_proxy(self.client[0]) else network_of(self.client[0])
+        others = [each for each in self.connections if isinstance(each, BoundedHttpProtocol) and each is not self]
+        if self.network is not None:
+            same = [each for each in others if each.network == self.network]
+            if len(same) >= self.max_connections_per_address and not _make_room(same):
+                transport.write(_TOO_MANY_HERE)
+                transport.close()
+                return
+        if len(self.connections) > self.max_connections and not _make_room(others):
             transport.write(_TOO_MANY)
             transport.close()
             return
@@ -90,10 +118,14 @@ class BoundedHttpProtocol(H11Protocol):
         """The connection has ended."""
         self._stop_receive_timer()
         self._stop_write_timer()
+        if self._lingering is not None:
+            self._lingering.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Part of a request has arrived."""
+        if self.is_lingering:
+            return
         super().data_received(data)
         self._watch()
 
@@ -136,6 +168,23 @@ class BoundedHttpProtocol(H11Protocol):
     # Own methods
 
     @property
+    def is_lingering(self) -> bool:
+        """Whether the connection has been answered for the last time, and what still comes is thrown away."""
+        return self._lingering is not None
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the client may be sending something that will not be read."""
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.conn.trailing_data[0])
+
+    def linger(self, transport: asyncio.Transport) -> None:
+        """End the answer, and close when the client has closed, or after a moment."""
+        if self._lingering is None:
+            self._lingering = self.loop.call_later(_LINGER_S, transport.close)
+            self.flow.resume_reading()
+            transport.write_eof()
+
+    @property
     def is_idle(self) -> bool:
         """Whether no part of a request is being received or answered."""
         is_answered = self.cycle is None or self.cycle.response_complete
@@ -173,19 +222,59 @@ class BoundedHttpProtocol(H11Protocol):
             self.transport.write(_TIMED_OUT)
         self.transport.close()
 
-    def _make_room(self) -> bool:
-        """Close the connection that has been idle longest; False if none is idle."""
-        others = (each for each in self.connections if isinstance(each, BoundedHttpProtocol) and each is not self)
-        idle = [each for each in others if each.is_idle]
-        if not idle:
-            return False
-        oldest = min(idle, key=lambda each: each.idle_since_s)
-        self.connections.discard(oldest)
-        oldest.transport.abort()
-        return True
+    def _is_proxy(self, address: str) -> bool:
+        return any(ipaddress.ip_address(address.partition("%")[0]) in network for network in self.proxies)
 
 
-def bounded(receive_timeout_s: float, max_connections: int) -> type[BoundedHttpProtocol]:
-    """A subclass of the protocol with these limits."""
-    limits = {"receive_timeout_s": receive_timeout_s, "max_connections": max_connections}
+class _PoliteTransport:
+    """A connection's transport, which lingers if it is closed while the client is sending."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._protocol.is_lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._protocol.is_sending and not self._transport.is_closing():
+            self._protocol.linger(self._transport)
+        else:
+            self._transport.close()
+
+
+def _make_room(connections: Sequence[BoundedHttpProtocol]) -> bool:
+    """Close the connection that has been idle longest; False if none is idle."""
+    idle = [each for each in connections if each.is_idle or each.is_lingering]
+    if not idle:
+        return False
+    oldest = min(idle, key=lambda each: each.idle_since_s)
+    oldest.connections.discard(oldest)
+    oldest.transport.abort()
+    return True
+
+
+def bounded(
+    receive_timeout_s: float,
+    max_connections: int,
+    max_connections_per_address: int,
+    proxies: Sequence[str] = (),
+) -> type[BoundedHttpProtocol]:
+    """A subclass of the protocol with these limits.
+
+    Args:
+        receive_timeout_s: seconds.
+        max_connections: of all clients.
+        max_connections_per_address: of one IPv4 address, or one IPv6 network.
+        proxies: addresses and networks that connect for many clients, and so have no limit of their own.
+    """
+    limits = {
+        "receive_timeout_s": receive_timeout_s,
+        "max_connections": max_connections,
+        "max_connections_per_address": max_connections_per_address,
+        "proxies": [ipaddress.ip_network(proxy) for proxy in proxies],
+    }
     return type("BoundedHttpProtocol", (BoundedHttpProtocol,), limits)

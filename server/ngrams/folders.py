@@ -46,8 +46,8 @@ class ModelFolders:
     """The models on disk, and the loaded ones among them.
 
     Every request checks the model's files, so a model that was added or replaced is seen without a restart. Requests
-    that use the old one keep it, since its mapping lives as long as its scorer. Models are loaded one at a time in a
-    thread of their own; KenLM maps them into memory. The `max_models` most recently used ones stay loaded.
+    that use the old one keep it: it is in memory, as long as its scorer lives. Models are loaded one at a time in a
+    thread of their own. The `max_models` most recently used ones stay loaded.
 
     For one event loop.
 
@@ -79,7 +79,7 @@ class ModelFolders:
         self._paths = dict(paths or {})
         self._kept: OrderedDict[str, _Loaded] = OrderedDict()  # least recently used first
         self._refused: dict[str, _Loaded] = {}
-        # A model may be dropped while it is in use, and requested again: it need not be mapped twice.
+        # A model may be dropped while it is in use, and requested again: it need not be read twice.
         self._alive: WeakValueDictionary[tuple[str, TokenizerIdentity], KenLMScorer] = WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[_Loaded]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="superdraft-ngram")

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from superdraft.decoding.prompt import PlainText
 from superdraft.server.edge.error_map import ErrorResponse
 from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.service import Service
@@ -168,6 +169,18 @@ OnePrompt = Annotated[
     PlainValidator(_prompt),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}),
 ]
+
+
+SPECIAL_TOKENS = Field(
+    default=None,
+    description="Whether names of special tokens in the prompt, such as <|fim_middle|>, become these tokens. False: "
+    "they stay text. Absent: the server's default.",
+)
+
+
+def engine_prompt(prompt: Prompt, *, special_tokens: bool) -> Prompt:
+    """The engine's prompt. `special_tokens`: names of special tokens in a text become these; else they stay text."""
+    return prompt if special_tokens or not isinstance(prompt, str) else PlainText(prompt)
 
 
 def bias_pairs(biases: LogitBias) -> tuple[tuple[int, float], ...]:

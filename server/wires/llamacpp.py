@@ -23,6 +23,7 @@ from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import (
     MAX_SNIPPETS,
+    SPECIAL_TOKENS,
     Boolean,
     Integer,
     Number,
@@ -30,6 +31,7 @@ from superdraft.server.wires.common import (
     ServiceDep,
     TolerantStop,
     WireRequest,
+    engine_prompt,
 )
 from superdraft.server.wires.editors import Filled, asked, complete, cut_dedent, fill
 from superdraft.server.wires.json_body import documented, json_body
@@ -122,6 +124,7 @@ class LlamaCppCompletionRequest(LlamaCppRequest):
     """`POST /completion`: continue a prompt."""
 
     prompt: OnePrompt
+    special_tokens: Boolean | None = SPECIAL_TOKENS
 
 
 # Routes
@@ -170,7 +173,9 @@ async def completion(
     body: Annotated[LlamaCppCompletionRequest, Depends(json_body(LlamaCppCompletionRequest))],
 ) -> Response:
     """Continue a prompt."""
-    output = await complete(http, service, _drafting_request(http, service, body), body.prompt, body.cut)
+    special_tokens = service.settings.special_tokens if body.special_tokens is None else body.special_tokens
+    prompt = engine_prompt(body.prompt, special_tokens=special_tokens)
+    output = await complete(http, service, _drafting_request(http, service, body), prompt, body.cut)
     return _response(body, Filled(output, is_truncated=False, warnings=[*output.warnings]), service)
 
 

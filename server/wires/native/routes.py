@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from superdraft.decoding.outputs import StepOutput
 from superdraft.server.edge.error_map import ErrorResponse
 from superdraft.server.service import DraftingRequest
-from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, unless_client_gone
+from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, engine_prompt, unless_client_gone
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.native.mapping import (
     asked,
@@ -48,7 +48,7 @@ async def create_drafts(
     drafts_id = f"drafts-{uuid.uuid4().hex}"
     drafting = DraftingRequest(
         id=drafts_id,
-        prompts={drafts_id: body.prompt},
+        prompts={drafts_id: engine_prompt(body.prompt, special_tokens=False)},
         asked=asked(body),
         asks_for_paper=body.asks_for_paper,
         model=body.model,

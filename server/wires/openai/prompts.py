@@ -6,6 +6,7 @@ from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.text.fim import Gap
 from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of
 from superdraft.server.service import Service
+from superdraft.server.wires.common import engine_prompt
 from superdraft.server.wires.editors import TOO_LONG, prepare_gap, with_cut_drafts
 from superdraft.server.wires.openai.schemas import CompletionRequest
 
@@ -19,7 +20,8 @@ async def engine_prompts(body: CompletionRequest, service: Service) -> tuple[lis
     """
     gaps = gaps_of(body)
     if not gaps:
-        return list(body.prompt), []
+        special_tokens = service.settings.special_tokens if body.special_tokens is None else body.special_tokens
+        return [engine_prompt(prompt, special_tokens=special_tokens) for prompt in body.prompt], []
     prompts: list[Prompt] = []
     warnings: list[str] = []
     for gap in gaps:

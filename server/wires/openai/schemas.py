@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from superdraft.server.wires import examples
 from superdraft.server.wires.common import (
+    SPECIAL_TOKENS,
     Boolean,
     Integer,
     Number,
@@ -47,7 +48,8 @@ def _stream_options(value: dict[str, Any] | None) -> dict[str, Any] | None:
 class CompletionRequest(DraftingFields):
     """A request for drafts. A null field means its default; unknown fields are ignored.
 
-    `strategy`, `selection`, `max_branches`, `min_probability`, `token_healing` and `single_line` go beyond OpenAI.
+    `strategy`, `selection`, `max_branches`, `min_probability`, `token_healing`, `single_line` and `special_tokens` go
+    beyond OpenAI.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [examples.COMPLETION_REQUEST]})
@@ -75,6 +77,7 @@ class CompletionRequest(DraftingFields):
     stream_options: Annotated[dict[str, Any] | None, AfterValidator(_stream_options)] = Field(
         default=None, description="Only with stream. {include_usage: true}: one more chunk, with the usage."
     )
+    special_tokens: Boolean | None = SPECIAL_TOKENS
     user: str | None = Field(
         default=None, max_length=256, description="Identical requests of different users do not share drafts."
     )

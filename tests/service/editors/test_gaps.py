@@ -12,6 +12,7 @@ from support.sse import parsed
 
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine.admission import prompt_token_ids
 from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.prompt import PrefixedText
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -211,6 +212,7 @@ def real(request):
     vocabulary = Tokenizer(hf_tokenizer).vocabulary
     controls = {vocabulary[name]: name for name in (*names, "<|endoftext|>") if name in vocabulary}
     with TestClient(create_app(Settings(fan_out=False, editor_max_tokens=2), engine, model_name="tiny")) as client:
+        client.tokenizer = engine.tokenizer
         yield request.param, client, controls, prompts
 
 
@@ -236,6 +238,23 @@ def test_text_of_other_files_stays_text(real):
     Wire("/infill").ask(client, "a\n", "b", input_extra=[{"text": SPELLED, "filename": SPELLED}])
     framed = ["<|repo_name|>", "<|file_sep|>", "<|file_sep|>"] if name == "qwen" else []
     assert [controls[i] for i in prompts[-1].token_ids if i in controls] == [*framed, *FRAMES[name]]
+
+
+PROMPTED = [("/v1/drafts", None), *((path, it) for path in ("/v1/completions", "/completion") for it in (None, 1, 0))]
+
+
+@pytest.mark.parametrize(("path", "field"), PROMPTED)
+@pytest.mark.parametrize("setting", [True, False])
+def test_names_in_a_prompt_become_tokens_only_where_the_route_reads_them(real, path, field, setting, monkeypatch):
+    _, client, controls, prompts = real
+    service = client.app.state.service
+    monkeypatch.setattr(service.settings, "__dict__", {**service.settings.__dict__, "special_tokens": setting})
+    body = {"prompt": f"a {SPELLED} b", **({} if field is None else {"special_tokens": bool(field)})}
+    response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    found = {controls[i] for i in prompt_token_ids(prompts[-1], client.tokenizer)[1:] if i in controls}
+    reads = path != "/v1/drafts" and (setting if field is None else field)
+    assert found == (set(controls.values()) if reads else set())
 
 
 @every_wire

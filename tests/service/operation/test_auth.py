@@ -10,6 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 import structlog
 from starlette.testclient import TestClient
+from support.decoding import tiny_engine
 
 from superdraft.server import serving
 from superdraft.server.app import create_app
@@ -102,6 +103,34 @@ def test_twins_with_different_keys_do_not_share_a_run(locked, engine, keys):
     for name in ("ann", "ann", "bob"):
         locked.post("/v1/completions", json=BODY, headers=bearer(keys[1][name]))
     assert len(engine.seen) == 2
+
+
+@pytest.mark.parametrize("isolation", ["key", "none"])
+def test_a_key_learns_nothing_from_what_is_cached_of_others_prompts(keys, isolation):
+    engine, _ = tiny_engine()
+    app = create_app(Settings(api_keys_file=keys[0], prefix_isolation=isolation), engine, model_name="tiny")
+    body = {"prompt": "my pin is 1234, do not tell", "max_tokens": 1, "num_drafts": 1}
+
+    def cached(name, path="/v1/drafts"):
+        answer = client.post(path, json=body, headers=bearer(keys[1][name]))
+        return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    with TestClient(app) as client:
+        first, again = cached("ann"), cached("ann")
+        other = [cached("bob", path) for path in ("/v1/drafts", "/v1/completions")]
+    assert first == 0 < again
+    assert other[0] == (again if isolation == "none" else 0)
+    assert other[1] > 0  # within a key, all routes share
+
+
+def test_without_keys_all_callers_are_one():
+    engine, _ = tiny_engine()
+    with TestClient(create_app(Settings(), engine, model_name="tiny")) as client:
+        cached = [
+            client.post("/v1/drafts", json={**BODY, "prompt": "hi there"}).json()["usage"]["cached_tokens"]
+            for _ in range(2)
+        ]
+    assert cached[0] == 0 < cached[1]
 
 
 def test_the_log_names_the_key_and_never_shows_it(locked, keys, capsys):
@@ -227,3 +256,10 @@ def test_serve_refuses_before_it_loads_anything(monkeypatch):
     monkeypatch.setattr(cli_serve, "run_server", lambda *_: pytest.fail("it was about to serve"))
     with pytest.raises(CommandError, match="anyone"):
         cli_serve.main(host="0.0.0.0", port=0)
+
+
+def test_serve_tells_a_bad_key_file_before_it_loads_anything(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli_serve, "run_server", lambda *_: pytest.fail("it was about to serve"))
+    (tmp_path / "keys.toml").write_text("[[key]]\nname = 3\n")
+    with pytest.raises(CommandError, match=r"key\.0\.name in .*keys\.toml"):
+        cli_serve.main(api_keys_file=tmp_path / "keys.toml", port=0)

@@ -204,7 +204,8 @@ def test_a_thousand_idle_connections_and_a_hundred_slow_ones_disturb_nobody():
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 3000:  # both ends are in this process
         pytest.skip("the limit of open files is too low")
     engine = FakeEngine(on_step=lambda: time.sleep(0.001))
-    with serving(create_app(Settings(), engine, model_name="tiny")) as url, contextlib.ExitStack() as stack:
+    settings = Settings(max_connections_per_address=2000)
+    with serving(create_app(settings, engine, model_name="tiny")) as url, contextlib.ExitStack() as stack:
 
         def median_work_s():
             """Processor time of a request, which what else runs on the machine does not lengthen."""

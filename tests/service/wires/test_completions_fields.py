@@ -179,6 +179,14 @@ def stays_on_the_line(ask: Asker) -> bool:
     return "\n" in ask.texts(**likely)[0] and "\n" not in ask.texts(**likely, single_line=True)[0]
 
 
+def reads_names(ask: Asker) -> bool:
+    """As a token, the name is one; as text, it has several."""
+    counts = [
+        ask(prompt=f"{PROMPT}<|endoftext|>a", special_tokens=value)["usage"]["prompt_tokens"] for value in (True, False)
+    ]
+    return counts[0] + 5 < counts[1]
+
+
 def fills(ask: Asker) -> bool:
     answer = ask(suffix=" tomorrow.")
     plain = ask()
@@ -227,6 +235,7 @@ PROBES = {
     "unknown fields": Probe({"top_k": 3, "extra": {"deep": [1]}}),
     "`token_healing`": Probe({"token_healing": True}, heals),
     "`single_line`": Probe({"single_line": True}, stays_on_the_line),
+    "`special_tokens`": Probe({"special_tokens": False}, reads_names),
 }
 
 

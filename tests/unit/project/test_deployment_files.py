@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 from support.engine import FakeEngine
 
 from superdraft.server.app import create_app
+from superdraft.server.observe.metrics import Metrics
 from superdraft.server.ray_replicas.options import ENVIRONMENT
 from superdraft.server.settings import Settings, load_settings
 
@@ -51,6 +53,8 @@ def paths_of_app() -> set[str]:
         ("hadolint", str(ROOT / "Dockerfile")),
         ("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)),
         ("kubernetes-validate", "--strict", str(KUBERNETES)),
+        ("kubernetes-validate", "--strict", str(KUBERNETES.with_name("ingress.yaml"))),
+        ("kubernetes-validate", "--strict", str(KUBERNETES.with_name("autoscaling.yaml"))),
     ],
     ids=lambda command: command[0],
 )
@@ -207,6 +211,48 @@ def test_the_service_and_the_budget_are_for_the_pods():
     assert service["sessionAffinity"] == "ClientIP"
     assert manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
     assert manifests["Deployment"]["spec"]["replicas"] > manifests["PodDisruptionBudget"]["spec"]["maxUnavailable"]
+
+
+def addition(name: str) -> dict:
+    return yaml.safe_load((KUBERNETES.parent / name).read_text())
+
+
+def test_what_is_added_names_what_is_there():
+    service, labels = manifests["Service"], {"app.kubernetes.io/name": "superdraft"}
+    (rule,) = addition("ingress.yaml")["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"] == {
+        "name": service["metadata"]["name"],
+        "port": {"name": service["spec"]["ports"][0]["name"]},
+    }
+    scaling = addition("autoscaling.yaml")["spec"]
+    assert scaling["scaleTargetRef"]["name"] == manifests["Deployment"]["metadata"]["name"]
+    metrics = Metrics()
+    metrics.watch_admission(lambda: 0)
+    assert f"\n{scaling['metrics'][0]['pods']['metric']['name']} " in generate_latest(metrics.registry).decode()
+    assert manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
+
+
+def test_metrics_are_fetched_with_a_key():
+    monitor = addition("service-monitor.yaml")["spec"]
+    (endpoint,) = monitor["endpoints"]
+    assert monitor["selector"]["matchLabels"] == manifests["Service"]["metadata"]["labels"]
+    assert endpoint["port"] == manifests["Service"]["spec"]["ports"][0]["name"]
+    assert endpoint["path"] in paths_of_app()
+    assert endpoint["authorization"]["credentials"]["key"]
+    assert "prometheus.io" not in KUBERNETES.read_text()  # annotations send no key
+
+
+def test_a_gpus_pods_have_settings_that_exist(monkeypatch):
+    (patched,) = addition("gpu.yaml")["spec"]["template"]["spec"]["containers"]
+    settings = settings_of({variable["name"]: variable["value"] for variable in patched["env"]}, monkeypatch)
+    assert settings.device == "cuda"
+    assert patched["name"] == container["name"]
+    assert "nvidia.com/gpu" in patched["resources"]["limits"]
+
+
+def test_every_service_of_compose_has_a_memory_limit():
+    assert all("mem_limit" in service for service in compose["services"].values())
 
 
 # The document

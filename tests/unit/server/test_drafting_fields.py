@@ -14,7 +14,7 @@ PARAMETERS = {field.name for field in fields(GenerationParams)}
 # Fields that are no engine parameters: the wires handle each of them by name.
 SHARED = {"model"}
 NATIVE = {"prompt", "ngram_model", "session_id", "timeout_ms", "stream"}
-OPENAI = {"prompt", "n", "best_of", "logprobs", "echo", "suffix", "stream", "stream_options", "user"}
+OPENAI = {"prompt", "n", "best_of", "logprobs", "echo", "suffix", "stream", "stream_options", "user", "special_tokens"}
 
 ASKED = {
     "max_tokens": 7,

@@ -141,6 +141,8 @@ def test_file_is_named_by_flag_or_environment(monkeypatch, write, tmp_path):
         ("[server]\nport = 1", r"^server in .* is not a setting"),
         ("port = 99999", r"^port in .*superdraft\.toml should be less than or equal to 65535, got 99999$"),
         ('log_format = "xml"', r"^log_format in .*'console' or 'json'"),
+        ("a = " + "[" * 100_000, r"superdraft\.toml is not valid TOML: maximum recursion depth"),
+        ('proxy_networks = ["proxy"]', r"must be an IP address or a network"),
         ("port = 1 2", r"superdraft\.toml is not valid TOML: .*line 1"),
     ],
 )

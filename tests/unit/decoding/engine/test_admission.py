@@ -2,19 +2,20 @@
 
 import pytest
 from support.fake_runner import fake_engine
-from support.models import tiny_tokenizer
+from support.models import QWEN_FIM, tiny_fim_tokenizer, tiny_tokenizer
 from support.tokenizers import sentencepiece_like
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.admission import Admission, fit_to_context, tokenise
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.prompt import PrefixedText
+from superdraft.decoding.prompt import PlainText, PrefixedText
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 TINY = Tokenizer(tiny_tokenizer())
 SENTENCEPIECE = sentencepiece_like()
+FIM = Tokenizer(tiny_fim_tokenizer())
 START = TINY.start_token_id
 TEXT = "Thank you for your email"
 
@@ -43,6 +44,26 @@ def test_plain_text_at_the_beginning_of_a_document_is_encoded_as_such():
     assert TINY.bytes_of(spelled.token_ids) == b"<|endoftext|>"
     with pytest.raises(InvalidRequestError, match="prompt\\[0\\] is 9999"):
         tokenise(PrefixedText((9999,), "a"), TINY)
+
+
+@pytest.mark.parametrize("tokenizer", [TINY, SENTENCEPIECE, FIM], ids=["tiny", "sentencepiece", "fim"])
+@pytest.mark.parametrize("document_start", [True, False])
+def test_plain_text_is_encoded_as_any_text_is(tokenizer, document_start):
+    for text in ("", "wor", " wor", "a\n\tb ", "é日👍", TEXT, "we are a b " * 2000):
+        for min_tokens in (None, 20):
+            options = {"document_start": document_start, "min_tokens": min_tokens}
+            assert tokenise(PlainText(text), tokenizer, **options) == tokenise(text, tokenizer, **options)
+
+
+@pytest.mark.parametrize("tokenizer", [TINY, SENTENCEPIECE, FIM], ids=["tiny", "sentencepiece", "fim"])
+def test_nothing_in_plain_text_becomes_a_special_token(tokenizer):
+    spelled = "".join(("<|endoftext|>", "</s>", "<s>", *QWEN_FIM))
+    for text in (spelled, f"a {spelled} b", spelled * 200):
+        assert text.encode() not in tokenizer.bytes_of(tokenise(text, tokenizer).token_ids)
+        tokens = tokenise(PlainText(text), tokenizer)
+        assert tokenizer.bytes_of(tokens.token_ids).lstrip() == text.encode()
+        assert all(tokenizer.token_bytes[i] for i in tokens.token_ids[tokens.num_fixed :])
+        assert tokens.num_fixed == 1
 
 
 def test_the_token_in_front_is_not_counted():

@@ -1,6 +1,10 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import support
 from support.ngram import FINGERPRINT, tiny_manifest, write_tiny_model
 
 from superdraft.ngram_models.errors import (
@@ -10,6 +14,8 @@ from superdraft.ngram_models.errors import (
 )
 from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE, Manifest, Tuning, file_sha256
 from superdraft.ngram_models.store.registry import find_ngram_model, list_ngram_models, load_ngram_model
+
+PLAIN_TRIE = Path(support.__path__[0]) / "kenlm_tries" / "plain.bin"
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ def test_a_whole_binary_that_is_not_a_model_is_reported(folder):
     binary = folder / BINARY_FILE
     binary.write_bytes(b"not a model\n")
     edit_manifest(folder, binary_bytes=12, binary_sha256=file_sha256(binary))
-    with pytest.raises(BrokenNgramModelError, match="KenLM cannot load"):
+    with pytest.raises(BrokenNgramModelError, match="damaged: it is neither a KenLM binary"):
         load(folder)
 
 
@@ -123,6 +129,11 @@ def test_an_unknown_format_version_is_reported(folder):
         ({"corpus": {"description": "x"}}, "manifest.corpus lacks num_tokens, num_documents"),
         ({"tokenizer": None}, "manifest.tokenizer is not an object"),
         ({"surprise": 1}, "unknown field surprise"),
+        (
+            {"tokenizer": {"name": "x", "fingerprint": "y", "vocabulary_size": 10**12, "end_of_text_ids": []}},
+            "vocabulary_size is over 4000000",
+        ),
+        ({"name": "x" * 2**20}, "it has more than 1048576 bytes"),
     ],
 )
 def test_a_damaged_manifest_names_the_field(folder, changes, message):
@@ -180,3 +191,46 @@ def test_the_home_folder_is_the_variable_or_the_cache(monkeypatch, tmp_path, fol
     monkeypatch.setenv("SUPERDRAFT_HOME", str(tmp_path / "elsewhere"))
     with pytest.raises(NgramModelNotFoundError):
         find_ngram_model("tiny")
+
+
+def put_trie(folder, binary):
+    """Make this binary the folder's, with a manifest that matches."""
+    path = folder / BINARY_FILE
+    path.write_bytes(binary)
+    edit_manifest(folder, order=4, binary_bytes=len(binary), binary_sha256=file_sha256(path))
+
+
+def test_a_binary_made_to_mislead_kenlm_never_reaches_it(folder):
+    binary = bytearray(PLAIN_TRIE.read_bytes())
+    binary[248:256] = b"\xff" * 8  # where the first children of the first unigram are
+    put_trie(folder, binary)
+    with pytest.raises(BrokenNgramModelError, match=r"model\.bin is damaged: it has 1-grams that point outside"):
+        load(folder)
+
+
+TRUNCATED = """
+import sys
+from pathlib import Path
+from superdraft.ngram_models.store.registry import load_ngram_model
+
+scorer = load_ngram_model(sys.argv[1], fingerprint=sys.argv[2]).scorer
+with (Path(sys.argv[1]) / "model.bin").open("r+b") as binary:
+    binary.truncate(0)
+print(scorer.score([scorer.initial_state([3, 4])], [[5]]))
+"""
+
+
+def test_a_model_in_use_may_be_truncated_in_place(folder):
+    put_trie(folder, PLAIN_TRIE.read_bytes())
+    expected = load(folder).scorer
+    command = [sys.executable, "-c", TRUNCATED, str(folder), FINGERPRINT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    assert done.stdout.strip() == str(expected.score([expected.initial_state([3, 4])], [[5]]))
+
+
+def test_where_no_file_can_be_in_memory_the_copy_is_a_temporary_file(folder, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    put_trie(folder, PLAIN_TRIE.read_bytes())
+    scorer = load(folder).scorer
+    assert scorer.score([scorer.initial_state([3])], [[4]])[0][0] < 0

@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import stat
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -50,7 +52,7 @@ def test_a_key_is_added_whatever_the_file_ends_with(file, last_line_end):
     assert ApiKeys(file=file).find(key).name == "phone"
     assert file.read_bytes().startswith(before)
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
-    assert list(file.parent.iterdir()) == [file]
+    assert [path for path in file.parent.iterdir() if path.suffix != ".lock"] == [file]
 
 
 @pytest.mark.parametrize("text", ["key = []", "key = [", "x = " + "[" * 100_000])
@@ -71,7 +73,7 @@ def test_a_failed_write_leaves_the_old_file(file, monkeypatch):
     with pytest.raises(SettingsError, match="No space left"):
         add_key(file, "phone", ["complete"])
     assert ApiKeys(file=file).find(key)
-    assert list(file.parent.iterdir()) == [file]
+    assert [path for path in file.parent.iterdir() if path.suffix != ".lock"] == [file]
 
 
 def test_a_link_to_the_file_stays_a_link(file, tmp_path):
@@ -80,6 +82,22 @@ def test_a_link_to_the_file_stays_a_link(file, tmp_path):
     key = add_key(link, "laptop", ["complete"])
     assert link.is_symlink()
     assert ApiKeys(file=file).find(key)
+
+
+ADD = """
+import sys
+from pathlib import Path
+from superdraft.server.edge.api_keys import add_key
+
+for number in range(10):
+    add_key(Path(sys.argv[1]), f"{sys.argv[2]}-{number}", ["complete"])
+"""
+
+
+def test_keys_made_at_the_same_time_are_all_in_the_file(file):
+    commands = [subprocess.Popen([sys.executable, "-c", ADD, str(file), name]) for name in ("a", "b")]
+    assert [command.wait(timeout=60) for command in commands] == [0, 0]
+    assert len(read_keys(file)) == 20
 
 
 def test_only_the_very_key_is_found_and_only_its_scopes_are_allowed(file):
