@@ -1,6 +1,7 @@
 """`superdraft serve`."""
 
 import os
+import sys
 from typing import Any
 
 from superdraft.server.cli.settings_options import takes_settings
@@ -19,6 +20,7 @@ def main(**flags: Any) -> None:
     configure_logging(settings.log_level, settings.log_format)
     with bind(settings.host, settings.port) as listener:  # before the model is loaded, which takes seconds
         check_exposure(settings, listener.getsockname()[0])
+        sys.stderr.write(f"Loading {settings.model} ...\n")
         if not settings.ray:
             run_server(settings, listener)
             return
