@@ -1,48 +1,83 @@
-# Development commands. `make setup` creates the virtual environment .venv in this folder. The other targets do so first
-# if it is missing or out of date.
+# Commands for users and developers. Each target first installs what it needs, and nothing else, in the virtual
+# environment .venv in this folder.
 #   make serve PORT=8000 ARGS="--log-level debug"
-#   make setup TORCH_INDEX=URL    package index for torch, to install a build other than the default (CPU, CUDA)
+#   make serve CUDA=1             torch for NVIDIA GPUs (several GB); without it, on Linux, torch for the CPU
+#   make serve TORCH_INDEX=URL    torch from this package index
+#   make setup PYTHON=python3.12  another Python
 
 PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
+CUDA ?=
 TORCH_INDEX ?=
 
 PACKAGES := server decoding ngram_models client benchmarks evaluation
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH := $(shell grep '^torch==' constraints.txt)
 # Set as environment variables, the constraints also apply to the packages that pip builds kenlm with (the second
-# variable is for pip >= 25.3).
-PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-	$(BIN)/python -m pip
+# variable is for pip >= 25.3). Python compiles the modules that it imports; compiling all of them takes longer.
+PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+	$(BIN)/python -m pip install -qq --no-compile
+
+# torch on PyPI is a CUDA build on Linux. PyTorch's own index has the CPU build, under a version that counts as newer
+# (2.13.0+cpu). It is an extra index, so that pip goes on without it where it cannot be reached.
+TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH_STAMP := $(VENV)/.stamp-$(TORCH)
+CPU_INDEX := $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
+ifneq ($(TORCH_INDEX),)
+TORCH_BUILD := $(TORCH_INDEX)
+TORCH_SOURCE := --index-url $(TORCH_INDEX)
+else ifneq ($(CUDA),)
+TORCH_BUILD := PyPI, for CUDA: several GB with its libraries
+else
+TORCH_BUILD := the CPU build, about 200 MB
+TORCH_SOURCE := $(CPU_INDEX:%=--extra-index-url % --retries 1 --timeout 15)
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check lint types fmt bench bench-quick lmplz docs links clean
+.PHONY: help setup serve test check lint types fmt bench bench-quick lmplz docs links clean boost FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.stamp  ## Create the virtual environment and install everything
+setup: $(VENV)/.stamp-dev  ## Install everything for development
 
-# torch is installed separately, so that TORCH_INDEX is not used for other packages.
-$(VENV)/.stamp: pyproject.toml constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is required. To select it: make setup PYTHON=python3.11" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) install -e '.[dev]'
-	touch $@
+	@$(PYTHON) -m venv $(VENV)
 
-serve: setup  ## Start the server on PORT, with the options in ARGS
-	$(BIN)/superdraft serve --port $(PORT) $(ARGS)
+# An installed torch stays until CUDA or TORCH_INDEX asks for another one.
+ifneq ($(CUDA)$(TORCH_INDEX),)
+ifneq ($(shell cat '$(TORCH_STAMP)' 2>/dev/null),$(TORCH_BUILD))
+$(TORCH_STAMP): FORCE
+endif
+endif
 
-test: setup  ## Run the tests and show their coverage (ARGS go to pytest)
+$(TORCH_STAMP): | $(BIN)/python
+	@echo "Installing $(TORCH) ($(TORCH_BUILD))"
+	@$(PIP_INSTALL) --force-reinstall --no-deps $(TORCH_SOURCE) $(TORCH)
+	@if test -z '$(CUDA)$(TORCH_INDEX)' && grep -q "^cuda.*= '" $(VENV)/lib/python*/site-packages/torch/version.py; then \
+		echo "$(CPU_INDEX) cannot be reached. This torch is for CUDA, with several GB of libraries."; fi
+	@echo '$(TORCH_BUILD)' > $@
+
+# $(VENV)/.stamp-server, -test, ...: what an extra of pyproject.toml needs.
+NEED_TORCH := server test lint dev
+$(NEED_TORCH:%=$(VENV)/.stamp-%): $(TORCH_STAMP)
+$(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the packages of '.[$*]' in $(VENV)"
+	@$(PIP_INSTALL) -e '.[$*]'
+	@touch $@
+
+serve: $(VENV)/.stamp-server  ## Start the server on PORT, with the options in ARGS
+	@trap : INT; $(BIN)/superdraft serve --port $(PORT) $(ARGS) || test $$? -eq 130  # 130: Ctrl-C
+
+test: $(VENV)/.stamp-test  ## Run the tests and show their coverage (ARGS go to pytest)
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 check: lint test  ## Everything that must pass before a change is merged
 
-lint: setup types  ## Formatting, lint rules, types and import rules
+lint: $(VENV)/.stamp-lint types  ## Formatting, lint rules, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
@@ -52,28 +87,32 @@ links:
 	@mkdir -p build/typing/superdraft
 	@for folder in $(PACKAGES); do ln -sfn ../../../$$folder build/typing/superdraft/$$folder; done
 
-types: setup links  ## Check types
+types: $(VENV)/.stamp-lint links  ## Check types
 	$(BIN)/mypy $(PACKAGES:%=-p superdraft.%)
 
-fmt: setup  ## Format the code and apply the linter's automatic fixes
+fmt: $(VENV)/.stamp-lint  ## Format the code and apply the linter's automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## Measure the cost of a superposed step
-	$(BIN)/superdraft bench step $(ARGS)
+bench: $(VENV)/.stamp-server  ## Measure the cost of a superposed step
+	$(BIN)/superdraft lab bench step $(ARGS)
 
-bench-quick: setup  ## Compare the engine's ratios with the recorded ones (ARGS="--record" updates the record)
-	$(BIN)/superdraft bench quick $(ARGS)
+bench-quick: $(VENV)/.stamp-server  ## Compare the engine's ratios with the recorded ones (ARGS="--record" updates the record)
+	$(BIN)/superdraft lab bench quick $(ARGS)
 
-lmplz: setup  ## Build KenLM's lmplz and build_binary, which build n-gram models
+lmplz: boost $(VENV)/.stamp-server  ## Build KenLM's lmplz and build_binary, which build n-gram models
 	$(BIN)/python -m superdraft.ngram_models.tools $(ARGS)
 
-docs: $(VENV)/.docs-stamp links  ## Build the documentation website in build/site
-	$(BIN)/mkdocs build --strict
+# Without Boost, lmplz would fail only after everything has been downloaded.
+boost:
+	@printf '#include <boost/%s>\n' program_options.hpp system/error_code.hpp thread.hpp test/unit_test.hpp \
+		| $(CXX) $(CPPFLAGS) -x c++ -E - >/dev/null 2>&1 || { echo "lmplz needs a C++ compiler and Boost. Debian, Ubuntu: apt-get" \
+		"install g++ cmake zlib1g-dev libboost-program-options-dev libboost-system-dev libboost-thread-dev" \
+		"libboost-test-dev. macOS: brew install cmake boost." >&2; exit 1; }
 
-$(VENV)/.docs-stamp: $(VENV)/.stamp
-	$(PIP) install -e '.[docs]'
-	touch $@
+docs: $(VENV)/.stamp-docs links  ## Build the documentation website in build/site
+	$(BIN)/mkdocs build --strict
+	@echo "To look at it: $(BIN)/python -m http.server --directory build/site 8080, then open http://localhost:8080"
 
 clean:  ## Remove build output and caches; keep .venv and downloaded models
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov

@@ -1,4 +1,4 @@
-"""Options, checks and progress bars that the commands of `superdraft eval` and `superdraft tune` share."""
+"""Options, checks and progress bars that the commands of `superdraft lab eval` and `superdraft lab tune` share."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ Decoders = Annotated[
 ]
 ServedDecoders = Annotated[
     list[str],
-    typer.Option("--decoder", help="Decoder, as in superdraft eval quality, or none (only peers). Repeatable."),
+    typer.Option("--decoder", help="Decoder, as in superdraft lab eval quality, or none (only peers). Repeatable."),
 ]
 Peers = Annotated[
     list[str] | None, typer.Option("--peer", help="Running server to compare with, as KIND=URL. Repeatable.")

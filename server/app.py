@@ -29,6 +29,7 @@ from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import Statistics
 from superdraft.server.service import Service
 from superdraft.server.settings import Settings
+from superdraft.server.wires import api_page as routes_api_page
 from superdraft.server.wires import feedback as routes_feedback
 from superdraft.server.wires import fim as routes_fim
 from superdraft.server.wires import llamacpp as routes_llamacpp
@@ -97,6 +98,8 @@ def create_app(
         version=version("superdraft"),
         description=_DESCRIPTION,
         lifespan=_lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from another site
+        redoc_url=None,
         redirect_slashes=False,  # a redirect would name the host that the client claims, before the key is checked
     )
     app.state.settings = settings
@@ -134,8 +137,9 @@ def _add_routes(app: FastAPI, access: Access) -> frozenset[str]:
     routers = [routes.router for routes in _ROUTES]
     for router in routers:
         app.include_router(router, dependencies=[Depends(access)], responses=_REFUSALS)
-    app.include_router(routes_playground.router)  # open to everyone
-    routers.append(routes_playground.router)
+    for pages in (routes_playground, routes_api_page):  # open to everyone
+        app.include_router(pages.router)
+        routers.append(pages.router)
     return frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
 
 

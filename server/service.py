@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar, get_args
 
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
-from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.params import SELECTIONS, GenerationParams
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import FimTokens
@@ -43,7 +43,7 @@ class DraftingRequest:
             `max_tokens` are always among them. The server's defaults fill in the others.
         prompts: by the engine's request id of each.
         asks_for_paper: see `DraftingDefaults.params`.
-        model: the model's name, which may be an alias that names a strategy; None: the served model.
+        model: the model's name, which may be an alias that names a method; None: the served model.
         names_ngram_model: False: the n-gram model is the server's default.
         ngram_model: which one, if the request names one; None: no n-gram model.
         twin_key: see `bridge.fan_out.twin_key`; None: the request shares no run. Only for a single prompt.
@@ -120,21 +120,26 @@ class Service:
         return tuple(dict.fromkeys((self.model_name, MODEL_ALIAS)))
 
     @property
-    def strategy_aliases(self) -> Mapping[str, Strategy]:
-        """Names that choose a strategy together with the model: `<model>:<strategy>`."""
-        return {f"{name}:{strategy}": strategy for name in self.model_names for strategy in get_args(Strategy)}
+    def method_aliases(self) -> Mapping[str, Mapping[str, str]]:
+        """Names that choose a strategy or a selection together with the model, and the parameters that they set.
 
-    def strategy_of(self, model: str | None) -> Strategy:
-        """The strategy of a request that names this model and sets no strategy.
+        They are `<model>:<strategy>` and `<model>:<selection>`; `<model>:paper` is Superposed Decoding as published.
+        """
+        methods = {strategy: {"strategy": strategy} for strategy in get_args(Strategy)}
+        methods |= {selection: {"strategy": "superposed", "selection": selection} for selection in SELECTIONS}
+        return {f"{name}:{method}": sets for name in self.model_names for method, sets in methods.items()}
+
+    def method_of(self, model: str | None) -> Mapping[str, str]:
+        """The strategy, and perhaps the selection, of a request that names this model and does not set them.
 
         Raises:
             NotFoundError: the model is not served here.
         """
-        alias = self.strategy_aliases.get(model or "")
+        alias = self.method_aliases.get(model or "")
         if alias is None and model is not None and model not in self.model_names:
             message = f"The model in the request is not served here; served: {', '.join(self.model_names)}."
             raise NotFoundError(message, param="model", code="model_not_found")
-        return alias or self.settings.default_strategy
+        return alias or {"strategy": self.settings.default_strategy}
 
     @property
     def _isolation(self) -> str:
@@ -187,13 +192,13 @@ class Service:
 
     async def _prepared(self, request: DraftingRequest) -> tuple[GenerationParams, Scorer | None]:
         """Strategy, n-gram model and its tuning, and the parameters that follow from them."""
-        strategy = self.strategy_of(request.model)
+        method = self.method_of(request.model)
         if request.names_ngram_model:
             scorer = await self.ngram_models.choose(request.ngram_model)
             drafting = self.drafting.with_tuning(self.settings, await self.ngram_models.tuning(request.ngram_model))
         else:
             scorer, drafting = await self.ngram_models.current_default(), self.drafting
-        asked = {"strategy": strategy, "token_healing": self.settings.token_healing, **request.asked}
+        asked = {**method, "token_healing": self.settings.token_healing, **request.asked}
         return drafting.params(asked, asks_for_paper=request.asks_for_paper), scorer
 
     async def _share(self, request: DraftingRequest, run: EngineRequest) -> Share:

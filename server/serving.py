@@ -20,6 +20,7 @@ from superdraft.server.errors import CommandError
 from superdraft.server.service import Service
 from superdraft.server.settings import Settings
 
+INTERRUPTED_EXIT_CODE = 130  # as shells report it
 FAILED_EXIT_CODE = 1  # the engine failed: a supervisor should start the server again
 _SLACK_S = 5  # for writing the last answers
 _LAST_WORDS_S = 0.2  # in which the next requests of clients that were just answered still get their 503
@@ -36,8 +37,18 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
     """Load the model, then answer on `listener` until a signal comes or the engine fails for good.
 
     Raises:
-        SystemExit: the engine failed, or the server was interrupted.
+        SystemExit: a signal ended the server (SIGTERM: with code 0, Ctrl-C: with 130), or the engine failed.
     """
+    # uvicorn raises a signal again after a clean shutdown. Without a handler, SIGTERM would end the process as if it
+    # had been killed; and in a container, a process that loads its model would not hear it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        _load_and_serve(settings, listener)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED_EXIT_CODE)
+
+
+def _load_and_serve(settings: Settings, listener: socket.socket) -> None:
     with _garbage_collection_paused():
         app = load_app(settings, is_local=_is_loopback(listener.getsockname()[0]))
     _allow_open_files(settings.max_connections)
@@ -47,10 +58,7 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
     service: Service = app.state.service
     what = f"{service.model_name} (n-gram model: {service.ngram_models.default or 'none'})"
     server = HttpServer(app, on_started=lambda: banner(settings.host, listener.getsockname()[1], what))
-    try:
-        server.run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn raises the signal again after a clean shutdown
-        sys.exit(130)
+    server.run(sockets=[listener])
     if service.engine.has_failed:
         sys.exit(FAILED_EXIT_CODE)
 

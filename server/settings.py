@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     home: Path | None = Field(
-        default=None, description="Folder that caches models. If not set, the user's cache folder is used."
+        default=None,
+        description="Folder for downloaded models and for n-gram models. If not set, the user's cache folder.",
     )
     model: str = Field(
         default="smollm2-135m",
@@ -82,20 +83,25 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(
         default=None,
         min_length=1,
-        description="Name of the model in answers. If not set, the model's own name is used.",
+        description="Name by which requests and answers call the model. If not set, the model's own name.",
     )
     ngram_model: str = Field(
         default="auto",
         min_length=1,
-        description="N-gram model: a name, a folder, none, or auto (the one shipped for the language model, if any).",
+        description="N-gram model: a name that `superdraft ngram list` shows, a folder, none, or auto (the one "
+        "shipped for the language model, if any).",
     )
-    max_ngram_models: int = Field(default=8, ge=1, description="Maximum number of n-gram models kept open.")
+    max_ngram_models: int = Field(
+        default=8, ge=1, description="Maximum number of n-gram models kept open, of those that requests name."
+    )
     feedback: bool = Field(default=True, description="Count which drafts users accept and dismiss, by rank.")
     device: str = Field(default="auto", description="Device to run the model on: auto, cpu, cuda or cuda:N.")
     dtype: str = Field(
         default="auto", description="Data type of the weights: auto, float32, bfloat16, float16 or int4."
     )
-    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model. Only for models whose authors you trust."
+    )
     max_model_len: int = Field(default=2048, ge=1, description="Maximum length of a prompt and its draft, in tokens.")
     kv_memory: ByteSize = Field(
         default=ByteSize(4 * 1024**3),
@@ -105,7 +111,8 @@ class Settings(BaseSettings):
     num_slots: int | None = Field(
         default=None,
         ge=1,
-        description="Branches decoded together. If not set, as many as fit into --kv-memory, at most 64.",
+        description="Maximum number of model rows decoded together, over all requests. If not set, as many as fit into "
+        "--kv-memory, at most 64.",
     )
     num_threads: int | None = Field(
         default=None, ge=1, description="CPU threads for the model. If not set, one less than there are cores."
@@ -118,9 +125,13 @@ class Settings(BaseSettings):
         default=32, ge=1, description="Maximum number of prompts in one request to /v1/completions."
     )
     prompt_too_long: Literal["error", "truncate_left"] = Field(
-        default="error", description="Refuse prompts that are too long, or drop their oldest tokens."
+        default="error",
+        description="What to do with a prompt longer than --max-model-len allows: refuse it, or drop its oldest "
+        "tokens.",
     )
-    max_body_bytes: int = Field(default=1024 * 1024, ge=1, description="Maximum size of a request's body, in bytes.")
+    max_body_bytes: ByteSize = Field(
+        default=ByteSize(1024 * 1024), ge=1, description="Maximum size of a request's body."
+    )
     max_timeout_ms: int = Field(default=60_000, ge=1, description="Maximum timeout_ms of a request, in milliseconds.")
     default_strategy: Strategy = Field(
         default="superposed", description="Decoding strategy of requests that do not name one."
@@ -131,25 +142,35 @@ class Settings(BaseSettings):
         "half-typed word.",
     )
     document_start: bool = Field(
-        default=True, description="Begin every text prompt with the model's start-of-document token."
+        default=True,
+        description="Begin every text prompt with the model's start-of-document token, without which first words are "
+        "predicted badly.",
+    )
+    fim: bool = Field(
+        default=True,
+        description="Fill gaps between two texts with the model's own fill-in-the-middle tokens, if it has any.",
     )
     special_tokens: bool = Field(
         default=True,
         description="Unless a request says otherwise, names of special tokens in the prompts of /v1/completions and "
         "/completion become these tokens, as some editors expect. Texts on other routes are always plain.",
     )
-    fim: bool = Field(default=True, description="Fill gaps with the model's own fill-in-the-middle tokens, if any.")
     editor_max_tokens: int = Field(
         default=16, ge=1, description="Maximum length of a draft on the routes for editors, in tokens."
     )
     fan_out: bool = Field(
         default=True, description="Let identical requests that arrive together share the drafts of one run."
     )
-    fan_out_drafts: int = Field(default=3, ge=2, description="Number of drafts in a run that requests share.")
+    fan_out_drafts: int = Field(
+        default=3,
+        ge=2,
+        description="Number of drafts decoded at once for identical requests that share a run (see --fan-out).",
+    )
     default_selection: Selection | None = Field(
         default=None,
-        description="Rule that picks drafts, for requests that name none. If not set, paper where the n-gram model's "
-        "weight is set or tuned, otherwise distinct.",
+        description="How drafts are picked, for requests that do not say: distinct (they begin with different words) "
+        "or paper (Superposed Decoding as published). If not set, paper where the n-gram model's weight is set "
+        "or tuned, otherwise distinct.",
     )
     default_max_branches: int = Field(
         default=3, ge=1, description="Maximum number of model rows per request with the selection distinct."
@@ -167,7 +188,8 @@ class Settings(BaseSettings):
         default=None,
         ge=0.001,
         le=100,
-        description="Temperature of the language model's scores. If not set, the value tuned for the n-gram model.",
+        description="Temperature of the language model's scores before the n-gram model's are mixed in. If not set, "
+        "the value tuned for the n-gram model.",
     )
     api_keys_file: Path | None = Field(
         default=None,
@@ -201,10 +223,12 @@ class Settings(BaseSettings):
     max_waiting: int = Field(
         default=64,
         ge=0,
-        description="Maximum number of requests queued while all slots are busy; beyond it the oldest is refused.",
+        description="Maximum number of requests that wait for free slots; beyond it the oldest is refused.",
     )
     queue_timeout_ms: int = Field(
-        default=25, ge=1, description="Maximum time in the queue, in milliseconds; the newest request is served first."
+        default=25,
+        ge=1,
+        description="Maximum time that a request waits for free slots, in milliseconds; the newest is served first.",
     )
     max_connections: int = Field(
         default=2000, ge=1, description="Maximum number of open connections; beyond it the longest idle is closed."
@@ -224,27 +248,34 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(
         default=10.0, ge=0, le=3600, description="Seconds that running requests may take at shutdown."
     )
-    ray: bool = Field(default=False, description="Serve with several replicas on Ray Serve.")
+    ray: bool = Field(
+        default=False, description="Serve with several copies of the model (replicas) behind one address, on Ray Serve."
+    )
     ray_address: str | None = Field(
-        default=None, min_length=1, description="Address of a Ray cluster, or auto. If not set, a local one is started."
+        default=None,
+        min_length=1,
+        description="With --ray, the address of a Ray cluster, or auto. If not set, one is started on this machine.",
     )
-    ray_min_replicas: int = Field(default=1, ge=1, description="Minimum number of replicas.")
-    ray_max_replicas: int = Field(default=4, ge=1, description="Maximum number of replicas.")
+    ray_min_replicas: int = Field(default=1, ge=1, description="With --ray, the minimum number of replicas.")
+    ray_max_replicas: int = Field(default=4, ge=1, description="With --ray, the maximum number of replicas.")
     ray_replica_cpus: float = Field(
-        default=1.0, gt=0, description="CPU cores reserved per replica, and threads of its model."
+        default=1.0, gt=0, description="With --ray, CPU cores reserved per replica, and threads of its model."
     )
-    ray_replica_gpus: float = Field(default=0.0, ge=0, description="GPUs reserved per replica.")
+    ray_replica_gpus: float = Field(default=0.0, ge=0, description="With --ray, GPUs reserved per replica.")
     ray_target_requests: int | None = Field(
-        default=None, ge=1, description="Target number of requests per replica. If not set, half its slots."
+        default=None,
+        ge=1,
+        description="With --ray, running requests per replica that scaling aims at. If not set, half of --num-slots.",
     )
     ray_upscale_delay_s: float = Field(
-        default=10.0, ge=0, description="Seconds above the target load before a replica is added."
+        default=10.0, ge=0, description="With --ray, seconds above the target load before a replica is added."
     )
     ray_downscale_delay_s: float = Field(
-        default=300.0, ge=0, description="Seconds below the target load before a replica is removed."
+        default=300.0, ge=0, description="With --ray, seconds below the target load before a replica is removed."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe level that is logged."
+        default="info",
+        description="Least severe level that is logged. At info, a request is logged if it failed; at debug, always.",
     )
     log_format: Literal["console", "json"] = Field(default="console", description="Format of log lines.")
 
@@ -260,6 +291,14 @@ class Settings(BaseSettings):
             document_start=self.document_start,
             prompt_too_long=self.prompt_too_long,
         )
+
+
+def shown_bytes(size: int) -> str:
+    """The exact size in the largest unit that divides it, in the notation that settings take: "4GiB"."""
+    for unit, exponent in (("TiB", 4), ("GiB", 3), ("MiB", 2), ("KiB", 1)):
+        if size > 0 and size % 1024**exponent == 0:
+            return f"{size // 1024**exponent}{unit}"
+    return f"{size}B"
 
 
 class Origin(NamedTuple):

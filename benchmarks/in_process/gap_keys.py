@@ -1,7 +1,7 @@
 """Cost of a key press in a gap, for each layout of the prompt: the end of a line is typed key by key.
 
-A server in this process is asked over HTTP, as `superdraft eval infill` asks it, and caches prompts as servers do. The
-layouts take turns line by line. The cache is emptied before each line, so that the line's first key press is a new
+A server in this process is asked over HTTP, as `superdraft lab eval infill` asks it, and caches prompts as servers do.
+The layouts take turns line by line. The cache is emptied before each line, so that the line's first key press is a new
 prompt; the following ones find the prompts of the keys before.
 """
 

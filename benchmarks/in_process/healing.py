@@ -40,7 +40,7 @@ def main(
     ],
     model: Model = DEFAULT_MODEL,
     dtype: Dtype = "auto",
-    decoder: Annotated[str, typer.Option(help="Decoder, as in superdraft eval quality.")] = "served",
+    decoder: Annotated[str, typer.Option(help="Decoder, as in superdraft lab eval quality.")] = "served",
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:

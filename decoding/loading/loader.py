@@ -6,6 +6,7 @@ it.
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,6 +216,8 @@ def _read_weights(source: _Source, dtype: torch.dtype, trust_remote_code: bool) 
         if source.gguf is not None:
             from superdraft.decoding.loading.gguf_conversion import load_gguf_model
 
+            size_mb = source.gguf.stat().st_size // 10**6
+            sys.stderr.write(f"Reading {source.gguf.name} ({size_mb} MB); expanding its weights may take minutes.\n")
             model, info = load_gguf_model(source.gguf, dtype=dtype)
         else:
             with quiet_transformers():

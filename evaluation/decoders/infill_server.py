@@ -1,4 +1,4 @@
-"""A server in this process whose requests can be changed on their way to the engine, for `superdraft eval infill`."""
+"""A server in this process whose requests can be changed before the engine, for `superdraft lab eval infill`."""
 
 import contextlib
 import socket

@@ -1,1 +1,1 @@
-"""The commands of `superdraft eval`, and `superdraft tune`."""
+"""The commands of `superdraft lab eval`, and `superdraft lab tune`."""

@@ -1,4 +1,4 @@
-"""`superdraft eval completion`: drafts as served, after whole words and inside words."""
+"""`superdraft lab eval completion`: drafts as served, after whole words and inside words."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""`superdraft eval infill`: drafts for gaps in source code, as served by `/infill`."""
+"""`superdraft lab eval infill`: drafts for gaps in source code, as served by `/infill`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""`superdraft eval linearity`: superposed forwards against weighted sums of separate ones (the paper's figure 3)."""
+"""`superdraft lab eval linearity`: superposed forwards against sums of separate ones (the paper's figure 3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`superdraft eval quality`, `keystrokes` and `diversity`: decoders compared on prompts with references."""
+"""`superdraft lab eval quality`, `keystrokes` and `diversity`: decoders compared on prompts with references."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

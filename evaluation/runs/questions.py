@@ -1,4 +1,4 @@
-"""`superdraft eval qa` and `coverage`: how often drafts answer questions, and how reliable their scores are."""
+"""`superdraft lab eval qa` and `coverage`: how often drafts answer questions, and how reliable their scores are."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ QuestionDecoders = Annotated[
     list[str] | None,
     typer.Option(
         "--decoder",
-        help="Decoder, as in superdraft eval quality. Repeatable. If not set, greedy, served and nucleus; with "
+        help="Decoder, as in superdraft lab eval quality. Repeatable. If not set, greedy, served and nucleus; with "
         "coverage nucleus and nucleus+superposed.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""`superdraft eval texts`: drafts of everyday texts by several decoders side by side, for people to read."""
+"""`superdraft lab eval texts`: drafts of everyday texts by several decoders side by side, for people to read."""
 
 import math
 import re

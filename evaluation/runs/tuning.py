@@ -1,4 +1,4 @@
-"""`superdraft tune`: search for alpha, tau and m of a language model with an n-gram model, by successive halving."""
+"""`superdraft lab tune`: search for alpha, tau and m of two models, by successive halving."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""`superdraft bench`: a command for each benchmark."""
+"""`superdraft lab bench`: a command for each benchmark."""
 
 import typer
 

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 import typer
+from pydantic import ByteSize
 
 from superdraft.server import settings
 from superdraft.server.cli.settings_options import takes_settings
 
-app = typer.Typer(help="Show the server's configuration.", no_args_is_help=True)
+app = typer.Typer(help="Show the server's configuration.", no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
@@ -26,7 +27,9 @@ def show(**flags: Any) -> None:
     found, origins = settings.settings_and_origins(flags)
     lines = {}
     for name, value in found.model_dump(mode="json").items():
-        if value is None:
+        if isinstance(getattr(found, name), ByteSize):
+            lines[name] = f'{name} = "{settings.shown_bytes(value)}"'
+        elif value is None:
             lines[name] = f"# {name} is not set"
         elif settings.is_secret(settings.Settings.model_fields[name].annotation):
             lines[name] = f"# {name} is set, and secret"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MIN_PYTHON = (3, 11)
 MIN_KENLM_ORDER = 6
 MODEL_BYTES = 1024**3  # the default model in float32, its tokenizer and torch
+_ANSWER_TIMEOUT_S = 2.0
 _MEMORY_TABLE = Path("/proc/meminfo")
 
 
@@ -67,7 +68,7 @@ def run_checks(settings: Settings) -> Iterator[tuple[str, Finding]]:
         try:
             yield name, check(settings)
         except ModuleNotFoundError as error:
-            yield name, Finding(False, f"{error.name} is missing; pip install 'superdraft[server]'")
+            yield name, Finding(False, f"{error.name} is missing; run make setup")
         except (SuperdraftError, NgramModelError, CommandError) as error:
             yield name, Finding(False, str(error))
         except Exception as error:
@@ -182,11 +183,29 @@ def check_ngram_model(settings: Settings) -> Finding:
 
 
 def check_port(settings: Settings) -> Finding:
-    """Check that the server's port is free."""
+    """Check that the server's port is free, or that a server of this program answers there."""
     from superdraft.server.serving import bind
 
-    bind(settings.host, settings.port).close()
+    try:
+        bind(settings.host, settings.port).close()
+    except CommandError as error:
+        running = _running_server(settings)
+        return Finding(False, str(error)) if running is None else running
     return Finding(True, f"{settings.host}:{settings.port} is free")
+
+
+def _running_server(settings: Settings) -> Finding | None:
+    """What the server at the settings' address says about itself; None if it is none of this program."""
+    import httpx
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    try:
+        answer = httpx.get(f"{url}/ready", timeout=_ANSWER_TIMEOUT_S, trust_env=False).json()
+        status, model = answer["status"], answer["model"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+    return Finding(status == "ready", f"Superdraft runs at {url} with {model}; it is {status}")
 
 
 def _tokenizer(settings: Settings) -> "Tokenizer | None":

@@ -1,4 +1,4 @@
-"""`superdraft eval`: a command for each evaluation."""
+"""`superdraft lab eval`: a command for each evaluation."""
 
 import typer
 

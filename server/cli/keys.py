@@ -7,7 +7,7 @@ import typer
 
 from superdraft.server.errors import CommandError
 
-app = typer.Typer(help="Make API keys.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(help="Make API keys.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()

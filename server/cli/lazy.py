@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import typer
 
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def add_commands(app: typer.Typer, commands: Mapping[str, tuple[str, str]]) -> None:
@@ -17,7 +17,7 @@ def add_commands(app: typer.Typer, commands: Mapping[str, tuple[str, str]]) -> N
             `main`, and the line that describes it in the list of commands.
     """
     for name, (module, summary) in commands.items():
-        app.command(name, help=summary, context_settings=_PASS_ON)(_runner(module))
+        app.command(name, help=summary, context_settings=PASS_ON)(_runner(module))
 
 
 def _runner(module: str) -> Callable[[typer.Context], None]:

@@ -13,9 +13,9 @@ import typer
 from superdraft.client.errors import ClientError
 from superdraft.decoding.errors import SuperdraftError
 from superdraft.ngram_models.errors import NgramModelError
-from superdraft.server.cli import bench, evaluate
+from superdraft.server.cli import lab
 from superdraft.server.cli.complete import complete
-from superdraft.server.cli.lazy import add_commands
+from superdraft.server.cli.lazy import PASS_ON, add_commands
 from superdraft.server.cli.try_drafts import try_it
 from superdraft.server.errors import CommandError
 
@@ -38,11 +38,11 @@ add_commands(
         "ngram": ("superdraft.server.cli.ngrams.commands", "Build, list, inspect and verify n-gram models."),
         "config": ("superdraft.server.cli.config", "Show the server's configuration."),
         "keys": ("superdraft.server.cli.keys", "Make API keys."),
-        "tune": ("superdraft.evaluation.runs.tuning", "Find the best settings for a model and an n-gram model."),
     },
 )
-app.add_typer(bench.app, name="bench")
-app.add_typer(evaluate.app, name="eval")
+app.add_typer(lab.app, name="lab")
+for name in lab.MOVED:
+    app.command(name, hidden=True, context_settings=PASS_ON)(lab.moved)
 
 
 @app.callback(invoke_without_command=True)
@@ -65,7 +65,10 @@ def main() -> None:
         if error.name is None or error.name.startswith("superdraft"):
             raise
         extra = _EXTRAS.get(error.name.partition(".")[0], "server")
-        _fail(f"this command needs more packages ({error.name} is missing): pip install 'superdraft[{extra}]'")
+        _fail(
+            f"this command needs more packages ({error.name} is missing): pip install '.[{extra}]' in the folder of "
+            "Superdraft's sources"
+        )
 
 
 def _fail(message: str) -> None:

@@ -12,7 +12,9 @@ from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS, Model
 from superdraft.server.errors import CommandError
 
 app = typer.Typer(
-    help="The language models that have a name: fetched once, then kept in a cache folder.", no_args_is_help=True
+    help="The language models that have a name: fetched once, then kept in a cache folder.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 Name = Annotated[str, typer.Argument(help="Name of a model in `superdraft models list`.")]

@@ -1,6 +1,7 @@
 """`superdraft serve`."""
 
 import os
+import sys
 from typing import Any
 
 from superdraft.server.cli.settings_options import takes_settings
@@ -21,6 +22,7 @@ def main(**flags: Any) -> None:
     with bind(settings.host, settings.port) as listener:  # before the model is loaded, which takes seconds
         check_exposure(settings, listener.getsockname()[0])
         ApiKeys.of(settings)  # a bad file is told now, too
+        sys.stderr.write(f"Loading {settings.model} ...\n")
         if not settings.ray:
             run_server(settings, listener)
             return

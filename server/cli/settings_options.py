@@ -11,10 +11,31 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 from typer.models import OptionInfo
 
-from superdraft.server.settings import Settings, is_secret
+from superdraft.server.settings import Settings, shown_bytes
+
+_PANELS = {
+    "Model": "model home served_model_name device dtype trust_remote_code max_model_len kv_memory num_slots "
+    "num_threads max_prefill_tokens",
+    "Drafts": "default_strategy default_selection default_max_branches default_min_probability token_healing "
+    "document_start fim editor_max_tokens fan_out fan_out_drafts feedback",
+    "N-grams": "ngram_model max_ngram_models default_alpha default_tau",
+    "Network": "host port api_keys_file allow_unauthenticated allowed_hosts cors_origins max_connections "
+    "receive_timeout_s shutdown_grace_s",
+    "Limits": "max_num_drafts max_batch_prompts prompt_too_long max_body_bytes max_timeout_ms rate_limit "
+    "max_concurrent max_waiting queue_timeout_ms",
+    "Replicas": "ray ray_address ray_min_replicas ray_max_replicas ray_replica_cpus ray_replica_gpus "
+    "ray_target_requests ray_upscale_delay_s ray_downscale_delay_s",
+    "Logs and configuration": "log_level log_format",
+}
+"""The settings in the order and the panels of the help text."""
+_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}
 
 _CONFIG = Annotated[
-    Path | None, typer.Option(help="TOML file of settings. If not set, the value of SUPERDRAFT_CONFIG is used.")
+    Path | None,
+    typer.Option(
+        help="TOML file of settings. If not set, the value of SUPERDRAFT_CONFIG is used.",
+        rich_help_panel="Logs and configuration",
+    ),
 ]
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -28,16 +49,17 @@ def takes_settings(*names: str) -> Callable[[Command], Command]:
     Args:
         names: of settings; without any, the command takes all settings but the secret ones, and `--config`.
     """
-    fields = {name: Settings.model_fields[name] for name in names} or {
-        name: field for name, field in Settings.model_fields.items() if not is_secret(field.annotation)
-    }
-    annotations: dict[str, Any] = {} if names else {"config": _CONFIG}
+    fields = {name: Settings.model_fields[name] for name in names or _PANEL_OF}
+    annotations: dict[str, Any] = {}
     for name, field in fields.items():
         option = setting(name)
+        option.rich_help_panel = None if names else _PANEL_OF[name]
         default = _default(field)
         if default is not None:  # typer puts parentheses round a default that is not the parameter's own
             option.help = rf"{option.help}  \[default: {default}]"
         annotations[name] = Annotated[_type(field), option]
+    if not names:
+        annotations["config"] = _CONFIG
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for name, annotation in annotations.items()
@@ -98,7 +120,7 @@ def _default(field: FieldInfo) -> str | None:
     if isinstance(field.default, bool):
         return "on" if field.default else "off"
     if isinstance(field.default, ByteSize):
-        return field.default.human_readable().replace(".0", "")
+        return shown_bytes(field.default)
     if field.default is None:
         return None
     if isinstance(field.default, float):

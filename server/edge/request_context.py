@@ -1,9 +1,11 @@
 """Context of every request: its id, one log line, its metrics, and an answer even if a handler fails."""
 
 import asyncio
+import logging
 import re
 import time
 import uuid
+from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,7 +18,10 @@ from superdraft.server.observe.stats import CLIENT_CLOSED_REQUEST, RequestRecord
 
 REQUEST_ID_HEADER = "x-request-id"
 # Polled routes, and the files of a page.
-OPERATION_ROUTES = frozenset({"/health", "/ready", "/metrics", "/v1/stats", "/v1/health", "/static/{name}"})
+OPERATION_ROUTES = frozenset(
+    {"/health", "/ready", "/metrics", "/v1/stats", "/v1/health", "/static/{name}", "/docs/{name}"}
+)
+_FIRST_ERROR_STATUS = 400
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -76,12 +81,14 @@ class RequestContextMiddleware:
         route = self._template_of(scope)
         self._metrics.observe_request(route, status, record.strategy, seconds)
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        fields = {"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+        fields: dict[str, Any] = {"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
         if route in OPERATION_ROUTES:
             log.debug("request", **fields)
-        else:
-            self._statistics.add(record, status, seconds)
-            log.info("request", **fields, **record.fields())
+            return
+        self._statistics.add(record, status, seconds)
+        fields |= record.fields()
+        is_ordinary = status < _FIRST_ERROR_STATUS and record.error_code is None
+        log.log(logging.DEBUG if is_ordinary else logging.INFO, "request", **fields)
 
     def _template_of(self, scope: Scope) -> str:
         """The template of the request's route, whether or not the route was reached."""

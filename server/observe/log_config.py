@@ -53,7 +53,7 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
-    for name in ("httpx", "filelock", "urllib3", "uvicorn.error"):
+    for name in ("asyncio", "httpx", "filelock", "torch", "urllib3", "uvicorn.error"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 

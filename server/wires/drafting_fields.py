@@ -38,7 +38,9 @@ class DraftingFields(WireRequest):
         description="How drafts are decoded; absent: the strategy of the model alias, else the server's default.",
     )
     selection: Selection | None = Field(
-        default=None, description="Rule by which superposed decoding keeps drafts; absent: the server's default."
+        default=None,
+        description="Rule by which superposed decoding keeps drafts; absent: that of the model alias, else the "
+        "server's default.",
     )
     max_branches: Integer | None = Field(
         default=None,

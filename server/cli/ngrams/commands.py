@@ -47,7 +47,9 @@ from superdraft.server.cli.ngrams.build_options import (
 from superdraft.server.cli.ngrams.distill import distill
 from superdraft.server.ngrams.options import output_folder, prune_counts, tokenizer_identity
 
-app = typer.Typer(help="Build n-gram models, list, inspect and verify them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Build n-gram models, list, inspect and verify them.", no_args_is_help=True, add_completion=False
+)
 app.command("distill")(distill)
 
 _STAGES: dict[Stage, str] = {

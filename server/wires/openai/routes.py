@@ -116,14 +116,14 @@ def _drafting_request(
 
 @router.get("/v1/models", summary="Names that `model` may have")
 async def list_models(service: ServiceDep) -> ModelList:
-    """The served model under its name and its alias, each also with every strategy."""
-    return ModelList(data=[_card(service, name) for name in (*service.model_names, *service.strategy_aliases)])
+    """The served model under its name and its alias, each also with every strategy and selection."""
+    return ModelList(data=[_card(service, name) for name in (*service.model_names, *service.method_aliases)])
 
 
 @router.get("/v1/models/{model_id:path}", responses={404: ERROR_RESPONSES[404]}, summary="One model")
 async def get_model(service: ServiceDep, model_id: str) -> ModelCard:
     """The served model, if this is one of its names."""
-    service.strategy_of(model_id)
+    service.method_of(model_id)
     return _card(service, model_id)
 
 

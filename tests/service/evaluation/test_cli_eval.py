@@ -1,4 +1,4 @@
-"""`superdraft eval` and `superdraft tune` on a tiny model, from the command line to the files that they write."""
+"""`superdraft lab eval` and `superdraft lab tune` on a tiny model, from the command line to their files."""
 
 import json
 import sys
@@ -101,7 +101,7 @@ def test_quality_writes_every_figure_with_its_bounds(run, files):
     decoders = {name: name for name in ("greedy", "superposed", "nucleus", "beam")}
     decoders["both"] = "nucleus+superposed branches=2 k=2"
     flags = [part for name, kind in decoders.items() for part in ("--decoder", f"{name}: {kind} healing=off")]
-    code, results, err = run("eval", "quality", *prompt_files(files), *flags, "-n", "5", "--ngram", "none")
+    code, results, err = run("lab", "eval", "quality", *prompt_files(files), *flags, "-n", "5", "--ngram", "none")
     assert (code, err) == (0, "")
     assert list(results["decoders"]) == ["greedy", "superposed", "nucleus", "beam", "both"]
     assert results["baseline"] == "greedy"
@@ -137,27 +137,36 @@ def test_what_is_done_is_not_done_again(run, files, monkeypatch):
 
     monkeypatch.setattr(EngineDecoder, "decode", count)
     command = ("--decoder", "superposed", "-n", "4", "--ngram", "none")
-    _, first, _ = run("eval", "diversity", *prompt_files(files), "--limit", "3", *command)
+    _, first, _ = run("lab", "eval", "diversity", *prompt_files(files), "--limit", "3", *command)
     assert sum(asked) == 3
     assert first["decoders"]["superposed"]["perplexity_mean"] is None  # diversity needs no judge
     asked.clear()
-    _, second, _ = run("eval", "diversity", *prompt_files(files), *command)
+    _, second, _ = run("lab", "eval", "diversity", *prompt_files(files), *command)
     assert sum(asked) == 1
     assert second["decoders"]["superposed"]["n"] == 4
-    _, third, _ = run("eval", "quality", *prompt_files(files), *command)
+    _, third, _ = run("lab", "eval", "quality", *prompt_files(files), *command)
     assert third["decoders"]["superposed"]["perplexity_mean"] > 1
     assert third["decoders"]["superposed"]["wall_s"] == second["decoders"]["superposed"]["wall_s"]
     asked.clear()
-    _, fourth, _ = run("eval", "quality", *prompt_files(files), *command)
+    _, fourth, _ = run("lab", "eval", "quality", *prompt_files(files), *command)
     assert sum(asked) == 0
     assert fourth["decoders"] == third["decoders"]
-    run("eval", "quality", *prompt_files(files), *command, "--tau", "2", "--typed-words", "1")
+    run("lab", "eval", "quality", *prompt_files(files), *command, "--tau", "2", "--typed-words", "1")
     assert sum(asked) >= 4  # other settings have records of their own
 
 
 def test_keystrokes_for_several_numbers_of_drafts(run, files):
     code, results, _ = run(
-        "eval", "keystrokes", *prompt_files(files), "--decoder", "greedy", "--decoder", "superposed", "--ngram", "none"
+        "lab",
+        "eval",
+        "keystrokes",
+        *prompt_files(files),
+        "--decoder",
+        "greedy",
+        "--decoder",
+        "superposed",
+        "--ngram",
+        "none",
     )
     assert code == 0
     assert list(results["decoders"]) == ["greedy", *(f"superposed num_drafts={k}" for k in (1, 3, 5))]
@@ -170,7 +179,7 @@ def test_keystrokes_for_several_numbers_of_drafts(run, files):
 
 def test_prompts_can_be_cut_to_several_lengths(run, files):
     code, results, _ = run(
-        *("eval", "quality", *prompt_files(files), "--decoder", "greedy", "-n", "3"),
+        *("lab", "eval", "quality", *prompt_files(files), "--decoder", "greedy", "-n", "3"),
         *("--prefix-words", "1", "--prefix-words", "3", "--typed-words", "1"),
     )
     assert code == 0
@@ -181,12 +190,21 @@ def test_prompts_can_be_cut_to_several_lengths(run, files):
 
 
 def test_questions(run, files):
-    code, results, _ = run("eval", "qa", "--prompts", str(files / "questions.jsonl"), "-n", "4")
+    code, results, _ = run("lab", "eval", "qa", "--prompts", str(files / "questions.jsonl"), "-n", "4")
     assert code == 0
     assert list(results["decoders"]["served"]["precision"]) == ["1", "2", "3"]
     assert results["decoders"]["served"]["settings"]["params"]["alpha"] == 0
     code, results, _ = run(
-        "eval", "coverage", "--prompts", str(files / "questions.jsonl"), "-n", "5", "-k", "4", output=files / "coverage"
+        "lab",
+        "eval",
+        "coverage",
+        "--prompts",
+        str(files / "questions.jsonl"),
+        "-n",
+        "5",
+        "-k",
+        "4",
+        output=files / "coverage",
     )
     assert code == 0
     rows = {name: found["forward_rows"] for name, found in results["decoders"].items()}
@@ -196,7 +214,7 @@ def test_questions(run, files):
 
 
 def test_linearity(run, files):
-    code, results, _ = run("eval", "linearity", *prompt_files(files), "-n", "4", "-k", "2")
+    code, results, _ = run("lab", "eval", "linearity", *prompt_files(files), "-n", "4", "-k", "2")
     assert code == 0
     assert [step["step"] for step in results["steps"]] == [1, 2, 3, 4]
     assert all(-1 <= step["ci"][0] <= step["cosine"] <= step["ci"][1] <= 1.0001 for step in results["steps"])
@@ -205,7 +223,7 @@ def test_linearity(run, files):
 
 def test_tuning_writes_its_choice_where_it_is_asked_to(run, files, ngram_model):
     options = ("--alpha", "0.3", "--tau", "0.1,1", "-m", "4", "-n", "4", "-k", "2", "--first-prompts", "2")
-    code, results, err = run("tune", *prompt_files(files), "--ngram", "mine", *options, result="tuning.json")
+    code, results, err = run("lab", "tune", *prompt_files(files), "--ngram", "mine", *options, result="tuning.json")
     assert (code, err) == (0, "")
     assert Manifest.read(ngram_model).tuning is None
     tried = {(row["alpha"], row["tau"], row["candidates_per_draft"]) for row in results["trials"]}
@@ -213,7 +231,9 @@ def test_tuning_writes_its_choice_where_it_is_asked_to(run, files, ngram_model):
     assert results["num_prompts"] == 4
     assert "| best minus alpha=0 " in (files / "out" / "tuning.md").read_text()
     assert (files / "out" / "tuning.png").exists()
-    code, results, _ = run("tune", *prompt_files(files), "--ngram", "mine", *options, "--write", result="tuning.json")
+    code, results, _ = run(
+        "lab", "tune", *prompt_files(files), "--ngram", "mine", *options, "--write", result="tuning.json"
+    )
     assert code == 0
     assert Manifest.read(ngram_model).tuning == Tuning(**results["choice"])
 
@@ -221,12 +241,18 @@ def test_tuning_writes_its_choice_where_it_is_asked_to(run, files, ngram_model):
 def test_a_model_named_after_the_domain(run, files, ngram_model):
     other = ngram_model.with_name("mine-chat")
     ngram_model.rename(other)
-    code, _, err = run("eval", "diversity", *prompt_files(files), "--decoder", "superposed ngram=mine-{domain}")
+    code, _, err = run("lab", "eval", "diversity", *prompt_files(files), "--decoder", "superposed ngram=mine-{domain}")
     assert code == 2
     assert "mine-mail" in err
     other.rename(ngram_model.with_name("mine-mail"))
     code, results, _ = run(
-        "eval", "diversity", "--prompts", str(files / "mail.jsonl"), "--decoder", "superposed ngram=mine-{domain}"
+        "lab",
+        "eval",
+        "diversity",
+        "--prompts",
+        str(files / "mail.jsonl"),
+        "--decoder",
+        "superposed ngram=mine-{domain}",
     )
     assert code == 0
     assert results["decoders"]["superposed ngram=mine-{domain}"]["settings"]["ngram_binaries"].keys() == {"mine-mail"}
@@ -238,7 +264,7 @@ def test_completion_reports_word_ends_and_inside_words(run, files, tmp_path):
     words = tmp_path / "words.txt"
     words.write_text("report\n")
     code, results, err = run(
-        *("eval", "completion", *prompt_files(files), str(tmp_path / "mid.jsonl"), "--words", str(words)),
+        *("lab", "eval", "completion", *prompt_files(files), str(tmp_path / "mid.jsonl"), "--words", str(words)),
         *("--decoder", "served", "--decoder", "unhealed: served healing=off", "-n", "4"),
     )
     assert (code, err) == (0, "")
@@ -268,7 +294,7 @@ def test_completion_behind_the_first_words_of_texts(run, files, model, monkeypat
         add_request(self, request)
 
     monkeypatch.setattr(Engine, "add_request", note)
-    command = ("eval", "completion", *prompt_files(files), "-n", "4", "--first-words", "1,2,9")
+    command = ("lab", "eval", "completion", *prompt_files(files), "-n", "4", "--first-words", "1,2,9")
     code, results, err = run(*command, "--decoder", "on: served", "--decoder", "off: served document_start=off")
     assert (code, err) == (0, "")
     assert list(results["places"]) == ["after 1 word", "after 2 words", "after 9 words"]
@@ -293,7 +319,7 @@ def test_completion_of_a_running_server_equals_that_in_the_process(run, files, m
     settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
     app = load_app(settings)
     with serving(app) as url:
-        command = ("eval", "completion", *prompt_files(files), "-n", "4", "--peer", f"superdraft={url}")
+        command = ("lab", "eval", "completion", *prompt_files(files), "-n", "4", "--peer", f"superdraft={url}")
         code, results, _ = run(*command)
     assert code == 0
     served, peer = results["places"]["word ends"]["decoders"].values()
@@ -312,7 +338,7 @@ def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model)
     settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
     app = load_app(settings)
     with serving(app) as url:
-        command = ("eval", "texts", "--texts", str(files / "texts.jsonl"), "--peer", f"there={url}")
+        command = ("lab", "eval", "texts", "--texts", str(files / "texts.jsonl"), "--peer", f"there={url}")
         code, _, err = run(*command, "--decoder", "here: served", output=files / "drafts.md")
     assert (code, err) == (0, "")
     lines = (files / "drafts.md").read_text().splitlines()
@@ -325,29 +351,32 @@ def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model)
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("eval", "quality"), "--prompts FILE is missing"),
-        (("eval", "quality", "--prompts", "none.jsonl"), "none.jsonl cannot be read"),
+        (("lab", "eval", "quality"), "--prompts FILE is missing"),
+        (("lab", "eval", "quality", "--prompts", "none.jsonl"), "none.jsonl cannot be read"),
         (
-            ("eval", "quality", "--prompts", "x", "--decoder", "magic"),
+            ("lab", "eval", "quality", "--prompts", "x", "--decoder", "magic"),
             "'magic' is not a decoder; choose one of served, paper",
         ),
         (
-            ("eval", "quality", "--prompts", "x", "--decoder", "greedy", "--decoder", "greedy"),
+            ("lab", "eval", "quality", "--prompts", "x", "--decoder", "greedy", "--decoder", "greedy"),
             "Two decoders are called",
         ),
         (
-            ("eval", "completion", "--prompts", "x", "--peer", "ftp://x"),
+            ("lab", "eval", "completion", "--prompts", "x", "--peer", "ftp://x"),
             "--peer must be KIND=URL with KIND one of superdraft",
         ),
-        (("eval", "completion", "--prompts", "x", "--decoder", "none"), "--decoder none leaves nothing to measure"),
-        (("eval", "texts", "--peer", "before=x"), "--peer must be NAME=URL"),
-        (("eval", "texts", "--texts", "none.jsonl"), "none.jsonl cannot be read"),
         (
-            ("eval", "completion", "--prompts", "x", "--first-words", "1,0"),
+            ("lab", "eval", "completion", "--prompts", "x", "--decoder", "none"),
+            "--decoder none leaves nothing to measure",
+        ),
+        (("lab", "eval", "texts", "--peer", "before=x"), "--peer must be NAME=URL"),
+        (("lab", "eval", "texts", "--texts", "none.jsonl"), "none.jsonl cannot be read"),
+        (
+            ("lab", "eval", "completion", "--prompts", "x", "--first-words", "1,0"),
             "--first-words must be numbers of at least 1",
         ),
-        (("tune", "--prompts", "x", "--objective", "fame"), "--objective must be one of words_right"),
-        (("tune", "--prompts", "x", "--tau", "hot"), "--tau must be numbers"),
+        (("lab", "tune", "--prompts", "x", "--objective", "fame"), "--objective must be one of words_right"),
+        (("lab", "tune", "--prompts", "x", "--tau", "hot"), "--tau must be numbers"),
     ],
 )
 def test_expected_errors_are_one_line(run, args, message):
@@ -358,6 +387,6 @@ def test_expected_errors_are_one_line(run, args, message):
 
 
 def test_tuning_without_an_ngram_model(run, files):
-    code, _, err = run("tune", *prompt_files(files), "--ngram", "none")
+    code, _, err = run("lab", "tune", *prompt_files(files), "--ngram", "none")
     assert code == 2
     assert "is not an n-gram model that can be tuned" in err

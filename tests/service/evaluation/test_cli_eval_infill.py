@@ -1,4 +1,4 @@
-"""`superdraft eval infill` on a tiny model, beside a running server and a stand-in for llama.cpp's."""
+"""`superdraft lab eval infill` on a tiny model, beside a running server and a stand-in for llama.cpp's."""
 
 import contextlib
 import json
@@ -58,7 +58,18 @@ def run(monkeypatch, capsys, tmp_path, model):
     )  # it would stay for all tests
 
     def call(*args, output="out"):
-        command = ["superdraft", "eval", "infill", "--model", model, "--dtype", "float32", "-o", str(tmp_path / output)]
+        command = [
+            "superdraft",
+            "lab",
+            "eval",
+            "infill",
+            "--model",
+            model,
+            "--dtype",
+            "float32",
+            "-o",
+            str(tmp_path / output),
+        ]
         monkeypatch.setattr(sys, "argv", [*command, *args])
         with pytest.raises(SystemExit) as caught:
             cli.main()

@@ -1,4 +1,4 @@
-"""What `superdraft eval` measures is what is served: the same drafts in the process and over HTTP."""
+"""What `superdraft lab eval` measures is what is served: the same drafts in the process and over HTTP."""
 
 import pytest
 from starlette.testclient import TestClient
@@ -44,7 +44,7 @@ def ask(model, monkeypatch):
 
 
 def measured(model, decoder):
-    """(text, score) of each draft of each prompt, by a decoder of `superdraft eval`."""
+    """(text, score) of each draft of each prompt, by a decoder of `superdraft lab eval`."""
     (spec,) = parse_decoders(decoder, "auto", SHARED)
     workbench = Workbench(ModelChoice(model, "float32", "cpu"), list(PROMPTS.values()), [spec])
     asks = [Ask(text, name) for name, text in PROMPTS.items()]

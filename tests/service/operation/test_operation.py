@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 from support.engine import FakeEngine
 from support.serving import eventually
 
+from superdraft.decoding.params import SELECTIONS
 from superdraft.server.app import create_app
 from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings
@@ -51,9 +52,10 @@ def test_models_are_the_name_and_the_alias(client):
     listing = client.get("/v1/models").json()
     assert listing["object"] == "list"
     names = [card["id"] for card in listing["data"]]
-    strategies = ("superposed", "sample", "greedy", "sample+superposed")
+    methods = ("superposed", "sample", "greedy", "sample+superposed", *SELECTIONS)
+    assert "paper" in methods
     assert names[:2] == ["tiny", "superdraft"]
-    assert names[2:] == [f"{name}:{strategy}" for name in names[:2] for strategy in strategies]
+    assert names[2:] == [f"{name}:{method}" for name in names[:2] for method in methods]
     card = client.get("/v1/models/tiny").json()
     assert card == listing["data"][0]
     assert (card["object"], card["max_model_len"]) == ("model", 64)
@@ -84,7 +86,7 @@ def test_documented_examples_are_valid_requests_and_answers(client, path):
 def test_log_line_names_the_request_but_not_the_prompt(capsys):
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
-    configure_logging("info", "json")
+    configure_logging("debug", "json")
     try:
         with TestClient(create_app(Settings(), FakeEngine(), model_name="tiny")) as client:
             client.post("/v1/drafts", json={"prompt": "my secret"}, headers={"x-request-id": "abc"})

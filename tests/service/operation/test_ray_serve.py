@@ -19,7 +19,7 @@ from support.serving import eventually
 from superdraft.benchmarks.over_http.replicas import last_event, replica_pids
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'superdraft[ray]'"
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
 )
 
 _SERVE = "from superdraft.server.cli.main import main; main()"

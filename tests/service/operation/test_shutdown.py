@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import pytest
@@ -142,13 +143,40 @@ def test_sigterm_under_load(serve):
         assert eventually(lambda: watcher.get("/ready").status_code == 503, PATIENCE_S)  # it listens while drafts run
     clients.stop(asks_on=True)
     keeper.stop()
-    assert server.process.wait(PATIENCE_S) == -signal.SIGTERM
+    assert server.process.wait(PATIENCE_S) == 0
     # Every draft that was running was finished; every client then heard 503.
     assert keeper.seen == {200: 1}
     assert clients.seen[200] + keeper.seen[200] >= before + running
     assert set(clients.seen) == {200, 503}
     assert clients.seen[503] == NUM_CLIENTS
     assert set(clients.codes) == {None, "shutting_down"}
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_while_the_model_loads_ends_it_without_a_traceback(model, tmp_path, signum, code):
+    slow = "from superdraft.server import loading; import time; loading.load_service = lambda _: time.sleep(999); "
+    server = Server(model, tmp_path / "serve.log", code=slow + _SERVE)
+    log = tmp_path / "serve.log"
+    try:
+        assert eventually(lambda: log.read_text() == f"Loading {model} ...\n", PATIENCE_S)  # at once
+        assert eventually(lambda: _is_caught(server.process.pid, signal.SIGTERM), PATIENCE_S)
+        server.process.send_signal(signum)
+        assert server.process.wait(PATIENCE_S) == code
+    finally:
+        server.process.kill()
+        server.process.wait(PATIENCE_S)
+    assert "Traceback" not in log.read_text()
+
+
+def _is_caught(pid, signum):
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> (signum - 1) & 1)
+
+
+def test_ctrl_c_has_the_code_that_shells_expect(serve):
+    server = serve()
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(PATIENCE_S) == 130
 
 
 def test_what_is_not_finished_in_time_is_told_so(serve):

@@ -311,6 +311,28 @@ def test_strategy_by_field_by_alias_and_by_setting_is_the_same(strategy):
         # The request's own word counts most, then the alias.
         assert texts(set_so, model="tiny:sample", strategy="greedy") == texts(plain, strategy="greedy")
         assert texts(set_so, model="tiny:greedy") == texts(plain, strategy="greedy")
+        if strategy == "superposed":
+            assert texts(set_so, model="tiny:paper", selection="distinct") == texts(plain, selection="distinct")
+
+
+def test_the_alias_paper_is_the_paper_s_method_whatever_the_servers_default():
+    engine, _ = tiny_engine(num_slots=4)
+    settings = Settings(default_strategy="sample", default_selection="distinct")
+    drafting = DraftingDefaults.of(settings, engine.num_slots, 0.3, 0.5, None)
+    ngrams = NgramModels({"hash": HashScorer()}, default="hash")
+    body = {"prompt": "Thank you", "n": 3, "max_tokens": 6, "seed": 1}
+
+    with TestClient(create_app(settings, engine, model_name="tiny", ngram_models=ngrams, drafting=drafting)) as client:
+
+        def ask(**fields):
+            answer = client.post("/v1/completions", json={**body, **fields}).json()
+            return [choice["text"] for choice in answer["choices"]], answer["usage"]["forward_rows"]
+
+        paper = ask(model="tiny:paper")
+        assert paper == ask(strategy="superposed", selection="paper")
+        assert paper != ask(model="tiny:distinct")
+        native = client.post("/v1/drafts", json={"prompt": "Thank you", "model": "superdraft:paper", "max_tokens": 6})
+        assert native.json()["usage"]["forward_rows"] <= 6  # one row a step
 
 
 @pytest.mark.parametrize("strategy", ["sample", "sample+superposed"])

