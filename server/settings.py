@@ -108,6 +108,11 @@ class Settings(BaseSettings):
     max_batch_prompts: int = Field(
         default=32, ge=1, description="Maximum number of prompts in one request to /v1/completions."
     )
+    max_request_tokens: int = Field(
+        default=8192,
+        ge=1,
+        description="Maximum number of tokens that one request may decode: prompts x rows x max_tokens.",
+    )
     prompt_too_long: Literal["error", "truncate_left"] = Field(
         default="error", description="Refuse prompts that are too long, or drop their oldest tokens."
     )
@@ -187,6 +192,11 @@ class Settings(BaseSettings):
     )
     queue_timeout_ms: int = Field(
         default=25, ge=1, description="Maximum time in the queue, in milliseconds; the newest request is served first."
+    )
+    target_latency_ms: int = Field(
+        default=1000,
+        ge=1,
+        description="Time in which accepted requests should be answered, in milliseconds; others are refused.",
     )
     max_connections: int = Field(
         default=2000, ge=1, description="Maximum number of open connections; beyond it the longest idle is closed."

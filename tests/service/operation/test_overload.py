@@ -184,7 +184,7 @@ def test_readers_that_take_nothing_hold_no_place():
     engine = SlottedEngine(num_slots=2)
     with serving(create_app(Settings(), engine, model_name="tiny")) as url:
         stuck = [
-            raw_request(url, "/v1/drafts", prompt="hi", num_drafts=6, max_tokens=50, stream=True, session_id=str(i))
+            raw_request(url, "/v1/drafts", prompt="hi", num_drafts=6, max_tokens=40, stream=True, session_id=str(i))
             for i in range(2)
         ]
         assert eventually(lambda: len(engine.seen) == 2)
