@@ -231,16 +231,23 @@ class AdmissionControl:
     # Who goes in
 
     def _let_in_who_fits(self) -> None:
-        while True:
-            for group in sorted((group for group in self._groups.values() if group.waiting), key=self._rank):
-                waiter = group.waiting[0]
-                if self._fits(waiter.place):
-                    self._let_in(waiter)
-                    break
-                if self._is_next(waiter.place):
-                    return
-            else:
-                return
+        while (waiter := self._next_that_fits()) is not None:
+            self._let_in(waiter)
+
+    def _next_that_fits(self) -> _Waiter | None:
+        alike = set()  # what does not fit; under overload most requests are alike, and each check takes time
+        for group in sorted((group for group in self._groups.values() if group.waiting), key=self._rank):
+            waiter = group.waiting[0]
+            place = waiter.place
+            kind = (group.caller, group.session, bool(group.num_rows), group.is_begun, place.num_rows, place.num_tokens)
+            if kind in alike:
+                continue
+            if self._fits(place):
+                return waiter
+            if self._is_next(place):
+                return None
+            alike.add(kind)
+        return None
 
     def _rank(self, group: _Group) -> tuple[int, ...]:
         age = group.number if group.is_begun else -group.number
