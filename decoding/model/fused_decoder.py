@@ -13,23 +13,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from superdraft.decoding.model.kv_cache import SlotKVCache
-from superdraft.decoding.model.layer_ops import add_and_norm, gate, rotate, rotate_and_write
-from superdraft.decoding.model.linear import Conversion, DenseLinear
+from superdraft.decoding.model.layer_ops import Activation, add_and_norm, gate, rotate, rotate_and_write
+from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 @dataclass(slots=True)
-class _Layer:
+class DecoderLayer:
     """One decoder layer. Norms are weights [D]; `norms` holds those of queries and keys, each [Dh], or None."""
 
     input_norm: Tensor
-    qkv: DenseLinear
+    qkv: Linear
     norms: tuple[Tensor, Tensor] | None
-    output: DenseLinear
+    output: Linear
     mlp_norm: Tensor
-    gate_up: DenseLinear
-    down: DenseLinear
+    gate_up: Linear
+    down: Linear
     mask_type: str
 
 
@@ -53,24 +53,28 @@ class FusedDecoder:
 
     Args:
         model: one of `SUPPORTED`.
+
+    Attributes:
+        layers: the decoder layers.
+        norm: weight of the last norm, [D].
+        head: the output head.
+        num_heads, num_kv_heads, head_dim, scaling, epsilon, rotary, activation: as in the model.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder, config = model.model, model.config
         first = decoder.layers[0].self_attn
-        self._head_dim: int = first.head_dim
-        self._num_heads: int = config.num_attention_heads
-        self._num_kv_heads: int = config.num_key_value_heads
-        self._scaling: float = first.scaling
-        self._epsilon: float = config.rms_norm_eps
+        self.head_dim: int = first.head_dim
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
+        self.scaling: float = first.scaling
+        self.epsilon: float = config.rms_norm_eps
         activation = decoder.layers[0].mlp.act_fn
-        self._activation = nn.functional.silu if type(activation).__name__.startswith("SiLU") else activation
-        self._rotary = decoder.rotary_emb
-        self._layers = [_fuse(layer) for layer in decoder.layers]
-        self._norm: Tensor = decoder.norm.weight
-        self._head = DenseLinear(model.lm_head.weight, model.lm_head.bias)
-        self._num_logits: int = model.lm_head.weight.shape[0]
-        self._window: int | None = getattr(config, "sliding_window", None)
+        self.activation: Activation = nn.functional.silu if type(activation).__name__.startswith("SiLU") else activation
+        self.rotary: nn.Module = decoder.rotary_emb
+        self.layers: list[DecoderLayer] = [_fuse(layer) for layer in decoder.layers]
+        self.norm: Tensor = decoder.norm.weight
+        self.head: Linear = DenseLinear(model.lm_head.weight, model.lm_head.bias)
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -78,11 +82,16 @@ class FusedDecoder:
         return type(model).__name__ in SUPPORTED
 
     def convert(self, convert: Conversion) -> None:
-        """Convert all linear layers to another weight format."""
-        for layer in self._layers:
-            layer.qkv, layer.output = convert(layer.qkv), convert(layer.output)
-            layer.gate_up, layer.down = convert(layer.gate_up), convert(layer.down)
-        self._head = convert(self._head, is_head=True)
+        """Convert all linear layers to another weight format; once."""
+
+        def converted(linear: Linear, *, is_head: bool = False) -> Linear:
+            assert isinstance(linear, DenseLinear)
+            return convert(linear, is_head=is_head)
+
+        for layer in self.layers:
+            layer.qkv, layer.output = converted(layer.qkv), converted(layer.output)
+            layer.gate_up, layer.down = converted(layer.gate_up), converted(layer.down)
+        self.head = converted(self.head, is_head=True)
 
     def __call__(
         self,
@@ -107,24 +116,24 @@ class FusedDecoder:
         num_rows, num_tokens, width = hidden.shape
         step = self._step(hidden, positions, masks, cache)
         hidden = hidden.reshape(-1, width)
-        normed = torch.rms_norm(hidden, (width,), self._layers[0].input_norm, self._epsilon)
-        next_norms = [layer.input_norm for layer in self._layers[1:]]
-        for index, layer in enumerate(self._layers):
+        normed = torch.rms_norm(hidden, (width,), self.layers[0].input_norm, self.epsilon)
+        next_norms = [layer.input_norm for layer in self.layers[1:]]
+        for index, layer in enumerate(self.layers):
             change = layer.output(self._attended(index, layer.qkv(normed), step))
-            hidden, normed = add_and_norm(hidden, change, layer.mlp_norm, self._epsilon)
-            change = layer.down(gate(layer.gate_up(normed), self._activation))
+            hidden, normed = add_and_norm(hidden, change, layer.mlp_norm, self.epsilon)
+            change = layer.down(gate(layer.gate_up(normed), self.activation))
             if index < len(next_norms):
-                hidden, normed = add_and_norm(hidden, change, next_norms[index], self._epsilon)
+                hidden, normed = add_and_norm(hidden, change, next_norms[index], self.epsilon)
         hidden = hidden + change
         if kept is not None:
             hidden = hidden[kept]
-        normed = torch.rms_norm(hidden, (width,), self._norm, self._epsilon)
-        logits: Tensor = self._head(normed)
+        normed = torch.rms_norm(hidden, (width,), self.norm, self.epsilon)
+        logits: Tensor = self.head(normed)
         return logits if kept is not None else logits.view(num_rows, num_tokens, -1)
 
     def _step(self, hidden: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor], cache: SlotKVCache) -> _Step:
         num_rows, num_tokens, _ = hidden.shape
-        groups = self._num_heads // self._num_kv_heads
+        groups = self.num_heads // self.num_kv_heads
         masks = masks if isinstance(masks, dict) else {"": masks}
         if num_tokens > 1:
             masks = {name: mask.repeat(1, 1, groups, 1) for name, mask in masks.items()}
@@ -133,7 +142,7 @@ class FusedDecoder:
             num_rows=num_rows,
             num_tokens=num_tokens,
             rotation=self._rotation(hidden, positions),
-            masks=[masks.get(layer.mask_type, default) for layer in self._layers],
+            masks=[masks.get(layer.mask_type, default) for layer in self.layers],
             cache=cache,
             views=cache.row_views(),
             pairs=cache.row_pairs(),
@@ -141,17 +150,17 @@ class FusedDecoder:
 
     def _attended(self, index: int, qkv: Tensor, step: _Step) -> Tensor:
         """Attention of one layer: projections [B T, (H + 2 Hkv) Dh] -> outputs of all heads, [B T, H Dh]."""
-        norms, num_heads = self._layers[index].norms, self._num_heads
-        heads = qkv.view(step.num_rows, step.num_tokens, -1, self._head_dim)
+        norms, num_heads = self.layers[index].norms, self.num_heads
+        heads = qkv.view(step.num_rows, step.num_tokens, -1, self.head_dim)
         if step.pairs is not None:
             pairs, slots, positions = step.pairs
             queries = rotate_and_write(
-                heads, step.rotation, norms, self._epsilon, num_heads, pairs[index], slots, positions
+                heads, step.rotation, norms, self.epsilon, num_heads, pairs[index], slots, positions
             ).transpose(1, 2)
             keys, values = step.cache.layers[index].read()
         else:
-            heads = rotate(heads, step.rotation, norms, self._epsilon, num_heads).transpose(1, 2)
-            queries, keys, values = torch.split(heads, [num_heads, self._num_kv_heads, self._num_kv_heads], dim=1)
+            heads = rotate(heads, step.rotation, norms, self.epsilon, num_heads).transpose(1, 2)
+            queries, keys, values = torch.split(heads, [num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
             if step.views is None:
                 keys, values = step.cache.layers[index].update(keys, values)
             else:
@@ -160,24 +169,22 @@ class FusedDecoder:
                 written[2 * index + 1].copy_(values)
                 keys, values = read[2 * index], read[2 * index + 1]
         # Queries that share keys and values are stacked as if they were further positions.
-        queries = queries.reshape(step.num_rows, self._num_kv_heads, -1, self._head_dim)
-        mixed = nn.functional.scaled_dot_product_attention(
-            queries, keys, values, step.masks[index], scale=self._scaling
-        )
+        queries = queries.reshape(step.num_rows, self.num_kv_heads, -1, self.head_dim)
+        mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, step.masks[index], scale=self.scaling)
         mixed = mixed.reshape(step.num_rows, num_heads, step.num_tokens, -1).transpose(1, 2)
         return mixed.reshape(step.num_rows * step.num_tokens, -1)
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, shape [B, T, 1, Dh]; the sines include the sign of rotate-half."""
-        cosines, sines = self._rotary(hidden, positions)
-        sines[..., : self._head_dim // 2].neg_()
+        cosines, sines = self.rotary(hidden, positions)
+        sines[..., : self.head_dim // 2].neg_()
         return cosines.unsqueeze(2), sines.unsqueeze(2)
 
 
-def _fuse(layer: Any) -> _Layer:
+def _fuse(layer: Any) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-    return _Layer(
+    return DecoderLayer(
         input_norm=layer.input_layernorm.weight,
         qkv=_fused(attention.q_proj, attention.k_proj, attention.v_proj),
         norms=None if query_norm is None or key_norm is None else (query_norm.weight, key_norm.weight),

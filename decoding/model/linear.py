@@ -1,10 +1,18 @@
 """Linear layers, and the seam for formats that hold their weights in fewer bits."""
 
+import ctypes
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Linear(Protocol):
+    """A linear layer in any weight format."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[..., K] -> [..., N], in the type of `rows`."""
 
 
 class DenseLinear:
@@ -27,7 +35,7 @@ class DenseLinear:
 class Conversion(Protocol):
     """Converts a dense layer to another weight format."""
 
-    def __call__(self, linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
+    def __call__(self, linear: DenseLinear, *, is_head: bool = False) -> Linear:
         """The layer in the format that suits it and its device; `linear` itself if its shape rules the format out.
 
         Args:
@@ -55,12 +63,18 @@ class WeightFormat:
 
 
 class LinearModule(nn.Module):
-    """A converted layer as a module, for models that run through transformers' own forward."""
+    """A converted layer as a module, for models that run through transformers' own forward.
 
-    def __init__(self, linear: DenseLinear) -> None:
+    Args:
+        linear: the converted layer.
+        dense: the layer it was made from. It is not kept.
+    """
+
+    def __init__(self, linear: Linear, dense: DenseLinear) -> None:
         super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
+        # Some models look at the shape and type of a layer's weight. These have the same, without the memory.
+        self.weight = torch.zeros((), dtype=dense.weight.dtype).expand(dense.weight.shape)
+        self.bias = dense.bias
         self._linear = linear
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -80,4 +94,20 @@ def convert_modules(model: nn.Module, head: nn.Module | None, convert: Conversio
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 dense = DenseLinear(child.weight, child.bias)
-                setattr(parent, name, LinearModule(convert(dense, is_head=child is head)))
+                setattr(parent, name, LinearModule(convert(dense, is_head=child is head), dense))
+
+
+def release_weights(model: nn.Module, embedding: nn.Module) -> None:
+    """Free the weights of all linear layers; the model's own forward no longer works.
+
+    Args:
+        model: the model.
+        embedding: its weight stays, which may be the output head's too.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight is not embedding.weight:
+            module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+    # glibc keeps what was freed: 350 MB of the default model.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.model.linear import DenseLinear
-from superdraft.decoding.model.linear_int4 import GROUP_SIZE, Int8Linear, quantise_int4
+from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
 
 GPU_MAX_ROWS = 16  # one tile of the 4-bit kernel; which number is best has not been measured
 _TOLERANCE = 0.02  # of the largest result: bfloat16 rounds each weight and each result to 8 bits
@@ -49,18 +49,27 @@ class Int4GpuLinear(DenseLinear):
         return product.view(*rows.shape[:-1], -1)
 
 
-class Int8GpuLinear(Int8Linear):
+class Int8GpuLinear(DenseLinear):
     """y = x W^T + b with 8-bit weights and a scale per output for up to `GPU_MAX_ROWS` rows, on a GPU.
 
     Raises:
         UnsupportedModelError: the kernel's product is not that of these weights.
     """
 
-    max_rows = GPU_MAX_ROWS
-
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
+        self._levels, scales = quantise_int8(weight)
+        self._scales = scales.to(weight.dtype)
         _check(self, self._levels * self._scales.float().unsqueeze(1))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        if flat.shape[0] > GPU_MAX_ROWS:
+            return super().__call__(rows)
+        product = torch._weight_int8pack_mm(flat, self._levels, self._scales)
+        product = product if self.bias is None else product + self.bias
+        return product.view(*rows.shape[:-1], -1)
 
 
 def pack_levels(levels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,9 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.model.fused_decoder import FusedDecoder
-from superdraft.decoding.model.kv_cache import SlotKVCache, plan_cache, probe_layer_shapes, to_device
-from superdraft.decoding.model.linear import Conversion, convert_modules
+from superdraft.decoding.model.kv_cache import CachePlan, SlotKVCache, plan_cache, probe_layer_shapes, to_device
+from superdraft.decoding.model.linear import Conversion, convert_modules, release_weights
+from superdraft.decoding.model.native.decoder import NativeDecoder
 from superdraft.decoding.model.step_graphs import CudaGraphRecorder, Recorder, StepGraphs, can_be_recorded
 
 SELF_CHECK_TOKENS = 6
@@ -69,11 +71,12 @@ class ModelRunner:
         self._sliding_window: int | None = getattr(config, "sliding_window", None)
         with torch.inference_mode():
             like = self.embedding(torch.zeros(1, dtype=torch.long, device=self.device))
-        shapes = probe_layer_shapes(model)
-        plan = plan_cache(shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots)
+        self._shapes = probe_layer_shapes(model)
+        plan = plan_cache(self._shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots)
         self.num_slots = plan.num_slots
-        self.cache = SlotKVCache(shapes, plan, like)
+        self.cache = SlotKVCache(self._shapes, plan, like)
         self._fused: FusedDecoder | None = None
+        self._native: NativeDecoder | None = None
         # In float32 transformers' own forward is used: it is the reference for everything else.
         if model.dtype != torch.float32 and FusedDecoder.supports(model):
             self._fused = FusedDecoder(model)
@@ -86,15 +89,24 @@ class ModelRunner:
             self._embeddings = like.new_zeros(plan.num_slots, like.shape[-1])
             self._positions = torch.zeros(plan.num_slots, dtype=torch.long, device=self.device)
             self._logits = like.new_zeros(plan.num_slots, self.vocab_size)
+        self._is_converted = False
         self._self_check()
         if convert is not None:
             self._convert(convert)
 
     def _convert(self, convert: Conversion) -> None:
-        if self._fused is not None:
-            self._fused.convert(convert)
+        """Convert the linear layers. On a CPU the dense weights go."""
+        head = self.model.get_output_embeddings()
+        if self._fused is None:
+            convert_modules(self.model, head, convert)
         else:
-            convert_modules(self.model, self.model.get_output_embeddings(), convert)
+            self._fused.convert(convert)
+            if NativeDecoder.supports(self._fused):
+                windows = [self._window(layer.mask_type) for layer in self._fused.layers]
+                self._native = NativeDecoder(self._fused, windows)
+            if self.device.type == "cpu":
+                release_weights(self.model, self.embedding)
+        self._is_converted = True
         if self._graphs is not None:
             self._graphs.clear()  # they read the dense weights
 
@@ -124,20 +136,7 @@ class ModelRunner:
             Logits after each prompt's last tokens, prompt after prompt, shape [sum of `num_logits`, V].
         """
         nums = [1] * len(slots) if num_logits is None else list(num_logits)
-        widest = max(len(ids) for ids in token_ids)
-        if max(starts) + widest > self.max_model_len and len(slots) > 1:
-            # Padding would exceed the end of a slot.
-            rows = zip(slots, token_ids, starts, nums, strict=True)
-            return torch.cat([self.prefill([slot], [ids], [start], [num]) for slot, ids, start, num in rows])
-        positions = self.cache.select(slots, starts, widest)
-        # Padding is written after the prompt's end, where later tokens overwrite it before they read it.
-        padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in token_ids]
-        wanted = [
-            row * widest + column
-            for row, (ids, num) in enumerate(zip(token_ids, nums, strict=True))
-            for column in range(len(ids) - num, len(ids))
-        ]
-        return self._forward(positions, wanted, input_ids=to_device(padded, self.device))
+        return self._run(self.cache, slots, token_ids, starts, nums)
 
     @torch.inference_mode()
     def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -152,8 +151,41 @@ class ModelRunner:
         """
         if self._graphs is not None:
             return self._replayed(self._graphs, embeddings, lengths)
+        if self._native is not None:
+            rows = range(len(lengths))
+            return self._native(embeddings, self.cache, rows, lengths, [1] * len(rows), rows)
         positions = self.cache.select(range(len(lengths)), lengths, 1)
-        return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+        return self._forward(self.cache, positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+
+    def _run(
+        self,
+        cache: SlotKVCache,
+        slots: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        nums: Sequence[int],
+    ) -> Tensor:
+        """`prefill` in any cache, with the number of logits of each prompt."""
+        if self._native is not None:
+            counts = [len(ids) for ids in token_ids]
+            ends = accumulate(counts)
+            kept = [row for end, num in zip(ends, nums, strict=True) for row in range(end - num, end)]
+            embeddings = self.embed([token for ids in token_ids for token in ids])
+            return self._native(embeddings, cache, slots, starts, counts, kept)
+        widest = max(len(ids) for ids in token_ids)
+        if max(starts) + widest > cache.plan.max_len and len(slots) > 1:
+            # Padding would exceed the end of a slot.
+            rows = zip(slots, token_ids, starts, nums, strict=True)
+            return torch.cat([self._run(cache, [slot], [ids], [start], [num]) for slot, ids, start, num in rows])
+        positions = cache.select(slots, starts, widest)
+        # Padding is written after the prompt's end, where later tokens overwrite it before they read it.
+        padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in token_ids]
+        wanted = [
+            row * widest + column
+            for row, (ids, num) in enumerate(zip(token_ids, nums, strict=True))
+            for column in range(len(ids) - num, len(ids))
+        ]
+        return self._forward(cache, positions, wanted, input_ids=to_device(padded, self.device))
 
     def _replayed(self, graphs: StepGraphs, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
         """`decode` by graph. There is one graph per number of rows and power of two of positions to read."""
@@ -178,7 +210,7 @@ class ModelRunner:
         """
         positions = positions.unsqueeze(1)
         self.cache.select_at(positions, read_length)
-        return self._forward(positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+        return self._forward(self.cache, positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
 
     @torch.inference_mode()
     def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
@@ -193,6 +225,13 @@ class ModelRunner:
             float32.
         """
         longest = max(len(ids) for ids in token_ids)
+        if self._fused is not None and self._is_converted:
+            # The module's own weights may be gone.
+            counts = [len(ids) - start for ids in token_ids]
+            plan = CachePlan(len(token_ids), longest, 0, self.cache.plan.bytes_per_position)
+            scratch = SlotKVCache(self._shapes, plan, self.cache.layers[0].keys)
+            logits = self._run(scratch, range(len(token_ids)), token_ids, [0] * len(token_ids), counts)
+            return [torch.log_softmax(rows.float(), dim=-1) for rows in torch.split(logits, counts)]
         # Padding on the right: under a causal mask it cannot influence the real tokens before it.
         rows = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in token_ids]
         # Logits of every prompt token would be the largest tensor of all, so they are not computed.
@@ -201,20 +240,20 @@ class ModelRunner:
         logits = logits[:, start - longest :]
         return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
 
-    def _forward(self, positions: Tensor, wanted: Sequence[int] | None, **inputs: Tensor) -> Tensor:
+    def _forward(self, cache: SlotKVCache, positions: Tensor, wanted: Sequence[int] | None, **inputs: Tensor) -> Tensor:
         """Logits at the indices b * T + t in `wanted`, shape [N, V]; with None all logits, shape [B, T, V]."""
         if self._fused is not None:
             embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embedding(inputs["input_ids"])
             kept = None if wanted is None else to_device(wanted, self.device)
-            return self._fused(embeddings, positions, self._attention_mask(positions), self.cache, kept)
+            return self._fused(embeddings, positions, self._attention_mask(cache, positions), cache, kept)
         keep, num_tokens = {}, positions.shape[1]
         columns = list(range(num_tokens)) if wanted is None else sorted({index % num_tokens for index in wanted})
         if self._can_keep_logits and wanted is not None:
             keep = {"logits_to_keep": to_device(columns, self.device)}
         logits: Tensor = self.model(
-            attention_mask=self._attention_mask(positions),
+            attention_mask=self._attention_mask(cache, positions),
             position_ids=positions,
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
             **keep,
             **inputs,
@@ -227,9 +266,9 @@ class ModelRunner:
         flat = [index // num_tokens * len(columns) + places[index % num_tokens] for index in wanted]
         return logits.flatten(0, 1)[to_device(flat, self.device)]
 
-    def _attention_mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
+    def _attention_mask(self, cache: SlotKVCache, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """Additive mask of what each position may attend to, shape [B, 1, T, read_length]; or one per layer type."""
-        keys = torch.arange(self.cache.read_length, device=self.device)
+        keys = torch.arange(cache.read_length, device=self.device)
         distance = positions[:, None, :, None] - keys
         full = self._additive(distance >= 0)
         if self._sliding_window is None:
@@ -238,6 +277,13 @@ class ModelRunner:
         if len(self._layer_types) > 1:
             return {"full_attention": full, "sliding_attention": sliding}
         return full if self._layer_types == {"full_attention"} else sliding
+
+    def _window(self, layer_type: str) -> int | None:
+        """How many positions a position sees in a layer of this type, itself included; None: all."""
+        is_full = (
+            layer_type == "full_attention" if len(self._layer_types) > 1 else self._layer_types == {"full_attention"}
+        )
+        return None if is_full else self._sliding_window
 
     def _additive(self, visible: Tensor) -> Tensor:
         dtype = self.model.dtype

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.model.linear import DenseLinear
-from superdraft.decoding.model.linear_cuda import GPU_MAX_ROWS, Int4GpuLinear
-from superdraft.decoding.model.linear_int4 import Int8Linear, convert_int4
+from superdraft.decoding.model.linear_cuda import GPU_MAX_ROWS, Int4GpuLinear, Int8GpuLinear
+from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -154,7 +154,7 @@ def test_products_of_quantised_layers_are_close_to_dense_ones(num_rows):
     weight = (torch.randn(128, 256, device="cuda") * 0.05).bfloat16()
     rows = torch.randn(num_rows, 256, device="cuda").bfloat16()
     expected = rows.float() @ weight.float().t()
-    for is_head, kinds in ((False, Int4GpuLinear), (True, (Int8Linear, DenseLinear))):
+    for is_head, kinds in ((False, Int4GpuLinear), (True, (Int8GpuLinear, DenseLinear))):
         layer = convert_int4(DenseLinear(weight, None), is_head=is_head)
         assert isinstance(layer, kinds)
         assert float((layer(rows).float() - expected).abs().max() / expected.abs().max()) < 0.15

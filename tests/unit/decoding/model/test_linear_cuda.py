@@ -19,7 +19,8 @@ from superdraft.decoding.model.linear_cuda import (
     inner_tiles,
     pack_levels,
 )
-from superdraft.decoding.model.linear_int4 import GROUP_SIZE, convert_int4, quantise_int4
+from superdraft.decoding.model.linear_int4 import convert_int4
+from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS, choose_weight_format
 
@@ -173,10 +174,10 @@ def test_a_gpu_uses_four_bits_only_on_request(dtype):
 @torch.inference_mode()
 def test_a_whole_model_decodes_with_quantised_layers(monkeypatch):
     use(monkeypatch, Kernels())
-    model = tiny_model("llama", initializer_range=0.05, intermediate_size=64).to(torch.bfloat16)
     prompt = [5, 80, 31, 7, 7, 99, 120]
 
     def logits(convert: Conversion) -> torch.Tensor:
+        model = tiny_model("llama", initializer_range=0.05, intermediate_size=64).to(torch.bfloat16)
         runner = ModelRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
         runner.prefill([0], [prompt[:-1]], [0])
         return runner.decode(runner.embed(prompt[-1:]), [len(prompt) - 1])

@@ -1,0 +1,1 @@
+"""Kernels in C++ for models on a CPU: quantised linear layers, attention, a whole decoder."""

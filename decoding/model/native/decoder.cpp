@@ -1,0 +1,408 @@
+// A Llama-like decoder's forward with quantised linear layers, and the functions that Python calls.
+//
+// One parallel region spans the whole forward. Between its phases all threads meet; within a phase each takes the next
+// piece of work when it is ready, so a thread that lost its core to another program does not hold up its share.
+
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include <omp.h>
+
+#include "attention.h"
+#include "products.h"
+#include "simd.h"
+
+using namespace superdraft;
+
+namespace {
+
+struct Layer {
+    const float* input_norm;  // [width]
+    Linear qkv;
+    const float* query_norm;  // [head_dim], or null
+    const float* key_norm;
+    Linear output;
+    const float* mlp_norm;
+    Linear gate_up;
+    Linear down;
+    int32_t window;  // positions that a position sees, itself included
+};
+
+struct Model {
+    const Layer* layers;
+    const float* norm;
+    Linear head;
+    int32_t num_layers;
+    int32_t width;
+    int32_t num_heads;
+    int32_t num_kv_heads;
+    int32_t head_dim;
+    float epsilon;
+    float scaling;
+};
+
+// Rows to run. Rows of one sequence at consecutive positions form a segment.
+struct Batch {
+    const float* embeddings;  // [rows, width]
+    const float* cosines;     // [rows, head_dim]
+    const float* sines;       // [rows, head_dim], the first half negated
+    const int32_t* slots;     // [segments]
+    const int32_t* starts;    // [segments], position of the first row
+    const int32_t* counts;    // [segments], rows
+    const int32_t* kept;      // [kept], rows whose logits are wanted
+    uint16_t* const* keys;    // [layers], each [slots, kv_heads, max_len, head_dim]
+    uint16_t* const* values;
+    float* logits;  // [kept, outputs of the head]
+    int64_t slot_stride;
+    int64_t head_stride;
+    int32_t num_rows;
+    int32_t num_segments;
+    int32_t num_kept;
+    int32_t num_threads;
+};
+
+constexpr int kFewRows = 8;  // a segment of fewer rows is attended row by row
+
+// Attention of one key-value head: a part of the text for one row, or the whole text for a block of rows.
+struct Work {
+    int row, count, head, part;
+};
+
+template <typename Item>
+void fit(std::vector<Item>& items, size_t size) {
+    if (items.size() < size) items.resize(size);
+}
+
+struct ActivationMemory {
+    std::vector<ActivationGroup> groups;
+
+    void reserve(ptrdiff_t num_rows, int num_inputs) {
+        fit(groups, (num_rows + kRowsAtOnce - 1) / kRowsAtOnce * (num_inputs / kGroup));
+    }
+
+    Activations with(int num_inputs) { return {groups.data(), num_inputs / kGroup}; }
+};
+
+// Kept from one forward to the next, and grown when a forward needs more.
+struct Memory {
+    std::vector<float> hidden, qkv, attended, partials, blocks;
+    ActivationMemory inputs, gated;
+};
+
+void write_norm(const Activations& to, ptrdiff_t row, const float* hidden, const float* weight, float epsilon) {
+    const int width = to.num_groups * kGroup;
+    Floats squares{};
+    for (int d = 0; d < width; d += kLanes) {
+        const Floats values = load<Floats>(hidden + d);
+        squares += values * values;
+    }
+    const float factor = 1.0f / std::sqrt(sum(squares) / width + epsilon);
+    for (int group = 0; group < to.num_groups; ++group) {
+        const int d = group * kGroup;
+        to.write(row, group, load<Floats>(hidden + d) * factor * load<Floats>(weight + d),
+                 load<Floats>(hidden + d + kLanes) * factor * load<Floats>(weight + d + kLanes));
+    }
+}
+
+void norm_and_rotate(float* head, int dim, const float* norm, float epsilon, const float* cosines, const float* sines) {
+    if (norm != nullptr) {
+        Floats squares{};
+        for (int d = 0; d < dim; d += kLanes) squares += load<Floats>(head + d) * load<Floats>(head + d);
+        const float factor = 1.0f / std::sqrt(sum(squares) / dim + epsilon);
+        for (int d = 0; d < dim; d += kLanes) store(head + d, load<Floats>(head + d) * factor * load<Floats>(norm + d));
+    }
+    const int half = dim / 2;
+    for (int d = 0; d < half; d += kLanes) {
+        const Floats low = load<Floats>(head + d), high = load<Floats>(head + half + d);
+        store(head + d, low * load<Floats>(cosines + d) + high * load<Floats>(sines + d));
+        store(head + half + d, high * load<Floats>(cosines + half + d) + low * load<Floats>(sines + half + d));
+    }
+}
+
+class Forward {
+   public:
+    Forward(const Model& model, const Batch& batch, Memory& memory)
+        : model_(model),
+          batch_(batch),
+          memory_(memory),
+          num_groups_(model.num_heads / model.num_kv_heads),
+          heads_width_(model.num_heads * model.head_dim),
+          qkv_width_(heads_width_ + 2 * model.num_kv_heads * model.head_dim),
+          partial_size_(num_groups_ * (model.head_dim + 2)),
+          counters_(new std::atomic<int>[model.num_layers * kPhases + 2]()) {
+        plan_attention();
+        const size_t rows = batch.num_rows;
+        fit(memory.hidden, rows * model.width);
+        fit(memory.qkv, rows * qkv_width_);
+        fit(memory.attended, rows * heads_width_);
+        fit(memory.partials, (size_t)num_partials_ * partial_size_);
+        fit(memory.blocks, batch.num_threads * BlockMemory::size(model.head_dim));
+        memory.inputs.reserve(rows, std::max(model.width, heads_width_));
+        memory.gated.reserve(rows, model.layers[0].down.num_inputs);
+        std::copy_n(batch.embeddings, rows * model.width, memory.hidden.data());
+    }
+
+    void run() {
+#pragma omp parallel num_threads(batch_.num_threads)
+        {
+            for (int layer = 0; layer < model_.num_layers; ++layer) run_layer(layer);
+            run_head();
+        }
+    }
+
+   private:
+    static constexpr int kPhases = 9;  // of a layer
+
+    const Model& model_;
+    const Batch& batch_;
+    Memory& memory_;
+    const int num_groups_, heads_width_, qkv_width_, partial_size_;
+    int num_partials_ = 0;
+    std::vector<int> slots_, positions_;  // per row
+    std::vector<int> partials_;           // per row: where its partial results begin; -1: it is part of a block
+    std::vector<Work> work_;
+    const std::unique_ptr<std::atomic<int>[]> counters_;
+
+    static int num_parts(int position) { return position / kPart + 1; }
+
+    void plan_attention() {
+        for (int segment = 0, row = 0; segment < batch_.num_segments; row += batch_.counts[segment++]) {
+            const int count = batch_.counts[segment];
+            for (int i = 0; i < count; ++i) {
+                slots_.push_back(batch_.slots[segment]);
+                positions_.push_back(batch_.starts[segment] + i);
+                partials_.push_back(count < kFewRows ? num_partials_ : -1);
+                if (count >= kFewRows) continue;
+                const int parts = num_parts(positions_.back());
+                for (int head = 0; head < model_.num_kv_heads; ++head)
+                    for (int part = 0; part < parts; ++part) work_.push_back({row + i, 1, head, part});
+                num_partials_ += model_.num_kv_heads * parts;
+            }
+            if (count < kFewRows) continue;
+            // The last rows read the most: they come first, so that no thread is left with them at the end.
+            const int block = std::max(1, kQueryBlock / num_groups_);
+            for (int first = (count - 1) / block * block; first >= 0; first -= block)
+                for (int head = 0; head < model_.num_kv_heads; ++head)
+                    work_.push_back({row + first, std::min(block, count - first), head, 0});
+        }
+    }
+
+    // Call `work(begin, end)` for pieces of [0, count) until all are taken, then wait for the other threads.
+    template <typename Function>
+    void share(int phase, int count, int piece, Function work) {
+        std::atomic<int>& next = counters_[phase];
+        for (int begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < count;)
+            work(begin, std::min(begin + piece, count));
+#pragma omp barrier
+    }
+
+    // Pieces of equal size, a few for each thread.
+    int piece(int count) const { return std::max(1, count / (4 * batch_.num_threads)); }
+
+    float* hidden(int row) const { return memory_.hidden.data() + (ptrdiff_t)row * model_.width; }
+    float* qkv(int row) const { return memory_.qkv.data() + (ptrdiff_t)row * qkv_width_; }
+    float* attended(int row) const { return memory_.attended.data() + (ptrdiff_t)row * heads_width_; }
+    ptrdiff_t place(int row, int head) const { return slots_[row] * batch_.slot_stride + head * batch_.head_stride; }
+
+    Partial partial(int row, int head, int part) const {
+        const int index = partials_[row] + head * num_parts(positions_[row]) + part;
+        float* begin = memory_.partials.data() + (ptrdiff_t)index * partial_size_;
+        return {begin, begin + num_groups_, begin + 2 * num_groups_};
+    }
+
+    void run_layer(int index) {
+        const Layer& layer = model_.layers[index];
+        const int rows = batch_.num_rows, phase = index * kPhases;
+        const Activations normed = memory_.inputs.with(model_.width), mixed = memory_.inputs.with(heads_width_);
+        const Activations gated = memory_.gated.with(layer.down.num_inputs);
+        share(phase, rows, piece(rows), [&](int begin, int end) {
+            for (int row = begin; row < end; ++row)
+                write_norm(normed, row, hidden(row), layer.input_norm, model_.epsilon);
+        });
+        share(phase + 1, layer.qkv.num_panels(), piece(layer.qkv.num_panels()), [&](int begin, int end) {
+            product(layer.qkv, begin, end, normed, rows, qkv(0), qkv_width_, false);
+        });
+        share(phase + 2, rows, piece(rows), [&](int begin, int end) {
+            for (int row = begin; row < end; ++row) rotate_and_cache(layer, index, row);
+        });
+        share(phase + 3, (int)work_.size(), 1, [&](int begin, int) { attend(layer, index, work_[begin]); });
+        share(phase + 4, rows, piece(rows), [&](int begin, int end) {
+            for (int row = begin; row < end; ++row) {
+                if (partials_[row] >= 0) join_parts(row);
+                mixed.write_row(row, attended(row));
+            }
+        });
+        share(phase + 5, layer.output.num_panels(), piece(layer.output.num_panels()), [&](int begin, int end) {
+            product(layer.output, begin, end, mixed, rows, hidden(0), model_.width, true);
+        });
+        share(phase + 6, rows, piece(rows), [&](int begin, int end) {
+            for (int row = begin; row < end; ++row)
+                write_norm(normed, row, hidden(row), layer.mlp_norm, model_.epsilon);
+        });
+        share(phase + 7, gated.num_groups, piece(gated.num_groups), [&](int begin, int end) {
+            gate(layer.gate_up, begin, end, normed, gated);
+        });
+        share(phase + 8, layer.down.num_panels(), piece(layer.down.num_panels()), [&](int begin, int end) {
+            product(layer.down, begin, end, gated, rows, hidden(0), model_.width, true);
+        });
+    }
+
+    void run_head() {
+        const Activations normed = memory_.inputs.with(model_.width);
+        const int phase = model_.num_layers * kPhases, kept = batch_.num_kept;
+        share(phase, kept, piece(kept), [&](int begin, int end) {
+            for (int i = begin; i < end; ++i)
+                write_norm(normed, i, hidden(batch_.kept[i]), model_.norm, model_.epsilon);
+        });
+        share(phase + 1, model_.head.num_panels(), piece(model_.head.num_panels()), [&](int begin, int end) {
+            product(model_.head, begin, end, normed, kept, batch_.logits, model_.head.num_outputs, false);
+        });
+    }
+
+    // Norms and rotary embeddings of a row's queries and keys; its keys and values go into the cache.
+    void rotate_and_cache(const Layer& layer, int index, int row) {
+        const int dim = model_.head_dim;
+        const float *cosines = batch_.cosines + (ptrdiff_t)row * dim, *sines = batch_.sines + (ptrdiff_t)row * dim;
+        float* head = qkv(row);
+        for (int i = 0; i < model_.num_heads; ++i, head += dim)
+            norm_and_rotate(head, dim, layer.query_norm, model_.epsilon, cosines, sines);
+        for (int i = 0; i < model_.num_kv_heads; ++i, head += dim) {
+            norm_and_rotate(head, dim, layer.key_norm, model_.epsilon, cosines, sines);
+            uint16_t* key = batch_.keys[index] + place(row, i) + (ptrdiff_t)positions_[row] * dim;
+            for (int d = 0; d < dim; d += kLanes) to_bfloat16(key + d, load<Floats>(head + d));
+        }
+        for (int i = 0; i < model_.num_kv_heads; ++i, head += dim) {
+            uint16_t* value = batch_.values[index] + place(row, i) + (ptrdiff_t)positions_[row] * dim;
+            for (int d = 0; d < dim; d += kLanes) to_bfloat16(value + d, load<Floats>(head + d));
+        }
+    }
+
+    void attend(const Layer& layer, int index, const Work& work) {
+        const int dim = model_.head_dim, position = positions_[work.row];
+        const ptrdiff_t at = place(work.row, work.head);
+        const Attended head{batch_.keys[index] + at, batch_.values[index] + at, num_groups_, dim, model_.scaling};
+        const int offset = work.head * num_groups_ * dim;
+        if (partials_[work.row] < 0) {
+            const BlockMemory memory(
+                memory_.blocks.data() + omp_get_thread_num() * BlockMemory::size(dim), dim);
+            attend_block(head, qkv(work.row) + offset, qkv_width_, position, work.count, layer.window,
+                         attended(work.row) + offset, heads_width_, memory);
+            return;
+        }
+        const int begin = std::max(work.part * kPart, position - layer.window + 1);
+        const int end = std::min((work.part + 1) * kPart, position + 1);
+        const Partial result = partial(work.row, work.head, work.part);
+        if (begin < end)
+            attend_position(head, qkv(work.row) + offset, begin, end, result);
+        else
+            std::fill_n(result.largest, num_groups_, kNever);
+    }
+
+    // Attention of a row from its parts.
+    void join_parts(int row) {
+        const int dim = model_.head_dim, parts = num_parts(positions_[row]);
+        for (int head = 0; head < model_.num_heads; ++head) {
+            const int kv_head = head / num_groups_, group = head % num_groups_;
+            float largest = kNever, total = 0;
+            for (int part = 0; part < parts; ++part)
+                largest = std::max(largest, partial(row, kv_head, part).largest[group]);
+            float* to = attended(row) + head * dim;
+            std::fill_n(to, dim, 0.0f);
+            for (int part = 0; part < parts; ++part) {
+                const Partial found = partial(row, kv_head, part);
+                if (found.largest[group] == kNever) continue;
+                const float weight = std::exp(found.largest[group] - largest);
+                total += weight * found.sums[group];
+                for (int d = 0; d < dim; d += kLanes)
+                    store(to + d, load<Floats>(to + d) + load<Floats>(found.mixed + group * dim + d) * weight);
+            }
+            for (int d = 0; d < dim; d += kLanes) store(to + d, load<Floats>(to + d) * (1.0f / total));
+        }
+    }
+
+    // SiLU(gate) * up, rounded, for groups [begin, end) of the inputs of `down`. Gates come before ups.
+    void gate(const Linear& gate_up, int begin, int end, const Activations& normed, const Activations& gated) {
+        const int panels_per_group = kGroup / kPanel, first_up = gated.num_groups * panels_per_group;
+        Floats gates[kRowsAtOnce], ups[kRowsAtOnce], results[kGroup / kPanel][kRowsAtOnce];
+        for (int group = begin; group < end; ++group)
+            for (int first = 0; first < batch_.num_rows; first += kRowsAtOnce) {
+                const int count = std::min(kRowsAtOnce, batch_.num_rows - first);
+                for (int i = 0; i < panels_per_group; ++i) {
+                    const int panel = group * panels_per_group + i;
+                    panel_product(gate_up, panel, normed, first, count, gates);
+                    panel_product(gate_up, first_up + panel, normed, first, count, ups);
+                    for (int row = 0; row < count; ++row)
+                        results[i][row] = gates[row] / (1.0f + exponential(-gates[row])) * ups[row];
+                }
+                for (int row = 0; row < count; ++row) gated.write(first + row, group, results[0][row], results[1][row]);
+            }
+    }
+};
+
+}  // namespace
+
+#define SUPERDRAFT_API extern "C" __attribute__((visibility("default")))
+
+SUPERDRAFT_API void* superdraft_new_memory() { return new Memory; }
+
+SUPERDRAFT_API void superdraft_delete_memory(void* memory) { delete (Memory*)memory; }
+
+SUPERDRAFT_API void superdraft_forward(const Model* model, const Batch* batch, void* memory) {
+    Forward(*model, *batch, *(Memory*)memory).run();
+}
+
+// One linear layer: to[rows, outputs] from float32 rows[rows, inputs].
+SUPERDRAFT_API void superdraft_linear(
+    const Linear* linear, const float* rows, int64_t num_rows, float* to, int32_t num_threads) {
+    ActivationMemory memory;
+    memory.reserve(num_rows, linear->num_inputs);
+    const Activations activations = memory.with(linear->num_inputs);
+    const int num_panels = linear->num_panels(), piece = std::max(1, num_panels / (4 * num_threads));
+#pragma omp parallel num_threads(num_threads)
+    {
+#pragma omp for
+        for (int64_t row = 0; row < num_rows; ++row) activations.write_row(row, rows + row * linear->num_inputs);
+#pragma omp for schedule(dynamic)
+        for (int begin = 0; begin < num_panels; begin += piece)
+            product(*linear, begin, std::min(begin + piece, num_panels), activations, num_rows, to, linear->num_outputs,
+                    false);
+    }
+}
+
+// Levels 0..15 [outputs, inputs], scales and minima [outputs, groups] in float16 -> panels.
+SUPERDRAFT_API void superdraft_pack_int4(
+    const uint8_t* levels, const uint16_t* scales, const uint16_t* minima, int32_t num_outputs, int32_t num_inputs,
+    uint8_t* to, int32_t num_threads) {
+    const int num_groups = num_inputs / kGroup, num_panels = (num_outputs + kPanel - 1) / kPanel;
+#pragma omp parallel for num_threads(num_threads)
+    for (int panel = 0; panel < num_panels; ++panel)
+        for (int group = 0; group < num_groups; ++group) {
+            uint8_t* block = to + ((ptrdiff_t)panel * num_groups + group) * kInt4Block;
+            std::memset(block, 0, kInt4Block);
+            for (int n = 0; n < kPanel && panel * kPanel + n < num_outputs; ++n) {
+                const ptrdiff_t output = panel * kPanel + n;
+                const uint8_t* from = levels + output * num_inputs + group * kGroup;
+                for (int i = 0; i < kGroup / 2; ++i) block[i / 4 * 64 + 4 * n + i % 4] = from[i] | from[16 + i] << 4;
+                std::memcpy(block + 256 + 2 * n, scales + output * num_groups + group, 2);
+                std::memcpy(block + 288 + 2 * n, minima + output * num_groups + group, 2);
+            }
+        }
+}
+
+// Levels -127..127 [outputs, inputs] -> panels.
+SUPERDRAFT_API void superdraft_pack_int8(
+    const int8_t* levels, int32_t num_outputs, int32_t num_inputs, uint8_t* to, int32_t num_threads) {
+    const int num_groups = num_inputs / kGroup, num_panels = (num_outputs + kPanel - 1) / kPanel;
+#pragma omp parallel for num_threads(num_threads)
+    for (int panel = 0; panel < num_panels; ++panel)
+        for (int group = 0; group < num_groups; ++group) {
+            uint8_t* block = to + ((ptrdiff_t)panel * num_groups + group) * kInt8Block;
+            std::memset(block, 128, kInt8Block);
+            for (int n = 0; n < kPanel && panel * kPanel + n < num_outputs; ++n) {
+                const int8_t* from = levels + (ptrdiff_t)(panel * kPanel + n) * num_inputs + group * kGroup;
+                for (int i = 0; i < kGroup; ++i) block[i / 4 * 64 + 4 * n + i % 4] = (uint8_t)(from[i] + 128);
+            }
+        }
+}

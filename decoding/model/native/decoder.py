@@ -1,0 +1,204 @@
+"""A Llama-like decoder's forward in C++, with quantised linear layers; see `decoder.cpp`."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from superdraft.decoding.model.fused_decoder import DecoderLayer, FusedDecoder
+from superdraft.decoding.model.kv_cache import SlotKVCache
+from superdraft.decoding.model.linear import Linear
+from superdraft.decoding.model.native.library import load_kernels
+from superdraft.decoding.model.native.linear import LinearStruct, NativeLinear, address
+
+_LANES = 16
+_UNLIMITED = 2**31 - 1
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("input_norm", ctypes.c_void_p),
+        ("qkv", LinearStruct),
+        ("query_norm", ctypes.c_void_p),
+        ("key_norm", ctypes.c_void_p),
+        ("output", LinearStruct),
+        ("mlp_norm", ctypes.c_void_p),
+        ("gate_up", LinearStruct),
+        ("down", LinearStruct),
+        ("window", ctypes.c_int32),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("head", LinearStruct),
+        ("num_layers", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("num_heads", ctypes.c_int32),
+        ("num_kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("scaling", ctypes.c_float),
+    )
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("embeddings", ctypes.c_void_p),
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("kept", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+        ("slot_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+        ("num_rows", ctypes.c_int32),
+        ("num_segments", ctypes.c_int32),
+        ("num_kept", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    )
+
+
+class NativeDecoder:
+    """A Llama-like model's forward over the slots of a KV cache, on as many threads as torch uses.
+
+    A row's logits do not depend on the other rows of the forward, up to the way in which its own prompt is cut.
+
+    Args:
+        decoder: a decoder that `supports` accepts.
+        windows: per layer, how many positions a position sees, itself included; None: all.
+    """
+
+    def __init__(self, decoder: FusedDecoder, windows: Sequence[int | None]) -> None:
+        self._kernels = load_kernels()
+        self._decoder = decoder
+        self._kept_alive: list[Tensor] = []
+        layers = (_Layer * len(decoder.layers))()
+        for struct, layer, window in zip(layers, decoder.layers, windows, strict=True):
+            query_norm, key_norm = layer.norms or (None, None)
+            struct.input_norm, struct.mlp_norm = self._floats(layer.input_norm), self._floats(layer.mlp_norm)
+            struct.query_norm, struct.key_norm = self._floats(query_norm), self._floats(key_norm)
+            struct.qkv, struct.output, struct.gate_up, struct.down = map(_struct, _linears(layer))
+            struct.window = window or _UNLIMITED
+        self._layers = layers
+        self._width, self._num_logits = decoder.norm.shape[0], _native(decoder.head).shape[0]
+        self._model = _Model(
+            layers=ctypes.addressof(layers),
+            norm=self._floats(decoder.norm),
+            head=_struct(decoder.head),
+            num_layers=len(layers),
+            width=self._width,
+            num_heads=decoder.num_heads,
+            num_kv_heads=decoder.num_kv_heads,
+            head_dim=decoder.head_dim,
+            epsilon=decoder.epsilon,
+            scaling=decoder.scaling,
+        )
+        self._memory = ctypes.c_void_p(self._new_memory())
+
+    def _new_memory(self) -> int:
+        self._kernels.superdraft_new_memory.restype = ctypes.c_void_p
+        return int(self._kernels.superdraft_new_memory())
+
+    def __del__(self) -> None:
+        if hasattr(self, "_memory"):
+            self._kernels.superdraft_delete_memory(self._memory)
+
+    @staticmethod
+    def supports(decoder: FusedDecoder) -> bool:
+        """Whether the kernels can run this model: its layers are quantised, its shapes and activation are known."""
+        linears = [linear for layer in decoder.layers for linear in _linears(layer)]
+        return (
+            all(isinstance(linear, NativeLinear) for linear in [*linears, decoder.head])
+            and decoder.activation is nn.functional.silu
+            and decoder.head_dim % (2 * _LANES) == 0
+            and decoder.num_heads % decoder.num_kv_heads == 0
+        )
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        cache: SlotKVCache,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        kept: Sequence[int],
+    ) -> Tensor:
+        """Run rows of some sequences; their keys and values are written into the cache.
+
+        Args:
+            embeddings: inputs of all rows, sequence after sequence, shape [N, D].
+            cache: in bfloat16, all layers of one shape.
+            slots: the slot of each sequence.
+            starts: the position of each sequence's first row.
+            counts: how many rows of consecutive positions each sequence has.
+            kept: rows whose logits to return.
+
+        Returns:
+            Logits, float32, shape [len(kept), V].
+        """
+        num_rows = sum(counts)
+        inputs = embeddings.float().contiguous()
+        cosines, sines = self._rotation(inputs, starts, counts)
+        numbers = [torch.tensor(part, dtype=torch.int32) for part in (slots, starts, counts, kept)]
+        keys, values = cache.layers[0].keys, cache.layers[0].values
+        pointers = _addresses(cache)
+        logits = torch.empty(len(kept), self._num_logits)
+        batch = _Batch(
+            *(address(tensor) for tensor in (inputs, cosines, sines, *numbers)),
+            *(ctypes.addressof(part) for part in pointers),
+            logits=logits.data_ptr(),
+            slot_stride=keys.stride(0),
+            head_stride=keys.stride(1),
+            num_rows=num_rows,
+            num_segments=len(slots),
+            num_kept=len(kept),
+            num_threads=torch.get_num_threads(),
+        )
+        assert values.stride() == keys.stride()
+        self._kernels.superdraft_forward(ctypes.byref(self._model), ctypes.byref(batch), self._memory)
+        return logits
+
+    def _rotation(self, inputs: Tensor, starts: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, float32, shape [N, Dh]; the sines include the sign of rotate-half."""
+        rows = [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
+        positions = torch.tensor([position for row in rows for position in row]).unsqueeze(0)
+        cosines, sines = self._decoder.rotary(inputs, positions)
+        sines[..., : self._decoder.head_dim // 2].neg_()
+        return cosines[0].contiguous(), sines[0].contiguous()
+
+    def _floats(self, tensor: Tensor | None) -> int | None:
+        """Address of a copy in float32 that lives as long as the decoder."""
+        if tensor is None:
+            return None
+        self._kept_alive.append(tensor.detach().float().contiguous())
+        return address(self._kept_alive[-1])
+
+
+def _linears(layer: DecoderLayer) -> tuple[Linear, Linear, Linear, Linear]:
+    return layer.qkv, layer.output, layer.gate_up, layer.down
+
+
+def _native(linear: Linear) -> NativeLinear:
+    assert isinstance(linear, NativeLinear), "`supports` was not asked"
+    return linear
+
+
+def _struct(linear: Linear) -> LinearStruct:
+    return _native(linear).struct
+
+
+def _addresses(cache: SlotKVCache) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]]:
+    """Where each layer's keys and values begin."""
+    pointers = ctypes.c_void_p * len(cache.layers)
+    return (
+        pointers(*(layer.keys.data_ptr() for layer in cache.layers)),
+        pointers(*(layer.values.data_ptr() for layer in cache.layers)),
+    )

@@ -1,0 +1,115 @@
+// Vectors of 16 floats, written with the compiler's vector extensions: one AVX-512 register, or two of AVX2.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include <immintrin.h>
+
+namespace superdraft {
+
+constexpr int kLanes = 16;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t HalfWords __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
+
+template <typename Vector, typename Item>
+inline Vector load(const Item* from) {
+    Vector vector;
+    std::memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+template <typename Vector, typename Item>
+inline void store(Item* to, Vector vector) {
+    std::memcpy(to, &vector, sizeof vector);
+}
+
+inline Floats splat(float value) { return Floats{} + value; }
+
+inline Floats select(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+inline Floats from_bfloat16(const uint16_t* from) {
+    return (Floats)(__builtin_convertvector(load<HalfWords>(from), Words) << 16);
+}
+
+inline void to_bfloat16(uint16_t* to, Floats values) {
+    Words bits = (Words)values;
+    bits += 0x7fffu + ((bits >> 16) & 1u);  // to nearest, ties to even
+    store(to, __builtin_convertvector(bits >> 16, HalfWords));
+}
+
+inline Floats from_float16(const uint16_t* from) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#else
+    Floats values;
+    store((float*)&values, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from)));
+    store((float*)&values + 8, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + 8))));
+    return values;
+#endif
+}
+
+// To the nearest whole number, for |value| < 2^22.
+inline Floats rounded(Floats values) {
+    const Floats shift = splat(12582912.0f);
+    return (values + shift) - shift;
+}
+
+inline __m256 low_half(Floats values) { return _mm256_loadu_ps((const float*)&values); }
+
+inline __m256 high_half(Floats values) { return _mm256_loadu_ps((const float*)&values + 8); }
+
+inline float maximum(Floats values) {
+    const __m256 eight = _mm256_max_ps(low_half(values), high_half(values));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline float sum(Floats values) {
+    const __m256 eight = _mm256_add_ps(low_half(values), high_half(values));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+// The sum of each of 16 vectors.
+inline Floats sums(const Floats* vectors) {
+    __m256 results[2];
+    for (int half = 0; half < 2; ++half) {
+        __m256 eights[8];
+        for (int i = 0; i < 8; ++i)
+            eights[i] = _mm256_add_ps(low_half(vectors[8 * half + i]), high_half(vectors[8 * half + i]));
+        const __m256 first = _mm256_hadd_ps(_mm256_hadd_ps(eights[0], eights[1]), _mm256_hadd_ps(eights[2], eights[3]));
+        const __m256 second = _mm256_hadd_ps(_mm256_hadd_ps(eights[4], eights[5]), _mm256_hadd_ps(eights[6], eights[7]));
+        results[half] = _mm256_add_ps(
+            _mm256_permute2f128_ps(first, second, 0x20), _mm256_permute2f128_ps(first, second, 0x31));
+    }
+    return load<Floats>((const float*)results);
+}
+
+// e^x, within 2 units in the last place.
+inline Floats exponential(Floats values) {
+    values = larger(values, splat(-87.0f));
+    values = values > 88.0f ? splat(88.0f) : values;
+    const Floats power = rounded(values * 1.44269504f);
+    Floats rest = values - power * 0.693359375f;
+    rest = rest + power * 2.12194440e-4f;
+    Floats result = splat(1.9875691500e-4f);
+    result = result * rest + 1.3981999507e-3f;
+    result = result * rest + 8.3334519073e-3f;
+    result = result * rest + 4.1665795894e-2f;
+    result = result * rest + 1.6666665459e-1f;
+    result = result * rest + 5.0000001201e-1f;
+    result = result * rest * rest + rest + 1.0f;
+    const Ints exponent = (__builtin_convertvector(power, Ints) + 127) << 23;
+    return result * (Floats)exponent;
+}
+
+}  // namespace superdraft

@@ -1,0 +1,188 @@
+"""The native decoder against transformers' own forward in float32 over the same rounded weights."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from superdraft.decoding.model.fused_decoder import FusedDecoder
+from superdraft.decoding.model.linear import DenseLinear
+from superdraft.decoding.model.linear_int4 import convert_int4
+from superdraft.decoding.model.native import decoder as native_decoder
+from superdraft.decoding.model.native import linear as native_linear
+from superdraft.decoding.model.native.decoder import NativeDecoder
+from superdraft.decoding.model.native.library import VARIANTS, load_kernels, supported_variants
+from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
+from superdraft.decoding.model.runner import ModelRunner
+
+LENGTH = 600  # more than two parts of 256 positions
+COMMON = {
+    "vocab_size": 300,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.15,
+    "pad_token_id": None,
+    "bos_token_id": None,
+}
+MODELS = {
+    "llama": (transformers.LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True}),
+    "llama, all heads": (transformers.LlamaConfig, {"num_key_value_heads": 6, "mlp_bias": True}),
+    "mistral, window": (
+        transformers.MistralConfig,
+        {"sliding_window": 70, "head_dim": 96, "num_attention_heads": 5, "num_key_value_heads": 1},
+    ),
+    "qwen2": (transformers.Qwen2Config, {"head_dim": 32, "num_attention_heads": 3, "num_key_value_heads": 1}),
+    "qwen2, two windows": (
+        transformers.Qwen2Config,
+        {
+            "head_dim": 32,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "use_sliding_window": True,
+            "sliding_window": 50,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen3": (transformers.Qwen3Config, {"tie_word_embeddings": False}),
+}
+
+
+def make_model(name: str) -> transformers.PreTrainedModel:
+    kind, options = MODELS[name]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(kind(**COMMON | options))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.data.normal_(std=0.2)
+    return model.to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def round_weights(model: transformers.PreTrainedModel) -> None:
+    """Give the linear layers of a float32 model the weights that the kernels hold."""
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            weight = module.weight
+            if module is head:
+                levels, scales = quantise_int8(weight)
+                module.weight = nn.Parameter(levels * scales[:, None], requires_grad=False)
+            else:
+                levels, scales, zeros = quantise_int4(weight)
+                scale, minimum = (
+                    (p.half().float().repeat_interleave(GROUP_SIZE, 1)) for p in (scales, zeros - 8 * scales)
+                )
+                module.weight = nn.Parameter(levels * scale + minimum, requires_grad=False)
+
+
+@pytest.fixture(params=VARIANTS)
+def _variant(request, monkeypatch):
+    if request.param not in supported_variants():
+        pytest.skip(f"this processor cannot run {request.param}")
+    for module in (native_linear, native_decoder):
+        monkeypatch.setattr(module, "load_kernels", lambda: load_kernels(request.param))
+
+
+def make_runner(name: str, **options) -> ModelRunner:
+    runner = ModelRunner(make_model(name), 1024, 100_000_000, num_slots=6, convert=convert_int4, **options)
+    assert runner._native is not None
+    return runner
+
+
+@pytest.mark.usefixtures("_variant")
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_logits_are_those_of_the_rounded_weights(name):
+    reference = make_model(name).float()
+    if reference.config.tie_word_embeddings:
+        reference.lm_head.weight = nn.Parameter(reference.lm_head.weight.clone(), requires_grad=False)
+    round_weights(reference)
+    ids = [(37 * i + i * i) % 300 for i in range(LENGTH)]
+    expected = torch.log_softmax(reference(torch.tensor([ids])).logits[0], -1)
+    runner = make_runner(name)
+
+    def divergence(got: torch.Tensor, place: int) -> float:
+        return float((expected[place].exp() * (expected[place] - torch.log_softmax(got, -1))).sum())
+
+    # 8-bit activations leave a divergence of about 0.01; any error in masks, positions or caches leaves one near 1.
+    logprobs = runner.exact_logprobs([ids])[0]
+    found = (expected.exp() * (expected - logprobs)).sum(-1)
+    assert float(found.mean()) < 0.03
+    assert float(found.max()) < 0.5
+    # Prompts of several lengths together, in any slots, in chunks, and steps that follow them.
+    runner.prefill([4, 1], [ids[:300], ids[:5]], [0, 0])
+    logits = runner.prefill([1, 4], [ids[5:40], ids[300:599]], [5, 300], [2, 1])
+    assert divergence(logits[0], 38) < 0.5
+    assert divergence(logits[1], 39) < 0.5
+    assert divergence(logits[2], 598) < 0.5
+    runner.prefill([0, 1, 2], [ids[:599], ids[:8], ids[:256]], [0] * 3)
+    steps = runner.decode(runner.embed([ids[599], ids[8], ids[256]]), [599, 8, 256])
+    for step, place in zip(steps, (599, 8, 256), strict=True):
+        assert divergence(step, place) < 0.5
+
+
+@pytest.mark.usefixtures("_variant")
+@pytest.mark.parametrize("name", ["llama", "mistral, window"])
+def test_a_row_does_not_depend_on_its_neighbours(name):
+    runner = make_runner(name)
+    ids = [(37 * i + i * i) % 300 for i in range(300)]
+    others = [[5, 6, 7], [9] * 40, [11] * 280]
+    alone = runner.prefill([0], [ids], [0])
+    assert torch.equal(runner.prefill([3, 0, 1, 2], [others[0], ids, *others[1:]], [0] * 4)[1:2], alone)
+    step = runner.decode(runner.embed([7]), [300])
+    assert torch.equal(runner.decode(runner.embed([7, 8, 9, 10]), [300, 40, 280, 3])[:1], step)
+    # How a long text is cut does not matter either, as long as no piece is very short.
+    runner.prefill([5], [ids[:96]], [0])
+    assert torch.equal(runner.prefill([5], [ids[96:]], [96]), alone)
+
+
+def test_threads_change_nothing():
+    runner = make_runner("llama")
+    ids = [(37 * i + i * i) % 300 for i in range(300)]
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for num in (1, 2, 3):
+            torch.set_num_threads(num)
+            prompt = runner.prefill([0], [ids], [0])
+            found.append((prompt, runner.decode(runner.embed([7]), [300])))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_what_lies_beyond_a_text_is_never_read():
+    runner = make_runner("llama")
+    ids = [(37 * i) % 300 for i in range(70)]
+    clean = runner.prefill([0], [ids], [0]), runner.decode(runner.embed([7]), [70])
+    for layer in runner.cache.layers:
+        layer.keys.fill_(float("nan"))
+        layer.values.fill_(float("nan"))
+    assert torch.equal(runner.prefill([0], [ids], [0]), clean[0])
+    assert torch.equal(runner.decode(runner.embed([7]), [70]), clean[1])
+
+
+def test_the_dense_weights_are_freed():
+    model = make_model("qwen3")
+    ModelRunner(model, 64, 10_000_000, num_slots=2, convert=convert_int4)
+    assert sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)) == 0
+    assert model.get_input_embeddings().weight.numel() > 0
+
+
+def test_models_that_the_kernels_cannot_run():
+    def decoder(**options) -> FusedDecoder:
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(**COMMON | options)
+        return FusedDecoder(transformers.AutoModelForCausalLM.from_config(config))
+
+    dense = decoder()
+    assert not NativeDecoder.supports(dense)
+    for options, supported in [({}, True), ({"hidden_act": "gelu"}, False), ({"head_dim": 16}, False)]:
+        made = decoder(**options)
+        made.convert(convert_int4)
+        assert NativeDecoder.supports(made) is supported
+    assert isinstance(dense.head, DenseLinear)
