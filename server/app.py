@@ -163,6 +163,7 @@ def _admission(settings: Settings, engine: DecodingEngine, metrics: Metrics) -> 
         places_of(engine.num_slots),
         settings.max_waiting,
         settings.queue_timeout_ms / 1000,
+        settings.target_latency_ms / 1000,
         metrics.count_shed,
     )
 

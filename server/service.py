@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar, get_args
 
+from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import SELECTIONS, GenerationParams
 from superdraft.decoding.prompt import Prompt
@@ -199,7 +200,21 @@ class Service:
         else:
             scorer, drafting = await self.ngram_models.current_default(), self.drafting
         asked = {**method, "token_healing": self.settings.token_healing, **request.asked}
-        return drafting.params(asked, asks_for_paper=request.asks_for_paper), scorer
+        params = drafting.params(asked, asks_for_paper=request.asks_for_paper)
+        self._check_work(len(request.prompts), params)
+        return params, scorer
+
+    def _check_work(self, num_prompts: int, params: GenerationParams) -> None:
+        """Refuse a request that asks for more tokens than one may, unless the engine has a closer limit to name."""
+        num_rows, max_tokens = params.num_rows, params.max_tokens
+        work, limit = num_prompts * num_rows * max_tokens, self.settings.max_request_tokens
+        if work > limit and num_rows <= self.engine.num_slots and max_tokens <= self.engine.config.max_tokens:
+            raise InvalidRequestError(
+                f"The request asks for {work} tokens ({num_prompts} prompts x {num_rows} rows x max_tokens "
+                f"{max_tokens}), this server allows at most {limit} per request. Lower max_tokens, ask for fewer "
+                "drafts, or send the prompts in several requests.",
+                param="max_tokens",
+            )
 
     async def _share(self, request: DraftingRequest, run: EngineRequest) -> Share:
         async def decode(params: GenerationParams) -> GenerationOutput:

@@ -124,6 +124,11 @@ class Settings(BaseSettings):
     max_batch_prompts: int = Field(
         default=32, ge=1, description="Maximum number of prompts in one request to /v1/completions."
     )
+    max_request_tokens: int = Field(
+        default=8192,
+        ge=1,
+        description="Maximum number of tokens that one request may decode: prompts x rows x max_tokens.",
+    )
     prompt_too_long: Literal["error", "truncate_left"] = Field(
         default="error",
         description="What to do with a prompt longer than --max-model-len allows: refuse it, or drop its oldest "
@@ -229,6 +234,11 @@ class Settings(BaseSettings):
         default=25,
         ge=1,
         description="Maximum time that a request waits for free slots, in milliseconds; the newest is served first.",
+    )
+    target_latency_ms: int = Field(
+        default=1000,
+        ge=1,
+        description="Time in which accepted requests should be answered, in milliseconds; others are refused.",
     )
     max_connections: int = Field(
         default=2000, ge=1, description="Maximum number of open connections; beyond it the longest idle is closed."

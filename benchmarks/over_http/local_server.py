@@ -17,7 +17,7 @@ from superdraft.server.errors import CommandError
 START_TIMEOUT_S = 180.0  # the model may have to be fetched
 STOP_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
-NEVER_REFUSE = ("--queue-timeout-ms", "60000", "--max-waiting", "1000")
+NEVER_REFUSE = ("--queue-timeout-ms", "60000", "--max-waiting", "1000", "--target-latency-ms", "60000")
 """Options for closed loops: when all slots are busy, requests wait instead of being refused."""
 
 _SERVE = "from superdraft.server.cli.main import main; main()"

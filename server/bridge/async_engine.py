@@ -28,6 +28,7 @@ from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineToken
 from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
 from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.edge.access import current_caller
+from superdraft.server.edge.rate_limits import counted_caller
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import RequestRecord, current_record
 
@@ -142,7 +143,14 @@ class AsyncEngine:
         record = current_record()
         if request.session_id is not None and current_caller():  # a caller's name has no space in it
             request = replace(request, session_id=f"{current_caller()} {request.session_id}")
-        place = await self._admission.enter(record, request.params.num_rows, request.session_id, request.timeout_s)
+        place = await self._admission.enter(
+            record,
+            request.params.num_rows,
+            request.params.max_tokens,
+            caller=counted_caller(),
+            session=request.session_id,
+            timeout_s=request.timeout_s,
+        )
 
         def cancel(stream: OutputStream) -> None:
             record.is_cancelled = True
@@ -228,6 +236,7 @@ class AsyncEngine:
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
 
     def _add(self, command: _Add) -> None:
+        command.place.is_added = True
         request_id = command.request.request_id
         if request_id in self._requests:
             self._refuse(command, InvalidRequestError(f"The request id {request_id} is in use.", param="id"))
@@ -241,6 +250,7 @@ class AsyncEngine:
                 self._engine.cancel(request_id)  # it may have been added in part
         else:
             self._requests[request_id] = command
+            self._admission.costs.observe_request()
             command.stream.accept()
 
     def _refuse(self, command: _Add, fault: Exception) -> None:
@@ -248,8 +258,15 @@ class AsyncEngine:
         command.stream.refuse(request_error(fault, engine_request_id=command.request.request_id))
 
     def _step(self) -> None:
+        num_rows = sum(request.place.num_rows for request in self._requests.values())
         outputs = self._engine.step()
         self._metrics.observe_step()
+        step, costs = self._engine.last_step, self._admission.costs
+        if step.kind == "decode":
+            costs.observe_decode(num_rows, step.seconds)
+        elif step.kind == "prefill":
+            costs.observe_prefill(step.seconds)
+        costs.num_waiting = self._engine.num_waiting
         for output in outputs:
             self._deliver(output)
         if self._requests and not self._engine.has_unfinished:

@@ -20,6 +20,18 @@ class EngineTokenizer(FimTokenizer, Protocol):
         """The text of these token ids."""
 
 
+class EngineStep(Protocol):
+    """An engine's report of a step."""
+
+    @property
+    def kind(self) -> str | None:
+        """What the model ran: "prefill", "decode" or None."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the step."""
+
+
 class DecodingEngine(Protocol):
     """Runs requests step by step. Any thread may read the attributes; everything else is for one thread only."""
 
@@ -40,8 +52,16 @@ class DecodingEngine(Protocol):
         """Most rows in one decode step."""
 
     @property
+    def num_waiting(self) -> int:
+        """Requests whose prompts have no slot yet."""
+
+    @property
     def has_unfinished(self) -> bool:
         """Whether `step` has anything to do."""
+
+    @property
+    def last_step(self) -> EngineStep:
+        """The latest step. For the engine's thread only."""
 
     def add_request(self, request: EngineRequest) -> None:
         """Queue a request; it ends an unfinished one of the same session.

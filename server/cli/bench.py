@@ -25,6 +25,7 @@ add_commands(
         "replay": (f"{_OVER_HTTP}replay", "Type texts through the client's typing session."),
         "load": (f"{_OVER_HTTP}load", "Let simulated users type against a server."),
         "overload": (f"{_OVER_HTTP}overload", "Send a server more requests than it can answer."),
+        "large-requests": (f"{_OVER_HTTP}large_requests", "Type beside clients that send large requests."),
         "restart": (f"{_OVER_HTTP}restart", "Stop, kill and restart a server under load."),
         "replicas": (f"{_OVER_HTTP}replicas", "Kill, add and remove Ray Serve replicas under load."),
     },

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import limits
 from limits.aio.storage import MemoryStorage
@@ -13,6 +14,13 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from superdraft.server.edge.refusals import TooManyRequestsError
 
 _IPV6_NETWORK_BITS = 64  # what one household or machine usually has
+
+_counted: ContextVar[str] = ContextVar("counted_caller", default="")
+
+
+def counted_caller() -> str:
+    """The caller that the current request counts for: its API key, or its network address on a server without keys."""
+    return _counted.get()
 
 
 class CallerLimits:
@@ -57,6 +65,7 @@ class CallerLimits:
             raise TooManyRequestsError(message, code="too_many_concurrent_requests")
         await self._hit(caller, rate_limit or self._rate_limit)
         self._running[caller] += 1
+        _counted.set(caller)
         try:
             yield
         finally:

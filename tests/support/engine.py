@@ -42,6 +42,12 @@ class FakeTokenizer:
         return "".join(chr(i) for i in token_ids)
 
 
+@dataclass(frozen=True)
+class Step:
+    kind: str
+    seconds: float
+
+
 @dataclass
 class Job:
     request_id: str
@@ -63,7 +69,7 @@ class FakeEngine:
     """Each draft has `max_tokens` tokens such as " red1", or fewer if the request runs out of time.
 
     If `gate` is given, every step waits until this event is set. `on_step` runs at the start of each step and may
-    raise. `fail` maps a request id to the error that the request ends with.
+    raise. `fail` maps a request id to the error that the request ends with. Every step is reported as `last_step`.
     """
 
     config: EngineConfig = field(default_factory=EngineConfig)
@@ -80,6 +86,8 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     superseded: list[str] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
+    last_step: Step = Step("decode", 0.0)
+    num_waiting: int = 0
 
     @property
     def has_unfinished(self) -> bool:

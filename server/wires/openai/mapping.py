@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogprob
+from superdraft.decoding.params import GenerationParams
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.wires.common import LOGPROB_FLOOR, PromptTokensDetails, floored
 from superdraft.server.wires.openai.schemas import (
@@ -82,17 +83,19 @@ def check(body: CompletionRequest, max_prompts: int) -> None:
         raise InvalidRequestError(message, param="prompt")
 
 
-def request_warnings(body: CompletionRequest, strategy: str, max_tokens: int) -> list[str]:
+def request_warnings(body: CompletionRequest, params: GenerationParams, limit: int) -> list[str]:
     """Warnings about fields of the request that have no effect.
 
     Args:
         body: the request.
-        strategy: the one that it runs under.
-        max_tokens: the engine's limit for one draft.
+        params: the engine's parameters that were made of it.
+        limit: the server's for `max_tokens`.
     """
-    warnings = body.strategy_warnings(strategy)
-    if body.max_tokens > max_tokens:
-        warnings.append(f"max_tokens is {body.max_tokens}; this server writes {max_tokens} at most.")
+    warnings = body.strategy_warnings(params.strategy)
+    if body.max_tokens > limit:
+        warnings.append(
+            f"max_tokens is {body.max_tokens}, this server allows at most {limit}: drafts end at {params.max_tokens}."
+        )
     if body.token_healing and not isinstance(body.prompt[0], str):
         warnings.append("token_healing has no effect: the prompt is given as token ids.")
     return warnings

@@ -72,11 +72,11 @@ async def create_completion(
     with errors_in_request_terms(body):
         if body.stream:
             streamed = await unless_client_gone(request, service.stream(drafting))
-            warnings = request_warnings(body, streamed.params.strategy, limit) + gap_warnings
+            warnings = request_warnings(body, streamed.params, limit) + gap_warnings
             render = CompletionStream(head, body, list(drafting.prompts), echoes, warnings)
             return EventStream(streamed.outputs, render, _warnings_header(warnings))
         drafted = await unless_client_gone(request, service.draft(drafting))
-    warnings = request_warnings(body, drafted.params.strategy, limit) + gap_warnings
+    warnings = request_warnings(body, drafted.params, limit) + gap_warnings
     choices = []
     for i, (echo, output) in enumerate(zip(echoes, drafted.outputs, strict=True)):
         choices += choices_of(body, i, echo, output)

@@ -9,7 +9,7 @@ from collections import Counter
 
 import httpx
 import pytest
-from support.engine import FakeEngine
+from support.engine import FakeEngine, Step
 from support.serving import eventually, raw_request, serving
 from support.slotted_engine import SlottedEngine
 
@@ -150,6 +150,48 @@ def test_a_typist_is_never_refused_because_of_his_own_older_key_press():
             assert other == 200
 
 
+def test_more_than_can_be_answered_in_time_is_refused_although_there_are_slots(make_client, engine):
+    engine.last_step = Step("decode", 0.03)  # at most 0.9 s for ten tokens of three requests
+    engine.gate = threading.Event()
+    engine.gate.set()
+    client, answers = make_client(target_latency_ms=1000), []
+
+    def ask(prompt):
+        answers.append(client.post("/v1/drafts", json={"prompt": prompt, "max_tokens": 10}))
+
+    ask("first")
+    engine.gate.clear()
+    threads = [threading.Thread(target=ask, args=(text,)) for text in "abcdef"]
+    for thread in threads:
+        thread.start()
+    assert eventually(lambda: len(answers) == 1 + 3)
+    assert [answer.status_code for answer in answers] == [200] + [429] * 3
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[1:])
+    engine.gate.set()
+    for thread in threads:
+        thread.join(5)
+    assert [answer.status_code for answer in answers[4:]] == [200] * 3
+    assert engine.num_slots > 6
+
+
+@pytest.mark.parametrize(
+    ("body", "work"),
+    [
+        ({"prompt": ["hi"] * 32, "n": 32, "strategy": "sample", "max_tokens": 512}, 32 * 32 * 512),
+        ({"prompt": ["hi"] * 5, "n": 3, "strategy": "sample", "max_tokens": 10}, 5 * 3 * 10),
+    ],
+)
+def test_a_request_for_more_work_than_one_may_ask_for_is_refused(make_client, engine, body, work):
+    client = make_client(max_request_tokens=149)
+    error = client.post("/v1/completions", json=body).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "max_tokens")
+    assert str(work) in error["message"]
+    assert "at most 149" in error["message"]
+    assert not engine.seen
+    allowed = {"prompt": ["hi"] * 4, "n": 3, "strategy": "sample", "max_tokens": 10}
+    assert client.post("/v1/completions", json=allowed).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -184,7 +226,7 @@ def test_readers_that_take_nothing_hold_no_place():
     engine = SlottedEngine(num_slots=2)
     with serving(create_app(Settings(), engine, model_name="tiny")) as url:
         stuck = [
-            raw_request(url, "/v1/drafts", prompt="hi", num_drafts=6, max_tokens=50, stream=True, session_id=str(i))
+            raw_request(url, "/v1/drafts", prompt="hi", num_drafts=6, max_tokens=40, stream=True, session_id=str(i))
             for i in range(2)
         ]
         assert eventually(lambda: len(engine.seen) == 2)

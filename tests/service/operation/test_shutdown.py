@@ -44,6 +44,7 @@ class Server:
     def __init__(self, model, log, port=0, code=_SERVE, **options):
         flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         command = [sys.executable, "-c", code, "serve", "--model", str(model), "--ngram-model", "none"]
+        command += ["--target-latency-ms", str(PATIENCE_S * 1000)]  # refuses nobody for being slow
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPERDRAFT_")}
         with log.open("wb") as out:
             self.process = subprocess.Popen(

@@ -373,6 +373,8 @@ def test_token_that_the_cut_went_through_is_the_last():
 @pytest.mark.parametrize("max_tokens", [513, 10**9, 10**30])
 def test_more_tokens_than_the_server_writes_are_fewer_with_a_warning(client, engine, max_tokens):
     body = ask(client, max_tokens=max_tokens)
-    limit = engine.config.max_tokens
-    assert engine.seen[0].params.max_tokens == min(limit, engine.max_model_len // 2)
-    assert body["warnings"] == [f"max_tokens is {max_tokens}; this server writes {limit} at most."]
+    limit, most = engine.config.max_tokens, engine.max_model_len // 2
+    assert engine.seen[0].params.max_tokens == most < limit
+    assert body["warnings"] == [
+        f"max_tokens is {max_tokens}, this server allows at most {limit}: drafts end at {most}."
+    ]

@@ -230,13 +230,13 @@ def test_reader_that_leaves_cancels_every_prompt(app, url, engine, stepwise, pro
 def test_reader_that_stops_reading_holds_nobody_and_misses_no_text(engine):
     engine.max_model_len = 4096
     engine.on_step = lambda: time.sleep(0.0005)
-    app = create_app(Settings(max_batch_prompts=512), engine, model_name="tiny")
+    app = create_app(Settings(max_batch_prompts=512, max_request_tokens=100_000), engine, model_name="tiny")
     prompts = ["h"] * 400
     with (
         serving(app) as url,
         raw_request(url, PATH, prompt=prompts, max_tokens=200, stream=True) as stalled,
     ):
-        assert eventually(lambda: len(engine.seen) == len(prompts))
+        assert eventually(lambda: len(engine.seen) == len(prompts), timeout_s=30)
         assert eventually(lambda: not engine.jobs, timeout_s=30)  # 80,000 events for one who reads none of them
         assert engine.cancelled == []
         assert TestClient(app).get("/health").status_code == 200

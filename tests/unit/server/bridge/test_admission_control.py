@@ -1,4 +1,4 @@
-"""Who goes in: never more than there is room for, the newest first, nobody waits long, no place is lost."""
+"""Who goes in: never more than there is room and time for, by turns, nobody waits long, no place is lost."""
 
 import asyncio
 import random
@@ -83,25 +83,55 @@ def test_nobody_waits_longer_than_the_deadline(max_waiting, timeout_s, waits_s):
     run(scenario)
 
 
-def test_the_prompts_of_a_request_go_in_together_or_not_at_all():
+def test_the_prompts_of_a_request_go_in_by_turns_with_others():
     async def scenario():
         control = AdmissionControl(2, queue_timeout_s=0.03)
         batch = Request()
-        places = await asyncio.gather(*(control.enter(batch) for _ in range(5)))
-        assert control.num_rows == 5
-        other = Request()
-        late = [asyncio.create_task(control.enter(other)) for _ in range(3)]
-        await asyncio.sleep(0.01)
-        for place in places[:3]:
-            control.leave(place)
-        assert control.num_rows == 2
-        assert not any(task.done() for task in late)
-        control.leave(places[3])
-        await asyncio.gather(*late)
-        assert control.num_rows == 4
-        third = Request()
-        ends = await asyncio.gather(*(control.enter(third) for _ in range(3)), return_exceptions=True)
+        tasks = [asyncio.create_task(control.enter(batch)) for _ in range(4)]
+        await asyncio.sleep(1)  # once the first prompt is in, the others have no deadline
+        assert [task.done() for task in tasks] == [True, False, False, False]  # it leaves a row to others
+        other = await control.enter(Request())
+        newer = await begin(control)
+        control.leave(other)
+        await asyncio.sleep(0)
+        assert newer.done()
+        assert not tasks[1].done()
+        control.leave(tasks[0].result())
+        await asyncio.sleep(0)
+        assert tasks[1].done()  # its turn: it has no rows, and has begun
+        control.leave(newer.result())
+        for task in tasks[1:]:
+            control.leave(await task)
+        assert control.num_rows == 0
+        assert not control._groups
+
+    run(scenario)
+
+
+def test_a_request_that_does_not_begin_in_time_is_refused_with_all_its_prompts():
+    async def scenario():
+        reasons = []
+        control = AdmissionControl(1, queue_timeout_s=0.03, on_shed=reasons.append)
+        await control.enter(Request())
+        batch = Request()
+        ends = await asyncio.gather(*(control.enter(batch) for _ in range(3)), return_exceptions=True)
         assert [type(end) for end in ends] == [OverloadedError] * 3
+        assert reasons == ["queue_timeout"]
+
+    run(scenario)
+
+
+def test_a_prompt_goes_in_only_with_all_its_rows():
+    async def scenario():
+        control = AdmissionControl(4, queue_timeout_s=0.03)
+        first = await control.enter(Request(), 2)
+        with pytest.raises(OverloadedError):
+            await control.enter(Request(), 3)
+        wide = await begin(control, num_rows=3)
+        control.leave(first)
+        control.leave(await wide)
+        await control.enter(Request())
+        assert (await control.enter(Request(), 9)).num_rows == 9  # the engine says that this is more than it has
 
     run(scenario)
 
@@ -165,6 +195,39 @@ def test_a_key_press_goes_in_when_all_older_ones_ended_although_others_have_the_
     run(scenario)
 
 
+@pytest.mark.parametrize("num_older", [1, 2])
+def test_a_key_press_that_needs_more_than_the_one_before_it_waits_like_others(num_older):
+    async def scenario():
+        control = AdmissionControl(num_older + 1, queue_timeout_s=0.03)
+        older = [await control.enter(Request(), session="me") for _ in range(num_older)]
+        await control.enter(Request())
+        with pytest.raises(OverloadedError):
+            await control.enter(Request(), 2, session="me")
+        assert control.num_rows == num_older + 1
+        wide = await begin(control, num_rows=2, session="me")
+        replaced = await begin(control, session="me")
+        await asyncio.sleep(0)
+        with pytest.raises(SupersededError):
+            wide.result()
+        control.leave(older[0])
+        assert (await replaced).num_rows == 1
+
+    run(scenario)
+
+
+def test_forty_sessions_of_one_row_do_not_become_thousands_of_rows():
+    async def scenario():
+        control = AdmissionControl(64, queue_timeout_s=0.03)
+        for number in range(40):
+            await control.enter(Request(), session=str(number))
+        wider = [control.enter(Request(), 64, session=str(number)) for number in range(40)]
+        ends = await asyncio.gather(*wider, return_exceptions=True)
+        assert [type(end) for end in ends] == [OverloadedError] * 40
+        assert control.num_rows == 40
+
+    run(scenario)
+
+
 def test_a_client_that_leaves_gives_its_place_back_at_any_moment():
     async def scenario():
         control = AdmissionControl(1, queue_timeout_s=5)
@@ -206,8 +269,8 @@ def test_a_shutdown_refuses_those_at_the_door():
 @pytest.mark.parametrize(
     ("sessions", "most_rows"),
     [
-        ([None], 4 + 2),  # the last that goes in may be two rows wider than what is left
-        ([None, "a", "b"], 4 + 2 + 2 * 2 * 3),  # each of two sessions: one, and the one that replaces it
+        ([None], 4),
+        ([None, "a", "b"], 4 + 4),  # each of those in sessions may be replaced by as many rows
     ],
 )
 def test_no_place_is_lost_or_given_twice(seed, sessions, most_rows):
@@ -218,7 +281,7 @@ def test_no_place_is_lost_or_given_twice(seed, sessions, most_rows):
         request = Request()
         try:
             place = await asyncio.wait_for(
-                control.enter(request, chance.randint(1, 3), chance.choice(sessions)), chance.random() * 0.03
+                control.enter(request, chance.randint(1, 3), session=chance.choice(sessions)), chance.random() * 0.03
             )
         except (OverloadedError, SupersededError, TimeoutError) as error:
             return type(error)
