@@ -1,9 +1,12 @@
 """Engines from a model's name, or from a loaded model."""
 
+from pathlib import Path
+
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel, load_model
 from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.threads import choose_num_threads
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 
@@ -25,8 +28,14 @@ def load_engine(
     return build_engine(load_model(model, device=device, dtype=dtype), config or EngineConfig())
 
 
-def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
+def build_engine(loaded: LoadedModel, config: EngineConfig, threads_file: Path | None = None) -> Engine:
     """Build an engine for a loaded model.
+
+    Args:
+        loaded: the model. A conversion to another weight format frees its dense weights.
+        config: the engine's settings.
+        threads_file: for a model on a CPU: measure how many threads it runs fastest with, set torch to that number, and
+            remember it in this file. None: torch's number stays.
 
     Raises:
         UnsupportedModelError: Superposed Decoding cannot run on this model.
@@ -42,6 +51,8 @@ def build_engine(loaded: LoadedModel, config: EngineConfig) -> Engine:
         config.num_slots,
         convert=loaded.convert,
     )
+    if threads_file is not None and runner.device.type == "cpu":
+        choose_num_threads(runner, threads_file)
     return Engine(runner, tokenizer, config)
 
 

@@ -10,6 +10,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel, load_model
+from superdraft.decoding.model.threads import threads_file
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.ngram_models.store.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
@@ -50,14 +51,13 @@ def load_service(settings: Settings) -> LoadedService:
 
 
 def load_language_model(settings: Settings) -> LoadedModel:
-    """Load the model that the settings name. Sets torch's number of threads.
+    """Load the model that the settings name. Sets torch's number of threads if the settings have one.
 
     Raises:
         ModelLoadError: the model cannot be used.
     """
-    # One core fewer than torch's default: the event loop needs one, and two threads that share a core wait for each
-    # other at every operation.
-    torch.set_num_threads(settings.num_threads or max(1, torch.get_num_threads() - 1))
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
     return load_model(
         settings.model,
         home=settings.home,
@@ -79,7 +79,7 @@ def service_of(loaded: LoadedModel, settings: Settings, config: EngineConfig) ->
         ModelLoadError: the model cannot be used.
         NgramModelError: a named n-gram model cannot be used.
     """
-    engine = build_engine(loaded, config)
+    engine = build_engine(loaded, config, threads_file(settings.home) if settings.num_threads is None else None)
     fingerprint = tokenizer_fingerprint(engine.tokenizer.vocabulary)
     ngram_model = choose_ngram_model(settings, fingerprint)
     return LoadedService(

@@ -115,7 +115,10 @@ class Settings(BaseSettings):
         "--kv-memory, at most 64.",
     )
     num_threads: int | None = Field(
-        default=None, ge=1, description="CPU threads for the model. If not set, one less than there are cores."
+        default=None,
+        ge=1,
+        description="CPU threads for the model. If not set, the first start with a model measures how many are fastest "
+        "and remembers the result in the home folder.",
     )
     max_prefill_tokens: int = Field(
         default=256, ge=1, description="Maximum number of prompt tokens processed between two decode steps."

@@ -94,6 +94,14 @@ class ModelRunner:
         if convert is not None:
             self._convert(convert)
 
+    @property
+    def forward_name(self) -> str:
+        """Which forward runs: "native", or "fused" or "transformers" with the type of the weights."""
+        if self._native is not None:
+            return "native"
+        weights = "converted" if self._is_converted else str(self.model.dtype).removeprefix("torch.")
+        return f"{'transformers' if self._fused is None else 'fused'}, {weights}"
+
     def _convert(self, convert: Conversion) -> None:
         """Convert the linear layers. On a CPU the dense weights go."""
         head = self.model.get_output_embeddings()

@@ -36,7 +36,7 @@ class Finding:
     detail: str
 
 
-@takes_settings("model", "ngram_model", "kv_memory", "host", "port")
+@takes_settings("home", "model", "ngram_model", "kv_memory", "host", "port")
 def main(**flags: Any) -> None:
     """Check the installation: each line is ok or says what to do. Exit code 1 if something is wrong."""
     from superdraft.server.observe.log_config import configure_logging
@@ -57,6 +57,7 @@ def run_checks(settings: Settings) -> Iterator[tuple[str, Finding]]:
     checks: tuple[tuple[str, Callable[[Settings], Finding]], ...] = (
         ("python", check_python),
         ("torch", check_torch),
+        ("kernels", check_kernels),
         ("memory", check_memory),
         ("kenlm", check_kenlm),
         ("model", check_model),
@@ -94,7 +95,27 @@ def check_torch(settings: Settings) -> Finding:
         )
     if has_gpu and settings.device != "cpu":
         return Finding(True, f"{torch.__version__} on {torch.cuda.get_device_name()}")
-    return Finding(True, f"{torch.__version__} on the CPU, {torch.get_num_threads()} threads")
+    return Finding(True, f"{torch.__version__} on the CPU")
+
+
+def check_kernels(settings: Settings) -> Finding:
+    """Check that the kernels for quantised models on a CPU are there, and say how many threads were measured best."""
+    from superdraft.decoding.model.native.library import KernelsUnavailableError, load_kernels, supported_variants
+    from superdraft.decoding.model.threads import num_cores, processor_name, recall, threads_file
+
+    if not supported_variants():
+        return Finding(True, f"none for {processor_name()}; torch's serve models in int4")
+    try:
+        load_kernels()
+    except KernelsUnavailableError as error:
+        return Finding(False, f"{error}; torch's slower ones serve models in int4. Install g++, or set CXX")
+    here = f"{processor_name()}, {num_cores()} cores: "
+    measured = [
+        f"{num_threads} of {num_cores()} threads are fastest for {key.removeprefix(here)}"
+        for key, num_threads in recall(threads_file(settings.home)).items()
+        if key.startswith(here)
+    ]
+    return Finding(True, "; ".join([f"for {supported_variants()[0]}", *measured]))
 
 
 def check_memory(settings: Settings) -> Finding:

@@ -15,13 +15,13 @@ from superdraft.server.settings import Settings, shown_bytes
 
 _PANELS = {
     "Model": "model home served_model_name device dtype trust_remote_code max_model_len kv_memory num_slots "
-    "num_threads max_prefill_tokens",
+    "num_threads max_prefill_tokens prefix_isolation",
     "Drafts": "default_strategy default_selection default_max_branches default_min_probability token_healing "
-    "document_start fim editor_max_tokens fan_out fan_out_drafts feedback",
+    "document_start special_tokens fim editor_max_tokens fan_out fan_out_drafts feedback",
     "N-grams": "ngram_model max_ngram_models default_alpha default_tau",
     "Network": "host port api_keys_file allow_unauthenticated allowed_hosts cors_origins max_connections "
-    "receive_timeout_s shutdown_grace_s",
-    "Limits": "max_num_drafts max_batch_prompts prompt_too_long max_body_bytes max_timeout_ms rate_limit "
+    "max_connections_per_address proxy_networks receive_timeout_s shutdown_grace_s",
+    "Limits": "target_latency_ms max_num_drafts max_batch_prompts max_request_tokens prompt_too_long max_body_bytes max_timeout_ms rate_limit "
     "max_concurrent max_waiting queue_timeout_ms",
     "Replicas": "ray ray_address ray_min_replicas ray_max_replicas ray_replica_cpus ray_replica_gpus "
     "ray_target_requests ray_upscale_delay_s ray_downscale_delay_s",

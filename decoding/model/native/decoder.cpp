@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include <omp.h>
@@ -121,6 +122,30 @@ void norm_and_rotate(float* head, int dim, const float* norm, float epsilon, con
     }
 }
 
+// Threads meet here some 300 times per forward. OpenMP's own barrier puts threads to sleep as soon as the process has more
+// of them than cores, as it does once a second thread of the program has used OpenMP, and waking them takes longer than
+// most phases do.
+class Barrier {
+   public:
+    void wait(int num_threads) {
+        const int round = round_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (int i = 0; round_.load(std::memory_order_acquire) == round; ++i)
+            if (i < kSpins)
+                _mm_pause();
+            else
+                std::this_thread::yield();  // a thread that is awaited may need this core
+    }
+
+   private:
+    static constexpr int kSpins = 2000;
+    std::atomic<int> arrived_{0}, round_{0};
+};
+
 class Forward {
    public:
     Forward(const Model& model, const Batch& batch, Memory& memory)
@@ -163,6 +188,7 @@ class Forward {
     std::vector<int> slots_, positions_;  // per row
     std::vector<int> partials_;           // per row: where its partial results begin; -1: it is part of a block
     std::vector<Work> work_;
+    Barrier barrier_;
     const std::unique_ptr<std::atomic<int>[]> counters_;
 
     static int num_parts(int position) { return position / kPart + 1; }
@@ -195,7 +221,7 @@ class Forward {
         std::atomic<int>& next = counters_[phase];
         for (int begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < count;)
             work(begin, std::min(begin + piece, count));
-#pragma omp barrier
+        barrier_.wait(omp_get_num_threads());
     }
 
     // Pieces of equal size, a few for each thread.

@@ -17,6 +17,8 @@ from support.serving import serving
 from support.tokenizers import byte_level, sentencepiece_like
 
 from superdraft.decoding.errors import UnknownModelError
+from superdraft.decoding.model import threads
+from superdraft.decoding.model.native import library
 from superdraft.server import loading
 from superdraft.server.app import create_app
 from superdraft.server.cli import bench, doctor, evaluate
@@ -336,13 +338,36 @@ def test_doctor_says_ok_or_what_to_do(run, monkeypatch):
         port = str(free.getsockname()[1])
     code, out, _ = run("doctor", "--port", port, "--kv-memory", "1MB")
     assert code == 0, out
-    assert len(out.splitlines()) == 8
+    assert len(out.splitlines()) == 9
     assert all(line.startswith("ok ") for line in out.splitlines())
 
     monkeypatch.setattr(doctor, "check_model", broken)
     code, out, _ = run("doctor", "--port", port, "--kv-memory", "1MB")
     assert code == 1
     assert "FAIL model         OSError: disk on fire" in out.splitlines()
+
+
+def test_doctor_tells_the_kernels_and_the_threads_measured(monkeypatch, tmp_path):
+    settings = Settings(home=tmp_path)
+    monkeypatch.setattr(threads, "processor_name", lambda: "Quick 9000")
+    monkeypatch.setattr(threads, "num_cores", lambda: 4)
+    monkeypatch.setattr(library, "supported_variants", lambda: ["avx2"])
+    monkeypatch.setattr(library, "load_kernels", lambda: None)
+    assert doctor.check_kernels(settings) == doctor.Finding(True, "for avx2")
+    results = {"Quick 9000, 4 cores: 30 layers of 576, native": 3, "Slow 1, 4 cores: 30 layers of 576, native": 4}
+    threads.threads_file(tmp_path).write_text(json.dumps(results))
+    told = "for avx2; 3 of 4 threads are fastest for 30 layers of 576, native"
+    assert doctor.check_kernels(settings) == doctor.Finding(True, told)
+
+    def without_compiler() -> None:
+        raise library.KernelsUnavailableError("no C++ compiler was found")
+
+    monkeypatch.setattr(library, "load_kernels", without_compiler)
+    found = doctor.check_kernels(settings)
+    assert not found.ok
+    assert found.detail.startswith("no C++ compiler was found; torch's slower ones serve models in int4. Install g++")
+    monkeypatch.setattr(library, "supported_variants", list)
+    assert doctor.check_kernels(settings) == doctor.Finding(True, "none for Quick 9000; torch's serve models in int4")
 
 
 def test_doctor_knows_a_running_server(monkeypatch):

@@ -1,0 +1,117 @@
+"""How many threads a model runs fastest with on this machine: measured once, then remembered."""
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from superdraft.decoding.home import superdraft_home
+from superdraft.decoding.model.runner import ModelRunner
+
+_ROWS = (1, 8)  # a person typing, and several
+_POSITIONS = 64
+_REPEATS = 5
+_TOLERANCE = 1.05  # more threads must win clearly: they take the processor from everything else
+
+
+def choose_num_threads(runner: ModelRunner, remembered: Path) -> int:
+    """The number of threads with which decode steps are fastest; the fewer of two that are about as fast.
+
+    The first call for a model takes about 25 decode steps per number of threads tried. torch is left with the number
+    chosen.
+
+    Args:
+        runner: a model on a CPU, with no request in its slots.
+        remembered: a JSON file of earlier results, one per processor and size of model. It is made if it is missing,
+            and replaced if it cannot be read.
+    """
+    config = runner.model.config.get_text_config()
+    size = f"{config.num_hidden_layers} layers of {config.hidden_size}, {runner.forward_name}"
+    key = f"{processor_name()}, {num_cores()} cores: {size}"
+    known = recall(remembered)
+    num_threads = known.get(key)
+    if num_threads is None:
+        num_threads = fastest(lambda num: _step_seconds(runner, num), candidates(num_cores()))
+        with contextlib.suppress(OSError):  # without the file, the next start measures again
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            fresh = remembered.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps(known | {key: num_threads}, indent=2) + "\n")
+            fresh.replace(remembered)
+    torch.set_num_threads(num_threads)
+    return num_threads
+
+
+def threads_file(home: Path | None = None) -> Path:
+    """The file in which the results are remembered; see `superdraft_home` for the folder."""
+    return superdraft_home(home) / "threads.json"
+
+
+def candidates(cores: int) -> list[int]:
+    """The numbers to try: powers of two, and all cores."""
+    return sorted({1 << power for power in range(cores.bit_length()) if 1 << power <= cores} | {cores})
+
+
+def fastest(seconds: Callable[[int], float], numbers: list[int]) -> int:
+    """The smallest number that takes about as little time as the best; stops where more threads are much slower.
+
+    Args:
+        seconds: the time with a number of threads.
+        numbers: increasing.
+    """
+    found: dict[int, float] = {}
+    for number in numbers:
+        found[number] = seconds(number)
+        if found[number] > 2 * min(found.values()):
+            break
+    best = min(found.values())
+    return next(number for number, time_taken in found.items() if time_taken <= best * _TOLERANCE)
+
+
+def recall(remembered: Path) -> dict[str, int]:
+    """What earlier starts measured: numbers of threads by processor and size of model."""
+    try:
+        known = json.loads(remembered.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: value for key, value in known.items() if type(value) is int and value > 0}
+
+
+def num_cores() -> int:
+    """Cores that this process may use: its affinity, and a container's limit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))  # quota "max" is no number: no limit
+    return cores
+
+
+def processor_name() -> str:
+    """The processor's name, as the system tells it."""
+    with contextlib.suppress(OSError):  # Linux alone has this file
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _step_seconds(runner: ModelRunner, num_threads: int) -> float:
+    """Shortest times of decode steps, one per number of rows, multiplied: no row count weighs more than another."""
+    torch.set_num_threads(num_threads)
+    product = 1.0
+    for num_rows in sorted({min(rows, runner.num_slots) for rows in _ROWS}):
+        embeddings = runner.embed([0] * num_rows)
+        lengths = [min(_POSITIONS, runner.max_model_len - 1)] * num_rows
+        times = []
+        for _ in range(_REPEATS + 1):
+            begin = time.perf_counter()
+            runner.decode(embeddings, lengths)
+            times.append(time.perf_counter() - begin)
+        product *= min(times)
+    return product
