@@ -60,6 +60,7 @@ COPY evaluation evaluation
 RUN /opt/venv/bin/pip wheel --no-deps --wheel-dir /wheels . \
     && /opt/venv/bin/pip install "$(echo /wheels/superdraft-*.whl)[$EXTRAS]" \
     && strip /opt/venv/lib/python3.11/site-packages/kenlm.*.so \
+    && /opt/venv/bin/python -m superdraft.decoding.model.native \
     && torch=/opt/venv/lib/python3.11/site-packages/torch \
     && rm -rf "$torch/include" "$torch/test" \
     && find "$torch/bin" -type f ! -name torch_shm_manager -delete

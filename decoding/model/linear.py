@@ -1,6 +1,5 @@
 """Linear layers, and the seam for formats that hold their weights in fewer bits."""
 
-import ctypes
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,7 +106,3 @@ def release_weights(model: nn.Module, embedding: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight is not embedding.weight:
             module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
-    # glibc keeps what was freed: 350 MB of the default model.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

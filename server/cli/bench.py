@@ -11,6 +11,8 @@ add_commands(
     app,
     {
         "step": (f"{_IN_PROCESS}step", "Time superposed decode steps against greedy ones."),
+        "forward": (f"{_IN_PROCESS}forward", "Time forward passes by rows, length and threads."),
+        "rounding": (f"{_IN_PROCESS}rounding", "Measure what quantised weights cost in perplexity."),
         "choice": (f"{_IN_PROCESS}choice", "Time the choice of next tokens, by the number of requests."),
         "quick": (f"{_IN_PROCESS}quick", "Compare ratios of times with the recorded ones."),
         "gpu": (f"{_IN_PROCESS}gpu", "Time decode steps on a GPU."),

@@ -21,8 +21,8 @@ _PANELS = {
     "N-grams": "ngram_model max_ngram_models default_alpha default_tau",
     "Network": "host port api_keys_file allow_unauthenticated allowed_hosts cors_origins max_connections "
     "max_connections_per_address proxy_networks receive_timeout_s shutdown_grace_s",
-    "Limits": "target_latency_ms max_num_drafts max_batch_prompts max_request_tokens prompt_too_long max_body_bytes max_timeout_ms rate_limit "
-    "max_concurrent max_waiting queue_timeout_ms",
+    "Limits": "target_latency_ms max_num_drafts max_batch_prompts max_request_tokens prompt_too_long max_body_bytes "
+    "max_timeout_ms rate_limit max_concurrent max_waiting queue_timeout_ms",
     "Replicas": "ray ray_address ray_min_replicas ray_max_replicas ray_replica_cpus ray_replica_gpus "
     "ray_target_requests ray_upscale_delay_s ray_downscale_delay_s",
     "Logs and configuration": "log_level log_format",

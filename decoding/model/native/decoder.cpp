@@ -4,6 +4,7 @@
 // piece of work when it is ready, so a thread that lost its core to another program does not hold up its share.
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <memory>
 #include <thread>
@@ -55,7 +56,8 @@ struct Batch {
     const int32_t* kept;      // [kept], rows whose logits are wanted
     uint16_t* const* keys;    // [layers], each [slots, kv_heads, max_len, head_dim]
     uint16_t* const* values;
-    float* logits;  // [kept, outputs of the head]
+    float* logits;    // [kept, outputs of the head]
+    double* seconds;  // [phases of a layer, then of the head], time to add to; or null
     int64_t slot_stride;
     int64_t head_stride;
     int32_t num_rows;
@@ -179,6 +181,7 @@ class Forward {
 
    private:
     static constexpr int kPhases = 9;  // of a layer
+    using Clock = std::chrono::steady_clock;
 
     const Model& model_;
     const Batch& batch_;
@@ -218,10 +221,16 @@ class Forward {
     // Call `work(begin, end)` for pieces of [0, count) until all are taken, then wait for the other threads.
     template <typename Function>
     void share(int phase, int count, int piece, Function work) {
+        const bool is_timed = batch_.seconds != nullptr && omp_get_thread_num() == 0;
+        const auto start = is_timed ? Clock::now() : Clock::time_point();
         std::atomic<int>& next = counters_[phase];
         for (int begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < count;)
             work(begin, std::min(begin + piece, count));
         barrier_.wait(omp_get_num_threads());
+        if (!is_timed) return;
+        const int past_layers = phase - model_.num_layers * kPhases;
+        batch_.seconds[past_layers < 0 ? phase % kPhases : kPhases + past_layers] +=
+            std::chrono::duration<double>(Clock::now() - start).count();
     }
 
     // Pieces of equal size, a few for each thread.

@@ -12,6 +12,21 @@ from superdraft.decoding.model.linear import Linear
 from superdraft.decoding.model.native.library import load_kernels
 from superdraft.decoding.model.native.linear import LinearStruct, NativeLinear, address
 
+PHASES = (
+    "norms",
+    "products",
+    "rotary",
+    "attention",
+    "attention",
+    "products",
+    "norms",
+    "products",
+    "products",
+    "norms",
+    "head",
+)
+"""What a forward does between two meetings of its threads: the phases of a layer, then of the head."""
+
 _LANES = 16
 _UNLIMITED = 2**31 - 1
 
@@ -57,6 +72,7 @@ class _Batch(ctypes.Structure):
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("logits", ctypes.c_void_p),
+        ("seconds", ctypes.c_void_p),
         ("slot_stride", ctypes.c_int64),
         ("head_stride", ctypes.c_int64),
         ("num_rows", ctypes.c_int32),
@@ -102,6 +118,7 @@ class NativeDecoder:
             scaling=decoder.scaling,
         )
         self._memory = ctypes.c_void_p(self._new_memory())
+        self._seconds: Tensor | None = None
 
     def _new_memory(self) -> int:
         self._kernels.superdraft_new_memory.restype = ctypes.c_void_p
@@ -155,6 +172,7 @@ class NativeDecoder:
             *(address(tensor) for tensor in (inputs, cosines, sines, *numbers)),
             *(ctypes.addressof(part) for part in pointers),
             logits=logits.data_ptr(),
+            seconds=address(self._seconds),
             slot_stride=keys.stride(0),
             head_stride=keys.stride(1),
             num_rows=num_rows,
@@ -165,6 +183,11 @@ class NativeDecoder:
         assert values.stride() == keys.stride()
         self._kernels.superdraft_forward(ctypes.byref(self._model), ctypes.byref(batch), self._memory)
         return logits
+
+    def measure(self) -> Tensor:
+        """Add up the seconds of each of `PHASES` from now on, in the tensor returned, float64."""
+        self._seconds = torch.zeros(len(PHASES), dtype=torch.float64)
+        return self._seconds
 
     def _rotation(self, inputs: Tensor, starts: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Cosines and sines, float32, shape [N, Dh]; the sines include the sign of rotate-half."""
