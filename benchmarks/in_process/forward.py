@@ -77,5 +77,5 @@ def measure(engine: Engine, num_threads: int, what: str, size: int, length: int,
     }
     for name in dict.fromkeys(PHASES):
         seconds = sum(float(phases[index]) for index, phase in enumerate(PHASES) if phase == name)
-        row[f"{name}_ms"] = round(1e3 * seconds / num_runs, 2)
+        row[f"{name}_ms"] = round(1e3 * seconds / num_runs, 3)
     return row

@@ -8,7 +8,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,9 +138,9 @@ def compare(times: dict[str, list[float]], recorded: dict[str, float]) -> list[d
 
 
 def _contenders() -> Timed:
-    loaded = load_model(MODEL, device="cpu", dtype="int4")
-    int4 = build_engine(loaded, _CONFIG)
-    bfloat16 = build_engine(replace(loaded, convert=None), _CONFIG)
+    int4, bfloat16 = (
+        build_engine(load_model(MODEL, device="cpu", dtype=dtype), _CONFIG) for dtype in ("int4", "bfloat16")
+    )
     ngram_model = choose_ngram_model(Settings(), tokenizer_fingerprint(int4.tokenizer.vocabulary))
     scorer = None if ngram_model is None else ngram_model.scorer
     greedy = GenerationParams(num_drafts=1, alpha=0, max_tokens=TOKENS_PER_RUN)
