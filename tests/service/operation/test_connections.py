@@ -151,7 +151,7 @@ def test_a_pipelined_request_has_nothing_of_the_one_before_it(serve, tmp_path, c
     assert len(body) == 32
     root, config = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers, root.level
-    configure_logging("info", "json")
+    configure_logging("debug", "json")  # requests that succeed are logged at this level
     try:
         with connect(serve(api_keys_file=file)) as connection:
             named = head % f"Authorization: Bearer {key}\r\n".encode() + body
