@@ -111,7 +111,7 @@ class ModelRunner:
             self._fused.convert(convert)
             if NativeDecoder.supports(self._fused):
                 windows = [self._window(layer.mask_type) for layer in self._fused.layers]
-                self._native = NativeDecoder(self._fused, windows)
+                self._native = NativeDecoder(self._fused, windows, self.max_model_len)
             if self.device.type == "cpu":
                 release_weights(self.model, self.embedding)
         self._is_converted = True

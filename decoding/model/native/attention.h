@@ -11,7 +11,8 @@
 namespace superdraft {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-constexpr int kKeyBlock = 64;
+constexpr int kColumns = 4;  // vectors of a product's row that are summed together
+constexpr int kKeyBlock = kColumns * kLanes;
 constexpr int kQueryBlock = 96;  // queries, positions times heads, that read a block of keys together
 // Long texts are read in parts, so that several threads share them. Parts begin at multiples of this, and their results
 // are joined in order: the sums do not depend on the threads.
@@ -70,7 +71,6 @@ inline void attend_groups(const Attended& head, const float* queries, int begin,
         result.largest[group] = largest;
         result.sums[group] = sum(total);
     }
-    constexpr int kColumns = 4;
     for (int column = 0; column < dim; column += kColumns * kLanes) {
         const int num_vectors = std::min(kColumns, (dim - column) / kLanes);
         const uint16_t* values = head.values + (ptrdiff_t)begin * dim + column;
@@ -148,6 +148,18 @@ inline void tiles(
         tile<1, kVectors>(a + row * a_stride, a_stride, b, b_stride, depth, to + row * stride, stride, adds);
 }
 
+// `tiles` for a number of vectors that is known at run time, at most kColumns.
+inline void columns(
+    int num_vectors, const float* a, ptrdiff_t a_stride, const float* b, ptrdiff_t b_stride, int num_rows, int depth,
+    float* to, ptrdiff_t stride, bool adds) {
+    switch (num_vectors) {
+        case 1: return tiles<1>(a, a_stride, b, b_stride, num_rows, depth, to, stride, adds);
+        case 2: return tiles<2>(a, a_stride, b, b_stride, num_rows, depth, to, stride, adds);
+        case 3: return tiles<3>(a, a_stride, b, b_stride, num_rows, depth, to, stride, adds);
+        default: return tiles<kColumns>(a, a_stride, b, b_stride, num_rows, depth, to, stride, adds);
+    }
+}
+
 // Memory that one thread needs to attend with a block of queries.
 struct BlockMemory {
     float* queries;  // [kQueryBlock, head_dim]
@@ -202,24 +214,24 @@ inline void attend_block(
                 for (int i = 0; i < kLanes; ++i) memory.keys[(d + i) * kKeyBlock + key] = parts[i];
             }
         }
-        tiles<kKeyBlock / kLanes>(
-            memory.queries, dim, memory.keys, kKeyBlock, num_rows, dim, memory.scores, kKeyBlock, false);
+        const int num_vectors = (num_keys + kLanes - 1) / kLanes;
+        columns(num_vectors, memory.queries, dim, memory.keys, kKeyBlock, num_rows, dim, memory.scores, kKeyBlock, false);
         for (int row = 0; row < num_rows; ++row) {
             const int position = start + row / groups;
             const int low = position - window + 1 - first, high = position - first;  // keys [low, high] are seen
             float* scores = memory.scores + row * kKeyBlock;
             if (low > 0 || high < kKeyBlock - 1)
-                for (int key = 0; key < kKeyBlock; ++key)
+                for (int key = 0; key < num_vectors * kLanes; ++key)
                     if (key < low || key > high) scores[key] = kNever;
             Floats highest = splat(memory.largest[row]);
-            for (int v = 0; v < kKeyBlock; v += kLanes) highest = larger(highest, load<Floats>(scores + v));
+            for (int v = 0; v < num_vectors * kLanes; v += kLanes) highest = larger(highest, load<Floats>(scores + v));
             const float largest = maximum(highest);
             if (largest == kNever) {  // no key seen so far
                 std::fill_n(scores, kKeyBlock, 0.0f);
                 continue;
             }
             Floats total{};
-            for (int v = 0; v < kKeyBlock; v += kLanes) {
+            for (int v = 0; v < num_vectors * kLanes; v += kLanes) {
                 const Floats found = load<Floats>(scores + v);
                 const Floats weights = found == kNever ? Floats{} : exponential(found - largest);
                 store(scores + v, weights);
@@ -234,11 +246,9 @@ inline void attend_block(
             memory.largest[row] = largest;
             memory.sums[row] += sum(total);
         }
-        int d = 0;
-        for (; d + 4 * kLanes <= dim; d += 4 * kLanes)
-            tiles<4>(memory.scores, kKeyBlock, memory.values + d, dim, num_rows, kKeyBlock, memory.mixed + d, dim, true);
-        for (; d < dim; d += kLanes)
-            tiles<1>(memory.scores, kKeyBlock, memory.values + d, dim, num_rows, kKeyBlock, memory.mixed + d, dim, true);
+        for (int d = 0; d < dim; d += kColumns * kLanes)
+            columns(std::min(kColumns, (dim - d) / kLanes), memory.scores, kKeyBlock, memory.values + d, dim, num_rows,
+                    num_keys, memory.mixed + d, dim, true);
     }
     for (int row = 0; row < num_rows; ++row) {
         const float inverse = 1.0f / memory.sums[row];

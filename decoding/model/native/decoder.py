@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ PHASES = (
 """What a forward does between two meetings of its threads: the phases of a layer, then of the head."""
 
 _LANES = 16
+_FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 _UNLIMITED = 2**31 - 1
 
 
@@ -90,11 +92,16 @@ class NativeDecoder:
     Args:
         decoder: a decoder that `supports` accepts.
         windows: per layer, how many positions a position sees, itself included; None: all.
+        max_len: positions of the longest sequence.
     """
 
-    def __init__(self, decoder: FusedDecoder, windows: Sequence[int | None]) -> None:
+    def __init__(self, decoder: FusedDecoder, windows: Sequence[int | None], max_len: int) -> None:
         self._kernels = load_kernels()
         self._decoder = decoder
+        # Computing a row's rotation takes a tenth of a step; some kinds depend on the length of the text.
+        is_fixed = getattr(decoder.rotary, "rope_type", None) in _FIXED_ROTATIONS
+        self._rotations = self._rotation(torch.arange(max_len)) if is_fixed else None
+        self._addresses: tuple[SlotKVCache, Any, Any] | None = None
         self._kept_alive: list[Tensor] = []
         layers = (_Layer * len(decoder.layers))()
         for struct, layer, window in zip(layers, decoder.layers, windows, strict=True):
@@ -161,26 +168,31 @@ class NativeDecoder:
         Returns:
             Logits, float32, shape [len(kept), V].
         """
-        num_rows = sum(counts)
         inputs = embeddings.float().contiguous()
-        cosines, sines = self._rotation(inputs, starts, counts)
+        positions = [start + i for start, count in zip(starts, counts, strict=True) for i in range(count)]
+        place = torch.tensor(positions)
+        if self._rotations is None:
+            cosines, sines = self._rotation(place)
+        else:
+            cosines, sines = (table[place] for table in self._rotations)
         numbers = [torch.tensor(part, dtype=torch.int32) for part in (slots, starts, counts, kept)]
-        keys, values = cache.layers[0].keys, cache.layers[0].values
-        pointers = _addresses(cache)
+        keys = cache.layers[0].keys
+        if self._addresses is None or self._addresses[0] is not cache:
+            assert all(part.stride() == keys.stride() for layer in cache.layers for part in (layer.keys, layer.values))
+            self._addresses = cache, *_addresses(cache)
         logits = torch.empty(len(kept), self._num_logits)
         batch = _Batch(
             *(address(tensor) for tensor in (inputs, cosines, sines, *numbers)),
-            *(ctypes.addressof(part) for part in pointers),
+            *(ctypes.addressof(part) for part in self._addresses[1:]),
             logits=logits.data_ptr(),
             seconds=address(self._seconds),
             slot_stride=keys.stride(0),
             head_stride=keys.stride(1),
-            num_rows=num_rows,
+            num_rows=len(positions),
             num_segments=len(slots),
             num_kept=len(kept),
             num_threads=torch.get_num_threads(),
         )
-        assert values.stride() == keys.stride()
         self._kernels.superdraft_forward(ctypes.byref(self._model), ctypes.byref(batch), self._memory)
         return logits
 
@@ -189,11 +201,9 @@ class NativeDecoder:
         self._seconds = torch.zeros(len(PHASES), dtype=torch.float64)
         return self._seconds
 
-    def _rotation(self, inputs: Tensor, starts: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, float32, shape [N, Dh]; the sines include the sign of rotate-half."""
-        rows = [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
-        positions = torch.tensor([position for row in rows for position in row]).unsqueeze(0)
-        cosines, sines = self._decoder.rotary(inputs, positions)
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of N positions, float32, shape [N, Dh]; the sines include the sign of rotate-half."""
+        cosines, sines = self._decoder.rotary(torch.empty(0), positions.unsqueeze(0))
         sines[..., : self._decoder.head_dim // 2].neg_()
         return cosines[0].contiguous(), sines[0].contiguous()
 
