@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,17 +14,17 @@ import torch
 from superdraft.decoding.home import superdraft_home
 from superdraft.decoding.model.runner import ModelRunner
 
-_ROWS = (1, 8)  # a person typing, and several
-_POSITIONS = 64
+_ROWS = (1, 8)  # decode steps for a person typing, and for several
+_TOKENS = 64  # of a prompt
 _REPEATS = 5
 _TOLERANCE = 1.05  # more threads must win clearly: they take the processor from everything else
 
 
 def choose_num_threads(runner: ModelRunner, remembered: Path) -> int:
-    """The number of threads with which decode steps are fastest; the fewer of two that are about as fast.
+    """The number of threads with which steps and prompts are fastest; the fewer of two that are about as fast.
 
-    The first call for a model takes about 25 decode steps per number of threads tried. torch is left with the number
-    chosen.
+    The first call for a model takes about as long as 20 decode steps and 6 short prompts per number of threads tried.
+    torch is left with the number chosen. What is measured on a busy machine is used, but not remembered.
 
     Args:
         runner: a model on a CPU, with no request in its slots.
@@ -36,14 +37,25 @@ def choose_num_threads(runner: ModelRunner, remembered: Path) -> int:
     known = recall(remembered)
     num_threads = known.get(key)
     if num_threads is None:
-        num_threads = fastest(lambda num: _step_seconds(runner, num), candidates(num_cores()))
+        num_threads = fastest(lambda num: _seconds(runner, num), candidates(num_cores()))
+        if is_busy():
+            return _use(num_threads)
         with contextlib.suppress(OSError):  # without the file, the next start measures again
             remembered.parent.mkdir(parents=True, exist_ok=True)
             fresh = remembered.with_suffix(f".{os.getpid()}")
             fresh.write_text(json.dumps(known | {key: num_threads}, indent=2) + "\n")
             fresh.replace(remembered)
+    return _use(num_threads)
+
+
+def _use(num_threads: int) -> int:
     torch.set_num_threads(num_threads)
     return num_threads
+
+
+def is_busy() -> bool:
+    """Whether other programs have used more than half of this machine in the last minute."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > num_cores() / 2
 
 
 def threads_file(home: Path | None = None) -> Path:
@@ -101,17 +113,19 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _step_seconds(runner: ModelRunner, num_threads: int) -> float:
-    """Shortest times of decode steps, one per number of rows, multiplied: no row count weighs more than another."""
+def _seconds(runner: ModelRunner, num_threads: int) -> float:
+    """Shortest times of decode steps and of a prompt, multiplied: none weighs more than another."""
     torch.set_num_threads(num_threads)
-    product = 1.0
+    num_tokens = min(_TOKENS, runner.max_model_len - 1)
+    runs: list[Callable[[], object]] = [partial(runner.prefill, [0], [[0] * num_tokens], [0])]
     for num_rows in sorted({min(rows, runner.num_slots) for rows in _ROWS}):
-        embeddings = runner.embed([0] * num_rows)
-        lengths = [min(_POSITIONS, runner.max_model_len - 1)] * num_rows
+        runs.append(partial(runner.decode, runner.embed([0] * num_rows), [num_tokens] * num_rows))
+    product = 1.0
+    for run in runs:
         times = []
         for _ in range(_REPEATS + 1):
             begin = time.perf_counter()
-            runner.decode(embeddings, lengths)
+            run()
             times.append(time.perf_counter() - begin)
         product *= min(times)
     return product

@@ -15,8 +15,9 @@ from superdraft.decoding.model.threads import candidates, choose_num_threads, fa
 
 
 @pytest.fixture(autouse=True)
-def _torch_threads():
+def _quiet(monkeypatch):
     before = torch.get_num_threads()
+    monkeypatch.setattr(threads, "is_busy", lambda: False)
     yield
     torch.set_num_threads(before)
 
@@ -51,16 +52,33 @@ def test_a_result_is_measured_once_and_remembered_beside_others(tmp_path, monkey
     file.parent.mkdir()
     file.write_text('{"another processor": 7}')
     monkeypatch.setattr(threads, "num_cores", lambda: 2)
-    monkeypatch.setattr(threads, "_step_seconds", lambda _, num: 1.0 / num)
+    monkeypatch.setattr(threads, "_seconds", lambda _, num: 1.0 / num)
     assert choose_num_threads(runner, file) == torch.get_num_threads() == 2
     found = json.loads(file.read_text())
     assert found.pop("another processor") == 7
     assert list(found.values()) == [2]
     (key,) = found
     assert key == f"{threads.processor_name()}, 2 cores: 2 layers of 32, transformers, float32"
-    monkeypatch.setattr(threads, "_step_seconds", None)
+    monkeypatch.setattr(threads, "_seconds", None)
     torch.set_num_threads(1)
     assert choose_num_threads(runner, file) == torch.get_num_threads() == 2
+
+
+def test_what_a_busy_machine_measures_is_not_remembered(tmp_path, monkeypatch):
+    runner = ModelRunner(tiny_model("llama"), 64, 1_000_000, num_slots=4)
+    monkeypatch.setattr(threads, "is_busy", lambda: True)
+    monkeypatch.setattr(threads, "num_cores", lambda: 2)
+    monkeypatch.setattr(threads, "_seconds", lambda _, num: 1.0 / num)
+    assert choose_num_threads(runner, tmp_path / "threads.json") == torch.get_num_threads() == 2
+    assert not (tmp_path / "threads.json").exists()
+
+
+@pytest.mark.parametrize(("load", "busy"), [(2.1, True), (1.9, False)])
+def test_a_machine_is_busy_when_half_of_it_is_used(monkeypatch, load, busy):
+    monkeypatch.undo()
+    monkeypatch.setattr(threads, "num_cores", lambda: 4)
+    monkeypatch.setattr(threads.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert threads.is_busy() is busy
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": true, "b": -1, "c": "2"}', "[" * 100_000])
