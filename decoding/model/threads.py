@@ -118,8 +118,10 @@ def _seconds(runner: ModelRunner, num_threads: int) -> float:
     torch.set_num_threads(num_threads)
     num_tokens = min(_TOKENS, runner.max_model_len - 1)
     runs: list[Callable[[], object]] = [partial(runner.prefill, [0], [[0] * num_tokens], [0])]
-    for num_rows in sorted({min(rows, runner.num_slots) for rows in _ROWS}):
-        runs.append(partial(runner.decode, runner.embed([0] * num_rows), [num_tokens] * num_rows))
+    runs += [
+        partial(runner.decode, runner.embed([0] * num_rows), [num_tokens] * num_rows)
+        for num_rows in sorted({min(rows, runner.num_slots) for rows in _ROWS})
+    ]
     product = 1.0
     for run in runs:
         times = []
