@@ -10,6 +10,7 @@ import torch
 from superdraft.decoding.errors import ModelLoadError
 from superdraft.decoding.model.linear import WeightFormat
 from superdraft.decoding.model.linear_int4 import convert_int4
+from superdraft.decoding.model.native.library import has_kernels
 
 WEIGHT_FORMATS: Mapping[str, WeightFormat] = {
     weight_format.name: weight_format
@@ -26,15 +27,15 @@ def choose_weight_format(dtype: str, device: torch.device) -> WeightFormat:
     """The weight format of a name.
 
     Args:
-        dtype: a name in `WEIGHT_FORMATS`, or "auto": bfloat16 on a GPU, int4 on a CPU with bfloat16 instructions,
-            float32 on other CPUs.
+        dtype: a name in `WEIGHT_FORMATS`, or "auto": bfloat16 on a GPU; int4 on a CPU with native kernels or bfloat16
+            instructions; float32 on other CPUs.
         device: where the model will run.
 
     Raises:
         ModelLoadError: no format has this name.
     """
     if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "int4" if _has_fast_bfloat16() else "float32"
+        dtype = "bfloat16" if device.type == "cuda" else "int4" if has_kernels() or _has_fast_bfloat16() else "float32"
     if dtype not in WEIGHT_FORMATS:
         *names, last = ("auto", *WEIGHT_FORMATS)
         raise ModelLoadError(f"dtype must be {', '.join(names)} or {last}, got {dtype!r}.")

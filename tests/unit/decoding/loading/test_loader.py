@@ -66,9 +66,15 @@ def test_dtype_is_taken_from_the_option(llama):
 
 
 @pytest.mark.parametrize(
-    ("is_fast", "dtype", "convert"), [(True, torch.bfloat16, convert_int4), (False, torch.float32, None)]
+    ("has_kernels", "is_fast", "dtype", "convert"),
+    [
+        (True, False, torch.bfloat16, convert_int4),
+        (False, True, torch.bfloat16, convert_int4),
+        (False, False, torch.float32, None),
+    ],
 )
-def test_a_cpu_gets_four_bits_if_it_is_quick_at_bfloat16(llama, monkeypatch, is_fast, dtype, convert):
+def test_a_cpu_gets_four_bits_if_it_is_quick_at_them(llama, monkeypatch, has_kernels, is_fast, dtype, convert):
+    monkeypatch.setattr(weight_formats, "has_kernels", lambda: has_kernels)
     monkeypatch.setattr(weight_formats, "_has_fast_bfloat16", lambda: is_fast)
     loaded = load_model(str(llama), device="cpu")
     assert (loaded.model.dtype, loaded.convert) == (dtype, convert)
