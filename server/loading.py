@@ -10,6 +10,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel, load_model
+from superdraft.decoding.model.native.library import why_unavailable
 from superdraft.decoding.model.threads import threads_file
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.ngram_models.store.manifest import Tuning
@@ -79,6 +80,8 @@ def service_of(loaded: LoadedModel, settings: Settings, config: EngineConfig) ->
         ModelLoadError: the model cannot be used.
         NgramModelError: a named n-gram model cannot be used.
     """
+    if settings.dtype in ("auto", "int4") and loaded.model.device.type == "cpu" and (problem := why_unavailable()):
+        log.warning("without the fast kernels for CPUs, torch's own are used", reason=problem)
     engine = build_engine(loaded, config, threads_file(settings.home) if settings.num_threads is None else None)
     fingerprint = tokenizer_fingerprint(engine.tokenizer.vocabulary)
     ngram_model = choose_ngram_model(settings, fingerprint)

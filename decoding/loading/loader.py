@@ -45,7 +45,8 @@ class LoadedModel:
         tokenizer: its tokenizer.
         name: the known name, the folder's or file's name, or the hub id.
         path: the folder or `.gguf` file it came from; None for a hub id.
-        convert: converts its linear layers to the requested weight format; None: they stay as they are.
+        convert: converts its linear layers to the requested weight format; None: they stay as they are. On a CPU, an
+            engine that converts them frees the dense ones, so the model can serve that engine alone.
     """
 
     model: transformers.PreTrainedModel

@@ -73,13 +73,7 @@ class Workbench:
     ) -> None:
         self.choice = choice
         self.server_settings = choice.server_settings()
-        self.loaded: LoadedModel = load_model(
-            choice.model,
-            home=self.server_settings.home,
-            dtype=choice.dtype,
-            device=choice.device,
-            trust_remote_code=self.server_settings.trust_remote_code,
-        )
+        self.loaded = self._load()
         tokenizer = Tokenizer(self.loaded.tokenizer)
         self.ngram_models = NgramModels(self.server_settings, tokenizer, domains)
         self._seed = seed
@@ -100,12 +94,21 @@ class Workbench:
         domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
         return cls(choice, texts, specs, seed=seed, domains=domains)
 
+    def _load(self) -> LoadedModel:
+        return load_model(
+            self.choice.model,
+            home=self.server_settings.home,
+            dtype=self.choice.dtype,
+            device=self.choice.device,
+            trust_remote_code=self.server_settings.trust_remote_code,
+        )
+
     def _engine(self, document_start: bool) -> Engine:
-        """The engine with this setting of document_start; engines share the weights."""
+        """The engine with this setting of document_start."""
         if document_start not in self._engines:
-            self._engines[document_start] = build_engine(
-                self.loaded, replace(self._config, document_start=document_start)
-            )
+            # A conversion frees the dense weights, which the evaluator needs.
+            loaded = self.loaded if self.loaded.convert is None else self._load()
+            self._engines[document_start] = build_engine(loaded, replace(self._config, document_start=document_start))
         return self._engines[document_start]
 
     def _engine_config(self, params: Sequence[GenerationParams]) -> EngineConfig:

@@ -100,15 +100,14 @@ def check_torch(settings: Settings) -> Finding:
 
 def check_kernels(settings: Settings) -> Finding:
     """Check that the kernels for quantised models on a CPU are there, and say how many threads were measured best."""
-    from superdraft.decoding.model.native.library import KernelsUnavailableError, load_kernels, supported_variants
+    from superdraft.decoding.model.native.library import supported_variants, why_unavailable
     from superdraft.decoding.model.threads import num_cores, processor_name, recall, threads_file
 
     if not supported_variants():
         return Finding(True, f"none for {processor_name()}; torch's serve models in int4")
-    try:
-        load_kernels()
-    except KernelsUnavailableError as error:
-        return Finding(False, f"{error}; torch's slower ones serve models in int4. Install g++, or set CXX")
+    problem = why_unavailable()
+    if problem is not None:
+        return Finding(False, f"{problem}; torch's slower ones serve models in int4. Install g++, or set CXX")
     here = f"{processor_name()}, {num_cores()} cores: "
     measured = [
         f"{num_threads} of {num_cores()} threads are fastest for {key.removeprefix(here)}"

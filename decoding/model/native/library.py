@@ -73,13 +73,18 @@ def load_kernels(variant: str | None = None) -> ctypes.CDLL:
 
 
 @functools.cache
-def has_kernels() -> bool:
-    """Whether there are kernels for this machine; builds them if there is no library yet."""
+def why_unavailable() -> str | None:
+    """Why there are no kernels for this machine; None: there are. Builds them if there is no library yet."""
     try:
         load_kernels()
-    except KernelsUnavailableError:
-        return False
-    return True
+    except KernelsUnavailableError as error:
+        return str(error)
+    return None
+
+
+def has_kernels() -> bool:
+    """Whether there are kernels for this machine; builds them if there is no library yet."""
+    return why_unavailable() is None
 
 
 def library_name(variant: str) -> str:

@@ -74,3 +74,13 @@ def test_the_decoders_of_the_test_above_differ(model, monkeypatch):
     served, unhealed, paper = (measured(model, name) for name in ("served", "served healing=off", "paper"))
     assert served != unhealed
     assert served != paper
+
+
+def test_drafts_of_four_bit_weights_are_judged_by_the_dense_ones(model):
+    (spec,) = parse_decoders("paper", "auto", SHARED)
+    workbench = Workbench(ModelChoice(model, "int4", "cpu"), list(PROMPTS.values()), [spec])
+    prompt = PROMPTS["a word's end"]
+    (decoded,) = workbench.decoder(spec).decode([Ask(prompt, "0")])
+    (judged,) = workbench.open_evaluator().logprobs([prompt], [[draft.text for draft in decoded.drafts]])
+    assert len(judged) == len(decoded.drafts)
+    assert all(logprobs and max(logprobs) < 0 for logprobs in judged)

@@ -352,17 +352,14 @@ def test_doctor_tells_the_kernels_and_the_threads_measured(monkeypatch, tmp_path
     monkeypatch.setattr(threads, "processor_name", lambda: "Quick 9000")
     monkeypatch.setattr(threads, "num_cores", lambda: 4)
     monkeypatch.setattr(library, "supported_variants", lambda: ["avx2"])
-    monkeypatch.setattr(library, "load_kernels", lambda: None)
+    monkeypatch.setattr(library, "why_unavailable", lambda: None)
     assert doctor.check_kernels(settings) == doctor.Finding(True, "for avx2")
     results = {"Quick 9000, 4 cores: 30 layers of 576, native": 3, "Slow 1, 4 cores: 30 layers of 576, native": 4}
     threads.threads_file(tmp_path).write_text(json.dumps(results))
     told = "for avx2; 3 of 4 threads are fastest for 30 layers of 576, native"
     assert doctor.check_kernels(settings) == doctor.Finding(True, told)
 
-    def without_compiler() -> None:
-        raise library.KernelsUnavailableError("no C++ compiler was found")
-
-    monkeypatch.setattr(library, "load_kernels", without_compiler)
+    monkeypatch.setattr(library, "why_unavailable", lambda: "no C++ compiler was found")
     found = doctor.check_kernels(settings)
     assert not found.ok
     assert found.detail.startswith("no C++ compiler was found; torch's slower ones serve models in int4. Install g++")

@@ -14,7 +14,7 @@ def _fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("SUPERDRAFT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(library, "BUNDLED", tmp_path / "bundled")
     monkeypatch.setattr(library, "load_kernels", load_kernels.__wrapped__)
-    monkeypatch.setattr(library, "has_kernels", library.has_kernels.__wrapped__)
+    monkeypatch.setattr(library, "why_unavailable", library.why_unavailable.__wrapped__)
 
 
 def compiler(tmp_path, script: str) -> str:
@@ -67,6 +67,7 @@ def test_a_build_that_fails_says_why(monkeypatch, tmp_path, script, message):
         build("avx2", tmp_path)
     monkeypatch.setattr(library, "supported_variants", lambda: ["avx2"])
     assert not library.has_kernels()
+    assert message in library.why_unavailable()
 
 
 def test_without_a_compiler(monkeypatch, tmp_path):
