@@ -31,6 +31,7 @@ PHASES = (
 _LANES = 16
 _FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 _UNLIMITED = 2**31 - 1
+_MAX_SHARED = 96  # queries that share keys and values: kQueryBlock in `attention.h`
 
 
 class _Layer(ctypes.Structure):
@@ -144,6 +145,7 @@ class NativeDecoder:
             and decoder.activation is nn.functional.silu
             and decoder.head_dim % (2 * _LANES) == 0
             and decoder.num_heads % decoder.num_kv_heads == 0
+            and decoder.num_heads // decoder.num_kv_heads <= _MAX_SHARED
         )
 
     def __call__(

@@ -15,6 +15,7 @@ from superdraft.decoding.model.native.library import VARIANTS, load_kernels, sup
 from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
 from superdraft.decoding.model.runner import ModelRunner
 
+MANY_HEADS = {"hidden_size": 3104, "num_attention_heads": 97, "num_key_value_heads": 1, "num_hidden_layers": 1}
 LENGTH = 600  # more than two parts of 256 positions
 COMMON = {
     "vocab_size": 300,
@@ -181,7 +182,12 @@ def test_models_that_the_kernels_cannot_run():
 
     dense = decoder()
     assert not NativeDecoder.supports(dense)
-    for options, supported in [({}, True), ({"hidden_act": "gelu"}, False), ({"head_dim": 16}, False)]:
+    for options, supported in [
+        ({}, True),
+        ({"hidden_act": "gelu"}, False),
+        ({"head_dim": 16}, False),
+        (MANY_HEADS, False),
+    ]:
         made = decoder(**options)
         made.convert(convert_int4)
         assert NativeDecoder.supports(made) is supported
