@@ -181,7 +181,7 @@ class Settings(BaseSettings):
         "or tuned, otherwise distinct.",
     )
     default_max_branches: int = Field(
-        default=3, ge=1, description="Maximum number of model rows per request with the selection distinct."
+        default=8, ge=1, description="Maximum number of model rows per request with the selection distinct."
     )
     default_min_probability: float = Field(
         default=0.01, ge=0, le=1, description="With the selection distinct, drafts less likely than this stop growing."
