@@ -17,6 +17,8 @@ class EngineConfig:
             is not in use keeps the last prompt for reuse.
         max_prefill_tokens: maximum prompt tokens per step.
         max_num_rows: most model rows a request may ask for.
+        target_latency_s: seconds in which requests should be answered: elastic requests get less work if they would not
+            be; None: they always get all.
         max_num_drafts: largest k a request may ask for.
         max_candidates_per_draft: largest m a request may ask for.
         max_tokens: maximum number of new tokens a request may ask for, per draft.
@@ -30,6 +32,7 @@ class EngineConfig:
     num_slots: int | None = None
     max_prefill_tokens: int = 256
     max_num_rows: int = 64
+    target_latency_s: float | None = None
     max_num_drafts: int = 32
     max_candidates_per_draft: int = 1024
     max_tokens: int = 512

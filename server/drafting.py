@@ -99,6 +99,7 @@ class DraftingDefaults:
                 "tau": rule.tau,
                 "max_branches": self.max_branches,
                 "min_probability": self.min_probability,
+                "elastic": True,
                 "whole_best": asked["max_tokens"] > MAX_SHORT_TOKENS,
             }
         else:

@@ -20,6 +20,7 @@ a superposed request after the first token: the most probable drafts continue al
 An engine belongs to one thread. Nothing here locks.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from superdraft.decoding.engine.admission import Admission
 from superdraft.decoding.engine.answer import answer, snapshot
 from superdraft.decoding.engine.branching import Branching
 from superdraft.decoding.engine.decode import DecodeStep, PromptRows, Row, no_token
+from superdraft.decoding.engine.elastic import ElasticWork, limit
 from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.scheduler import Scheduler, Work
 from superdraft.decoding.engine.sequence import Sequence
@@ -102,7 +104,8 @@ class Engine:
         self._clock = clock
         self._trees = Trees(runner)
         self._admission = Admission(tokenizer, config, self.max_model_len, self.num_slots, self._trees.num_needed)
-        self._scheduler = Scheduler(self._trees, config.max_prefill_tokens)
+        self._scheduler = Scheduler(self._trees)
+        self._elastic = ElasticWork(math.inf if config.target_latency_s is None else config.target_latency_s)
         self._decode_step = DecodeStep(runner, self._trees, tokenizer.suppressed_token_ids, clock)
         self._branching = Branching(self._trees, self._decode_step)
         self._starts = Starts(tokenizer, self._trees, self._branching, self._decode_step)
@@ -204,10 +207,13 @@ class Engine:
         outputs, self._ended = self._ended, []
         expired = self._expire()
         outputs += expired
-        work = self._scheduler.schedule(started_s)
+        outputs += self._limit_work()
+        work = self._scheduler.schedule(started_s, self._elastic.chunk_tokens(self.config.max_prefill_tokens))
         if work is not None:
             outputs += self._advance(work, started_s)
-        self._last_step = self._report_of(work, started_s, len(expired))
+        self._last_step = step = self._report_of(work, started_s, len(expired))
+        if step.num_rows or step.num_prompt_tokens:
+            self._elastic.observe(step.num_rows, step.num_prompt_tokens, step.seconds)
         return outputs
 
     def generate(
@@ -231,6 +237,16 @@ class Engine:
                     raise step_output.error
                 if step_output.output is not None:
                     return step_output.output
+
+    def _limit_work(self) -> list[StepOutput]:
+        """End drafts that may not grow any further under this load, and answer the requests that are done by that."""
+        plan = self._elastic.plan(self._sequences.values())
+        outputs = []
+        for sequence in list(self._scheduler.running) if plan else []:
+            limit(sequence, plan)
+            if sequence.is_done:
+                outputs.append(self._end(sequence))
+        return outputs
 
     # One forward pass
 

@@ -29,25 +29,23 @@ class Work:
 class Scheduler:
     """First come, first served. A step decodes a row of every running branch and runs some tokens of prompts.
 
-    At most `max_prefill_tokens` prompt tokens take part in a step. All waiting prompts that fit are run together:
+    A limited number of prompt tokens takes part in a step. All waiting prompts that fit are run together:
     typists send many prompts with one or two new tokens each, and one pass over the weights serves them all. A longer
     prompt is cut into chunks, one such prompt at a time. It takes turns with the short ones, so that neither running
     drafts nor short prompts nor the long prompt itself have to wait for long.
 
     Args:
         trees: give requests their slots.
-        max_prefill_tokens: prompt tokens per step.
 
     Attributes:
-        max_prefill_tokens: prompt tokens per step.
+        running: the requests whose prompts are complete.
     """
 
-    def __init__(self, trees: Trees, max_prefill_tokens: int) -> None:
+    def __init__(self, trees: Trees) -> None:
         self._trees = trees
-        self.max_prefill_tokens = max_prefill_tokens
         self._waiting: deque[Sequence] = deque()
         self._long: Sequence | None = None
-        self._running: list[Sequence] = []
+        self.running: list[Sequence] = []
         self._long_is_next = False
 
     @property
@@ -58,40 +56,41 @@ class Scheduler:
     @property
     def num_rows(self) -> int:
         """Rows that the next step decodes."""
-        return sum(not branch.is_done for sequence in self._running for branch in sequence.branches)
+        return sum(not branch.is_done for sequence in self.running for branch in sequence.branches)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new request. It must not need more slots than there are."""
         self._waiting.append(sequence)
 
-    def schedule(self, now_s: float) -> Work | None:
+    def schedule(self, now_s: float, max_prompt_tokens: int) -> Work | None:
         """Decide what the next step does, and give the requests that begin their slots; None: there is nothing to do.
 
         Args:
             now_s: the clock now.
+            max_prompt_tokens: prompt tokens of the step.
         """
-        branches = [branch for sequence in self._running for branch in sequence.branches if not branch.is_done]
-        prompts = self._next_prompts(now_s)
+        branches = [branch for sequence in self.running for branch in sequence.branches if not branch.is_done]
+        prompts = self._next_prompts(now_s, max_prompt_tokens)
         return Work(branches, prompts) if branches or prompts else None
 
-    def _next_prompts(self, now_s: float) -> list[tuple[Sequence, int]]:
+    def _next_prompts(self, now_s: float, max_tokens: int) -> list[tuple[Sequence, int]]:
         if not self._long_is_next or self._long is None:
-            prompts = self._short_prompts(now_s)
+            prompts = self._short_prompts(now_s, max_tokens)
             if prompts:
                 self._long_is_next = True
                 return prompts
         self._long_is_next = False
         if self._long is None:
             return []
-        return [(self._long, min(self._long.num_unfed_tokens, self.max_prefill_tokens))]
+        return [(self._long, min(self._long.num_unfed_tokens, max_tokens))]
 
-    def _short_prompts(self, now_s: float) -> list[tuple[Sequence, int]]:
+    def _short_prompts(self, now_s: float, max_tokens: int) -> list[tuple[Sequence, int]]:
         """Begin waiting requests whose prompts fit in the step, and at most one with a long prompt."""
         prompts: list[tuple[Sequence, int]] = []
-        room = self.max_prefill_tokens
+        room = max_tokens
         while self._waiting and self._trees.can_begin(self._waiting[0]):
             num_unfed = self._trees.num_unfed(self._waiting[0])
-            if num_unfed > self.max_prefill_tokens:
+            if num_unfed > max_tokens:
                 if self._long is not None:
                     break
                 self._long = self._waiting.popleft()
@@ -109,13 +108,13 @@ class Scheduler:
         """Let a request whose prompt is complete run."""
         if sequence is self._long:
             self._long = None
-        self._running.append(sequence)
+        self.running.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a request in any state."""
         if sequence is self._long:
             self._long = None
-        elif sequence in self._running:
-            self._running.remove(sequence)
+        elif sequence in self.running:
+            self.running.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)

@@ -31,6 +31,7 @@ class Branch:
         path: with token healing, the typed tokens that the branch follows after the tokens that all covers share.
         num_steps: tokens that each alive draft has.
         num_exact: how many of the drafts' first tokens have keys and values of real tokens, not of superposed inputs.
+        is_limited: whether it ended early because of the load (`elastic`).
     """
 
     sequence: "Sequence"
@@ -42,6 +43,7 @@ class Branch:
     path: tuple[int, ...] = ()
     num_steps: int = 0
     num_exact: int = 0
+    is_limited: bool = False
 
     @property
     def num_computed(self) -> int:
@@ -64,9 +66,10 @@ class Branch:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has all its tokens, no draft can grow, all drafts became improbable, or its slot is full."""
+        """Whether it has all its tokens or as many as the load allows, or no draft of it can grow or is probable."""
         return (
-            self.num_steps >= self.sequence.params.max_tokens
+            self.is_limited
+            or self.num_steps >= self.sequence.params.max_tokens
             or self.drafts.is_done
             or self.is_unsure
             or self.num_computed >= self.sequence.max_positions
@@ -89,7 +92,11 @@ class Branch:
         """Count a decode step that fed the drafts' last tokens, superposed if there are several drafts."""
         if len(self.drafts.alive) == 1 and self.num_exact == len(self.drafts.alive[0].token_ids) - 1:
             self.num_exact += 1
+        rows = self.sequence.rows_by_depth
+        rows += [0] * (self.num_steps - len(rows))
+        rows[self.num_steps - 1] += 1
         self.sequence.forward_rows += 1
+        self.sequence.draft_rows += len(self.drafts.alive)
 
     @property
     def is_unsure(self) -> bool:
@@ -129,6 +136,8 @@ class Sequence:
         trees: its token trees, one per slot; usually one.
         num_cached_tokens: prompt tokens that an earlier request had run.
         forward_rows: model rows spent after the prompt's own pass (`Usage.forward_rows`).
+        rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
+        draft_rows: rows that these steps would have taken with a row per draft.
         start_s: the clock when the request got a slot; None before that.
         prefill_s: duration of the passes over the prompt, in seconds.
         decode_s: duration of the decode steps in which the request took part, in seconds.
@@ -150,6 +159,8 @@ class Sequence:
     trees: list[Tree] = field(default_factory=list)
     num_cached_tokens: int = 0
     forward_rows: int = 0
+    rows_by_depth: list[int] = field(default_factory=list)
+    draft_rows: int = 0
     start_s: float | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0

@@ -145,8 +145,7 @@ class AsyncEngine:
             request = replace(request, session_id=f"{current_caller()} {request.session_id}")
         place = await self._admission.enter(
             record,
-            request.params.num_rows,
-            request.params.max_tokens,
+            *request.params.least_work,
             caller=counted_caller(),
             session=request.session_id,
             timeout_s=request.timeout_s,
