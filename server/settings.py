@@ -239,7 +239,7 @@ class Settings(BaseSettings):
         description="Maximum time that a request waits for free slots, in milliseconds; the newest is served first.",
     )
     target_latency_ms: int = Field(
-        default=1000,
+        default=2000,
         ge=1,
         description="Time in which accepted requests should be answered, in milliseconds. Under load drafts "
         "end sooner; what could not be answered in time even so is refused.",

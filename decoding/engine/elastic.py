@@ -24,15 +24,17 @@ import numpy as np
 
 from superdraft.decoding.engine.sequence import Branch, Sequence
 
-TARGET_SHARE = 0.5
+TARGET_SHARE = 0.25
 """Drafts may take this part of the target latency; the rest is for the prompt and the wait."""
 
 _ROWS = (None, None, 2, 1)
 _WORD_TOKENS = 3.0  # that a first word takes, with the token that shows its end
 _DECAY = 0.98  # weight of a step relative to the one after it
 _PRIOR = np.array([0.004, 0.0005, 0.0005])  # seconds per step, row and prompt token: a small model on two cores
-_PRIOR_WEIGHT = np.array([1.0, 1e2, 1e3])
+_PRIOR_WEIGHT = np.array([10.0, 1e3, 1e4])
+_LARGEST_SURPRISE = 3.0  # a step that takes longer than this many times what was expected lost its core for a while
 _SMOOTHING = 1 / 16
+_USUAL_TOKENS = 8.0  # that a draft grows to if nothing limits it, before any has been seen
 _LONGEST_CHUNK_S = 0.1
 _FEWEST_CHUNK_TOKENS = 32
 
@@ -48,6 +50,7 @@ class StepCost:
     def observe(self, num_rows: int, num_prompt_tokens: int, seconds: float) -> None:
         """Note a step."""
         features = np.array([1.0, num_rows, num_prompt_tokens])
+        seconds = min(seconds, _LARGEST_SURPRISE * self.seconds(num_rows, num_prompt_tokens))
         # The prior stays in part, so that terms of which the latest steps say nothing keep a value.
         prior = np.diag(_PRIOR_WEIGHT)
         self._weights = _DECAY * self._weights + (1 - _DECAY) * prior + np.outer(features, features)
@@ -75,11 +78,18 @@ class ElasticWork:
         self._target_s = target_s * TARGET_SHARE
         self._cost = StepCost()
         self._prompt_tokens = 0.0  # per step, smoothed
+        self._num_tokens = _USUAL_TOKENS  # of the longest draft of a request that nothing limited, smoothed
 
     def observe(self, num_rows: int, num_prompt_tokens: int, seconds: float) -> None:
         """Note a step."""
         self._cost.observe(num_rows, num_prompt_tokens, seconds)
         self._prompt_tokens += _SMOOTHING * (num_prompt_tokens - self._prompt_tokens)
+
+    def observe_answer(self, sequence: Sequence) -> None:
+        """Note a request that has been answered."""
+        if sequence.params.elastic and not any(branch.is_limited for branch in sequence.branches):
+            num_tokens = 1 + len(sequence.rows_by_depth)
+            self._num_tokens += _SMOOTHING * (num_tokens - self._num_tokens)
 
     def chunk_tokens(self, most: int) -> int:
         """Prompt tokens per step: no more than take a tenth of a second, so that time limits are looked at in time.
@@ -92,14 +102,15 @@ class ElasticWork:
     def plan(self, sequences: Iterable[Sequence]) -> int:
         """The plan for the next step, with these requests in the engine."""
         params = [sequence.params for sequence in sequences]
-        if not any(one.elastic for one in params) or math.isinf(self._target_s):
+        # A request that is alone has nobody to wait for.
+        if len(params) < 2 or not any(one.elastic for one in params) or math.isinf(self._target_s):
             return 0
         for plan, most_rows in enumerate(_ROWS):
             num_rows = sum(
                 min(one.num_rows, most_rows or one.num_rows) if one.elastic else one.num_rows for one in params
             )
             longest = max(one.max_tokens for one in params if one.elastic)
-            num_tokens = min(longest, _WORD_TOKENS) if plan else longest
+            num_tokens = min(longest, _WORD_TOKENS if plan else self._num_tokens)
             if num_tokens * self._cost.seconds(num_rows, self._prompt_tokens) <= self._target_s:
                 return plan
         return len(_ROWS) - 1

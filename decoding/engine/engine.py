@@ -370,6 +370,7 @@ class Engine:
             error = faults.of(sequence)
         self._release(sequence, failed=error is not None and not isinstance(error, SupersededError))
         if error is None:
+            self._elastic.observe_answer(sequence)
             return StepOutput(sequence.request_id, output=output)
         if not isinstance(error, SuperdraftError):
             failure = SequenceFailedError(
