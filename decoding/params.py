@@ -210,7 +210,7 @@ class GenerationParams:
 
     @property
     def num_rows(self) -> int:
-        """The most branches of the request, that is, model rows per decode step and KV-cache slots."""
+        """The most branches of the request, that is, model rows per decode step."""
         if not self.strategy.startswith("sample"):
             return min(self.max_branches, self.num_drafts)
         return self.num_drafts if self.num_branches is None else self.num_branches

@@ -294,8 +294,12 @@ class Engine:
         if not logits:
             rows = []
         firsts: list[Tensor] = []
+        now_s = self._clock()
         for sequence in ready:
             self._scheduler.start(sequence)
+            if sequence.request.draft_timeout_s is not None:
+                limit_s = now_s + sequence.request.draft_timeout_s
+                sequence.deadline_s = min(limit_s, sequence.deadline_s or limit_s)
             with faults.ending(sequence):
                 of_prompt = self._trees.prompt_logits(sequence)
                 healing = sequence.healing
