@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+_BLOCK = 64
+
 
 @dataclass(frozen=True, slots=True)
 class ExactPath:
@@ -98,7 +100,7 @@ class Tree:
         trunk_length = length
         for path in self.paths:
             if trunk_length >= path.base:
-                found = path.base + num_common(path.token_ids, token_ids[path.base :])
+                found = path.base + num_common(list(path.token_ids), token_ids[path.base :])
                 if found > length:
                     length, best = found, path
         return length, best
@@ -107,10 +109,8 @@ class Tree:
 def num_common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many of their first tokens are equal."""
     length = min(len(one), len(other))
-    if list(one[:length]) == list(other[:length]):
-        return length
-    # Whole blocks are compared at once: prompts have thousands of tokens.
+    # Blocks are compared at once: prompts have thousands of tokens.
     start = 0
-    while one[start : start + 64] == other[start : start + 64]:
-        start += 64
-    return next(i for i in range(start, length) if one[i] != other[i])
+    while start < length and one[start : start + _BLOCK] == other[start : start + _BLOCK]:
+        start += _BLOCK
+    return next((i for i in range(start, length) if one[i] != other[i]), length)
