@@ -1,4 +1,4 @@
-"""Batches, slots, trees and copies change logits by a few rounding errors at most, in bfloat16 and with 4-bit weights."""
+"""Batches, slots, trees and copies change logits by a few rounding errors, in bfloat16 and with 4-bit weights."""
 
 import pytest
 import torch
