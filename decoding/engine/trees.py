@@ -138,7 +138,8 @@ class Trees:
             if failed or index > 0:
                 tree.cut(0)
             else:
-                tree.paths += [path for branch in sequence.branches if (path := branch.exact_path) is not None]
+                own = [branch for branch in sequence.branches if branch.tree is tree]
+                tree.paths += [path for branch in own if (path := branch.exact_path) is not None]
             self._num_uses += 1
             tree.is_used, tree.last_use = False, self._num_uses if tree.trunk else 0
         sequence.trees = []
