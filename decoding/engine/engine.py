@@ -240,7 +240,8 @@ class Engine:
         prompts = [_prompt_rows(sequence, num_tokens) for sequence, num_tokens in work.prompts]
         fed = [prompt for prompt in prompts if prompt.token_ids]
         logits: list[Tensor] = []
-        with faults.ending(*work.sequences):
+        taking_part = [*(branch.sequence for branch in work.branches), *(prompt.request for prompt in fed)]
+        with faults.ending(*taking_part):
             if work.branches or fed:
                 sizes = [len(work.branches), *(prompt.num_logits for prompt in fed)]
                 logits = list(torch.split(self._decode_step.forward(work.branches, fed), sizes))
