@@ -213,9 +213,9 @@ class Trees:
         """
         tree = branch.tree
         assert tree is not None
-        kept = branch.cells[: max(0, position - branch.base)]
-        new = tree.take(len(token_ids), [kept, *self._paths_in(tree, branch.sequence)])
-        branch.base, branch.cells = min(branch.base, position), (*kept, *new)
+        # What is replaced is free for what replaces it: a slot has no room for both of a long draft.
+        branch.base, branch.cells = min(branch.base, position), branch.cells[: max(0, position - branch.base)]
+        branch.cells += tree.take(len(token_ids), self._paths_in(tree, branch.sequence))
         segment = Segment(tree.slot, position, len(token_ids), branch.base, branch.cells)
         self.num_run_tokens += len(token_ids)
         return self._runner.forward([segment], self._runner.embed(token_ids), [len(token_ids) - 1]).float()
