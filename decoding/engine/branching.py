@@ -50,7 +50,7 @@ class Branching:
             cells=branch.cells,
             path=branch.path,
             num_steps=branch.num_steps,
-            num_exact=branch.num_exact,
+            exact_token_ids=branch.exact_token_ids,
         )
         branch.sequence.branches.append(twin)
         self._trees.place_twin(twin, branch)
@@ -80,7 +80,7 @@ class Branching:
         tokens = draft.token_ids[branch.num_exact : -1]
         self._trees.run_tokens(branch, branch.num_context + branch.num_exact, tokens)
         branch.sequence.forward_rows += len(tokens)
-        branch.num_exact += len(tokens)
+        branch.exact_token_ids = draft.token_ids[:-1]
 
     def reset_if_due(self, branch: Branch, faults: Faults) -> None:
         """Every s steps, draw one draft by its probability and continue from it alone (section 5.3).
@@ -97,7 +97,7 @@ class Branching:
         tokens = chosen.token_ids[branch.num_exact :]
         logits = self._trees.run_tokens(branch, branch.num_context + branch.num_exact, tokens)
         branch.sequence.forward_rows += len(tokens)
-        branch.num_exact = len(chosen.token_ids)
+        branch.exact_token_ids = chosen.token_ids
         self._step.choose([Row(branch, 0)], logits, faults)
 
 

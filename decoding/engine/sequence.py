@@ -30,7 +30,8 @@ class Branch:
         cells: the cells of the positions behind them.
         path: with token healing, the typed tokens that the branch follows after the tokens that all covers share.
         num_steps: tokens that each alive draft has.
-        num_exact: how many of the drafts' first tokens have keys and values of real tokens, not of superposed inputs.
+        exact_token_ids: those of the drafts' first tokens that have keys and values of real tokens, not of superposed
+            inputs. All alive drafts begin with them.
     """
 
     sequence: "Sequence"
@@ -41,7 +42,12 @@ class Branch:
     cells: tuple[int, ...] = ()
     path: tuple[int, ...] = ()
     num_steps: int = 0
-    num_exact: int = 0
+    exact_token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_exact(self) -> int:
+        """How many of the drafts' first tokens have keys and values of real tokens."""
+        return len(self.exact_token_ids)
 
     @property
     def num_computed(self) -> int:
@@ -56,9 +62,7 @@ class Branch:
     @property
     def exact_path(self) -> ExactPath | None:
         """The real tokens behind the trunk that have keys and values here; None: there are none."""
-        drafts = self.drafts.alive or self.drafts.finished
-        longest = max((draft.token_ids for draft in drafts), key=len, default=())
-        tokens = (*self.path[self.base - self.sequence.num_shared :], *longest[: self.num_exact])
+        tokens = (*self.path[self.base - self.sequence.num_shared :], *self.exact_token_ids)
         count = min(len(tokens), len(self.cells))
         return ExactPath(self.base, tokens[:count], self.cells[:count]) if count else None
 
@@ -88,7 +92,7 @@ class Branch:
     def count_step(self) -> None:
         """Count a decode step that fed the drafts' last tokens, superposed if there are several drafts."""
         if len(self.drafts.alive) == 1 and self.num_exact == len(self.drafts.alive[0].token_ids) - 1:
-            self.num_exact += 1
+            self.exact_token_ids = self.drafts.alive[0].token_ids
         self.sequence.forward_rows += 1
 
     @property
