@@ -136,9 +136,10 @@ class TextSampler:
                 index = int(output.request_id)
                 self._end_text(rows[index], output)
                 self._begin_text(index, rows[index])
-            num_tokens += engine.last_step.num_rows
-            on_tokens(engine.last_step.num_rows)
-        on_tokens(len(rows) * self._config.row_tokens - num_tokens)  # prompts, and tokens that followed them directly
+            num_new = engine.last_step.num_rows + len(engine.last_step.first_draft_s)
+            num_tokens += num_new
+            on_tokens(num_new)
+        on_tokens(len(rows) * self._config.row_tokens - num_tokens)  # prompts
         return np.array([row.token_ids for row in rows], dtype=np.int64)
 
     def _begin_text(self, index: int, row: _Row) -> None:

@@ -262,8 +262,9 @@ class Engine:
         prompts = [_prompt_rows(sequence, num_tokens) for sequence, num_tokens in work.prompts]
         fed = [prompt for prompt in prompts if prompt.token_ids]
         logits: list[Tensor] = []
-        with faults.ending(*work.sequences):
-            if running or fed:
+        run = dict.fromkeys([*(branch.sequence for branch in running), *(prompt.request for prompt in fed)])
+        with faults.ending(*run):
+            if run:
                 sizes = [len(running), *(prompt.num_logits for prompt in fed)]
                 logits = list(torch.split(self._decode_step.forward(running, fed), sizes))
                 for branch in running:

@@ -230,8 +230,8 @@ class Trees:
         tree = branch.tree
         assert tree is not None
         kept = branch.cells[: max(0, position - branch.base)]
-        new = tree.take(len(token_ids), [kept, *self._paths_in(tree, branch.sequence)])
-        branch.base, branch.cells = min(branch.base, position), (*kept, *new)
+        branch.base, branch.cells = min(branch.base, position), kept  # what the tokens replace is free
+        branch.cells = (*kept, *tree.take(len(token_ids), self._paths_in(tree, branch.sequence)))
         segment = Segment(tree.slot, position, len(token_ids), branch.base, branch.cells)
         self.num_run_tokens += len(token_ids)
         return self._runner.forward([segment], self._runner.embed(token_ids), [len(token_ids) - 1]).float()

@@ -40,7 +40,7 @@ def test_drafts_on_rows_of_their_own_are_greedy_from_the_most_probable_first_tok
     engine, model = tiny_engine(architecture)
     with counted_rows(model) as shapes:
         output = engine.generate(PROMPT, params(num_drafts=3, max_branches=3, logit_bias=forbid_ends(engine)))
-    assert shapes[1:] == [(3, 1)] * 7
+    assert shapes[1:] == [(1, 3)] * 7  # three rows in one slot
     assert output.usage.forward_rows == 21
     ids = list(output.prompt_token_ids)
     firsts = logprobs_after(engine, model, ids).topk(3).indices.tolist()
@@ -71,7 +71,7 @@ def test_with_two_rows_the_best_draft_has_one_and_the_others_share():
     wanted = {"num_drafts": 3, "logit_bias": forbid_ends(engine)}
     with counted_rows(model) as shapes:
         two = engine.generate(PROMPT, params(max_branches=2, **wanted))
-    assert shapes[1:] == [(2, 1)] * 7
+    assert shapes[1:] == [(1, 2)] * 7
     three = tiny_engine()[0].generate(PROMPT, params(max_branches=3, **wanted))
     best = max(three.drafts, key=lambda draft: draft.token_logprobs[0])
     assert best.token_ids in {draft.token_ids for draft in two.drafts}
@@ -85,7 +85,7 @@ def test_an_improbable_draft_ends_and_frees_its_row():
     wanted = {"num_drafts": 3, "max_branches": 3, "max_tokens": 12, "logit_bias": forbid_ends(engine)}
     with counted_rows(model) as shapes:
         output = engine.generate(PROMPT, params(min_probability=0.5, whole_best=True, **wanted))
-    assert shapes[1:] == [(3, 1)] * 3 + [(1, 1)] * 8
+    assert shapes[1:] == [(1, 3)] * 3 + [(1, 1)] * 8
     assert output.usage.forward_rows == 17
     whole = {draft.token_ids for draft in tiny_engine()[0].generate(PROMPT, params(**wanted)).drafts}
     assert sorted(len(draft.token_ids) for draft in output.drafts) == [4, 4, 12]
@@ -93,7 +93,7 @@ def test_an_improbable_draft_ends_and_frees_its_row():
         assert any(ids[: len(draft.token_ids)] == draft.token_ids for ids in whole)
     with counted_rows(model) as shapes:
         engine.generate(PROMPT, params(min_probability=0.5, **wanted))
-    assert shapes[1:] == [(3, 1)] * 3
+    assert shapes == [(1, 3)] * 3  # the prompt is known
     assert engine.num_used_slots == 0
 
 
@@ -130,7 +130,7 @@ def test_a_half_typed_word_is_completed_exactly(typed):
     for branch in sequence.branches:
         (draft,) = branch.drafts.alive
         assert branch.num_exact == branch.num_steps - 1 == 4
-        before = branch.context_token_ids
+        before = [*sequence.shared_token_ids, *branch.path]
         whole = engine.tokenizer.bytes_of([*before, *draft.token_ids])
         assert whole == typed.encode() + draft.text
         exact = [
@@ -140,8 +140,8 @@ def test_a_half_typed_word_is_completed_exactly(typed):
     run_all(engine)
 
 
-def test_more_rows_than_slots_and_rows_without_the_selection_are_refused():
-    engine, _ = tiny_engine(num_slots=2)
+def test_more_rows_than_allowed_and_rows_without_the_selection_are_refused():
+    engine, _ = tiny_engine(num_slots=1, max_num_rows=2)
     with pytest.raises(InvalidRequestError, match="max_branches is 3, this server allows at most 2") as caught:
         engine.generate(PROMPT, params(num_drafts=3, max_branches=3))
     assert caught.value.param == "max_branches"

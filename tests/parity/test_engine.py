@@ -6,6 +6,7 @@ from support.decoding import FailingScorer, HashScorer, counted_rows, run_all, t
 from support.models import ARCHITECTURES
 
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SequenceFailedError
+from superdraft.decoding.model.kv_cache import Segment
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
@@ -32,12 +33,13 @@ def test_the_cache_is_allocated_once_and_has_one_slot_per_request():
     engine, _ = tiny_engine(num_slots=3)
     cache = engine._runner.cache
     addresses = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
-    # 2 layers, keys and values, 2 heads, 8 numbers of 4 bytes; 3 slots of 96 positions, and the rest for prefixes
+    # 2 layers, keys and values, 2 heads, 8 numbers of 4 bytes; 3 slots of 96 positions and as many for drafts
     assert cache.plan.bytes_per_position == 2 * 2 * 2 * 8 * 4
-    assert cache.plan.num_prefix_positions == 1_000_000 // 256 - 3 * 96
-    assert cache.num_bytes == (1_000_000 // 256) * 256
+    assert cache.num_bytes == 256 * 3 * (96 + 96)
     for number in range(7):
         engine.add_request(EngineRequest(str(number), PROMPTS[number % 5], params(num_drafts=4), HashScorer()))
+    engine.step()
+    assert (engine.num_used_slots, engine.num_waiting) == (3, 4)
     run_all(engine)
     assert [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers] == addresses
 
@@ -66,10 +68,19 @@ def test_prompts_of_different_lengths_share_a_forward(architecture):
     prompts = [[5, 6, 7], [9] * 10, [11], [8, 30, 40, 50, 60]]
     with counted_rows(model) as shapes:
         got = runner.prefill([3, 1, 0, 2], prompts, [0] * 4)
-        # Second chunks of different lengths; the padding of the second one would exceed its slot.
+        # Second chunks of different lengths.
         more = runner.prefill([3, 1, 0], [[70], [71, 72], [73] * 15], [3, 10, 1])
-    assert shapes == [(4, 10), (1, 1), (1, 2), (1, 15)]
-    for logits, ids in [*zip(got, prompts, strict=True), (more[0], [5, 6, 7, 70]), (more[1], [*[9] * 10, 71, 72])]:
+        # One of more than 16 tokens is not padded to.
+        long = runner.prefill([2, 0], [[70], [74] * 17], [5, 1])
+    assert shapes == [(4, 10), (3, 15), (1, 1), (1, 17)]
+    later = [
+        (more[0], [5, 6, 7, 70]),
+        (more[1], [*[9] * 10, 71, 72]),
+        (more[2], [11, *[73] * 15]),
+        (long[0], [8, 30, 40, 50, 60, 70]),
+        (long[1], [11, *[74] * 17]),
+    ]
+    for logits, ids in [*zip(got, prompts, strict=True), *later]:
         with torch.inference_mode():
             assert torch.allclose(logits, model(input_ids=torch.tensor([ids])).logits[0, -1], atol=2e-3)
 
@@ -221,44 +232,49 @@ def test_a_scorer_that_raises_ends_its_own_request_only():
 def test_logits_that_are_not_numbers_end_their_own_request_only(monkeypatch):
     engine, _ = tiny_engine()
     expected = engine.generate(PROMPTS[1], params())
-    decode = engine._runner.decode
+    engine.forget_prompts()
+    forward = engine._runner.forward
     calls = []
 
-    def poisoned(embeddings: torch.Tensor, *args: object) -> torch.Tensor:
-        logits = decode(embeddings, *args)
+    def poisoned(segments: list[Segment], *args: object) -> torch.Tensor:
+        logits = forward(segments, *args)
         calls.append(len(logits))
         if len(calls) == 3:
             with torch.inference_mode():
                 logits[0] = float("nan")
-                engine._runner.cache.layers[0].values[0] = float("nan")
+                engine._runner.cache.layers[0].values[segments[0].slot] = float("nan")
         return logits
 
-    monkeypatch.setattr(engine._runner, "decode", poisoned)
+    monkeypatch.setattr(engine._runner, "forward", poisoned)
     engine.add_request(EngineRequest("poisoned", PROMPTS[0], params()))
     engine.add_request(EngineRequest("healthy", PROMPTS[1], params()))
     outputs = run_all(engine)
+    assert calls[:3] == [2, 2, 2]
     assert "not numbers" in str(outputs["poisoned"].error)
     assert [d.token_ids for d in outputs["healthy"].output.drafts] == [d.token_ids for d in expected.drafts]
-    # The next request in the poisoned slot must find no NaN there.
-    again = engine.generate(PROMPTS[1], params())
-    assert [d.token_ids for d in again.drafts] == [d.token_ids for d in expected.drafts]
+    # The next requests must find no NaN in any slot.
+    for _ in range(engine.num_slots):
+        engine.forget_prompts()
+        again = engine.generate(PROMPTS[1], params())
+        assert [d.token_ids for d in again.drafts] == [d.token_ids for d in expected.drafts]
+    assert all(torch.isfinite(layer.values).all() for layer in engine._runner.cache.layers)
 
 
 def test_a_prompt_whose_logits_are_not_numbers_is_not_kept_for_the_next_one(monkeypatch):
     engine, _ = tiny_engine()
     expected = engine.generate(PROMPTS[1], params())
     fresh, _ = tiny_engine()
-    prefill = fresh._runner.prefill
+    forward = fresh._runner.forward
 
-    def poisoned(slots: list[int], *args: object) -> torch.Tensor:
-        logits = prefill(slots, *args)
+    def poisoned(segments: list[Segment], *args: object) -> torch.Tensor:
+        logits = forward(segments, *args)
         with torch.inference_mode():
             logits[0] = float("nan")
-            fresh._runner.cache.layers[0].values[slots[0]] = float("nan")
+            fresh._runner.cache.layers[0].values[segments[0].slot] = float("nan")
         return logits
 
     with monkeypatch.context() as patch:
-        patch.setattr(fresh._runner, "prefill", poisoned)
+        patch.setattr(fresh._runner, "forward", poisoned)
         fresh.add_request(EngineRequest("poisoned", PROMPTS[1], params()))
         assert "not numbers" in str(run_all(fresh)["poisoned"].error)
     again = fresh.generate(PROMPTS[1], params())
@@ -266,17 +282,27 @@ def test_a_prompt_whose_logits_are_not_numbers_is_not_kept_for_the_next_one(monk
     assert [d.token_ids for d in again.drafts] == [d.token_ids for d in expected.drafts]
 
 
-@pytest.mark.parametrize("method", ["prefill", "decode"])
-def test_a_failing_forward_ends_its_requests_and_the_engine_goes_on(monkeypatch, method):
-    engine, _ = tiny_engine()
+@pytest.mark.parametrize("num_steps", [0, 1, 3], ids=["prompts", "rows and a prompt", "rows"])
+def test_a_failing_forward_ends_the_requests_that_took_part_and_the_engine_goes_on(monkeypatch, num_steps):
+    engine, _ = tiny_engine(num_slots=3)
     expected = tiny_engine()[0].generate("abc", params())
+    for name in "abc"[: 2 + (num_steps == 3)]:
+        engine.add_request(EngineRequest(name, "abc", params()))
+    for _ in range(num_steps):
+        engine.step()
+    for name in "cde"[num_steps == 3 :]:
+        engine.add_request(EngineRequest(name, PROMPTS[0], params()))  # `d` and `e` wait for slots
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, method, lambda *_: (_ for _ in ()).throw(MemoryError()))
-        engine.add_request(EngineRequest("a", "abc", params()))
-        engine.add_request(EngineRequest("b", "abc", params()))
-        for output in run_all(engine).values():
-            assert isinstance(output.error, SequenceFailedError)
-            assert isinstance(output.error.__cause__, MemoryError)
+        patch.setattr(engine._runner, "forward", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        failed = engine.step()
+    assert [output.request_id for output in failed] == ["a", "b", "c"]
+    for output in failed:
+        assert isinstance(output.error, SequenceFailedError)
+        assert isinstance(output.error.__cause__, MemoryError)
+    assert engine.num_used_slots == 0
+    outputs = run_all(engine)
+    assert sorted(outputs) == ["d", "e"]
+    assert all(output.output.drafts for output in outputs.values())
     assert texts(engine.generate("abc", params())) == texts(expected)
 
 
@@ -310,7 +336,7 @@ def test_an_id_cannot_be_used_twice_at_once():
     "options", [{}, {"strategy": "sample", "seed": 1}, {"selection": "distinct", "max_branches": 2}]
 )
 def test_a_known_prompt_needs_no_pass_of_its_own(options):
-    """The last token of the prompt is one more row of the next decode step."""
+    """Its first tokens are chosen from the logits that were kept with the tree."""
     cold, _ = tiny_engine(num_slots=8)
     expected = cold.generate(PROMPTS[0], params(**options))
     engine, model = tiny_engine(num_slots=8)
@@ -318,17 +344,14 @@ def test_a_known_prompt_needs_no_pass_of_its_own(options):
     engine.add_request(EngineRequest("other", PROMPTS[1], params(max_tokens=20)))
     for _ in range(3):
         engine.step()
-    num_tokens = engine.num_prefilled_tokens
+    num_tokens, num_bytes = engine.num_prefilled_tokens, engine.num_copied_bytes
     engine.add_request(EngineRequest("known", PROMPTS[0], params(**options)))
-    seen = []
     with counted_rows(model) as shapes:
-        while not seen:
-            engine.step()
-            seen += engine.last_step.first_draft_s
-    assert all(positions == 1 for _, positions in shapes)
-    assert max(rows for rows, _ in shapes) == 2
+        engine.step()
+    assert shapes == [(1, 1)]  # the other request's row
+    assert len(engine.last_step.first_draft_s) == 1
     known = run_all(engine)["known"].output
     assert [d.token_ids for d in known.drafts] == [d.token_ids for d in expected.drafts]
-    assert known.usage.cached_tokens == known.usage.prompt_tokens - 1
+    assert known.usage.cached_tokens == known.usage.prompt_tokens
     assert known.usage.forward_rows == expected.usage.forward_rows
-    assert engine.num_prefilled_tokens == num_tokens + 1
+    assert (engine.num_prefilled_tokens, engine.num_copied_bytes) == (num_tokens, num_bytes)

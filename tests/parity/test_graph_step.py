@@ -1,7 +1,8 @@
-"""Decode steps as CUDA graphs: recorded once, replayed with other lengths and inputs, entirely on the device."""
+"""Decode steps as CUDA graphs: recorded once, replayed with other trees and inputs, entirely on the device."""
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -13,16 +14,24 @@ from support.recorded_ops import CountedRecorder, RecordedOps
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.model import runner as model_runner
+from superdraft.decoding.model import step_graphs
+from superdraft.decoding.model.kv_cache import Segment
 from superdraft.decoding.model.linear import Conversion
 from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.runner import ModelRunner
-from superdraft.decoding.model.step_graphs import Operations, Recorder, can_be_recorded
+from superdraft.decoding.model.step_graphs import (
+    MAX_GRAPHS,
+    Operations,
+    Recorder,
+    StepGraphs,
+    StepTensors,
+    can_be_recorded,
+)
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
 
-NUM_ROWS = 3
 READ_LENGTH = 24
 PROMPTS = ([5, 80, 31, 7, 7, 99, 120, 18, 44, 3, 250], [3, 4, 5], [9] * 7)
 # In double precision Llama-like models use the fused decoder, and rounding hides no difference.
@@ -36,34 +45,59 @@ def runner_of(architecture: str, dtype: torch.dtype) -> ModelRunner:
     return ModelRunner(tiny_model(architecture).to(dtype), 64, 4_000_000, num_slots=4)
 
 
-def step_of(runner: ModelRunner, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Logits of one step of slots [0, R), shape [R, V]."""
-    return runner._decode_at(embeddings, lengths, READ_LENGTH)
+def step_of(runner: ModelRunner, segments: list[Segment], embeddings: torch.Tensor) -> tuple[StepTensors, list[int]]:
+    """The inputs of a step of these rows, and where each row is among its outputs."""
+    grid, slots, cells = runner.cache.grid_of(segments, READ_LENGTH)
+    inputs = StepTensors(
+        runner._on_grid(grid, embeddings), torch.tensor(slots), torch.tensor(cells), grid.positions, grid.distances
+    )
+    return inputs, grid.places
 
 
-def fill(runner: ModelRunner, prompts: tuple[list[int], ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prefill prompts without their last tokens; return these tokens' embeddings and the lengths before them."""
-    for slot, prompt in enumerate(prompts):
-        runner.prefill([slot], [prompt[:-1]], [0])
-    return runner.embed([prompt[-1] for prompt in prompts]), torch.tensor([len(prompt) - 1 for prompt in prompts])
+def tree_of(runner: ModelRunner, texts: Sequence[Sequence[list[int]]], cells: Iterator[int]) -> list[Segment]:
+    """For each slot texts with a common beginning; run all but their last tokens and return the rows of these.
+
+    Args:
+        runner: the model and its cache.
+        texts: of each slot. The first one begins the others.
+        cells: where to put what follows the first text's own tokens.
+    """
+    rows = []
+    for slot, (first, *others) in enumerate(texts):
+        base = len(first) - 1
+        runner.forward([Segment.plain(slot, 0, base)], runner.embed(first[:-1]), [])
+        for text in (first, *others):
+            path = tuple(next(cells) for _ in text[base:])
+            if len(path) > 1:
+                segment = Segment(slot, base, len(path) - 1, base, path[:-1])
+                runner.forward([segment], runner.embed(text[base:-1]), [])
+            rows.append(Segment(slot, len(text) - 1, 1, base, path))
+    return rows
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), CASES)
 @torch.inference_mode()
-def test_a_recorded_step_is_right_for_other_inputs_and_lengths(architecture, dtype):
+def test_a_recorded_step_is_right_for_another_tree_of_the_same_shape(architecture, dtype):
+    """Three slots with at most two rows, then other texts, one row less, and other cells."""
     runner = runner_of(architecture, dtype)
-    embeddings, lengths = fill(runner, PROMPTS)
+    trees = [[PROMPTS[0], [*PROMPTS[0][:-1], 6, 7]], [PROMPTS[1]], [PROMPTS[2], [*PROMPTS[2], 8, 9, 10]]]
+    others = [[PROMPTS[1][:2], [3, 90, 91]], [PROMPTS[0]], [[17, 200, 4, 4]]]
+    rows = tree_of(runner, trees, iter(range(12, 24)))
+    inputs, _ = step_of(runner, rows, runner.embed([text[-1] for tree in trees for text in tree]))
+    assert inputs.distances.shape == (4, 2, READ_LENGTH)
     with RecordedOps() as recorded:
-        logits = step_of(runner, embeddings, lengths)
-    others = (PROMPTS[1][:2], PROMPTS[0], [17, 200, 4, 4])
-    for tensor, value in zip((embeddings, lengths), fill(runner, others), strict=True):
+        logits = runner._step(inputs)
+    rows = tree_of(runner, others, iter(range(23, 11, -1)))
+    embeddings = runner.embed([text[-1] for tree in others for text in tree])
+    later, places = step_of(runner, rows, embeddings)
+    for tensor, value in zip(inputs.all, later.all, strict=True):
         tensor.copy_(value)
     recorded.replay()
-    replayed = logits.log_softmax(-1)
-    for row, exact in enumerate(runner.exact_logprobs(others)):
-        torch.testing.assert_close(replayed[row].float(), exact[-1].float(), atol=2e-4, rtol=0)
-    again, lengths = fill(runner, others)
-    torch.testing.assert_close(replayed, runner.decode(again, lengths.tolist()).log_softmax(-1), atol=1e-4, rtol=0)
+    replayed = logits.flatten(0, 1)[places].log_softmax(-1)
+    for row, exact in zip(replayed, runner.exact_logprobs([text for tree in others for text in tree]), strict=True):
+        torch.testing.assert_close(row.float(), exact[-1].float(), atol=2e-4, rtol=0)
+    direct = runner.forward(rows, embeddings, range(len(rows))).log_softmax(-1)
+    torch.testing.assert_close(replayed, direct, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), [*CASES, ("llama", torch.bfloat16)])
@@ -72,12 +106,18 @@ def test_a_step_stays_on_the_device(architecture, dtype):
     runner = runner_of(architecture, dtype)
     with fake_cuda():
         there = on_fake_cuda(runner)
-        embeddings = torch.zeros(NUM_ROWS, runner.model.config.hidden_size, dtype=dtype, device="cuda")
-        lengths = torch.zeros(NUM_ROWS, dtype=torch.long, device="cuda")
+        width, numbers = runner.model.config.hidden_size, {"dtype": torch.long, "device": "cuda"}
+        inputs = StepTensors(
+            torch.zeros(4, 2, width, dtype=dtype, device="cuda"),
+            torch.zeros(4, **numbers),
+            torch.zeros(4, 2, **numbers),
+            torch.zeros(4, 2, **numbers),
+            torch.zeros(4, 2, READ_LENGTH, **numbers),
+        )
         with OnlyOnDevice():
-            logits = step_of(there, embeddings, lengths)
+            logits = there._step(inputs)
     assert logits.device.type == "cuda"
-    assert logits.shape == (NUM_ROWS, runner.vocab_size)
+    assert logits.shape == (4, 2, runner.vocab_size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["transformers", "fused"])
@@ -97,9 +137,10 @@ def test_models_whose_rotary_angles_need_the_host_are_recognised(rope, can, dtyp
     runner = ModelRunner(model, 64, 4_000_000, num_slots=4)
     assert can_be_recorded(model) is can
     expected = contextlib.nullcontext() if can else pytest.raises(AssertionError, match="needs the host")
-    embeddings, lengths = torch.zeros(2, 32, dtype=dtype), torch.tensor([3, 5])
+    rows = [Segment.plain(0, 3, 1), Segment.plain(1, 5, 1)]
+    inputs, _ = step_of(runner, rows, torch.zeros(2, 32, dtype=dtype))
     with expected, RecordedOps():
-        step_of(runner, embeddings, lengths)
+        runner._step(inputs)
 
 
 def test_a_model_with_different_angles_per_layer_type_can_be_recorded():
@@ -150,6 +191,43 @@ def test_replayed_steps_equal_direct_ones(dtype, monkeypatch):
     for name, output in together.items():
         assert_alike(output.output, expected[name].output, 1e-3)
     assert recorder.num_replays > 5 * recorder.num_graphs > 20
+
+
+@torch.inference_mode()
+def test_the_number_of_recorded_shapes_stays_small(monkeypatch):
+    """Slots, rows and cells are rounded up to powers of two, so most steps find a graph."""
+    monkeypatch.setattr(model_runner, "_FEWEST_POSITIONS", 16)
+    recorder = CountedRecorder()
+    runner = ModelRunner(tiny_model("llama"), 96, 10_000_000, 8, recorder=recorder)
+    before, shapes, num_steps = recorder.num_graphs, set(), 0
+    for num_slots, num_rows, base in itertools.product(range(1, 9), range(1, 9), (5, 16, 17, 40, 96)):
+        rows = [Segment(slot, base, 1, base, (base + row,)) for slot in range(num_slots) for row in range(num_rows)]
+        logits = runner.forward(rows, torch.zeros(len(rows), 32), range(len(rows)))
+        assert logits.shape == (len(rows), runner.vocab_size)
+        num_cells = max(16, 1 << (base + num_rows - 1).bit_length())
+        shapes.add((1 << (num_slots - 1).bit_length(), 1 << (num_rows - 1).bit_length(), num_cells))
+        num_steps += 1
+    # The slot has 192 cells; the runner's own check has recorded (2, 2, 16).
+    assert {cells for _, _, cells in shapes} == {16, 32, 64, 128}
+    assert recorder.num_graphs - before == len(shapes - {(2, 2, 16)}) <= 4 * 4 * 4
+    assert recorder.num_replays >= num_steps - len(shapes)
+    runner.forward([Segment(0, 20, 1, 20, (150,))], torch.zeros(1, 32), [0])
+    assert len(runner._graphs._graphs) == len(shapes | {(2, 2, 16)}) + 1 < MAX_GRAPHS
+    assert (1, 1, 192) in runner._graphs._graphs  # no more cells than there are
+
+
+def test_the_graphs_that_were_not_used_for_longest_are_dropped(monkeypatch):
+    monkeypatch.setattr(step_graphs, "MAX_GRAPHS", 2)
+    recorder = CountedRecorder()
+    graphs = StepGraphs(recorder)
+
+    def run(rows: int) -> list[float]:
+        inputs = StepTensors(*(torch.full((rows,), 3.0 + i) for i in range(5)))
+        return graphs.run(rows, inputs, lambda own: own.embeddings * own.distances).tolist()
+
+    for rows, num_graphs in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4), (1, 4), (3, 5)):
+        assert run(rows) == [21.0] * rows
+        assert recorder.num_graphs == num_graphs
 
 
 def test_graphs_are_dropped_when_the_weights_are_converted():

@@ -87,12 +87,17 @@ def test_every_kind_of_request_in_one_batch_gives_the_drafts_that_it_gives_alone
     alone = answers_alone(VARIANTS)
     assert len({tuple(draft.token_ids for draft in output.drafts) for output in alone}) == len(alone)
     engine, model = tiny_engine(**LIMITS)
-    for warm in (False, True):  # in the second round the prompts are cached, so the requests join a decode step
+    for warm in (False, True):  # in the second round the prompts are known, so no token of them is run
+        num_tokens = engine.num_prefilled_tokens
         for number, (wanted, scorer) in enumerate(VARIANTS):
             engine.add_request(EngineRequest(str(number), PROMPTS[number % 5], wanted, scorer))
+        engine.step()
+        assert (engine.num_prefilled_tokens == num_tokens) is warm
         with counted_rows(model) as shapes:
-            together = run_all(engine)
-        assert max(rows for rows, _ in shapes) == 20  # all branches of all requests
+            engine.step()
+            assert engine.last_step.num_rows == 20  # all branches of all requests
+            assert shapes == [(16, 2)]  # in a slot per request
+        together = run_all(engine)
         for number, expected in enumerate(alone):
             assert_alike(together[str(number)].output, expected)
             assert (together[str(number)].output.usage.cached_tokens > 0) is warm
@@ -149,37 +154,39 @@ def test_a_faulty_scorer_ends_its_own_request_among_others_of_the_same_shape(cha
         assert_alike(outputs[str(number)].output, expected)
 
 
-def run_poisoned(engine: Engine, method: str, first_row: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, StepOutput]:
-    """Answer all variants; the first forward of one kind with this row gives NaN in it."""
-    forward, is_due = getattr(engine._runner, method), [True]
+def run_poisoned(engine: Engine, at: int, row: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, StepOutput]:
+    """Answer all variants; the forward with this number gives NaN in this row, if there is one."""
+    forward, num_rows = engine._runner.forward, []
 
     def poisoned(*args: object) -> torch.Tensor:
         logits = forward(*args)
-        if is_due[0] and len(logits) > first_row:
-            is_due[0] = False
+        if len(num_rows) == at:
             with torch.inference_mode():
-                logits[first_row] = math.nan
+                logits[row : row + 1] = math.nan
+        num_rows.append(len(logits))
         return logits
 
-    monkeypatch.setattr(engine._runner, method, poisoned)
+    monkeypatch.setattr(engine._runner, "forward", poisoned)
     for number, (wanted, scorer) in enumerate(VARIANTS):
         engine.add_request(EngineRequest(str(number), PROMPTS[number % 5], wanted, scorer))
-    return run_all(engine)
+    outputs = run_all(engine)
+    assert num_rows[at] == (16, 20)[at]
+    return outputs
 
 
-@pytest.mark.parametrize("row", range(0, 18, 3))
-@pytest.mark.parametrize("method", ["prefill", "decode"])
-def test_a_row_of_nan_ends_its_own_request_whatever_its_neighbours_are(method, row, monkeypatch):
+@pytest.mark.parametrize("row", range(0, 20, 3))
+@pytest.mark.parametrize("at", [0, 1], ids=["prompts", "drafts"])
+def test_a_row_of_nan_ends_its_own_request_whatever_its_neighbours_are(at, row, monkeypatch):
     alone = answers_alone(VARIANTS)
     engine, _ = tiny_engine(**LIMITS)
     failed = 0
-    for number, output in run_poisoned(engine, method, row, monkeypatch).items():
+    for number, output in run_poisoned(engine, at, row, monkeypatch).items():
         if output.error is not None:
             assert "not numbers" in str(output.error)
             failed += 1
         else:
             assert_alike(output.output, alone[int(number)])
-    assert failed == (row < 16 or method == "decode")
+    assert failed == (row < 16 or at == 1)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""Batches, slots and prefixes change logits by a few rounding errors at most, in bfloat16 and with 4-bit weights."""
+"""Batches, slots, trees and copies change logits by a few rounding errors, in bfloat16 and with 4-bit weights."""
 
 import pytest
 import torch
 from support.models import tiny_model
 
+from superdraft.decoding.model.kv_cache import Segment
 from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.runner import ModelRunner
 
@@ -18,7 +19,7 @@ INT4_TOLERANCE_STEPS = 16
 
 @pytest.mark.parametrize("convert", [None, convert_int4], ids=["bfloat16", "int4"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_alone_in_a_batch_in_a_used_slot_and_after_a_prefix_hit(architecture, convert):
+def test_alone_in_a_batch_in_a_used_slot_in_a_tree_and_after_a_copy(architecture, convert):
     # Weights of the usual size: with large random weights every layer multiplies the rounding errors.
     model = tiny_model(architecture, initializer_range=0.05).to(torch.bfloat16)
     runner = ModelRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
@@ -31,9 +32,12 @@ def test_alone_in_a_batch_in_a_used_slot_and_after_a_prefix_hit(architecture, co
 
     assert_same(runner.prefill([2, 0, 3, 1], [others[0], prompt, *others[1:]], [0] * 4)[1])
     assert_same(runner.prefill([1], [prompt], [0])[0])  # a slot that another request has used
-    positions = list(range(10, 15))
-    runner.cache.save_prefix(1, 0, positions)
-    runner.cache.load_prefix(3, positions)
+    runner.cache.copy(1, 3, 5)
     assert_same(runner.prefill([3], [prompt[5:]], [5])[0])
+    # Two rows behind the first six tokens, and the last two tokens in cells far behind.
+    rows = [Segment(3, 6, 1, 6, (8,)), Segment(3, 6, 1, 6, (6,)), Segment(3, 5, 2, 5, (40, 9))]
+    tree = runner.forward(rows, runner.embed([8, prompt[-1], *prompt[5:]]), [1, 3])
+    assert_same(tree[0])
+    assert_same(tree[1])
     runner.prefill([0, 1], [prompt[:-1], others[0]], [0, 0])
     assert_same(runner.decode(runner.embed([prompt[-1], 8]), [len(prompt) - 1, 3])[0])

@@ -36,7 +36,7 @@ def test_samples_take_a_row_each_and_their_logprobs_are_exact():
     engine, model = tiny_engine()
     with counted_rows(model) as shapes:
         output = engine.generate(PROMPT, params(strategy="sample", num_drafts=3, seed=1, max_tokens=6))
-    assert shapes[1:] == [(3, 1)] * 5
+    assert shapes[1:] == [(1, 3)] * 5
     assert output.usage.forward_rows == 15
     assert len(set(token_ids(output))) == 3
     for draft in output.drafts:
@@ -70,7 +70,7 @@ def test_sample_superposed_gives_k_drafts_from_each_branch():
     wanted = params(strategy="sample+superposed", num_branches=3, num_drafts=2, seed=5, temperature=2.0)
     with counted_rows(model) as shapes:
         output = engine.generate(PROMPT, wanted, HashScorer())
-    assert shapes[1:] == [(3, 1)] * 7
+    assert shapes[1:] == [(1, 3)] * 7
     starts = [draft.token_ids[:3] for draft in output.drafts]
     assert len(set(starts)) == 3  # three tokens are sampled, then each branch has its two drafts
     assert sorted(starts.count(start) for start in set(starts))[1:] == [2, 2]
@@ -90,7 +90,7 @@ def test_a_prefix_hit_gives_the_same_drafts_as_a_cold_run(architecture):
             # Random weights this wide turn rounding of 1e-6 in a key into 1e-3 in a logit.
             assert [d.score for d in got.drafts] == pytest.approx([d.score for d in expected.drafts], abs=2e-3)
             assert expected.usage.cached_tokens == 0
-    assert got.usage.cached_tokens == got.usage.prompt_tokens - 1
+    assert got.usage.cached_tokens == got.usage.prompt_tokens
 
 
 def test_only_real_tokens_are_reused_never_superposed_ones():
@@ -315,14 +315,19 @@ def test_penalties_count_the_drafts_own_tokens(strategy):
     assert len(set(expected)) < 10  # a token was repeated, so its count mattered
 
 
-def test_more_branches_than_slots_are_refused():
-    engine, _ = tiny_engine(num_slots=2)
-    with pytest.raises(InvalidRequestError, match=r"num_branches is 3, this server allows at most 2"):
-        engine.generate(PROMPT, params(strategy="sample", num_drafts=3))
+def test_more_branches_than_allowed_or_than_fit_in_all_slots_are_refused():
+    engine, _ = tiny_engine(num_slots=2, max_num_rows=16)
+    with pytest.raises(InvalidRequestError, match=r"num_branches is 17, this server allows at most 16"):
+        engine.generate(PROMPT, params(strategy="sample", num_drafts=17))
+    long = params(strategy="sample", num_drafts=16, max_tokens=60)
+    with pytest.raises(InvalidRequestError, match=r"16 rows of 60 tokens .* need 8 KV-cache slots, this server has 2"):
+        engine.generate(PROMPT, long)
+    assert not engine.has_unfinished
+    assert len(engine.generate(PROMPT, params(strategy="sample", num_drafts=16, seed=1)).drafts) == 16
 
 
-def test_a_branch_that_ended_frees_its_slot_before_its_siblings_end():
-    engine, _ = tiny_engine(num_slots=3)
+def test_a_branch_that_ended_takes_no_row_while_its_siblings_go_on():
+    engine, model = tiny_engine(num_slots=3)
     engine.add_request(EngineRequest("a", PROMPT, params(strategy="sample", num_drafts=3, seed=1, max_tokens=20)))
     engine.step()
     first = engine._sequences["a"].branches[0]
@@ -330,8 +335,10 @@ def test_a_branch_that_ended_frees_its_slot_before_its_siblings_end():
     first.sequence.extend = lambda draft, token, *scores, real=first.sequence.extend: real(
         draft, 0 if draft in first.drafts.alive else token, *scores
     )
-    engine.step()
-    assert first.slot is None
-    assert engine.num_used_slots == 2
+    with counted_rows(model) as shapes:
+        engine.step()
+        engine.step()
+    assert shapes == [(1, 3), (1, 2)]
+    assert engine.num_used_slots == 1
     output = run_all(engine)["a"].output
     assert [draft.finish_reason for draft in output.drafts].count("stop") == 1

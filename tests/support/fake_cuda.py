@@ -23,6 +23,7 @@ _SUBSTITUTES: dict[Any, Any] = {
     Tensor.__invert__: torch.bitwise_not,
     Tensor.nonzero: torch.ops.aten.nonzero,
     Tensor.copy_: torch.ops.aten.copy_,
+    Tensor.contiguous: torch.ops.aten.contiguous,
     **dict.fromkeys((Tensor.__int__, Tensor.__float__, Tensor.__bool__, Tensor.__index__), torch.ops.aten.item),
 }
 

@@ -42,7 +42,7 @@ def test_every_row_and_request_has_a_slot():
     for shape in sizes.models.values():
         engine = gpu.make_engine(gpu.make_model(shape, CPU), sizes)
         assert engine.num_slots == max(*sizes.rows, *sizes.requests)
-        assert engine._runner.cache.plan.num_prefix_positions == 0
+        assert engine.max_model_len == max(sizes.contexts) + 1
         assert engine.tokenizer.vocab_size == shape.vocab_size
 
 

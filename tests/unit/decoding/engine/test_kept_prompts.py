@@ -1,4 +1,4 @@
-"""Which complete prompts are kept for reuse: those whose logits are numbers."""
+"""Which prompts are kept for reuse: those whose logits are numbers."""
 
 import math
 from collections.abc import Callable
@@ -24,23 +24,25 @@ def with_value(forward: Callable[..., torch.Tensor], value: float) -> Callable[.
     return changed
 
 
-@pytest.mark.parametrize("num_known", [0, len(PROMPT) - 1], ids=["prefill", "joins a decode step"])
+@pytest.mark.parametrize("num_known", [0, len(PROMPT) - 1], ids=["cold", "warm"])
 @pytest.mark.parametrize(
     ("value", "is_kept"), [(0.0, True), (-math.inf, True), (math.inf, False), (math.nan, False)], ids=str
 )
 def test_a_prompt_is_kept_unless_its_logits_are_not_numbers(num_known, value, is_kept, monkeypatch):
-    """`-inf` is a number here: a model may give it to tokens that it never chooses."""
+    """`-inf` is a number here: a model may give it to tokens that it never chooses.
+
+    A failed request leaves nothing in its slot, not even what it found there.
+    """
     engine, runner, _ = fake_engine()
     params = GenerationParams(max_tokens=1, alpha=0.0, tau=1.0)
     if num_known:
         engine.generate(PROMPT[:num_known], params)
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "prefill", with_value(runner.prefill, value))
-        patch.setattr(runner, "decode", with_value(runner.decode, value))
+        patch.setattr(runner, "forward", with_value(runner.forward, value))
         if is_kept:
             assert engine.generate(PROMPT, params).drafts
         else:
             with pytest.raises(SequenceFailedError, match="not numbers"):
                 engine.generate(PROMPT, params)
     longer = engine.generate([*PROMPT, 80], params)
-    assert longer.usage.cached_tokens == (len(PROMPT) if is_kept else num_known)
+    assert longer.usage.cached_tokens == (len(PROMPT) if is_kept else 0)

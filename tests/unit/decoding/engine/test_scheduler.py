@@ -1,225 +1,222 @@
-"""The scheduler: turns, budgets, slots without holes, no lost request."""
+"""The scheduler: turns, budgets, no lost request, no more slots than there are."""
 
 import random
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import default_rng
+from support.fake_runner import FakeRunner
+from torch import zeros
 
-from superdraft.decoding.engine.scheduler import Decode, Prefill, Scheduler, SlotMove
+from superdraft.decoding.engine.scheduler import Scheduler, Work
 from superdraft.decoding.engine.sequence import Branch, Sequence
-from superdraft.decoding.method.draft_set import DraftSet, TokenAppender
+from superdraft.decoding.engine.trees import Trees
+from superdraft.decoding.method.draft_set import Draft, DraftSet, TokenAppender
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
+MAX_LEN = 64  # 128 cells per slot, 112 of them for prompts and drafts
 
-def sequence(name: str, num_tokens: int = 4, rows: int = 1) -> Sequence:
-    params = GenerationParams(strategy="sample", num_drafts=rows)
+
+def sequence(name: str, num_tokens: int = 4, rows: int = 1, max_tokens: int = 8) -> Sequence:
+    """A request whose prompt begins like no other one's."""
+    params = GenerationParams(strategy="sample", num_drafts=rows, max_tokens=max_tokens)
     new = Sequence(
-        EngineRequest(name, "", params), [1] * num_tokens, None, TokenAppender((), frozenset()), max_positions=100
+        EngineRequest(name, "", params, isolation=name),
+        [1] * num_tokens,
+        None,
+        TokenAppender((), frozenset()),
+        max_positions=MAX_LEN,
     )
-    new.branches.append(Branch(new, DraftSet(), default_rng(0)))
+    new.branches.append(branch(new))
     return new
 
 
-def new_scheduler(num_slots: int, max_prefill_tokens: int) -> Scheduler:
-    return Scheduler(num_slots, max_prefill_tokens, lambda waiting: waiting.num_unfed_tokens)
+def branch(of: Sequence) -> Branch:
+    return Branch(of, DraftSet((Draft(),)), default_rng(0))
 
 
-def prefill(scheduler: Scheduler, work: Prefill) -> list[SlotMove]:
-    """A prefill as the engine does it: run the tokens, start complete prompts and fork their branches."""
-    moves: list[SlotMove | None] = []
-    for one in work.sequences:
-        one.branches[0].num_computed += min(work.max_tokens, one.num_unfed_tokens)
-    for one in work.sequences:
-        if one.num_unfed_tokens:
-            continue
-        moves.append(scheduler.start(one))
-        moves += fork(scheduler, one)
-    return [move for move in moves if move is not None]
+class Engine:
+    """A scheduler and its trees, and what the engine does between two schedules."""
+
+    def __init__(self, num_slots: int, max_prefill_tokens: int) -> None:
+        self.trees = Trees(FakeRunner(num_slots, MAX_LEN))
+        self.scheduler = Scheduler(self.trees, max_prefill_tokens)
+
+    def add(self, *sequences: Sequence) -> None:
+        for one in sequences:
+            self.scheduler.add(one)
+
+    def step(self) -> Work | None:
+        """Run prompts, and start and fork the complete ones."""
+        work = self.scheduler.schedule(1.0)
+        for one, num_tokens in work.prompts if work else []:
+            if num_tokens:
+                self.trees.note_prompt(one, num_tokens, zeros(0, 1))
+            if one.num_unfed_tokens == 0:
+                self.scheduler.start(one)
+                one.branches += [branch(one) for _ in range(one.params.num_rows - 1)]
+        return work
+
+    def end(self, one: Sequence) -> None:
+        self.trees.end(one, failed=False)
+        self.scheduler.remove(one)
+
+    def trace(self, steps: int) -> list[tuple[list[str], dict[str, int]]]:
+        """For each step the requests of its rows, and the tokens of each prompt."""
+        found = []
+        for _ in range(steps):
+            work = self.step()
+            assert work is not None
+            rows = [one.sequence.request_id for one in work.branches]
+            found.append((rows, {one.request_id: num_tokens for one, num_tokens in work.prompts}))
+        return found
 
 
-def fork(scheduler: Scheduler, one: Sequence) -> list[SlotMove]:
-    (branch,), moves = one.branches, []
-    for _ in range(one.params.num_rows - 1):
-        twin = Branch(one, DraftSet(), default_rng(0), num_computed=branch.num_computed)
-        moves.append(scheduler.fork(branch, twin))
-        one.branches.append(twin)
-    return moves
-
-
-def decode(scheduler: Scheduler, work: Decode) -> list[SlotMove]:
-    """A decode step as the engine does it, with the requests that join."""
-    for one in work.joining:
-        one.branches[0].num_computed += 1
-    return [move for one in work.joining for move in fork(scheduler, one)]
-
-
-def trace(scheduler: Scheduler, steps: int) -> list[tuple]:
-    events: list[tuple] = []
-    for _ in range(steps):
-        work = scheduler.schedule()
-        if isinstance(work, Prefill):
-            before = [one.branches[0].num_computed for one in work.sequences]
-            prefill(scheduler, work)
-            after = [one.branches[0].num_computed for one in work.sequences]
-            run = {one.request_id: y - x for one, x, y in zip(work.sequences, before, after, strict=True)}
-            events.append(("prefill", run))
-        elif isinstance(work, Decode):
-            events.append(("decode", [branch.sequence.request_id for branch in work.branches]))
-            decode(scheduler, work)
-    return events
-
-
-def test_short_prompts_that_fit_with_their_padding_are_run_together():
-    scheduler = new_scheduler(8, max_prefill_tokens=12)
-    for name, num_tokens in zip("abcd", (2, 4, 3, 2), strict=True):
-        scheduler.add(sequence(name, num_tokens))
-    # 3 rows padded to 4 tokens are 12; a fourth would be 16
-    assert trace(scheduler, 4) == [
-        ("prefill", {"a": 2, "b": 4, "c": 3}),
-        ("decode", ["a", "b", "c"]),
-        ("prefill", {"d": 2}),
-        ("decode", ["a", "b", "c", "d"]),
+def test_prompts_that_fit_in_a_step_are_run_together_and_with_the_rows_of_drafts():
+    engine = Engine(8, max_prefill_tokens=12)
+    engine.add(*(sequence(name, num_tokens) for name, num_tokens in zip("abcde", (2, 6, 4, 1, 12), strict=True)))
+    # The first three have 12 tokens.
+    assert engine.trace(4) == [
+        ([], {"a": 2, "b": 6, "c": 4}),
+        (["a", "b", "c"], {"d": 1}),
+        (["a", "b", "c", "d"], {"e": 12}),
+        (["a", "b", "c", "d", "e"], {}),
     ]
 
 
-def test_a_prompt_that_lacks_one_token_joins_a_decode_step_without_overtaking():
-    scheduler = new_scheduler(4, max_prefill_tokens=12)
-    for name, num_tokens in zip("abcd", (1, 3, 1, 1), strict=True):
-        scheduler.add(sequence(name, num_tokens))
-    assert trace(scheduler, 2) == [("decode", ["a"]), ("prefill", {"b": 3})]
-    work = scheduler.schedule()
-    assert isinstance(work, Decode)
-    assert [one.request_id for one in work.joining] == ["c", "d"]
-    assert [branch.slot for branch in work.branches] == [0, 1, 2, 3]
-    scheduler.add(sequence("e", 1))  # there is no slot for it
-    assert trace(scheduler, 1) == [("decode", ["a", "b", "c", "d"])]
-    scheduler.remove(work.joining[0])
-    assert trace(scheduler, 1) == [("decode", ["a", "b", "d", "e"])]
-
-
-def test_the_slots_that_a_joining_request_will_fork_into_are_kept():
-    scheduler = new_scheduler(4, max_prefill_tokens=12)
-    scheduler.add(sequence("wide", 1, rows=3))
-    scheduler.add(sequence("other", 1, rows=2))
-    work = scheduler.schedule()
-    assert isinstance(work, Decode)
-    assert [one.request_id for one in work.joining] == ["wide"]
-    assert scheduler.num_kept_slots(work.joining[0]) == 2
+def test_a_prompt_that_is_known_takes_part_with_no_token_and_does_not_overtake():
+    engine = Engine(4, max_prefill_tokens=6)
+    known = sequence("known", 5)
+    engine.add(known)
+    engine.step()
+    known.branches[0].tree.logits[4] = zeros(1)
+    engine.end(known)
+    again = sequence("known", 5)
+    engine.add(sequence("a", 6), sequence("b", 3), again)
+    assert engine.trace(2) == [([], {"a": 6}), (["a"], {"b": 3, "known": 0})]
+    assert again.num_cached_tokens == 5
 
 
 def test_a_long_prompt_is_cut_into_chunks_and_stalls_neither_drafts_nor_short_prompts():
-    scheduler = new_scheduler(4, max_prefill_tokens=10)
-    scheduler.add(sequence("short", 3))
-    scheduler.add(sequence("long", 25))
-    scheduler.add(sequence("other", 3))
-    assert trace(scheduler, 8) == [
-        ("prefill", {"short": 3, "other": 3}),
-        ("decode", ["short", "other"]),
-        ("prefill", {"long": 10}),
-        ("decode", ["short", "other"]),
-        ("prefill", {"long": 10}),
-        ("decode", ["short", "other"]),
-        ("prefill", {"long": 5}),
-        ("decode", ["short", "other", "long"]),
+    engine = Engine(4, max_prefill_tokens=10)
+    engine.add(sequence("short", 3), sequence("long", 25), sequence("other", 3))
+    assert engine.trace(5) == [
+        ([], {"short": 3, "other": 3}),
+        (["short", "other"], {"long": 10}),
+        (["short", "other"], {"long": 10}),
+        (["short", "other"], {"long": 5}),
+        (["short", "other", "long"], {}),
     ]
 
 
 def test_short_prompts_take_turns_with_the_long_one():
-    scheduler = new_scheduler(8, max_prefill_tokens=10)
-    scheduler.add(sequence("long", 25))
-    trace(scheduler, 1)
-    kinds = []
-    for number in range(4):
-        scheduler.add(sequence(f"s{number}", 2))
-        kinds += [list(run) for kind, run in trace(scheduler, 2) if kind == "prefill"]
-    assert kinds[:4] == [["s0"], ["long"], ["s1", "s2"], ["long"]]
+    engine = Engine(8, max_prefill_tokens=10)
+    engine.add(sequence("long", 35))
+    kinds = [engine.trace(1)[0][1]]
+    for number in range(6):
+        engine.add(sequence(f"s{number}", 2))
+        kinds += [prompts for _, prompts in engine.trace(1)]
+    assert kinds == [
+        {"long": 10},
+        {"s0": 2},
+        {"long": 10},
+        {"s1": 2, "s2": 2},
+        {"long": 10},
+        {"s3": 2, "s4": 2},
+        {"long": 5},
+    ]
 
 
-def test_a_request_with_many_branches_waits_for_its_slots_and_is_not_overtaken():
-    scheduler = new_scheduler(4, max_prefill_tokens=100)
-    first, wide, last = sequence("first", 4, rows=2), sequence("wide", 4, rows=3), sequence("last", 4)
-    for one in (first, wide, last):
-        scheduler.add(one)
-    both = ("decode", ["first"] * 2)
-    assert trace(scheduler, 3) == [("prefill", {"first": 4}), both, both]
-    scheduler.end(first.branches[0])
-    all_rows = ["first", "wide", "wide", "wide"]
-    assert trace(scheduler, 3) == [("prefill", {"wide": 4}), ("decode", all_rows), ("decode", all_rows)]
-    assert scheduler.num_waiting == 1
+def test_a_second_long_prompt_waits_for_the_first_and_is_not_overtaken():
+    engine = Engine(8, max_prefill_tokens=10)
+    first = sequence("first", 25)
+    engine.add(first, sequence("second", 25), sequence("short", 2))
+    assert [prompts for _, prompts in engine.trace(3)] == [{"first": 10}, {"first": 10}, {"first": 5}]
+    assert engine.scheduler.num_waiting == 2
+    assert [prompts for _, prompts in engine.trace(3)] == [{"short": 2}, {"second": 10}, {"second": 10}]
 
 
-def test_the_last_running_branch_moves_into_the_hole():
-    scheduler = new_scheduler(3, max_prefill_tokens=100)
+def test_a_request_waits_for_a_slot():
+    engine = Engine(2, max_prefill_tokens=100)
     a, b, c = (sequence(name) for name in "abc")
-    for one in (a, b, c):
-        scheduler.add(one)
-    trace(scheduler, 3)
-    c.branches[0].num_computed = 9
-    assert scheduler.remove(a) == [SlotMove(source=2, target=0, length=9)]
-    assert (a.branches[0].slot, b.branches[0].slot, c.branches[0].slot) == (None, 1, 0)
-    assert scheduler.remove(b) == []
-    assert scheduler.remove(c) == []
-    assert scheduler.schedule() is None
+    engine.add(a, b, c)
+    assert engine.trace(2) == [([], {"a": 4, "b": 4}), (["a", "b"], {})]
+    assert (engine.scheduler.num_waiting, engine.scheduler.num_rows) == (1, 2)
+    engine.end(a)
+    assert engine.trace(2) == [(["b"], {"c": 4}), (["b", "c"], {})]
+    assert [one.trees[0].slot for one in (b, c)] == [1, 0]
 
 
-def test_a_long_prompt_waits_in_the_last_slot_and_moves_up_when_it_starts():
-    scheduler = new_scheduler(4, max_prefill_tokens=5)
-    a, long = sequence("a", 2), sequence("long", 8)
-    scheduler.add(a)
-    scheduler.add(long)
-    trace(scheduler, 3)  # a runs in slot 0, the long one is being prefilled in slot 3
-    assert (a.branches[0].slot, long.branches[0].slot) == (0, 3)
-    assert not scheduler.remove(a)
-    work = scheduler.schedule()
-    assert isinstance(work, Prefill)
-    assert prefill(scheduler, work) == [SlotMove(source=3, target=0, length=8)]
-    assert long.branches[0].slot == 0
+def test_a_request_that_needs_several_slots_waits_for_them_and_is_not_overtaken():
+    """Eight rows of 40 tokens behind 4: two rows fit in a slot."""
+    engine = Engine(4, max_prefill_tokens=100)
+    first, wide, last = sequence("first"), sequence("wide", rows=8, max_tokens=40), sequence("last")
+    assert engine.trees.needs(wide) == 4
+    engine.add(first, wide, last)
+    assert engine.trace(2) == [([], {"first": 4}), (["first"], {})]
+    engine.end(first)
+    assert engine.trace(2) == [([], {"wide": 4}), (["wide"] * 8, {})]
+    assert len({tree.slot for tree in wide.trees}) == 4
+    engine.end(wide)
+    assert engine.trace(1) == [([], {"last": 4})]
+    assert engine.trees.num_used == 1
 
 
-def test_the_next_of_a_batch_moves_up_if_the_one_before_ended_at_once():
-    scheduler = new_scheduler(4, max_prefill_tokens=50)
-    a, b = sequence("a", 2), sequence("b", 3)
-    scheduler.add(a)
-    scheduler.add(b)
-    scheduler.schedule()
-    a.branches[0].num_computed, b.branches[0].num_computed = 2, 3
-    assert scheduler.start(a) is None
-    assert scheduler.remove(a) == []
-    assert scheduler.start(b) == SlotMove(source=1, target=0, length=3)
+def test_a_branch_that_is_done_has_no_row():
+    engine = Engine(2, max_prefill_tokens=100)
+    one = sequence("one", rows=3)
+    engine.add(one)
+    engine.step()
+    one.branches[1].num_steps = one.params.max_tokens
+    work = engine.scheduler.schedule(2.0)
+    assert work.branches == [one.branches[0], one.branches[2]]
+    assert work.sequences == [one]
 
 
 @given(st.lists(st.integers(0, 9), max_size=80), st.integers(1, 5), st.integers(1, 12), st.randoms())
-def test_slots_stay_compact_and_hold_the_right_sequence(actions, num_slots, budget, rng: random.Random):
-    """`memory[slot]` is the sequence whose keys and values a slot holds; only the moves update it."""
-    scheduler = new_scheduler(num_slots, budget)
+def test_every_request_is_run_in_the_order_of_arrival_whatever_ends_meanwhile(
+    actions, num_slots, budget, rng: random.Random
+):
+    engine = Engine(num_slots, budget)
     here: list[Sequence] = []
-    memory: dict[int, Sequence] = {}
+    begun: list[int] = []
+
+    def step() -> None:
+        work = engine.step()
+        assert engine.trees.num_used <= num_slots
+        used = [tree.slot for one in here for tree in one.trees]
+        assert len(set(used)) == len(used) == engine.trees.num_used
+        if work is None:
+            assert not here
+            return
+        prompted = {one for one, _ in work.prompts}
+        assert 0 <= sum(num_tokens for _, num_tokens in work.prompts) <= budget
+        assert Counter(one.sequence for one in work.branches) == {
+            one: one.params.num_rows for one in here if not one.num_unfed_tokens and one not in prompted
+        }
+        begun.extend(number for one in here if one.trees and (number := int(one.request_id)) not in begun)
+
     for number, action in enumerate(actions):
         if action < 3 or not here:
-            here.append(sequence(str(number), rng.randint(1, 20), rng.randint(1, num_slots)))
-            scheduler.add(here[-1])
-            moves = []
+            rows = rng.randint(1, 2 * num_slots)
+            here.append(sequence(str(number), rng.randint(1, 20), rows, rng.choice([4, 40])))
+            if engine.trees.needs(here[-1]) > num_slots:
+                here.pop()
+            else:
+                engine.add(here[-1])
         elif action < 8:
-            work = scheduler.schedule()
-            moves = []
-            if isinstance(work, Prefill):
-                memory.update({one.branches[0].slot: one for one in work.sequences})
-                assert len({one.branches[0].slot for one in work.sequences}) == len(work.sequences)
-                moves = prefill(scheduler, work)
-            elif isinstance(work, Decode):
-                memory.update({one.branches[0].slot: one for one in work.joining})
-                moves = decode(scheduler, work)
-        elif action == 8:
-            moves = scheduler.remove(here.pop(rng.randrange(len(here))))
+            step()
         else:
-            running = [b for s in here for b in s.branches if b.slot is not None and not s.num_unfed_tokens]
-            move = scheduler.end(rng.choice(running)) if running else None
-            moves = [move] if move else []
-        for move in moves:
-            memory[move.target] = memory[move.source]
-        running = [b for s in here for b in s.branches if b.slot is not None and not s.num_unfed_tokens]
-        assert sorted(b.slot for b in running) == list(range(len(running)))
-        assert all(memory[b.slot] is b.sequence for b in running)
-        assert scheduler.num_used_slots <= num_slots
+            engine.end(here.pop(rng.randrange(len(here))))
+    num_steps = 0
+    while here:  # all are run to their ends
+        step()
+        for one in [one for one in here if not one.num_unfed_tokens][:1]:
+            engine.end(one)
+            here.remove(one)
+        num_steps += 1
+        assert num_steps < 1000
+    assert engine.trees.num_used == 0
+    assert begun == sorted(begun)

@@ -1,4 +1,4 @@
-"""KV cache: division of the memory, copies of slots and prefixes, views."""
+"""KV cache: division of the memory, grids of segments, copies of cells, views."""
 
 import sys
 from pathlib import Path
@@ -7,20 +7,21 @@ import pytest
 import torch
 
 from superdraft.decoding.errors import ModelLoadError
-from superdraft.decoding.model.kv_cache import CachePlan, LayerShape, SlotKVCache, plan_cache
+from superdraft.decoding.model.kv_cache import CachePlan, LayerShape, Segment, SlotKVCache, plan_cache
 
 # 2 layers, 3 heads, keys of 4 and values of 6 numbers of 2 bytes: 2 * 3 * 10 * 2 = 120 bytes per position
 SHAPES = [LayerShape(3, 4, 6)] * 2
 
 
-def test_three_quarters_are_slots_and_the_rest_keeps_prompts():
-    plan = plan_cache(SHAPES, 2, memory_bytes=120 * 1000, max_len=100, num_slots=None)
-    assert (plan.bytes_per_position, plan.num_slots, plan.num_prefix_positions) == (120, 7, 300)
+@pytest.mark.parametrize(("max_len", "num_cells"), [(100, 200), (256, 512), (1000, 1256)])
+def test_a_slot_has_cells_for_the_longest_text_and_for_the_drafts_behind_a_shorter_one(max_len, num_cells):
+    plan = plan_cache(SHAPES, 2, memory_bytes=120 * num_cells * 7 + 119, max_len=max_len, num_slots=None)
+    assert (plan.bytes_per_position, plan.num_slots, plan.num_cells) == (120, 7, num_cells)
 
 
-def test_a_given_number_of_slots_may_take_it_all():
-    plan = plan_cache(SHAPES, 2, memory_bytes=120 * 1000, max_len=100, num_slots=10)
-    assert (plan.num_slots, plan.num_prefix_positions) == (10, 0)
+def test_a_given_number_of_slots_may_take_less():
+    plan = plan_cache(SHAPES, 2, memory_bytes=120 * 2000, max_len=100, num_slots=4)
+    assert plan.num_slots == 4
 
 
 def test_there_are_at_most_64_slots_unless_more_are_requested():
@@ -30,7 +31,7 @@ def test_there_are_at_most_64_slots_unless_more_are_requested():
 
 @pytest.mark.parametrize(("num_slots", "wanted"), [(None, 1), (11, 11)])
 def test_slots_that_do_not_fit_are_refused_with_the_remedy(num_slots, wanted):
-    memory = 120 * 100 * wanted - 1
+    memory = 120 * 200 * wanted - 1
     with pytest.raises(ModelLoadError, match=rf"{wanted} slots of max_model_len 100 need .* MB\. Raise kv_memory"):
         plan_cache(SHAPES, 2, memory_bytes=memory, max_len=100, num_slots=num_slots)
 
@@ -42,24 +43,24 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_slots_are_zero_and_use_memory_only_where_written():
     before = resident_bytes()
-    plan = CachePlan(num_slots=16, max_len=1024, num_prefix_positions=4096, bytes_per_position=8192)
+    plan = CachePlan(num_slots=20, num_cells=1024, bytes_per_position=8192)
     cache = SlotKVCache([LayerShape(2, 64, 64)] * 8, plan, torch.zeros(1, dtype=torch.bfloat16))
-    assert cache.num_bytes == (16 * 1024 + 4096) * 8 * 2 * 128 * 2
-    positions = cache.select([3, 5], [0, 2], 2)
+    assert cache.num_bytes == 20 * 1024 * 8 * 2 * 128 * 2
+    grid = cache.select([Segment.plain(3, 0, 2), Segment.plain(5, 2, 2)])
     keys = torch.full((2, 2, 2, 64), 3.0, dtype=torch.bfloat16)
     for index in range(8):
         read, _ = cache.layers[index].update(keys, 2 * keys)
-    assert positions.tolist() == [[0, 1], [2, 3]]
+    assert grid.positions.tolist() == [[0, 1], [2, 3]]
     assert read.flatten(2)[:, 0].view(2, 4, 64)[:, :, 0].tolist() == [[3, 3, 0, 0], [0, 0, 3, 3]]
     assert resident_bytes() - before < cache.num_bytes // 4
 
 
 @pytest.mark.parametrize("shape", [LayerShape(2, 4, 4), LayerShape(2, 4, 6)], ids=["one block", "many"])
-def test_prefixes_moves_and_clearing_reach_every_layer(shape):
-    plan = CachePlan(num_slots=3, max_len=8, num_prefix_positions=10, bytes_per_position=0)
+def test_copies_and_clearing_reach_every_layer(shape):
+    plan = CachePlan(num_slots=3, num_cells=8, bytes_per_position=10)
     cache = SlotKVCache([shape] * 2, plan, torch.zeros(1))
     written = []
-    cache.select([1], [0], 5)
+    cache.select([Segment.plain(1, 0, 5)])
     for index in range(2):
         keys, values = torch.rand(1, 2, 5, shape.key_dim), torch.rand(1, 2, 5, shape.value_dim)
         cache.layers[index].update(keys, values)
@@ -69,21 +70,24 @@ def test_prefixes_moves_and_clearing_reach_every_layer(shape):
         pairs = [(layer.keys, layer.values) for layer in cache.layers]
         return [tensor[slot, :, :length] for pair in pairs for tensor in pair]
 
-    cache.save_prefix(1, 1, [7, 2, 9])
-    cache.load_prefix(0, [2, 9])
-    cache.move(1, 2, 5)
-    for loaded, moved, tensor in zip(held(0, 2), held(2, 5), written, strict=True):
-        assert torch.equal(loaded, tensor[:, 2:4])
-        assert torch.equal(moved, tensor)
+    cache.copy(1, 2, 5)
+    cache.copy_cells(1, (4, 1), 0, (0, 3))
+    cache.copy_cells(2, (0, 1, 2), 2, (5, 6, 7))
+    assert cache.num_copied_bytes == 10 * (5 + 2 + 3)
+    for picked, copied, tensor in zip(held(0, 4), held(2, 8), written, strict=True):
+        assert torch.equal(picked[:, [0, 3]], tensor[:, [4, 1]])
+        assert not picked[:, 1:3].any()
+        assert torch.equal(copied[:, :5], tensor)
+        assert torch.equal(copied[:, 5:], tensor[:, :3])
     cache.clear(1)
     assert not any(bool(tensor.any()) for tensor in held(1, 8))
     assert all(bool(tensor.all()) for tensor in held(2, 5))
 
 
 def test_views_of_a_row_equal_the_parts_that_update_writes_and_reads():
-    plan = CachePlan(num_slots=3, max_len=8, num_prefix_positions=0, bytes_per_position=0)
+    plan = CachePlan(num_slots=3, num_cells=8, bytes_per_position=0)
     cache = SlotKVCache([LayerShape(2, 4, 4)] * 2, plan, torch.zeros(1))
-    cache.select([2], [3], 2)
+    cache.select([Segment(2, 3, 2, 3, (5, 6))])  # in cells that follow one another
     read, written = cache.row_views()
     for index in range(2):
         keys, values = torch.rand(1, 2, 2, 4), torch.rand(1, 2, 2, 4)
@@ -92,8 +96,53 @@ def test_views_of_a_row_equal_the_parts_that_update_writes_and_reads():
         assert torch.equal(written[2 * index + 1], values)
         assert torch.equal(read[2 * index], updated[0])
         assert torch.equal(read[2 * index + 1], updated[1])
-    cache.select([0, 1], [3, 4], 1)
-    assert cache.row_views() is None
+    for several in ([Segment.plain(0, 3, 1), Segment.plain(1, 4, 1)], [Segment(2, 3, 2, 3, (6, 5))]):
+        cache.select(several)
+        assert cache.row_views() is None
     uneven = SlotKVCache([LayerShape(2, 4, 6)], plan, torch.zeros(1))
-    uneven.select([0], [0], 1)
+    uneven.select([Segment.plain(0, 0, 1)])
     assert uneven.row_views() is None
+
+
+def small_cache() -> SlotKVCache:
+    plan = CachePlan(num_slots=8, num_cells=16, bytes_per_position=0)
+    return SlotKVCache([LayerShape(1, 2, 2)], plan, torch.zeros(1))
+
+
+def test_a_row_sees_the_trunk_up_to_its_base_and_its_own_path():
+    rows = [
+        Segment(4, 3, 1, 3, (5,)),
+        Segment(1, 0, 2, 2),  # a prompt of two tokens
+        Segment(4, 3, 2, 2, (7, 9, 3)),  # leaves the trunk one token earlier; two rows
+    ]
+    grid, slots, cells = small_cache().grid_of(rows)
+    assert slots == [4, 1]
+    assert cells == [[5, 9, 3], [0, 1, 1]]  # the second slot repeats its last row
+    assert grid.positions.tolist() == [[3, 3, 4], [0, 1, 1]]
+    assert grid.places == [0, 3, 4, 1, 2]
+    assert grid.distances.shape == (2, 3, 10)
+
+    def seen(row: int, column: int) -> dict[int, int]:
+        distances = grid.distances[row, column].tolist()
+        return {cell: distance for cell, distance in enumerate(distances) if distance >= 0}
+
+    assert seen(0, 0) == {0: 3, 1: 2, 2: 1, 5: 0}
+    assert seen(0, 1) == {0: 3, 1: 2, 7: 1, 9: 0}
+    assert seen(0, 2) == {0: 4, 1: 3, 7: 2, 9: 1, 3: 0}
+    assert seen(1, 0) == {0: 0}
+    assert seen(1, 1) == seen(1, 2) == {0: 1, 1: 0}
+
+
+@pytest.mark.parametrize(("num_slots", "num_rows", "shape"), [(1, 1, (1, 1)), (3, 3, (4, 4)), (4, 2, (4, 2))])
+def test_a_grid_of_a_given_length_has_powers_of_two_slots_and_rows(num_slots, num_rows, shape):
+    rows = [Segment(slot, 2, 1, 2, (2 + row,)) for slot in range(num_slots) for row in range(num_rows)]
+    grid, slots, cells = small_cache().grid_of(rows, 12)
+    assert grid.distances.shape == (*shape, 12)
+    assert slots == [*range(num_slots), *[num_slots - 1] * (shape[0] - num_slots)]
+    assert {len(own) for own in cells} == {shape[1]}
+    assert [grid.places[row] for row in range(num_rows)] == list(range(num_rows))
+    # What is repeated is the same row again, in the same cell: it may be written twice.
+    for row in range(shape[0]):
+        for column in range(num_rows, shape[1]):
+            assert torch.equal(grid.distances[row, column], grid.distances[row, num_rows - 1])
+            assert cells[row][column] == cells[row][num_rows - 1]

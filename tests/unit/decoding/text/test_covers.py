@@ -9,6 +9,7 @@ from support.cover_oracle import next_bytes
 from support.fake_runner import FakeRunner, fake_engine
 from support.tokenizers import merged_byte_level, sentencepiece_like
 
+from superdraft.decoding.model.kv_cache import Segment
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text import covers
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -71,7 +72,8 @@ def oracle_next_bytes(text: str, tokenizer: Tokenizer) -> dict[int | None, float
     def next_logprobs(token_ids):
         key = tuple(token_ids)
         if key not in known:
-            known[key] = torch.log_softmax(runner.prefill([0], [key], [0])[0].double(), dim=-1).tolist()
+            (logits,) = runner.forward([Segment.plain(0, 0, len(key))], runner.embed(key), [len(key) - 1])
+            known[key] = torch.log_softmax(logits.double(), dim=-1).tolist()
         return known[key]
 
     special = [i for i in tokenizer.encode(text) if not tokenizer.token_bytes[i]]

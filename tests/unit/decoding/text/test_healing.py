@@ -202,6 +202,8 @@ def test_every_draft_continues_from_the_last_byte_of_the_prompt(tokenizer, text,
         for branch in sequence.branches:
             for draft in branch.drafts.alive:
                 assert draft.path == branch.path
-                assert tokenizer.bytes_of([*branch.context_token_ids, *draft.token_ids]) == typed + draft.text
+                fed = [*sequence.shared_token_ids, *branch.path]
+                assert len(fed) == branch.num_context
+                assert tokenizer.bytes_of([*fed, *draft.token_ids]) == typed + draft.text
                 num_checked += 1
     assert num_checked

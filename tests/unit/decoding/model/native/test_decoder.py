@@ -3,64 +3,18 @@
 import pytest
 import torch
 import transformers
+from support.native_models import COMMON, MODELS, make_model, make_runner
 from torch import nn
 
 from superdraft.decoding.model.fused_decoder import FusedDecoder
 from superdraft.decoding.model.linear import DenseLinear
 from superdraft.decoding.model.linear_int4 import convert_int4
-from superdraft.decoding.model.native import decoder as native_decoder
-from superdraft.decoding.model.native import linear as native_linear
 from superdraft.decoding.model.native.decoder import NativeDecoder
-from superdraft.decoding.model.native.library import VARIANTS, load_kernels, supported_variants
 from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
 from superdraft.decoding.model.runner import ModelRunner
 
 MANY_HEADS = {"hidden_size": 3104, "num_attention_heads": 97, "num_key_value_heads": 1, "num_hidden_layers": 1}
 LENGTH = 600  # more than two parts of 256 positions
-COMMON = {
-    "vocab_size": 300,
-    "hidden_size": 96,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.15,
-    "pad_token_id": None,
-    "bos_token_id": None,
-}
-MODELS = {
-    "llama": (transformers.LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True}),
-    "llama, all heads": (transformers.LlamaConfig, {"num_key_value_heads": 6, "mlp_bias": True}),
-    "mistral, window": (
-        transformers.MistralConfig,
-        {"sliding_window": 70, "head_dim": 96, "num_attention_heads": 5, "num_key_value_heads": 1},
-    ),
-    "qwen2": (transformers.Qwen2Config, {"head_dim": 32, "num_attention_heads": 3, "num_key_value_heads": 1}),
-    "qwen2, two windows": (
-        transformers.Qwen2Config,
-        {
-            "head_dim": 32,
-            "num_attention_heads": 3,
-            "num_key_value_heads": 1,
-            "use_sliding_window": True,
-            "sliding_window": 50,
-            "max_window_layers": 1,
-        },
-    ),
-    "qwen3": (transformers.Qwen3Config, {"tie_word_embeddings": False}),
-}
-
-
-def make_model(name: str) -> transformers.PreTrainedModel:
-    kind, options = MODELS[name]
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(kind(**COMMON | options))
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            module.bias.data.normal_(std=0.2)
-    return model.to(torch.bfloat16).eval().requires_grad_(False)
 
 
 def round_weights(model: transformers.PreTrainedModel) -> None:
@@ -78,20 +32,6 @@ def round_weights(model: transformers.PreTrainedModel) -> None:
                     (p.half().float().repeat_interleave(GROUP_SIZE, 1)) for p in (scales, zeros - 8 * scales)
                 )
                 module.weight = nn.Parameter(levels * scale + minimum, requires_grad=False)
-
-
-@pytest.fixture(params=VARIANTS)
-def _variant(request, monkeypatch):
-    if request.param not in supported_variants():
-        pytest.skip(f"this processor cannot run {request.param}")
-    for module in (native_linear, native_decoder):
-        monkeypatch.setattr(module, "load_kernels", lambda: load_kernels(request.param))
-
-
-def make_runner(name: str, **options) -> ModelRunner:
-    runner = ModelRunner(make_model(name), 1024, 100_000_000, num_slots=6, convert=convert_int4, **options)
-    assert runner._native is not None
-    return runner
 
 
 @pytest.mark.usefixtures("_variant")

@@ -1,0 +1,325 @@
+"""Token trees on a fake model: what a request finds in a warm slot, what is copied, run and kept, and what is not."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from support.decoding import FailingScorer, HashScorer, run_all
+from support.fake_runner import FakeRunner, fake_engine
+from support.requests import some_request
+
+from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.engine.tree import ExactPath, Tree, num_common
+from superdraft.decoding.method.draft_set import Draft, DraftSet
+from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
+
+PROMPT = list(range(70, 90))
+GREEDY = GenerationParams(strategy="greedy", num_drafts=1, max_tokens=6)
+
+
+def cold(prompt: object, params: GenerationParams = GREEDY, **options: object) -> GenerationOutput:
+    """The answer of a new engine."""
+    return fake_engine(**options)[0].generate(prompt, params)
+
+
+def cached(engine: Engine, prompt: object, params: GenerationParams = GREEDY, isolation: str = "") -> int:
+    """Answer a request, which must be what a new engine answers; how many of its tokens were not run."""
+    num_before = engine.num_prefilled_tokens
+    engine.add_request(EngineRequest("cached", prompt, params, isolation=isolation))
+    output = run_all(engine)["cached"].output
+    assert drafts(output) == drafts(cold(prompt, params))
+    assert engine.num_prefilled_tokens - num_before == output.usage.prompt_tokens - output.usage.cached_tokens
+    return output.usage.cached_tokens
+
+
+def drafts(output: GenerationOutput) -> list[tuple[tuple[int, ...], str]]:
+    return [(draft.token_ids, draft.finish_reason) for draft in output.drafts]
+
+
+def test_a_warm_slot_is_continued_without_a_copy():
+    engine, runner, _ = fake_engine(num_slots=1)
+    assert cached(engine, PROMPT) == 0
+    assert cached(engine, [*PROMPT, 5, 6, 7]) == 20
+    assert runner.prefilled[-6:][0] == [3]
+    assert cached(engine, [*PROMPT, 5, 6, 7]) == 23  # the same once more: no token
+    assert cached(engine, [*PROMPT, 5]) == 20  # the logits after the 21st token were not kept
+    assert cached(engine, PROMPT[:12]) == 11
+    assert engine.num_copied_bytes == 0
+
+
+def test_an_accepted_draft_is_put_behind_the_prompt_and_not_run_again():
+    engine, _, _ = fake_engine(num_slots=1)
+    (draft,) = engine.generate(PROMPT, GREEDY).drafts
+    accepted = [*PROMPT, *draft.token_ids[:4]]
+    assert cached(engine, accepted) == len(accepted) - 1  # the logits after its last token were not kept
+    assert engine.num_copied_bytes == 3  # three cells of a byte
+    (draft,) = cold(accepted).drafts
+    assert cached(engine, [*accepted, *draft.token_ids, 9]) == len(accepted) + 5  # the last token was never fed
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_any_draft_on_a_row_of_its_own_can_be_accepted(index):
+    distinct = GenerationParams(num_drafts=3, max_branches=3, selection="distinct", alpha=0.0, tau=1.0, max_tokens=6)
+    engine, _, _ = fake_engine(num_slots=1)
+    draft = engine.generate(PROMPT, distinct).drafts[index]
+    accepted = [*PROMPT, *draft.token_ids, 9]
+    assert cached(engine, accepted, distinct) == len(PROMPT) + 5
+
+
+def test_superposed_cells_are_never_found():
+    superposed = GenerationParams(num_drafts=3, max_tokens=6, alpha=0.0, tau=1.0)
+    for index in range(3):
+        engine, _, _ = fake_engine(num_slots=1)
+        draft = engine.generate(PROMPT, superposed).drafts[index]
+        assert cached(engine, [*PROMPT, *draft.token_ids], superposed) == len(PROMPT)
+
+
+def test_a_draft_that_ended_before_another_of_its_row_is_not_taken_for_the_other():
+    """The kept tokens are those that were fed, whichever draft of the row is the longest at the end."""
+    engine, _, _ = fake_engine(num_slots=1)
+    engine.add_request(EngineRequest("a", PROMPT, GREEDY))
+    for _ in range(4):
+        engine.step()
+    (branch,) = engine._sequences["a"].branches
+    (alive,) = branch.drafts.alive
+    other = Draft(token_ids=(201, 202, 203, 204, 205, 206, 207), finish_reason="stop")
+    branch.drafts = DraftSet((), (other, alive))
+    engine.cancel("a")
+    assert cached(engine, [*PROMPT, 201, 202, 203, 204]) == len(PROMPT)
+    assert alive.token_ids[:3] != (201, 202, 203)
+
+
+def test_the_beginning_of_a_running_request_is_copied():
+    engine, _, _ = fake_engine(num_slots=3)
+    engine.add_request(EngineRequest("running", PROMPT, GREEDY))
+    for _ in range(3):
+        engine.step()
+    engine.add_request(EngineRequest("same", PROMPT, GREEDY))
+    engine.add_request(EngineRequest("longer", [*PROMPT, 5], GREEDY))
+    outputs = run_all(engine)
+    assert engine.num_copied_bytes == 2 * len(PROMPT)
+    for name, prompt in (("running", PROMPT), ("same", PROMPT), ("longer", [*PROMPT, 5])):
+        assert drafts(outputs[name].output) == drafts(cold(prompt))
+    assert engine.num_prefilled_tokens == len(PROMPT) + 1
+
+
+def test_a_short_beginning_of_a_long_warm_text_is_copied_and_the_text_kept():
+    engine, _, _ = fake_engine(num_slots=2)
+    cached(engine, PROMPT)
+    assert cached(engine, [*PROMPT[:8], 5]) == 8
+    assert engine.num_copied_bytes == 8
+    assert cached(engine, PROMPT) == 20
+
+
+@pytest.mark.parametrize(("isolation", "num_cached"), [("a", 20), ("b", 0), ("", 0)])
+def test_only_requests_of_the_same_isolation_find_what_is_kept(isolation, num_cached):
+    engine, _, _ = fake_engine(num_slots=2)
+    engine.add_request(EngineRequest("first", PROMPT, GREEDY, isolation="a"))
+    run_all(engine)
+    assert cached(engine, [*PROMPT, 5], isolation=isolation) == num_cached
+
+
+def test_a_running_request_of_another_isolation_is_not_copied():
+    engine, _, _ = fake_engine(num_slots=2)
+    engine.add_request(EngineRequest("first", PROMPT, GREEDY, isolation="a"))
+    engine.step()
+    engine.add_request(EngineRequest("second", PROMPT, GREEDY, isolation="b"))
+    outputs = run_all(engine)
+    assert outputs["second"].output.usage.cached_tokens == 0
+    assert engine.num_copied_bytes == 0
+
+
+def test_the_least_recently_used_text_makes_room():
+    engine, _, _ = fake_engine(num_slots=3)
+    texts = [[first, *PROMPT] for first in range(4)]
+    for text in (texts[0], texts[1], texts[2], texts[0], texts[3]):
+        engine.generate(text, GREEDY)
+    assert cached(engine, texts[0]) == 21
+    assert cached(engine, texts[2]) == 21
+    assert cached(engine, texts[3]) == 21
+    assert cached(engine, texts[1]) == 0
+
+
+def test_forgotten_prompts_are_run_again_but_not_those_of_running_requests():
+    engine, _, _ = fake_engine(num_slots=2)
+    engine.generate(PROMPT, GREEDY)
+    engine.add_request(EngineRequest("running", [*PROMPT[:10], 5], GREEDY))
+    engine.step()
+    engine.forget_prompts()
+    assert drafts(run_all(engine)["running"].output) == drafts(cold([*PROMPT[:10], 5]))
+    assert cached(engine, PROMPT) == 10
+    engine.forget_prompts()
+    assert cached(engine, PROMPT) == 0
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired", "superseded"])
+def test_a_long_prompt_that_ends_early_keeps_what_it_has_run(end):
+    engine, _, clock = fake_engine(num_slots=2, max_prefill_tokens=6)
+    engine.add_request(EngineRequest("long", PROMPT, GREEDY, session_id="s", timeout_s=1.0))
+    for _ in range(2):
+        engine.step()
+    if end == "cancelled":
+        engine.cancel("long")
+    elif end == "expired":
+        clock.now_s = 2.0
+    else:
+        engine.add_request(EngineRequest("new", [9], GREEDY, session_id="s"))
+    run_all(engine)
+    assert cached(engine, PROMPT) == 12
+
+
+def broken(engine: Engine, runner: FakeRunner) -> None:
+    forward, calls = runner.forward, []
+
+    def raising(*args: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        return forward(*args)
+
+    runner.forward = raising
+    engine.add_request(EngineRequest("failing", PROMPT, GREEDY))
+
+
+def scored(engine: Engine, _: FakeRunner) -> None:
+    params = GenerationParams(num_drafts=2, max_tokens=6)
+    engine.add_request(EngineRequest("failing", PROMPT, params, FailingScorer(calls=2)))
+
+
+@pytest.mark.parametrize("fail", [broken, scored])
+def test_a_failed_request_leaves_nothing(fail: Callable[[Engine, FakeRunner], None]):
+    engine, runner, _ = fake_engine(num_slots=2)
+    fail(engine, runner)
+    assert run_all(engine)["failing"].error is not None
+    assert all(cell is None for slot in runner.cache.slots for cell in slot)
+    assert cached(engine, PROMPT) == 0
+
+
+def test_a_failing_forward_does_not_end_a_request_whose_prompt_is_known():
+    engine, runner, _ = fake_engine(num_slots=3)
+    engine.generate(PROMPT, GREEDY)
+    engine.add_request(EngineRequest("running", [1, 2], GREEDY))
+    engine.step()
+    engine.add_request(EngineRequest("known", PROMPT, GREEDY))
+    forward = runner.forward
+    runner.forward = lambda *_: (_ for _ in ()).throw(MemoryError())
+    assert [output.request_id for output in engine.step()] == ["running"]
+    runner.forward = forward
+    assert drafts(run_all(engine)["known"].output) == drafts(cold(PROMPT))
+
+
+WIDE = GenerationParams(strategy="sample", num_drafts=6, max_tokens=30, seed=4)
+
+
+@pytest.mark.parametrize("healing", [False, True])
+@pytest.mark.parametrize("strategy", ["sample", "sample+superposed"])
+def test_a_wide_sampler_over_several_slots_equals_the_same_one_in_a_slot(strategy, healing):
+    """A slot of 128 cells has room for three of its rows, one of 512 for all."""
+    superposed = {"num_branches": 6, "num_drafts": 2} if strategy == "sample+superposed" else {}
+    options = {"strategy": strategy, "num_drafts": 6, "max_tokens": 30, "seed": 4, "alpha": 0.0, "tau": 0.5}
+    params = GenerationParams(**(options | superposed), token_healing=healing)
+    narrow, _, _ = fake_engine(num_slots=4)
+    broad, _, _ = fake_engine(num_slots=1, max_model_len=256)
+    text = "Thank you for your ema"
+    for engine in (narrow, broad):
+        engine.add_request(EngineRequest("a", text, params))
+        engine.step()
+    assert (narrow.num_used_slots, broad.num_used_slots) == (2, 1)
+    found, expected = (run_all(engine)["a"].output for engine in (narrow, broad))
+    assert drafts(found) == drafts(expected)
+    assert len(found.drafts) >= 6
+
+
+def test_after_a_wide_sampler_only_the_drafts_of_its_first_slot_are_found():
+    engine, runner, _ = fake_engine(num_slots=4)
+    output = engine.generate(PROMPT, WIDE)
+    found = []
+    for draft in output.drafts:
+        engine.forget_prompts()
+        for slot in range(4):
+            runner.cache.clear(slot)
+        assert drafts(engine.generate(PROMPT, WIDE)) == drafts(output)
+        found.append(cached(engine, [*PROMPT, *draft.token_ids, 9]) - len(PROMPT))
+    assert sorted(found)[:3] == [0, 0, 0]
+    assert min(sorted(found)[3:]) > 20
+
+
+@pytest.mark.parametrize("num_drafts", [3, 8])
+def test_a_row_per_draft_fits_in_one_slot(num_drafts):
+    params = GenerationParams(
+        num_drafts=num_drafts, max_branches=num_drafts, selection="distinct", alpha=0.0, tau=1.0, max_tokens=11
+    )
+    engine, runner, _ = fake_engine(num_slots=1)
+    output = engine.generate(PROMPT, params)
+    assert max(runner.decoded) == num_drafts
+    assert len(output.drafts) == num_drafts
+    for draft in output.drafts:  # each is what greedy gives from its first token
+        greedy = GenerationParams(strategy="greedy", num_drafts=1, max_tokens=10)
+        (own,) = cold([*PROMPT, draft.token_ids[0]], greedy).drafts
+        assert own.token_ids == draft.token_ids[1:]
+
+
+def test_a_reset_takes_the_cells_that_it_replaces_when_the_slot_is_full():
+    """The prompt, the superposed inputs of a long draft and its real tokens together exceed the slot."""
+    params = GenerationParams(num_drafts=2, max_tokens=300, reset_every=290, seed=1, alpha=0.0, tau=1.0)
+    engine, runner, _ = fake_engine(num_slots=1, max_model_len=310)
+    broad, large, _ = fake_engine(num_slots=1, max_model_len=600)
+    assert runner.num_cells < 10 + 289 + 290 < large.num_cells
+    assert drafts(engine.generate(PROMPT[:10], params)) == drafts(broad.generate(PROMPT[:10], params))
+
+
+def test_cells_are_taken_in_order_then_those_that_no_path_needs():
+    tree = Tree(0, 8)
+    tree.extend_trunk([5, 6])
+    first, second = tree.take(3), tree.take(2)
+    assert (first, second, tree.num_free) == ((2, 3, 4), (5, 6), 1)
+    tree.paths.append(ExactPath(2, (1, 2), (5, 6)))
+    assert tree.take(2, [first]) == (5, 6)
+    assert tree.paths == []
+    assert (tree.num_free, tree.take(1, [first])) == (1, (7,))
+    with pytest.raises(AssertionError, match="fewer cells than its request was promised"):
+        tree.take(4, [first])
+
+
+def test_a_path_is_matched_only_behind_its_own_beginning():
+    tree = Tree(0, 20)
+    tree.extend_trunk([1, 2, 3, 4])
+    long, short = ExactPath(4, (5, 6, 7), (9, 4, 5)), ExactPath(2, (8, 9), (6, 7))
+    tree.paths = [long, short]
+    assert tree.match([1, 2, 3, 4, 5, 6, 8]) == (6, long)
+    assert tree.match([1, 2, 8, 9, 5]) == (4, short)
+    assert tree.match([1, 2, 3, 5, 6]) == (3, None)
+    assert tree.match([1, 2, 3, 4, 9]) == (4, None)
+    assert tree.match([2, 2]) == (0, None)
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
+def test_common_beginnings(length):
+    one = list(range(length))
+    assert num_common(one, [*one, 7]) == num_common([*one, 7], [*one, 8]) == num_common(one, one) == length
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 5])
+def test_wide_and_narrow_requests_share_few_slots(num_slots):
+    """Texts and their accepted drafts, with all strategies, on slots that are always too few."""
+    rng = random.Random(num_slots)
+    engine, _, _ = fake_engine(num_slots=num_slots, max_model_len=96, max_prefill_tokens=7)
+    known: list[list[int]] = [[5, 6, 7]]
+    waiting: dict[str, tuple[list[int], GenerationParams]] = {}
+    for number in range(200):
+        _, params = some_request(rng)
+        text = rng.choice(known)[-60:]
+        prompt = [*text[: rng.randint(1, len(text))], *[rng.randrange(5, 299) for _ in range(rng.randint(0, 4))]]
+        waiting[str(number)] = prompt, params
+        engine.add_request(EngineRequest(str(number), prompt, params, HashScorer()))
+        while len(waiting) > 3 or (number == 199 and waiting):
+            for output in engine.step():
+                if output.is_terminal:
+                    asked, wanted = waiting.pop(output.request_id)
+                    alone = fake_engine(num_slots=1, max_model_len=96)[0].generate(asked, wanted, HashScorer())
+                    assert drafts(output.output) == drafts(alone)
+                    known += [[*asked, *draft.token_ids] for draft in output.output.drafts]
+    assert engine.num_used_slots == 0
