@@ -42,7 +42,8 @@ class Engine:
 
     def __init__(self, num_slots: int, max_prefill_tokens: int) -> None:
         self.trees = Trees(FakeRunner(num_slots, MAX_LEN))
-        self.scheduler = Scheduler(self.trees, max_prefill_tokens)
+        self.scheduler = Scheduler(self.trees)
+        self.max_prefill_tokens = max_prefill_tokens
 
     def add(self, *sequences: Sequence) -> None:
         for one in sequences:
@@ -50,7 +51,7 @@ class Engine:
 
     def step(self) -> Work | None:
         """Run prompts, and start and fork the complete ones."""
-        work = self.scheduler.schedule(1.0)
+        work = self.scheduler.schedule(1.0, self.max_prefill_tokens)
         for one, num_tokens in work.prompts if work else []:
             if num_tokens:
                 self.trees.note_prompt(one, num_tokens, zeros(0, 1))
@@ -170,7 +171,7 @@ def test_a_branch_that_is_done_has_no_row():
     engine.add(one)
     engine.step()
     one.branches[1].num_steps = one.params.max_tokens
-    work = engine.scheduler.schedule(2.0)
+    work = engine.scheduler.schedule(2.0, engine.max_prefill_tokens)
     assert work.branches == [one.branches[0], one.branches[2]]
     assert work.sequences == [one]
 

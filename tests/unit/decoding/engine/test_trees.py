@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from support.decoding import FailingScorer, HashScorer, run_all
@@ -10,8 +11,8 @@ from support.fake_runner import FakeRunner, fake_engine
 from support.requests import some_request
 
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.engine.tree import ExactPath, Tree, num_common
-from superdraft.decoding.method.draft_set import Draft, DraftSet
+from superdraft.decoding.engine.tree import MAX_STEMS, Node, Tree, num_common, text_keys
+from superdraft.decoding.method.scoring import Candidates
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -77,19 +78,59 @@ def test_superposed_cells_are_never_found():
         assert cached(engine, [*PROMPT, *draft.token_ids], superposed) == len(PROMPT)
 
 
-def test_a_draft_that_ended_before_another_of_its_row_is_not_taken_for_the_other():
-    """The kept tokens are those that were fed, whichever draft of the row is the longest at the end."""
+def distinct(num_drafts: int = 3, max_tokens: int = 6, **options: object) -> GenerationParams:
+    return GenerationParams(
+        num_drafts=num_drafts, max_branches=8, selection="distinct", alpha=0.0, max_tokens=max_tokens, **options
+    )
+
+
+def test_a_repeated_request_runs_nothing_and_another_length_only_what_is_new():
+    engine, runner, _ = fake_engine(num_slots=1)
+    first = engine.generate(PROMPT, distinct())
+    assert (first.usage.forward_rows, first.usage.reused_drafts) == (3 * 5, 0)
+    num_forwards = len(runner.decoded)
+    again = engine.generate(PROMPT, distinct())
+    assert drafts(again) == drafts(first)
+    assert (again.usage.forward_rows, again.usage.reused_drafts, len(runner.decoded)) == (0, 3, num_forwards)
+    longer = engine.generate(PROMPT, distinct(max_tokens=8))
+    assert drafts(longer) == drafts(cold(PROMPT, distinct(max_tokens=8)))
+    assert longer.usage.forward_rows == 3 * 2
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        distinct(logit_bias=((9, 1.0),)),
+        distinct(num_drafts=5),
+        distinct(frequency_penalty=1.5),
+        GenerationParams(num_drafts=3, max_tokens=6, alpha=0.0),
+        GenerationParams(strategy="sample", num_drafts=3, seed=1, max_tokens=6),
+        GREEDY,
+    ],
+    ids=["logit bias", "more candidates", "penalty", "paper", "sample", "greedy"],
+)
+def test_what_is_known_never_changes_the_drafts_of_other_requests(params):
     engine, _, _ = fake_engine(num_slots=1)
-    engine.add_request(EngineRequest("a", PROMPT, GREEDY))
-    for _ in range(4):
-        engine.step()
-    (branch,) = engine._sequences["a"].branches
-    (alive,) = branch.drafts.alive
-    other = Draft(token_ids=(201, 202, 203, 204, 205, 206, 207), finish_reason="stop")
-    branch.drafts = DraftSet((), (other, alive))
-    engine.cancel("a")
-    assert cached(engine, [*PROMPT, 201, 202, 203, 204]) == len(PROMPT)
-    assert alive.token_ids[:3] != (201, 202, 203)
+    for one in (distinct(), params, distinct()):
+        assert drafts(engine.generate(PROMPT, one)) == drafts(cold(PROMPT, one))
+
+
+def test_with_a_scorer_known_rows_are_scored_anew():
+    params = GenerationParams(num_drafts=3, max_branches=3, selection="distinct", alpha=0.5, max_tokens=6)
+    engine, _, _ = fake_engine(num_slots=1)
+    engine.generate(PROMPT, distinct())
+    assert drafts(engine.generate(PROMPT, params, HashScorer())) == drafts(
+        fake_engine()[0].generate(PROMPT, params, HashScorer())
+    )
+
+
+def test_typing_along_a_draft_runs_only_the_rows_of_new_drafts():
+    engine, _, _ = fake_engine(num_slots=1)
+    draft = engine.generate(PROMPT, distinct()).drafts[0]
+    typed = [*PROMPT, *draft.token_ids[:2]]
+    again = engine.generate(typed, distinct())
+    assert drafts(again) == drafts(cold(typed, distinct()))
+    assert again.usage.forward_rows < cold(typed, distinct()).usage.forward_rows
 
 
 def test_the_beginning_of_a_running_request_is_copied():
@@ -271,29 +312,51 @@ def test_a_reset_takes_the_cells_that_it_replaces_when_the_slot_is_full():
     assert drafts(engine.generate(PROMPT[:10], params)) == drafts(broad.generate(PROMPT[:10], params))
 
 
-def test_cells_are_taken_in_order_then_those_that_no_path_needs():
-    tree = Tree(0, 8)
+def node(cell: int) -> Node:
+    return Node(cell, Candidates(np.zeros((1, 1), np.int64), np.zeros((1, 1)), np.zeros((1, 1))))
+
+
+def test_cells_are_taken_in_order_behind_a_gap_then_those_that_no_path_needs():
+    tree = Tree(0, 40)
     tree.extend_trunk([5, 6])
     first, second = tree.take(3), tree.take(2)
-    assert (first, second, tree.num_free) == ((2, 3, 4), (5, 6), 1)
-    tree.paths.append(ExactPath(2, (1, 2), (5, 6)))
-    assert tree.take(2, [first]) == (5, 6)
-    assert tree.paths == []
-    assert (tree.num_free, tree.take(1, [first])) == (1, (7,))
+    assert (first, second) == ((4, 5, 6), (7, 8))
+    tree.nodes = {1: node(5), 2: node(8)}
+    tree.stems = {3: (7, torch.zeros(1)), 4: (6, torch.zeros(1))}
+    assert len(tree.take(31, [first])) == 31
+    assert (set(tree.nodes), set(tree.stems)) == ({1, 2}, {3, 4})
+    assert tree.take(4, [first]) == (2, 3, 7, 8)  # the gap, and the second path
+    assert (set(tree.nodes), set(tree.stems)) == ({1}, {4})
     with pytest.raises(AssertionError, match="fewer cells than its request was promised"):
-        tree.take(4, [first])
+        tree.take(36, [first])
 
 
-def test_a_path_is_matched_only_behind_its_own_beginning():
-    tree = Tree(0, 20)
+def test_nodes_are_found_behind_any_beginning_of_the_trunk_until_the_trunk_reaches_their_cells():
+    tree = Tree(0, 40)
     tree.extend_trunk([1, 2, 3, 4])
-    long, short = ExactPath(4, (5, 6, 7), (9, 4, 5)), ExactPath(2, (8, 9), (6, 7))
-    tree.paths = [long, short]
-    assert tree.match([1, 2, 3, 4, 5, 6, 8]) == (6, long)
-    assert tree.match([1, 2, 8, 9, 5]) == (4, short)
-    assert tree.match([1, 2, 3, 5, 6]) == (3, None)
-    assert tree.match([1, 2, 3, 4, 9]) == (4, None)
-    assert tree.match([2, 2]) == (0, None)
+    for cell, text in enumerate(([1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6], [1, 2, 8], [1, 2, 8, 9]), 10):
+        tree.nodes[text_keys(text)[-1]] = node(cell)
+
+    def match(*text: int) -> tuple[int, tuple[int, ...]]:
+        return tree.match(list(text), text_keys(text))
+
+    assert match(1, 2, 3, 4, 5, 6, 8) == (4, (10, 11))
+    assert match(1, 2, 8, 9, 5) == (2, (12, 13))
+    assert match(1, 2, 3, 5, 6) == (3, ())
+    assert match(2, 2) == (0, ())
+    tree.cut(2)
+    assert match(1, 2, 3, 4, 5) == (2, ())  # the third token is gone
+    tree.extend_trunk([8] * 10)
+    assert match(1, 2, 8, 9, 5) == (3, (13,))
+    tree.cut(0)
+    assert not tree.nodes
+
+
+def test_only_the_newest_stems_are_kept():
+    tree = Tree(0, 40)
+    for key in range(20):
+        tree.keep_stem(key, key, torch.zeros(1))
+    assert list(tree.stems) == list(range(20 - MAX_STEMS, 20))
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
