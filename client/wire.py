@@ -58,6 +58,9 @@ class DraftsOptions(TypedDict, total=False):
     single_line: bool
     trim: str
     min_score: float
+    suffix: str
+    trigger: str
+    min_probability_shown: float
     session_id: str
     timeout_ms: int
 

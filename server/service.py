@@ -19,6 +19,7 @@ from superdraft.decoding.text.fim import FimTokens
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.fan_out import FanOut, Share
 from superdraft.server.bridge.output_stream import MergedOutputs, OutputStream, open_all
+from superdraft.server.display import Display
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
@@ -51,6 +52,7 @@ class DraftingRequest:
         session_id: a newer request of the session ends this one.
         timeout_s: seconds after which the drafts so far are the answer; None: no limit.
         cut: shortens the drafts that a request id got.
+        display: selects and tidies them after that; None: all are shown as they are.
         num_shown: drafts of each prompt in the answer, at most; None: all.
         takes_feedback: False: clients cannot refer to the answer, so it is not remembered for feedback.
     """
@@ -66,6 +68,7 @@ class DraftingRequest:
     session_id: str | None = None
     timeout_s: float | None = None
     cut: Callable[[str, GenerationOutput], GenerationOutput] = lambda _, output: output
+    display: Display | None = None
     num_shown: int | None = None
     takes_feedback: bool = True
 
@@ -177,7 +180,8 @@ class Service:
         def finish(step: StepOutput) -> StepOutput:
             if step.output is None:
                 return step
-            output = request.cut(step.request_id, step.output)  # changes nothing in a share, which has been cut before
+            # Changes nothing in a share, which has been cut before.
+            output = _cut(request, step.request_id, step.output, params)
             rank = shares[step.request_id].rank if step.request_id in shares else 0
             self._remember(request, caller, indices[step.request_id], Share(output, rank))
             return replace(step, output=output)
@@ -185,7 +189,8 @@ class Service:
         def start(run: EngineRequest) -> Coroutine[Any, Any, OutputStream]:
             if request.twin_key is None:
                 return self.engine.stream(run)
-            cut, on_share = partial(request.cut, run.request_id), partial(shares.__setitem__, run.request_id)
+            cut = partial(_cut, request, run.request_id, params=params)
+            on_share = partial(shares.__setitem__, run.request_id)
             return self.fan_out.stream(request.twin_key, run, self.engine, cut, on_share)
 
         outputs = await open_all([start(run) for run in _runs(request, params, scorer, self._isolation)], finish)
@@ -218,7 +223,7 @@ class Service:
 
     async def _share(self, request: DraftingRequest, run: EngineRequest) -> Share:
         async def decode(params: GenerationParams) -> GenerationOutput:
-            return request.cut(run.request_id, await self.engine.generate(replace(run, params=params)))
+            return _cut(request, run.request_id, await self.engine.generate(replace(run, params=params)), params)
 
         return await self.fan_out.draft(request.twin_key, run.params, decode)
 
@@ -227,6 +232,14 @@ class Service:
             first_index = prompt_index * (request.num_shown or 0)
             drafts = share.output.drafts[: request.num_shown]
             self.feedback.remember(caller, request.id, drafts, first_index=first_index, first_rank=share.rank)
+
+
+def _cut(
+    request: DraftingRequest, request_id: str, output: GenerationOutput, params: GenerationParams
+) -> GenerationOutput:
+    """What the request shows of an output."""
+    output = request.cut(request_id, output)
+    return output if request.display is None else request.display.shown(output, params)
 
 
 def _runs(

@@ -186,6 +186,12 @@ class Settings(BaseSettings):
     default_min_probability: float = Field(
         default=0.01, ge=0, le=1, description="With the selection distinct, drafts less likely than this stop growing."
     )
+    min_probability_shown: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Drafts less likely than this are withheld from requests that a pause in typing triggered.",
+    )
     default_alpha: float | None = Field(
         default=None,
         ge=0,
