@@ -1,7 +1,7 @@
 """Data classes for the server's responses. Fields unknown to this version are ignored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, TypeVar, get_args, get_origin
 
 from superdraft.client.errors import InvalidAnswerError
@@ -9,8 +9,24 @@ from superdraft.client.errors import InvalidAnswerError
 T = TypeVar("T")
 
 
+class Value:
+    """Base of the data classes."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON: objects become dictionaries, tuples become lists."""
+        return {name: _plain(value) for name, value in asdict(self).items()}  # type: ignore[call-overload]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
 @dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(Value):
     """One draft.
 
     Attributes:
@@ -38,7 +54,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Value):
     """Amount of work. `forward_rows` counts model rows over all decode steps: one per step and branch for any k."""
 
     prompt_tokens: int
@@ -49,7 +65,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(Value):
     """Milliseconds spent on the server. `ngram_ms` is included in `prefill_ms` and `decode_ms`."""
 
     queue_ms: float
@@ -60,7 +76,7 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class DraftsAnswer:
+class DraftsAnswer(Value):
     """The drafts for one prompt, best first.
 
     Attributes:
@@ -90,7 +106,7 @@ class DraftsAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotDraft:
+class SnapshotDraft(Value):
     """One draft while it grows; a later snapshot may replace it. `score` is that of a finished draft, so far."""
 
     index: int
@@ -99,7 +115,7 @@ class SnapshotDraft:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Value):
     """The growing drafts after one decode step.
 
     Attributes:
@@ -116,7 +132,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class FeedbackReceipt:
+class FeedbackReceipt(Value):
     """The server's response to a feedback event.
 
     Attributes:
@@ -129,7 +145,7 @@ class FeedbackReceipt:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class Model(Value):
     """A value for the option `model`; one that includes a strategy, such as "smollm2-135m:sample", is an alias."""
 
     id: str

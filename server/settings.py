@@ -25,6 +25,8 @@ from superdraft.server.errors import SettingsError
 
 ENV_PREFIX = "SUPERDRAFT_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
+CLIENT_VARIABLES = (ENV_PREFIX + "URL", ENV_PREFIX + "API_KEY")
+"""Read by the Python client; in the environment of a server they mean nothing."""
 
 Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
 if TYPE_CHECKING:
@@ -393,7 +395,7 @@ def _read_environment() -> dict[str, Any]:
     known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
     for variable in sorted(os.environ):
         name = variable.upper()
-        if name.startswith(ENV_PREFIX) and name not in (*known, CONFIG_VARIABLE):
+        if name.startswith(ENV_PREFIX) and name not in (*known, CONFIG_VARIABLE, *CLIENT_VARIABLES):
             close = _closest(name, [*known, CONFIG_VARIABLE])
             raise SettingsError(f"The environment variable {variable} is not a setting; did you mean {close}?")
     try:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -44,7 +43,7 @@ def complete(
     for warning in completion.warnings:
         sys.stderr.write(f"superdraft: {warning}\n")
     if as_json:
-        sys.stdout.write(json.dumps(asdict(completion)) + "\n")
+        sys.stdout.write(json.dumps(completion.to_dict()) + "\n")
     else:
         _show(completion)
 
