@@ -19,7 +19,7 @@ from superdraft.decoding.text.fim import FimTokens
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.fan_out import FanOut, Share
 from superdraft.server.bridge.output_stream import MergedOutputs, OutputStream, open_all
-from superdraft.server.display import Display
+from superdraft.server.display import Display, scores_are_probabilities
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
@@ -162,7 +162,7 @@ class Service:
             [self._share(request, run) for run in _runs(request, params, scorer, self._isolation)]
         )
         for index, share in enumerate(shares):
-            self._remember(request, current_caller(), index, share)
+            self._remember(request, params, current_caller(), index, share)
         return Drafted([share.output for share in shares], params, scorer is not None)
 
     async def stream(self, request: DraftingRequest) -> Drafted[MergedOutputs]:
@@ -183,7 +183,7 @@ class Service:
             # Changes nothing in a share, which has been cut before.
             output = _cut(request, step.request_id, step.output, params)
             rank = shares[step.request_id].rank if step.request_id in shares else 0
-            self._remember(request, caller, indices[step.request_id], Share(output, rank))
+            self._remember(request, params, caller, indices[step.request_id], Share(output, rank))
             return replace(step, output=output)
 
         def start(run: EngineRequest) -> Coroutine[Any, Any, OutputStream]:
@@ -227,11 +227,18 @@ class Service:
 
         return await self.fan_out.draft(request.twin_key, run.params, decode)
 
-    def _remember(self, request: DraftingRequest, caller: str, prompt_index: int, share: Share) -> None:
+    def _remember(
+        self, request: DraftingRequest, params: GenerationParams, caller: str, prompt_index: int, share: Share
+    ) -> None:
         if request.takes_feedback:
-            first_index = prompt_index * (request.num_shown or 0)
-            drafts = share.output.drafts[: request.num_shown]
-            self.feedback.remember(caller, request.id, drafts, first_index=first_index, first_rank=share.rank)
+            self.feedback.remember(
+                caller,
+                request.id,
+                share.output.drafts[: request.num_shown],
+                first_index=prompt_index * (request.num_shown or 0),
+                first_rank=share.rank,
+                are_probabilities=scores_are_probabilities(params),
+            )
 
 
 def _cut(

@@ -97,6 +97,11 @@ class Settings(BaseSettings):
         default=8, ge=1, description="Maximum number of n-gram models kept open, of those that requests name."
     )
     feedback: bool = Field(default=True, description="Count which drafts users accept and dismiss, by rank.")
+    feedback_file: Path | None = Field(
+        default=None,
+        description="File to append what users did with drafts to, without any text: JSON lines for "
+        "`superdraft lab tune --display --events`.",
+    )
     device: str = Field(default="auto", description="Device to run the model on: auto, cpu, cuda or cuda:N.")
     dtype: str = Field(
         default="auto", description="Data type of the weights: auto, float32, bfloat16, float16 or int4."

@@ -45,7 +45,7 @@ def test_async_typing(url):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith(" -0.500 hi[ red0 red1")
-    assert lines[-1] == "hi" + "".join(f" red{i}" for i in range(10))
+    assert lines[-1].endswith("hi" + "".join(f" red{i}" for i in range(10)))
 
 
 def in_terminal(name, *args, keys):
@@ -73,7 +73,7 @@ def test_terminal_editor(url):
     keys = [("\x1b[6n", "hi"), ("red0", "\t"), ("red9", "\r")]
     written = in_terminal("terminal_editor.py", url, keys=keys)
     lines = written.replace("\r", "").splitlines()
-    assert lines[-1] == "hi" + "".join(f" red{i}" for i in range(10))
+    assert lines[-1].endswith("hi" + "".join(f" red{i}" for i in range(10)))
 
 
 def test_batch(url, engine):

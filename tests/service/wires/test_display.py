@@ -1,5 +1,6 @@
 """`POST /v1/drafts` with a trigger: drafts are withheld, tidied, and must fit the text after the cursor."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -7,6 +8,8 @@ import pytest
 from support.sse import parsed
 
 from superdraft.decoding.outputs import DraftOutput
+from superdraft.evaluation.measures.looks import best_of, effect_of
+from superdraft.evaluation.runs.display_tuning import looks_of_events
 from superdraft.server.wires.native.mapping import INSIDE_A_LINE
 
 PATH = "/v1/drafts"
@@ -81,6 +84,36 @@ def test_indices_in_feedback_are_those_of_the_drafts_shown(client, drafts_of):
     event = {"completion_id": answer["id"], "event": "accepted", "index": 0}
     assert client.post("/v1/feedback", json=event).status_code == 200
     assert client.post("/v1/feedback", json={**event, "index": 1}).status_code == 400
+
+
+def test_events_are_recorded_without_texts_and_tune_the_minimum(make_client, drafts_of, tmp_path):
+    file = tmp_path / "events.jsonl"
+    client = make_client(feedback_file=file)
+    drafts_of(([" very", " much"], 0.5), ([" for", " coming"], 0.25))
+    answer = ask(client, trigger="automatic")
+    for event, index in (("shown", 0), ("accepted", 0), ("accepted", 0), ("dismissed", 1)):
+        client.post("/v1/feedback", json={"completion_id": answer["id"], "event": event, "index": index})
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["event"], row["index"], row["num_characters"]) for row in rows] == [
+        ("shown", 0, 10),
+        ("accepted", 0, 10),  # once
+        ("dismissed", 1, 11),
+    ]
+    assert [row["probability"] for row in rows] == pytest.approx([0.5, 0.5, 0.25])
+    assert "very" not in file.read_text()
+    looks = [look for (look,) in looks_of_events(file)["all"]]
+    assert [look.keys_saved for look in looks] == [9, 0]
+    assert (
+        best_of([effect_of(minimum, [[look] for look in looks], 1.0) for minimum in (0, 0.3, 0.6)]).probability == 0.3
+    )
+
+
+def test_a_file_that_cannot_be_written_costs_no_event(make_client, drafts_of, tmp_path):
+    client = make_client(feedback_file=tmp_path)
+    drafts_of(([" very", " much"], 0.5))
+    answer = ask(client, trigger="automatic")
+    event = {"completion_id": answer["id"], "event": "shown"}
+    assert client.post("/v1/feedback", json=event).json()["counted"]
 
 
 def test_a_stream_withholds_in_its_snapshots_too(client, engine, kept_up_with):
