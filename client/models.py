@@ -55,13 +55,23 @@ class Draft(Value):
 
 @dataclass(frozen=True, slots=True)
 class Usage(Value):
-    """Amount of work. `forward_rows` counts model rows over all decode steps: one per step and branch for any k."""
+    """Amount of work.
+
+    Attributes:
+        prompt_tokens, completion_tokens, total_tokens: as in OpenAI's API.
+        cached_tokens: prompt tokens that an earlier request had run.
+        forward_rows: model rows over all decode steps; drafts that share a row count once.
+        rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
+        limited_by_load: whether drafts are shorter because the server had much to do.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     cached_tokens: int
     forward_rows: int
+    rows_by_depth: tuple[int, ...] = ()
+    limited_by_load: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ class DraftsOptions(TypedDict, total=False):
     max_branches: int
     min_probability: float
     min_draft_tokens: int
+    elastic: bool
     alpha: float
     tau: float
     candidates_per_draft: int

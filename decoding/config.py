@@ -13,9 +13,12 @@ class EngineConfig:
             shorter.
         kv_memory_bytes: memory for all keys and values, reserved at start and never grown. On a CPU it is used only as
             it fills.
-        num_slots: KV-cache slots, one per running branch; None: as many as fit in three quarters of that memory, at
-            most 64. The remaining memory keeps prompts for reuse.
-        max_prefill_tokens: maximum prompt tokens to run between two decode steps.
+        num_slots: KV-cache slots, one per running request; None: as many as fit in that memory, at most 64. A slot that
+            is not in use keeps the last prompt for reuse.
+        max_prefill_tokens: maximum prompt tokens per step.
+        max_num_rows: most model rows a request may ask for.
+        target_latency_s: seconds in which requests should be answered: elastic requests get less work if they would not
+            be; None: they always get all.
         max_num_drafts: largest k a request may ask for.
         max_candidates_per_draft: largest m a request may ask for.
         max_tokens: maximum number of new tokens a request may ask for, per draft.
@@ -28,6 +31,8 @@ class EngineConfig:
     kv_memory_bytes: int = 4 * 1024**3
     num_slots: int | None = None
     max_prefill_tokens: int = 256
+    max_num_rows: int = 64
+    target_latency_s: float | None = None
     max_num_drafts: int = 32
     max_candidates_per_draft: int = 1024
     max_tokens: int = 512

@@ -66,12 +66,18 @@ class Usage:
         forward_rows: model rows of all decode steps; superposed decoding uses one per step for any k. The prompt's own
             pass is not counted, but an alternative tokenisation of its end that had to be run is. A verification pass
             counts one row per token checked.
+        rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
+        draft_rows: rows that these would have been with a row per draft.
+        limited_by_load: whether drafts ended early because the engine had much to do.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     forward_rows: int
+    rows_by_depth: tuple[int, ...] = ()
+    draft_rows: int = 0
+    limited_by_load: bool = False
 
 
 @dataclass(frozen=True, slots=True)

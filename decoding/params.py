@@ -81,6 +81,8 @@ class GenerationParams:
         trim: "word" removes a last word that may be unfinished, "sentence" removes everything after the first whole
             sentence, "none" removes nothing.
         min_score: drafts with a lower score are left out, so the answer may be empty. None keeps all.
+        elastic: whether drafts may end sooner, and fewer of them grow, while the engine has much to do
+            (`decoding.engine.elastic`). Only with strategy "superposed" and a selection that divides rows.
         snapshots: whether to report the drafts after every step, not only at the end.
     """
 
@@ -112,6 +114,7 @@ class GenerationParams:
     single_line: bool = False
     trim: str = "none"
     min_score: float | None = None
+    elastic: bool = False
     snapshots: bool = False
 
     def __post_init__(self) -> None:
@@ -173,6 +176,7 @@ class GenerationParams:
             chosen = f"strategy {self.strategy} and selection {self.selection}"
             _check(branches == 1, "max_branches", branches, f"1 with {chosen}")
             _check(low == 0, "min_probability", low, f"0 with {chosen}")
+            _check(not self.elastic, "elastic", self.elastic, f"false with {chosen}")
 
     @property
     def rule(self) -> SelectionRule:
@@ -206,10 +210,17 @@ class GenerationParams:
 
     @property
     def num_rows(self) -> int:
-        """The most branches of the request, that is, model rows per decode step and KV-cache slots."""
+        """The most branches of the request, that is, model rows per decode step."""
         if not self.strategy.startswith("sample"):
             return min(self.max_branches, self.num_drafts)
         return self.num_drafts if self.num_branches is None else self.num_branches
+
+    @property
+    def least_work(self) -> tuple[int, int]:
+        """Rows, and tokens per draft, that the request gets in any case: all, unless it is elastic."""
+        if not self.elastic:
+            return self.num_rows, self.max_tokens
+        return 1, min(self.max_tokens, self.min_draft_tokens)
 
     @property
     def num_shown(self) -> int:

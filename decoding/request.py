@@ -20,6 +20,7 @@ class EngineRequest:
         session_id: the typing session. This request supersedes an unfinished one of the same session, which ends. None:
             no session.
         timeout_s: seconds after which the request is answered with the drafts so far; None: no limit.
+        draft_timeout_s: the same, counted from the drafts' first tokens on, so that the prompt does not count.
         isolation: requests share kept prompts only if this is equal.
     """
 
@@ -30,4 +31,5 @@ class EngineRequest:
     _: KW_ONLY
     session_id: str | None = None
     timeout_s: float | None = None
+    draft_timeout_s: float | None = None
     isolation: str = ""

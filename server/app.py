@@ -109,7 +109,7 @@ def create_app(
         model_name=settings.served_model_name or model_name,
         ngram_models=ngram_models or NgramModels(),
         feedback=Feedback(metrics, is_on=settings.feedback, file=settings.feedback_file),
-        drafting=drafting or DraftingDefaults.of(settings, engine.num_slots, DEFAULT_ALPHA, DEFAULT_TAU, None),
+        drafting=drafting or DraftingDefaults.of(settings, DEFAULT_ALPHA, DEFAULT_TAU, None),
         metrics=metrics,
         statistics=statistics,
         fim=fim_tokens_of(engine, settings),

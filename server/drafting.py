@@ -34,9 +34,7 @@ class DraftingDefaults:
     candidates_per_draft: int | None = None
 
     @classmethod
-    def of(
-        cls, settings: Settings, num_slots: int, alpha: float, tau: float, candidates_per_draft: int | None
-    ) -> "DraftingDefaults":
+    def of(cls, settings: Settings, alpha: float, tau: float, candidates_per_draft: int | None) -> "DraftingDefaults":
         """The defaults from the settings and the tuning of the default n-gram model.
 
         An operator who set an n-gram model's weight, or tuned one, wants the model to be used. The default selection is
@@ -45,7 +43,7 @@ class DraftingDefaults:
         uses_ngrams = settings.default_alpha is not None or candidates_per_draft is not None
         return cls(
             selection=settings.default_selection or ("paper" if uses_ngrams else "distinct"),
-            max_branches=min(settings.default_max_branches, num_slots),
+            max_branches=settings.default_max_branches,
             min_probability=settings.default_min_probability,
             alpha=alpha,
             tau=tau,
@@ -101,6 +99,7 @@ class DraftingDefaults:
                 "tau": rule.tau,
                 "max_branches": self.max_branches,
                 "min_probability": self.min_probability,
+                "elastic": True,
                 "whole_best": asked["max_tokens"] > MAX_SHORT_TOKENS,
             }
         else:

@@ -89,22 +89,21 @@ def service_of(loaded: LoadedModel, settings: Settings, config: EngineConfig) ->
         engine,
         loaded.name,
         open_ngram_models(settings, fingerprint, ngram_model),
-        drafting_defaults(settings, engine.num_slots, ngram_model),
+        drafting_defaults(settings, ngram_model),
     )
 
 
-def drafting_defaults(settings: Settings, num_slots: int, ngram_model: NgramModel | None) -> DraftingDefaults:
+def drafting_defaults(settings: Settings, ngram_model: NgramModel | None) -> DraftingDefaults:
     """The defaults of requests.
 
     Args:
         settings: the server's settings.
-        num_slots: of the engine.
         ngram_model: the default model; None: there is none.
     """
     tuning = ngram_model.manifest.tuning if ngram_model is not None else None
     alpha, tau = _defaults(settings, tuning)
     num_candidates = None if tuning is None else tuning.candidates_per_draft
-    return DraftingDefaults.of(settings, num_slots, alpha, tau, num_candidates)
+    return DraftingDefaults.of(settings, alpha, tau, num_candidates)
 
 
 def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | None:

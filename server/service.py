@@ -51,6 +51,7 @@ class DraftingRequest:
         twin_key: see `bridge.fan_out.twin_key`; None: the request shares no run. Only for a single prompt.
         session_id: a newer request of the session ends this one.
         timeout_s: seconds after which the drafts so far are the answer; None: no limit.
+        draft_timeout_s: the same, counted from the drafts' first tokens on.
         cut: shortens the drafts that a request id got.
         display: selects and tidies them after that; None: all are shown as they are.
         num_shown: drafts of each prompt in the answer, at most; None: all.
@@ -67,6 +68,7 @@ class DraftingRequest:
     twin_key: str | None = None
     session_id: str | None = None
     timeout_s: float | None = None
+    draft_timeout_s: float | None = None
     cut: Callable[[str, GenerationOutput], GenerationOutput] = lambda _, output: output
     display: Display | None = None
     num_shown: int | None = None
@@ -260,6 +262,7 @@ def _runs(
             scorer,
             session_id=request.session_id,
             timeout_s=request.timeout_s,
+            draft_timeout_s=request.draft_timeout_s,
             isolation=isolation,
         )
         for request_id, prompt in request.prompts.items()

@@ -188,7 +188,7 @@ class Settings(BaseSettings):
         "or tuned, otherwise distinct.",
     )
     default_max_branches: int = Field(
-        default=3, ge=1, description="Maximum number of model rows per request with the selection distinct."
+        default=8, ge=1, description="Maximum number of model rows per request with the selection distinct."
     )
     default_min_probability: float = Field(
         default=0.01, ge=0, le=1, description="With the selection distinct, drafts less likely than this stop growing."
@@ -252,9 +252,10 @@ class Settings(BaseSettings):
         description="Maximum time that a request waits for free slots, in milliseconds; the newest is served first.",
     )
     target_latency_ms: int = Field(
-        default=1000,
+        default=2000,
         ge=1,
-        description="Time in which accepted requests should be answered, in milliseconds; others are refused.",
+        description="Time in which accepted requests should be answered, in milliseconds. Under load drafts "
+        "end sooner; what could not be answered in time even so is refused.",
     )
     max_connections: int = Field(
         default=2000, ge=1, description="Maximum number of open connections; beyond it the longest idle is closed."
@@ -312,6 +313,7 @@ class Settings(BaseSettings):
             kv_memory_bytes=int(self.kv_memory),
             num_slots=self.num_slots,
             max_prefill_tokens=self.max_prefill_tokens,
+            target_latency_s=self.target_latency_ms / 1000,
             max_num_drafts=self.max_num_drafts,
             max_candidates_per_draft=max(1024, self.max_num_drafts**2),  # always allows the default, k squared
             document_start=self.document_start,

@@ -28,6 +28,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel
+from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -201,19 +202,19 @@ def compare_decoders(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> 
 def time_choice(engine: Engine, sizes: Sizes, scorer: NgramScorer[Any]) -> list[dict[str, Any]]:
     """Time the host's part of a step, by the number of concurrent requests."""
     runner, forward_s = engine._runner, [0.0]
-    decode = runner.decode
+    forward = runner.forward
     params = GenerationParams(num_drafts=3, max_tokens=sizes.max_tokens)
     prompts = _prompts(engine, min(sizes.contexts) - sizes.max_tokens)
 
     def timed(*args: Any) -> torch.Tensor:
-        forward_s[0] = _seconds_of(runner.device, lambda: logits.append(decode(*args)))
+        forward_s[0] = _seconds_of(runner.device, lambda: logits.append(forward(*args)))
         return logits.pop()
 
     logits: list[torch.Tensor] = []
     rows = []
     for num_requests in sizes.requests:
         steps, choices = [], []
-        with mock.patch.object(runner, "decode", timed):
+        with mock.patch.object(runner, "forward", timed):
             for _ in range(1 + sizes.repeats // 10):
                 for number in range(num_requests):
                     engine.add_request(EngineRequest(str(number), next(prompts), params, scorer))
@@ -267,12 +268,12 @@ def make_tokenizer(vocab_size: int) -> transformers.PreTrainedTokenizerFast:
 
 
 def make_engine(model: transformers.PreTrainedModel, sizes: Sizes) -> Engine:
-    """An engine with a slot per row and request, and no room to cache prompts."""
+    """An engine with a slot per row and request."""
     num_slots, max_len = max(*sizes.rows, *sizes.requests), max(sizes.contexts) + 1
     config = model.config
     position_bytes = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     loaded = LoadedModel(model, make_tokenizer(config.vocab_size), "random weights", Path())
-    memory = num_slots * max_len * position_bytes
+    memory = num_slots * cells_per_slot(max_len) * position_bytes
     settings = {"max_model_len": max_len, "kv_memory_bytes": memory, "num_slots": num_slots}
     return build_engine(loaded, EngineConfig(**settings, max_prefill_tokens=8192))
 

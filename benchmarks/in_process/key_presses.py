@@ -1,7 +1,8 @@
 """Savings of prefix reuse while a user types: prompt tokens and milliseconds per key press, with it and without.
 
-The last characters of each prompt are typed one at a time, and each key press requests drafts. Two engines over the
-same weights take turns key by key: one keeps prompts, the other has no room for them. Only the prompt's pass is timed.
+The last characters of each prompt are typed one at a time, and each key press requests drafts. Each prompt is typed
+twice: in an engine that keeps what it has run, and in one that is made to forget it before every key press. Only the
+prompt's pass is timed.
 """
 
 import statistics
@@ -39,14 +40,7 @@ def main(
     """Type prompts key by key and measure what the reuse of prefixes saves."""
     texts = built_in_prompts(limit)[:limit] if prompts is None else read_texts(prompts, limit)
     loaded = load_model(model, dtype=dtype)
-    keeping = build_engine(loaded, EngineConfig(max_model_len=MAX_MODEL_LEN, num_slots=1))
-    slot_bytes = keeping.kv_bytes_per_position * keeping.max_model_len
-    # Loaded again: a conversion to 4 bits frees the dense weights.
-    forgetful = build_engine(
-        load_model(model, dtype=dtype),
-        EngineConfig(max_model_len=MAX_MODEL_LEN, num_slots=1, kv_memory_bytes=slot_bytes),
-    )
-    rows = measure({"without": forgetful, "with": keeping}, texts, keys)
+    rows = measure(build_engine(loaded, EngineConfig(max_model_len=MAX_MODEL_LEN, num_slots=1)), texts, keys)
     settings = {
         "model": loaded.name,
         "dtype": dtype,
@@ -74,21 +68,23 @@ def built_in_prompts(count: int) -> list[str]:
     ]
 
 
-def measure(engines: dict[str, Engine], prompts: list[str], num_keys: int) -> list[dict[str, Any]]:
-    """Type the end of every prompt into every engine. The others are compared with the first engine."""
+def measure(engine: Engine, prompts: list[str], num_keys: int) -> list[dict[str, Any]]:
+    """Type the end of every prompt without reuse and with it. The latter is compared with the former."""
     params = GenerationParams(max_tokens=1, alpha=0, token_healing=True)
-    prefilled: dict[str, list[int]] = {name: [] for name in engines}
-    prefill_ms: dict[str, list[float]] = {name: [] for name in engines}
+    prefilled: dict[str, list[int]] = {"without": [], "with": []}
+    prefill_ms: dict[str, list[float]] = {name: [] for name in prefilled}
     for prompt in tracked(prompts, "typing"):
         start = max(len(prompt) - num_keys, 1)
-        for end in range(start, len(prompt) + 1):
-            for name, engine in engines.items():
+        for name, tokens in prefilled.items():
+            engine.forget_prompts()
+            for end in range(start, len(prompt) + 1):
+                if name == "without":
+                    engine.forget_prompts()
                 before = engine.num_prefilled_tokens
                 output = engine.generate(prompt[:end], params)
-                if end == start:  # the text before the first key press
-                    continue
-                prefilled[name].append(engine.num_prefilled_tokens - before)
-                prefill_ms[name].append(output.timings.prefill_ms)
+                if end > start:  # the first is the text before the first key press
+                    tokens.append(engine.num_prefilled_tokens - before)
+                    prefill_ms[name].append(output.timings.prefill_ms)
     baseline = statistics.fmean(next(iter(prefill_ms.values())))
     return [
         {
@@ -98,5 +94,5 @@ def measure(engines: dict[str, Engine], prompts: list[str], num_keys: int) -> li
             "prefill_ms_median": round(statistics.median(prefill_ms[name]), 2),
             "speed_up": round(baseline / statistics.fmean(prefill_ms[name]), 2),
         }
-        for name in engines
+        for name in prefilled
     ]

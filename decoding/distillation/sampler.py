@@ -19,7 +19,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
 from superdraft.decoding.loading.loader import LoadedModel
-from superdraft.decoding.model.kv_cache import probe_layer_shapes
+from superdraft.decoding.model.kv_cache import cells_per_slot, probe_layer_shapes
 from superdraft.decoding.outputs import StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -88,15 +88,13 @@ class TextSampler:
                 f"A row of {config.row_tokens} tokens and its start token do not fit in the model's context of "
                 f"{context} tokens."
             )
-        num_positions = config.num_rows * max_len
-        # Prompts are kept as long as they need no more memory than the rows, so that each one runs only once per part.
-        num_prompt_positions = min(num_positions, 1 + sum(map(len, prompts)))
+        num_positions = config.num_rows * cells_per_slot(max_len)
         self._engine = build_engine(
             loaded,
             EngineConfig(
                 max_model_len=max_len,
                 num_slots=config.num_rows,
-                kv_memory_bytes=(num_positions + num_prompt_positions) * _bytes_per_position(loaded.model),
+                kv_memory_bytes=num_positions * _bytes_per_position(loaded.model),
                 max_prefill_tokens=_MAX_PREFILL_TOKENS,
                 max_tokens=config.row_tokens,
             ),
@@ -134,14 +132,12 @@ class TextSampler:
             self._begin_text(index, row)
         num_tokens = 0
         while engine.has_unfinished:
-            num_unfinished = engine.num_running + engine.num_waiting
             for output in engine.step():
                 index = int(output.request_id)
                 self._end_text(rows[index], output)
                 self._begin_text(index, rows[index])
-            if engine.last_step.kind == "decode":
-                num_tokens += num_unfinished
-                on_tokens(num_unfinished)
+            num_tokens += engine.last_step.num_rows
+            on_tokens(engine.last_step.num_rows)
         on_tokens(len(rows) * self._config.row_tokens - num_tokens)  # prompts, and tokens that followed them directly
         return np.array([row.token_ids for row in rows], dtype=np.int64)
 

@@ -1,5 +1,6 @@
 """Admission: from a request to a sequence. Limits, the prompt's tokens, token healing, the room in the context."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -32,12 +33,14 @@ class Admission:
         config: the engine's limits.
         max_model_len: the most tokens of a prompt and a draft together.
         num_slots: KV-cache slots.
+        num_needed: of a number of prompt tokens, rows and tokens per draft, the slots that the request needs.
     """
 
     tokenizer: Tokenizer
     config: EngineConfig
     max_model_len: int
     num_slots: int
+    num_needed: Callable[[int, int, int], int]
 
     def __post_init__(self) -> None:
         self.tokenizer.fewest_tokens("")  # prepares the tokenizer, which would delay the first request
@@ -58,6 +61,7 @@ class Admission:
             _refuse_long_text(request.prompt, tokenizer, params.max_tokens, self.max_model_len)
         tokens = tokenise(request.prompt, tokenizer, document_start=self.config.document_start, min_tokens=room + 1)
         tokens, warnings = fit_to_context(tokens, params.max_tokens, self.max_model_len, too_long)
+        self._check_room(len(tokens.token_ids), params)
         healing = None
         if params.token_healing and tokens.text and params.max_tokens > 0:
             healing = plan_healing(tokens.text, tokens.token_ids, max(1, tokens.num_fixed), tokenizer)
@@ -84,7 +88,7 @@ class Admission:
         rows = "num_branches" if params.strategy.startswith("sample") else "max_branches"
         limits = (
             ("num_drafts", params.num_drafts, config.max_num_drafts),
-            (rows, params.num_rows, self.num_slots),
+            (rows, params.num_rows, config.max_num_rows),
             ("candidates_per_draft", params.num_candidates, config.max_candidates_per_draft),
             ("max_tokens", params.max_tokens, min(config.max_tokens, self.max_model_len - 1)),
         )
@@ -93,6 +97,17 @@ class Admission:
                 raise InvalidRequestError(
                     f"{name} is {value}, this server allows at most {limit}. Lower it.", param=name
                 )
+
+    def _check_room(self, num_prompt_tokens: int, params: GenerationParams) -> None:
+        """Refuse a request whose drafts would need more than all slots."""
+        num_needed = self.num_needed(num_prompt_tokens, params.num_rows, params.max_tokens)
+        if num_needed > self.num_slots:
+            name = "num_branches" if params.strategy.startswith("sample") else "max_branches"
+            raise InvalidRequestError(
+                f"{params.num_rows} rows of {params.max_tokens} tokens after a prompt of {num_prompt_tokens} tokens "
+                f"need {num_needed} KV-cache slots, this server has {self.num_slots}. Lower {name} or max_tokens.",
+                param=name,
+            )
 
 
 @dataclass(frozen=True, slots=True)

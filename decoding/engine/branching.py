@@ -5,9 +5,8 @@ from collections.abc import Sequence as Seq
 
 from superdraft.decoding.engine.decode import DecodeStep, Row
 from superdraft.decoding.engine.faults import Faults
-from superdraft.decoding.engine.scheduler import Scheduler
 from superdraft.decoding.engine.sequence import Branch, Sequence
-from superdraft.decoding.engine.slots import Slots
+from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.method.draft_set import Draft, DraftSet
 from superdraft.decoding.method.sampling import choose_by_weight, make_generator
 from superdraft.decoding.method.superposition import draft_weights
@@ -17,18 +16,16 @@ class Branching:
     """Adds branches to requests, divides drafts among them, and resets them.
 
     Args:
-        slots: the slots' contents.
-        scheduler: assigns the slots.
+        trees: where the branches' keys and values are.
         step: chooses the next tokens after a reset.
     """
 
-    def __init__(self, slots: Slots, scheduler: Scheduler, step: DecodeStep) -> None:
-        self._slots = slots
-        self._scheduler = scheduler
+    def __init__(self, trees: Trees, step: DecodeStep) -> None:
+        self._trees = trees
         self._step = step
 
     def begin(self, sequence: Sequence) -> list[Branch]:
-        """Give a request whose prompt is complete its first branches, each with the prompt's keys and values.
+        """Give a request whose prompt is complete its first branches.
 
         A request that samples gets all its branches here. Any other gets one; `divide` adds branches once there are
         several drafts.
@@ -41,7 +38,7 @@ class Branching:
         return list(sequence.branches)
 
     def _fork(self, branch: Branch, drafts: DraftSet) -> Branch:
-        """Add a branch that continues from the same position with `drafts`, in a slot of its own.
+        """Add a branch that continues from the same position with `drafts`.
 
         The caller removes `drafts` from the old branch.
         """
@@ -49,48 +46,47 @@ class Branching:
             branch.sequence,
             drafts,
             branch.rng,
-            num_computed=branch.num_computed,
+            base=branch.base,
+            cells=branch.cells,
             path=branch.path,
             num_steps=branch.num_steps,
             num_exact=branch.num_exact,
         )
-        self._slots.move(self._scheduler.fork(branch, twin))
         branch.sequence.branches.append(twin)
+        self._trees.place_twin(twin, branch)
         return twin
 
     def divide(self, branch: Branch) -> None:
         """Give the most probable drafts of a branch a row each, as long as the request may take more rows.
 
         The other drafts share the last row; those that follow other typed tokens than the most probable of them are
-        dropped. A draft alone on its row is decoded exactly: its real tokens replace the superposed inputs in its slot.
+        dropped. A draft alone on its row is decoded exactly: its real tokens replace the superposed inputs.
         """
         sequence, alive = branch.sequence, branch.drafts.alive
-        num_kept = self._scheduler.num_kept_slots(sequence)
-        if not num_kept or branch.is_done:
+        if not sequence.params.divides or len(alive) < 2 or branch.is_done:
             return
-        num_rows = min(1 + num_kept, len(alive))
+        num_rows = min(1 + sequence.params.num_rows - len(sequence.branches), len(alive))
+        if num_rows < 2:
+            return
         groups = [(draft,) for draft in alive[: num_rows - 1]] + [_of_one_path(alive[num_rows - 1 :])]
         branch.drafts = DraftSet(groups[0], branch.drafts.finished)
         for one in (branch, *(self._fork(branch, DraftSet(group)) for group in groups[1:])):
             if len(one.drafts.alive) == 1 and one.num_exact < len(one.drafts.alive[0].token_ids) - 1:
                 self._run_again(one)
-        if sum(one.drafts.num_shown for one in sequence.branches) >= sequence.params.num_drafts:
-            self._scheduler.release_kept(sequence)
 
     def _run_again(self, branch: Branch) -> None:
         """Replace superposed inputs by the real tokens of a branch's only draft, except the last, which is fed next."""
         (draft,) = branch.drafts.alive
         tokens = draft.token_ids[branch.num_exact : -1]
-        branch.num_computed -= len(tokens)
-        self._slots.run_tokens(branch, tokens)
+        self._trees.run_tokens(branch, branch.num_context + branch.num_exact, tokens)
         branch.sequence.forward_rows += len(tokens)
         branch.num_exact += len(tokens)
 
     def reset_if_due(self, branch: Branch, faults: Faults) -> None:
         """Every s steps, draw one draft by its probability and continue from it alone (section 5.3).
 
-        The draft's real tokens replace the superposed inputs of the last steps in the slot, so drafting restarts from
-        an exact context. Their last logits choose the next tokens.
+        The draft's real tokens replace the superposed inputs of the last steps, so drafting restarts from an exact
+        context. Their last logits choose the next tokens.
         """
         every = branch.sequence.params.reset_every
         if every is None or branch.num_steps == 0 or branch.num_steps % every or branch.is_done:
@@ -99,8 +95,7 @@ class Branching:
         chosen = alive[choose_by_weight(draft_weights([draft.logprob for draft in alive]), branch.rng)]
         branch.drafts = DraftSet((chosen,), branch.drafts.finished)
         tokens = chosen.token_ids[branch.num_exact :]
-        branch.num_computed -= len(tokens) - 1
-        logits = self._slots.run_tokens(branch, tokens)
+        logits = self._trees.run_tokens(branch, branch.num_context + branch.num_exact, tokens)
         branch.sequence.forward_rows += len(tokens)
         branch.num_exact = len(chosen.token_ids)
         self._step.choose([Row(branch, 0)], logits, faults)

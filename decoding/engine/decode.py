@@ -26,6 +26,7 @@ from torch import Tensor
 from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.sequence import Branch
 from superdraft.decoding.engine.sequence import Sequence as Request
+from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, Floats, best_first
 from superdraft.decoding.method.penalties import apply_logit_bias, penalise
@@ -43,6 +44,15 @@ class Row:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Tokens of a request's prompt to run, and how many of the last ones have logits that are wanted."""
+
+    request: Request
+    token_ids: Sequence[int]
+    num_logits: int
+
+
 class DecodeStep:
     """The five lines of the method, over a batch of branches.
 
@@ -51,6 +61,7 @@ class DecodeStep:
 
     Args:
         runner: the model and its KV cache.
+        trees: where the branches' keys and values are.
         suppressed_token_ids: tokens that no draft may contain.
         clock: monotonic seconds.
     """
@@ -58,29 +69,41 @@ class DecodeStep:
     def __init__(
         self,
         runner: ModelRunner,
+        trees: Trees,
         suppressed_token_ids: Sequence[int],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner = runner
+        self._trees = trees
         self._suppressed = torch.tensor(suppressed_token_ids, dtype=torch.long, device=runner.device)
         self._clock = clock
 
     @torch.inference_mode()
-    def forward(self, branches: Sequence[Branch]) -> Tensor:
-        """Superpose and run the model.
+    def forward(self, branches: Sequence[Branch], prompts: Sequence[PromptRows] = ()) -> Tensor:
+        """Superpose and run the model, together with some tokens of prompts.
 
         Args:
-            branches: B branches, in the order of their slots from 0 on.
+            branches: B branches; those of one request follow one another, since they share what they read.
+            prompts: the tokens to run.
 
         Returns:
-            Logits, float32, shape [B, V].
+            Logits of the branches, then those wanted of each prompt, float32, shape [B + sum of `num_logits`, V].
         """
+        segments = [self._trees.next_row(branch) for branch in branches]
         last_tokens = [token_id for branch in branches for token_id in branch.last_token_ids]
         gammas = [draft_weights([draft.logprob for draft in branch.drafts.alive]) for branch in branches]
+        tokens = [token_id for prompt in prompts for token_id in prompt.token_ids]
+        embeddings = self._runner.embed([*last_tokens, *tokens])
         # 1. x~ = sum_i gamma_i E[last token of draft i]
-        superposed = superpose(self._runner.embed(last_tokens), gammas)
+        superposed = superpose(embeddings[: len(last_tokens)], gammas)
+        kept, stop = list(range(len(branches))), len(branches)
+        for prompt in prompts:
+            segments.append(self._trees.prompt_rows(prompt.request, len(prompt.token_ids)))
+            stop += len(prompt.token_ids)
+            kept += range(stop - prompt.num_logits, stop)
         # 2. f(x~)
-        return self._runner.decode(superposed, [branch.num_computed for branch in branches]).float()
+        inputs = torch.cat([superposed, embeddings[len(last_tokens) :]])
+        return self._runner.forward(segments, inputs, kept).float()
 
     @torch.inference_mode()
     def choose(self, rows: Sequence[Row], logits: Tensor, faults: Faults) -> None:

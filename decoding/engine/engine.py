@@ -2,13 +2,15 @@
 
 An engine step is one forward pass of the model:
 
-- a *prefill* runs some prompts, or a chunk of a long one; where a prompt ends, its drafts' first tokens are chosen, or
-- a *decode step* feeds every running branch **one** superposed embedding, the weighted sum of its k drafts' last
-  tokens. A branch takes one row and one KV-cache slot, whatever k is. A prompt whose tokens are all cached except the
-  last one joins a decode step: its last token is one more row.
+- It feeds every running branch **one** superposed embedding, the weighted sum of its k drafts' last tokens. A branch
+  takes one row, whatever k is.
+- It also runs tokens of some prompts, or a chunk of a long one. Where a prompt ends, its drafts' first tokens are
+  chosen.
 
-Either way the k drafts of a branch share the model's m most probable next tokens. The n-gram model, which sees each
-draft's real tokens, tells which of the k*m children are coherent. The k best become the next drafts (`decode.py`).
+The k drafts of a branch share the model's m most probable next tokens. The n-gram model, which sees each draft's real
+tokens, tells which of the k*m children are coherent. The k best become the next drafts (`decode.py`).
+
+A request has one KV-cache slot, in which its prompt and all its branches form a token tree (`tree.py`).
 
 Every strategy is a number of branches times a number of drafts: superposed 1 x k, sample n x 1, greedy 1 x 1, and
 sample+superposed n x k. They share one batch. The selection "distinct", which is not the paper's, divides the branch of
@@ -18,25 +20,29 @@ a superposed request after the first token: the most probable drafts continue al
 An engine belongs to one thread. Nothing here locks.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.admission import Admission
 from superdraft.decoding.engine.answer import answer, snapshot
 from superdraft.decoding.engine.branching import Branching
-from superdraft.decoding.engine.decode import DecodeStep, Row
+from superdraft.decoding.engine.decode import DecodeStep, PromptRows, Row, no_token
+from superdraft.decoding.engine.elastic import ElasticWork, limit
 from superdraft.decoding.engine.faults import Faults
-from superdraft.decoding.engine.scheduler import Decode, Prefill, Scheduler
+from superdraft.decoding.engine.scheduler import Scheduler, Work
 from superdraft.decoding.engine.sequence import Sequence
-from superdraft.decoding.engine.slots import Slots
 from superdraft.decoding.engine.starts import Starts
+from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError, SupersededError
 from superdraft.decoding.method.draft_set import DraftSet
+from superdraft.decoding.method.scoring import are_numbers
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
@@ -51,13 +57,17 @@ class StepReport:
     """Figures of one engine step, for metrics and benchmarks.
 
     Attributes:
-        kind: the kind of forward pass; None: the step ran no model and only gave out answers.
+        kind: "prefill" if prompts took part, else "decode"; None: the step only gave out answers.
+        num_rows: rows of drafts.
+        num_prompt_tokens: tokens of prompts.
         seconds: duration of the whole step.
         first_draft_s: for each request whose drafts got their first token in this step, the seconds since it was added.
         num_expired: requests that reached their time limit in this step.
     """
 
     kind: Literal["prefill", "decode"] | None
+    num_rows: int
+    num_prompt_tokens: int
     seconds: float
     first_draft_s: tuple[float, ...]
     num_expired: int
@@ -76,7 +86,7 @@ class Engine:
         tokenizer: the model's tokenizer.
         config: limits.
         max_model_len: the most tokens of a prompt and a draft together.
-        num_slots: KV-cache slots, that is, branches that can run at once.
+        num_slots: KV-cache slots, that is, requests that can run at once.
     """
 
     def __init__(
@@ -92,17 +102,18 @@ class Engine:
         self.num_slots = runner.num_slots
         self._runner = runner
         self._clock = clock
-        self._admission = Admission(tokenizer, config, self.max_model_len, self.num_slots)
-        self._slots = Slots(runner)
-        self._scheduler = Scheduler(runner.num_slots, config.max_prefill_tokens, self._slots.num_unfed)
-        self._decode_step = DecodeStep(runner, tokenizer.suppressed_token_ids, clock)
-        self._branching = Branching(self._slots, self._scheduler, self._decode_step)
-        self._starts = Starts(tokenizer, self._slots, self._branching, self._decode_step)
+        self._trees = Trees(runner)
+        self._admission = Admission(tokenizer, config, self.max_model_len, self.num_slots, self._trees.num_needed)
+        self._scheduler = Scheduler(self._trees)
+        self._elastic = ElasticWork(math.inf if config.target_latency_s is None else config.target_latency_s)
+        self._decode_step = DecodeStep(runner, self._trees, tokenizer.suppressed_token_ids, clock)
+        self._branching = Branching(self._trees, self._decode_step)
+        self._starts = Starts(tokenizer, self._trees, self._branching, self._decode_step)
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}
         self._ended: list[StepOutput] = []
         self._begun: list[Sequence] = []
-        self._last_step = StepReport(None, 0.0, (), 0)
+        self._last_step = StepReport(None, 0, 0, 0.0, (), 0)
 
     @property
     def has_unfinished(self) -> bool:
@@ -116,13 +127,18 @@ class Engine:
 
     @property
     def num_prefilled_tokens(self) -> int:
-        """Real tokens run so far for all requests; neither superposed inputs nor tokens from the prefix cache."""
-        return self._slots.num_run_tokens
+        """Real tokens run so far for all requests; neither superposed inputs nor tokens found in a warm tree."""
+        return self._trees.num_run_tokens
+
+    @property
+    def num_copied_bytes(self) -> int:
+        """Bytes of keys and values copied so far from one place to another."""
+        return self._runner.cache.num_copied_bytes
 
     @property
     def num_used_slots(self) -> int:
         """KV-cache slots in use; the others are free."""
-        return self._scheduler.num_used_slots
+        return self._trees.num_used
 
     @property
     def num_waiting(self) -> int:
@@ -175,28 +191,29 @@ class Engine:
         return len(self._ended) < num_ended
 
     def forget_prompts(self) -> None:
-        """Drop all kept prompts, so that the next request has to run all its tokens."""
-        self._slots.prefixes.clear()
+        """Drop all warm trees, so that the next request has to run all its tokens."""
+        self._trees.forget()
 
     def step(self) -> list[StepOutput]:
-        """Run one forward pass: a prefill, or one more token for the drafts of every running request.
+        """Run one forward pass: one more token for the drafts of every running request, and tokens of prompts.
 
         A fault that concerns one request ends that request alone.
 
         Returns:
             The outputs of the requests that ended, and a snapshot of every other request that asked for snapshots and
-            took part in this pass.
+            whose drafts grew.
         """
         started_s = self._clock()
         outputs, self._ended = self._ended, []
         expired = self._expire()
         outputs += expired
-        work = self._scheduler.schedule()
-        if isinstance(work, Prefill):
-            outputs += self._prefill(work)
-        elif isinstance(work, Decode):
-            outputs += self._decode(work)
-        self._last_step = self._report_of(work, started_s, len(expired))
+        outputs += self._limit_work()
+        work = self._scheduler.schedule(started_s, self._elastic.chunk_tokens(self.config.max_prefill_tokens))
+        if work is not None:
+            outputs += self._advance(work, started_s)
+        self._last_step = step = self._report_of(work, started_s, len(expired))
+        if step.num_rows or step.num_prompt_tokens:
+            self._elastic.observe(step.num_rows, step.num_prompt_tokens, step.seconds)
         return outputs
 
     def generate(
@@ -221,125 +238,111 @@ class Engine:
                 if step_output.output is not None:
                     return step_output.output
 
-    # The two kinds of forward pass
-
-    def _prefill(self, work: Prefill) -> list[StepOutput]:
-        """Run tokens of some prompts in one forward. For complete prompts, choose the drafts' first tokens."""
-        started_s, faults = self._clock(), Faults()
-        logits: list[Tensor] = []
-        with faults.ending(*work.sequences):
-            for sequence in work.sequences:
-                if sequence.start_s is None:
-                    self._slots.reuse_prefix(sequence, started_s)
-            logits = self._slots.run_prompts(work.sequences, work.max_tokens)
+    def _limit_work(self) -> list[StepOutput]:
+        """End drafts that may not grow any further under this load, and answer the requests that are done by that."""
+        plan = self._elastic.plan(self._sequences.values())
         outputs = []
-        complete = [
-            (sequence, row)
-            for sequence, row in zip(work.sequences, logits, strict=False)
-            if sequence.num_unfed_tokens == 0
-        ]
-        for sequence, row in complete:
-            with faults.ending(sequence):
-                self._start(sequence, row, faults)
-        elapsed_s = self._clock() - started_s
-        self._begun += work.sequences
-        for sequence in work.sequences:
-            sequence.prefill_s += elapsed_s
-            if faults.of(sequence) is not None or sequence.num_unfed_tokens == 0:
-                outputs += self._report(sequence, faults)
+        for sequence in list(self._scheduler.running) if plan else []:
+            limit(sequence, plan)
+            if sequence.is_done:
+                outputs.append(self._end(sequence))
         return outputs
 
-    def _start(self, sequence: Sequence, logits: Tensor, faults: Faults) -> None:
-        """Start a request whose prompt is complete: keep the prompt for reuse, fork the branches, choose first tokens.
+    # One forward pass
 
-        Args:
-            sequence: the request.
-            logits: the model's output after the last shared token and after each of the T tokens behind it, float32,
-                shape [T + 1, V].
-            faults: records the request if it cannot go on.
-        """
-        self._slots.keep_prefix(sequence, logits)
-        self._slots.move(self._scheduler.start(sequence))
-        if sequence.healing is not None:
-            sequence.branches[0].path = sequence.healing.tail
-        branches = self._branching.begin(sequence)
-        if sequence.params.max_tokens == 0:
-            return
-        if sequence.healing is not None:
-            self._starts.choose(sequence, logits)
-        else:
-            self._decode_step.choose([Row(branch, 0) for branch in branches], logits.clone(), faults)
-            for branch in branches:
-                self._branching.divide(branch)
-
-    def _decode(self, work: Decode) -> list[StepOutput]:
-        """Run one decode step: one superposed embedding, one row and one position for every branch."""
-        started_s, faults = self._clock(), Faults()
-        sequences = list(dict.fromkeys(branch.sequence for branch in work.branches))
-        with faults.ending(*sequences):
-            for sequence in work.joining:
-                self._slots.reuse_prefix(sequence, started_s)
-            logits = self._decode_step.forward(work.branches)
-            rows = self._fed(work, logits, faults)
-            self._decode_step.choose(rows, logits, faults)
-            for row in rows:
-                if faults.of(row.branch.sequence) is None:
-                    with faults.ending(row.branch.sequence):
-                        self._branching.divide(row.branch)
-                        if row.branch.num_steps > 1:
-                            self._branching.reset_if_due(row.branch, faults)
-        elapsed_s = self._clock() - started_s
-        self._begun += work.joining
-        outputs = []
-        for sequence in sequences:
-            if sequence in work.joining:
+    def _advance(self, work: Work, started_s: float) -> list[StepOutput]:
+        """Run the model, then choose next tokens for running branches and first tokens for complete prompts."""
+        faults = Faults()
+        prompts = [_prompt_rows(sequence, num_tokens) for sequence, num_tokens in work.prompts]
+        fed = [prompt for prompt in prompts if prompt.token_ids]
+        logits: list[Tensor] = []
+        with faults.ending(*work.sequences):
+            if work.branches or fed:
+                sizes = [len(work.branches), *(prompt.num_logits for prompt in fed)]
+                logits = list(torch.split(self._decode_step.forward(work.branches, fed), sizes))
+                for branch in work.branches:
+                    branch.count_step()
+        for prompt, own in zip(fed, logits[1:], strict=False):
+            with faults.ending(prompt.request):
+                if not are_numbers(own):
+                    raise no_token(prompt.request, is_forbidden=False)
+                self._trees.note_prompt(prompt.request, len(prompt.token_ids), own)
+        ready = [prompt.request for prompt in prompts if not prompt.request.num_unfed_tokens]
+        rows = [Row(branch, index) for index, branch in enumerate(work.branches)]
+        self._choose(rows, logits[:1], [one for one in ready if faults.of(one) is None], faults)
+        self._begun += [prompt.request for prompt in prompts]
+        elapsed_s, outputs = self._clock() - started_s, []
+        prompted = {prompt.request for prompt in prompts}
+        for sequence in work.sequences:
+            if sequence in prompted:
                 sequence.prefill_s += elapsed_s
             else:
                 sequence.decode_s += elapsed_s
-            outputs += self._report(sequence, faults)
+            if sequence not in prompted or sequence in ready or faults.of(sequence) is not None:
+                outputs += self._report(sequence, faults)
         return outputs
 
-    def _fed(self, work: Decode, logits: Tensor, faults: Faults) -> list[Row]:
-        """Count the tokens that the forward fed. Prompts that joined are complete now and get their branches.
+    def _choose(self, rows: list[Row], logits: list[Tensor], ready: list[Sequence], faults: Faults) -> None:
+        """Choose the next tokens of running branches, and the first ones of requests whose prompts are complete.
 
-        Returns:
-            The row of each branch; the branches of a request that joined share one.
+        Args:
+            rows: the branches that were run.
+            logits: the tensor with their logits, shape [B, V]; empty if the forward failed or did not run.
+            ready: the requests whose prompts are complete.
+            faults: records the requests that cannot go on.
         """
-        rows = []
-        for index, branch in enumerate(work.branches):
-            is_joining, sequence = branch.is_joining, branch.sequence
-            branch.count_step()
-            twins = [branch]
-            if is_joining:
-                self._slots.num_run_tokens += 1
-                with faults.ending(sequence):
-                    self._slots.keep_prefix(sequence, logits[index])
-                    twins = self._branching.begin(sequence)
-            rows += [Row(twin, index) for twin in twins]
-        return rows
+        if not logits:
+            rows = []
+        firsts: list[Tensor] = []
+        now_s = self._clock()
+        for sequence in ready:
+            self._scheduler.start(sequence)
+            if sequence.request.draft_timeout_s is not None:
+                limit_s = now_s + sequence.request.draft_timeout_s
+                sequence.deadline_s = min(limit_s, sequence.deadline_s or limit_s)
+            with faults.ending(sequence):
+                of_prompt = self._trees.prompt_logits(sequence)
+                healing = sequence.healing
+                if healing is not None:
+                    sequence.branches[0].path = healing.tail
+                branches = self._branching.begin(sequence)
+                if healing is not None and sequence.params.max_tokens:
+                    self._starts.choose(sequence, of_prompt)
+                elif sequence.params.max_tokens:
+                    index = sum(map(len, logits)) + len(firsts)
+                    rows += [Row(branch, index) for branch in branches]
+                    firsts.append(of_prompt)
+        if not rows:
+            return
+        self._decode_step.choose(rows, torch.cat([*logits, *firsts]), faults)
+        for branch in (row.branch for row in rows):
+            if faults.of(branch.sequence) is None:
+                with faults.ending(branch.sequence):
+                    self._branching.divide(branch)
+                    if branch.num_steps > 1:
+                        self._branching.reset_if_due(branch, faults)
 
     # Outputs
 
     def _report(self, sequence: Sequence, faults: Faults) -> list[StepOutput]:
-        """The outputs of a request after a pass. If it is not over, the slots of branches that are done are freed."""
+        """The outputs of a request after a pass."""
         fault = faults.of(sequence)
         if fault is not None or sequence.is_done:
             return [self._end(sequence, fault)]
-        for branch in sequence.branches:
-            if branch.is_done and branch.slot is not None:
-                self._slots.move(self._scheduler.end(branch))
         if sequence.params.snapshots:
             return [StepOutput(sequence.request_id, snapshot=snapshot(sequence))]
         return []
 
-    def _report_of(self, work: Prefill | Decode | None, started_s: float, num_expired: int) -> StepReport:
+    def _report_of(self, work: Work | None, started_s: float, num_expired: int) -> StepReport:
         now_s = self._clock()
         kind: Literal["prefill", "decode"] | None = None
+        num_rows = num_prompt_tokens = 0
         if work is not None:
-            kind = "prefill" if isinstance(work, Prefill) else "decode"
+            kind, num_rows = "prefill" if work.prompts else "decode", len(work.branches)
+            num_prompt_tokens = sum(num_tokens for _, num_tokens in work.prompts)
         begun, self._begun = self._begun, []
         first_draft_s = tuple(now_s - sequence.arrival_s for sequence in begun if sequence.branches[0].num_steps)
-        return StepReport(kind, now_s - started_s, first_draft_s, num_expired)
+        return StepReport(kind, num_rows, num_prompt_tokens, now_s - started_s, first_draft_s, num_expired)
 
     def _expire(self) -> list[StepOutput]:
         """Answer the requests that reached their time limit with the drafts they have so far."""
@@ -371,6 +374,7 @@ class Engine:
             error = faults.of(sequence)
         self._release(sequence, failed=error is not None and not isinstance(error, SupersededError))
         if error is None:
+            self._elastic.observe_answer(sequence)
             return StepOutput(sequence.request_id, output=output)
         if not isinstance(error, SuperdraftError):
             failure = SequenceFailedError(
@@ -382,9 +386,8 @@ class Engine:
 
     def _release(self, sequence: Sequence, failed: bool = False) -> None:
         """Free a request's slots and forget it; the slots of a failed one are zeroed."""
-        if failed:
-            self._slots.clear(sequence)
-        self._slots.move(*self._scheduler.remove(sequence))
+        self._trees.end(sequence, failed=failed)
+        self._scheduler.remove(sequence)
         del self._sequences[sequence.request_id]
         for branch in sequence.branches:
             # Sequence and branch refer to each other, so both stay in memory until the garbage collector runs. Their
@@ -393,3 +396,11 @@ class Engine:
         session_id = sequence.request.session_id
         if session_id is not None and self._sessions.get(session_id) is sequence:
             del self._sessions[session_id]
+
+
+def _prompt_rows(sequence: Sequence, num_tokens: int) -> PromptRows:
+    """The next tokens of a prompt. The logits after its last shared token, and all after it, are wanted."""
+    start = sequence.branches[0].base
+    stop = start + num_tokens
+    num_logits = max(0, stop - max(start, sequence.num_shared - 1))
+    return PromptRows(sequence, sequence.prompt_token_ids[start:stop], num_logits)

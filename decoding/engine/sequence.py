@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.random import Generator
 
+from superdraft.decoding.engine.tree import ExactPath, Tree
 from superdraft.decoding.method.draft_set import DraftSet, Extend
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
@@ -18,47 +19,61 @@ NUM_SAMPLED_STEPS = 3
 
 @dataclass(slots=True, eq=False)
 class Branch:
-    """One row of the model: a KV-cache slot and the drafts that share it.
+    """One row of the model: a path through a token tree, and the drafts that share it.
 
     Attributes:
         sequence: the request that the branch belongs to.
         drafts: the drafts on this row.
         rng: random numbers for sampling and resets.
-        slot: the KV-cache slot; None while the branch does not run.
-        num_computed: positions of the slot that hold keys and values.
-        path: with token healing, the typed tokens in the slot after the tokens that all covers share.
+        tree: the token tree; None while the request has no slot.
+        base: how many of the tree's first tokens the branch follows.
+        cells: the cells of the positions behind them.
+        path: with token healing, the typed tokens that the branch follows after the tokens that all covers share.
         num_steps: tokens that each alive draft has.
         num_exact: how many of the drafts' first tokens have keys and values of real tokens, not of superposed inputs.
+        is_limited: whether it ended early because of the load (`elastic`).
     """
 
     sequence: "Sequence"
     drafts: DraftSet
     rng: Generator
-    slot: int | None = None
-    num_computed: int = 0
+    tree: Tree | None = None
+    base: int = 0
+    cells: tuple[int, ...] = ()
     path: tuple[int, ...] = ()
     num_steps: int = 0
     num_exact: int = 0
+    is_limited: bool = False
 
     @property
-    def context_token_ids(self) -> list[int]:
-        """The tokens before the drafts."""
-        return [*self.sequence.shared_token_ids, *self.path]
+    def num_computed(self) -> int:
+        """Positions of its text that have keys and values."""
+        return self.base + len(self.cells)
+
+    @property
+    def num_context(self) -> int:
+        """Tokens before the drafts."""
+        return self.sequence.num_shared + len(self.path)
+
+    @property
+    def exact_path(self) -> ExactPath | None:
+        """The real tokens behind the trunk that have keys and values here; None: there are none."""
+        drafts = self.drafts.alive or self.drafts.finished
+        longest = max((draft.token_ids for draft in drafts), key=len, default=())
+        tokens = (*self.path[self.base - self.sequence.num_shared :], *longest[: self.num_exact])
+        count = min(len(tokens), len(self.cells))
+        return ExactPath(self.base, tokens[:count], self.cells[:count]) if count else None
 
     @property
     def is_done(self) -> bool:
-        """Whether it has all its tokens, no draft can grow, all drafts became improbable, or its slot is full."""
+        """Whether it has all its tokens or as many as the load allows, or no draft of it can grow or is probable."""
         return (
-            self.num_steps >= self.sequence.params.max_tokens
+            self.is_limited
+            or self.num_steps >= self.sequence.params.max_tokens
             or self.drafts.is_done
             or self.is_unsure
             or self.num_computed >= self.sequence.max_positions
         )
-
-    @property
-    def is_joining(self) -> bool:
-        """Whether the next decode step feeds the prompt's last token, and so chooses the drafts' first tokens."""
-        return self.num_steps == 0
 
     @property
     def is_sampled(self) -> bool:
@@ -71,19 +86,17 @@ class Branch:
     @property
     def last_token_ids(self) -> list[int]:
         """The token ids that the next decode step feeds, one per draft."""
-        if self.is_joining:
-            return self.sequence.prompt_token_ids[-1:]
         return [draft.token_ids[-1] for draft in self.drafts.alive]
 
     def count_step(self) -> None:
         """Count a decode step that fed the drafts' last tokens, superposed if there are several drafts."""
-        if self.is_joining:
-            self.num_computed += 1  # the prompt's last token, which is not a row of the drafts
-            return
         if len(self.drafts.alive) == 1 and self.num_exact == len(self.drafts.alive[0].token_ids) - 1:
             self.num_exact += 1
-        self.num_computed += 1
+        rows = self.sequence.rows_by_depth
+        rows += [0] * (self.num_steps - len(rows))
+        rows[self.num_steps - 1] += 1
         self.sequence.forward_rows += 1
+        self.sequence.draft_rows += len(self.drafts.alive)
 
     @property
     def is_unsure(self) -> bool:
@@ -104,14 +117,14 @@ class Branch:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request in the engine: waiting -> prefilling (one slot) -> running (a slot per branch) -> answered.
+    """A request in the engine: waiting -> prefilling -> running -> answered.
 
     Attributes:
         request: the request.
         prompt_token_ids: the tokens that the model is fed, at least one.
         scorer: the n-gram model; None if the request does not use one.
         extend: appends a token to a draft.
-        max_positions: positions in each slot.
+        max_positions: positions of its longest text.
         arrival_s: the clock when the request was added.
         deadline_s: the clock at which the request is answered with the drafts so far; None: no limit.
         num_start_tokens: 1 if the first token is the one that begins a document and was put in front; else 0.
@@ -120,8 +133,11 @@ class Sequence:
             text, log-probability given the typed text).
         warnings: remarks for the caller, part of the answer.
         branches: the first one exists from the start, the others once the prompt has been run.
-        num_cached_tokens: prompt tokens that came from the prefix cache.
+        trees: its token trees, one per slot; usually one.
+        num_cached_tokens: prompt tokens that an earlier request had run.
         forward_rows: model rows spent after the prompt's own pass (`Usage.forward_rows`).
+        rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
+        draft_rows: rows that these steps would have taken with a row per draft.
         start_s: the clock when the request got a slot; None before that.
         prefill_s: duration of the passes over the prompt, in seconds.
         decode_s: duration of the decode steps in which the request took part, in seconds.
@@ -140,8 +156,11 @@ class Sequence:
     start_alternatives: tuple[tuple[int, str, float], ...] = ()
     warnings: list[str] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
+    trees: list[Tree] = field(default_factory=list)
     num_cached_tokens: int = 0
     forward_rows: int = 0
+    rows_by_depth: list[int] = field(default_factory=list)
+    draft_rows: int = 0
     start_s: float | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -168,14 +187,9 @@ class Sequence:
         return len(self.prompt_token_ids) if self.healing is None else self.healing.num_shared
 
     @property
-    def num_reusable(self) -> int:
-        """Prompt tokens that may come from the prefix cache. The others are run, since their logits are needed."""
-        return self.num_shared - 1
-
-    @property
     def num_unfed_tokens(self) -> int:
         """Prompt tokens without keys and values yet."""
-        return len(self.prompt_token_ids) - self.branches[0].num_computed
+        return len(self.prompt_token_ids) - self.branches[0].base
 
     @property
     def is_done(self) -> bool:

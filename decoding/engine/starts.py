@@ -14,7 +14,8 @@ from superdraft.decoding.engine.branching import Branching
 from superdraft.decoding.engine.decode import DecodeStep, drafts_of, no_token, select
 from superdraft.decoding.engine.sequence import Branch
 from superdraft.decoding.engine.sequence import Sequence as Request
-from superdraft.decoding.engine.slots import Slots
+from superdraft.decoding.engine.tree import num_common
+from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet
 from superdraft.decoding.method.penalties import apply_logit_bias
 from superdraft.decoding.method.sampling import nucleus_sample
@@ -23,8 +24,9 @@ from superdraft.decoding.text.covers import Covers, Start, Stem
 from superdraft.decoding.text.healing import TokenIndex
 from superdraft.decoding.text.tokenizer import Tokenizer
 
-Saved = dict[tuple[int, ...], list[Tensor]]
-"""What a slot held after the shared tokens, for each path that was run."""
+Runs = dict[tuple[int, ...], tuple[int, tuple[int, ...]]]
+"""For each path of typed tokens after the shared ones that was run beside the prompt's own: how many tokens of the
+trunk it follows, and the cells of the others."""
 
 
 class Starts:
@@ -32,25 +34,25 @@ class Starts:
 
     Args:
         tokenizer: the model's tokenizer.
-        slots: runs other tokenisations of the typed text.
+        trees: run other tokenisations of the typed text.
         branching: gives drafts rows of their own.
         step: the n-gram model's scores, and the change of a branch's drafts.
     """
 
-    def __init__(self, tokenizer: Tokenizer, slots: Slots, branching: Branching, step: DecodeStep) -> None:
+    def __init__(self, tokenizer: Tokenizer, trees: Trees, branching: Branching, step: DecodeStep) -> None:
         self._tokenizer = tokenizer
         self._token_index = TokenIndex.of(tokenizer)
-        self._slots = slots
+        self._trees = trees
         self._branching = branching
         self._step = step
         tokenizer.encode_inside("")  # prepares the tokenizer, which would delay the first request
 
     @torch.inference_mode()
     def choose(self, sequence: Request, logits: Tensor) -> None:
-        """Choose the first tokens of each branch, and put the stem that its drafts follow into its slot.
+        """Choose the first tokens of each branch, and let it continue behind the stem that its drafts follow.
 
         Args:
-            sequence: a request whose prompt is in the slot of its first branch. If it samples, it has all its branches.
+            sequence: a request whose prompt is complete. If it samples, it has all its branches.
             logits: the model's output after the last shared token and after each of the T tokens behind it, float32,
                 shape [T + 1, V].
 
@@ -59,7 +61,7 @@ class Starts:
             InvalidRequestError: the request's logit bias forbids every start.
         """
         covers = self.covers(sequence, logits)
-        saved = self._run_stems(sequence.branches[0], covers)
+        runs = self._run_stems(sequence.branches[0], covers)
         if sequence.params.verify_top is not None:
             sequence.start_alternatives = self._alternatives(covers, sequence.params.verify_top)
         for branch in list(sequence.branches):
@@ -67,7 +69,7 @@ class Starts:
             self._branching.divide(branch)
         for branch in sequence.branches:
             if branch.drafts.alive and not branch.is_done:
-                self._take_path(branch, branch.drafts.alive[0].path, saved)
+                self._take_path(branch, branch.drafts.alive[0].path, runs)
 
     def choose_start(self, branch: Branch, covers: Covers) -> None:
         """Give a branch drafts of one token. They may follow different stems (`Draft.path`)."""
@@ -83,34 +85,39 @@ class Starts:
             raise no_token(sequence, is_forbidden=are_numbers(logits))
         return covers
 
-    def _run_stems(self, branch: Branch, covers: Covers) -> Saved:
-        """Run other tokenisations whose covers may matter, one after another in the prompt's slot.
+    def _run_stems(self, branch: Branch, covers: Covers) -> Runs:
+        """Run other tokenisations whose covers may matter, one after another, each in cells of its own.
 
         Returns:
-            The slot's contents for each path that was run, so that no token is run twice.
+            Where they are, so that no token is run twice.
         """
         sequence = branch.sequence
-        saved: Saved = {}
+        runs: Runs = {}
         while (stem := covers.next_unrun()) is not None:
-            if sequence.num_shared + len(stem.path) > sequence.max_positions:
-                continue  # the slot has no room for a stem of more tokens than the prompt's own end
-            if not saved:
-                saved[branch.path] = self._slots.read(branch)
-            self._take_path(branch, stem.path[:-1], saved)
-            logits = self._slots.run_tokens(branch, stem.path[-1:])[0]
+            is_too_long = sequence.num_shared + len(stem.path) > sequence.max_positions
+            # A branch on another tree needs a copy of the whole path.
+            if is_too_long or not self._trees.has_spare_cells(branch, 1 + len(stem.path)):
+                continue
+            self._take_path(branch, stem.path[:-1], runs)
+            logits = self._trees.run_tokens(branch, branch.num_computed, stem.path[-1:])[0]
             sequence.forward_rows += 1
-            branch.path = stem.path
-            saved[stem.path] = self._slots.read(branch)
+            runs[stem.path] = branch.base, branch.cells
             covers.add(stem, logits, _biased(logits, sequence))
-        return saved
+        return runs
 
-    def _take_path(self, branch: Branch, path: tuple[int, ...], saved: Saved) -> None:
-        """Put a stem's path, unless it is there already, into a branch's slot after the shared tokens."""
-        if branch.path[: len(path)] != path:
-            whole = next(known for known in saved if known[: len(path)] == path)
-            self._slots.write(branch, saved[whole], len(path))
+    def _take_path(self, branch: Branch, path: tuple[int, ...], runs: Runs) -> None:
+        """Let a branch continue behind the tokens of a stem, which have been run."""
+        sequence = branch.sequence
+        assert sequence.healing is not None
+        num_own = num_common(sequence.healing.tail, path)
+        cells: tuple[int, ...] = ()
+        base = sequence.num_shared + num_own
+        if num_own < len(path):
+            longer = next(run for run in runs if run[: len(path)] == path)
+            base, cells = runs[longer]
+            cells = cells[: sequence.num_shared + len(path) - base]
         branch.path = path
-        branch.num_computed = branch.sequence.num_shared + len(path)
+        self._trees.follow(branch, base, cells)
 
     def _superposed(self, branch: Branch, covers: Covers) -> DraftSet:
         """The k best starts by the request's selection rule. The parents are the stems."""

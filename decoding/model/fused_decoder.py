@@ -107,8 +107,8 @@ class FusedDecoder:
             hidden: input embeddings, shape [B, T, D].
             positions: shape [B, T].
             masks: additive attention mask, shape [B, 1, T, C], or one per layer type.
-            cache: the KV cache, with the rows' slots selected.
-            kept: indices b * T + t of the positions whose logits to return, shape [N]; None: all.
+            cache: the KV cache, with the rows' cells selected.
+            kept: indices b * T + t of the rows whose logits to return, shape [N]; None: all.
 
         Returns:
             Logits, shape [N, V]; with `kept` None, [B, T, V].

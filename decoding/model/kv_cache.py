@@ -1,15 +1,13 @@
-"""KV cache: the keys and values of all running sequences, in slots of one fixed block of memory.
+"""KV cache: the keys and values of all running and warm requests, in slots of one fixed block of memory.
 
 Index arithmetic, all ranges half-open::
 
-    slots     keys and values of one layer, [num_slots, H, max_len, Dh]
-    slot      the row of one branch, shared by its k drafts
-    active    running sequences occupy slots [0, num_active), so a decode step over all of them reads the slots
-              through a view and copies nothing; when a sequence ends, the last active slot is moved into its place
-    length    positions [0, length) of a slot hold real keys and values; later positions are masked
-    pool      keys and values of prompts that may be repeated, one position per token, in any order,
-              [num_prefix_positions, H, Dh]; `prefix_cache` records which token is at which position
-    block     one tensor with the slots (or the pools) of all layers' keys and values, if their shapes are equal
+    slots     keys and values of one layer, [num_slots, H, num_cells, Dh]
+    slot      the cells of one token tree, which all drafts of a request share
+    cell      keys and values of one position of a text; other texts of the same tree may have other cells there
+    segment   rows at consecutive positions of one text. Its first `base` positions are in the cells of the same number,
+              the others in the cells of a path: no fork, drop or merge of drafts moves keys and values
+    block     one tensor with the slots of all layers' keys and values, if their shapes are equal
 """
 
 import math
@@ -49,49 +47,53 @@ class CachePlan:
     """How a memory budget is divided.
 
     Attributes:
-        num_slots: number of slots for running branches.
-        max_len: positions per slot.
-        num_prefix_positions: positions of the prefix pool.
+        num_slots: number of slots.
+        num_cells: cells per slot.
         bytes_per_position: bytes of one position's keys and values, all layers together.
     """
 
     num_slots: int
-    max_len: int
-    num_prefix_positions: int
+    num_cells: int
     bytes_per_position: int
 
 
 MAX_DEFAULT_SLOTS = 64
+MAX_TREE_CELLS = 256
+"""Most cells of a slot beyond those of the longest text."""
+
 _MAPPED_BYTES = 1 << 20  # smaller tensors are not worth a mapping of their own
-MAX_PREFIX_POSITIONS = 100_000  # a tiny model's keys and values would take less memory than their bookkeeping
+
+
+def cells_per_slot(max_len: int) -> int:
+    """Cells of a slot for texts of at most `max_len` positions: the drafts that share it need more than one text."""
+    return max_len + min(max_len, MAX_TREE_CELLS)
 
 
 def plan_cache(
     shapes: list[LayerShape], item_bytes: int, memory_bytes: int, max_len: int, num_slots: int | None
 ) -> CachePlan:
-    """Divide the memory: three quarters for slots unless their number is given, the rest for the prefix pool.
+    """Divide the memory into slots.
 
     Args:
         shapes: one per layer.
         item_bytes: bytes per number.
         memory_bytes: the budget for all keys and values.
-        max_len: positions per slot.
+        max_len: positions of the longest text.
         num_slots: number of slots; None: as many as fit, at most 64.
 
     Raises:
         ModelLoadError: the slots do not fit.
     """
     per_position = item_bytes * sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in shapes)
-    slot_bytes = per_position * max_len
+    num_cells = cells_per_slot(max_len)
+    slot_bytes = per_position * num_cells
     fitting = memory_bytes // slot_bytes
     if fitting < (num_slots or 1):
         raise ModelLoadError(
             f"kv_memory is {memory_bytes / 1e6:.0f} MB, but {num_slots or 1} slots of max_model_len {max_len} need "
             f"{(num_slots or 1) * slot_bytes / 1e6:.0f} MB. Raise kv_memory, or lower max_model_len or num_slots."
         )
-    slots = num_slots or min(MAX_DEFAULT_SLOTS, max(1, fitting * 3 // 4))
-    num_prefix_positions = min(MAX_PREFIX_POSITIONS, (memory_bytes - slots * slot_bytes) // per_position)
-    return CachePlan(slots, max_len, num_prefix_positions, per_position)
+    return CachePlan(num_slots or min(MAX_DEFAULT_SLOTS, fitting), num_cells, per_position)
 
 
 def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
@@ -120,19 +122,76 @@ def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
     return shapes
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows at consecutive positions of one text in one slot.
+
+    Attributes:
+        slot: the slot.
+        start: the position of the first row.
+        count: rows.
+        base: the text's positions [0, base) are in the cells of the same number.
+        path: the cells of the positions [base, start + count).
+    """
+
+    slot: int
+    start: int
+    count: int
+    base: int
+    path: tuple[int, ...] = ()
+
+    @classmethod
+    def plain(cls, slot: int, start: int, count: int) -> "Segment":
+        """A segment of a text whose positions are all in the cells of the same number."""
+        return cls(slot, start, count, start + count)
+
+    @property
+    def positions(self) -> range:
+        """The rows' positions."""
+        return range(self.start, self.start + self.count)
+
+    def cell(self, position: int) -> int:
+        """The cell of a position."""
+        return position if position < self.base else self.path[position - self.base]
+
+    @property
+    def furthest(self) -> int:
+        """One more than the last cell that the rows see."""
+        return max([self.base, *(cell + 1 for cell in self.path)])
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << (number - 1).bit_length()
+
+
 @dataclass(slots=True)
 class _Window:
     """The part of the slots that the current forward writes and reads; shared by all layers.
 
-    `slots` is a slice if possible, so that reading returns a view. For one row `positions` is also a slice. For several
-    rows it is a tensor [B, T], used together with `write_slots` [B, 1].
+    `slots` is a slice if possible, so that reading returns a view. For rows in one slot and in consecutive cells,
+    `cells` is also a slice. Else it is a tensor [B, T], used together with `write_slots` [B, 1].
     """
 
     slots: slice | Tensor
     write_slots: slice | Tensor
-    positions: slice | Tensor
-    length: int = 0
+    cells: slice | Tensor
     read_length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Segments as a grid of B slots with T rows each; a slot with fewer rows repeats its last one.
+
+    Attributes:
+        positions: each row's position in its text, shape [B, T].
+        distances: from each row back to the position in each cell, shape [B, T, read_length]; negative: not visible.
+        places: where each row of the segments is in the flattened grid.
+    """
+
+    positions: Tensor
+    distances: Tensor
+    places: list[int]
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -173,14 +232,14 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         """Nothing is lazy here; required by the interface."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Write [B, H, T, Dh] at each row's new positions; return what the rows may read, [B, H, read_length, Dh]."""
+        """Write [B, H, T, Dh] at each row's own cell; return what the rows may read, [B, H, read_length, Dh]."""
         window = self._window
-        if isinstance(window.positions, slice):
-            self.keys[window.slots, :, window.positions] = key_states
-            self.values[window.slots, :, window.positions] = value_states
+        if isinstance(window.cells, slice):
+            self.keys[window.slots, :, window.cells] = key_states
+            self.values[window.slots, :, window.cells] = value_states
         else:
-            self.keys[window.write_slots, :, window.positions] = key_states.transpose(1, 2)
-            self.values[window.write_slots, :, window.positions] = value_states.transpose(1, 2)
+            self.keys[window.write_slots, :, window.cells] = key_states.transpose(1, 2)
+            self.values[window.write_slots, :, window.cells] = value_states.transpose(1, 2)
         return self.read()
 
     def read(self) -> tuple[Tensor, Tensor]:
@@ -189,7 +248,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         return self.keys[window.slots, :, : window.read_length], self.values[window.slots, :, : window.read_length]
 
     def get_seq_length(self) -> int:
-        return self._window.length
+        return self._window.read_length - 1  # masks and positions are given, so no model relies on this
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 (required by the interface)
         return self._window.read_length, 0
@@ -200,31 +259,26 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
     get_max_cache_shape = get_max_length  # its name before transformers 5.20
 
 
-@dataclass(frozen=True, slots=True)
-class SlotMove:
-    """The first `length` positions of slot `source` have to be copied to slot `target`."""
-
-    source: int
-    target: int
-    length: int
-
-
 class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
-    """Keys and values of all slots and of the prefix pool, allocated once and never grown.
+    """Keys and values of all slots, allocated once and never grown.
 
     Args:
         shapes: one per layer.
         plan: sizes.
         like: a tensor with the dtype and device to use.
+
+    Attributes:
+        plan: sizes.
+        num_copied_bytes: bytes copied so far from cell to cell.
     """
 
     def __init__(self, shapes: list[LayerShape], plan: CachePlan, like: Tensor) -> None:
         self.plan = plan
+        self.num_copied_bytes = 0
         self._window = _Window(slice(0), slice(0), slice(0))
         # Keys and values alternate, layer after layer. In one block, all layers are handled by one operation.
         dims = [(shape.num_heads, dim) for shape in shapes for dim in (shape.key_dim, shape.value_dim)]
-        self._slots = _blocks([(plan.num_slots, heads, plan.max_len, dim) for heads, dim in dims], like)
-        self._pools = _blocks([(plan.num_prefix_positions, heads, dim) for heads, dim in dims], like)
+        self._slots = _blocks([(plan.num_slots, heads, plan.num_cells, dim) for heads, dim in dims], like)
         self._pairs = self._slots[0].view(-1, 2, *self._slots[0].shape[1:]).unbind(0) if len(self._slots) == 1 else None
         tensors = [tensor for block in self._slots for tensor in block.unbind(0)]
         pairs = zip(tensors[::2], tensors[1::2], strict=True)
@@ -232,107 +286,132 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the slots and the pool."""
-        return sum(block.nbytes for block in (*self._slots, *self._pools))
+        """Bytes of all slots."""
+        return sum(block.nbytes for block in self._slots)
 
-    @property
-    def read_length(self) -> int:
-        """Positions of each selected slot that the current forward reads."""
-        return self._window.read_length
-
-    def select(self, slots: Sequence[int], starts: Sequence[int], num_tokens: int) -> Tensor:
-        """Select the slots of the next forward.
+    def select(self, segments: Sequence[Segment]) -> Grid:
+        """Select the cells of the next forward.
 
         Args:
-            slots: one per row. Slots 0, 1, 2, ... in this order are read through a view, any others are copied.
-            starts: each row's length so far, which is where its new positions begin; start + T must fit.
-            num_tokens: T, the number of new positions per row.
-
-        Returns:
-            The new positions, shape [B, T].
+            segments: the rows. Consecutive slots, in order, are read through a view, any others are copied.
         """
+        grid, slots, cells = self.grid_of(segments)
         window, device = self._window, self.layers[0].keys.device
-        positions = to_device(starts, device).unsqueeze(1) + torch.arange(num_tokens, device=device)
-        window.length = max(starts)
-        window.read_length = window.length + num_tokens
-        if len(slots) == 1:
-            window.slots = slice(slots[0], slots[0] + 1)
-            window.positions = slice(starts[0], starts[0] + num_tokens)
+        window.read_length = grid.distances.shape[-1]
+        is_view = slots == list(range(slots[0], slots[0] + len(slots)))
+        window.slots = slice(slots[0], slots[0] + len(slots)) if is_view else to_device(slots, device)
+        own = cells[0]
+        if len(slots) == 1 and own == list(range(own[0], own[0] + len(own))):
+            window.cells = slice(own[0], own[0] + len(own))
         else:
-            index = to_device(slots, device)
-            window.slots = slice(0, len(slots)) if list(slots) == list(range(len(slots))) else index
-            window.write_slots, window.positions = index.unsqueeze(1), positions
-        return positions
+            window.write_slots, window.cells = to_device(slots, device).unsqueeze(1), to_device(cells, device)
+        return grid
 
-    def select_at(self, positions: Tensor, read_length: int) -> None:
-        """Select slots [0, B) with device tensors only, so the step can be captured in a CUDA graph.
+    def select_at(self, slots: Tensor, cells: Tensor, read_length: int) -> None:
+        """Select cells with device tensors only, so that the forward can be captured in a CUDA graph.
 
         Args:
-            positions: each row's single new position, shape [B, 1].
-            read_length: positions of each slot to read, including the new ones.
+            slots: shape [B].
+            cells: each row's own cell, shape [B, T].
+            read_length: cells of each slot to read.
         """
         window = self._window
-        window.length, window.read_length = read_length - 1, read_length
-        window.slots = slice(0, len(positions))
-        window.write_slots = torch.arange(len(positions), device=positions.device).unsqueeze(1)
-        window.positions = positions
+        window.read_length = read_length
+        window.slots, window.write_slots, window.cells = slots, slots.unsqueeze(1), cells
+
+    def grid_of(
+        self, segments: Sequence[Segment], read_length: int | None = None
+    ) -> tuple[Grid, list[int], list[list[int]]]:
+        """Arrange segments as a grid.
+
+        Args:
+            segments: the rows.
+            read_length: cells of each slot to read. B and T then are powers of two, so that few shapes occur; the last
+                slot is repeated. None: as many cells as the rows see, and a grid without repeated slots.
+
+        Returns:
+            The grid, its B slots, and each row's own cell, shape [B, T].
+        """
+        by_slot: dict[int, list[Segment]] = {}
+        for segment in segments:
+            by_slot.setdefault(segment.slot, []).append(segment)
+        slots, of_slots = list(by_slot), list(by_slot.values())
+        width = max(sum(segment.count for segment in own) for own in of_slots)
+        num_repeated = 0
+        if read_length is None:
+            read_length = max(segment.furthest for segment in segments)
+        else:
+            width, num_repeated = _power_of_two(width), _power_of_two(len(slots)) - len(slots)
+        positions, cells, bases = [], [], []
+        # The cells of paths: where in the flattened grid, which cell, which position.
+        rows: list[int] = []
+        seen: list[int] = []
+        seen_positions: list[int] = []
+        for row, own in enumerate(of_slots + of_slots[-1:] * num_repeated):
+            per_row = [(segment, position) for segment in own for position in segment.positions]
+            per_row += [per_row[-1]] * (width - len(per_row))
+            positions.append([position for _, position in per_row])
+            cells.append([segment.cell(position) for segment, position in per_row])
+            bases.append([segment.base for segment, _ in per_row])
+            for column, (segment, _) in enumerate(per_row):
+                rows += [row * width + column] * len(segment.path)
+                seen += segment.path
+                seen_positions += range(segment.base, segment.base + len(segment.path))
+        device = self.layers[0].keys.device
+        at, place = to_device(positions, device), torch.arange(read_length, device=device)
+        distances = at.unsqueeze(-1) - place
+        distances.masked_fill_(place >= to_device(bases, device).unsqueeze(-1), -1)
+        if rows:
+            index = to_device(rows, device)
+            back = at.flatten()[index] - to_device(seen_positions, device)
+            distances.view(-1, read_length)[index, to_device(seen, device)] = back
+        next_place = {slot: row * width for row, slot in enumerate(slots)}
+        places: list[int] = []
+        for segment in segments:
+            places += range(next_place[segment.slot], next_place[segment.slot] + segment.count)
+            next_place[segment.slot] += segment.count
+        return Grid(at, distances, places), slots + slots[-1:] * num_repeated, cells
 
     def row_views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
-        """Views for a forward of one row, made for all layers at once, which takes far fewer operations.
+        """Views for a forward in consecutive cells of one slot, made for all layers at once, in far fewer operations.
 
         Returns:
             Two tuples, in which keys and values alternate, layer after layer: what to read, [1, H, read_length, Dh],
             and the part of it to write, [1, H, T, Dh]. None: use each layer's `update`.
         """
         window = self._window
-        if len(self._slots) > 1 or not isinstance(window.positions, slice):
+        if len(self._slots) > 1 or not isinstance(window.cells, slice):
             return None
         slots = self._slots[0][:, window.slots]
-        return slots[:, :, :, : window.read_length].unbind(0), slots[:, :, :, window.positions].unbind(0)
+        return slots[:, :, :, : window.read_length].unbind(0), slots[:, :, :, window.cells].unbind(0)
 
     def row_pairs(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | None:
-        """Targets for a forward of several rows, with which a layer writes keys and values in one operation.
+        """Targets for any other forward, with which a layer writes keys and values in one operation.
 
         Returns:
-            For each layer the keys and values of all slots, [2, num_slots, H, max_len, Dh]; the slots to write, [B, 1];
-            and their positions to write, [B, T]. Use the layers' `read` to read. None: use `row_views` or `update`.
+            For each layer the keys and values of all slots, [2, num_slots, H, num_cells, Dh]; the slots to write,
+            [B, 1]; and their cells to write, [B, T]. Use the layers' `read` to read. None: use `row_views` or `update`.
         """
-        slots, positions = self._window.write_slots, self._window.positions
-        if self._pairs is None or isinstance(slots, slice) or isinstance(positions, slice):
+        slots, cells = self._window.write_slots, self._window.cells
+        if self._pairs is None or isinstance(slots, slice) or isinstance(cells, slice):
             return None
-        return self._pairs, slots, positions
+        return self._pairs, slots, cells
 
     @torch.inference_mode()
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of one slot over another."""
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` cells of a slot to another slot."""
+        self.num_copied_bytes += length * self.plan.bytes_per_position
         for slots in self._slots:
             slots[:, target, :, :length] = slots[:, source, :, :length]
 
     @torch.inference_mode()
-    def read(self, slot: int, start: int, stop: int) -> list[Tensor]:
-        """Copy positions [start, stop) of a slot, all layers' keys and values; `write` restores the copy."""
-        return [slots[:, slot, :, start:stop].clone() for slots in self._slots]
-
-    @torch.inference_mode()
-    def write(self, slot: int, start: int, saved: list[Tensor], num_positions: int) -> None:
-        """Write the first `num_positions` positions of a copy made by `read` into a slot, from `start` on."""
-        for slots, block in zip(self._slots, saved, strict=True):
-            slots[:, slot, :, start : start + num_positions] = block[:, :, :num_positions]
-
-    @torch.inference_mode()
-    def load_prefix(self, slot: int, positions: list[int]) -> None:
-        """Copy these positions of the pool to the beginning of a slot."""
-        index = to_device(positions, self._pools[0].device)
-        for slots, pool in zip(self._slots, self._pools, strict=True):
-            slots[:, slot, :, : len(positions)] = pool[:, index].transpose(1, 2)
-
-    @torch.inference_mode()
-    def save_prefix(self, slot: int, start: int, positions: list[int]) -> None:
-        """Copy a slot's positions, from `start` on, to these positions of the pool."""
-        index = to_device(positions, self._pools[0].device)
-        stop = start + len(positions)
-        for slots, pool in zip(self._slots, self._pools, strict=True):
-            pool[:, index] = slots[:, slot, :, start:stop].transpose(1, 2)
+    def copy_cells(self, source: int, cells: Sequence[int], target: int, to: Sequence[int]) -> None:
+        """Copy cells of one slot to cells of another."""
+        self.num_copied_bytes += len(cells) * self.plan.bytes_per_position
+        device = self._slots[0].device
+        read, written = to_device(cells, device), to_device(to, device)
+        for slots in self._slots:
+            slots[:, target, :, written] = slots[:, source, :, read]
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:

@@ -10,13 +10,30 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.model.fused_decoder import FusedDecoder
-from superdraft.decoding.model.kv_cache import CachePlan, SlotKVCache, plan_cache, probe_layer_shapes, to_device
+from superdraft.decoding.model.kv_cache import (
+    CachePlan,
+    Grid,
+    Segment,
+    SlotKVCache,
+    plan_cache,
+    probe_layer_shapes,
+    to_device,
+)
 from superdraft.decoding.model.linear import Conversion, convert_modules, release_weights
 from superdraft.decoding.model.native.decoder import NativeDecoder
-from superdraft.decoding.model.step_graphs import CudaGraphRecorder, Recorder, StepGraphs, can_be_recorded
+from superdraft.decoding.model.step_graphs import (
+    CudaGraphRecorder,
+    Recorder,
+    StepGraphs,
+    StepTensors,
+    can_be_recorded,
+)
+
+MAX_SHORT_ROWS = 16
+"""Longer segments do not share a padded forward with others."""
 
 SELF_CHECK_TOKENS = 6
-_FEWEST_POSITIONS = 256  # positions read by the smallest graph; larger graphs read the next powers of two
+_FEWEST_POSITIONS = 256  # cells read by the smallest graph; larger graphs read the next powers of two
 
 
 class ModelRunner:
@@ -25,23 +42,23 @@ class ModelRunner:
     Any architecture works that takes `inputs_embeds`, a `Cache`, a 4-D attention mask and position ids. When the runner
     is built, a short check compares it with the plain, uncached model; a model that fails the check is refused.
 
-    The engine runs the model only through this interface (B running branches, D embedding width, V vocabulary size)::
+    The engine runs the model only through this interface (D embedding width, V vocabulary size)::
 
-        embed(token_ids)                              N tokens -> embeddings to superpose, [N, D]
-        prefill(slots, token_ids, starts, num_logits) tokens of P prompts -> logits, [sum of num_logits, V]
-        decode(embeddings, lengths)                   [B, D] -> logits, [B, V]; one new position in each slot of [0, B)
-        exact_logprobs(token_ids, start)              R sequences -> R tensors [T - start, V]; does not use the cache
-        cache                                         the slots and the prefix pool, see `SlotKVCache`
-        num_slots, max_model_len, vocab_size, device  fixed when the runner is built
+        embed(token_ids)                              N tokens -> embeddings to feed or superpose, [N, D]
+        forward(segments, embeddings, kept)           rows of some texts -> logits of those kept, [len(kept), V]
+        exact_logprobs(token_ids, start)              R texts -> R tensors [T - start, V]; does not use the cache
+        cache                                         the slots, see `SlotKVCache`
+        num_slots, num_cells, max_model_len,
+        vocab_size, device                            fixed when the runner is built
 
-    `prefill` and `decode` write keys and values from the given start or length on. The caller keeps track of how many
-    positions of each slot are in use.
+    `forward` writes keys and values into the rows' own cells. The caller keeps track of which cells hold what.
+    `prefill` and `decode` are short for a forward of texts that are alone in their slots; measurements use them.
 
     Args:
         model: the model, in evaluation mode.
-        max_model_len: positions per slot.
+        max_model_len: positions of the longest text.
         kv_memory_bytes: memory for all keys and values.
-        num_slots: number of branches that can run at once; None: as many as fit.
+        num_slots: number of slots; None: as many as fit.
         convert: converts the linear layers to another weight format, after the check; None: they stay dense.
         recorder: records decode steps as graphs; None: CUDA graphs on a GPU, none on a CPU.
 
@@ -73,7 +90,7 @@ class ModelRunner:
             like = self.embedding(torch.zeros(1, dtype=torch.long, device=self.device))
         self._shapes = probe_layer_shapes(model)
         plan = plan_cache(self._shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots)
-        self.num_slots = plan.num_slots
+        self.num_slots, self.num_cells = plan.num_slots, plan.num_cells
         self.cache = SlotKVCache(self._shapes, plan, like)
         self._fused: FusedDecoder | None = None
         self._native: NativeDecoder | None = None
@@ -85,10 +102,6 @@ class ModelRunner:
         self._graphs: StepGraphs | None = None
         if recorder is not None:
             self._graphs = StepGraphs(recorder)
-            # A graph stores the addresses of its tensors, so each step's inputs and outputs are copied through these.
-            self._embeddings = like.new_zeros(plan.num_slots, like.shape[-1])
-            self._positions = torch.zeros(plan.num_slots, dtype=torch.long, device=self.device)
-            self._logits = like.new_zeros(plan.num_slots, self.vocab_size)
         self._is_converted = False
         self._self_check()
         if convert is not None:
@@ -125,6 +138,19 @@ class ModelRunner:
         return embeddings
 
     @torch.inference_mode()
+    def forward(self, segments: Sequence[Segment], embeddings: Tensor, kept: Sequence[int]) -> Tensor:
+        """Run rows of some texts and write their keys and values into the rows' own cells.
+
+        Args:
+            segments: S chains of rows. A row sees the positions of its own text up to itself.
+            embeddings: the inputs of all N rows, segment after segment, shape [N, D].
+            kept: rows whose logits to return.
+
+        Returns:
+            Logits, shape [len(kept), V].
+        """
+        return self._run(self.cache, segments, embeddings, kept)
+
     def prefill(
         self,
         slots: Sequence[int],
@@ -132,93 +158,110 @@ class ModelRunner:
         starts: Sequence[int],
         num_logits: Sequence[int] | None = None,
     ) -> Tensor:
-        """Run tokens of P prompts in one forward and write their keys and values into the prompts' slots.
+        """`forward` of tokens of some texts, each alone in its slot.
 
         Args:
-            slots: one per prompt.
-            token_ids: the tokens to run, at least one per prompt.
-            starts: the position of each prompt's first token.
-            num_logits: for how many of each prompt's last tokens to return logits; None: one.
+            slots: one per text.
+            token_ids: the tokens to run, at least one per text.
+            starts: the position of each text's first token.
+            num_logits: for how many of each text's last tokens to return logits; None: one.
 
         Returns:
-            Logits after each prompt's last tokens, prompt after prompt, shape [sum of `num_logits`, V].
+            Logits after each text's last tokens, text after text, shape [sum of `num_logits`, V].
         """
-        nums = [1] * len(slots) if num_logits is None else list(num_logits)
-        return self._run(self.cache, slots, token_ids, starts, nums)
+        nums = [1] * len(slots) if num_logits is None else num_logits
+        parts = zip(slots, starts, token_ids, strict=True)
+        segments = [Segment.plain(slot, start, len(ids)) for slot, start, ids in parts]
+        ends = accumulate(map(len, token_ids))
+        kept = [row for end, num in zip(ends, nums, strict=True) for row in range(end - num, end)]
+        return self.forward(segments, self.embed([token for ids in token_ids for token in ids]), kept)
 
-    @torch.inference_mode()
     def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Run one decode step over slots [0, B), with one row and one new position each.
+        """`forward` of one row in each of the slots [0, B), for texts that are alone in their slots.
 
         Args:
-            embeddings: superposed embeddings, shape [B, D].
-            lengths: how many positions of each slot are in use, length B.
+            embeddings: the rows' inputs, shape [B, D].
+            lengths: positions before each row.
 
         Returns:
             Logits, shape [B, V].
         """
-        if self._graphs is not None:
-            return self._replayed(self._graphs, embeddings, lengths)
-        if self._native is not None:
-            rows = range(len(lengths))
-            return self._native(embeddings, self.cache, rows, lengths, [1] * len(rows), rows)
-        positions = self.cache.select(range(len(lengths)), lengths, 1)
-        return self._forward(self.cache, positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+        segments = [Segment.plain(slot, length, 1) for slot, length in enumerate(lengths)]
+        return self.forward(segments, embeddings, range(len(lengths)))
 
-    def _run(
-        self,
-        cache: SlotKVCache,
-        slots: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        nums: Sequence[int],
+    def _run(self, cache: SlotKVCache, segments: Sequence[Segment], embeddings: Tensor, kept: Sequence[int]) -> Tensor:
+        """`forward` in any cache."""
+        if self._native is not None:
+            return self._native(embeddings, cache, segments, kept)
+        if self._graphs is not None and cache is self.cache and all(segment.count == 1 for segment in segments):
+            return self._replayed(self._graphs, segments, embeddings)[to_device(kept, self.device)]
+        # A grid has as many columns as its longest row, so long segments run one by one.
+        groups = _groups_of_like_length(segments)
+        if len(groups) == 1:
+            return self._run_grid(cache, segments, embeddings, kept)
+        begins = [0, *accumulate(segment.count for segment in segments)]
+        logits: dict[int, Tensor] = {}
+        for group in groups:
+            rows = [row for index in group for row in range(begins[index], begins[index + 1])]
+            places = {row: place for place, row in enumerate(rows)}
+            own = [row for row in kept if row in places]
+            part = self._run_grid(
+                cache,
+                [segments[index] for index in group],
+                embeddings[to_device(rows, self.device)],
+                [places[row] for row in own],
+            )
+            logits.update(zip(own, part, strict=True))
+        return torch.stack([logits[row] for row in kept]) if kept else embeddings.new_zeros(0, self.vocab_size)
+
+    def _run_grid(
+        self, cache: SlotKVCache, segments: Sequence[Segment], embeddings: Tensor, kept: Sequence[int]
     ) -> Tensor:
-        """`prefill` in any cache, with the number of logits of each prompt."""
-        if self._native is not None:
-            counts = [len(ids) for ids in token_ids]
-            ends = accumulate(counts)
-            kept = [row for end, num in zip(ends, nums, strict=True) for row in range(end - num, end)]
-            embeddings = self.embed([token for ids in token_ids for token in ids])
-            return self._native(embeddings, cache, slots, starts, counts, kept)
-        widest = max(len(ids) for ids in token_ids)
-        if max(starts) + widest > cache.plan.max_len and len(slots) > 1:
-            # Padding would exceed the end of a slot.
-            rows = zip(slots, token_ids, starts, nums, strict=True)
-            return torch.cat([self._run(cache, [slot], [ids], [start], [num]) for slot, ids, start, num in rows])
-        positions = cache.select(slots, starts, widest)
-        # Padding is written after the prompt's end, where later tokens overwrite it before they read it.
-        padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in token_ids]
-        wanted = [
-            row * widest + column
-            for row, (ids, num) in enumerate(zip(token_ids, nums, strict=True))
-            for column in range(len(ids) - num, len(ids))
-        ]
-        return self._forward(cache, positions, wanted, input_ids=to_device(padded, self.device))
+        """Run segments of like lengths through the model's own or the fused forward."""
+        grid = cache.select(segments)
+        return self._forward(cache, grid, [grid.places[row] for row in kept], self._on_grid(grid, embeddings))
 
-    def _replayed(self, graphs: StepGraphs, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
-        """`decode` by graph. There is one graph per number of rows and power of two of positions to read."""
-        num_rows = len(lengths)
-        read_length = min(max(_FEWEST_POSITIONS, 1 << max(lengths).bit_length()), self.max_model_len)
-        inputs, positions, logits = (part[:num_rows] for part in (self._embeddings, self._positions, self._logits))
-        inputs.copy_(embeddings)
-        positions.copy_(to_device(lengths, self.device))
-        graphs.run((num_rows, read_length), lambda: logits.copy_(self._decode_at(inputs, positions, read_length)))
-        return logits.clone()
+    def _on_grid(self, grid: Grid, embeddings: Tensor) -> Tensor:
+        """The inputs of a grid: those of all rows [N, D] -> [B, T, D]."""
+        width, shape = grid.positions.shape[1], grid.positions.shape
+        if len(grid.places) == shape.numel() and grid.places == list(range(shape.numel())):
+            return embeddings.view(*shape, -1)
+        sources = [-1] * shape.numel()
+        for row, place in enumerate(grid.places):
+            sources[place] = row
+        num_used = max(grid.places) // width + 1  # slots behind them repeat the last one
+        for place in range(shape.numel()):
+            if sources[place] < 0:
+                sources[place] = sources[place - 1] if place < num_used * width else sources[place - width]
+        return embeddings[to_device(sources, self.device)].view(*shape, -1)
 
-    def _decode_at(self, embeddings: Tensor, positions: Tensor, read_length: int) -> Tensor:
+    def _replayed(self, graphs: StepGraphs, segments: Sequence[Segment], embeddings: Tensor) -> Tensor:
+        """A decode step by graph: one per number of slots, rows per slot and power of two of cells to read.
+
+        Returns:
+            The logits of all rows, shape [N, V].
+        """
+        furthest = max(segment.furthest for segment in segments)
+        read_length = min(max(_FEWEST_POSITIONS, 1 << (furthest - 1).bit_length()), self.num_cells)
+        grid, slots, cells = self.cache.grid_of(segments, read_length)
+        inputs = StepTensors(
+            self._on_grid(grid, embeddings),
+            to_device(slots, self.device),
+            to_device(cells, self.device),
+            grid.positions,
+            grid.distances,
+        )
+        logits = graphs.run(tuple(grid.distances.shape), inputs, self._step)
+        return logits.flatten(0, 1)[to_device(grid.places, self.device)]
+
+    def _step(self, inputs: StepTensors) -> Tensor:
         """A decode step whose varying inputs are all on the device, so that a graph can capture it.
 
-        Args:
-            embeddings: superposed embeddings, shape [B, D].
-            positions: the position of each row's new keys and values, shape [B].
-            read_length: positions of each slot that attention reads; those after a row's own are masked.
-
         Returns:
-            Logits, shape [B, V].
+            Logits, shape [B, T, V].
         """
-        positions = positions.unsqueeze(1)
-        self.cache.select_at(positions, read_length)
-        return self._forward(self.cache, positions, None, inputs_embeds=embeddings.unsqueeze(1))[:, 0]
+        self.cache.select_at(inputs.slots, inputs.cells, inputs.distances.shape[-1])
+        return self._forward(self.cache, Grid(inputs.positions, inputs.distances, []), None, inputs.embeddings)
 
     @torch.inference_mode()
     def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
@@ -235,11 +278,14 @@ class ModelRunner:
         longest = max(len(ids) for ids in token_ids)
         if self._fused is not None and self._is_converted:
             # The module's own weights may be gone.
-            counts = [len(ids) - start for ids in token_ids]
-            plan = CachePlan(len(token_ids), longest, 0, self.cache.plan.bytes_per_position)
+            plan = CachePlan(len(token_ids), longest, self.cache.plan.bytes_per_position)
             scratch = SlotKVCache(self._shapes, plan, self.cache.layers[0].keys)
-            logits = self._run(scratch, range(len(token_ids)), token_ids, [0] * len(token_ids), counts)
-            return [torch.log_softmax(rows.float(), dim=-1) for rows in torch.split(logits, counts)]
+            segments = [Segment.plain(slot, 0, len(ids)) for slot, ids in enumerate(token_ids)]
+            ends = accumulate(map(len, token_ids))
+            kept = [row for end, ids in zip(ends, token_ids, strict=True) for row in range(end - len(ids) + start, end)]
+            logits = self._run(scratch, segments, self.embed([token for ids in token_ids for token in ids]), kept)
+            parts = torch.split(logits, [len(ids) - start for ids in token_ids])
+            return [torch.log_softmax(rows.float(), dim=-1) for rows in parts]
         # Padding on the right: under a causal mask it cannot influence the real tokens before it.
         rows = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in token_ids]
         # Logits of every prompt token would be the largest tensor of all, so they are not computed.
@@ -248,23 +294,33 @@ class ModelRunner:
         logits = logits[:, start - longest :]
         return [torch.log_softmax(logits[row, : len(ids) - start].float(), dim=-1) for row, ids in enumerate(token_ids)]
 
-    def _forward(self, cache: SlotKVCache, positions: Tensor, wanted: Sequence[int] | None, **inputs: Tensor) -> Tensor:
-        """Logits at the indices b * T + t in `wanted`, shape [N, V]; with None all logits, shape [B, T, V]."""
+    def _forward(self, cache: SlotKVCache, grid: Grid, wanted: Sequence[int] | None, embeddings: Tensor) -> Tensor:
+        """Run a grid of B slots with T rows each.
+
+        Args:
+            cache: the cache, with the rows' cells selected.
+            grid: positions and what each row sees.
+            wanted: places b * T + t whose logits to return; None: all.
+            embeddings: shape [B, T, D].
+
+        Returns:
+            Logits, shape [N, V]; with `wanted` None, [B, T, V].
+        """
+        masks, positions = self._attention_mask(grid.distances), grid.positions
         if self._fused is not None:
-            embeddings = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embedding(inputs["input_ids"])
             kept = None if wanted is None else to_device(wanted, self.device)
-            return self._fused(embeddings, positions, self._attention_mask(cache, positions), cache, kept)
+            return self._fused(embeddings, positions, masks, cache, kept)
         keep, num_tokens = {}, positions.shape[1]
         columns = list(range(num_tokens)) if wanted is None else sorted({index % num_tokens for index in wanted})
         if self._can_keep_logits and wanted is not None:
             keep = {"logits_to_keep": to_device(columns, self.device)}
         logits: Tensor = self.model(
-            attention_mask=self._attention_mask(cache, positions),
+            inputs_embeds=embeddings,
+            attention_mask=masks,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             **keep,
-            **inputs,
         ).logits
         if wanted is None:
             return logits
@@ -274,14 +330,13 @@ class ModelRunner:
         flat = [index // num_tokens * len(columns) + places[index % num_tokens] for index in wanted]
         return logits.flatten(0, 1)[to_device(flat, self.device)]
 
-    def _attention_mask(self, cache: SlotKVCache, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        """Additive mask of what each position may attend to, shape [B, 1, T, read_length]; or one per layer type."""
-        keys = torch.arange(cache.read_length, device=self.device)
-        distance = positions[:, None, :, None] - keys
-        full = self._additive(distance >= 0)
+    def _attention_mask(self, distances: Tensor) -> Tensor | dict[str, Tensor]:
+        """Additive mask of what each row may attend to, shape [B, 1, T, read_length]; or one per layer type."""
+        distances = distances.unsqueeze(1)
+        full = self._additive(distances >= 0)
         if self._sliding_window is None:
             return full
-        sliding = self._additive((distance >= 0) & (distance < self._sliding_window))
+        sliding = self._additive((distances >= 0) & (distances < self._sliding_window))
         if len(self._layer_types) > 1:
             return {"full_attention": full, "sliding_attention": sliding}
         return full if self._layer_types == {"full_attention"} else sliding
@@ -298,7 +353,7 @@ class ModelRunner:
         return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill(~visible, torch.finfo(dtype).min)
 
     def _self_check(self) -> None:
-        """Compare slots, masks and embeddings with the plain model, on a few tokens and two slots of different lengths.
+        """Compare trees, masks and embeddings with the plain model, on a few tokens and two texts of different lengths.
 
         Raises:
             UnsupportedModelError: the model cannot be run this way, or gives other probabilities.
@@ -307,20 +362,27 @@ class ModelRunner:
         ids = [(7 * i + 1) % min(self.vocab_size, 100) for i in range(count)]
         try:
             expected = self.exact_logprobs([ids, ids[1:]])
-            rows, lengths = [ids[-1]], [count - 1]
-            if self.num_slots > 1:
-                rows, lengths = [ids[-1]] * 2, [count - 1, count - 2]
-            self.prefill(range(len(rows)), [ids[:-1], ids[1:-1]][: len(rows)], [0] * len(rows))
-            got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
-            if self._graphs is not None:  # the first step of a shape is run and recorded, the next is replayed
-                got = torch.log_softmax(self.decode(self.embed(rows), lengths).float(), dim=-1)
+            texts = [ids, ids[1:]][: self.num_slots]
+            # The last token of each text, once in its place and once in a cell behind another branch of the tree.
+            prompts = [Segment.plain(slot, 0, len(text) - 1) for slot, text in enumerate(texts)]
+            self.forward(prompts, self.embed([token for text in texts for token in text[:-1]]), [])
+            rows = [
+                Segment(slot, len(text) - 1, 1, len(text) - 1, (len(text) - 1 + twin,))
+                for slot, text in enumerate(texts)
+                for twin in range(2)
+            ]
+            last = self.embed([ids[-1]] * len(rows))
+            for _ in range(
+                1 if self._graphs is None else 2
+            ):  # the first step of a shape is recorded, the next replayed
+                got = torch.log_softmax(self.forward(rows, last, range(len(rows))).float(), dim=-1)
         except UnsupportedModelError:
             raise
         except Exception as error:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} cannot be run with embeddings as input and a KV cache in slots: {error}"
             ) from error
-        wanted = torch.stack([logprobs[-1] for logprobs in expected[: len(rows)]])
+        wanted = torch.stack([logprobs[-1] for logprobs in expected[: len(texts)] for _ in range(2)])
         # bfloat16: rounding alone moved a probability of the default model by 0.048.
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.15
         difference = float((got.exp() - wanted.exp()).abs().max())
@@ -330,3 +392,9 @@ class ModelRunner:
                 f"cache in slots (largest difference {difference:.3g}, allowed {tolerance}), so Superposed Decoding "
                 "would be wrong with it. Use another model."
             )
+
+
+def _groups_of_like_length(segments: Sequence[Segment]) -> list[list[int]]:
+    """Indices of the segments to run together: all short ones, and each long one alone."""
+    short = [index for index, segment in enumerate(segments) if segment.count <= MAX_SHORT_ROWS]
+    return [*([short] if short else []), *([index] for index in range(len(segments)) if index not in short)]

@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.loader import LoadedModel
+from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.request import EngineRequest
@@ -131,7 +132,7 @@ def served_here(choice: ModelChoice, *, keeps_prompts: bool = False) -> Iterator
     """
     settings = choice.server_settings().model_copy(update=_FOR_ONE_USER)
     loaded = load_language_model(settings)
-    config = settings.engine_config() if keeps_prompts else _without_room_for_prompts(loaded, settings)
+    config = settings.engine_config() if keeps_prompts else _with_few_slots(loaded, settings)
     service = service_of(loaded, settings, config)
     engine = VariedEngine(service, settings)
     app = create_app(
@@ -146,13 +147,15 @@ def served_here(choice: ModelChoice, *, keeps_prompts: bool = False) -> Iterator
         yield url, engine
 
 
-def _without_room_for_prompts(loaded: LoadedModel, settings: Settings) -> EngineConfig:
-    """The server's configuration, with memory for a few slots and no cached prompts."""
+def _with_few_slots(loaded: LoadedModel, settings: Settings) -> EngineConfig:
+    """The server's configuration, with memory for a few slots."""
     config = settings.engine_config()
     num_slots = config.num_slots or NUM_SLOTS
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_len = min(config.max_model_len, context or config.max_model_len)
-    return replace(config, num_slots=num_slots, kv_memory_bytes=position_bytes(loaded) * num_slots * max_len)
+    return replace(
+        config, num_slots=num_slots, kv_memory_bytes=position_bytes(loaded) * num_slots * cells_per_slot(max_len)
+    )
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ class NgramModels:
         binaries = {name: model.manifest.binary_sha256 for name, model in models.items() if model is not None}
         return binaries | {name: file_sha256(Path(_corpus(name))) for name in names if name.startswith(FREQUENCIES)}
 
-    def drafting(self, choice: str, num_slots: int) -> DraftingDefaults:
+    def drafting(self, choice: str) -> DraftingDefaults:
         """The server's defaults for a request with this choice.
 
         If the choice stands for several models, the values tuned for the first one are used.
@@ -84,7 +84,7 @@ class NgramModels:
         named = [self.model(name) for name in self._names(choice) if name != AUTO]
         first = next((model for model in named if model is not None), None)
         tuning = None if first is None else first.manifest.tuning
-        return drafting_defaults(self._settings, num_slots, self.model(AUTO)).with_tuning(self._settings, tuning)
+        return drafting_defaults(self._settings, self.model(AUTO)).with_tuning(self._settings, tuning)
 
     def _names(self, choice: str) -> list[str]:
         domains = self._domains if _DOMAIN in choice else ("",)

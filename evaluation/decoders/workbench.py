@@ -116,7 +116,8 @@ class Workbench:
             self.server_settings.engine_config(),
             max_model_len=self._max_len,
             kv_memory_bytes=_KV_MEMORY_BYTES,
-            num_slots=max(NUM_SLOTS, *(one.num_rows for one in params)),
+            num_slots=NUM_SLOTS,
+            max_num_rows=max(one.num_rows for one in params),
             max_prefill_tokens=max(_MAX_PREFILL_TOKENS, self._max_len),
             max_num_drafts=max(one.num_drafts for one in params),
             max_candidates_per_draft=max(one.num_candidates for one in params),
@@ -125,8 +126,7 @@ class Workbench:
 
     def params(self, spec: DecoderSpec) -> GenerationParams:
         """A decoder's parameters, as the server makes them."""
-        num_slots = self.server_settings.num_slots or NUM_SLOTS
-        return spec.params(self.ngram_models.drafting(spec.ngram, num_slots), self.server_settings)
+        return spec.params(self.ngram_models.drafting(spec.ngram), self.server_settings)
 
     def decoder(self, spec: DecoderSpec) -> Decoder:
         """The decoder of a spec."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from superdraft.decoding.engine.admission import tokenise
 from superdraft.decoding.loading.loader import LoadedModel
-from superdraft.decoding.model.kv_cache import plan_cache, probe_layer_shapes
+from superdraft.decoding.model.kv_cache import cells_per_slot, plan_cache, probe_layer_shapes
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.text.covers import Covers
 from superdraft.decoding.text.healing import HealingPlan, TokenIndex, plan_healing
@@ -79,16 +79,14 @@ class ExactRunner(ModelRunner):
         for first, prompt, own in zip(firsts, prompts, drafts, strict=True):
             starts += [len(prompt)] * len(own)
             for slot in range(first + 1, first + len(own)):
-                self.cache.move(first, slot, len(prompt))
+                self.cache.copy(first, slot, len(prompt))
         return logits, starts
 
     def _continue(self, rows: Sequence[TokenIds], starts: Sequence[int]) -> Tensor:
         """Run tokens into slots [0, rows); returns logits [rows, widest, V], float32."""
-        widest = max(map(len, rows))
-        # Padding on the right, where no real token sees it.
-        padded = [[*ids, *[ids[-1]] * (widest - len(ids))] for ids in rows]
-        positions = self.cache.select(range(len(rows)), starts, widest)
-        return self._forward(self.cache, positions, None, input_ids=torch.tensor(padded, device=self.device)).float()
+        logits = self.prefill(range(len(rows)), rows, starts, list(map(len, rows))).float()
+        parts = torch.split(logits, list(map(len, rows)))
+        return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
 def exact_runner(loaded: LoadedModel, max_len: int, num_slots: int) -> ExactRunner:
@@ -97,7 +95,7 @@ def exact_runner(loaded: LoadedModel, max_len: int, num_slots: int) -> ExactRunn
     Raises:
         UnsupportedModelError: the model cannot be run with a KV cache in slots.
     """
-    return ExactRunner(loaded.model, max_len, position_bytes(loaded) * max_len * num_slots, num_slots)
+    return ExactRunner(loaded.model, max_len, position_bytes(loaded) * cells_per_slot(max_len) * num_slots, num_slots)
 
 
 def position_bytes(loaded: LoadedModel) -> int:

@@ -74,7 +74,7 @@ class AsyncEngine:
         tokenizer: the engine's.
         config: the engine's limits.
         max_model_len: most tokens of a prompt and a draft together.
-        num_slots: most rows in one decode step.
+        num_slots: most requests that can run at once.
     """
 
     def __init__(
@@ -145,8 +145,7 @@ class AsyncEngine:
             request = replace(request, session_id=f"{current_caller()} {request.session_id}")
         place = await self._admission.enter(
             record,
-            request.params.num_rows,
-            request.params.max_tokens,
+            *request.params.least_work,
             caller=counted_caller(),
             session=request.session_id,
             timeout_s=request.timeout_s,
@@ -262,10 +261,11 @@ class AsyncEngine:
         outputs = self._engine.step()
         self._metrics.observe_step()
         step, costs = self._engine.last_step, self._admission.costs
-        if step.kind == "decode":
-            costs.observe_decode(num_rows, step.seconds)
-        elif step.kind == "prefill":
-            costs.observe_prefill(step.seconds)
+        decode_s = costs.decode_s(num_rows) if step.num_rows else 0.0
+        if step.kind == "prefill":
+            costs.observe_prefill(max(0.0, step.seconds - decode_s))
+        if step.num_rows:
+            costs.observe_decode(num_rows, step.seconds if step.kind == "decode" else decode_s)
         costs.num_waiting = self._engine.num_waiting
         for output in outputs:
             self._deliver(output)

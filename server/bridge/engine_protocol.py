@@ -25,7 +25,11 @@ class EngineStep(Protocol):
 
     @property
     def kind(self) -> str | None:
-        """What the model ran: "prefill", "decode" or None."""
+        """What the model ran: "prefill" if prompts took part, else "decode"; None: nothing."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of drafts in it."""
 
     @property
     def seconds(self) -> float:
@@ -49,7 +53,7 @@ class DecodingEngine(Protocol):
 
     @property
     def num_slots(self) -> int:
-        """Most rows in one decode step."""
+        """Most requests that can run at once."""
 
     @property
     def num_waiting(self) -> int:

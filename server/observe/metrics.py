@@ -22,6 +22,7 @@ NO_STRATEGY = "none"
 _MAX_RANK = 9  # drafts of lower rank are counted together
 _CANCEL_REASONS: tuple[CancelReason, ...] = ("client_gone", "superseded", "deadline", "shutdown")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+MAX_DEPTH = 16  # rows that fed later tokens count as these
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -152,6 +153,16 @@ class Metrics:
             registry=registry,
         )
 
+        self._rows_by_depth = Counter(
+            "superdraft_rows_by_depth",
+            "Model rows that fed the drafts' first tokens, their second ones, and so on.",
+            ["depth"],
+            registry=registry,
+        )
+        self._limited = Counter(
+            "superdraft_limited_by_load", "Prompts whose drafts are shorter because of the load.", registry=registry
+        )
+
     def watch(self, engine: object) -> None:
         """Show the engine's load and its steps, if it reports them. Engines in tests may not."""
         if not isinstance(engine, WatchedEngine):
@@ -206,10 +217,12 @@ class Metrics:
         self._cached_tokens.inc(usage.cached_tokens)
         self._completion_tokens.inc(usage.completion_tokens)
         self._forward_rows.labels(params.strategy).observe(usage.forward_rows)
-        has_extra_rows = params.verify_top is not None or params.reset_every is not None
-        if params.drafts_per_branch > 1 and not has_extra_rows:
-            self._superposed_rows.inc(usage.forward_rows)
-            self._separate_rows.inc(usage.forward_rows * params.drafts_per_branch)
+        for depth, num_rows in enumerate(usage.rows_by_depth, 1):
+            self._rows_by_depth.labels(str(min(depth, MAX_DEPTH))).inc(num_rows)
+        self._limited.inc(usage.limited_by_load)
+        if params.drafts_per_branch > 1:
+            self._superposed_rows.inc(sum(usage.rows_by_depth))
+            self._separate_rows.inc(usage.draft_rows)
 
     def count_cancelled(self, reason: CancelReason, count: int = 1) -> None:
         """Count prompts that ended before their drafts were finished."""

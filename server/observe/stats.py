@@ -162,7 +162,7 @@ def share_of(part: float, whole: float) -> float | None:
 
 
 class SlotStats(BaseModel):
-    """KV-cache slots, one per branch."""
+    """KV-cache slots, one per request."""
 
     total: int
     used: int

@@ -54,6 +54,11 @@ class DraftingFields(WireRequest):
         description="Drafts less probable than this stop growing, with selection distinct; absent: the server's "
         "default.",
     )
+    elastic: Boolean | None = Field(
+        default=None,
+        description="Whether drafts may end sooner, and fewer of them grow, while the server has much to do; absent: "
+        "true with selection distinct.",
+    )
     temperature: Number = Field(
         default=1.0, ge=0, le=2, description="For the sampling strategies; 0 takes the most probable token."
     )

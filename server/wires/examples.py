@@ -20,6 +20,8 @@ COMPLETION_RESPONSE: dict[str, Any] = {
         "total_tokens": 23,
         "prompt_tokens_details": {"cached_tokens": 6},
         "forward_rows": 12,
+        "rows_by_depth": [3, 3, 2, 2, 1, 1],
+        "limited_by_load": False,
     },
     "warnings": [],
 }
@@ -64,6 +66,7 @@ DRAFTS_RESPONSE: dict[str, Any] = {
         "prompt_tokens_details": {"cached_tokens": 0},
         "cached_tokens": 0,
         "forward_rows": 12,
+        "limited_by_load": False,
     },
     "timings": {"queue_ms": 0.06, "prefill_ms": 71.246, "decode_ms": 111.702, "ngram_ms": 0.0, "total_ms": 183.791},
     "warnings": [],

@@ -88,11 +88,15 @@ class LlamaCppRequest(WireRequest):
     n_indent: Integer = Field(
         default=0, ge=0, description="A draft ends before a line that is indented less than this."
     )
-    t_max_prompt_ms: Number = Field(default=0, ge=0)
+    t_max_prompt_ms: Number = Field(
+        default=0,
+        ge=0,
+        description="Ignored, as by llama.cpp: what a request has run of its prompt is kept for the next one.",
+    )
     t_max_predict_ms: Number = Field(
         default=0,
         ge=0,
-        description="After this time plus t_max_prompt_ms, the drafts so far are the answer; 0: no limit.",
+        description="This long after the first tokens of the drafts, the drafts so far are the answer; 0: no limit.",
     )
     temperature: Number = Field(default=1.0, description="For the sampling strategies.")
     seed: Integer = Field(
@@ -100,11 +104,9 @@ class LlamaCppRequest(WireRequest):
     )
 
     @property
-    def timeout_s(self) -> float | None:
-        """The request's time limit. A warm-up has none, since half a prompt in the cache saves little."""
-        if self.n_predict == 0 or self.t_max_predict_ms == 0:
-            return None
-        return min(self.t_max_prompt_ms + self.t_max_predict_ms, 1e9) / 1000
+    def draft_timeout_s(self) -> float | None:
+        """The time limit of the drafts; None: no limit."""
+        return None if self.t_max_predict_ms == 0 else min(self.t_max_predict_ms, 1e9) / 1000
 
     def cut(self, text: str) -> str:
         """The part of a draft to show: up to a line that is indented too little."""
@@ -195,7 +197,7 @@ def _drafting_request(http: Request, service: Service, body: LlamaCppRequest) ->
         id=f"infill-{uuid.uuid4().hex}",
         asked=parameters,
         twin_key=twin_key(http, body),
-        timeout_s=body.timeout_s,
+        draft_timeout_s=body.draft_timeout_s,
         takes_feedback=False,  # llama.cpp's answers have no id
     )
 

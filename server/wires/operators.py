@@ -121,7 +121,7 @@ async def get_limits(service: ServiceDep) -> Limits:
         max_model_len=engine.max_model_len,
         max_tokens=engine.config.max_tokens,
         max_num_drafts=engine.config.max_num_drafts,
-        max_branches=engine.num_slots,
+        max_branches=engine.config.max_num_rows,
         max_body_bytes=settings.max_body_bytes,
         max_timeout_ms=settings.max_timeout_ms,
         strategies=list(get_args(Strategy)),

@@ -46,6 +46,7 @@ class FakeTokenizer:
 class Step:
     kind: str
     seconds: float
+    num_rows: int = 1
 
 
 @dataclass

@@ -18,7 +18,7 @@ constexpr int kQueryBlock = 96;  // queries, positions times heads, that read a 
 // are joined in order: the sums do not depend on the threads.
 constexpr int kPart = 256;
 
-// One layer's keys or values of one head in one slot: positions [0, max_len), each `head_dim` numbers in a row.
+// One layer's keys or values of one head in one slot: cells [0, max_len), each `head_dim` numbers in a row.
 struct Attended {
     const uint16_t* keys;
     const uint16_t* values;
@@ -27,88 +27,101 @@ struct Attended {
     float scaling;
 };
 
-// What the queries of one position have gathered from some positions, before it is divided by the sum.
-struct Partial {
-    float* largest;  // [groups], the largest score
-    float* sums;     // [groups], the sum of e^(score - largest)
-    float* mixed;    // [groups, head_dim], values weighted by e^(score - largest)
+// Where the keys and values of a text's positions are: the first `base` in the cells of the same number, the others in
+// those of a path through the slot's tree.
+struct Places {
+    int base;
+    const int32_t* path;
+
+    int cell(int position) const { return position < base ? position : path[position - base]; }
 };
 
-template <int kGroups>
-inline void attend_groups(const Attended& head, const float* queries, int begin, int end, Partial result) {
-    const int dim = head.head_dim, count = end - begin;
-    alignas(64) float scores[kGroups][kPart];
-    Floats highest[kGroups];
-    for (int group = 0; group < kGroups; ++group) highest[group] = splat(kNever);
+// One query, and what it has gathered from some positions, before it is divided by the sum.
+struct Query {
+    const float* values;  // [head_dim]
+    float* largest;       // the largest score
+    float* sum;           // the sum of e^(score - largest)
+    float* mixed;         // [head_dim], values weighted by e^(score - largest)
+};
+
+// Attention of some queries to the same positions, whose keys and values are in `cells` [count]; null: in the cells
+// [begin, begin + count). A query's sums do not depend on the others.
+template <int kQueries>
+inline void attend_queries(const Attended& head, const Query* queries, int begin, int count, const int32_t* cells) {
+    const int dim = head.head_dim;
+    const auto place = [&](int i) { return (ptrdiff_t)(cells == nullptr ? begin + i : cells[i]) * dim; };
+    alignas(64) float scores[kQueries][kPart];
+    Floats highest[kQueries];
+    for (int query = 0; query < kQueries; ++query) highest[query] = splat(kNever);
     for (int first = 0; first < count; first += kLanes) {
-        Floats products[kGroups][kLanes];
+        Floats products[kQueries][kLanes];
         for (int i = 0; i < kLanes; ++i) {
-            for (int group = 0; group < kGroups; ++group)
-                products[group][i] = first + i < count ? Floats{} : splat(kNever);
+            for (int query = 0; query < kQueries; ++query)
+                products[query][i] = first + i < count ? Floats{} : splat(kNever);
             if (first + i >= count) continue;
-            const uint16_t* key = head.keys + (ptrdiff_t)(begin + first + i) * dim;
+            const uint16_t* key = head.keys + place(first + i);
             for (int d = 0; d < dim; d += kLanes) {
                 const Floats part = from_bfloat16(key + d);
-                for (int group = 0; group < kGroups; ++group)
-                    products[group][i] += part * load<Floats>(queries + group * dim + d);
+                for (int query = 0; query < kQueries; ++query)
+                    products[query][i] += part * load<Floats>(queries[query].values + d);
             }
         }
-        for (int group = 0; group < kGroups; ++group) {
-            const Floats found = sums(products[group]) * head.scaling;
-            highest[group] = larger(highest[group], found);
-            store(scores[group] + first, found);
+        for (int query = 0; query < kQueries; ++query) {
+            const Floats found = sums(products[query]) * head.scaling;
+            highest[query] = larger(highest[query], found);
+            store(scores[query] + first, found);
         }
     }
-    for (int group = 0; group < kGroups; ++group) {
-        const float largest = maximum(highest[group]);
+    for (int query = 0; query < kQueries; ++query) {
+        const float largest = maximum(highest[query]);
         Floats total{};
         for (int first = 0; first < count; first += kLanes) {
-            const Floats found = load<Floats>(scores[group] + first);
+            const Floats found = load<Floats>(scores[query] + first);
             const Floats weights = found == kNever ? Floats{} : exponential(found - largest);
-            store(scores[group] + first, weights);
+            store(scores[query] + first, weights);
             total += weights;
         }
-        result.largest[group] = largest;
-        result.sums[group] = sum(total);
+        *queries[query].largest = largest;
+        *queries[query].sum = sum(total);
     }
     for (int column = 0; column < dim; column += kColumns * kLanes) {
         const int num_vectors = std::min(kColumns, (dim - column) / kLanes);
-        const uint16_t* values = head.values + (ptrdiff_t)begin * dim + column;
-        Floats mixed[kGroups][kColumns];
-        for (int group = 0; group < kGroups; ++group)
-            for (int v = 0; v < kColumns; ++v) mixed[group][v] = Floats{};
+        Floats mixed[kQueries][kColumns];
+        for (int query = 0; query < kQueries; ++query)
+            for (int v = 0; v < kColumns; ++v) mixed[query][v] = Floats{};
         if (num_vectors == kColumns) {
-            for (int i = 0; i < count; ++i, values += dim)
+            for (int i = 0; i < count; ++i) {
+                const uint16_t* values = head.values + place(i) + column;
                 for (int v = 0; v < kColumns; ++v) {
                     const Floats part = from_bfloat16(values + v * kLanes);
-                    for (int group = 0; group < kGroups; ++group) mixed[group][v] += part * scores[group][i];
+                    for (int query = 0; query < kQueries; ++query) mixed[query][v] += part * scores[query][i];
                 }
+            }
         } else {
-            for (int i = 0; i < count; ++i, values += dim)
+            for (int i = 0; i < count; ++i) {
+                const uint16_t* values = head.values + place(i) + column;
                 for (int v = 0; v < num_vectors; ++v) {
                     const Floats part = from_bfloat16(values + v * kLanes);
-                    for (int group = 0; group < kGroups; ++group) mixed[group][v] += part * scores[group][i];
+                    for (int query = 0; query < kQueries; ++query) mixed[query][v] += part * scores[query][i];
                 }
+            }
         }
-        for (int group = 0; group < kGroups; ++group)
+        for (int query = 0; query < kQueries; ++query)
             for (int v = 0; v < num_vectors; ++v)
-                store(result.mixed + group * dim + column + v * kLanes, mixed[group][v]);
+                store(queries[query].mixed + column + v * kLanes, mixed[query][v]);
     }
 }
 
-// Attention of one position's queries [groups, head_dim] to positions [begin, end), at most kPart of them.
-inline void attend_position(const Attended& head, const float* queries, int begin, int end, Partial result) {
-    for (int group = 0; group < head.num_groups;) {
-        const Partial rest{result.largest + group, result.sums + group, result.mixed + group * head.head_dim};
-        const float* from = queries + group * head.head_dim;
-        switch (std::min(4, head.num_groups - group)) {
-            case 1: attend_groups<1>(head, from, begin, end, rest); break;
-            case 2: attend_groups<2>(head, from, begin, end, rest); break;
-            case 3: attend_groups<3>(head, from, begin, end, rest); break;
-            default: attend_groups<4>(head, from, begin, end, rest);
+// `attend_queries` for a number of queries that is known at run time, at most kPart positions.
+inline void attend(
+    const Attended& head, const Query* queries, int num_queries, int begin, int count, const int32_t* cells) {
+    for (int first = 0; first < num_queries; first += 4)
+        switch (std::min(4, num_queries - first)) {
+            case 1: attend_queries<1>(head, queries + first, begin, count, cells); break;
+            case 2: attend_queries<2>(head, queries + first, begin, count, cells); break;
+            case 3: attend_queries<3>(head, queries + first, begin, count, cells); break;
+            default: attend_queries<4>(head, queries + first, begin, count, cells);
         }
-        group += std::min(4, head.num_groups - group);
-    }
 }
 
 // to[kRows, 16 kVectors] (+)= a[kRows, depth] b[depth, 16 kVectors]
@@ -185,8 +198,8 @@ struct BlockMemory {
 // Attention of consecutive positions [start, start + count), each to itself and earlier ones, at most `window` in all.
 // count * groups <= kQueryBlock. Queries and results of position i begin at i * stride; a head's follow one another.
 inline void attend_block(
-    const Attended& head, const float* queries, ptrdiff_t query_stride, int start, int count, int window, float* to,
-    ptrdiff_t stride, BlockMemory memory) {
+    const Attended& head, const Places& places, const float* queries, ptrdiff_t query_stride, int start, int count,
+    int window, float* to, ptrdiff_t stride, BlockMemory memory) {
     const int dim = head.head_dim, groups = head.num_groups, num_rows = count * groups;
     for (int row = 0; row < num_rows; ++row) {
         const float* query = queries + (row / groups) * query_stride + (row % groups) * dim;
@@ -206,7 +219,7 @@ inline void attend_block(
             std::fill_n(memory.values, kKeyBlock * dim, 0.0f);
         }
         for (int key = 0; key < num_keys; ++key) {
-            const ptrdiff_t place = (ptrdiff_t)(first + key) * dim;
+            const ptrdiff_t place = (ptrdiff_t)places.cell(first + key) * dim;
             for (int d = 0; d < dim; d += kLanes) {
                 store(memory.values + key * dim + d, from_bfloat16(head.values + place + d));
                 alignas(64) float parts[kLanes];

@@ -45,7 +45,7 @@ struct Model {
     float scaling;
 };
 
-// Rows to run. Rows of one sequence at consecutive positions form a segment.
+// Rows to run. Rows at consecutive positions of one text form a segment; segments of one slot follow one another.
 struct Batch {
     const float* embeddings;  // [rows, width]
     const float* cosines;     // [rows, head_dim]
@@ -53,6 +53,8 @@ struct Batch {
     const int32_t* slots;     // [segments]
     const int32_t* starts;    // [segments], position of the first row
     const int32_t* counts;    // [segments], rows
+    const int32_t* bases;     // [segments], positions whose cells have the same number
+    const int32_t* paths;     // of segment after segment, the cells of positions [base, start + count)
     const int32_t* kept;      // [kept], rows whose logits are wanted
     uint16_t* const* keys;    // [layers], each [slots, kv_heads, max_len, head_dim]
     uint16_t* const* values;
@@ -67,8 +69,9 @@ struct Batch {
 };
 
 constexpr int kFewRows = 8;  // a segment of fewer rows is attended row by row
+constexpr int kQueriesAtOnce = 64;
 
-// Attention of one key-value head: a part of the text for one row, or the whole text for a block of rows.
+// Attention of one key-value head: a part of the text for some rows of one slot, or the whole text for a block of rows.
 struct Work {
     int row, count, head, part;
 };
@@ -189,6 +192,7 @@ class Forward {
     const int num_groups_, heads_width_, qkv_width_, partial_size_;
     int num_partials_ = 0;
     std::vector<int> slots_, positions_;  // per row
+    std::vector<Places> places_;          // per row
     std::vector<int> partials_;           // per row: where its partial results begin; -1: it is part of a block
     std::vector<Work> work_;
     Barrier barrier_;
@@ -197,25 +201,56 @@ class Forward {
     static int num_parts(int position) { return position / kPart + 1; }
 
     void plan_attention() {
-        for (int segment = 0, row = 0; segment < batch_.num_segments; row += batch_.counts[segment++]) {
-            const int count = batch_.counts[segment];
-            for (int i = 0; i < count; ++i) {
-                slots_.push_back(batch_.slots[segment]);
-                positions_.push_back(batch_.starts[segment] + i);
-                partials_.push_back(count < kFewRows ? num_partials_ : -1);
-                if (count >= kFewRows) continue;
-                const int parts = num_parts(positions_.back());
-                for (int head = 0; head < model_.num_kv_heads; ++head)
-                    for (int part = 0; part < parts; ++part) work_.push_back({row + i, 1, head, part});
-                num_partials_ += model_.num_kv_heads * parts;
+        const int32_t* path = batch_.paths;
+        int first_of_slot = 0;  // the first row of the present run of rows that are attended one by one in one slot
+        for (int segment = 0, row = 0; segment < batch_.num_segments; ++segment) {
+            const int count = batch_.counts[segment], slot = batch_.slots[segment];
+            const int stop = batch_.starts[segment] + count, base = std::min(batch_.bases[segment], stop);
+            const bool is_block = count >= kFewRows;
+            if (is_block || (row > 0 && slots_.back() != slot)) {
+                plan_parts(first_of_slot, row);
+                first_of_slot = is_block ? row + count : row;
             }
-            if (count < kFewRows) continue;
-            // The last rows read the most: they come first, so that no thread is left with them at the end.
-            const int block = std::max(1, kQueryBlock / num_groups_);
-            for (int first = (count - 1) / block * block; first >= 0; first -= block)
-                for (int head = 0; head < model_.num_kv_heads; ++head)
-                    work_.push_back({row + first, std::min(block, count - first), head, 0});
+            for (int i = 0; i < count; ++i) {
+                slots_.push_back(slot);
+                positions_.push_back(batch_.starts[segment] + i);
+                places_.push_back({base, path});
+                partials_.push_back(is_block ? -1 : num_partials_);
+                if (!is_block) num_partials_ += model_.num_kv_heads * num_parts(positions_.back());
+            }
+            if (is_block) plan_blocks(row, count);
+            row += count;
+            path += stop - base;
         }
+        plan_parts(first_of_slot, batch_.num_rows);
+    }
+
+    // The rows [begin, end) of one slot, part after part of the text: what lies in the same cells for all of them is read
+    // together, the rest row by row.
+    void plan_parts(int begin, int end) {
+        if (begin == end) return;
+        int furthest = 0, shared = num_parts(positions_[begin]);
+        for (int row = begin; row < end; ++row) {
+            furthest = std::max(furthest, num_parts(positions_[row]));
+            shared = std::min(shared, places_[row].base / kPart);
+        }
+        for (int head = 0; head < model_.num_kv_heads; ++head)
+            for (int part = 0; part < furthest; ++part) {
+                if (part < shared) {
+                    work_.push_back({begin, end - begin, head, part});
+                    continue;
+                }
+                for (int row = begin; row < end; ++row)
+                    if (part < num_parts(positions_[row])) work_.push_back({row, 1, head, part});
+            }
+    }
+
+    // The last rows read the most: they come first, so that no thread is left with them at the end.
+    void plan_blocks(int row, int count) {
+        const int block = std::max(1, kQueryBlock / num_groups_);
+        for (int first = (count - 1) / block * block; first >= 0; first -= block)
+            for (int head = 0; head < model_.num_kv_heads; ++head)
+                work_.push_back({row + first, std::min(block, count - first), head, 0});
     }
 
     // Call `work(begin, end)` for pieces of [0, count) until all are taken, then wait for the other threads.
@@ -240,11 +275,15 @@ class Forward {
     float* qkv(int row) const { return memory_.qkv.data() + (ptrdiff_t)row * qkv_width_; }
     float* attended(int row) const { return memory_.attended.data() + (ptrdiff_t)row * heads_width_; }
     ptrdiff_t place(int row, int head) const { return slots_[row] * batch_.slot_stride + head * batch_.head_stride; }
+    int own_cell(int row) const { return places_[row].cell(positions_[row]); }
 
-    Partial partial(int row, int head, int part) const {
+    // What a part of the text gives to a row's query: the one with this number among those of a key-value head.
+    Query query(int row, int head, int part, int group) const {
         const int index = partials_[row] + head * num_parts(positions_[row]) + part;
         float* begin = memory_.partials.data() + (ptrdiff_t)index * partial_size_;
-        return {begin, begin + num_groups_, begin + 2 * num_groups_};
+        const int dim = model_.head_dim;
+        return {qkv(row) + (head * num_groups_ + group) * dim, begin + group, begin + num_groups_ + group,
+                begin + 2 * num_groups_ + group * dim};
     }
 
     void run_layer(int index) {
@@ -305,34 +344,59 @@ class Forward {
             norm_and_rotate(head, dim, layer.query_norm, model_.epsilon, cosines, sines);
         for (int i = 0; i < model_.num_kv_heads; ++i, head += dim) {
             norm_and_rotate(head, dim, layer.key_norm, model_.epsilon, cosines, sines);
-            uint16_t* key = batch_.keys[index] + place(row, i) + (ptrdiff_t)positions_[row] * dim;
+            uint16_t* key = batch_.keys[index] + place(row, i) + (ptrdiff_t)own_cell(row) * dim;
             for (int d = 0; d < dim; d += kLanes) to_bfloat16(key + d, load<Floats>(head + d));
         }
         for (int i = 0; i < model_.num_kv_heads; ++i, head += dim) {
-            uint16_t* value = batch_.values[index] + place(row, i) + (ptrdiff_t)positions_[row] * dim;
+            uint16_t* value = batch_.values[index] + place(row, i) + (ptrdiff_t)own_cell(row) * dim;
             for (int d = 0; d < dim; d += kLanes) to_bfloat16(value + d, load<Floats>(head + d));
         }
     }
 
     void attend(const Layer& layer, int index, const Work& work) {
-        const int dim = model_.head_dim, position = positions_[work.row];
+        const int dim = model_.head_dim;
         const ptrdiff_t at = place(work.row, work.head);
         const Attended head{batch_.keys[index] + at, batch_.values[index] + at, num_groups_, dim, model_.scaling};
-        const int offset = work.head * num_groups_ * dim;
-        if (partials_[work.row] < 0) {
-            const BlockMemory memory(
-                memory_.blocks.data() + omp_get_thread_num() * BlockMemory::size(dim), dim);
-            attend_block(head, qkv(work.row) + offset, qkv_width_, position, work.count, layer.window,
-                         attended(work.row) + offset, heads_width_, memory);
+        if (partials_[work.row] >= 0) {
+            attend_part(layer, head, work);
             return;
         }
-        const int begin = std::max(work.part * kPart, position - layer.window + 1);
-        const int end = std::min((work.part + 1) * kPart, position + 1);
-        const Partial result = partial(work.row, work.head, work.part);
-        if (begin < end)
-            attend_position(head, qkv(work.row) + offset, begin, end, result);
-        else
-            std::fill_n(result.largest, num_groups_, kNever);
+        const int offset = work.head * num_groups_ * dim;
+        const BlockMemory memory(memory_.blocks.data() + omp_get_thread_num() * BlockMemory::size(dim), dim);
+        attend_block(head, places_[work.row], qkv(work.row) + offset, qkv_width_, positions_[work.row], work.count,
+                     layer.window, attended(work.row) + offset, heads_width_, memory);
+    }
+
+    void attend_part(const Layer& layer, const Attended& head, const Work& work) {
+        Query queries[kQueriesAtOnce];
+        int32_t cells[kPart];
+        int num_queries = 0, begin = 0, count = 0;
+        const int32_t* read = nullptr;
+        const auto flush = [&] {
+            if (num_queries > 0) superdraft::attend(head, queries, num_queries, begin, count, read);
+            num_queries = 0;
+        };
+        for (int row = work.row; row < work.row + work.count; ++row) {
+            const int position = positions_[row];
+            const int first = std::max(work.part * kPart, position - layer.window + 1);
+            const int stop = std::min((work.part + 1) * kPart, position + 1);
+            if (first >= stop) {  // beyond the window
+                for (int group = 0; group < num_groups_; ++group)
+                    *query(row, work.head, work.part, group).largest = kNever;
+                continue;
+            }
+            if (first != begin || stop - first != count) flush();
+            begin = first, count = stop - first;
+            if (stop > places_[row].base) {  // only of a row that has this part for itself
+                for (int i = 0; i < count; ++i) cells[i] = places_[row].cell(begin + i);
+                read = cells;
+            }
+            for (int group = 0; group < num_groups_; ++group) {
+                if (num_queries == kQueriesAtOnce) flush();
+                queries[num_queries++] = query(row, work.head, work.part, group);
+            }
+        }
+        flush();
     }
 
     // Attention of a row from its parts.
@@ -342,16 +406,16 @@ class Forward {
             const int kv_head = head / num_groups_, group = head % num_groups_;
             float largest = kNever, total = 0;
             for (int part = 0; part < parts; ++part)
-                largest = std::max(largest, partial(row, kv_head, part).largest[group]);
+                largest = std::max(largest, *query(row, kv_head, part, group).largest);
             float* to = attended(row) + head * dim;
             std::fill_n(to, dim, 0.0f);
             for (int part = 0; part < parts; ++part) {
-                const Partial found = partial(row, kv_head, part);
-                if (found.largest[group] == kNever) continue;
-                const float weight = std::exp(found.largest[group] - largest);
-                total += weight * found.sums[group];
+                const Query found = query(row, kv_head, part, group);
+                if (*found.largest == kNever) continue;
+                const float weight = std::exp(*found.largest - largest);
+                total += weight * *found.sum;
                 for (int d = 0; d < dim; d += kLanes)
-                    store(to + d, load<Floats>(to + d) + load<Floats>(found.mixed + group * dim + d) * weight);
+                    store(to + d, load<Floats>(to + d) + load<Floats>(found.mixed + d) * weight);
             }
             for (int d = 0; d < dim; d += kLanes) store(to + d, load<Floats>(to + d) * (1.0f / total));
         }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from superdraft.decoding.model.fused_decoder import DecoderLayer, FusedDecoder
-from superdraft.decoding.model.kv_cache import SlotKVCache
+from superdraft.decoding.model.kv_cache import Segment, SlotKVCache
 from superdraft.decoding.model.linear import Linear
 from superdraft.decoding.model.native.library import load_kernels
 from superdraft.decoding.model.native.linear import LinearStruct, NativeLinear, address
@@ -71,6 +71,8 @@ class _Batch(ctypes.Structure):
         ("slots", ctypes.c_void_p),
         ("starts", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
+        ("bases", ctypes.c_void_p),
+        ("paths", ctypes.c_void_p),
         ("kept", ctypes.c_void_p),
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
@@ -93,7 +95,7 @@ class NativeDecoder:
     Args:
         decoder: a decoder that `supports` accepts.
         windows: per layer, how many positions a position sees, itself included; None: all.
-        max_len: positions of the longest sequence.
+        max_len: positions of the longest text.
     """
 
     def __init__(self, decoder: FusedDecoder, windows: Sequence[int | None], max_len: int) -> None:
@@ -149,35 +151,37 @@ class NativeDecoder:
         )
 
     def __call__(
-        self,
-        embeddings: Tensor,
-        cache: SlotKVCache,
-        slots: Sequence[int],
-        starts: Sequence[int],
-        counts: Sequence[int],
-        kept: Sequence[int],
+        self, embeddings: Tensor, cache: SlotKVCache, segments: Sequence[Segment], kept: Sequence[int]
     ) -> Tensor:
-        """Run rows of some sequences; their keys and values are written into the cache.
+        """Run segments; their keys and values are written into the cache.
 
         Args:
-            embeddings: inputs of all rows, sequence after sequence, shape [N, D].
+            embeddings: inputs of all rows, segment after segment, shape [N, D].
             cache: in bfloat16, all layers of one shape.
-            slots: the slot of each sequence.
-            starts: the position of each sequence's first row.
-            counts: how many rows of consecutive positions each sequence has.
+            segments: the rows; those of one slot, if next to one another, read what they share together.
             kept: rows whose logits to return.
 
         Returns:
             Logits, float32, shape [len(kept), V].
         """
         inputs = embeddings.float().contiguous()
-        positions = [start + i for start, count in zip(starts, counts, strict=True) for i in range(count)]
+        positions = [position for segment in segments for position in segment.positions]
         place = torch.tensor(positions)
         if self._rotations is None:
             cosines, sines = self._rotation(place)
         else:
             cosines, sines = (table[place] for table in self._rotations)
-        numbers = [torch.tensor(part, dtype=torch.int32) for part in (slots, starts, counts, kept)]
+        numbers = [
+            torch.tensor(part, dtype=torch.int32)
+            for part in (
+                [segment.slot for segment in segments],
+                [segment.start for segment in segments],
+                [segment.count for segment in segments],
+                [segment.base for segment in segments],
+                [cell for segment in segments for cell in segment.path],
+                kept,
+            )
+        ]
         keys = cache.layers[0].keys
         if self._addresses is None or self._addresses[0] is not cache:
             assert all(part.stride() == keys.stride() for layer in cache.layers for part in (layer.keys, layer.values))
@@ -191,7 +195,7 @@ class NativeDecoder:
             slot_stride=keys.stride(0),
             head_stride=keys.stride(1),
             num_rows=len(positions),
-            num_segments=len(slots),
+            num_segments=len(segments),
             num_kept=len(kept),
             num_threads=torch.get_num_threads(),
         )

@@ -146,6 +146,8 @@ def drafts_response(drafts_id: str, model_name: str, output: GenerationOutput, w
             prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
             cached_tokens=usage.cached_tokens,
             forward_rows=usage.forward_rows,
+            rows_by_depth=usage.rows_by_depth,
+            limited_by_load=usage.limited_by_load,
         ),
         timings=DraftsTimings(
             queue_ms=round(timings.queue_ms, 3),

@@ -140,7 +140,10 @@ class Draft(BaseModel):
 
 
 class DraftsUsage(BaseModel):
-    """Work done. `forward_rows`: model rows of all decode steps, one per step and branch, whatever k is.
+    """Work done. `forward_rows`: model rows of all decode steps, of which drafts that share a row take one.
+
+    `rows_by_depth`: rows that fed the drafts' first tokens, their second ones, and so on. `limited_by_load`: drafts are
+    shorter, or fewer of them grew, because the server had much to do.
 
     `cached_tokens` appears twice: by itself, and where OpenAI's clients look for it.
     """
@@ -151,6 +154,8 @@ class DraftsUsage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
     cached_tokens: int
     forward_rows: int
+    rows_by_depth: tuple[int, ...]
+    limited_by_load: bool
 
 
 class DraftsTimings(BaseModel):

@@ -201,4 +201,5 @@ def usage_of(outputs: Sequence[GenerationOutput], num_shown: int) -> CompletionU
         total_tokens=prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
         forward_rows=sum(output.usage.forward_rows for output in outputs),
+        limited_by_load=any(output.usage.limited_by_load for output in outputs),
     )

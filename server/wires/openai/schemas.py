@@ -137,7 +137,8 @@ class ChunkChoice(BaseModel):
 class CompletionUsage(BaseModel):
     """Tokens of all prompts and of all choices.
 
-    `forward_rows` goes beyond OpenAI's shape: model rows of all decode steps, for all drafts that were decoded.
+    `forward_rows` and `limited_by_load` go beyond OpenAI's shape: model rows of all decode steps, for all drafts that
+    were decoded; whether drafts are shorter because the server had much to do.
     """
 
     prompt_tokens: int
@@ -145,6 +146,7 @@ class CompletionUsage(BaseModel):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     forward_rows: int
+    limited_by_load: bool
 
 
 class CompletionResponse(BaseModel):

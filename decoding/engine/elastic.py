@@ -1,0 +1,131 @@
+"""Elastic work: under load, drafts end sooner, then fewer of them grow, before anyone waits long.
+
+The first token of every draft costs no row, because the prompt's own pass gives it. What follows costs rows. A *plan*
+says how much of it an elastic request may have now:
+
+====  =======================================  =====================================
+plan  a draft grows                            drafts that grow
+====  =======================================  =====================================
+0     to its own end                           all that are probable enough
+1     until its first word is finished         all
+2     until its first word is finished         the two most probable
+3     until its first word is finished         the most probable
+====  =======================================  =====================================
+
+The plan is the first with which every request in the engine would be answered in time, at the measured cost of a step.
+It says nothing about which tokens are chosen: with the same rows and tokens a request's drafts are the same, whatever
+its neighbours are.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from superdraft.decoding.engine.sequence import Branch, Sequence
+
+TARGET_SHARE = 0.25
+"""Drafts may take this part of the target latency; the rest is for the prompt and the wait."""
+
+_ROWS = (None, None, 2, 1)
+_WORD_TOKENS = 3.0  # that a first word takes, with the token that shows its end
+_DECAY = 0.98  # weight of a step relative to the one after it
+_PRIOR = np.array([0.004, 0.0005, 0.0005])  # seconds per step, row and prompt token: a small model on two cores
+_PRIOR_WEIGHT = np.array([10.0, 1e3, 1e4])
+_LARGEST_SURPRISE = 3.0  # a step that takes longer than this many times what was expected lost its core for a while
+_SMOOTHING = 1 / 16
+_USUAL_TOKENS = 8.0  # that a draft grows to if nothing limits it, before any has been seen
+_LONGEST_CHUNK_S = 0.1
+_FEWEST_CHUNK_TOKENS = 32
+
+
+class StepCost:
+    """What a step costs: seconds = base + a per row + b per prompt token, fitted to the latest steps."""
+
+    def __init__(self) -> None:
+        self._weights = np.diag(_PRIOR_WEIGHT)
+        self._targets = self._weights @ _PRIOR
+        self._terms = _PRIOR
+
+    def observe(self, num_rows: int, num_prompt_tokens: int, seconds: float) -> None:
+        """Note a step."""
+        features = np.array([1.0, num_rows, num_prompt_tokens])
+        seconds = min(seconds, _LARGEST_SURPRISE * self.seconds(num_rows, num_prompt_tokens))
+        # The prior stays in part, so that terms of which the latest steps say nothing keep a value.
+        prior = np.diag(_PRIOR_WEIGHT)
+        self._weights = _DECAY * self._weights + (1 - _DECAY) * prior + np.outer(features, features)
+        self._targets = _DECAY * self._targets + (1 - _DECAY) * prior @ self._terms + features * seconds
+        self._terms = np.maximum(np.linalg.solve(self._weights, self._targets), 1e-6)
+
+    def seconds(self, num_rows: float, num_prompt_tokens: float) -> float:
+        """The expected duration of a step."""
+        return float(self._terms @ (1.0, num_rows, num_prompt_tokens))
+
+    @property
+    def per_prompt_token_s(self) -> float:
+        """Seconds per prompt token."""
+        return float(self._terms[2])
+
+
+class ElasticWork:
+    """Decides how much work requests may have now.
+
+    Args:
+        target_s: seconds in which requests should be answered; infinity: nothing is ever limited.
+    """
+
+    def __init__(self, target_s: float) -> None:
+        self._target_s = target_s * TARGET_SHARE
+        self._cost = StepCost()
+        self._prompt_tokens = 0.0  # per step, smoothed
+        self._num_tokens = _USUAL_TOKENS  # of the longest draft of a request that nothing limited, smoothed
+
+    def observe(self, num_rows: int, num_prompt_tokens: int, seconds: float) -> None:
+        """Note a step."""
+        self._cost.observe(num_rows, num_prompt_tokens, seconds)
+        self._prompt_tokens += _SMOOTHING * (num_prompt_tokens - self._prompt_tokens)
+
+    def observe_answer(self, sequence: Sequence) -> None:
+        """Note a request that has been answered."""
+        if sequence.params.elastic and not any(branch.is_limited for branch in sequence.branches):
+            num_tokens = 1 + len(sequence.rows_by_depth)
+            self._num_tokens += _SMOOTHING * (num_tokens - self._num_tokens)
+
+    def chunk_tokens(self, most: int) -> int:
+        """Prompt tokens per step: no more than take a tenth of a second, so that time limits are looked at in time.
+
+        Powers of two, since a prompt's logits depend a little on how it is cut.
+        """
+        affordable = _LONGEST_CHUNK_S / self._cost.per_prompt_token_s
+        return min(most, max(_FEWEST_CHUNK_TOKENS, 1 << int(math.log2(max(1.0, affordable)))))
+
+    def plan(self, sequences: Iterable[Sequence]) -> int:
+        """The plan for the next step, with these requests in the engine."""
+        params = [sequence.params for sequence in sequences]
+        # A request that is alone has nobody to wait for.
+        if len(params) < 2 or not any(one.elastic for one in params) or math.isinf(self._target_s):
+            return 0
+        for plan, most_rows in enumerate(_ROWS):
+            num_rows = sum(
+                min(one.num_rows, most_rows or one.num_rows) if one.elastic else one.num_rows for one in params
+            )
+            longest = max(one.max_tokens for one in params if one.elastic)
+            num_tokens = min(longest, _WORD_TOKENS if plan else self._num_tokens)
+            if num_tokens * self._cost.seconds(num_rows, self._prompt_tokens) <= self._target_s:
+                return plan
+        return len(_ROWS) - 1
+
+
+def limit(sequence: Sequence, plan: int) -> None:
+    """End the branches of a running request that the plan does not let grow any further."""
+    if not plan or not sequence.params.elastic:
+        return
+    most_rows = _ROWS[plan]
+    for index, branch in enumerate(sequence.branches):
+        if not branch.is_done and (_has_enough(branch) or (most_rows is not None and index >= most_rows)):
+            branch.is_limited = True
+
+
+def _has_enough(branch: Branch) -> bool:
+    is_word = any(draft.has_word for draft in branch.drafts.alive)
+    return is_word or branch.num_steps >= branch.sequence.params.min_draft_tokens

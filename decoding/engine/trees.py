@@ -1,0 +1,257 @@
+"""All token trees: which slot a request gets, what it finds there, and the tokens that are run in it.
+
+A request gets one slot, whatever the number of its drafts. After its answer the tree stays warm in the slot, so the
+next request with the same beginning goes on there: nothing is copied and only new tokens are run. The least recently
+used tree makes room.
+"""
+
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import Tensor
+
+from superdraft.decoding.engine.sequence import Branch, Sequence
+from superdraft.decoding.engine.tree import ExactPath, Tree
+from superdraft.decoding.model.kv_cache import Segment
+from superdraft.decoding.model.runner import ModelRunner
+
+SPARE_SHARE = 4
+"""Of a slot's cells beyond the longest text, one in this number is not promised to drafts: other tokenisations of the
+prompt's end use them."""
+
+
+class Trees:
+    """The trees of all slots. Runs real tokens in them.
+
+    Args:
+        runner: the model and its KV cache.
+
+    Attributes:
+        num_run_tokens: real tokens run so far; superposed inputs are not counted.
+    """
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._trees = [Tree(slot, runner.num_cells) for slot in range(runner.num_slots)]
+        self._num_uses = 0
+        self.num_run_tokens = 0
+
+    @property
+    def num_used(self) -> int:
+        """Slots that requests use now."""
+        return sum(tree.is_used for tree in self._trees)
+
+    def num_needed(self, num_prompt_tokens: int, num_rows: int, max_tokens: int) -> int:
+        """Slots that a request needs: one, unless its drafts are too many and too long for the cells of one."""
+        num_spare = (self._runner.num_cells - self._runner.max_model_len) // SPARE_SHARE
+        per_tree = (self._runner.num_cells - num_spare - num_prompt_tokens) // max(1, max_tokens)
+        return -(-num_rows // max(1, per_tree))
+
+    def needs(self, sequence: Sequence) -> int:
+        """Slots that a request needs."""
+        params = sequence.params
+        return self.num_needed(len(sequence.prompt_token_ids), params.num_rows, params.max_tokens)
+
+    def can_begin(self, sequence: Sequence) -> bool:
+        """Whether there are slots for it now."""
+        return len(self._trees) - self.num_used >= self.needs(sequence)
+
+    def num_unfed(self, sequence: Sequence) -> int:
+        """Prompt tokens that would have to be run if the request began now."""
+        return len(sequence.prompt_token_ids) - self._best_match(sequence)[0]
+
+    def begin(self, sequence: Sequence, started_s: float) -> None:
+        """Give a request its slots, the first with as much of its prompt as is found.
+
+        Args:
+            sequence: the request.
+            started_s: the clock now.
+        """
+        length, source, path = self._best_match(sequence)
+        tree = self._place_for(source, length, path)
+        sequence.start_s, sequence.trees = started_s, [tree]
+        tree.is_used = True
+        for _ in range(self.needs(sequence) - 1):
+            extra = self._least_recently_used()
+            extra.cut(0)
+            extra.is_used = True
+            sequence.trees.append(extra)
+        for one in sequence.trees:
+            one.isolation = sequence.request.isolation
+        branch = sequence.branches[0]
+        branch.tree, branch.base = tree, length
+        sequence.num_cached_tokens = length
+
+    def _best_match(self, sequence: Sequence) -> tuple[int, Tree | None, ExactPath | None]:
+        """The longest usable beginning of a prompt, its tree, and the path behind the tree's trunk."""
+        tokens = sequence.prompt_token_ids
+        best: tuple[int, Tree | None, ExactPath | None] = (0, None, None)
+        for tree in self._trees:
+            if tree.isolation != sequence.request.isolation or not tree.trunk:
+                continue
+            length, path = tree.match(tokens)
+            # Tokens whose logits are needed and were not kept have to be run again.
+            kept = tree.logits if path is None else [at for at in tree.logits if at < path.base]
+            length = next((at for at in range(sequence.num_shared - 1, length) if at not in kept), length)
+            if path is not None and length <= path.base:
+                path = None
+            if tree.is_used and path is not None:
+                length, path = path.base, None
+            if (length, not tree.is_used) > (best[0], best[1] is not None and not best[1].is_used):
+                best = length, tree, path
+        return best
+
+    def _place_for(self, source: Tree | None, length: int, path: ExactPath | None) -> Tree:
+        """The tree for a request, with the first `length` tokens of its prompt as its trunk."""
+        oldest = self._least_recently_used()
+        if source is None or length == 0:
+            oldest.cut(0)
+            return oldest
+        cache = self._runner.cache
+        if not source.is_used and (source is oldest or 2 * length >= len(source.trunk)):
+            if path is not None:
+                cells = path.cells[: length - path.base]
+                source.cut(path.base)
+                cache.copy_cells(source.slot, cells, source.slot, range(path.base, length))
+                source.extend_trunk(path.token_ids[: len(cells)])
+            source.cut(length)
+            return source
+        if path is not None:  # what follows the trunk is not worth the copy of a copy
+            length = path.base
+        oldest.cut(0)
+        cache.copy(source.slot, oldest.slot, length)
+        oldest.extend_trunk(source.trunk[:length])
+        oldest.logits = {position: row for position, row in source.logits.items() if position < length}
+        return oldest
+
+    def _least_recently_used(self) -> Tree:
+        return min((tree for tree in self._trees if not tree.is_used), key=lambda tree: tree.last_use)
+
+    def end(self, sequence: Sequence, *, failed: bool) -> None:
+        """Take a request's slots back. Its first tree stays warm; those of a failed one are zeroed.
+
+        A NaN in a slot would survive the attention mask.
+        """
+        for index, tree in enumerate(sequence.trees):
+            if failed:
+                self._runner.cache.clear(tree.slot)
+            if failed or index > 0:
+                tree.cut(0)
+            else:
+                tree.paths += [path for branch in sequence.branches if (path := branch.exact_path) is not None]
+            self._num_uses += 1
+            tree.is_used, tree.last_use = False, self._num_uses if tree.trunk else 0
+        sequence.trees = []
+        for branch in sequence.branches:
+            branch.tree = None
+
+    def forget(self) -> None:
+        """Drop all warm trees."""
+        for tree in self._trees:
+            if not tree.is_used:
+                tree.cut(0)
+                tree.last_use = 0
+
+    # Rows
+
+    def next_row(self, branch: Branch) -> Segment:
+        """The row that feeds a branch's next position, in a cell of its own behind the branch's path."""
+        tree = branch.tree
+        assert tree is not None
+        (cell,) = tree.take(1, self._paths_in(tree, branch.sequence))
+        branch.cells = (*branch.cells, cell)
+        return Segment(tree.slot, branch.num_computed - 1, 1, branch.base, branch.cells)
+
+    def prompt_rows(self, sequence: Sequence, num_tokens: int) -> Segment:
+        """The rows of a prompt's next tokens."""
+        branch = sequence.branches[0]
+        assert branch.tree is not None
+        return Segment.plain(branch.tree.slot, branch.base, num_tokens)
+
+    def note_prompt(self, sequence: Sequence, num_tokens: int, logits: Tensor) -> None:
+        """Note that a prompt's next tokens have been run.
+
+        Args:
+            sequence: the request.
+            num_tokens: how many.
+            logits: those that were needed, the output after the last of these tokens, float32, shape [T, V]. They are
+                kept for later prompts that begin like this one.
+        """
+        branch = sequence.branches[0]
+        assert branch.tree is not None
+        start, stop = branch.base, branch.base + num_tokens
+        branch.tree.extend_trunk(sequence.prompt_token_ids[start:stop])
+        branch.base = stop
+        self.num_run_tokens += num_tokens
+        branch.tree.logits.update(zip(range(stop - len(logits), stop), logits.clone(), strict=True))
+
+    def prompt_logits(self, sequence: Sequence) -> Tensor:
+        """The model's output after the last shared token of a complete prompt and after each of the T tokens behind it.
+
+        Returns:
+            A copy, float32, shape [T + 1, V].
+        """
+        tree = sequence.branches[0].tree
+        assert tree is not None
+        needed = range(sequence.num_shared - 1, len(sequence.prompt_token_ids))
+        tree.logits = {position: row for position, row in tree.logits.items() if position in needed}
+        return torch.stack([tree.logits[position] for position in needed])
+
+    def has_spare_cells(self, branch: Branch, count: int) -> bool:
+        """Whether the branch's tree has more free cells than its drafts may need, by `count` or more."""
+        params, tree = branch.sequence.params, branch.tree
+        assert tree is not None
+        num_rows = -(-params.num_rows // len(branch.sequence.trees))
+        return tree.num_free - num_rows * params.max_tokens >= count
+
+    def run_tokens(self, branch: Branch, position: int, token_ids: Seq[int]) -> Tensor:
+        """Run real tokens of one text, in cells of their own; they replace what the branch has from `position` on.
+
+        Returns:
+            The logits after the last one, float32, shape [1, V].
+        """
+        tree = branch.tree
+        assert tree is not None
+        kept = branch.cells[: max(0, position - branch.base)]
+        new = tree.take(len(token_ids), [kept, *self._paths_in(tree, branch.sequence)])
+        branch.base, branch.cells = min(branch.base, position), (*kept, *new)
+        segment = Segment(tree.slot, position, len(token_ids), branch.base, branch.cells)
+        self.num_run_tokens += len(token_ids)
+        return self._runner.forward([segment], self._runner.embed(token_ids), [len(token_ids) - 1]).float()
+
+    def place_twin(self, twin: Branch, source: Branch) -> None:
+        """Put a branch that has just been forked into the first of its request's trees that has room for its row."""
+        sequence, tree = twin.sequence, source.tree
+        assert tree is not None
+        if len(sequence.trees) > 1:
+            num_rows = -(-sequence.params.num_rows // len(sequence.trees))
+            others = [branch for branch in sequence.branches if branch is not twin]
+            tree = min(
+                sequence.trees,
+                key=lambda one: max(0, sum(branch.tree is one for branch in others) - num_rows + 1),
+            )
+        twin.tree = tree
+        if tree is source.tree:
+            return
+        assert source.tree is not None
+        cache = self._runner.cache
+        if len(tree.trunk) < twin.base:
+            tree.cut(0)
+            cache.copy(source.tree.slot, tree.slot, twin.base)
+            tree.extend_trunk(source.tree.trunk[: twin.base])
+        if twin.cells:
+            cells = tree.take(len(twin.cells), self._paths_in(tree, sequence))
+            cache.copy_cells(source.tree.slot, twin.cells, tree.slot, cells)
+            twin.cells = cells
+
+    def follow(self, branch: Branch, base: int, cells: tuple[int, ...]) -> None:
+        """Let a branch continue behind these cells of its request's first tree."""
+        first = branch.sequence.trees[0]
+        branch.base, branch.cells = base, cells
+        if branch.tree is not None and branch.tree is not first and cells:
+            branch.cells = branch.tree.take(len(cells), self._paths_in(branch.tree, branch.sequence))
+            self._runner.cache.copy_cells(first.slot, cells, branch.tree.slot, branch.cells)
+
+    @staticmethod
+    def _paths_in(tree: Tree, sequence: Sequence) -> list[tuple[int, ...]]:
+        return [branch.cells for branch in sequence.branches if branch.tree is tree]
