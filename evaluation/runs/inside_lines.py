@@ -80,7 +80,7 @@ def main(
     write_json(folder / "results.json", {"command": "lines", "counts": [asdict(one) for one in counts.values()]})
     table = markdown_table(HEAD, [[str(value) for value in asdict(one).values()] for one in counts.values()])
     (folder / "results.md").write_text(f"# Inside lines\n\n{table}\n", encoding="utf-8")
-    console.print(table)
+    console.print(table, soft_wrap=True)
 
 
 def places_of(prompts: Sequence[Prompt], seed: int) -> list[Place]:
