@@ -68,6 +68,7 @@ class Usage:
             counts one row per token checked.
         rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
         draft_rows: rows that these would have been with a row per draft.
+        reused_drafts: drafts that went on where those of an earlier request went, and took no row.
         limited_by_load: whether drafts ended early because the engine had much to do.
     """
 
@@ -77,6 +78,7 @@ class Usage:
     forward_rows: int
     rows_by_depth: tuple[int, ...] = ()
     draft_rows: int = 0
+    reused_drafts: int = 0
     limited_by_load: bool = False
 
 

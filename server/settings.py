@@ -118,8 +118,8 @@ class Settings(BaseSettings):
     num_slots: int | None = Field(
         default=None,
         ge=1,
-        description="Maximum number of model rows decoded together, over all requests. If not set, as many as fit into "
-        "--kv-memory, at most 64.",
+        description="Maximum number of requests that run at once. Each slot holds the prompt and the drafts of one, or "
+        "keeps the last ones for reuse. If not set, as many as fit into --kv-memory, at most 64.",
     )
     num_threads: int | None = Field(
         default=None,

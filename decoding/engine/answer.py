@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
-from superdraft.decoding.engine.sequence import Sequence
+from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.verification import Verification, verify
 from superdraft.decoding.method.draft_set import Draft, DraftSet
 from superdraft.decoding.method.ranking import rank
@@ -107,6 +107,7 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
             forward_rows=sequence.forward_rows,
             rows_by_depth=tuple(sequence.rows_by_depth),
             draft_rows=sequence.draft_rows,
+            reused_drafts=min(len(shown), sum(_num_reused(branch) for branch in sequence.branches)),
             limited_by_load=any(branch.is_limited for branch in sequence.branches),
         ),
         timings=_timings(sequence, now_s),
@@ -114,6 +115,11 @@ def answer(sequence: Sequence, tokenizer: Tokenizer, runner: ModelRunner, now_s:
         warnings=tuple(sequence.warnings),
         prompt_logprobs=verification.prompt if verification else None,
     )
+
+
+def _num_reused(branch: Branch) -> int:
+    """Drafts of a branch that grew without a row."""
+    return len(branch.drafts.alive) + len(branch.drafts.finished) if branch.num_steps > 1 and not branch.num_rows else 0
 
 
 def _shown_drafts(sequence: Sequence) -> list[_Shown]:

@@ -51,6 +51,7 @@ class Branching:
             path=branch.path,
             num_steps=branch.num_steps,
             num_exact=branch.num_exact,
+            num_rows=branch.num_rows,
         )
         branch.sequence.branches.append(twin)
         self._trees.place_twin(twin, branch)

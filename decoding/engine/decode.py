@@ -26,22 +26,30 @@ from torch import Tensor
 from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.sequence import Branch
 from superdraft.decoding.engine.sequence import Sequence as Request
+from superdraft.decoding.engine.tree import Node
 from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, Floats, best_first
 from superdraft.decoding.method.penalties import apply_logit_bias, penalise
 from superdraft.decoding.method.sampling import nucleus_sample
-from superdraft.decoding.method.scoring import Candidates, cut, interpolate, tempered_logprobs
+from superdraft.decoding.method.scoring import Candidates, cut, interpolate, joined, tempered_logprobs
 from superdraft.decoding.method.superposition import draft_weights, superpose
 from superdraft.decoding.model.runner import ModelRunner
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A branch and the index of the logits from which its next tokens are chosen."""
+    """A branch and the logits from which its next tokens are chosen.
+
+    Attributes:
+        branch: the branch.
+        index: of the logits; those of known nodes come after the others.
+        key: `Branch.next_key` before the row was run, under which its candidates are kept; None: they are not.
+    """
 
     branch: Branch
     index: int
+    key: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,28 +114,38 @@ class DecodeStep:
         return self._runner.forward(segments, inputs, kept).float()
 
     @torch.inference_mode()
-    def choose(self, rows: Sequence[Row], logits: Tensor, faults: Faults) -> None:
+    def choose(self, rows: Sequence[Row], logits: Tensor, faults: Faults, known: Sequence[Node] = ()) -> None:
         """Cut, interpolate and select: the best children of each branch replace its alive drafts.
 
         Args:
             rows: the branches, whose `drafts` and `num_steps` change. Several branches of a request may share an index.
             logits: float32, shape [B, V]. Changed in place.
             faults: records the requests that cannot go on.
+            known: N nodes whose candidates take the place of logits, with the indices B to B + N - 1.
         """
         # 3. the m most probable tokens of each row
-        candidates = self._cut(rows, logits)
+        candidates = self._cut(rows, logits, known)
         # 4. ln p_f = (1 - alpha) ln p + alpha ln p_ngram, for each of the k*m children
         children = self._interpolate(rows, candidates, faults)
         # 5. the k best children
         self._select(rows, children, logits, candidates, faults)
 
-    def _cut(self, rows: Sequence[Row], logits: Tensor) -> Candidates:
-        """Apply each request's logit bias, then cut to the largest m of the batch."""
+    def _cut(self, rows: Sequence[Row], logits: Tensor, known: Sequence[Node]) -> Candidates:
+        """Apply each request's logit bias, then cut to the largest m of the batch. Rows of real tokens are kept."""
         for row in {row.index: row for row in rows}.values():
             bias = row.branch.sequence.params.logit_bias
-            if bias:
+            if bias and row.index < len(logits):
                 logits[row.index] = apply_logit_bias(logits[row.index], bias)
-        return cut(logits, max(row.branch.sequence.params.num_candidates for row in rows), self._suppressed)
+        parts = [node.candidates for node in known]
+        if len(logits):
+            num_candidates = max(row.branch.sequence.params.num_candidates for row in rows)
+            parts.insert(0, cut(logits, num_candidates, self._suppressed))
+        candidates = joined(parts) if len(parts) > 1 else parts[0]
+        for row in rows:
+            tree, has_bias = row.branch.tree, row.branch.sequence.params.logit_bias
+            if row.key is not None and tree is not None and not has_bias and candidates.are_numbers(row.index):
+                tree.nodes[row.key] = Node(row.branch.cells[-1], candidates.row(row.index))
+        return candidates
 
     def _interpolate(self, rows: Sequence[Row], candidates: Candidates, faults: Faults) -> dict[Branch, Children]:
         """The children of every branch that does not sample.

@@ -22,7 +22,7 @@ An engine belongs to one thread. Nothing here locks.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,8 +37,9 @@ from superdraft.decoding.engine.decode import DecodeStep, PromptRows, Row, no_to
 from superdraft.decoding.engine.elastic import ElasticWork, limit
 from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.scheduler import Scheduler, Work
-from superdraft.decoding.engine.sequence import Sequence
+from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.starts import Starts
+from superdraft.decoding.engine.tree import Node
 from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError, SupersededError
 from superdraft.decoding.method.draft_set import DraftSet
@@ -253,14 +254,19 @@ class Engine:
     def _advance(self, work: Work, started_s: float) -> list[StepOutput]:
         """Run the model, then choose next tokens for running branches and first tokens for complete prompts."""
         faults = Faults()
+        known = {branch: node for branch in work.branches if (node := self._trees.known_node(branch)) is not None}
+        for branch, node in known.items():
+            branch.follow(node)
+        running = [branch for branch in work.branches if branch not in known]
+        rows = [Row(branch, index, branch.next_key) for index, branch in enumerate(running)]
         prompts = [_prompt_rows(sequence, num_tokens) for sequence, num_tokens in work.prompts]
         fed = [prompt for prompt in prompts if prompt.token_ids]
         logits: list[Tensor] = []
         with faults.ending(*work.sequences):
-            if work.branches or fed:
-                sizes = [len(work.branches), *(prompt.num_logits for prompt in fed)]
-                logits = list(torch.split(self._decode_step.forward(work.branches, fed), sizes))
-                for branch in work.branches:
+            if running or fed:
+                sizes = [len(running), *(prompt.num_logits for prompt in fed)]
+                logits = list(torch.split(self._decode_step.forward(running, fed), sizes))
+                for branch in running:
                     branch.count_step()
         for prompt, own in zip(fed, logits[1:], strict=False):
             with faults.ending(prompt.request):
@@ -268,8 +274,11 @@ class Engine:
                     raise no_token(prompt.request, is_forbidden=False)
                 self._trees.note_prompt(prompt.request, len(prompt.token_ids), own)
         ready = [prompt.request for prompt in prompts if not prompt.request.num_unfed_tokens]
-        rows = [Row(branch, index) for index, branch in enumerate(work.branches)]
-        self._choose(rows, logits[:1], [one for one in ready if faults.of(one) is None], faults)
+        known = {branch: node for branch, node in known.items() if faults.of(branch.sequence) is None}
+        self._choose(
+            rows if logits else [], logits[:1], [one for one in ready if faults.of(one) is None], known, faults
+        )
+        self._follow_known([one for one in work.sequences if not one.num_unfed_tokens], faults)
         self._begun += [prompt.request for prompt in prompts]
         elapsed_s, outputs = self._clock() - started_s, []
         prompted = {prompt.request for prompt in prompts}
@@ -282,17 +291,23 @@ class Engine:
                 outputs += self._report(sequence, faults)
         return outputs
 
-    def _choose(self, rows: list[Row], logits: list[Tensor], ready: list[Sequence], faults: Faults) -> None:
+    def _choose(
+        self,
+        rows: list[Row],
+        logits: list[Tensor],
+        ready: list[Sequence],
+        known: Mapping[Branch, Node],
+        faults: Faults,
+    ) -> None:
         """Choose the next tokens of running branches, and the first ones of requests whose prompts are complete.
 
         Args:
             rows: the branches that were run.
-            logits: the tensor with their logits, shape [B, V]; empty if the forward failed or did not run.
+            logits: the tensor with their logits, shape [B, V]; empty if nothing was run.
             ready: the requests whose prompts are complete.
+            known: the branches whose rows were known.
             faults: records the requests that cannot go on.
         """
-        if not logits:
-            rows = []
         firsts: list[Tensor] = []
         now_s = self._clock()
         for sequence in ready:
@@ -312,15 +327,37 @@ class Engine:
                     index = sum(map(len, logits)) + len(firsts)
                     rows += [Row(branch, index) for branch in branches]
                     firsts.append(of_prompt)
+        own = torch.cat([*logits, *firsts]) if logits or firsts else torch.empty(0, 0)
+        rows += [Row(branch, len(own) + index) for index, branch in enumerate(known)]
+        self._choose_rows(rows, own, list(known.values()), faults)
+
+    def _choose_rows(self, rows: list[Row], logits: Tensor, known: list[Node], faults: Faults) -> None:
+        """Choose the next tokens of these rows; then give likely drafts rows of their own, and reset where due."""
         if not rows:
             return
-        self._decode_step.choose(rows, torch.cat([*logits, *firsts]), faults)
+        self._decode_step.choose(rows, logits, faults, known)
         for branch in (row.branch for row in rows):
             if faults.of(branch.sequence) is None:
                 with faults.ending(branch.sequence):
                     self._branching.divide(branch)
                     if branch.num_steps > 1:
                         self._branching.reset_if_due(branch, faults)
+
+    def _follow_known(self, sequences: list[Sequence], faults: Faults) -> None:
+        """Let requests go on as long as all their branches go where earlier drafts went, which needs no model."""
+        while sequences:
+            known: dict[Branch, Node] = {}
+            for sequence in sequences:
+                growing = [branch for branch in sequence.branches if not branch.is_done]
+                nodes = [self._trees.known_node(branch) for branch in growing]
+                if faults.of(sequence) is None:
+                    own = {branch: node for branch, node in zip(growing, nodes, strict=True) if node is not None}
+                    known |= own if len(own) == len(growing) else {}
+            for branch, node in known.items():
+                branch.follow(node)
+            rows = [Row(branch, index) for index, branch in enumerate(known)]
+            self._choose_rows(rows, torch.empty(0, 0), list(known.values()), faults)
+            sequences = list(dict.fromkeys(branch.sequence for branch in known))
 
     # Outputs
 

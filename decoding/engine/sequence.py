@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from superdraft.decoding.engine.tree import ExactPath, Tree
+from superdraft.decoding.engine.tree import Node, Tree, text_keys
 from superdraft.decoding.method.draft_set import DraftSet, Extend
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
@@ -31,6 +31,7 @@ class Branch:
         path: with token healing, the typed tokens that the branch follows after the tokens that all covers share.
         num_steps: tokens that each alive draft has.
         num_exact: how many of the drafts' first tokens have keys and values of real tokens, not of superposed inputs.
+        num_rows: rows that were run for it, and for the branch that it was forked from.
         is_limited: whether it ended early because of the load (`elastic`).
     """
 
@@ -43,6 +44,7 @@ class Branch:
     path: tuple[int, ...] = ()
     num_steps: int = 0
     num_exact: int = 0
+    num_rows: int = 0
     is_limited: bool = False
 
     @property
@@ -56,13 +58,15 @@ class Branch:
         return self.sequence.num_shared + len(self.path)
 
     @property
-    def exact_path(self) -> ExactPath | None:
-        """The real tokens behind the trunk that have keys and values here; None: there are none."""
-        drafts = self.drafts.alive or self.drafts.finished
-        longest = max((draft.token_ids for draft in drafts), key=len, default=())
-        tokens = (*self.path[self.base - self.sequence.num_shared :], *longest[: self.num_exact])
-        count = min(len(tokens), len(self.cells))
-        return ExactPath(self.base, tokens[:count], self.cells[:count]) if count else None
+    def next_key(self) -> int | None:
+        """`text_keys` of the text up to the token that the next row feeds; None: it feeds no text of real tokens."""
+        if len(self.drafts.alive) != 1:
+            return None
+        (draft,) = self.drafts.alive
+        if not draft.token_ids or self.num_exact != len(draft.token_ids) - 1:
+            return None
+        keys, num_shared = self.sequence.prompt_keys, self.sequence.num_shared
+        return text_keys((*self.path, *draft.token_ids), keys[num_shared - 1])[-1]
 
     @property
     def is_done(self) -> bool:
@@ -89,14 +93,20 @@ class Branch:
         return [draft.token_ids[-1] for draft in self.drafts.alive]
 
     def count_step(self) -> None:
-        """Count a decode step that fed the drafts' last tokens, superposed if there are several drafts."""
-        if len(self.drafts.alive) == 1 and self.num_exact == len(self.drafts.alive[0].token_ids) - 1:
-            self.num_exact += 1
+        """Count a step that fed the drafts' last tokens, superposed if there are several drafts, as a row."""
         rows = self.sequence.rows_by_depth
         rows += [0] * (self.num_steps - len(rows))
         rows[self.num_steps - 1] += 1
         self.sequence.forward_rows += 1
         self.sequence.draft_rows += len(self.drafts.alive)
+        self.num_rows += 1
+        if len(self.drafts.alive) == 1 and self.num_exact == len(self.drafts.alive[0].token_ids) - 1:
+            self.num_exact += 1
+
+    def follow(self, node: Node) -> None:
+        """Feed the draft's last token, which has been run before, without a row."""
+        self.cells = (*self.cells, node.cell)
+        self.num_exact += 1
 
     @property
     def is_unsure(self) -> bool:
@@ -134,6 +144,8 @@ class Sequence:
         warnings: remarks for the caller, part of the answer.
         branches: the first one exists from the start, the others once the prompt has been run.
         trees: its token trees, one per slot; usually one.
+        prompt_keys: `text_keys` of the prompt.
+        stem_cells: of other tokenisations of the prompt's end, while its starts are chosen.
         num_cached_tokens: prompt tokens that an earlier request had run.
         forward_rows: model rows spent after the prompt's own pass (`Usage.forward_rows`).
         rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
@@ -157,6 +169,8 @@ class Sequence:
     warnings: list[str] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
     trees: list[Tree] = field(default_factory=list)
+    prompt_keys: list[int] = field(init=False)
+    stem_cells: list[tuple[int, ...]] = field(default_factory=list)
     num_cached_tokens: int = 0
     forward_rows: int = 0
     rows_by_depth: list[int] = field(default_factory=list)
@@ -165,6 +179,9 @@ class Sequence:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     ngram_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.prompt_keys = text_keys(self.prompt_token_ids)
 
     @property
     def request_id(self) -> str:

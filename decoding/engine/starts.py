@@ -70,6 +70,7 @@ class Starts:
         for branch in sequence.branches:
             if branch.drafts.alive and not branch.is_done:
                 self._take_path(branch, branch.drafts.alive[0].path, runs)
+        sequence.stem_cells.clear()
 
     def choose_start(self, branch: Branch, covers: Covers) -> None:
         """Give a branch drafts of one token. They may follow different stems (`Draft.path`)."""
@@ -99,9 +100,9 @@ class Starts:
             if is_too_long or not self._trees.has_spare_cells(branch, 1 + len(stem.path)):
                 continue
             self._take_path(branch, stem.path[:-1], runs)
-            logits = self._trees.run_tokens(branch, branch.num_computed, stem.path[-1:])[0]
-            sequence.forward_rows += 1
+            logits = self._trees.run_stem(branch, stem.path)
             runs[stem.path] = branch.base, branch.cells
+            sequence.stem_cells.append(branch.cells)
             covers.add(stem, logits, _biased(logits, sequence))
         return runs
 

@@ -4,31 +4,43 @@
 
     trunk   the prompt's tokens, in the cells of the same number as their positions
     path    the cells behind a beginning of the trunk that one draft, or several superposed ones, follow
+    node    a cell of a path of real tokens, with the candidates for the next token: what comes next is known
     cell    taken one after another; those that no path needs any more are taken again when the slot is full
 
 A row sees the beginning of the trunk that it follows and its own path, nothing else. Forks share the cells of what they
 have in common, so a fork, a drop or a merge is a change of tuples.
+
+Nodes outlive their request. A prompt that goes on where a draft went finds keys and values there, and a draft that goes
+on as an earlier one did needs no row of the model.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from torch import Tensor
 
+from superdraft.decoding.method.scoring import Candidates
+
+GAP_SHARE = 16
+MAX_GAP_CELLS = 16
+"""Cells behind the trunk that paths leave free, so that the next tokens that are typed overwrite no node."""
+
+MAX_STEMS = 8
+_BLOCK = 64
+
 
 @dataclass(frozen=True, slots=True)
-class ExactPath:
-    """Real tokens behind a beginning of the trunk, left by a draft that was decoded exactly.
+class Node:
+    """A real token behind the trunk.
 
     Attributes:
-        base: how many of the trunk's tokens come before them.
-        token_ids: the tokens.
-        cells: their cells.
+        cell: where its keys and values are.
+        candidates: the most probable next tokens, of one row.
     """
 
-    base: int
-    token_ids: tuple[int, ...]
-    cells: tuple[int, ...]
+    cell: int
+    candidates: Candidates
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +52,8 @@ class Tree:
         num_cells: cells of the slot.
         isolation: only requests with the same value may find what is kept.
         trunk: the tokens in the first cells.
-        paths: exact drafts of the last request.
+        nodes: by the last of `text_keys` of the text up to each.
+        stems: as nodes, other tokenisations of the end of a prompt, each as its cell and its logits of shape [V].
         logits: the model's output after some positions of the trunk, float32, each of shape [V].
         is_used: whether a request uses it.
         last_use: a number that grows with each use; 0: never.
@@ -50,29 +63,28 @@ class Tree:
     num_cells: int
     isolation: str = ""
     trunk: list[int] = field(default_factory=list)
-    paths: list[ExactPath] = field(default_factory=list)
+    nodes: dict[int, Node] = field(default_factory=dict)
+    stems: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
     is_used: bool = False
     last_use: int = 0
     _next: int = 0
     _returned: list[int] = field(default_factory=list)
 
-    @property
-    def num_free(self) -> int:
-        """Cells that have never been taken, or were returned."""
-        return self.num_cells - self._next + len(self._returned)
-
     def extend_trunk(self, token_ids: Sequence[int]) -> None:
-        """Note that the tokens after the trunk have been run in the cells behind it."""
+        """Note that the tokens after the trunk have been run in the cells behind it. Nodes that were there are gone."""
         self.trunk += token_ids
-        self._next = max(self._next, len(self.trunk))
+        length = len(self.trunk)
+        self._forget(range(length))
+        self._returned = [cell for cell in self._returned if cell >= length]
+        self._next = max(self._next, length)
 
     def cut(self, length: int) -> None:
-        """Forget all tokens except the trunk's first."""
+        """Forget all tokens of the trunk except the first. Nodes behind these remain."""
         del self.trunk[length:]
-        self.paths.clear()
         self.logits = {position: row for position, row in self.logits.items() if position < length}
-        self._next, self._returned = length, []
+        if length == 0:
+            self.nodes, self.stems, self._next, self._returned = {}, {}, 0, []
 
     def take(self, count: int, in_use: Iterable[Sequence[int]] = ()) -> tuple[int, ...]:
         """Take cells behind the trunk.
@@ -81,36 +93,65 @@ class Tree:
             count: how many.
             in_use: the paths that are still needed. If the slot is full, all other cells count as free.
         """
+        gap = min(MAX_GAP_CELLS, self.num_cells // GAP_SHARE)
+        self._next = max(self._next, min(len(self.trunk) + gap, self.num_cells))
         while len(self._returned) < count and self._next < self.num_cells:
             self._returned.append(self._next)
             self._next += 1
         if len(self._returned) < count:
             used = {cell for path in in_use for cell in path}
             self._returned = [cell for cell in range(len(self.trunk), self.num_cells) if cell not in used]
-            self.paths.clear()
+            self._forget(self._returned)
         assert len(self._returned) >= count, "a slot has fewer cells than its request was promised"
         taken, self._returned = self._returned[:count], self._returned[count:]
         return tuple(taken)
 
-    def match(self, token_ids: Sequence[int]) -> tuple[int, ExactPath | None]:
-        """How many of the first tokens of a prompt have keys and values here, and the path behind the trunk, if any."""
-        length, best = num_common(self.trunk, token_ids), None
-        trunk_length = length
-        for path in self.paths:
-            if trunk_length >= path.base:
-                found = path.base + num_common(path.token_ids, token_ids[path.base :])
-                if found > length:
-                    length, best = found, path
-        return length, best
+    def keep_stem(self, key: int, cell: int, logits: Tensor) -> None:
+        """Keep a stem. Only the newest are kept, because logits are large."""
+        self.stems[key] = cell, logits
+        while len(self.stems) > MAX_STEMS:
+            del self.stems[next(iter(self.stems))]
+
+    def _forget(self, cells: Iterable[int]) -> None:
+        """Drop the nodes and stems in these cells."""
+        lost = set(cells)
+        self.nodes = {key: node for key, node in self.nodes.items() if node.cell not in lost}
+        self.stems = {key: stem for key, stem in self.stems.items() if stem[0] not in lost}
+
+    def match(self, token_ids: Sequence[int], keys: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """What of a prompt has keys and values here.
+
+        Args:
+            token_ids: the prompt.
+            keys: `text_keys` of the prompt.
+
+        Returns:
+            How many of its first tokens are in the trunk, and the cells of the tokens behind them.
+        """
+        length, cells = num_common(self.trunk, token_ids), []
+        for key in keys[length:]:
+            node = self.nodes.get(key)
+            if node is None:
+                break
+            cells.append(node.cell)
+        return length, tuple(cells)
+
+
+def text_keys(token_ids: Iterable[int], before: int = 0) -> list[int]:
+    """A number for each beginning of a text, which no other text is likely to share (64 bits).
+
+    Args:
+        token_ids: the text.
+        before: that of the text before it.
+    """
+    return list(accumulate(token_ids, lambda key, token_id: hash((key, token_id)), initial=before))[1:]
 
 
 def num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many of their first tokens are equal."""
+    """How many of their first tokens are equal. Both are lists, or both are tuples."""
     length = min(len(one), len(other))
-    if list(one[:length]) == list(other[:length]):
-        return length
-    # Whole blocks are compared at once: prompts have thousands of tokens.
+    # Blocks are compared at once: prompts have thousands of tokens.
     start = 0
-    while one[start : start + 64] == other[start : start + 64]:
-        start += 64
-    return next(i for i in range(start, length) if one[i] != other[i])
+    while start < length and one[start : start + _BLOCK] == other[start : start + _BLOCK]:
+        start += _BLOCK
+    return next((i for i in range(start, length) if one[i] != other[i]), length)

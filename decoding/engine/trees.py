@@ -6,18 +6,29 @@ used tree makes room.
 """
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from superdraft.decoding.engine.sequence import Branch, Sequence
-from superdraft.decoding.engine.tree import ExactPath, Tree
+from superdraft.decoding.engine.tree import Node, Tree, text_keys
+from superdraft.decoding.method.scoring import are_numbers
 from superdraft.decoding.model.kv_cache import Segment
 from superdraft.decoding.model.runner import ModelRunner
 
 SPARE_SHARE = 4
 """Of a slot's cells beyond the longest text, one in this number is not promised to drafts: other tokenisations of the
 prompt's end use them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """The first tokens of a prompt that a tree has: `length` of them, the last ones in `cells` behind its trunk."""
+
+    length: int = 0
+    tree: Tree | None = None
+    cells: tuple[int, ...] = ()
 
 
 class Trees:
@@ -58,7 +69,7 @@ class Trees:
 
     def num_unfed(self, sequence: Sequence) -> int:
         """Prompt tokens that would have to be run if the request began now."""
-        return len(sequence.prompt_token_ids) - self._best_match(sequence)[0]
+        return len(sequence.prompt_token_ids) - self._best_match(sequence).length
 
     def begin(self, sequence: Sequence, started_s: float) -> None:
         """Give a request its slots, the first with as much of its prompt as is found.
@@ -67,8 +78,8 @@ class Trees:
             sequence: the request.
             started_s: the clock now.
         """
-        length, source, path = self._best_match(sequence)
-        tree = self._place_for(source, length, path)
+        match = self._best_match(sequence)
+        tree = self._place_for(sequence, match)
         sequence.start_s, sequence.trees = started_s, [tree]
         tree.is_used = True
         for _ in range(self.needs(sequence) - 1):
@@ -79,49 +90,46 @@ class Trees:
         for one in sequence.trees:
             one.isolation = sequence.request.isolation
         branch = sequence.branches[0]
-        branch.tree, branch.base = tree, length
-        sequence.num_cached_tokens = length
+        branch.tree, branch.base = tree, len(tree.trunk)
+        sequence.num_cached_tokens = len(tree.trunk)
 
-    def _best_match(self, sequence: Sequence) -> tuple[int, Tree | None, ExactPath | None]:
-        """The longest usable beginning of a prompt, its tree, and the path behind the tree's trunk."""
-        tokens = sequence.prompt_token_ids
-        best: tuple[int, Tree | None, ExactPath | None] = (0, None, None)
+    def _best_match(self, sequence: Sequence) -> _Match:
+        """The tree that has the longest usable beginning of a prompt; of equal ones a warm one."""
+        best, tokens, keys = _Match(), sequence.prompt_token_ids, sequence.prompt_keys
         for tree in self._trees:
             if tree.isolation != sequence.request.isolation or not tree.trunk:
                 continue
-            length, path = tree.match(tokens)
+            in_trunk, cells = tree.match(tokens, keys)
+            if tree.is_used:
+                cells = ()
             # Tokens whose logits are needed and were not kept have to be run again.
-            kept = tree.logits if path is None else [at for at in tree.logits if at < path.base]
-            length = next((at for at in range(sequence.num_shared - 1, length) if at not in kept), length)
-            if path is not None and length <= path.base:
-                path = None
-            if tree.is_used and path is not None:
-                length, path = path.base, None
-            if (length, not tree.is_used) > (best[0], best[1] is not None and not best[1].is_used):
-                best = length, tree, path
+            length = in_trunk + len(cells)
+            needed = range(sequence.num_shared - 1, length)
+            length = next((at for at in needed if at >= in_trunk or at not in tree.logits), length)
+            found = _Match(length, tree, cells[: max(0, length - in_trunk)])
+            if (found.length, not tree.is_used) > (best.length, best.tree is not None and not best.tree.is_used):
+                best = found
         return best
 
-    def _place_for(self, source: Tree | None, length: int, path: ExactPath | None) -> Tree:
-        """The tree for a request, with the first `length` tokens of its prompt as its trunk."""
-        oldest = self._least_recently_used()
-        if source is None or length == 0:
+    def _place_for(self, sequence: Sequence, match: _Match) -> Tree:
+        """The tree for a request, with what was found of its prompt as its trunk."""
+        oldest, source, cache = self._least_recently_used(), match.tree, self._runner.cache
+        if source is None or match.length == 0:
             oldest.cut(0)
             return oldest
-        cache = self._runner.cache
-        if not source.is_used and (source is oldest or 2 * length >= len(source.trunk)):
-            if path is not None:
-                cells = path.cells[: length - path.base]
-                source.cut(path.base)
-                cache.copy_cells(source.slot, cells, source.slot, range(path.base, length))
-                source.extend_trunk(path.token_ids[: len(cells)])
-            source.cut(length)
+        in_trunk = match.length - len(match.cells)
+        if not source.is_used and (source is oldest or 2 * match.length >= len(source.trunk)):
+            source.cut(in_trunk)
+            if match.cells:
+                cache.copy_cells(source.slot, match.cells, source.slot, range(in_trunk, match.length))
+                source.extend_trunk(sequence.prompt_token_ids[in_trunk : match.length])
             return source
-        if path is not None:  # what follows the trunk is not worth the copy of a copy
-            length = path.base
         oldest.cut(0)
-        cache.copy(source.slot, oldest.slot, length)
-        oldest.extend_trunk(source.trunk[:length])
-        oldest.logits = {position: row for position, row in source.logits.items() if position < length}
+        cache.copy(source.slot, oldest.slot, in_trunk)
+        if match.cells:
+            cache.copy_cells(source.slot, match.cells, oldest.slot, range(in_trunk, match.length))
+        oldest.extend_trunk(sequence.prompt_token_ids[: match.length])
+        oldest.logits = {position: row for position, row in source.logits.items() if position < in_trunk}
         return oldest
 
     def _least_recently_used(self) -> Tree:
@@ -137,8 +145,6 @@ class Trees:
                 self._runner.cache.clear(tree.slot)
             if failed or index > 0:
                 tree.cut(0)
-            else:
-                tree.paths += [path for branch in sequence.branches if (path := branch.exact_path) is not None]
             self._num_uses += 1
             tree.is_used, tree.last_use = False, self._num_uses if tree.trunk else 0
         sequence.trees = []
@@ -161,6 +167,16 @@ class Trees:
         (cell,) = tree.take(1, self._paths_in(tree, branch.sequence))
         branch.cells = (*branch.cells, cell)
         return Segment(tree.slot, branch.num_computed - 1, 1, branch.base, branch.cells)
+
+    def known_node(self, branch: Branch) -> Node | None:
+        """What the branch's next row would give, if it has been run before; the branch then needs no row."""
+        key, params = branch.next_key, branch.sequence.params
+        if key is None or branch.is_sampled or params.logit_bias or branch.tree is None:
+            return None
+        node = branch.tree.nodes.get(key)
+        if node is None or node.candidates.token_ids.shape[-1] < params.num_candidates:
+            return None
+        return node
 
     def prompt_rows(self, sequence: Sequence, num_tokens: int) -> Segment:
         """The rows of a prompt's next tokens."""
@@ -198,11 +214,12 @@ class Trees:
         return torch.stack([tree.logits[position] for position in needed])
 
     def has_spare_cells(self, branch: Branch, count: int) -> bool:
-        """Whether the branch's tree has more free cells than its drafts may need, by `count` or more."""
+        """Whether the branch's tree has room for `count` more tokens beside those that its drafts may need."""
         params, tree = branch.sequence.params, branch.tree
         assert tree is not None
         num_rows = -(-params.num_rows // len(branch.sequence.trees))
-        return tree.num_free - num_rows * params.max_tokens >= count
+        num_used = sum(map(len, self._paths_in(tree, branch.sequence)))
+        return tree.num_cells - len(tree.trunk) - num_used - num_rows * params.max_tokens >= count
 
     def run_tokens(self, branch: Branch, position: int, token_ids: Seq[int]) -> Tensor:
         """Run real tokens of one text, in cells of their own; they replace what the branch has from `position` on.
@@ -218,6 +235,25 @@ class Trees:
         segment = Segment(tree.slot, position, len(token_ids), branch.base, branch.cells)
         self.num_run_tokens += len(token_ids)
         return self._runner.forward([segment], self._runner.embed(token_ids), [len(token_ids) - 1]).float()
+
+    def run_stem(self, branch: Branch, path: tuple[int, ...]) -> Tensor:
+        """Run the last token of a stem behind the others, unless it has been run for an earlier prompt.
+
+        Returns:
+            The logits after it, float32, shape [V].
+        """
+        sequence, tree = branch.sequence, branch.tree
+        assert tree is not None
+        key = text_keys(path, sequence.prompt_keys[sequence.num_shared - 1])[-1]
+        known = tree.stems.get(key)
+        if known is not None:
+            branch.cells = (*branch.cells, known[0])
+            return known[1]
+        logits = self.run_tokens(branch, branch.num_computed, path[-1:])[0]
+        sequence.forward_rows += 1
+        if are_numbers(logits):
+            tree.keep_stem(key, branch.cells[-1], logits)
+        return logits
 
     def place_twin(self, twin: Branch, source: Branch) -> None:
         """Put a branch that has just been forked into the first of its request's trees that has room for its row."""
@@ -254,4 +290,4 @@ class Trees:
 
     @staticmethod
     def _paths_in(tree: Tree, sequence: Sequence) -> list[tuple[int, ...]]:
-        return [branch.cells for branch in sequence.branches if branch.tree is tree]
+        return [*sequence.stem_cells, *(branch.cells for branch in sequence.branches if branch.tree is tree)]

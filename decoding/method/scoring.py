@@ -3,7 +3,9 @@
 One call serves all requests of a decode step: the arrays have leading dimensions for them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +37,25 @@ class Candidates:
     def are_numbers(self, row: int) -> bool:
         """Whether a token can be chosen for a row: a NaN or infinity anywhere in its logits makes all its ln p NaN."""
         return bool(np.isfinite(self.logprobs[row, 0]))
+
+    def row(self, index: int) -> "Candidates":
+        """A copy of one row."""
+        own = slice(index, index + 1)
+        return Candidates(self.token_ids[own].copy(), self.logits[own].copy(), self.logprobs[own].copy())
+
+
+def joined(parts: Sequence[Candidates]) -> Candidates:
+    """The rows of all parts. Rows with fewer candidates than others get more that are never chosen."""
+    widest = max(part.token_ids.shape[-1] for part in parts)
+
+    def padded(values: NDArray[Any], filler: float) -> NDArray[Any]:
+        return np.pad(values, ((0, 0), (0, widest - values.shape[-1])), constant_values=filler)
+
+    return Candidates(
+        np.concatenate([padded(part.token_ids, 0) for part in parts]),
+        np.concatenate([padded(part.logits, -np.inf) for part in parts]),
+        np.concatenate([padded(part.logprobs, -np.inf) for part in parts]),
+    )
 
 
 def cut(logits: Tensor, num: int, suppressed: Tensor) -> Candidates:
