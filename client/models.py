@@ -1,7 +1,7 @@
 """Data classes for the server's responses. Fields unknown to this version are ignored."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self, TypeVar, get_args, get_origin
 
 from superdraft.client.errors import InvalidAnswerError
@@ -191,10 +191,11 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if hasattr(kind, "__dataclass_fields__"):
         if not isinstance(value, Mapping):
             raise _MismatchError(f"{where} is not an object")
-        missing = [field.name for field in fields(kind) if field.name not in value]
+        missing = [field.name for field in fields(kind) if field.name not in value and field.default is MISSING]
         if missing:
             raise _MismatchError(f"{where} has no {missing[0]}")
-        return kind(**{field.name: _value(field.type, value[field.name], field.name) for field in fields(kind)})
+        known = (field for field in fields(kind) if field.name in value)
+        return kind(**{field.name: _value(field.type, value[field.name], field.name) for field in known})
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
