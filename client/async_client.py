@@ -4,14 +4,14 @@ Cancelling a task closes its connection, and the server then stops working on th
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from superdraft.client.completion import AsyncCompletion, ClientBase, reporting_through
+from superdraft.client.completion import AsyncCompletion, ClientBase, ClientOptions, reporting_through
 from superdraft.client.errors import ClientError
 from superdraft.client.models import FeedbackReceipt, Model, Snapshot
 from superdraft.client.stream_reader import StreamReader
@@ -67,23 +67,29 @@ class AsyncSuperdraft(ClientBase):
     """A connection to a Superdraft server. Close it, or use it in an `async with` statement.
 
     Args:
-        base_url: for example "http://127.0.0.1:8000"; a trailing "/v1" is ignored.
-        api_key: sent as a bearer token.
+        base_url: for example "http://127.0.0.1:8000"; a trailing "/v1" is ignored. None: the environment variable
+            SUPERDRAFT_URL, or else a server on this machine, port 8000.
+        api_key: sent as a bearer token. None: the environment variable SUPERDRAFT_API_KEY; "": no key.
         timeout: seconds to wait for the connection, and then for each part of the response.
-        max_retries: how often a failed request is retried, see `RetryPolicy`.
-        transport: an httpx transport to use instead of the network, for tests.
+        max_retries: how often a failed request is retried, see `RetryPolicy`; 0: never.
+        default_headers: sent with every request, for example for a proxy.
+        http_client: an httpx.AsyncClient for the connections, with its own proxies, certificates and limits.
+            It stays open when this client is closed. None: one of the client's own.
     """
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None = None,
         api_key: str | None = None,
         timeout: float = 30.0,
         max_retries: int = 2,
-        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: httpx.AsyncClient | None = None,
     ) -> None:
-        super().__init__(base_url, api_key, timeout, max_retries)
-        self._http = httpx.AsyncClient(headers=self._endpoint.headers, timeout=timeout, transport=transport)
+        super().__init__(base_url, api_key, timeout, max_retries, default_headers)
+        self._owns_http = http_client is None
+        self._http = http_client or httpx.AsyncClient(timeout=timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,8 +100,21 @@ class AsyncSuperdraft(ClientBase):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        """Close the connections, unless they are those of `http_client` or of another client."""
+        if self._owns_http:
+            await self._http.aclose()
+
+    def with_options(self, **changes: Unpack[ClientOptions]) -> "AsyncSuperdraft":
+        """Return a client with other settings and the same connections, which this one closes.
+
+        ::
+
+            await client.with_options(timeout=2, max_retries=0).complete("Thank you for")
+
+        Args:
+            changes: `api_key`, `timeout`, `max_retries`, or `default_headers`, which are added to this client's.
+        """
+        return AsyncSuperdraft(**self._options(changes), http_client=self._http)
 
     async def complete(
         self,

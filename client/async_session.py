@@ -50,7 +50,7 @@ class AsyncTypingSession:
             typing.edit("Thank you f")      # at each key press
             ...
             typing.display.ghost            # the suggestion to show now
-            typing.accept()                 # on Tab; typing.text is the new text
+            typing.accept()                 # on Tab: what to insert; typing.text is the new text
 
     Use it only from tasks and callbacks of a single event loop. Leaving the `async with` block cancels pending requests
     and waits briefly for the last reports to be sent.
@@ -63,7 +63,8 @@ class AsyncTypingSession:
         num_drafts: as in `complete`.
         max_tokens: as in `complete`.
         drafts_options: other options of `complete`. The default `session_id` is a random one. It lets the server end a
-            request that has been replaced by a newer one.
+            request that has been replaced by a newer one. The default `trigger` is "automatic": the server withholds
+            drafts that are less probable than `min_probability_shown`.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class AsyncTypingSession:
             "session_id": f"typing-{uuid.uuid4().hex}",
             "num_drafts": num_drafts,
             "max_tokens": max_tokens,
+            "trigger": "automatic",
             "max_retries": 0,  # by the time of a retry, the next key press has made the request obsolete
             **drafts_options,
         }
@@ -127,17 +129,17 @@ class AsyncTypingSession:
         """Whether a request is pending."""
         return self._session.is_waiting
 
-    def edit(self, text: str) -> None:
-        """Set the text before the cursor."""
-        self._do(self._session.edit(text))
+    def edit(self, text: str, after: str = "") -> None:
+        """Set the text before the cursor and, if the server should see it, the text after it."""
+        self._do(self._session.edit(text, after))
 
-    def accept(self) -> None:
-        """Accept the whole ghost text."""
-        self._do(self._session.accept())
+    def accept(self) -> str:
+        """Accept the whole ghost text, and return it; "" if there is none."""
+        return self._taken(self._session.accept)
 
-    def accept_word(self) -> None:
-        """Accept the first word of the ghost text."""
-        self._do(self._session.accept_word())
+    def accept_word(self) -> str:
+        """Accept the first word of the ghost text and the white space before it, and return both; "" without any."""
+        return self._taken(self._session.accept_word)
 
     def select_next(self) -> None:
         """Make the next suggestion the ghost text."""
@@ -161,6 +163,11 @@ class AsyncTypingSession:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+    def _taken(self, accept: Callable[[], list[Action]]) -> str:
+        before = self.text
+        self._do(accept())
+        return self.text[len(before) :]
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -189,7 +196,8 @@ class AsyncTypingSession:
 
     async def _ask(self, send: Send) -> None:
         try:
-            answer = await self._client.complete(send.prompt, **self._request)
+            fields = {**self._request, "suffix": send.suffix} if send.suffix else self._request
+            answer = await self._client.complete(send.prompt, **fields)
         except ClientError as error:
             actions = self._session.failed(send.request_id, error)
         except ValueError as error:  # the text cannot be encoded

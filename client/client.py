@@ -1,14 +1,14 @@
 """Synchronous client."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from superdraft.client.completion import ClientBase, Completion, reporting_through
+from superdraft.client.completion import ClientBase, ClientOptions, Completion, reporting_through
 from superdraft.client.errors import ClientError
 from superdraft.client.models import FeedbackReceipt, Model, Snapshot
 from superdraft.client.stream_reader import StreamReader
@@ -63,23 +63,29 @@ class Superdraft(ClientBase):
     """A connection to a Superdraft server. Close it, or use it in a `with` statement.
 
     Args:
-        base_url: for example "http://127.0.0.1:8000"; a trailing "/v1" is ignored.
-        api_key: sent as a bearer token.
+        base_url: for example "http://127.0.0.1:8000"; a trailing "/v1" is ignored. None: the environment variable
+            SUPERDRAFT_URL, or else a server on this machine, port 8000.
+        api_key: sent as a bearer token. None: the environment variable SUPERDRAFT_API_KEY; "": no key.
         timeout: seconds to wait for the connection, and then for each part of the response.
-        max_retries: how often a failed request is retried, see `RetryPolicy`.
-        transport: an httpx transport to use instead of the network, for tests.
+        max_retries: how often a failed request is retried, see `RetryPolicy`; 0: never.
+        default_headers: sent with every request, for example for a proxy.
+        http_client: an httpx.Client for the connections, with its own proxies, certificates and limits.
+            It stays open when this client is closed. None: one of the client's own.
     """
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None = None,
         api_key: str | None = None,
         timeout: float = 30.0,
         max_retries: int = 2,
-        transport: httpx.BaseTransport | None = None,
+        *,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: httpx.Client | None = None,
     ) -> None:
-        super().__init__(base_url, api_key, timeout, max_retries)
-        self._http = httpx.Client(headers=self._endpoint.headers, timeout=timeout, transport=transport)
+        super().__init__(base_url, api_key, timeout, max_retries, default_headers)
+        self._owns_http = http_client is None
+        self._http = http_client or httpx.Client(timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -90,8 +96,21 @@ class Superdraft(ClientBase):
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        """Close the connections, unless they are those of `http_client` or of another client."""
+        if self._owns_http:
+            self._http.close()
+
+    def with_options(self, **changes: Unpack[ClientOptions]) -> "Superdraft":
+        """Return a client with other settings and the same connections, which this one closes.
+
+        ::
+
+            client.with_options(timeout=2, max_retries=0).complete("Thank you for")
+
+        Args:
+            changes: `api_key`, `timeout`, `max_retries`, or `default_headers`, which are added to this client's.
+        """
+        return Superdraft(**self._options(changes), http_client=self._http)
 
     def complete(
         self,

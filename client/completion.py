@@ -1,7 +1,7 @@
 """Completions with feedback methods, and the base class of both clients."""
 
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Generic, TypedDict, TypeVar
 
 from superdraft.client.errors import ClientError
 from superdraft.client.models import DraftsAnswer, FeedbackReceipt
@@ -9,6 +9,15 @@ from superdraft.client.retries import Attempts, RetryPolicy
 from superdraft.client.wire import Call, Endpoint, checked_timeout, feedback_call
 
 ReceiptT = TypeVar("ReceiptT")
+
+
+class ClientOptions(TypedDict, total=False):
+    """Settings of a client that `with_options` changes."""
+
+    api_key: str
+    timeout: float
+    max_retries: int
+    default_headers: Mapping[str, str]
 
 
 class ReportableAnswer(DraftsAnswer, Generic[ReceiptT]):
@@ -58,23 +67,34 @@ def reporting_through(answer: ReportableAnswer[ReceiptT], send: Callable[[Call[F
 
 
 class ClientBase:
-    """Settings shared by both clients.
+    """Settings shared by both clients; see there."""
 
-    Args:
-        base_url: for example "http://127.0.0.1:8000"; a trailing "/v1" is ignored.
-        api_key: sent as a bearer token.
-        timeout: seconds to wait for the connection, and then for each part of the response.
-        max_retries: how often a failed request is retried, see `RetryPolicy`.
-    """
-
-    def __init__(self, base_url: str, api_key: str | None, timeout: float, max_retries: int) -> None:
-        self._endpoint = Endpoint.of(base_url, api_key, timeout)
+    def __init__(
+        self,
+        base_url: str | None,
+        api_key: str | None,
+        timeout: float,
+        max_retries: int,
+        default_headers: Mapping[str, str] | None,
+    ) -> None:
+        self._endpoint = Endpoint.of(base_url, api_key, timeout, default_headers)
         self._policy = RetryPolicy(max_retries)
 
     @property
     def base_url(self) -> str:
         """URL of the server, without "/v1"."""
         return self._endpoint.base_url
+
+    def _options(self, changes: ClientOptions) -> dict[str, Any]:
+        """The arguments of a client like this one with some changes; headers are added."""
+        endpoint = self._endpoint
+        headers = {**endpoint.default_headers, **changes.get("default_headers", {})}
+        own = {
+            "api_key": endpoint.api_key or "",
+            "timeout": endpoint.timeout_s,
+            "max_retries": self._policy.max_retries,
+        }
+        return {"base_url": endpoint.base_url, **own, **changes, "default_headers": headers}
 
     def _timeout_s(self, timeout: float | None) -> float:
         return self._endpoint.timeout_s if timeout is None else checked_timeout(timeout)

@@ -1,7 +1,7 @@
 """Data classes for the server's responses. Fields unknown to this version are ignored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self, TypeVar, get_args, get_origin
 
 from superdraft.client.errors import InvalidAnswerError
@@ -9,8 +9,24 @@ from superdraft.client.errors import InvalidAnswerError
 T = TypeVar("T")
 
 
+class Value:
+    """Base of the data classes."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON: objects become dictionaries, tuples become lists."""
+        return {name: _plain(value) for name, value in asdict(self).items()}  # type: ignore[call-overload]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
 @dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(Value):
     """One draft.
 
     Attributes:
@@ -38,7 +54,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Value):
     """Amount of work.
 
     Attributes:
@@ -59,7 +75,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(Value):
     """Milliseconds spent on the server. `ngram_ms` is included in `prefill_ms` and `decode_ms`."""
 
     queue_ms: float
@@ -70,7 +86,7 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class DraftsAnswer:
+class DraftsAnswer(Value):
     """The drafts for one prompt, best first.
 
     Attributes:
@@ -100,7 +116,7 @@ class DraftsAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotDraft:
+class SnapshotDraft(Value):
     """One draft while it grows; a later snapshot may replace it. `score` is that of a finished draft, so far."""
 
     index: int
@@ -109,7 +125,7 @@ class SnapshotDraft:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Value):
     """The growing drafts after one decode step.
 
     Attributes:
@@ -126,7 +142,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class FeedbackReceipt:
+class FeedbackReceipt(Value):
     """The server's response to a feedback event.
 
     Attributes:
@@ -139,7 +155,7 @@ class FeedbackReceipt:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class Model(Value):
     """A value for the option `model`; one that includes a strategy, such as "smollm2-135m:sample", is an alias."""
 
     id: str
@@ -175,10 +191,11 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if hasattr(kind, "__dataclass_fields__"):
         if not isinstance(value, Mapping):
             raise _MismatchError(f"{where} is not an object")
-        missing = [field.name for field in fields(kind) if field.name not in value]
+        missing = [field.name for field in fields(kind) if field.name not in value and field.default is MISSING]
         if missing:
             raise _MismatchError(f"{where} has no {missing[0]}")
-        return kind(**{field.name: _value(field.type, value[field.name], field.name) for field in fields(kind)})
+        known = (field for field in fields(kind) if field.name in value)
+        return kind(**{field.name: _value(field.type, value[field.name], field.name) for field in known})
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -29,6 +29,7 @@ class SessionOptions:
         max_prompt_chars: maximum length of a prompt, in characters; only the end of a longer text is sent. The
             prompt's beginning moves in steps of a quarter of this limit instead of with every key, so that the server
             can reuse its work for the previous prompt.
+        max_suffix_chars: maximum length of the text after the cursor that is sent, in characters.
         prefetch: after a draft is accepted, request its continuation at once.
     """
 
@@ -36,15 +37,17 @@ class SessionOptions:
     max_delay_s: float = 0.5
     max_answers: int = 64
     max_prompt_chars: int = 4000
+    max_suffix_chars: int = 1000
     prefetch: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Request drafts for `prompt` from the server, then call `answered` or `failed` with this id."""
+    """Request drafts between `prompt` and `suffix` from the server, then call `answered` or `failed` with this id."""
 
     request_id: int
     prompt: str
+    suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ Action = Send | Cancel | Report
 class _InFlight:
     request_id: int
     text: str
+    after: str
     sent_s: float
 
 
@@ -87,6 +91,7 @@ class TypingSession:
         self._cache = AnswerCache(options.max_answers)
         self._log = DisplayLog()
         self._display = Display()
+        self._after = ""
         self._in_flight: _InFlight | None = None
         self._num_requests = 0
         self._send_at_s: float | None = None
@@ -122,12 +127,14 @@ class TypingSession:
         """When to call `advance`, on the session's clock; None if nothing is due before the next input."""
         return min((at_s for at_s in (self._send_at_s, self._log.next_s) if at_s is not None), default=None)
 
-    def edit(self, text: str) -> list[Action]:
-        """Set the text before the cursor, after a key press or a cursor movement."""
-        if text == self.text:
+    def edit(self, text: str, after: str = "") -> list[Action]:
+        """Set the text before and after the cursor, after a key press or a cursor movement."""
+        after = after[: self._options.max_suffix_chars]
+        if text == self.text and after == self._after:
             return []
         now_s = self._clock()
-        is_typing = text.startswith(self.text)
+        is_typing = text.startswith(self.text) and after == self._after
+        self._after = after
         if is_typing:
             self._pace.key(now_s)
         else:
@@ -168,7 +175,7 @@ class TypingSession:
             return []
         self._in_flight, self.error, self._num_failures = None, None, 0
         self._pace.answered(now_s - request.sent_s)
-        self._cache.put(request.text, answer)
+        self._cache.put(request.text, answer, request.after)
         return self._refresh(now_s)
 
     def failed(self, request_id: int, error: ClientError) -> list[Action]:
@@ -216,12 +223,13 @@ class TypingSession:
     def _refresh(self, now_s: float, *, at_once: bool = False) -> list[Action]:
         """Show the suggestions for the text, cancel an obsolete request, and schedule a new one if necessary."""
         text = self.text
-        found = () if self._is_hidden else self._cache.find(text)
+        found = () if self._is_hidden else self._cache.find(text, self._after)
         self._show(found or (), now_s)
         actions: list[Action] = []
         needs_answer = found is None and text != "" and text != self._refused_text
         request = self._in_flight
-        if request is not None and not (needs_answer and text.startswith(request.text)):
+        is_along = request is not None and text.startswith(request.text) and request.after == self._after
+        if request is not None and not (needs_answer and is_along):
             self._in_flight = None
             actions.append(Cancel(request.request_id))
         self._send_at_s = None
@@ -251,9 +259,9 @@ class TypingSession:
                 return []
             actions.append(Cancel(older.request_id))
         self._num_requests += 1
-        self._in_flight = _InFlight(self._num_requests, self.text, now_s)
+        self._in_flight = _InFlight(self._num_requests, self.text, self._after, now_s)
         self._send_at_s = None
-        return [*actions, Send(self._num_requests, self._prompt())]
+        return [*actions, Send(self._num_requests, self._prompt(), self._after)]
 
     def _prompt(self) -> str:
         step = max(1, self._options.max_prompt_chars // 4)

@@ -59,8 +59,12 @@ class Display:
         return self.suggestions[self.selected] if self.suggestions else None
 
 
+Place = tuple[str, str]
+"""The text before the cursor, and the text after it."""
+
+
 class AnswerCache:
-    """A least-recently-used cache of answers, by the text that they continue.
+    """A least-recently-used cache of answers, by the place that they are for.
 
     Args:
         max_answers: maximum number of answers in the cache.
@@ -68,34 +72,35 @@ class AnswerCache:
 
     def __init__(self, max_answers: int) -> None:
         self._max_answers = max_answers
-        self._drafts: OrderedDict[str, tuple[str, tuple[Draft, ...]]] = OrderedDict()
+        self._drafts: OrderedDict[Place, tuple[str, tuple[Draft, ...]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._drafts)
 
-    def put(self, text: str, answer: DraftsAnswer) -> None:
-        """Store the answer to a request for `text`."""
-        self._drafts[text] = answer.id, answer.drafts
-        self._drafts.move_to_end(text)
+    def put(self, text: str, answer: DraftsAnswer, after: str = "") -> None:
+        """Store the answer to a request for `text`, with `after` behind the cursor."""
+        place = text, after
+        self._drafts[place] = answer.id, answer.drafts
+        self._drafts.move_to_end(place)
         if len(self._drafts) > self._max_answers:
             self._drafts.popitem(last=False)
 
-    def find(self, text: str) -> tuple[Suggestion, ...] | None:
-        """Return the suggestions for `text`.
+    def find(self, text: str, after: str = "") -> tuple[Suggestion, ...] | None:
+        """Return the suggestions for `text`, with `after` behind the cursor.
 
         They come from the answer to the longest beginning of `text` that has a draft which agrees with the rest. The
         result is empty if the server was asked for exactly this text and had no draft, and None if it should be asked.
         """
-        known = sorted((start for start in self._drafts if text.startswith(start)), key=len, reverse=True)
-        for start in known:
-            if found := self._fitting(start, text):
-                self._drafts.move_to_end(start)
+        known = (place for place in self._drafts if place[1] == after and text.startswith(place[0]))
+        for place in sorted(known, key=lambda place: len(place[0]), reverse=True):
+            if found := self._fitting(place, text):
+                self._drafts.move_to_end(place)
                 return found
-        return () if text in self._drafts else None
+        return () if (text, after) in self._drafts else None
 
-    def _fitting(self, start: str, text: str) -> tuple[Suggestion, ...]:
-        completion_id, drafts = self._drafts[start]
-        typed = text[len(start) :]
+    def _fitting(self, place: Place, text: str) -> tuple[Suggestion, ...]:
+        completion_id, drafts = self._drafts[place]
+        typed = text[len(place[0]) :]
         return tuple(
             Suggestion(completion_id, draft.index, draft.text[len(typed) :], draft.score, len(typed))
             for draft in drafts

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from superdraft.client.errors import (
 from superdraft.client.models import DraftsAnswer, FeedbackReceipt, Model, from_json
 from superdraft.client.retries import retry_after_s, should_retry
 
+URL_VARIABLE, API_KEY_VARIABLE = "SUPERDRAFT_URL", "SUPERDRAFT_API_KEY"
+DEFAULT_URL = "http://127.0.0.1:8000"
 DRAFTS_ROUTE = "/v1/drafts"
 FEEDBACK_ROUTE = "/v1/feedback"
 MODELS_ROUTE = "/v1/models"
@@ -59,6 +62,9 @@ class DraftsOptions(TypedDict, total=False):
     single_line: bool
     trim: str
     min_score: float
+    suffix: str
+    trigger: str
+    min_probability_shown: float
     session_id: str
     timeout_ms: int
 
@@ -90,27 +96,44 @@ class Endpoint:
         base_url: for example "http://127.0.0.1:8000".
         api_key: sent as a bearer token.
         timeout_s: seconds to wait for the connection, and then for each part of the response.
+        default_headers: further headers of every request.
     """
 
     base_url: str
     api_key: str | None
     timeout_s: float
+    default_headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, base_url: str, api_key: str | None, timeout: float) -> "Endpoint":
+    def of(
+        cls,
+        base_url: str | None,
+        api_key: str | None,
+        timeout: float,
+        default_headers: Mapping[str, str] | None = None,
+    ) -> "Endpoint":
         """Check the arguments and build an endpoint; a trailing "/v1" is removed from the URL.
+
+        Args:
+            base_url: None: that of the environment, or of a server on this machine.
+            api_key: None: that of the environment; an empty one: no key.
+            timeout: seconds.
+            default_headers: further headers of every request.
 
         Raises:
             ValueError: the key is not valid in a header, or the timeout is not a positive number.
         """
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        url = base_url if base_url is not None else os.environ.get(URL_VARIABLE) or DEFAULT_URL
+        key = (os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key) or None
+        if key is not None and not (key.isascii() and key.isprintable()):
             raise ValueError("api_key must consist of printable ASCII characters")
-        return cls(base_url.rstrip("/").removesuffix("/v1"), api_key, checked_timeout(timeout))
+        return cls(url.rstrip("/").removesuffix("/v1"), key, checked_timeout(timeout), dict(default_headers or {}))
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers of every request."""
-        return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+        key = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+        return {**key, **self.default_headers}
 
     def request(self, call: Call[Any], timeout_s: float) -> dict[str, Any]:
         """Return the arguments for httpx's `build_request`.
@@ -118,7 +141,8 @@ class Endpoint:
         Raises:
             ValueError: the body cannot be represented as JSON.
         """
-        headers = {**call.headers} if call.body is None else {**call.headers, "content-type": "application/json"}
+        kind = {} if call.body is None else {"content-type": "application/json"}
+        headers = {**self.headers, **call.headers, **kind}
         content = None if call.body is None else _json_bytes(call.body)
         url = self.base_url + call.path
         return {"method": call.method, "url": url, "content": content, "headers": headers, "timeout": timeout_s}

@@ -108,7 +108,7 @@ def create_app(
         engine=async_engine,
         model_name=settings.served_model_name or model_name,
         ngram_models=ngram_models or NgramModels(),
-        feedback=Feedback(metrics, is_on=settings.feedback),
+        feedback=Feedback(metrics, is_on=settings.feedback, file=settings.feedback_file),
         drafting=drafting or DraftingDefaults.of(settings, DEFAULT_ALPHA, DEFAULT_TAU, None),
         metrics=metrics,
         statistics=statistics,

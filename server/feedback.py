@@ -1,19 +1,27 @@
 """Feedback: what users did with drafts. Events are matched to the drafts that were shown, and counted by rank.
 
-The ranks of each answer's drafts are remembered for a while, in memory. Texts are neither kept nor logged.
+The ranks, probabilities and lengths of each answer's drafts are remembered for a while, in memory. With a file, each
+event is also a line in it, to tune `min_probability_shown` by. Texts are neither kept nor logged.
 """
 
+import json
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple
+
+import structlog
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.observe.metrics import DraftEvent, Metrics
+
+log = structlog.get_logger(__name__)
 
 KEEP_S: Final = 900.0
 MAX_COMPLETIONS: Final = 2048
@@ -32,12 +40,20 @@ class Outcome(NamedTuple):
     is_new: bool
 
 
+class _Remembered(NamedTuple):
+    """A draft: its rank, its probability if that is known, and its length in characters."""
+
+    rank: int
+    probability: float | None
+    num_characters: int
+
+
 @dataclass(slots=True, eq=False)
 class _Completion:
-    """One answer: the ranks of its drafts by their index, and the events counted so far with the draft's index."""
+    """One answer: its drafts by their index, and the events counted so far with the draft's index."""
 
     since_s: float
-    ranks: dict[int, int] = field(default_factory=dict)
+    drafts: dict[int, "_Remembered"] = field(default_factory=dict)
     events: set[tuple[DraftEvent, int]] = field(default_factory=set)
 
 
@@ -50,12 +66,21 @@ class Feedback:
     Args:
         metrics: where events are counted.
         is_on: False: nothing is remembered, and no event is taken.
+        file: where events are appended, as JSON lines; None: nowhere.
         clock: monotonic seconds.
     """
 
-    def __init__(self, metrics: Metrics, *, is_on: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        is_on: bool = True,
+        file: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._metrics = metrics
         self._is_on = is_on
+        self._file = file
         self._clock = clock
         self._callers: dict[str, _Completions] = {}
 
@@ -67,6 +92,7 @@ class Feedback:
         *,
         first_index: int = 0,
         first_rank: int = 0,
+        are_probabilities: bool = False,
     ) -> None:
         """Keep the drafts of an answer, or of one of its prompts, for events to come.
 
@@ -76,13 +102,16 @@ class Feedback:
             drafts: the drafts in the answer.
             first_index: the index of the first of them in the answer.
             first_rank: its rank among the drafts of its run, above 0 if the run was shared with other requests.
+            are_probabilities: whether exp(score) is the probability of a draft's first word.
         """
         if not self._is_on:
             return
         completions = self._callers.setdefault(caller, OrderedDict())
         completion = completions.setdefault(completion_id, _Completion(self._clock()))
         for draft in drafts:
-            completion.ranks[first_index + draft.index] = first_rank + draft.index
+            probability = math.exp(min(draft.score, 0.0)) if are_probabilities else None
+            remembered = _Remembered(first_rank + draft.index, probability, len(draft.text))
+            completion.drafts[first_index + draft.index] = remembered
         self._forget()
 
     def take(self, completion_id: str, event: DraftEvent, index: int = 0, *, elapsed_s: float | None = None) -> Outcome:
@@ -99,17 +128,29 @@ class Feedback:
             InvalidRequestError: the answer has no draft of this index.
         """
         completion = self._find(completion_id)
-        rank = completion.ranks.get(index)
-        if rank is None:
+        draft = completion.drafts.get(index)
+        if draft is None:
             message = (
-                f"index must be that of a draft of the completion, which has {len(completion.ranks)}; got {index}."
+                f"index must be that of a draft of the completion, which has {len(completion.drafts)}; got {index}."
             )
             raise InvalidRequestError(message, param="index")
         is_new = (event, index) not in completion.events
         if is_new:
             completion.events.add((event, index))
-            self._metrics.count_draft_event(event, rank, elapsed_s)
-        return Outcome(rank, is_new)
+            self._metrics.count_draft_event(event, draft.rank, elapsed_s)
+            self._record(completion_id, index, event, draft)
+        return Outcome(draft.rank, is_new)
+
+    def _record(self, completion_id: str, index: int, event: DraftEvent, draft: _Remembered) -> None:
+        """Append an event to the file. A few bytes to the system's cache take no time that other requests notice."""
+        if self._file is None:
+            return
+        line = {"completion_id": completion_id, "index": index, "event": event, **draft._asdict()}
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            log.warning("feedback_not_recorded", reason=error.strerror)
 
     def _find(self, completion_id: str) -> _Completion:
         if not self._is_on:

@@ -19,6 +19,7 @@ from superdraft.decoding.text.fim import FimTokens
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.fan_out import FanOut, Share
 from superdraft.server.bridge.output_stream import MergedOutputs, OutputStream, open_all
+from superdraft.server.display import Display, scores_are_probabilities
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
@@ -52,6 +53,7 @@ class DraftingRequest:
         timeout_s: seconds after which the drafts so far are the answer; None: no limit.
         draft_timeout_s: the same, counted from the drafts' first tokens on.
         cut: shortens the drafts that a request id got.
+        display: selects and tidies them after that; None: all are shown as they are.
         num_shown: drafts of each prompt in the answer, at most; None: all.
         takes_feedback: False: clients cannot refer to the answer, so it is not remembered for feedback.
     """
@@ -68,6 +70,7 @@ class DraftingRequest:
     timeout_s: float | None = None
     draft_timeout_s: float | None = None
     cut: Callable[[str, GenerationOutput], GenerationOutput] = lambda _, output: output
+    display: Display | None = None
     num_shown: int | None = None
     takes_feedback: bool = True
 
@@ -161,7 +164,7 @@ class Service:
             [self._share(request, run) for run in _runs(request, params, scorer, self._isolation)]
         )
         for index, share in enumerate(shares):
-            self._remember(request, current_caller(), index, share)
+            self._remember(request, params, current_caller(), index, share)
         return Drafted([share.output for share in shares], params, scorer is not None)
 
     async def stream(self, request: DraftingRequest) -> Drafted[MergedOutputs]:
@@ -179,15 +182,17 @@ class Service:
         def finish(step: StepOutput) -> StepOutput:
             if step.output is None:
                 return step
-            output = request.cut(step.request_id, step.output)  # changes nothing in a share, which has been cut before
+            # Changes nothing in a share, which has been cut before.
+            output = _cut(request, step.request_id, step.output, params)
             rank = shares[step.request_id].rank if step.request_id in shares else 0
-            self._remember(request, caller, indices[step.request_id], Share(output, rank))
+            self._remember(request, params, caller, indices[step.request_id], Share(output, rank))
             return replace(step, output=output)
 
         def start(run: EngineRequest) -> Coroutine[Any, Any, OutputStream]:
             if request.twin_key is None:
                 return self.engine.stream(run)
-            cut, on_share = partial(request.cut, run.request_id), partial(shares.__setitem__, run.request_id)
+            cut = partial(_cut, request, run.request_id, params=params)
+            on_share = partial(shares.__setitem__, run.request_id)
             return self.fan_out.stream(request.twin_key, run, self.engine, cut, on_share)
 
         outputs = await open_all([start(run) for run in _runs(request, params, scorer, self._isolation)], finish)
@@ -220,15 +225,30 @@ class Service:
 
     async def _share(self, request: DraftingRequest, run: EngineRequest) -> Share:
         async def decode(params: GenerationParams) -> GenerationOutput:
-            return request.cut(run.request_id, await self.engine.generate(replace(run, params=params)))
+            return _cut(request, run.request_id, await self.engine.generate(replace(run, params=params)), params)
 
         return await self.fan_out.draft(request.twin_key, run.params, decode)
 
-    def _remember(self, request: DraftingRequest, caller: str, prompt_index: int, share: Share) -> None:
+    def _remember(
+        self, request: DraftingRequest, params: GenerationParams, caller: str, prompt_index: int, share: Share
+    ) -> None:
         if request.takes_feedback:
-            first_index = prompt_index * (request.num_shown or 0)
-            drafts = share.output.drafts[: request.num_shown]
-            self.feedback.remember(caller, request.id, drafts, first_index=first_index, first_rank=share.rank)
+            self.feedback.remember(
+                caller,
+                request.id,
+                share.output.drafts[: request.num_shown],
+                first_index=prompt_index * (request.num_shown or 0),
+                first_rank=share.rank,
+                are_probabilities=scores_are_probabilities(params),
+            )
+
+
+def _cut(
+    request: DraftingRequest, request_id: str, output: GenerationOutput, params: GenerationParams
+) -> GenerationOutput:
+    """What the request shows of an output."""
+    output = request.cut(request_id, output)
+    return output if request.display is None else request.display.shown(output, params)
 
 
 def _runs(

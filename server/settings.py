@@ -25,6 +25,8 @@ from superdraft.server.errors import SettingsError
 
 ENV_PREFIX = "SUPERDRAFT_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
+CLIENT_VARIABLES = (ENV_PREFIX + "URL", ENV_PREFIX + "API_KEY")
+"""Read by the Python client; in the environment of a server they mean nothing."""
 
 Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
 if TYPE_CHECKING:
@@ -95,6 +97,11 @@ class Settings(BaseSettings):
         default=8, ge=1, description="Maximum number of n-gram models kept open, of those that requests name."
     )
     feedback: bool = Field(default=True, description="Count which drafts users accept and dismiss, by rank.")
+    feedback_file: Path | None = Field(
+        default=None,
+        description="File to append what users did with drafts to, without any text: JSON lines for "
+        "`superdraft lab tune --display --events`.",
+    )
     device: str = Field(default="auto", description="Device to run the model on: auto, cpu, cuda or cuda:N.")
     dtype: str = Field(
         default="auto", description="Data type of the weights: auto, float32, bfloat16, float16 or int4."
@@ -185,6 +192,12 @@ class Settings(BaseSettings):
     )
     default_min_probability: float = Field(
         default=0.01, ge=0, le=1, description="With the selection distinct, drafts less likely than this stop growing."
+    )
+    min_probability_shown: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Drafts less likely than this are withheld from requests that a pause in typing triggered.",
     )
     default_alpha: float | None = Field(
         default=None,
@@ -389,7 +402,7 @@ def _read_environment() -> dict[str, Any]:
     known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
     for variable in sorted(os.environ):
         name = variable.upper()
-        if name.startswith(ENV_PREFIX) and name not in (*known, CONFIG_VARIABLE):
+        if name.startswith(ENV_PREFIX) and name not in (*known, CONFIG_VARIABLE, *CLIENT_VARIABLES):
             close = _closest(name, [*known, CONFIG_VARIABLE])
             raise SettingsError(f"The environment variable {variable} is not a setting; did you mean {close}?")
     try:

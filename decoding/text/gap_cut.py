@@ -14,6 +14,8 @@ LineEnd = Literal["\n", "\r\n"]
 _OPENING = {")": "(", "]": "[", "}": "{"}
 _QUOTES = "\"'`"
 _CLOSERS = ")]}" + _QUOTES + ";:, \t"
+_STOPS = ".!?"
+_MARKS = _STOPS + ",;:"
 _MIN_SAME = 4
 """Minimum length, without blanks, of the rest of the cursor's line for it to count as repeated when the draft continues
 after it. For the beginning of a word the minimum is one less."""
@@ -33,12 +35,36 @@ def cut_for_gap(draft: str, gap: Gap) -> str:
     text, suffix = _with_line_feeds(draft), _with_line_feeds(gap.suffix)
     line = gap.prefix[gap.prefix.rfind("\n") + 1 :]
     rest = suffix.partition("\n")[0]
-    if rest.strip(_CLOSERS):
+    if has_text_after(gap):
         text = text.partition("\n")[0]
     text = text.rstrip("\r")  # half of a line break
     while (end := _end(text, line, rest, suffix)) < len(text):
         text = text[:end].rstrip("\r")
     return draft[: _length_in(draft, len(text))]
+
+
+def has_text_after(gap: Gap) -> bool:
+    """Whether anything other than closers follows the cursor on its line."""
+    return bool(_rest_of_line(gap).strip(_CLOSERS))
+
+
+def joins(draft: str, gap: Gap) -> bool:
+    """Whether a draft reads on into the rest of the cursor's line, judged by the characters where the two meet.
+
+    It does not if it is blank, or if there would be two words in one, two spaces or two marks in a row, a space before
+    a mark, or a small letter after a full stop.
+    """
+    rest = _rest_of_line(gap)
+    if not draft.strip() or not rest:
+        return bool(draft.strip())
+    last, first = draft[-1], rest[0]
+    if _is_word(last) and _is_word(first):
+        return False
+    if first in _MARKS:
+        return not last.isspace() and last not in _MARKS
+    if last.isspace() and first.isspace():
+        return False
+    return not (draft.rstrip()[-1] in _STOPS and rest.lstrip()[:1].islower())
 
 
 def line_end_of(gap: Gap) -> LineEnd:
@@ -53,6 +79,10 @@ def with_line_ends(text: str, line_end: LineEnd) -> str:
     """`text` with all line ends replaced by `line_end`."""
     text = _with_line_feeds(text)
     return text if line_end == "\n" else text.replace("\n", line_end)
+
+
+def _rest_of_line(gap: Gap) -> str:
+    return _with_line_feeds(gap.suffix).partition("\n")[0]
 
 
 def _with_line_feeds(text: str) -> str:

@@ -49,23 +49,22 @@ def trim_text(text: str, finish_reason: str, single_line: bool, trim: str, last_
         text, is_complete = text[: line_break.start()], True
     if trim == "none":
         return text
-    sentence_end = _first_sentence_end(text) if trim == "sentence" else None
-    if sentence_end is not None:
-        return text[:sentence_end]
-    return (text if is_complete else _without_last_word(text)).rstrip()
+    ends = sentence_ends(text) if trim == "sentence" else []
+    if ends:
+        return text[: ends[0]]
+    return (text if is_complete else without_last_word(text)).rstrip()
 
 
-def _without_last_word(text: str) -> str:
+def without_last_word(text: str) -> str:
     """`text` without the word at its very end; a hyphen or apostrophe there counts as part of an unfinished word."""
     if text and text[-1] in _CONNECTORS and text[-1] not in _HYPHENS_AND_APOSTROPHES:
         return text
     return text[: last_word_start(text, _CONNECTORS)]
 
 
-def _first_sentence_end(text: str) -> int | None:
-    """Index after the first sentence of `text`, including its closing quotes and brackets; None if no sentence ends."""
-    ends = (match.end() for match in _SENTENCE_END.finditer(text) if _ends_sentence(text, match))
-    return next(ends, None)
+def sentence_ends(text: str) -> list[int]:
+    """The index after each sentence of `text`, including its closing quotes and brackets."""
+    return [match.end() for match in _SENTENCE_END.finditer(text) if _ends_sentence(text, match)]
 
 
 def _ends_sentence(text: str, match: re.Match[str]) -> bool:

@@ -10,6 +10,7 @@ import httpx
 
 from superdraft.client import Superdraft
 from superdraft.client.errors import ClientError
+from superdraft.client.wire import DraftsOptions
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, decoded_of
 from superdraft.server.errors import CommandError
 
@@ -71,12 +72,14 @@ class ServedDecoder:
         client: client of the server.
         num_drafts: k.
         max_tokens: new tokens per draft.
+        options: further fields of each request.
     """
 
-    def __init__(self, client: Superdraft, num_drafts: int, max_tokens: int) -> None:
+    def __init__(self, client: Superdraft, num_drafts: int, max_tokens: int, options: DraftsOptions) -> None:
         self._client = client
         self._num_drafts = num_drafts
         self._max_tokens = max_tokens
+        self._options = options
 
     def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
         """The drafts of each prompt, in order.
@@ -89,15 +92,17 @@ class ServedDecoder:
     def _decode(self, prompt: Any) -> Decoded:
         started_s = time.perf_counter()
         try:
-            answer = self._client.complete(prompt, self._num_drafts, self._max_tokens)
+            answer = self._client.complete(prompt, self._num_drafts, self._max_tokens, **self._options)
         except ClientError as error:
             raise CommandError(f"{self._client.base_url} did not answer with drafts: {error}") from None
         return decoded_of(answer, time.perf_counter() - started_s)
 
 
 @contextmanager
-def served_contender(peer: Peer, api_key: str | None, num_drafts: int, max_tokens: int) -> Iterator[Contender]:
-    """A running Superdraft server as a decoder of a comparison.
+def served_contender(
+    peer: Peer, api_key: str | None, num_drafts: int, max_tokens: int, options: DraftsOptions | None = None
+) -> Iterator[Contender]:
+    """A running Superdraft server as a decoder of a comparison. `options`: further fields of each request.
 
     Raises:
         CommandError: the server does not answer.
@@ -108,8 +113,9 @@ def served_contender(peer: Peer, api_key: str | None, num_drafts: int, max_token
         except ClientError as error:
             raise CommandError(f"--peer {peer.label or peer.kind}={peer.url}: {error}") from None
         asked = {"num_drafts": num_drafts, "max_tokens": max_tokens}
-        settings = {"peer": peer.kind, "url": peer.url, "model": model, **asked}
-        yield Contender(peer.name, ServedDecoder(client, num_drafts, max_tokens), settings, max_tokens - 1)
+        settings = {"peer": peer.kind, "url": peer.url, "model": model, **asked, **(options or {})}
+        decoder = ServedDecoder(client, num_drafts, max_tokens, options or {})
+        yield Contender(peer.name, decoder, settings, max_tokens - 1)
 
 
 def served_model(peer: Peer, http: httpx.Client) -> str:

@@ -24,8 +24,10 @@ from superdraft.evaluation.reports.figures import Figures, collect, intervals
 from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.report import TITLES, write_json
 from superdraft.evaluation.reports.tables import format_interval, markdown_table
+from superdraft.evaluation.runs.display_tuning import tune_display
 from superdraft.evaluation.runs.quality import QualityRun, Typing
 from superdraft.ngram_models.store.manifest import Tuning
+from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
 OBJECTIVES = ("words_right", "keystroke_savings", "exact_match_any/1")
@@ -90,6 +92,11 @@ Candidates = Annotated[
 Objective = Annotated[
     str, typer.Option(help="Figure to maximise: words_right, keystroke_savings or exact_match_any/1.")
 ]
+Display = Annotated[
+    bool, typer.Option("--display", help="Tune --min-probability-shown instead, of the running server --peer.")
+]
+Events = Annotated[Path | None, typer.Option(help="With --display: what users did, as recorded with --feedback-file.")]
+LookCost = Annotated[float, typer.Option(min=0, help="With --display: keys that a look at a draft costs.")]
 MaxPerplexity = Annotated[
     float, typer.Option(min=1, help="Maximum mean perplexity, relative to the lowest of any setting.")
 ]
@@ -114,9 +121,19 @@ def main(
     write: Annotated[
         bool, typer.Option("--write", help="Write the best setting into the n-gram model's manifest.")
     ] = False,
+    display: Display = False,
+    peer: options.Peers = None,
+    events: Events = None,
+    look_cost: LookCost = 1.0,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("tuning"),
 ) -> None:
     """Find the best settings on some prompts. An interrupted search continues where it stopped."""
+    if display:
+        files, key = (*(prompts or ()), *(more or ())), read_key(api_key, api_key_file)
+        tune_display(files, limit, peer or (), events, (num_drafts, max_tokens), look_cost, key, output)
+        return
     if objective not in OBJECTIVES:
         raise CommandError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
     settings = _grid_of_options(alpha, tau, candidates_per_draft, num_drafts)

@@ -1,8 +1,4 @@
-"""Options for the API key that a command sends to a server.
-
-There is no environment variable for it: variables that begin with `SUPERDRAFT_` are settings of the server, which
-rejects unknown ones.
-"""
+"""Options for the API key that a command sends to a server; without them, the client takes `SUPERDRAFT_API_KEY`."""
 
 from pathlib import Path
 from typing import Annotated

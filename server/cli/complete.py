@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -44,7 +43,7 @@ def complete(
     for warning in completion.warnings:
         sys.stderr.write(f"superdraft: {warning}\n")
     if as_json:
-        sys.stdout.write(json.dumps(asdict(completion)) + "\n")
+        sys.stdout.write(json.dumps(completion.to_dict()) + "\n")
     else:
         _show(completion)
 
@@ -98,7 +97,7 @@ def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | N
     params = generation_params(request, loaded.drafting, token_healing=settings.token_healing)
     output = loaded.engine.generate(engine_prompt(request.prompt, special_tokens=False), params, scorer)
     name = settings.served_model_name or loaded.model_name
-    warnings = request_warnings(request, params.strategy, has_ngram_model=scorer is not None)
+    warnings = request_warnings(request, params, has_ngram_model=scorer is not None)
     answer = drafts_response("drafts-local", name, output, warnings)
     return Completion.from_json(answer.model_dump())
 

@@ -76,8 +76,12 @@ class Terminal:
         return self.buffer.document.current_line_after_cursor == ""
 
     def _follow(self) -> None:
-        """Pass the text before the cursor to the session, or no text inside a line, where no suggestion fits."""
-        self.session.edit(self.buffer.document.text_before_cursor if self._is_at_line_end else "")
+        """Pass the text around the cursor to the session, or no text inside a line, where nothing is shown."""
+        document = self.buffer.document
+        if self._is_at_line_end:
+            self.session.edit(document.text_before_cursor, document.text_after_cursor)
+        else:
+            self.session.edit("")
 
     def _bar(self) -> StyleAndTextTuples:
         display, error = self.session.display, self.session.error
@@ -107,10 +111,8 @@ class Terminal:
             keys.add(key)(_handler(lambda: self._app.exit()))
         return keys
 
-    def _take(self, accept: Callable[[], None]) -> None:
-        before = self.session.text
-        accept()
-        self.buffer.insert_text(self.session.text[len(before) :])
+    def _take(self, accept: Callable[[], str]) -> None:
+        self.buffer.insert_text(accept())
 
 
 class _GhostText(Processor):

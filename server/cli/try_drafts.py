@@ -6,16 +6,18 @@ from typing import Annotated
 
 import typer
 
+from superdraft.client.wire import DEFAULT_URL, URL_VARIABLE
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.cli.complete import shown
 from superdraft.server.errors import CommandError
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
 
 def try_it(
     text: Annotated[str, typer.Argument(help="Text to start with.")] = "",
-    url: Annotated[str, typer.Option(help="URL of the server.")] = DEFAULT_URL,
+    url: Annotated[
+        str | None,
+        typer.Option(help=f"URL of the server. If not set, that in {URL_VARIABLE}, otherwise {DEFAULT_URL}."),
+    ] = None,
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
     num_drafts: Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Number of drafts.")] = 3,

@@ -10,12 +10,17 @@ from superdraft.client import AsyncSuperdraft, Superdraft
 URL = "http://server:8000"
 
 
+def http(kind, transport):
+    """The argument for a client over a scripted transport."""
+    return {} if transport is None else {"http_client": kind(transport=transport)}
+
+
 class SyncFace:
     """The synchronous client."""
 
     def __init__(self, url=URL, handler=None, **options):
         transport = None if handler is None else httpx.MockTransport(handler)
-        self.make = lambda: Superdraft(url, transport=transport, **options)
+        self.make = lambda: Superdraft(url, **http(httpx.Client, transport), **options)
         self.make().close()  # raises at once if the options are invalid
 
     def call(self, method, *args, **options):
@@ -47,7 +52,7 @@ class AsyncFace:
             return handler(request)
 
         transport = None if handler is None else httpx.MockTransport(handle)
-        self.make = lambda: AsyncSuperdraft(url, transport=transport, **options)
+        self.make = lambda: AsyncSuperdraft(url, **http(httpx.AsyncClient, transport), **options)
         self.make()  # raises at once if the options are invalid
 
     def call(self, method, *args, **options):

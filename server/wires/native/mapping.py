@@ -5,6 +5,9 @@ from typing import Any
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Snapshot
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.text.fim import Gap
+from superdraft.decoding.text.gap_cut import has_text_after
+from superdraft.server.display import Display, scores_are_probabilities
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.wires.common import PromptTokensDetails, floored
 from superdraft.server.wires.native.schemas import (
@@ -18,11 +21,48 @@ from superdraft.server.wires.native.schemas import (
 )
 
 MAX_SESSION_ID = 128
+INSIDE_A_LINE = (
+    "Nothing is suggested inside a line: the model has no tokens for filling gaps, so it cannot see the text after the "
+    "cursor. Send trigger invoked to get drafts all the same."
+)
 
 
 def asked(body: DraftsRequest) -> dict[str, Any]:
     """The engine parameters that a request sets."""
     return body.asked(is_text=isinstance(body.prompt, str), snapshots=body.stream)
+
+
+def gap_of(body: DraftsRequest) -> Gap:
+    """The place of the cursor.
+
+    Raises:
+        InvalidRequestError: there is a `suffix`, and the prompt is token ids.
+    """
+    if isinstance(body.prompt, str):
+        return Gap(body.prompt, body.suffix)
+    if body.suffix:
+        message = "prompt must be text where there is a suffix, got token ids."
+        raise InvalidRequestError(message, param="prompt")
+    return Gap("")
+
+
+def display_of(body: DraftsRequest, gap: Gap, server_minimum: float) -> Display:
+    """How the drafts are shown.
+
+    Args:
+        body: the request.
+        gap: the place of the cursor.
+        server_minimum: the server's `min_probability_shown`.
+    """
+    minimum = body.min_probability_shown
+    if minimum is None:
+        minimum = server_minimum if body.trigger == "automatic" else 0.0
+    return Display(gap, minimum, is_tidy=body.trigger is not None)
+
+
+def is_silent(body: DraftsRequest, gap: Gap, *, sees_suffix: bool) -> bool:
+    """Whether nothing can be suggested here without being asked: inside a line whose rest the model does not see."""
+    return body.trigger == "automatic" and has_text_after(gap) and not sees_suffix
 
 
 def generation_params(body: DraftsRequest, drafting: DraftingDefaults, *, token_healing: bool) -> GenerationParams:
@@ -68,15 +108,18 @@ def timeout_of(body: DraftsRequest, max_timeout_ms: int) -> float | None:
     return body.timeout_ms / 1000
 
 
-def request_warnings(body: DraftsRequest, strategy: str, *, has_ngram_model: bool) -> list[str]:
+def request_warnings(body: DraftsRequest, params: GenerationParams, *, has_ngram_model: bool) -> list[str]:
     """Warnings about fields of the request that have no effect.
 
     Args:
         body: the request.
-        strategy: the one that it runs under.
+        params: those that it runs with.
         has_ngram_model: whether there is an n-gram model to score with.
     """
+    strategy = params.strategy
     warnings = body.strategy_warnings(strategy)
+    if body.min_probability_shown and not scores_are_probabilities(params):
+        warnings.append("min_probability_shown has no effect: only with selection distinct are scores probabilities.")
     if body.alpha and not has_ngram_model and strategy.endswith("superposed"):
         warnings.append("alpha has no effect: the request runs without an n-gram model.")
     if body.ngram_model is not None and strategy.endswith("superposed"):

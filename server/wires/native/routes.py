@@ -1,20 +1,29 @@
 """The native wire: drafts with scores, work and timings, in one answer or as they grow."""
 
 import uuid
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
-from superdraft.decoding.outputs import StepOutput
+from superdraft.decoding.outputs import GenerationOutput, StepOutput
+from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.text.fim import Gap
+from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of
 from superdraft.server.edge.error_map import ErrorResponse
-from superdraft.server.service import DraftingRequest
+from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, engine_prompt, unless_client_gone
+from superdraft.server.wires.editors import prepare_gap, with_cut_drafts
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.native.mapping import (
+    INSIDE_A_LINE,
     asked,
+    display_of,
     drafts_response,
     drafts_snapshot,
+    gap_of,
+    is_silent,
     request_warnings,
     session_of,
     timeout_of,
@@ -46,29 +55,53 @@ async def create_drafts(
 ) -> DraftsResponse | EventStream:
     """Complete one prompt with k drafts from one pass of the model."""
     drafts_id = f"drafts-{uuid.uuid4().hex}"
+    gap = gap_of(body)
+    display = display_of(body, gap, service.settings.min_probability_shown)
+    prompt, own_warnings = await _prompt_of(body, gap, service)
+    asks = asked(body)
+    if is_silent(body, gap, sees_suffix=service.fim is not None):
+        asks["max_tokens"] = 0  # only runs the prompt, for the requests to come
+        own_warnings = [INSIDE_A_LINE]
     drafting = DraftingRequest(
         id=drafts_id,
-        prompts={drafts_id: engine_prompt(body.prompt, special_tokens=False)},
-        asked=asked(body),
+        prompts={drafts_id: prompt},
+        asked=asks,
         asks_for_paper=body.asks_for_paper,
         model=body.model,
         names_ngram_model=body.names_ngram_model,
         ngram_model=body.ngram_model,
         session_id=session_of(body, request.headers.get(SESSION_HEADER)),
         timeout_s=timeout_of(body, service.settings.max_timeout_ms),
+        cut=partial(_cut_for_gap, gap),
+        display=display,
     )
     if not body.stream:
         drafted = await unless_client_gone(request, service.draft(drafting))
-        warnings = request_warnings(body, drafted.params.strategy, has_ngram_model=drafted.has_ngram_model)
-        return drafts_response(drafts_id, service.model_name, drafted.outputs[0], warnings)
+        warnings = request_warnings(body, drafted.params, has_ngram_model=drafted.has_ngram_model)
+        return drafts_response(drafts_id, service.model_name, drafted.outputs[0], [*own_warnings, *warnings])
 
     streamed = await unless_client_gone(request, service.stream(drafting))
-    warnings = request_warnings(body, streamed.params.strategy, has_ngram_model=streamed.has_ngram_model)
+    params = streamed.params
+    warnings = [*own_warnings, *request_warnings(body, params, has_ngram_model=streamed.has_ngram_model)]
 
     def render(step: StepOutput) -> BaseModel:
         if step.snapshot is not None:
-            return drafts_snapshot(drafts_id, step.snapshot)
+            return drafts_snapshot(drafts_id, display.shown_so_far(step.snapshot, params))
         assert step.output is not None
         return drafts_response(drafts_id, service.model_name, step.output, warnings)
 
     return EventStream(streamed.outputs, render)
+
+
+async def _prompt_of(body: DraftsRequest, gap: Gap, service: Service) -> tuple[Prompt, list[str]]:
+    """The engine's prompt, and warnings about it."""
+    if not body.suffix:
+        return engine_prompt(body.prompt, special_tokens=False), []
+    prepared = await prepare_gap(service, gap, body.max_tokens)
+    return prepared.prompt, list(prepared.warnings)
+
+
+def _cut_for_gap(gap: Gap, _id: str, output: GenerationOutput) -> GenerationOutput:
+    if not gap.suffix:
+        return output
+    return with_cut_drafts(output, lambda text: cut_for_gap(text, gap), line_end_of(gap))

@@ -46,6 +46,20 @@ class DraftsRequest(DraftingFields):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [examples.DRAFTS_REQUEST]})
 
     prompt: OnePrompt = Field(description="The text to continue, or its token ids.")
+    suffix: str = Field(default="", description="The text after the cursor, which drafts do not repeat.")
+    trigger: Literal["automatic", "invoked"] | None = Field(
+        default=None,
+        description="automatic: the drafts are suggestions that nobody asked for, as during typing. invoked: the user "
+        "asked for suggestions. Both: drafts are tidied and must fit the text after the cursor. Absent: all drafts, "
+        "as decoded.",
+    )
+    min_probability_shown: Number | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Withhold drafts whose first word is less probable, with selection distinct; absent: the server's "
+        "default where trigger is automatic, else 0.",
+    )
     num_drafts: Integer = Field(default=3, ge=1, description="k; the answer may hold fewer distinct drafts.")
     alpha: Number | None = Field(
         default=None, ge=0, le=1, description="Weight of the n-gram model; absent: the server's default."

@@ -1,9 +1,15 @@
 """The examples in Python, each run as a user would run it."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -39,7 +45,35 @@ def test_async_typing(url):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith(" -0.500 hi[ red0 red1")
-    assert lines[-1] == "hi" + "".join(f" red{i}" for i in range(10))
+    assert lines[-1].endswith("hi" + "".join(f" red{i}" for i in range(10)))
+
+
+def in_terminal(name, *args, keys):
+    """Run an example in a terminal of its own, and type the keys when its prompt is there; returns what it wrote."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, str(EXAMPLES / name), *args], {**os.environ, "TERM": "xterm"})
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    written, waiting, deadline_s = "", list(keys), time.monotonic() + 30
+    with contextlib.suppress(OSError):  # it has ended
+        while time.monotonic() < deadline_s:
+            if select.select([terminal], [], [], 0.05)[0]:
+                read = os.read(terminal, 65536).decode("utf-8", "replace")
+                written += read
+                if "\x1b[6n" in read:  # where is the cursor?
+                    os.write(terminal, b"\x1b[1;1R")
+            elif waiting and waiting[0][0] in written:
+                os.write(terminal, waiting.pop(0)[1].encode())
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    return written
+
+
+def test_terminal_editor(url):
+    keys = [("\x1b[6n", "hi"), ("red0", "\t"), ("red9", "\r")]
+    written = in_terminal("terminal_editor.py", url, keys=keys)
+    lines = written.replace("\r", "").splitlines()
+    assert lines[-1].endswith("hi" + "".join(f" red{i}" for i in range(10)))
 
 
 def test_batch(url, engine):
@@ -53,7 +87,7 @@ def test_batch(url, engine):
     assert (code, err) == (1, "Prompts without drafts: 1\n")
 
 
-@pytest.mark.parametrize("name", ["quickstart.py", "async_typing.py"])
+@pytest.mark.parametrize("name", ["quickstart.py", "async_typing.py", "terminal_editor.py"])
 def test_without_a_server_they_say_so(name):
     code, _, err = run(name, "http://127.0.0.1:1")
     assert code == 1
@@ -63,4 +97,4 @@ def test_without_a_server_they_say_so(name):
 
 def test_every_python_example_is_run_here():
     tested = Path(__file__).read_text()
-    assert all(f'run("{path.name}"' in tested for path in EXAMPLES.glob("*.py"))
+    assert all(f'("{path.name}", ' in tested for path in EXAMPLES.glob("*.py"))

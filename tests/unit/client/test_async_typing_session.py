@@ -63,14 +63,21 @@ def test_types_accepts_and_prefetches():
             assert [suggestion.text for suggestion in session.display.suggestions] == [" there", " you"]
             assert session.changes
             session.select_next()
-            session.accept()
+            assert session.accept() == " you"
             assert session.text == "hi you"
+            assert session.accept() == session.accept_word() == ""  # nothing is shown yet
             await until(lambda: session.display.ghost)
             assert session.display.ghost.text == "!"
         (_, options), (prompt, _) = client.asked
         assert prompt == "hi you"
         assert options.pop("session_id").startswith("typing-")
-        assert options == {"num_drafts": 2, "max_tokens": 10, "max_retries": 0, "model": "tiny"}
+        assert options == {
+            "num_drafts": 2,
+            "max_tokens": 10,
+            "trigger": "automatic",
+            "max_retries": 0,
+            "model": "tiny",
+        }
         assert ("drafts-1", "accepted", 1) in client.reported
 
     asyncio.run(run())
@@ -132,5 +139,18 @@ def test_leaving_waits_for_reports_but_not_for_ever():
             session.dismiss()
             async with asyncio.timeout(1):
                 await session.close(timeout_s=0.05)
+
+    asyncio.run(run())
+
+
+def test_text_after_the_cursor_is_sent_and_a_word_is_returned():
+    async def run():
+        async with typing({"hi": (" there all", " you")}, trigger="invoked") as (client, session):
+            session.edit("hi", "\nBest regards")
+            await until(lambda: session.display.ghost)
+            assert client.asked[0][1]["suffix"] == "\nBest regards"
+            assert client.asked[0][1]["trigger"] == "invoked"
+            assert session.accept_word() == " there"
+            assert session.display.ghost.text == " all"
 
     asyncio.run(run())

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from support.clients import ANSWER, ERROR, FACES, Chunks, answering, in_turn
 
-from superdraft.client import Completion, Draft, DraftsAnswer, Model, Superdraft, Timings, Usage
+from superdraft.client import AsyncSuperdraft, Completion, Draft, DraftsAnswer, Model, Superdraft, Timings, Usage
 from superdraft.client.errors import (
     AuthenticationError,
     BadRequestError,
@@ -22,6 +22,8 @@ from superdraft.client.errors import (
     StatusError,
     SupersededError,
 )
+from superdraft.client.wire import API_KEY_VARIABLE, URL_VARIABLE
+from superdraft.server.settings import CLIENT_VARIABLES, load_settings
 
 
 @pytest.fixture(params=FACES)
@@ -282,3 +284,97 @@ def test_both_clients_offer_the_same():
 
     assert public(Superdraft) == public(AsyncSuperdraft)
     assert asyncio.iscoroutinefunction(AsyncSuperdraft.complete)
+
+
+# Settings of a client
+
+
+def scripted():
+    """Requests that connections with scripted answers have seen, and the connections."""
+    seen = []
+    http = httpx.Client(transport=httpx.MockTransport(lambda request: (seen.append(request), answer_to(request))[1]))
+    return seen, http
+
+
+def answer_to(request):
+    return httpx.Response(200, json=ANSWER)
+
+
+def test_the_environment_gives_address_and_key(monkeypatch):
+    monkeypatch.setenv("SUPERDRAFT_URL", "http://elsewhere:9/v1")
+    monkeypatch.setenv("SUPERDRAFT_API_KEY", "secret")
+    seen, http = scripted()
+    Superdraft(http_client=http).complete("hi")
+    assert str(seen[-1].url) == "http://elsewhere:9/v1/drafts"
+    assert seen[-1].headers["authorization"] == "Bearer secret"
+    Superdraft("http://server:8000", "other", http_client=http).complete("hi")
+    assert str(seen[-1].url) == "http://server:8000/v1/drafts"
+    assert seen[-1].headers["authorization"] == "Bearer other"
+    Superdraft(api_key="", http_client=http).complete("hi")
+    assert "authorization" not in seen[-1].headers
+
+
+def test_without_an_environment_the_server_is_on_this_machine(monkeypatch):
+    monkeypatch.delenv("SUPERDRAFT_URL", raising=False)
+    with Superdraft() as client:
+        assert client.base_url == "http://127.0.0.1:8000"
+
+
+def test_a_servers_settings_do_not_mind_the_clients_variables(monkeypatch):
+    assert set(CLIENT_VARIABLES) == {URL_VARIABLE, API_KEY_VARIABLE}
+    monkeypatch.setenv("SUPERDRAFT_URL", "http://elsewhere:9")
+    monkeypatch.setenv("SUPERDRAFT_API_KEY", "secret")
+    assert load_settings().api_keys is None
+
+
+def test_options_are_changed_on_a_copy_with_the_same_connections():
+    seen, http = scripted()
+    client = Superdraft("http://server:8000", "key", default_headers={"x-team": "a"}, http_client=http)
+    changed = client.with_options(timeout=2, max_retries=0, api_key="", default_headers={"x-app": "b"})
+    changed.complete("hi")
+    assert (seen[-1].headers["x-team"], seen[-1].headers["x-app"]) == ("a", "b")
+    assert "authorization" not in seen[-1].headers
+    assert seen[-1].extensions["timeout"]["read"] == 2
+    client.complete("hi")
+    assert "x-app" not in seen[-1].headers
+    assert seen[-1].headers["authorization"] == "Bearer key"
+    assert seen[-1].extensions["timeout"]["read"] == 30
+    changed.close()
+    client.close()
+    assert not http.is_closed  # whoever made it closes it
+
+
+def test_a_copy_leaves_the_connections_open():
+    client = Superdraft("http://server:8000")
+    client.with_options(timeout=2).close()
+    assert not client._http.is_closed
+    client.close()
+    assert client._http.is_closed
+
+
+def test_an_asynchronous_client_takes_the_same_settings():
+    async def run():
+        seen = []
+
+        async def handle(request):
+            seen.append(request)
+            return answer_to(request)
+
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as http:
+            client = AsyncSuperdraft("http://server:8000", default_headers={"x-team": "a"}, http_client=http)
+            await client.with_options(timeout=2, api_key="k").complete("hi")
+            await client.close()
+            assert not http.is_closed
+        assert seen[0].headers["x-team"] == "a"
+        assert seen[0].headers["authorization"] == "Bearer k"
+        assert seen[0].extensions["timeout"]["read"] == 2
+
+    asyncio.run(run())
+
+
+def test_answers_become_plain_values_again(face):
+    completion = answering(face, 200, ANSWER).call("complete", "hi")
+    plain = completion.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["drafts"][0]["tokens"] == [" be"]
+    assert type(completion).from_json(plain) == completion

@@ -404,3 +404,44 @@ def test_every_suggestion_goes_on_from_the_text(data):
     assert len({tuple(draft) for event, *draft in bench.events if event != "shown"}) == sum(
         event != "shown" for event, *_ in bench.events
     )
+
+
+# Text after the cursor
+
+
+def test_another_text_after_the_cursor_is_another_place():
+    bench = Bench()
+    bench.do("edit", "Thank you", " today")
+    bench.wait(1)
+    assert (bench.sent[-1].prompt, bench.sent[-1].suffix) == ("Thank you", " today")
+    bench.reply(" for coming")
+    assert bench.texts == [" for coming"]
+    bench.do("edit", "Thank you", "")
+    assert bench.ghost is None
+    bench.wait(1)
+    assert (bench.sent[-1].prompt, bench.sent[-1].suffix) == ("Thank you", "")
+    bench.do("edit", "Thank you", " today")
+    assert bench.texts == [" for coming"]
+    assert bench.cancelled[-1].request_id == bench.sent[-1].request_id
+
+
+def test_typing_along_keeps_the_text_after_the_cursor():
+    bench = Bench()
+    bench.do("edit", "Thank you", " today")
+    bench.wait(1)
+    bench.reply(" for coming")
+    bench.do("edit", "Thank you for", " today")
+    assert bench.texts == [" coming"]
+    bench.do("accept")
+    bench.wait(1)
+    assert (bench.sent[-1].prompt, bench.sent[-1].suffix) == ("Thank you for coming", " today")
+
+
+def test_no_more_of_the_text_after_the_cursor_is_sent_than_the_limit():
+    bench = Bench(SessionOptions(max_suffix_chars=3))
+    bench.do("edit", "Thank you", "12345")
+    bench.wait(1)
+    assert bench.sent[-1].suffix == "123"
+    bench.do("edit", "Thank you", "12367")
+    bench.wait(1)
+    assert len(bench.sent) == 1

@@ -13,7 +13,16 @@ from superdraft.server.wires.openai.schemas import CompletionRequest
 PARAMETERS = {field.name for field in fields(GenerationParams)}
 # Fields that are no engine parameters: the wires handle each of them by name.
 SHARED = {"model"}
-NATIVE = {"prompt", "ngram_model", "session_id", "timeout_ms", "stream"}
+NATIVE = {
+    "prompt",
+    "suffix",
+    "trigger",
+    "min_probability_shown",
+    "ngram_model",
+    "session_id",
+    "timeout_ms",
+    "stream",
+}
 OPENAI = {"prompt", "n", "best_of", "logprobs", "echo", "suffix", "stream", "stream_options", "user", "special_tokens"}
 
 ASKED = {

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from superdraft.decoding.text.fim import Gap
-from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of, with_line_ends
+from superdraft.decoding.text.gap_cut import cut_for_gap, has_text_after, joins, line_end_of, with_line_ends
 
 DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a", "ab", ")", " a", "\n", "\r\n"])).map(
     "".join
@@ -144,3 +144,33 @@ def test_line_end_is_the_nearest_to_the_cursor(prefix, suffix, line_end):
 def test_line_ends_become_uniform():
     assert with_line_ends("a\nb\r\nc", "\r\n") == "a\r\nb\r\nc"
     assert with_line_ends("a\nb\r\nc", "\n") == "a\nb\nc"
+
+
+@pytest.mark.parametrize(
+    ("draft", "suffix", "fits"),
+    [
+        (" at noon", " tomorrow.", True),
+        ("at noon ", "tomorrow.", True),
+        ("at noon", "tomorrow.", False),  # two words in one
+        ("at noon ", " tomorrow.", False),  # two spaces
+        (" at noon.", " tomorrow.", False),  # a small letter after a full stop
+        (" at noon.", " Tomorrow is fine, too.", True),
+        (" at noon!", ".", False),
+        (" at noon ", ", or later", False),
+        (" at noon", ", or later", True),
+        ("", " tomorrow.", False),
+        ("  ", "", False),
+        (" at noon", "", True),
+        (" at noon", "\ntomorrow", True),
+    ],
+)
+def test_a_draft_joins_the_rest_of_the_line(draft, suffix, fits):
+    assert joins(draft, Gap("See you", suffix)) == fits
+
+
+@pytest.mark.parametrize(
+    ("suffix", "has_text"),
+    [("", False), ("\n", False), ("\r\nmore", False), (' ");\n', False), (" more\n", True), (".", True)],
+)
+def test_closers_are_no_text_after_the_cursor(suffix, has_text):
+    assert has_text_after(Gap("x", suffix)) == has_text

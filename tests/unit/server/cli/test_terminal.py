@@ -140,7 +140,7 @@ def test_nothing_is_suggested_inside_a_line():
 def test_each_key_is_one_edit():
     async def scenario(shown, press):
         edits, edit = [], shown.session.edit
-        shown.session.edit = lambda text: (edits.append(text), edit(text))
+        shown.session.edit = lambda text, after="": (edits.append(text), edit(text, after))
         press("ab")
         await until(lambda: len(edits) == 2)
         press("\x7f\rc")

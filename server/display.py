@@ -1,0 +1,67 @@
+"""What is shown of an answer: drafts that are probable enough and fit their place, tidied, each text once."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Snapshot
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.text.fim import Gap
+from superdraft.decoding.text.gap_cut import has_text_after, joins
+from superdraft.decoding.text.tidying import tidy
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """How the drafts for a place in a text are shown.
+
+    Attributes:
+        gap: the place.
+        min_probability: drafts whose first word is less probable are withheld. It applies where scores are
+            probabilities.
+        is_tidy: drafts are tidied, and inside a line only those are shown that end where the text after them begins.
+    """
+
+    gap: Gap
+    min_probability: float = 0.0
+    is_tidy: bool = False
+
+    def shown(self, output: GenerationOutput, params: GenerationParams) -> GenerationOutput:
+        """An output with the drafts to show, possibly none; their texts may be shorter than their tokens'."""
+        by_text: dict[str, DraftOutput] = {}
+        for draft in output.drafts:
+            if self._is_probable(draft.score, params):
+                text = self._tidied(draft) if self.is_tidy else draft.text
+                if text or not self.is_tidy:
+                    by_text.setdefault(text, replace(draft, text=text))
+        return replace(output, drafts=_ranked(by_text.values()))
+
+    def shown_so_far(self, snapshot: Snapshot, params: GenerationParams) -> Snapshot:
+        """A snapshot with the drafts to show. Inside a line there are none, since only a finished draft can fit."""
+        fits = not (self.is_tidy and has_text_after(self.gap))
+        drafts = tuple(draft for draft in snapshot.drafts if fits and self._is_probable(draft.score, params))
+        return replace(snapshot, drafts=drafts, stable_text=snapshot.stable_text if drafts else "")
+
+    def _is_probable(self, score: float, params: GenerationParams) -> bool:
+        return not scores_are_probabilities(params) or math.exp(min(score, 0.0)) >= self.min_probability
+
+    def _tidied(self, draft: DraftOutput) -> str:
+        if not has_text_after(self.gap):
+            return tidy(draft.text, self.gap.prefix, _last_token(draft))
+        is_fit = draft.finish_reason == "stop" and joins(draft.text, self.gap)
+        return draft.text if is_fit and tidy(draft.text, self.gap.prefix) == draft.text.rstrip() else ""
+
+
+def _ranked(drafts: Iterable[DraftOutput]) -> tuple[DraftOutput, ...]:
+    return tuple(replace(draft, index=index) for index, draft in enumerate(drafts))
+
+
+def _last_token(draft: DraftOutput) -> str | None:
+    """The last token of a draft that a limit ended; None if it ended by itself or has been cut already."""
+    whole = "".join(draft.tokens).rstrip("\ufffd")
+    return None if draft.finish_reason == "stop" or len(draft.text) < len(whole) else draft.tokens[-1]
+
+
+def scores_are_probabilities(params: GenerationParams) -> bool:
+    """Whether exp(score) is the probability of a draft's first word."""
+    return params.strategy == "superposed" and params.selection == "distinct"

@@ -1,0 +1,168 @@
+"""`POST /v1/drafts` with a trigger: drafts are withheld, tidied, and must fit the text after the cursor."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from support.sse import parsed
+
+from superdraft.decoding.outputs import DraftOutput
+from superdraft.evaluation.measures.looks import best_of, effect_of
+from superdraft.evaluation.runs.display_tuning import looks_of_events
+from superdraft.server.wires.native.mapping import INSIDE_A_LINE
+
+PATH = "/v1/drafts"
+FIM = {"<|fim_prefix|>": 200, "<|fim_suffix|>": 201, "<|fim_middle|>": 202}
+
+
+@pytest.fixture
+def drafts_of(engine, monkeypatch):
+    """Sets the engine's drafts: (tokens, probability) or (tokens, probability, finish reason)."""
+    made = []
+
+    def output_of(job):
+        drafts = tuple(
+            DraftOutput(i, "".join(tokens), tuple(range(len(tokens))), tuple(tokens), math.log(p), (-1.0,), reason)
+            for i, (tokens, p, reason) in enumerate(made if job.params.max_tokens else [])
+        )
+        return replace(type(engine).output_of(engine, job), drafts=drafts)
+
+    monkeypatch.setattr(engine, "output_of", output_of, raising=False)
+    return lambda *drafts: made.extend((*draft, "length")[:3] for draft in drafts)
+
+
+def ask(client, prompt="Thank you", **fields):
+    response = client.post(PATH, json={"prompt": prompt, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def texts(answer):
+    assert [draft["index"] for draft in answer["drafts"]] == list(range(len(answer["drafts"])))
+    return [draft["text"] for draft in answer["drafts"]]
+
+
+def test_without_a_trigger_all_drafts_are_as_decoded(client, drafts_of):
+    drafts_of(([" for", " the"], 0.5), (["."], 0.001))
+    assert texts(ask(client)) == [" for the", "."]
+
+
+def test_an_automatic_trigger_withholds_what_is_less_probable_than_the_servers_minimum(make_client, drafts_of):
+    client = make_client(min_probability_shown=0.3)
+    drafts_of(([" very", " much"], 0.3001), ([" for", " coming"], 0.2999))
+    assert texts(ask(client, trigger="automatic")) == [" very much"]
+    assert texts(ask(client, trigger="invoked")) == [" very much", " for coming"]
+
+
+@pytest.mark.parametrize("trigger", [{}, {"trigger": "automatic"}, {"trigger": "invoked"}])
+def test_the_requests_minimum_wins(client, drafts_of, trigger):
+    drafts_of(([" very", " much"], 0.9), ([" for", " coming"], 0.01))
+    assert texts(ask(client, min_probability_shown=0.95, **trigger)) == []
+    assert len(texts(ask(client, min_probability_shown=0, **trigger))) == 2
+
+
+def test_scores_that_are_no_probabilities_withhold_nothing(client, drafts_of):
+    drafts_of(([" very", " much"], 0.01))
+    answer = ask(client, trigger="automatic", selection="paper", min_probability_shown=0.5)
+    assert texts(answer) == [" very much"]
+    assert any("min_probability_shown has no effect" in warning for warning in answer["warnings"])
+    assert ask(client, trigger="automatic", selection="paper")["warnings"] == []
+
+
+def test_drafts_are_tidied_and_each_text_is_shown_once(client, drafts_of):
+    drafts_of(([" very", " much", " for"], 0.5), ([" very", " much", "."], 0.4), ([" very", " much"], 0.3))
+    answer = ask(client, trigger="automatic")
+    assert texts(answer) == [" very much", " very much."]
+    assert answer["drafts"][0]["tokens"] == [" very", " much", " for"]
+
+
+def test_indices_in_feedback_are_those_of_the_drafts_shown(client, drafts_of):
+    drafts_of(([")"], 0.5), ([" very", " much"], 0.4))
+    answer = ask(client, trigger="automatic")
+    assert texts(answer) == [" very much"]
+    event = {"completion_id": answer["id"], "event": "accepted", "index": 0}
+    assert client.post("/v1/feedback", json=event).status_code == 200
+    assert client.post("/v1/feedback", json={**event, "index": 1}).status_code == 400
+
+
+def test_events_are_recorded_without_texts_and_tune_the_minimum(make_client, drafts_of, tmp_path):
+    file = tmp_path / "events.jsonl"
+    client = make_client(feedback_file=file)
+    drafts_of(([" very", " much"], 0.5), ([" for", " coming"], 0.25))
+    answer = ask(client, trigger="automatic")
+    for event, index in (("shown", 0), ("accepted", 0), ("accepted", 0), ("dismissed", 1)):
+        client.post("/v1/feedback", json={"completion_id": answer["id"], "event": event, "index": index})
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["event"], row["index"], row["num_characters"]) for row in rows] == [
+        ("shown", 0, 10),
+        ("accepted", 0, 10),  # once
+        ("dismissed", 1, 11),
+    ]
+    assert [row["probability"] for row in rows] == pytest.approx([0.5, 0.5, 0.25])
+    assert "very" not in file.read_text()
+    looks = [look for (look,) in looks_of_events(file)["all"]]
+    assert [look.keys_saved for look in looks] == [9, 0]
+    assert (
+        best_of([effect_of(minimum, [[look] for look in looks], 1.0) for minimum in (0, 0.3, 0.6)]).probability == 0.3
+    )
+
+
+def test_a_file_that_cannot_be_written_costs_no_event(make_client, drafts_of, tmp_path):
+    client = make_client(feedback_file=tmp_path)
+    drafts_of(([" very", " much"], 0.5))
+    answer = ask(client, trigger="automatic")
+    event = {"completion_id": answer["id"], "event": "shown"}
+    assert client.post("/v1/feedback", json=event).json()["counted"]
+
+
+def test_a_stream_withholds_in_its_snapshots_too(client, engine, kept_up_with):
+    body = {"prompt": "Thank you", "max_tokens": 3, "stream": True, "trigger": "automatic"}
+    *snapshots, answer = parsed(client.post(PATH, json=body).content)
+    assert [len(snapshot["drafts"]) for snapshot in snapshots] == [1, 1]  # the others have no probability yet
+    assert [draft["text"] for draft in answer["drafts"]] == [" red0 red1 red2", " green0 green1 green2"]
+    silent = parsed(client.post(PATH, json={**body, "min_probability_shown": 0.9}).content)
+    assert len(silent) == 3
+    assert all(event["drafts"] == [] and event.get("stable_text", "") == "" for event in silent)
+
+
+# Text after the cursor
+
+
+def test_inside_a_line_nothing_is_suggested_without_fill_in_the_middle(client, engine, drafts_of):
+    drafts_of(([" very", " much"], 0.9))
+    answer = ask(client, trigger="automatic", suffix=" for your mail.\n")
+    assert texts(answer) == []
+    assert answer["warnings"] == [INSIDE_A_LINE]
+    assert engine.seen[-1].params.max_tokens == 0
+    for suffix in ("", "\n", "\nBest regards", ")\n", '";\n'):
+        assert texts(ask(client, trigger="automatic", suffix=suffix)) == [" very much"]
+
+
+def test_who_asks_gets_drafts_inside_a_line_that_end_at_the_text_after_it(client, drafts_of):
+    drafts_of(([" very", " much", " for", " your", " mail"], 0.9), ([" so", " much"], 0.8))
+    answer = ask(client, trigger="invoked", suffix=" for your mail.\n")
+    assert texts(answer) == [" very much"]  # the other one has not come so far
+    assert any("has not seen" in warning for warning in answer["warnings"])
+
+
+def test_a_model_with_fill_in_the_middle_suggests_inside_a_line_what_joins(make_client, engine, drafts_of):
+    engine.tokenizer.vocabulary = {**engine.tokenizer.vocabulary, **FIM}
+    client = make_client()
+    drafts_of(
+        ([" very", " much"], 0.9, "stop"),
+        ([" a", " lot"], 0.8, "length"),  # it may go on
+        ([" for", " all"], 0.7, "improbable"),
+        ([" indeed", "."], 0.6, "stop"),  # a small letter follows
+        ([" so", " "], 0.5, "length"),  # its end is in the text after it already
+    )
+    assert texts(ask(client, trigger="automatic", suffix=" for your mail.\n")) == [" very much", " so"]
+    assert len(texts(ask(client, suffix=" for your mail.\n"))) == 5
+    assert engine.seen[-1].token_ids[0] == FIM["<|fim_prefix|>"]
+
+
+def test_token_ids_have_no_suffix(client):
+    response = client.post(PATH, json={"prompt": [1, 2], "suffix": "x"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "prompt"
+    assert client.post(PATH, json={"prompt": [1, 2], "trigger": "automatic"}).status_code == 200
