@@ -72,8 +72,13 @@ $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
 serve: $(VENV)/.stamp-server  ## Start the server on PORT, with the options in ARGS
 	@trap : INT; $(BIN)/superdraft serve --port $(PORT) $(ARGS) || test $$? -eq 130  # 130: Ctrl-C
 
+# A file's tests run in one process, because they share servers and models, and the files in the order of testpaths.
+# Each process needs about 2 GB. ARGS="-n 0" uses a single one.
+# Tests start many processes. Where the environment forbids to write bytecode, each would compile torch and transformers.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.stamp-test  ## Run the tests and show their coverage (ARGS go to pytest)
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		--cov --cov-report=term $(ARGS)
 
 check: lint test  ## Everything that must pass before a change is merged
 

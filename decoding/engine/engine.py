@@ -329,6 +329,9 @@ class Engine:
                     firsts.append(of_prompt)
         own = torch.cat([*logits, *firsts]) if logits or firsts else torch.empty(0, 0)
         rows += [Row(branch, len(own) + index) for index, branch in enumerate(known)]
+        # A free place for a draft goes to the first branch that asks: the order must not depend on what is known.
+        places = {branch: place for row in rows for place, branch in enumerate(row.branch.sequence.branches)}
+        rows.sort(key=lambda row: places[row.branch])
         self._choose_rows(rows, own, list(known.values()), faults)
 
     def _choose_rows(self, rows: list[Row], logits: Tensor, known: list[Node], faults: Faults) -> None:

@@ -53,7 +53,7 @@ def test_typing_accepting_and_telemetry(url):
 @pytest.fixture(scope="module")
 def ask(default_model):
     """The default model as a replay wants it, every answer after the same time."""
-    settings = Settings(max_model_len=256)
+    settings = Settings(max_model_len=256, num_threads=1)
     app = load_app(settings)
     with TestClient(app) as client:
 

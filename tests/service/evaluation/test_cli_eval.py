@@ -316,7 +316,7 @@ def test_completion_behind_the_first_words_of_texts(run, files, model, monkeypat
 
 
 def test_completion_of_a_running_server_equals_that_in_the_process(run, files, model, monkeypatch):
-    settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
+    settings = Settings(model=model, dtype="float32", device="cpu", num_threads=1, max_model_len=128)
     app = load_app(settings)
     with serving(app) as url:
         command = ("lab", "eval", "completion", *prompt_files(files), "-n", "4", "--peer", f"superdraft={url}")
@@ -335,7 +335,7 @@ def test_completion_of_a_running_server_equals_that_in_the_process(run, files, m
 def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model):
     rows = [{"kind": "mail", "place": "inside a word", "text": text} for text in ("Please conf", "Go on |", "It is ")]
     (files / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128)
+    settings = Settings(model=model, dtype="float32", device="cpu", num_threads=1, max_model_len=128)
     app = load_app(settings)
     with serving(app) as url:
         command = ("lab", "eval", "texts", "--texts", str(files / "texts.jsonl"), "--peer", f"there={url}")

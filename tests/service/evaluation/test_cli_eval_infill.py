@@ -95,7 +95,7 @@ def seen(monkeypatch):
 
 
 def test_what_is_measured_is_what_a_server_answers(run, cases, model, seen):
-    settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=128, kv_memory="64MiB")
+    settings = Settings(model=model, dtype="float32", device="cpu", num_threads=1, max_model_len=128, kv_memory="64MiB")
     app = load_app(settings)
     with serving(app) as url:
         code, results, err = run("--cases", cases, "-n", "6", "--peer", f"superdraft={url}")

@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 def ask(model, monkeypatch):
     """Ask a server over HTTP: (text, score) of each draft."""
     monkeypatch.delenv("SUPERDRAFT_DEFAULT_MAX_BRANCHES")
-    settings = Settings(model=model, dtype="float32", device="cpu", max_model_len=96)
+    settings = Settings(model=model, dtype="float32", device="cpu", num_threads=1, max_model_len=96)
     app = load_app(settings)
     with TestClient(app) as client:
 

@@ -44,11 +44,13 @@ class Server:
     def __init__(self, model, log, port=0, code=_SERVE, **options):
         flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         command = [sys.executable, "-c", code, "serve", "--model", str(model), "--ngram-model", "none"]
-        command += ["--target-latency-ms", str(PATIENCE_S * 1000)]  # refuses nobody for being slow
+        for limit in ("--target-latency-ms", "--queue-timeout-ms"):  # refuses nobody for being slow
+            command += [limit, str(PATIENCE_S * 1000)]
+        command += ["--num-threads", "1", "--default-max-branches", "1"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPERDRAFT_")}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [*command, "--port", str(port), "--kv-memory", "64MiB", "--default-max-branches", "1", *flags],
+                [*command, "--port", str(port), "--kv-memory", "64MiB", *flags],
                 stderr=out,
                 env=environment,
             )

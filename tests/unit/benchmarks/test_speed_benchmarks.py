@@ -127,7 +127,7 @@ def test_throughput_asks_every_kind_of_weights(fake_server, engine, monkeypatch,
     monkeypatch.setattr(throughput, "WARM_UP_S", 0.05)
     engine.on_step = lambda: time.sleep(0.001)
     options = {"model": "tiny", "clients": [2], "num_drafts": [3], "dtype": ["int4", "bfloat16"], "p95_ms": 60_000}
-    throughput.main(**options, rounds=2, seconds=0.2, as_json=True)
+    throughput.main(**options, rounds=1, seconds=0.2, as_json=True)
     report = report_in(capsys.readouterr().out)
     assert [options[:4] for options in fake_server] == [
         ["--model", "tiny", "--dtype", "int4"],
@@ -203,6 +203,7 @@ def test_a_start_is_over_when_the_server_is_ready(engine, monkeypatch, tmp_path,
         monkeypatch.setattr(startup, "starting_server", starting_server)
         monkeypatch.setattr(startup, "_free_port", lambda: port)
         monkeypatch.setattr(startup, "IDLE_S", 0)
+        monkeypatch.setattr(startup, "NUM_REQUESTS", 5)
         startup.main(model="tiny", runs=2, dtype="int4", as_json=True)
         rows = {row["measure"]: row for row in report_in(capsys.readouterr().out)["rows"]}
         assert 0 < rows["ready_s"]["min"] <= rows["ready_s"]["median"] <= rows["ready_s"]["max"]

@@ -144,6 +144,7 @@ def test_standard_input_is_text(monkeypatch):
         ("a.txt.zst", b"plain", r"a\.txt\.zst cannot be read"),
         ("a.u16.zst", b"plain", r"a\.u16\.zst cannot be read"),
     ],
+    ids=["not UTF-8", "truncated", "flipped", "no gzip", "no zstandard", "no tokens"],  # gzip's bytes hold the time
 )
 def test_damaged_files_are_named(tmp_path, name, data, message):
     with pytest.raises(CorpusError, match=message):
