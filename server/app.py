@@ -10,10 +10,11 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
-from superdraft.server.bridge.admission_control import AdmissionControl, places_of
+from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.bridge.fan_out import FanOut
+from superdraft.server.bridge.places import places_of
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.edge import error_map
 from superdraft.server.edge.access import Access

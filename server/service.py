@@ -271,6 +271,8 @@ def _runs(
 
 async def _all_or_none(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Await all; if one fails or the caller is cancelled, cancel the others."""
+    if len(works) == 1:  # needs no task of its own
+        return [await works[0]]
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return await asyncio.gather(*tasks)

@@ -6,27 +6,23 @@ ones are answered. *Overload*: they arrive at a multiple of that rate. *Recovery
 """
 
 import asyncio
-import itertools
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import typer
 
 from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
+from superdraft.benchmarks.over_http.answers import Answers, different_prompts
 from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
 from superdraft.benchmarks.summary import (
     count_text,
     make_report,
     plain_table,
     print_promises,
-    rounded_percentile,
 )
-from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.server.cli.settings_options import setting
 from superdraft.server.settings import Settings
 
@@ -35,23 +31,6 @@ MAX_REFUSAL_MS = 50.0
 MAX_SLOWDOWN = 1.5
 MIN_RECOVERED = 0.9
 MAX_LEFTOVER = 1.2  # latency in recovery, relative to saturation; on a quiet machine phases differ by less
-
-
-@dataclass(slots=True)
-class Answers:
-    """The answers in one phase.
-
-    Attributes:
-        num_sent: requests sent.
-        statuses: answers by status; a request without an answer counts under the client's error.
-        accepted_ms: latencies of answers with drafts.
-        refused_ms: latencies of refusals (429, 503).
-    """
-
-    num_sent: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    accepted_ms: list[float] = field(default_factory=list)
-    refused_ms: list[float] = field(default_factory=list)
 
 
 def main(
@@ -73,7 +52,7 @@ def main(
     # One row per request, so that slots count requests.
     with local_server([*serve_options(num_slots=num_slots, default_max_branches=1), *options]) as url:
         phases = asyncio.run(_phases(url, factor, seconds, baseline, num_slots))
-    rows = [_row(name, answers, duration_s) for name, answers, duration_s in phases]
+    rows = [answers.row(name, duration_s) for name, answers, duration_s in phases]
     saturation, once, overload, recovery = rows
     kept = {
         "every request answered": all(row["sent"] == row["answered"] for row in rows),
@@ -93,13 +72,13 @@ async def _phases(
     url: str, factor: float, seconds: float, baseline_s: float, num_clients: int
 ) -> list[tuple[str, Answers, float]]:
     async with http_client(url) as http:
-        prompts = _prompts()
-        await _saturate(http, prompts, WARM_UP_S, num_clients)
-        saturation = await _saturate(http, prompts, baseline_s, num_clients)
+        prompts = different_prompts()
+        await saturate(http, prompts, WARM_UP_S, num_clients)
+        saturation = await saturate(http, prompts, baseline_s, num_clients)
         per_s = len(saturation.accepted_ms) / baseline_s
         once = await _arrivals(http, prompts, baseline_s, per_s)
         overload = await _arrivals(http, prompts, seconds, factor * per_s)
-        recovery = await _saturate(http, prompts, baseline_s, num_clients)
+        recovery = await saturate(http, prompts, baseline_s, num_clients)
     return [
         ("saturation", saturation, baseline_s),
         ("1x", once, baseline_s),
@@ -108,19 +87,13 @@ async def _phases(
     ]
 
 
-def _prompts() -> Iterator[str]:
-    """Prompts that are all different, so that the prefix cache saves at most the beginning of the text."""
-    for number in itertools.count():
-        text = TEXTS[number % len(TEXTS)]
-        yield f"{number}: {text[: 60 + number % 60]}"
-
-
-async def _saturate(http: httpx.AsyncClient, prompts: Iterator[str], seconds: float, num_clients: int) -> Answers:
+async def saturate(http: httpx.AsyncClient, prompts: Iterator[str], seconds: float, num_clients: int) -> Answers:
+    """Clients that send the next request as soon as the last one is answered."""
     answers, deadline_s = Answers(), time.perf_counter() + seconds
 
     async def send_in_turn() -> None:
         while time.perf_counter() < deadline_s:
-            await _ask(http, next(prompts), answers)
+            await answers.ask(http, next(prompts))
 
     await asyncio.gather(*(send_in_turn() for _ in range(num_clients)))
     return answers
@@ -133,38 +106,9 @@ async def _arrivals(http: httpx.AsyncClient, prompts: Iterator[str], seconds: fl
     next_s = begun_s = time.perf_counter()
     while next_s < begun_s + seconds:
         await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
-        task = asyncio.create_task(_ask(http, next(prompts), answers))
+        task = asyncio.create_task(answers.ask(http, next(prompts)))
         asked.add(task)
         task.add_done_callback(asked.discard)
         next_s += chance.expovariate(per_s)
     await asyncio.gather(*asked)
     return answers
-
-
-async def _ask(http: httpx.AsyncClient, prompt: str, answers: Answers) -> None:
-    answers.num_sent += 1
-    begun_s = time.perf_counter()
-    try:
-        response = await http.post("/v1/drafts", json={"prompt": prompt, "max_tokens": 10})
-    except httpx.HTTPError as error:
-        answers.statuses[type(error).__name__] += 1
-        return
-    took_ms = (time.perf_counter() - begun_s) * 1000
-    answers.statuses[str(response.status_code)] += 1
-    (answers.accepted_ms if response.is_success else answers.refused_ms).append(took_ms)
-
-
-def _row(name: str, answers: Answers, seconds: float) -> dict[str, Any]:
-    return {
-        "phase": name,
-        "sent": answers.num_sent,
-        "answered": sum(count for status, count in answers.statuses.items() if status.isdigit()),
-        "answers": dict(sorted(answers.statuses.items())),
-        "accepted_per_s": round(len(answers.accepted_ms) / seconds, 2),
-        "p50_ms": rounded_percentile(answers.accepted_ms, 50),
-        "p95_ms": rounded_percentile(answers.accepted_ms, 95),
-        "refused_p50_ms": rounded_percentile(answers.refused_ms, 50),
-        "refused_p95_ms": rounded_percentile(answers.refused_ms, 95),
-        "refused_p99_ms": rounded_percentile(answers.refused_ms, 99),
-        "refused_max_ms": round(max(answers.refused_ms), 1) if answers.refused_ms else None,
-    }

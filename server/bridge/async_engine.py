@@ -23,10 +23,11 @@ from superdraft.decoding.errors import (
 )
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.request import EngineRequest
-from superdraft.server.bridge.admission_control import AdmissionControl, Place
+from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineTokenizer
 from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
 from superdraft.server.bridge.output_stream import OutputStream
+from superdraft.server.bridge.places import Place
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.rate_limits import counted_caller
 from superdraft.server.observe.metrics import Metrics
@@ -92,6 +93,7 @@ class AsyncEngine:
         self._gate = threading.Lock()  # closes `_accepting` and the queue together
         self._accepting = False
         self._failures = 0
+        self._busy_since_s = 0.0  # on time.monotonic: when the present round began
         self._deadline: float | None = None
         self._thread = threading.Thread(target=self._run, name="superdraft-engine", daemon=True)
 
@@ -216,7 +218,9 @@ class AsyncEngine:
     def _take_commands(self, *, wait: bool) -> None:
         """Carry out the queued commands; with `wait`, sleep until there is one."""
         if wait and self._deadline is None:
-            self._carry_out(self._commands.get())
+            command = self._commands.get()
+            self._busy_since_s = time.monotonic()
+            self._carry_out(command)
         while not self._commands.empty():
             self._carry_out(self._commands.get())
 
@@ -260,12 +264,15 @@ class AsyncEngine:
         num_rows = sum(request.place.num_rows for request in self._requests.values())
         outputs = self._engine.step()
         self._metrics.observe_step()
-        step, costs = self._engine.last_step, self._admission.costs
+        step, costs, now_s = self._engine.last_step, self._admission.costs, time.monotonic()
+        # What came before the step counts too: taking requests, handing over answers, waiting for the event loop.
+        seconds = max(step.seconds, now_s - self._busy_since_s)
+        self._busy_since_s = now_s
         decode_s = costs.decode_s(num_rows) if step.num_rows else 0.0
         if step.kind == "prefill":
-            costs.observe_prefill(max(0.0, step.seconds - decode_s))
+            costs.observe_prefill(max(0.0, seconds - decode_s))
         if step.num_rows:
-            costs.observe_decode(num_rows, step.seconds if step.kind == "decode" else decode_s)
+            costs.observe_decode(num_rows, seconds if step.kind == "decode" else decode_s)
         costs.num_waiting = self._engine.num_waiting
         for output in outputs:
             self._deliver(output)

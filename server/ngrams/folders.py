@@ -1,6 +1,8 @@
-"""The n-gram models on disk: found by name at each request, loaded on first use, the most recently used ones kept."""
+"""The n-gram models on disk: found by name, loaded on first use, the most recently used ones kept."""
 
 import asyncio
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,9 @@ from superdraft.ngram_models.store.registry import (
 )
 
 DEFAULT_MAX_MODELS: Final = 8
+CHECK_INTERVAL_S: Final = 1.0
+"""Seconds for which a loaded model's files are not looked at again. That took a tenth of the event loop's time."""
+
 _MAX_ATTEMPTS = 3
 _REPLACING_S = 0.02
 
@@ -34,20 +39,28 @@ _Version = tuple[_FileIdentity, _FileIdentity | None]
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Loaded:
-    """The result of loading one version of a model; `version` None: the version is not known."""
+    """The result of loading one version of a model.
+
+    Attributes:
+        version: None: the version is not known.
+        outcome: the model, or why there is none.
+        checked_s: when the files last had this version.
+    """
 
     version: _Version | None
     outcome: NgramModel | NgramModelError
+    checked_s: float = -math.inf
 
 
 class ModelFolders:
     """The models on disk, and the loaded ones among them.
 
-    Every request checks the model's files, so a model that was added or replaced is seen without a restart. Requests
-    that use the old one keep it: it is in memory, as long as its scorer lives. Models are loaded one at a time in a
-    thread of their own. The `max_models` most recently used ones stay loaded.
+    A model that was added is found at the next request. The files of a loaded one are checked once per second at most,
+    so a model that was replaced is seen a moment later, without a restart. Requests that use the old one keep it: it is
+    in memory, as long as its scorer lives. Models are loaded one at a time in a thread of their own. The `max_models`
+    most recently used ones stay loaded.
 
     For one event loop.
 
@@ -57,6 +70,8 @@ class ModelFolders:
         max_models: models that stay loaded, at least 1.
         paths: folders of models that the operator named by path, by the name that requests use.
         first: a model that is loaded already and is never dropped.
+        check_interval_s: seconds for which a loaded model's files are not checked again.
+        clock: monotonic seconds.
 
     Attributes:
         fingerprint: as given.
@@ -71,9 +86,13 @@ class ModelFolders:
         max_models: int = DEFAULT_MAX_MODELS,
         paths: Mapping[str, Path] | None = None,
         first: NgramModel | None = None,
+        check_interval_s: float = CHECK_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.fingerprint = fingerprint
         self.first = first
+        self._check_interval_s = check_interval_s
+        self._clock = clock
         self._max_models = max_models
         self._home = home
         self._paths = dict(paths or {})
@@ -92,13 +111,24 @@ class ModelFolders:
         return name in self._kept
 
     async def get(self, name: str) -> NgramModel:
-        """The model of this name, as it is on disk now.
+        """The model of this name, as it is on disk, or was at the last check.
 
         Raises:
             NgramModelNotFoundError: there is no such model.
             BrokenNgramModelError: the model is damaged.
             TokenizerMismatchError: the model was built for another tokenizer.
         """
+        loaded, now_s = self._kept.get(name) or self._refused.get(name), self._clock()
+        if loaded is None or now_s - loaded.checked_s >= self._check_interval_s:
+            loaded = await self._checked(name)
+            loaded.checked_s = now_s
+        self._keep(name, loaded)
+        if isinstance(loaded.outcome, NgramModelError):
+            raise loaded.outcome.with_traceback(None)
+        return loaded.outcome
+
+    async def _checked(self, name: str) -> _Loaded:
+        """The model, loaded anew if its files have changed."""
         version = self._version(name)
         if version is None and name in self._kept:
             await asyncio.sleep(_REPLACING_S)  # it may be in the middle of being replaced, which takes two renames
@@ -110,10 +140,7 @@ class ModelFolders:
         loaded = self._kept.get(name) or self._refused.get(name)
         if loaded is None or loaded.version != version:
             loaded = await self._load(name)
-        self._keep(name, loaded)
-        if isinstance(loaded.outcome, NgramModelError):
-            raise loaded.outcome.with_traceback(None)
-        return loaded.outcome
+        return loaded
 
     async def listed(self) -> list[ListedModel]:
         """All models that have a name, sorted by name."""

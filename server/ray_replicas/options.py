@@ -9,7 +9,7 @@ from typing import Any, Final
 from superdraft.decoding.loading.store import KNOWN_MODELS
 from superdraft.ngram_models.store.manifest import MANIFEST_FILE
 from superdraft.ngram_models.store.registry import list_ngram_models, named_model_folder
-from superdraft.server.bridge.admission_control import places_of
+from superdraft.server.bridge.places import places_of
 from superdraft.server.errors import SettingsError
 from superdraft.server.settings import Settings
 

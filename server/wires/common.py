@@ -52,7 +52,7 @@ T = TypeVar("T")
 # The service, and the clients that leave
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:  # async: FastAPI would call it in a thread
     """The service of the app that a request was sent to."""
     service = request.app.state.service
     assert isinstance(service, Service)
@@ -70,22 +70,25 @@ async def unless_client_gone(request: Request, work: Coroutine[Any, Any, T]) -> 
     Raises:
         ClientGoneError: the client closed the connection first.
     """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_wait_for_disconnect(request))
+    own = asyncio.current_task()
+    assert own is not None
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        is_gone = own.cancel()
+
+    watching = asyncio.create_task(watch())  # one task, not also one for the work: a refusal should cost little
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGoneError
+        return await work
+    except asyncio.CancelledError:
+        if is_gone and not own.uncancel():
+            raise ClientGoneError from None
+        raise
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        watching.cancel()
 
 
 # Requests

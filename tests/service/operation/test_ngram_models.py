@@ -102,7 +102,7 @@ def world(tmp_path):
     vocabulary = plain.tokenizer.vocabulary
     tokenizer = TokenizerIdentity("tiny", tokenizer_fingerprint(vocabulary), len(vocabulary), (0,))
     engine = SteppedEngine(plain)
-    models = NgramModels(folders=ModelFolders(tokenizer.fingerprint, home=tmp_path, max_models=2))
+    models = NgramModels(folders=ModelFolders(tokenizer.fingerprint, home=tmp_path, max_models=2, check_interval_s=0))
     with serving(create_app(Settings(), engine, model_name="tiny", ngram_models=models)) as url:
         world = World(url, engine, tmp_path, tokenizer)
         yield world

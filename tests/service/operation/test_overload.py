@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 
+import anyio.to_thread
 import httpx
 import pytest
 from support.engine import FakeEngine, Step
@@ -120,7 +121,13 @@ def test_overload_is_refused_at_once_and_does_not_slow_down_what_is_accepted():
 
 def test_a_typist_is_never_refused_because_of_his_own_older_key_press():
     async def type_keys(url, engine, admission, keys_a_step):
-        statuses = {}
+        statuses, entered, enter = {}, [], admission.enter
+
+        def noted_enter(*arguments, **options):
+            entered.append(options["session"])
+            return enter(*arguments, **options)
+
+        admission.enter = noted_enter
 
         async def press(http, key, session):
             body = {"prompt": "hi", "max_tokens": MAX_TOKENS, "session_id": session}
@@ -130,13 +137,8 @@ def test_a_typist_is_never_refused_because_of_his_own_older_key_press():
             tasks = [asyncio.create_task(press(http, "other", "other"))]
             await until(lambda: admission.num_rows == 1)
             for key in range(6):
-                num_ended, num_known = len(statuses), admission.num_rows + admission.num_waiting
                 tasks.append(asyncio.create_task(press(http, key, "me")))
-                await until(
-                    lambda ended=num_ended, known=num_known: (
-                        len(statuses) > ended or admission.num_rows + admission.num_waiting > known
-                    )
-                )
+                await until(lambda key=key: len(entered) == 2 + key)
                 if key % keys_a_step == keys_a_step - 1:
                     await take_step(engine)
             engine.leave.release(100)
@@ -257,3 +259,34 @@ def test_memory_stays_flat_under_a_flood_of_large_requests():
         grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
     assert set(statuses) <= {400, 429}
     assert grown_kib < 20_000
+
+
+def test_a_refusal_starts_one_task_and_no_thread(make_client, engine, monkeypatch):
+    """What a refusal costs is time that the event loop lacks for answers."""
+    engine.gate = threading.Event()
+    engine.num_slots = 2
+    client = make_client(max_waiting=0)
+    tasks, threads = [], []
+    plain_task, plain_thread = asyncio.create_task, anyio.to_thread.run_sync
+
+    def counted_task(work, **options):
+        tasks.append(work.__qualname__)
+        return plain_task(work, **options)
+
+    def counted_thread(*arguments, **options):
+        threads.append(arguments)
+        return plain_thread(*arguments, **options)
+
+    body = {"prompt": "hi", "max_tokens": 8}
+    busy = [threading.Thread(target=client.post, args=("/v1/drafts",), kwargs={"json": body}) for _ in range(2)]
+    for thread in busy:
+        thread.start()
+    assert eventually(lambda: client.app.state.service.engine._admission.num_rows == 2)
+    monkeypatch.setattr(asyncio, "create_task", counted_task)
+    monkeypatch.setattr(anyio.to_thread, "run_sync", counted_thread)
+    assert client.post("/v1/drafts", json=body).status_code == 429
+    assert [name.rpartition(".")[2] for name in tasks] == ["watch"]
+    assert not threads
+    engine.gate.set()
+    for thread in busy:
+        thread.join(5)

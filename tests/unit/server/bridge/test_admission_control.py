@@ -7,7 +7,8 @@ import pytest
 from support.virtual_time import VirtualTimeLoop
 
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
-from superdraft.server.bridge.admission_control import AdmissionControl, places_of
+from superdraft.server.bridge.admission_control import AdmissionControl
+from superdraft.server.bridge.places import places_of
 from superdraft.server.edge.refusals import OverloadedError
 
 

@@ -2,15 +2,17 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
-from support.engine import FakeEngine
+from support.engine import FakeEngine, Step
 from support.engine_thread import run, until
 
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
+from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.bridge.async_engine import AsyncEngine
 
 SHORT = GenerationParams(max_tokens=2)
@@ -401,3 +403,28 @@ def test_idle_thread_sleeps():
 
     before, after = run(FakeEngine(on_step=lambda: steps.append(1)), scenario)
     assert before == after == 2
+
+
+def test_what_happens_between_steps_counts_as_part_of_a_round():
+    """Else a server that spends its time on taking requests would promise answers that it cannot give."""
+    engine = FakeEngine(last_step=Step("decode", 0.0001))
+    plain = engine.add_request
+
+    def slow_add(request):
+        time.sleep(0.05)
+        plain(request)
+
+    engine.add_request = slow_add
+    control = AdmissionControl()
+
+    async def scenario():
+        bridge = AsyncEngine(engine, admission=control)
+        bridge.start()
+        params = GenerationParams(strategy="greedy", max_tokens=1)
+        for number in range(3):
+            await bridge.generate(EngineRequest(str(number), "hi", params))
+            await asyncio.sleep(0.05)  # idle time does not count
+        await bridge.stop(0)
+
+    asyncio.run(scenario())
+    assert 0.05 <= control.costs.decode_s(1) < 0.1

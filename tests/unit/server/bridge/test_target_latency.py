@@ -26,11 +26,13 @@ class Machine:
     """Admission control, and an engine that runs one prompt between two decode steps.
 
     Attributes:
+        slowness: factor of all costs, by the time in seconds.
         answers: by name of the client: seconds from a request to its answer; None: it was refused.
         refused_s: seconds from a request to its refusal.
     """
 
-    def __init__(self, target_s=TARGET_S):
+    def __init__(self, target_s=TARGET_S, slowness=lambda _: 1.0):
+        self.slowness = slowness
         self.control = AdmissionControl(NUM_PLACES, target_latency_s=target_s)
         self.answers, self.refused_s = defaultdict(list), []
         self._prompts, self._drafts = [], {}  # places with tokens left
@@ -43,18 +45,21 @@ class Machine:
                 await self._work.wait()
             rows = sum(place.num_rows for place in [*self._prompts, *self._drafts])
             if self._prompts:
-                await asyncio.sleep(PREFILL_S)
-                self.control.costs.observe_prefill(PREFILL_S)
+                self.control.costs.observe_prefill(await self._spend(PREFILL_S))
                 place = self._prompts.pop(0)
                 self.control.costs.num_waiting -= 1
                 self._drafts[place] = place.num_tokens
-            await asyncio.sleep(step_s(rows))
-            self.control.costs.observe_decode(rows, step_s(rows))
+            self.control.costs.observe_decode(rows, await self._spend(step_s(rows)))
             self._drafts = {place: left - 1 for place, left in self._drafts.items()}
             for place in [place for place, left in self._drafts.items() if left <= 0]:
                 del self._drafts[place]
                 self.control.leave(place)
                 self._ends.pop(place).set_result(None)
+
+    async def _spend(self, seconds):
+        seconds *= self.slowness(asyncio.get_running_loop().time())
+        await asyncio.sleep(seconds)
+        return seconds
 
     async def ask(self, name, num_prompts=1, **how):
         """One request, and whether it was answered."""
@@ -99,11 +104,11 @@ def p95(seconds):
     return seconds[int(0.95 * len(seconds))]
 
 
-def simulate(scenario, target_s=TARGET_S):
+def simulate(scenario, target_s=TARGET_S, slowness=lambda _: 1.0):
     """The machine after a scenario."""
 
     async def main():
-        machine = Machine(target_s)
+        machine = Machine(target_s, slowness)
         engine = asyncio.create_task(machine.run())
         await scenario(machine)
         engine.cancel()
@@ -127,6 +132,23 @@ def test_under_four_times_the_load_accepted_requests_are_answered_in_time(num_to
     assert p95(unbounded.accepted_s("all")) > 1.2 * TARGET_S or num_tokens == 4
     assert max(bounded.refused_s) < 0.03
     assert len(bounded.accepted_s("all")) > 0.7 * len(unbounded.accepted_s("all"))
+
+
+@pytest.mark.parametrize(
+    "slowness",
+    [
+        pytest.param(lambda now_s: 1.0 if now_s < 5 else 4.0, id="slower from now on"),
+        pytest.param(lambda now_s: 2.0 if now_s % 10 < 5 else 1.0, id="slower half the time"),
+    ],
+)
+def test_accepted_requests_are_answered_in_time_although_the_machine_slows_down(slowness):
+    async def flood(machine):
+        await machine.arrivals("all", 80, 10, **SHORT)
+        await machine.arrivals("later", 80, 50, **SHORT)
+
+    machine = simulate(flood, slowness=slowness)
+    assert p95(machine.accepted_s("later")) <= 1.5 * TARGET_S
+    assert max(machine.refused_s) < 0.03
 
 
 def test_a_light_load_is_never_refused():

@@ -18,7 +18,7 @@ from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE, T
 from superdraft.ngram_models.store.registry import load_ngram_model, named_model_folder
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.ngrams import folders as ngram_folders
-from superdraft.server.ngrams.folders import ModelFolders
+from superdraft.server.ngrams.folders import CHECK_INTERVAL_S, ModelFolders
 from superdraft.server.ngrams.registry import NgramModels
 
 OTHER_TOKENIZER = TokenizerIdentity("another", "b" * 64, 8, (0,))
@@ -39,7 +39,8 @@ def opened(monkeypatch):
 
 
 def folders_in(home, **options):
-    return ModelFolders(FINGERPRINT, home=home, **options)
+    """Checked at every request unless the options say otherwise."""
+    return ModelFolders(FINGERPRINT, home=home, **{"check_interval_s": 0, **options})
 
 
 def logprob_of_3(scorer):
@@ -85,6 +86,43 @@ def test_a_replaced_model_is_seen_and_the_old_one_goes_on(tmp_path, opened):
 
     run(scenario())
     assert opened == ["mail", "mail"]
+
+
+def test_the_files_of_a_loaded_model_are_looked_at_once_per_second(tmp_path, monkeypatch):
+    now_s, looks = [100.0], []
+    put_model(tmp_path, "mail", tiny_with("-0.7"))
+    folders = folders_in(tmp_path, check_interval_s=CHECK_INTERVAL_S, clock=lambda: now_s[0])
+    plain = ngram_folders._identity_of_file
+    monkeypatch.setattr(ngram_folders, "_identity_of_file", lambda path: looks.append(path.name) or plain(path))
+
+    async def scenario():
+        await folders.get("mail")
+        looks.clear()
+        put_model(tmp_path, "mail", tiny_with("-0.4"))
+        for _ in range(50):
+            now_s[0] += 0.99 * CHECK_INTERVAL_S / 50
+            assert logprob_of_3((await folders.get("mail")).scorer) == pytest.approx(-0.7)
+        assert not looks
+        now_s[0] += 0.02
+        assert logprob_of_3((await folders.get("mail")).scorer) == pytest.approx(-0.4)
+        assert looks
+        shutil.rmtree(tmp_path / "ngram" / "mail")
+        now_s[0] += CHECK_INTERVAL_S
+        with pytest.raises(NgramModelNotFoundError):
+            await folders.get("mail")
+        put_model(tmp_path, "mail", tiny_with("-0.5"))  # one that is not loaded is found at once
+        assert logprob_of_3((await folders.get("mail")).scorer) == pytest.approx(-0.5)
+        damage(tmp_path / "ngram" / "mail")
+        now_s[0] += CHECK_INTERVAL_S
+        with pytest.raises(BrokenNgramModelError):
+            await folders.get("mail")
+        put_model(tmp_path, "mail", tiny_with("-0.6"))
+        with pytest.raises(BrokenNgramModelError):
+            await folders.get("mail")
+        now_s[0] += CHECK_INTERVAL_S
+        assert logprob_of_3((await folders.get("mail")).scorer) == pytest.approx(-0.6)
+
+    run(scenario())
 
 
 def test_a_new_manifest_of_the_same_binary_maps_nothing_anew(tmp_path, opened):
