@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+TREE_CELLS = 256
+"""Cells of each KV-cache slot beyond those of the longest text, for the drafts that share it; at most as many more."""
+
+SPARE_CELLS = 64
+"""Those of them that are not promised to drafts: other tokenisations of the prompt's end use them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:

@@ -6,6 +6,7 @@ selection of its own, to compare with.
 """
 
 import asyncio
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -71,9 +72,9 @@ def main(
 
 
 async def run(url: str, cases: Sequence[Prompt], num_clients: int, seconds: float, body: dict[str, Any]) -> Answers:
-    """Let clients send requests for some time, each text once before any is repeated."""
+    """Let clients send requests for some time, in the order of the texts."""
     answers, end_s = Answers(), time.perf_counter() + seconds
-    waiting = iter(cases * (1 + int(200 * seconds) // len(cases)))
+    waiting = itertools.cycle(cases)
     async with http_client(url) as http:
 
         async def client() -> None:

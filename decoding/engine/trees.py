@@ -11,15 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from superdraft.decoding.config import SPARE_CELLS, TREE_CELLS
 from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.tree import Node, Tree, text_keys
 from superdraft.decoding.method.scoring import are_numbers
 from superdraft.decoding.model.kv_cache import Segment
 from superdraft.decoding.model.runner import ModelRunner
-
-SPARE_SHARE = 4
-"""Of a slot's cells beyond the longest text, one in this number is not promised to drafts: other tokenisations of the
-prompt's end use them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,7 @@ class Trees:
 
     def num_needed(self, num_prompt_tokens: int, num_rows: int, max_tokens: int) -> int:
         """Slots that a request needs: one, unless its drafts are too many and too long for the cells of one."""
-        num_spare = (self._runner.num_cells - self._runner.max_model_len) // SPARE_SHARE
+        num_spare = (self._runner.num_cells - self._runner.max_model_len) * SPARE_CELLS // TREE_CELLS
         per_tree = (self._runner.num_cells - num_spare - num_prompt_tokens) // max(1, max_tokens)
         return -(-num_rows // max(1, per_tree))
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from superdraft.decoding.config import TREE_CELLS
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
 
 
@@ -58,15 +59,12 @@ class CachePlan:
 
 
 MAX_DEFAULT_SLOTS = 64
-MAX_TREE_CELLS = 256
-"""Most cells of a slot beyond those of the longest text."""
-
 _MAPPED_BYTES = 1 << 20  # smaller tensors are not worth a mapping of their own
 
 
 def cells_per_slot(max_len: int) -> int:
     """Cells of a slot for texts of at most `max_len` positions: the drafts that share it need more than one text."""
-    return max_len + min(max_len, MAX_TREE_CELLS)
+    return max_len + min(max_len, TREE_CELLS)
 
 
 def plan_cache(

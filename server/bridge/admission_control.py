@@ -93,6 +93,7 @@ class AdmissionControl:
         request: object,
         num_rows: int = 1,
         num_tokens: int = 0,
+        num_slots: int = 1,
         *,
         caller: str = "",
         session: str | None = None,
@@ -104,6 +105,7 @@ class AdmissionControl:
             request: the HTTP request, which may have several prompts.
             num_rows: rows of this prompt.
             num_tokens: most tokens of its drafts.
+            num_slots: KV-cache slots that it takes.
             caller: who sent the request.
             session: the typing session; None: the request names none.
             timeout_s: the request's own time limit, after which it is refused even if others may wait longer.
@@ -118,7 +120,7 @@ class AdmissionControl:
         if group is None:
             group = self._groups[id(request)] = Group(request, next(self._numbers), caller, session)
             self._room.shares.ask(caller, session, num_rows, loop.time())
-        place = Place(self.leave, loop, group, num_rows, num_tokens, session)
+        place = Place(self.leave, loop, group, num_rows, num_tokens, num_slots, session)
         if session is not None:
             self._supersede(session)
         if self._replaces_one(place):

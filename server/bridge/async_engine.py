@@ -27,7 +27,7 @@ from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineTokenizer
 from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
 from superdraft.server.bridge.output_stream import OutputStream
-from superdraft.server.bridge.places import Place
+from superdraft.server.bridge.places import Place, slots_of
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.rate_limits import counted_caller
 from superdraft.server.observe.metrics import Metrics
@@ -148,6 +148,7 @@ class AsyncEngine:
         place = await self._admission.enter(
             record,
             *request.params.least_work,
+            slots_of(request.params.num_rows, request.params.max_tokens),
             caller=counted_caller(),
             session=request.session_id,
             timeout_s=request.timeout_s,

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from superdraft.decoding.config import SPARE_CELLS, TREE_CELLS
+
 RESERVE_SHARE = 16
 
 
@@ -14,12 +16,17 @@ def places_of(num_slots: int) -> int:
     return num_slots + num_slots // RESERVE_SHARE
 
 
-def slots_of(num_rows: int, num_prompts: int = 1) -> int:  # noqa: ARG001 (an engine may give prompts slots, not rows)
-    """KV-cache slots that prompts take which have this many rows together: one per row.
+def slots_of(num_rows: int, num_tokens: int) -> int:
+    """KV-cache slots that a prompt takes, at most: one, unless its drafts are too many and too long for one.
 
     Rows decide what steps cost, slots how many prompts the engine can hold.
+
+    Args:
+        num_rows: most rows of its drafts.
+        num_tokens: most tokens of a draft.
     """
-    return num_rows
+    per_slot = 1 + (TREE_CELLS - SPARE_CELLS) // max(1, num_tokens)
+    return -(-num_rows // per_slot)
 
 
 @dataclass(eq=False, slots=True)
@@ -29,6 +36,7 @@ class Place:
     Attributes:
         num_rows: most rows of the prompt's drafts.
         num_tokens: most tokens of a draft.
+        num_slots: KV-cache slots that the prompt takes.
         is_added: whether the engine has heard of it.
         begun_s: when the prompt was admitted.
         last_round: the engine's round in which it should be finished.
@@ -39,17 +47,13 @@ class Place:
     group: "Group"
     num_rows: int
     num_tokens: int
+    num_slots: int
     session: str | None
     is_taken: bool = False
     is_added: bool = False
     is_long: bool = False
     begun_s: float = 0.0
     last_round: float = 0.0
-
-    @property
-    def num_slots(self) -> int:
-        """KV-cache slots that the prompt takes."""
-        return slots_of(self.num_rows)
 
     def release(self) -> None:
         """Give the place back. Any thread may call this, more than once."""

@@ -1,7 +1,7 @@
 """Room in the engine: which prompts fit into its slots and are answered in time beside those that are there."""
 
 from superdraft.server.bridge.fair_shares import FairShares
-from superdraft.server.bridge.places import Group, Place, slots_of
+from superdraft.server.bridge.places import Group, Place
 from superdraft.server.bridge.step_costs import Pace, StepCosts
 
 LONG_FACTOR = 2
@@ -85,7 +85,7 @@ class Room:
         if place.num_slots > self._num_places:
             return True  # the engine says that this is more than it has
         kept_rows, num_kept = self._kept_for_others(place)
-        rows, slots = self.num_rows + kept_rows, self.num_slots + slots_of(kept_rows, num_kept)
+        rows, slots = self.num_rows + kept_rows, self.num_slots + num_kept
         if self.is_long(place):
             has_room = self._has_room_among_long_ones(place) and slots + place.num_slots <= self._num_places
         else:
