@@ -110,6 +110,11 @@ class AsyncTypingSession:
         return self._session.text
 
     @property
+    def after(self) -> str:
+        """The text after the cursor, as far as it is sent."""
+        return self._session.after
+
+    @property
     def display(self) -> Display:
         """What the editor should show."""
         return self._session.display
@@ -129,9 +134,18 @@ class AsyncTypingSession:
         """Whether a request is pending."""
         return self._session.is_waiting
 
+    def expects_answer(self, within_s: float) -> bool:
+        """Whether a request is pending, or will be sent within this time without further input."""
+        send_at_s = self._session.send_at_s
+        return self.is_waiting or (send_at_s is not None and send_at_s <= self._loop.time() + within_s)
+
     def edit(self, text: str, after: str = "") -> None:
         """Set the text before the cursor and, if the server should see it, the text after it."""
         self._do(self._session.edit(text, after))
+
+    def ask(self) -> None:
+        """Request drafts at once, for a user who asks for them."""
+        self._do(self._session.ask())
 
     def accept(self) -> str:
         """Accept the whole ghost text, and return it; "" if there is none."""
@@ -140,6 +154,14 @@ class AsyncTypingSession:
     def accept_word(self) -> str:
         """Accept the first word of the ghost text and the white space before it, and return both; "" without any."""
         return self._taken(self._session.accept_word)
+
+    def accepted(self, completion_id: str, rank: int) -> None:
+        """Record that the editor itself inserted a whole draft, perhaps some time ago."""
+        self._do(self._session.accepted((completion_id, rank)))
+
+    def select(self, completion_id: str, rank: int) -> None:
+        """Make this draft the ghost text if it is one of the suggestions."""
+        self._do(self._session.select((completion_id, rank)))
 
     def select_next(self) -> None:
         """Make the next suggestion the ghost text."""
@@ -196,7 +218,11 @@ class AsyncTypingSession:
 
     async def _ask(self, send: Send) -> None:
         try:
-            fields = {**self._request, "suffix": send.suffix} if send.suffix else self._request
+            fields = {**self._request}
+            if send.suffix:
+                fields["suffix"] = send.suffix
+            if send.is_invoked:
+                fields["trigger"] = "invoked"
             answer = await self._client.complete(send.prompt, **fields)
         except ClientError as error:
             actions = self._session.failed(send.request_id, error)

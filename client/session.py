@@ -43,11 +43,15 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Request drafts between `prompt` and `suffix` from the server, then call `answered` or `failed` with this id."""
+    """Request drafts between `prompt` and `suffix` from the server, then call `answered` or `failed` with this id.
+
+    `is_invoked`: the user asked for them, so that improbable ones are welcome, too.
+    """
 
     request_id: int
     prompt: str
     suffix: str = ""
+    is_invoked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class _InFlight:
     text: str
     after: str
     sent_s: float
+    is_invoked: bool
 
 
 class TypingSession:
@@ -108,6 +113,11 @@ class TypingSession:
         return self._display.text
 
     @property
+    def after(self) -> str:
+        """The text after the cursor, as far as it is sent."""
+        return self._after
+
+    @property
     def display(self) -> Display:
         """What the editor should show."""
         return self._display
@@ -121,6 +131,11 @@ class TypingSession:
     def is_waiting(self) -> bool:
         """Whether a request is pending."""
         return self._in_flight is not None
+
+    @property
+    def send_at_s(self) -> float | None:
+        """When the next request will be sent, on the session's clock; None if none is due before the next input."""
+        return self._send_at_s
 
     @property
     def wake_at_s(self) -> float | None:
@@ -144,6 +159,20 @@ class TypingSession:
             self._pace.looked(found=bool(self._display.suggestions))
         return actions
 
+    def ask(self) -> list[Action]:
+        """Request drafts for the text at once, unless there are suggestions. For a user who asks for them."""
+        now_s = self._clock()
+        self._is_hidden = False
+        actions = self._refresh(now_s)
+        request = self._in_flight
+        is_asked = request is not None and request.is_invoked and request.text == self.text
+        if self._display.suggestions or is_asked or self.text == "":
+            return actions
+        if request is not None:
+            self._in_flight = None
+            actions.append(Cancel(request.request_id))
+        return [*actions, *self._send(now_s, is_invoked=True)]
+
     def accept(self) -> list[Action]:
         """Accept the whole ghost text, which becomes part of `text`. Without ghost text, do nothing."""
         return self._accept(whole=True)
@@ -151,6 +180,20 @@ class TypingSession:
     def accept_word(self) -> list[Action]:
         """Accept the first word of the ghost text, with the white space before it; the rest remains visible."""
         return self._accept(whole=False)
+
+    def accepted(self, key: tuple[str, int]) -> list[Action]:
+        """Process that the editor itself inserted the whole draft with this `Suggestion.key`, perhaps some time ago."""
+        if any(suggestion.key == key for suggestion in self._display.suggestions):
+            return [*self.select(key), *self.accept()]
+        now_s = self._clock()
+        self._log.accept(key, now_s, whole=True)
+        self._pace.interrupt()
+        return self._refresh(now_s, at_once=self._options.prefetch)
+
+    def select(self, key: tuple[str, int]) -> list[Action]:
+        """Make the suggestion with this `Suggestion.key` the ghost text. If it is not in `display`, do nothing."""
+        keys = [suggestion.key for suggestion in self._display.suggestions]
+        return self._select(keys.index(key) - self._display.selected) if key in keys else []
 
     def select_next(self) -> list[Action]:
         """Make the next suggestion the ghost text; the first one follows the last."""
@@ -249,7 +292,7 @@ class TypingSession:
         self._display = Display(self.text, suggestions, selected)
         self._log.show(self._display.ghost, now_s)
 
-    def _send(self, now_s: float) -> list[Action]:
+    def _send(self, now_s: float, *, is_invoked: bool = False) -> list[Action]:
         """Request drafts for the text, unless a pending request is likely to return matching drafts soon."""
         actions: list[Action] = []
         if (older := self._in_flight) is not None:
@@ -259,9 +302,9 @@ class TypingSession:
                 return []
             actions.append(Cancel(older.request_id))
         self._num_requests += 1
-        self._in_flight = _InFlight(self._num_requests, self.text, self._after, now_s)
+        self._in_flight = _InFlight(self._num_requests, self.text, self._after, now_s, is_invoked)
         self._send_at_s = None
-        return [*actions, Send(self._num_requests, self._prompt(), self._after)]
+        return [*actions, Send(self._num_requests, self._prompt(), self._after, is_invoked)]
 
     def _prompt(self) -> str:
         step = max(1, self._options.max_prompt_chars // 4)
@@ -274,7 +317,7 @@ class TypingSession:
             return []
         now_s = self._clock()
         taken = ghost.text if whole else ghost.first_word
-        self._log.accept(ghost, now_s, whole=taken == ghost.text)
+        self._log.accept(ghost.key, now_s, whole=taken == ghost.text)
         self._pace.interrupt()
         return self._change(self.text + taken, now_s, at_once=self._options.prefetch)
 

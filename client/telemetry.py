@@ -70,17 +70,16 @@ class DisplayLog:
         if key is not None:
             self._viewings.setdefault(key, _Viewing(now_s))
 
-    def accept(self, ghost: Suggestion, now_s: float, *, whole: bool) -> None:
-        """Record that all or part of the draft was accepted.
+    def accept(self, key: tuple[str, int], now_s: float, *, whole: bool) -> None:
+        """Record that all or part of the draft with this `Suggestion.key` was accepted.
 
         A part is not reported until the draft leaves the screen, because the user may accept more of it.
         """
-        viewing = self._viewings.get(ghost.key)
-        if viewing is None:
+        if key in self._settled:
             return
-        viewing.is_partly_accepted = True
+        self._viewings.setdefault(key, _Viewing(now_s)).is_partly_accepted = True
         if whole:
-            self._settle(ghost.key, "accepted", now_s)
+            self._settle(key, "accepted", now_s)
 
     def dismiss(self, now_s: float) -> None:
         """Record that the user dismissed the draft on the screen."""

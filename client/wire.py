@@ -63,6 +63,7 @@ class DraftsOptions(TypedDict, total=False):
     trim: str
     min_score: float
     suffix: str
+    path: str
     trigger: str
     min_probability_shown: float
     session_id: str

@@ -51,6 +51,11 @@ _ENDS = (
 )
 
 _REPO = "project\n"
+_MAX_UNNAMED_CHARS = 300
+"""Up to this length of the text around the gap, the model is told the file's name. With Qwen2.5-Coder-0.5B, the name
+made the best draft better at 2 of 26 places near the top of a file and worse at none; in the middle, it made the draft
+better at none of 23 places and worse at 3."""
+
 _CHARS_PER_TOKEN = 4  # approximately, in English and in code
 _MAX_CHARS_PER_TOKEN = 16
 """Text has fewer characters per token. Text further from the gap than this cannot fit and is not even encoded."""
@@ -302,7 +307,7 @@ def _context_ids(gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, room: int) -
         return [separator, *tokenizer.encode_inside(f"{path}\n{text}")]
 
     files = _fitting(gap.context, lambda file: as_file(file.path, file.text + "\n"), room)
-    if not files:
+    if not files and not (gap.path and len(gap.prefix) + len(gap.suffix) <= _MAX_UNNAMED_CHARS):
         return []
     repo = [] if fim.repo_name is None else [fim.repo_name, *tokenizer.encode_inside(_REPO)]
     token_ids = [token_id for _, file_ids in files for token_id in file_ids]

@@ -44,7 +44,7 @@ def cut_for_gap(draft: str, gap: Gap) -> str:
 
 
 def has_text_after(gap: Gap) -> bool:
-    """Whether anything other than closers follows the cursor on its line."""
+    """Whether anything other than closers follows the cursor on its line. Drafts then have one line."""
     return bool(_rest_of_line(gap).strip(_CLOSERS))
 
 

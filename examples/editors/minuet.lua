@@ -1,6 +1,7 @@
 require('minuet').setup {
   provider = 'openai_fim_compatible',
   n_completions = 3, -- three requests, which the server answers with three drafts of a single run
+  context_window = 4000, -- characters; the server refuses text beyond its --max-model-len (2048 tokens)
   throttle = 0,      -- new requests are cheap for the server
   debounce = 100,
   provider_options = {

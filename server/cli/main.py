@@ -16,11 +16,11 @@ from superdraft.ngram_models.errors import NgramModelError
 from superdraft.server.cli import lab
 from superdraft.server.cli.complete import complete
 from superdraft.server.cli.lazy import PASS_ON, add_commands
-from superdraft.server.cli.try_drafts import try_it
+from superdraft.server.cli.writing.try_drafts import try_it
 from superdraft.server.errors import CommandError
 
 EXPECTED_ERROR_CODE = 2
-_EXTRAS = {"matplotlib": "evaluation", "prompt_toolkit": "try", "ray": "ray"}
+_EXTRAS = {"matplotlib": "evaluation", "prompt_toolkit": "try", "pygls": "lsp", "lsprotocol": "lsp", "ray": "ray"}
 
 app = typer.Typer(
     help="Autocomplete with k drafts from one pass of a language model.",
@@ -30,6 +30,7 @@ app = typer.Typer(
 add_commands(app, {"serve": ("superdraft.server.cli.serve", "Serve drafts over HTTP.")})
 app.command()(complete)
 app.command("try")(try_it)
+add_commands(app, {"lsp": ("superdraft.server.cli.writing.lsp", "Make suggestions in an editor: a language server.")})
 add_commands(
     app,
     {

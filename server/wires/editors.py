@@ -10,7 +10,7 @@ from fastapi import Request
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.text.fim import Budget, FimTokens, Gap, find_fim_tokens, gap_prompt
-from superdraft.decoding.text.gap_cut import LineEnd, cut_for_gap, line_end_of, with_line_ends
+from superdraft.decoding.text.gap_cut import LineEnd, cut_for_gap, has_text_after, line_end_of, with_line_ends
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.settings import Settings
@@ -100,6 +100,7 @@ async def complete(
     prompt: Prompt,
     cut: Cut = str,
     line_end: LineEnd | None = None,
+    seen: Cut = str,
 ) -> GenerationOutput:
     """Drafts that continue a prompt, at least one. A client that leaves ends its request.
 
@@ -110,6 +111,7 @@ async def complete(
         prompt: what the engine continues.
         cut: returns the part of a draft's text to show.
         line_end: the line end in the drafts; None: unchanged.
+        seen: what the editor makes of a draft's text; drafts that it makes the same count once.
 
     Raises:
         NotFoundError: the named model is not served here.
@@ -119,13 +121,15 @@ async def complete(
     drafting = replace(
         request,
         prompts={request.id: prompt},
-        cut=lambda _, output: with_cut_drafts(output, cut, line_end),
+        cut=lambda _, output: with_cut_drafts(output, cut, line_end, seen),
     )
     drafted = await unless_client_gone(http, service.draft(drafting))
     return drafted.outputs[0]
 
 
-async def fill(http: Request, service: Service, request: DraftingRequest, gap: Gap, cut: Cut = str) -> Filled:
+async def fill(
+    http: Request, service: Service, request: DraftingRequest, gap: Gap, cut: Cut = str, seen: Cut = str
+) -> Filled:
     """Drafts for a gap in a text.
 
     Args:
@@ -134,6 +138,7 @@ async def fill(http: Request, service: Service, request: DraftingRequest, gap: G
         request: without prompts and cut.
         gap: the place to fill.
         cut: returns the part of a draft's text that the editor wants; the gap may shorten it further.
+        seen: what the editor makes of a draft's text; drafts that it makes the same count once.
 
     Raises:
         NotFoundError: the named model is not served here.
@@ -141,8 +146,10 @@ async def fill(http: Request, service: Service, request: DraftingRequest, gap: G
         ClientGoneError: the client left.
     """
     prepared = await prepare_gap(service, gap, request.asked["max_tokens"], service.engine.max_model_len // 2)
+    if has_text_after(gap):
+        request = replace(request, asked={**request.asked, "single_line": True})
     output = await complete(
-        http, service, request, prepared.prompt, lambda text: cut_for_gap(cut(text), gap), line_end_of(gap)
+        http, service, request, prepared.prompt, lambda text: cut_for_gap(cut(text), gap), line_end_of(gap), seen
     )
     return Filled(output, prepared.is_truncated, [*prepared.warnings, *output.warnings])
 
@@ -166,23 +173,26 @@ async def prepare_gap(service: Service, gap: Gap, max_tokens: int, max_context_t
     return PreparedGap(prompt.prompt, prompt.is_truncated, tuple(warnings))
 
 
-def with_cut_drafts(output: GenerationOutput, cut: Cut, line_end: LineEnd | None = None) -> GenerationOutput:
+def with_cut_drafts(
+    output: GenerationOutput, cut: Cut, line_end: LineEnd | None = None, seen: Cut = str
+) -> GenerationOutput:
     """The output with shortened drafts: distinct texts, at least one, and an empty text only if there is no other.
 
     Args:
         output: the engine's.
         cut: returns the part of a draft's text to show.
         line_end: the line end in the drafts; None: unchanged.
+        seen: what the editor makes of a draft's text; drafts that it makes the same count once.
     """
-    by_text: dict[str, DraftOutput] = {}
+    by_sight: dict[str, DraftOutput] = {}
     for draft in output.drafts:
         kept = cut(draft.text)
         text = kept if line_end is None else with_line_ends(kept, line_end)
         reason = draft.finish_reason if kept == draft.text else "stop"
-        by_text.setdefault(text, replace(draft, text=text, finish_reason=reason))
-    if len(by_text) > 1:
-        by_text.pop("", None)
-    drafts = tuple(replace(draft, index=index) for index, draft in enumerate(by_text.values()))
+        by_sight.setdefault(seen(text), replace(draft, text=text, finish_reason=reason))
+    if len(by_sight) > 1:
+        by_sight.pop("", None)
+    drafts = tuple(replace(draft, index=index) for index, draft in enumerate(by_sight.values()))
     return replace(output, drafts=drafts or (_NO_DRAFT,))
 
 

@@ -1,18 +1,20 @@
 """llama.cpp's wire, as llama.vim, llama.vscode and Continue use it: `POST /infill` and `POST /completion`.
 
-Samplers and other unknown fields are ignored. Drafts are sent when all of them are final, even in a stream: with
-superposed decoding a draft may be replaced until its end.
+Samplers are ignored with a warning, other unknown fields without one. Drafts are sent when all of them are final, even
+in a stream: with superposed decoding a draft may be replaced until its end.
 """
 
 import json
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput
@@ -73,8 +75,17 @@ _EXTRA_SCHEMA = {
 }
 
 
+_SAMPLERS = (
+    *("samplers", "dynatemp_range", "dynatemp_exponent", "top_k", "top_p", "min_p", "top_n_sigma", "typical_p"),
+    *("xtc_probability", "xtc_threshold", "repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+    *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+    *("mirostat", "mirostat_tau", "mirostat_eta", "logit_bias", "ignore_eos", "grammar", "json_schema", "n_probs"),
+)
+"""Fields by which llama.cpp chooses tokens, and which are ignored here."""
+
+
 class LlamaCppRequest(WireRequest):
-    """Fields of both routes. A null field means its default."""
+    """Fields of both routes. A null field means its default. `unused` names the samplers that the body sets."""
 
     n_predict: Integer = Field(
         default=-1, description="New tokens per draft; 0: only run the prompt; negative: the server's limit."
@@ -103,10 +114,24 @@ class LlamaCppRequest(WireRequest):
         default=-1, lt=2**63, description="For the sampling strategies; negative: a new one each time."
     )
 
+    unused: SkipJsonSchema[tuple[str, ...]] = Field(default=(), exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _find_unused(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {**data, "unused": tuple(name for name in _SAMPLERS if data.get(name) is not None)}
+
     @property
     def draft_timeout_s(self) -> float | None:
         """The time limit of the drafts; None: no limit."""
         return None if self.t_max_predict_ms == 0 else min(self.t_max_predict_ms, 1e9) / 1000
+
+    @property
+    def warnings(self) -> list[str]:
+        """About fields that have no effect."""
+        return [f"These fields have no effect on this server: {', '.join(self.unused)}."] if self.unused else []
 
     def cut(self, text: str) -> str:
         """The part of a draft to show: up to a line that is indented too little."""
@@ -120,6 +145,23 @@ class InfillRequest(LlamaCppRequest):
     input_suffix: str
     input_extra: Annotated[tuple[ContextFile, ...], PlainValidator(_extra), WithJsonSchema(_EXTRA_SCHEMA)] = ()
     prompt: str = ""
+
+    @property
+    def gap(self) -> Gap:
+        """The place to fill."""
+        return Gap(self.input_prefix + self.prompt, self.input_suffix, self.input_extra)
+
+    @property
+    def wants_lines(self) -> bool:
+        """Whether the editor shows no more than a line of each draft: llama.vscode, inside a line."""
+        return self.n_cmpl > 1 and self.input_suffix.partition("\n")[0].strip() != ""
+
+    def seen(self, text: str) -> str:
+        """What the editor makes of a draft: on a blank line it asks without the indent, and removes it from drafts."""
+        text = text.rstrip("\r\n")
+        if self.prompt:
+            return text
+        return text[: self.n_indent].lstrip(" \t") + text[self.n_indent :]
 
 
 class LlamaCppCompletionRequest(LlamaCppRequest):
@@ -163,8 +205,10 @@ async def infill(
     http: Request, service: ServiceDep, body: Annotated[InfillRequest, Depends(json_body(InfillRequest))]
 ) -> Response:
     """Fill the gap between two texts. With `n_predict` 0, only run the prompt, so that the next request is faster."""
-    gap = Gap(body.input_prefix + body.prompt, body.input_suffix, body.input_extra)
-    filled = await fill(http, service, _drafting_request(http, service, body), gap, body.cut)
+    drafting = _drafting_request(http, service, body)
+    if body.wants_lines:
+        drafting = replace(drafting, asked={**drafting.asked, "single_line": True})
+    filled = await fill(http, service, drafting, body.gap, body.cut, body.seen)
     return _response(body, filled, service)
 
 
@@ -231,7 +275,7 @@ def _answer(body: LlamaCppRequest, draft: DraftOutput, filled: Filled, model: st
         "stop_type": stop_type,
         "stopping_word": stopping_word,
         "tokens_cached": usage.cached_tokens,
-        "warnings": filled.warnings,
+        "warnings": [*body.warnings, *filled.warnings],
         "timings": {
             "cache_n": usage.cached_tokens,
             **_speed("prompt", usage.prompt_tokens - usage.cached_tokens, output.timings.prefill_ms),

@@ -27,22 +27,23 @@ INSIDE_A_LINE = (
 )
 
 
-def asked(body: DraftsRequest) -> dict[str, Any]:
-    """The engine parameters that a request sets."""
-    return body.asked(is_text=isinstance(body.prompt, str), snapshots=body.stream)
+def asked(body: DraftsRequest, gap: Gap) -> dict[str, Any]:
+    """The engine parameters that a request sets. Inside a line, drafts end with the line."""
+    single_line = body.single_line or has_text_after(gap)
+    return body.asked(is_text=isinstance(body.prompt, str), snapshots=body.stream, single_line=single_line)
 
 
 def gap_of(body: DraftsRequest) -> Gap:
     """The place of the cursor.
 
     Raises:
-        InvalidRequestError: there is a `suffix`, and the prompt is token ids.
+        InvalidRequestError: there is a `suffix` or a `path`, and the prompt is token ids.
     """
     if isinstance(body.prompt, str):
-        return Gap(body.prompt, body.suffix)
-    if body.suffix:
-        message = "prompt must be text where there is a suffix, got token ids."
-        raise InvalidRequestError(message, param="prompt")
+        return Gap(body.prompt, body.suffix, path=body.path)
+    if body.suffix or body.path:
+        name = "suffix" if body.suffix else "path"
+        raise InvalidRequestError(f"prompt must be text where there is a {name}, got token ids.", param="prompt")
     return Gap("")
 
 
@@ -77,7 +78,7 @@ def generation_params(body: DraftsRequest, drafting: DraftingDefaults, *, token_
         InvalidRequestError: two fields contradict each other.
     """
     defaults = {"strategy": body.strategy, "token_healing": token_healing}
-    return drafting.params(defaults | asked(body), asks_for_paper=body.asks_for_paper)
+    return drafting.params(defaults | asked(body, gap_of(body)), asks_for_paper=body.asks_for_paper)
 
 
 def session_of(body: DraftsRequest, header: str | None) -> str | None:

@@ -58,7 +58,7 @@ async def create_drafts(
     gap = gap_of(body)
     display = display_of(body, gap, service.settings.min_probability_shown)
     prompt, own_warnings = await _prompt_of(body, gap, service)
-    asks = asked(body)
+    asks = asked(body, gap)
     if is_silent(body, gap, sees_suffix=service.fim is not None):
         asks["max_tokens"] = 0  # only runs the prompt, for the requests to come
         own_warnings = [INSIDE_A_LINE]
@@ -95,7 +95,7 @@ async def create_drafts(
 
 async def _prompt_of(body: DraftsRequest, gap: Gap, service: Service) -> tuple[Prompt, list[str]]:
     """The engine's prompt, and warnings about it."""
-    if not body.suffix:
+    if not (body.suffix or body.path):
         return engine_prompt(body.prompt, special_tokens=False), []
     prepared = await prepare_gap(service, gap, body.max_tokens)
     return prepared.prompt, list(prepared.warnings)

@@ -47,6 +47,11 @@ class DraftsRequest(DraftingFields):
 
     prompt: OnePrompt = Field(description="The text to continue, or its token ids.")
     suffix: str = Field(default="", description="The text after the cursor, which drafts do not repeat.")
+    path: str = Field(
+        default="",
+        max_length=1024,
+        description="Name of the file with the cursor, for models that are trained on file names. Text prompts only.",
+    )
     trigger: Literal["automatic", "invoked"] | None = Field(
         default=None,
         description="automatic: the drafts are suggestions that nobody asked for, as during typing. invoked: the user "

@@ -1,4 +1,4 @@
-"""A text with a gap on the four wires that take one, for models with tokens for gaps and for models without."""
+"""A text with a gap on the five wires that take one, for models with tokens for gaps and for models without."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +54,7 @@ class Wire:
             "/infill": {"input_prefix": prefix, "input_suffix": suffix},
             "/v1/fim/completions": {"prompt": prefix, "suffix": suffix},
             "/v1/completions": {"prompt": prefix, "suffix": suffix},
+            "/v1/drafts": {"prompt": prefix, "suffix": suffix},
             "tabby": {"segments": {"prefix": prefix, "suffix": suffix}},
         }[self.path]
 
@@ -65,13 +66,17 @@ class Wire:
         response = self.post(client, prefix, suffix, **fields)
         assert response.status_code == 200, response.text
         answer = response.json()
+        if self.path == "/v1/drafts":
+            return answer["drafts"][0]["text"], answer["warnings"]
         choice = answer if self.path == "/infill" else answer["choices"][0]
         texts = {"/infill": lambda: choice["content"], "/v1/fim/completions": lambda: choice["message"]["content"]}
         return texts.get(self.path, lambda: choice["text"])(), answer["warnings"]
 
 
 WIRES = [Wire(path) for path in ("/infill", "/v1/fim/completions", "/v1/completions", "tabby")]
-every_wire = pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.path)
+NATIVE = Wire("/v1/drafts")
+every_wire = pytest.mark.parametrize("wire", [*WIRES, NATIVE], ids=lambda wire: wire.path)
+sharing_wires = pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.path)
 
 
 @pytest.fixture(params=["tokens for gaps", "no such tokens"])
@@ -105,7 +110,7 @@ def test_draft_keeps_out_of_the_text_after_the_gap(make_client, engine, wire, pr
     text, warnings = wire.ask(make_client(), prefix, suffix)
     assert text == shown
     assert warnings == ([] if fills(engine) or not suffix else [NOT_SEEN])
-    is_framed = fills(engine) and (suffix or wire.path != "/v1/completions")
+    is_framed = fills(engine) and (suffix or wire.path not in ("/v1/completions", "/v1/drafts"))
     ids = engine.seen[0].token_ids
     assert [i for i in ids if i >= 1000] == ([1000, 1001, 1002] if is_framed else [])
     assert ("".join(map(chr, ids)) == prefix) == (not is_framed)
@@ -124,6 +129,7 @@ def test_text_that_does_not_fit_is_said_to_be_cut(make_client, engine, wire):
     ("path", "body", "read"),
     [
         ("/infill", {"n_cmpl": 3}, lambda answer: [one["content"] for one in answer]),
+        ("/v1/drafts", {"num_drafts": 3}, lambda answer: [one["text"] for one in answer["drafts"]]),
         ("/v1/completions", {"n": 3}, lambda answer: [one["text"] for one in answer["choices"]]),
         ("/v1/completions", {"n": 2, "best_of": 3}, lambda answer: [one["text"] for one in answer["choices"]]),
     ],
@@ -134,7 +140,26 @@ def test_drafts_that_are_equal_after_the_cut_count_once(make_client, engine, pat
     assert read(response.json()) == ["a", "c"]
 
 
-@every_wire
+@pytest.mark.parametrize(
+    ("prompt", "suffix", "texts", "told_apart", "is_single"),
+    [
+        ("f(", ")\nx", ("a\nb", "c\nd"), ["a\nb", "c\nd"], True),  # llama.vscode shows the first line
+        ("f(", "\nx", ("a\nb", "a\nc"), ["a\nb", "a\nc"], False),
+        ("", "\nx", ("    a", "a", "  a", "     a"), ["    a", "     a"], False),  # it removes the indent of 4
+        ("f(", "\nx", ("a", "a\n", "a\n\n"), ["a"], False),  # it removes line breaks at the end
+    ],
+)
+def test_alternatives_differ_in_what_llama_vscode_shows(
+    make_client, engine, prompt, suffix, texts, told_apart, is_single
+):
+    engine.generate_with(*texts)
+    body = {"input_prefix": "def f():\n", "prompt": prompt, "input_suffix": suffix, "n_cmpl": 4}
+    answers = make_client().post("/infill", json={**body, "n_indent": 0 if prompt else 4}).json()
+    assert [answer["content"] for answer in answers] == told_apart
+    assert engine.seen[0].params.single_line == is_single
+
+
+@sharing_wires
 def test_twins_share_what_is_left_after_the_cut(make_client, engine, wire):
     engine.generate_with("a)", "a)\nb", "c")
     client = make_client()
@@ -156,6 +181,22 @@ def test_stream_of_a_gap_has_the_same_text_whole(make_client, engine, seed, n):
     assert (NOT_SEEN in events[-1]["warnings"]) == (not fills(engine))
 
 
+def test_native_stream_of_a_gap_ends_with_its_drafts(make_client, engine):
+    engine.generate_with("a\nb)", "c")
+    body = {"prompt": "f(\r\n", "suffix": ")\n", "num_drafts": 2, "stream": True}
+    event = parsed(make_client().post("/v1/drafts", json=body).content)[-1]
+    assert event["object"] == "drafts"
+    assert [draft["text"] for draft in event["drafts"]] == ["a\r\nb", "c"]
+    assert (NOT_SEEN in event["warnings"]) == (not fills(engine))
+
+
+@pytest.mark.parametrize(("suffix", "is_single"), [(" + 1\n", True), (")\n", False), ("\nx", False)])
+def test_inside_a_line_drafts_have_one_line(make_client, engine, suffix, is_single):
+    engine.generate_with("a")
+    make_client().post("/v1/drafts", json={"prompt": "f(", "suffix": suffix})
+    assert engine.seen[0].params.single_line == is_single
+
+
 def test_log_probabilities_keep_the_drafts_own_line_ends(make_client, engine):
     engine.generate_with("a\nb")
     client = make_client()
@@ -168,10 +209,16 @@ def test_log_probabilities_keep_the_drafts_own_line_ends(make_client, engine):
 
 
 @pytest.mark.parametrize(
-    ("fields", "param"), [({"echo": True, "logprobs": 1}, "suffix"), ({"prompt": [5, 6]}, "prompt")]
+    ("path", "fields", "param"),
+    [
+        ("/v1/completions", {"echo": True, "logprobs": 1}, "suffix"),
+        ("/v1/completions", {"prompt": [5, 6]}, "prompt"),
+        ("/v1/drafts", {"prompt": [5, 6]}, "prompt"),
+        ("/v1/drafts", {"prompt": [5, 6], "suffix": "", "path": "a.py"}, "prompt"),
+    ],
 )
-def test_fields_that_do_not_go_with_a_suffix(make_client, engine, fields, param):
-    response = make_client().post("/v1/completions", json={"prompt": "a", "suffix": "b", **fields})
+def test_fields_that_do_not_go_with_a_suffix(make_client, engine, path, fields, param):
+    response = make_client().post(path, json={"prompt": "a", "suffix": "b", **fields})
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 

@@ -52,6 +52,14 @@ def test_answer_has_llamacpps_fields(client, path):
     }
 
 
+@pytest.mark.parametrize("path", ["/infill", "/completion"])
+def test_samplers_that_the_body_sets_are_named_in_a_warning(client, path):
+    fields = {"top_k": 40, "samplers": ["infill"], "min_p": None, "cache_prompt": True, "unused": ["x"]}
+    warning, *others = ask(client, path, **fields).json()["warnings"]
+    assert warning == "These fields have no effect on this server: samplers, top_k."
+    assert ask(client, path, cache_prompt=True, temperature=0.5).json()["warnings"] == others
+
+
 def test_response_fields_are_flat_keys_with_slashes(client):
     wanted = ["timings/predicted_n", "content", "no/such", "timings/no", "stop/too/deep", "truncated"]
     assert (

@@ -445,3 +445,57 @@ def test_no_more_of_the_text_after_the_cursor_is_sent_than_the_limit():
     bench.do("edit", "Thank you", "12367")
     bench.wait(1)
     assert len(bench.sent) == 1
+
+
+# Editors that insert drafts themselves
+
+
+def test_asking_sends_at_once():
+    bench = Bench()
+    bench.do("edit", "f(")
+    assert bench.sent == []
+    bench.do("ask")
+    bench.do("ask")
+    assert [(send.prompt, send.is_invoked) for send in bench.sent] == [("f(", True)]
+
+
+def test_asking_again_where_nothing_probable_was_found():
+    bench = started("f(")
+    bench.do("ask")
+    assert [send.is_invoked for send in bench.sent] == [False, True]
+    bench.reply("a")
+    assert bench.ghost == "a"
+    bench.do("ask")
+    assert len(bench.sent) == 2
+
+
+def test_asking_takes_the_place_of_a_request_that_nobody_asked_for():
+    bench = Bench()
+    bench.do("edit", "f(")
+    bench.wait(1)
+    bench.do("ask")
+    assert bench.cancelled == [Cancel(1)]
+    assert bench.sent[-1].is_invoked
+
+
+@pytest.mark.parametrize("comes_after_the_text", [False, True])
+def test_draft_that_the_editor_inserted_is_accepted_once_and_continued(comes_after_the_text):
+    bench = started("Thank you", *DRAFTS)
+    key = bench.session.display.suggestions[1].key
+    if comes_after_the_text:
+        bench.do("edit", "Thank you for coming")
+    bench.do("accepted", key)
+    bench.do("edit", "Thank you for coming")
+    assert bench.session.text == "Thank you for coming"
+    assert bench.sent[-1].prompt == "Thank you for coming"
+    bench.do("accepted", key)
+    bench.wait(60)
+    assert bench.events == [("shown", "drafts-1", 1), ("accepted", "drafts-1", 1)]
+
+
+def test_draft_is_selected_by_its_key():
+    bench = started("Thank you", *DRAFTS)
+    bench.do("select", bench.session.display.suggestions[2].key)
+    assert bench.ghost == DRAFTS[2]
+    bench.do("select", ("drafts-9", 0))
+    assert bench.ghost == DRAFTS[2]

@@ -231,6 +231,13 @@ def test_files_come_first_with_their_names():
     )
 
 
+def test_name_of_a_file_is_told_where_there_is_little_text():
+    gap = Gap("fn ma", "", path="src/main.rs")
+    assert shown(prompt_of(gap).prompt).startswith("<|repo_name|>project\n<|file_sep|>src/main.rs\n<|fim_prefix|>")
+    for without in (replace(gap, path=""), replace(gap, prefix="x = 1\n" * 60)):
+        assert shown(prompt_of(without).prompt).startswith("<|fim_prefix|>")
+
+
 def test_without_a_file_separator_the_context_comes_above():
     prompt = prompt_of(Gap("B", "\n", (ContextFile("a.py", "A = 1"),)), tokenizer=STARCODER)
     assert shown(prompt.prompt, STARCODER) == "<fim_prefix>A = 1\n\n<fim_suffix>\n<fim_middle>B"

@@ -458,7 +458,7 @@ def test_try_needs_a_terminal(run):
 
 @pytest.fixture
 def in_a_terminal(monkeypatch):
-    monkeypatch.setattr("superdraft.server.cli.try_drafts.is_terminal", lambda: True)
+    monkeypatch.setattr("superdraft.server.cli.writing.try_drafts.is_terminal", lambda: True)
 
 
 def test_try_tells_what_is_wrong_before_it_takes_the_screen(run, in_a_terminal, tmp_path):
@@ -481,7 +481,7 @@ def test_try_runs_the_terminal_and_leaves_the_text(run, in_a_terminal, monkeypat
         completion = await client.complete(text, num_drafts=1, max_tokens=1)
         return text + completion.drafts[0].text + "\x1b"
 
-    monkeypatch.setattr("superdraft.server.cli.terminal.run_terminal", run_terminal)
+    monkeypatch.setattr("superdraft.server.cli.writing.terminal.run_terminal", run_terminal)
     key = tmp_path / "key"
     key.write_text("ann-0123456789-0123456789\n")
     settings = Settings(api_keys="ann=ann-0123456789-0123456789")
@@ -495,7 +495,7 @@ def test_try_without_its_package_says_what_to_install(run, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "prompt_toolkit"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
-    monkeypatch.delitem(sys.modules, "superdraft.server.cli.terminal", raising=False)
+    monkeypatch.delitem(sys.modules, "superdraft.server.cli.writing.terminal", raising=False)
     code, _, err = run("try")
     assert code == 2
     assert "pip install '.[try]'" in err

@@ -13,7 +13,7 @@ from support.typist import answer
 
 from superdraft.client import AsyncTypingSession, FeedbackReceipt
 from superdraft.client.errors import ConnectionFailedError
-from superdraft.server.cli.terminal import Terminal
+from superdraft.server.cli.writing.terminal import Terminal
 
 DRAFTS = {"Thank you": (" for your email", " very much"), "Thank you for your email": (".",)}
 

@@ -29,7 +29,7 @@ def try_it(
 ) -> None:
     """Write in the terminal, with drafts from a running server as you type."""
     from superdraft.client import AsyncSuperdraft
-    from superdraft.server.cli.terminal import run_terminal
+    from superdraft.server.cli.writing.terminal import run_terminal
 
     key = read_key(api_key, api_key_file)
     if not is_terminal():

@@ -1,0 +1,96 @@
+"""The five places in a Python file at which the editors are asked for suggestions."""
+
+from dataclasses import dataclass
+
+_FILE = """\
+import csv
+import statistics
+
+
+def read_prices(path):
+    with open(path, newline="") as file:
+        return [float(row["price"]) for row in csv.DictReader(file)]
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def variance(values):
+    centre = mean(values)
+    return sum((value - centre) ** 2 for value in values) / len(values)
+
+
+MARK
+
+
+def main(path):
+    prices = read_prices(path)
+    print("mean", mean(prices))
+    print("variance", variance(prices))
+"""
+
+_FUNCTION = '''\
+def price_with_tax_{n}(net):
+    """Return the gross price for tax rate {n}."""
+    rate = RATES[{n}]
+    return net * (1 + rate)
+
+'''
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place: the file, where the cursor is put, and the keys that are then typed.
+
+    Attributes:
+        name: what is special about it.
+        text: the file.
+        row: the cursor's line, counted from 0.
+        column: characters before the cursor.
+        keys: in Vim's notation; all but the line break stand for themselves.
+    """
+
+    name: str
+    text: str
+    row: int
+    column: int
+    keys: str
+
+    def typed(self) -> tuple[str, int, int]:
+        """The file after the keys, with the cursor's line and column; an editor indents as the line asks for."""
+        lines = self.text.split("\n")
+        line = lines[self.row]
+        before, after = line[: self.column], line[self.column :]
+        if self.keys != "<CR>":
+            lines[self.row] = before + self.keys + after
+            return "\n".join(lines), self.row, self.column + len(self.keys)
+        indent = before[: len(before) - len(before.lstrip())] + "    " * before.partition("#")[0].rstrip().endswith(":")
+        lines[self.row : self.row + 1] = [before, indent + after]
+        return "\n".join(lines), self.row + 1, len(indent)
+
+
+def _place(name: str, marked: str, keys: str, text: str = _FILE) -> Place:
+    """`marked` is the line that takes the mark's place; its bar is the cursor."""
+    column = marked.index("|")
+    row = text.split("\n").index("MARK")
+    lines = [line.replace("|", "") if line == marked else line for line in text.replace("MARK", marked).split("\n")]
+    return Place(name, "\n".join(lines), row, column, keys)
+
+
+def _long_file() -> str:
+    """About 2,600 lines."""
+    functions = [_FUNCTION.format(n=n) + "\n" for n in range(432)]
+    middle = 216
+    return "RATES = [n / 1000 for n in range(432)]\n\n\n" + "".join(
+        [*functions[:middle], "MARK\n\n\n", *functions[middle:]]
+    )
+
+
+PLACES = (
+    _place("after an automatic indent", "def median(values):|", "<CR>"),
+    _place("in a word", "middle = statistics.med|", "i"),
+    _place("in the middle of a line", "print(round(variance|))", "("),
+    _place("at a line's end", "def standard_deviation(values)|", ":"),
+    _place("in a file of 2,600 lines", "def net_price(gross, n):  # without the tax of rate n|", "<CR>", _long_file()),
+)

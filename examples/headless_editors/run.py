@@ -1,0 +1,107 @@
+"""Show what the users of real editors see: plugins as their makers publish them, at five places in a Python file.
+
+    python examples/headless_editors/run.py llama.vim --url http://127.0.0.1:8012 --nvim nvim --plugin ~/llama.vim
+    python examples/headless_editors/run.py minuet --url ... --nvim nvim --plugin ~/minuet-ai.nvim
+    python examples/headless_editors/run.py tabby --url ... --plugin ~/node_modules/tabby-agent
+    python examples/headless_editors/run.py lsp --url ... --nvim nvim
+
+The server needs a model for code. `lsp` is `superdraft lsp` in Neovim's own client; it takes Neovim 0.11, whose ghost
+text for this does not exist yet, so the items are shown.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from neovim import Neovim, as_seen, running, settled_ghost
+from places import PLACES, Place
+from tabby import ask_tabby
+
+_SETTINGS = Path(__file__).parents[1] / "editors"
+_ADDRESS = "http://127.0.0.1:8012"
+
+_LLAMA_VIM = """
+vim.cmd('filetype plugin indent on')
+vim.opt.runtimepath:prepend({plugin})
+vim.cmd.source({settings})
+vim.cmd.runtime('plugin/llama.vim')
+"""
+
+_MINUET = """
+vim.cmd('filetype plugin indent on')
+vim.opt.runtimepath:prepend({plugin})
+dofile({settings})
+vim.cmd('Minuet virtualtext enable')
+"""
+
+_LSP = """
+vim.cmd('filetype plugin indent on')
+vim.api.nvim_create_autocmd('FileType', {{ pattern = 'python', callback = function()
+  vim.lsp.start({{ name = 'superdraft', cmd = {{ {python}, '-c', {run}, 'lsp', '--url', {url} }} }})
+end }})
+function _G.Items()
+  local client
+  vim.wait(30000, function()
+    client = vim.lsp.get_clients({{ name = 'superdraft' }})[1]
+    return client ~= nil and client.initialized
+  end)
+  vim.wait(3000)  -- the language server connects to the server
+  local params = vim.lsp.util.make_position_params(0, client.offset_encoding)
+  params.context = {{ triggerKind = 2 }}
+  local answer = client:request_sync('textDocument/inlineCompletion', params, 30000)
+  return vim.json.encode(vim.tbl_map(function(item) return item.insertText end, answer.result.items))
+end
+"""
+_RUN = "from superdraft.server.cli.main import main; main()"
+
+
+def main() -> None:
+    """Run one editor at all places."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("editor", choices=["llama.vim", "minuet", "tabby", "lsp"])
+    parser.add_argument("--url", default=_ADDRESS)
+    parser.add_argument("--nvim", default=shutil.which("nvim"))
+    parser.add_argument("--plugin", type=Path, help="the plugin's folder")
+    given = parser.parse_args()
+    for place in PLACES:
+        print(f"{given.editor} {place.name}:")
+        for line in _lines(given, place):
+            print(f"    {line}")
+
+
+def _lines(given: argparse.Namespace, place: Place) -> list[str]:
+    if given.editor == "tabby":
+        return ask_tabby(given.plugin, given.url, place)
+    with running(given.nvim, _init(given), place) as editor:
+        editor.type_at(place)
+        return _items(editor) if given.editor == "lsp" else as_seen(settled_ghost(editor))
+
+
+def _items(editor: Neovim) -> list[str]:
+    time.sleep(1.0)
+    state = editor.ghost()
+    items = json.loads(editor.evaluate("luaeval('Items()')"))
+    before = state["line"][: state["column"]]
+    return [line for item in items for line in f"{before}[{item}]".split("\n")]
+
+
+def _init(given: argparse.Namespace) -> str:
+    if given.editor == "lsp":
+        return _LSP.format(python=_lua(sys.executable), run=_lua(_RUN), url=_lua(given.url))
+    name, init = ("llama.vim", _LLAMA_VIM) if given.editor == "llama.vim" else ("minuet.lua", _MINUET)
+    settings = (_SETTINGS / name).read_text().replace(urlsplit(_ADDRESS).netloc, urlsplit(given.url).netloc)
+    copy = Path(f"/tmp/{name}-{urlsplit(given.url).port}")  # noqa: S108
+    copy.write_text(settings)
+    return init.format(plugin=_lua(str(given.plugin)), settings=_lua(str(copy)))
+
+
+def _lua(text: str) -> str:
+    return json.dumps(text)
+
+
+if __name__ == "__main__":
+    main()

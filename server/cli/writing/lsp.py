@@ -1,0 +1,107 @@
+"""`superdraft lsp`: suggestions in editors, through the language server protocol."""
+
+import asyncio
+import concurrent.futures
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
+
+import httpx
+import typer
+
+from superdraft.client.errors import ClientError
+from superdraft.decoding.errors import SuperdraftError
+from superdraft.ngram_models.errors import NgramModelError
+from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
+from superdraft.server.errors import CommandError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+T = TypeVar("T")
+
+
+def main(
+    url: Annotated[
+        str | None, typer.Option(help="URL of a server. If not set, the model is loaded in this process.")
+    ] = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    model: Annotated[
+        str | None, typer.Option(help="Without --url: a model's name, a folder, a .gguf file or a hub id.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Without --url: TOML file of settings, as of serve.")] = None,
+) -> None:
+    """Make suggestions in an editor, which starts this command and talks to it over standard input and output.
+
+    The editor may send options; see docs/editors.md. Without --url, settings of serve are read from the environment.
+    """
+    from superdraft.server.language_server.server import make_server, run
+
+    key = read_key(api_key, api_key_file)
+    if url is not None and (model is not None or config is not None):
+        raise CommandError("--model and --config are for a model in this process; leave them out, or --url.")
+
+    @asynccontextmanager
+    async def open_engine() -> AsyncIterator[httpx.AsyncBaseTransport]:
+        try:
+            app = await _in_thread(lambda: _load({"model": model, "config": config}))
+        except (CommandError, SuperdraftError, NgramModelError) as error:
+            raise ClientError(str(error)) from None
+        except ModuleNotFoundError as error:
+            raise ClientError(
+                f"A model in this process needs more packages ({error.name} is missing): pip install '.[server]' in "
+                "the folder of Superdraft's sources, or give the URL of a server."
+            ) from None
+        async with app.router.lifespan_context(app):
+            yield httpx.ASGITransport(app, raise_app_exceptions=False)
+
+    run(make_server(url, key, open_engine), sys.stdin.buffer, _take_stdout())
+
+
+def _load(flags: dict[str, Any]) -> "FastAPI":
+    from superdraft.server.observe.log_config import configure_logging
+    from superdraft.server.serving import load_app
+    from superdraft.server.settings import load_settings
+
+    settings = load_settings(flags).model_copy(update={"api_keys": None, "api_keys_file": None})
+    configure_logging("warning", settings.log_format)
+    return load_app(settings)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread that does not keep the process alive when the editor leaves."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def tell(result: concurrent.futures.Future[T]) -> None:
+        if done.cancelled():
+            return
+        if (error := result.exception()) is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result.result())
+
+    def run_and_tell() -> None:
+        result: concurrent.futures.Future[T] = concurrent.futures.Future()
+        try:
+            result.set_result(work())
+        except Exception as error:
+            result.set_exception(error)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(tell, result)
+
+    threading.Thread(target=run_and_tell, daemon=True).start()
+    outcome: T = await done
+    return outcome
+
+
+def _take_stdout() -> BinaryIO:
+    """Standard output for messages alone: what libraries print goes to standard error."""
+    messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return messages
