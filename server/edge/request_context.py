@@ -19,7 +19,7 @@ from superdraft.server.observe.stats import CLIENT_CLOSED_REQUEST, RequestRecord
 REQUEST_ID_HEADER = "x-request-id"
 # Polled routes, and the files of a page.
 OPERATION_ROUTES = frozenset(
-    {"/health", "/ready", "/metrics", "/v1/stats", "/v1/health", "/static/{name}", "/docs/{name}"}
+    {"/health", "/ready", "/metrics", "/v1/stats", "/v1/health", "/static/{name:path}", "/docs/{name}"}
 )
 _FIRST_ERROR_STATUS = 400
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")

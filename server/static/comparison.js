@@ -1,6 +1,6 @@
 // Comparison of superposed drafts with the same number of sampled drafts for one prompt.
 
-import { postDrafts } from "./api.js";
+import { probability } from "./client/index.js";
 import { cachedOf, draftParts, formatMs } from "./view.js";
 
 const byId = (id) => document.getElementById(id);
@@ -8,31 +8,34 @@ const byId = (id) => document.getElementById(id);
 /**
  * Run both methods and show the results.
  *
- * @param {object} body a request for drafts, without a session id, so that typing does not cancel it.
+ * @param {import("./client/client.js").Superdraft} client
+ * @param {string} prompt
+ * @param {object} options of the requests, without a session id, so that typing does not cancel it.
  * @param {number} maxBranches the maximum number of rows that the server samples in parallel.
  */
-export async function compare(body, maxBranches) {
-  const numSamples = Math.min(body.num_drafts, maxBranches);
+export async function compare(client, prompt, options, maxBranches) {
+  const numSamples = Math.min(options.num_drafts, maxBranches);
   // Process the prompt first, so that both methods find it in the cache and neither pays for it.
-  await postDrafts({ ...body, strategy: "superposed", max_tokens: 0 });
-  const superposed = await postDrafts({ ...body, strategy: "superposed" });
-  const { ngram_model: _, ...rest } = body; // has no effect on sampling and would cause a warning
-  const sampled = await postDrafts({ ...rest, strategy: "sample", num_drafts: numSamples, num_branches: numSamples });
-  show("superposed", superposed, body);
-  show("sampled", sampled, body);
-  byId("superposed-title").textContent = `Superposed, k = ${body.num_drafts}`;
+  await client.complete(prompt, { ...options, strategy: "superposed", max_tokens: 0 });
+  const superposed = await client.complete(prompt, { ...options, strategy: "superposed" });
+  const { ngram_model: _, max_branches: __, ...rest } = options; // have no effect on sampling
+  const sampling = { ...rest, strategy: "sample", num_drafts: numSamples, num_branches: numSamples };
+  const sampled = await client.complete(prompt, sampling);
+  show("superposed", superposed, prompt);
+  show("sampled", sampled, prompt);
+  byId("superposed-title").textContent = `Superposed, k = ${options.num_drafts}`;
   byId("sampled-title").textContent = `${numSamples} × sampling`;
   byId("sides").hidden = false;
   byId("verdict").textContent = verdict(superposed, sampled);
 }
 
-function show(side, answer, body) {
+function show(side, answer, prompt) {
   byId(`${side}-rows`).textContent = answer.usage.forward_rows;
   byId(`${side}-ms`).textContent = formatMs(answer.timings.total_ms);
   byId(`${side}-cached`).textContent = cachedOf(answer.usage);
   const items = answer.drafts.map((draft) => {
     const item = document.createElement("li");
-    item.append(...draftParts(body.prompt, draft));
+    item.append(...draftParts(prompt, draft.text, probability(draft)));
     return item;
   });
   byId(`${side}-drafts`).replaceChildren(...items);

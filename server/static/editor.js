@@ -4,7 +4,7 @@
 // below it, with the same line breaks, shows the text and the draft. The text area still provides the caret, the
 // selection and all editing.
 
-const LETTER = /[\p{L}\p{N}_]/u;
+const REST_OF_LINE = /^[^\n]*/;
 
 export class Editor {
   /**
@@ -38,10 +38,11 @@ export class Editor {
     return this.area.value.slice(this.area.selectionEnd);
   }
 
-  /** Whether a draft can be shown: no selection, no word that continues after the caret, no input method composing. */
+  /** Whether a draft can be shown: no selection, no input method composing, and the caret at the end of its line. */
   get takesDrafts() {
     const { selectionStart, selectionEnd } = this.area;
-    return selectionStart === selectionEnd && !this.isComposing && !LETTER.test(this.after.slice(0, 1));
+    const isAtEnd = REST_OF_LINE.exec(this.after)[0].trim() === "";
+    return selectionStart === selectionEnd && !this.isComposing && isAtEnd;
   }
 
   composing(isComposing, change) {
@@ -64,13 +65,19 @@ export class Editor {
     this.mirror.replaceChildren(...parts, "\u200b"); // gives an empty last line its height
   }
 
-  /** Insert text at the caret. */
+  /** Put `text` in place of all text; the browser can undo it. */
+  replaceAll(text) {
+    this.area.focus();
+    this.area.select();
+    this.insert(text);
+  }
+
+  /** Insert text at the caret, in place of a selection. */
   insert(text) {
     this.area.focus();
     // `execCommand` is deprecated, but no other method keeps the browser's undo history.
     if (!document.execCommand("insertText", false, text)) {
-      const at = this.area.selectionEnd;
-      this.area.setRangeText(text, at, at, "end");
+      this.area.setRangeText(text, this.area.selectionStart, this.area.selectionEnd, "end");
       this.area.dispatchEvent(new Event("input"));
     }
   }

@@ -1,147 +1,108 @@
-// Playground page: sends requests as the user types, and shows the drafts in the text and in the list.
+// Playground page: tells a typing session what the user does, and shows its drafts in the text and in the list.
 
-import { ApiError, UnreachableError, getLimits, getNgramModels, hasKey, postDrafts, setKey } from "./api.js";
+import {
+  AuthenticationError,
+  ClientError,
+  ConnectionFailedError,
+  LiveTypingSession,
+  OverloadedError,
+  SupersededError,
+  firstWord,
+} from "./client/index.js";
 import { compare } from "./comparison.js";
-import { DraftSet, firstWord } from "./draft_set.js";
+import { baseUrl, connect, hasKey, setKey } from "./connection.js";
 import { Editor } from "./editor.js";
+import { EXAMPLES } from "./examples.js";
+import { showAnswer, showFirst } from "./figures.js";
 import * as settings from "./settings.js";
+import { minProbability, onSilence } from "./silence.js";
+import { asCurl, asPython, copy } from "./snippets.js";
 import { recall, remember } from "./storage.js";
-import { cachedOf, draftParts, formatMs } from "./view.js";
+import { TreeView } from "./tree_view.js";
+import { draftParts, element, numbered } from "./view.js";
 import { Watch } from "./watch.js";
 
-const TYPING_MS = 50; // keys in quick succession cause a single request
 const ANNOUNCE_MS = 700; // drafts are announced to screen readers after this pause in typing
 const BUSY_MS = 1000; // retry delay if an overloaded server does not give one
-const SUPERSEDED = 499;
+const THEME = "superdraft.theme";
+// The person who types here has the server to themselves: requests go out at once, whatever they cost.
+const PACE = { requestsPerKey: 1, maxDelayMs: 0 };
 
 const byId = (id) => document.getElementById(id);
-const sessionId = `playground-${crypto.getRandomValues(new BigUint64Array(2)).join("-")}`;
 
-let draftSet = new DraftSet();
-let place = null; // the text before the caret, for which drafts are shown or requested
-let dismissedAt = null;
-let numAsked = 0; // identifies the latest request; answers to older ones are ignored
-let numRows = 0;
-let maxCharacters = Infinity; // limit of a prompt's length, lowered whenever the server rejects one as too long
+let client = connect();
+let typing = newSession();
 let maxBranches = 1;
 let isComparing = false;
-let askTimer, announceTimer;
+let reported = null; // the error that is on display
+let announceTimer, retryTimer;
 
 const commands = {
-  accept: () => type((draft) => draft.text),
-  acceptWord: () => type((draft) => firstWord(draft.text)),
-  next: () => turn(1),
-  previous: () => turn(-1),
+  accept: () =>
+    take(
+      (text) => text,
+      () => typing.accept(),
+    ),
+  acceptWord: () => take(firstWord, () => typing.acceptWord()),
+  next: () => turn(() => typing.selectNext()),
+  previous: () => turn(() => typing.selectPrevious()),
   dismiss,
 };
-const editor = new Editor(byId("text"), byId("mirror"), { change: onChange, command: (name) => commands[name]() });
+const editor = new Editor(byId("text"), byId("mirror"), { change: onEdit, command: (name) => commands[name]() });
 const watch = new Watch(onWatch);
+const tree = new TreeView();
+
+function newSession() {
+  return new LiveTypingSession(client, {
+    ...PACE,
+    onChange: () => queueMicrotask(show), // the session may not be assigned yet
+    onSnapshot,
+    onAnswer,
+    minProbability: minProbability(),
+    drafts: settings.fields(),
+  });
+}
 
 // User actions
 
-function onChange() {
-  const { before, takesDrafts } = editor;
-  if (!takesDrafts || before === "") {
-    forget();
-    editor.draw();
-    return;
-  }
-  if (before === place) {
-    editor.draw(); // the text after the caret may have changed
-    return;
-  }
-  place = before;
-  dismissedAt = null;
-  show(draftSet.typedOn(before));
-  ask(TYPING_MS);
+function onEdit() {
+  if (!isComparing) typing.edit(editor.takesDrafts ? editor.before : "");
+  show(); // the text after the caret may have changed
 }
 
-function type(partOf) {
-  const draft = draftSet.current;
-  if (draft === null) return false;
-  editor.insert(partOf(draft)); // the input event of the text area triggers the rest
+function take(partOf, accept) {
+  const { ghost } = typing.display;
+  if (ghost === null || !watch.isUp) return false;
+  accept();
+  editor.insert(partOf(ghost.text));
   announce("Accepted.");
   return true;
 }
 
-function turn(by) {
-  if (draftSet.current === null) {
-    if (place !== null && place === dismissedAt) ask(0);
-    dismissedAt = null;
-    return place !== null;
+function turn(select) {
+  if (typing.isHidden) {
+    typing.reveal();
+    return true;
   }
-  show(draftSet.turned(by));
-  announce(`Draft ${draftSet.shown + 1} of ${draftSet.drafts.length}: ${draftSet.current.text}`);
+  if (typing.display.ghost === null) return false;
+  select();
+  const { suggestions, selected, ghost } = typing.display;
+  announce(`Draft ${selected + 1} of ${suggestions.length}: ${ghost.text}`);
   return true;
 }
 
 function dismiss() {
-  if (draftSet.current === null) return false;
-  const at = place;
-  forget();
-  place = dismissedAt = at;
+  if (typing.display.ghost === null) return false;
+  typing.dismiss();
   announce("Dismissed.");
   return true;
 }
 
-/** Remove the drafts, and ignore the pending request. */
-function forget() {
-  clearTimeout(askTimer);
-  numAsked += 1;
-  place = null;
-  show(new DraftSet());
-}
-
-// Requests
-
-/** Request drafts after a delay, which starts again if the user types in the meantime. */
-function ask(afterMs) {
-  clearTimeout(askTimer);
-  askTimer = setTimeout(askNow, afterMs);
-}
-
-async function askNow() {
-  if (place === null || place === dismissedAt || !watch.isUp || isComparing) return;
-  const mine = ++numAsked;
-  const askedFor = place;
-  const startMs = performance.now();
-  try {
-    const answer = await postDrafts({ ...requestOf(askedFor), session_id: sessionId });
-    countRows(answer);
-    if (mine !== numAsked) return;
-    problem("");
-    showFigures(answer, performance.now() - startMs);
-    // The user may have typed more since the request was sent. Drafts that match the new text are still valid.
-    const newer = new DraftSet(askedFor, answer.drafts).typedOn(place);
-    if (place !== askedFor && newer.current === null) return;
-    show(draftSet.renewed(newer.drafts));
-    announceSoon();
-  } catch (error) {
-    if (mine === numAsked) onError(error, askedFor, ask);
-  }
-}
-
-const requestOf = (prompt) => ({ prompt: prompt.slice(-maxCharacters), ...settings.fields() });
-
-/** Handle a failed request; `again` repeats it after some milliseconds. Errors in this script itself are rethrown. */
-function onError(error, prompt, again) {
-  if (error instanceof UnreachableError) {
-    watch.lost();
-  } else if (!(error instanceof ApiError)) {
-    throw error;
-  } else if (error.status === 401 || error.status === 403) {
-    askForKey(error);
-  } else if (error.status === 503) {
-    watch.lost();
-  } else if (error.status === 429) {
-    problem(error.message);
-    again(error.retryMs ?? BUSY_MS);
-  } else if (error.code === "context_length_exceeded" && Math.min(prompt.length, maxCharacters) > 1) {
-    maxCharacters = Math.floor(Math.min(prompt.length, maxCharacters) / 2);
-    again(0);
-  } else if (error.status !== SUPERSEDED) {
-    problem(error.message);
-  }
+/** Accept a draft of the list. */
+function choose(index) {
+  if (index >= typing.display.suggestions.length) return;
+  while (typing.display.selected !== index) typing.selectNext();
+  commands.accept();
 }
 
 async function compareNow() {
@@ -154,39 +115,88 @@ async function compareNow() {
   byId("compare").disabled = true;
   byId("verdict").textContent = "Running…";
   try {
-    await compare(requestOf(prompt), maxBranches);
+    await compare(client, prompt, settings.fields(), maxBranches);
   } catch (error) {
+    if (!(error instanceof ClientError)) throw error;
     byId("verdict").textContent = error.message;
-    onError(error, prompt, ask);
+    onError(error);
   } finally {
     isComparing = false;
     byId("compare").disabled = false;
-    ask(0); // for text typed in the meantime
+    onEdit(); // for text typed in the meantime
   }
 }
+
+async function copyAs(render, name) {
+  const body = { prompt: editor.before, ...settings.fields() };
+  const isCopied = await copy(render(baseUrl, body, hasKey()));
+  announce(isCopied ? `Copied as ${name}.` : "The browser does not allow pages to copy.");
+  const button = byId(`copy-${name.toLowerCase()}`);
+  button.textContent = isCopied ? "Copied" : "Not copied";
+  setTimeout(() => (button.textContent = `Copy as ${name}`), 1500);
+}
+
+// The server
 
 /** Fetch the server's limits and models. Called again after a restart, when the server's settings may have changed. */
 async function load() {
   try {
-    const [limits, models] = await Promise.all([getLimits(), getNgramModels()]);
+    const [limits, models] = await Promise.all([client.limits(), client.ngramModels()]);
     byId("key-form").hidden = true;
     byId("forget-key").hidden = !hasKey();
     byId("model").textContent = limits.model;
     maxBranches = limits.max_branches;
-    maxCharacters = Infinity;
     settings.offer(limits, models);
-    ask(0);
+    typing.restart(settings.fields());
   } catch (error) {
-    onError(error, "", (afterMs) => setTimeout(load, afterMs));
+    if (!(error instanceof ClientError)) throw error;
+    onError(error, load);
   }
+}
+
+/** Show a failure, and repeat the request later if the server was only busy. */
+function onError(error, again = () => typing.restart()) {
+  if (error instanceof ConnectionFailedError || error.status === 503) {
+    watch.lost();
+  } else if (error instanceof AuthenticationError) {
+    askForKey(error);
+  } else if (!(error instanceof SupersededError)) {
+    problem(error.message);
+    clearTimeout(retryTimer);
+    if (error instanceof OverloadedError) retryTimer = setTimeout(again, error.retryAfterMs ?? BUSY_MS);
+  }
+}
+
+function onSnapshot(snapshot, prompt, ms) {
+  if (tree.add(prompt, snapshot)) showFirst(ms);
+}
+
+function onAnswer(answer, prompt, ms) {
+  tree.add(prompt, answer);
+  showAnswer(answer, ms);
+  clearTimeout(announceTimer);
+  announceTimer = setTimeout(() => {
+    const { suggestions, ghost } = typing.display;
+    if (ghost !== null) announce(`${numbered(suggestions.length, "draft")}. ${ghost.text}`);
+  }, ANNOUNCE_MS);
 }
 
 function askForKey(error) {
   const form = byId("key-form");
-  byId("key-message").textContent = error.code === "missing_api_key" ? "This server requires an API key." : error.message;
+  byId("key-message").textContent =
+    error.code === "missing_api_key" ? "This server requires an API key." : error.message;
   if (!form.hidden) return;
   form.hidden = false;
   byId("key").focus();
+}
+
+/** Start again with the present key. */
+function reconnect() {
+  void typing.close();
+  client = connect();
+  typing = newSession();
+  onEdit();
+  load();
 }
 
 function onWatch(isUp) {
@@ -194,47 +204,50 @@ function onWatch(isUp) {
     ? ""
     : "The server is not responding. Your text is kept, and drafts will resume when the server is back.";
   if (isUp) load();
-  else show(new DraftSet(place ?? ""));
+  show();
 }
 
 // Display
 
-function show(newer) {
-  draftSet = newer;
-  editor.showGhost(draftSet.current?.text ?? "");
-  for (const id of ["accept", "accept-word", "dismiss"]) byId(id).disabled = draftSet.current === null;
-  for (const id of ["previous", "next"]) byId(id).disabled = draftSet.drafts.length < 2;
-  byId("drafts").replaceChildren(...draftSet.drafts.map(itemOf));
-  byId("no-drafts").hidden = draftSet.current !== null;
+function show() {
+  const { text, suggestions, selected, ghost } = watch.isUp
+    ? typing.display
+    : { text: "", suggestions: [], ghost: null };
+  editor.showGhost(editor.before === text ? (ghost?.text ?? "") : "");
+  for (const id of ["accept", "accept-word", "dismiss"]) byId(id).disabled = ghost === null;
+  for (const id of ["previous", "next"]) byId(id).disabled = suggestions.length < 2;
+  showList(text, suggestions, selected);
+  byId("work").classList.toggle("busy", typing.isWaiting && watch.isUp);
+  if (typing.error !== reported) {
+    reported = typing.error;
+    problem("");
+    if (reported !== null) onError(reported);
+  }
 }
 
-function itemOf(draft, index) {
-  const button = document.createElement("button");
+function showList(text, suggestions, selected) {
+  const list = byId("drafts");
+  while (list.children.length > suggestions.length) list.lastElementChild.remove();
+  suggestions.forEach((suggestion, index) => {
+    const item = list.children[index] ?? list.appendChild(newItem(index));
+    item.firstElementChild.setAttribute("aria-current", String(index === selected));
+    item.firstElementChild.replaceChildren(...draftParts(text, suggestion.text, suggestion.probability));
+  });
+  byId("no-drafts").hidden = suggestions.length > 0;
+  byId("no-drafts").textContent =
+    text !== "" && !typing.isWaiting && minProbability() > 0
+      ? "No draft is that probable here."
+      : "Drafts appear as you type, at the end of a line.";
+}
+
+function newItem(index) {
+  const button = element("button", "", "");
   button.type = "button";
-  button.setAttribute("aria-current", String(index === draftSet.shown));
-  button.append(...draftParts(draftSet.prompt, draft));
-  button.addEventListener("click", () => type(() => draft.text));
+  button.addEventListener("click", () => choose(index));
   const item = document.createElement("li");
   item.append(button);
   return item;
 }
-
-function countRows(answer) {
-  numRows += answer.usage.forward_rows;
-  byId("all-rows").textContent = numRows;
-}
-
-function showFigures({ usage, timings, drafts, warnings }, ms) {
-  byId("latency").textContent = formatMs(ms);
-  byId("server-time").textContent = formatMs(timings.total_ms);
-  byId("cached").textContent = cachedOf(usage);
-  byId("rows").textContent = `${usage.forward_rows} for ${numbered(drafts.length)}`;
-  byId("warnings").replaceChildren(
-    ...warnings.map((warning) => Object.assign(document.createElement("li"), { textContent: warning })),
-  );
-}
-
-const numbered = (count) => `${count} draft${count === 1 ? "" : "s"}`;
 
 function problem(message) {
   byId("problem").textContent = message;
@@ -245,12 +258,11 @@ function announce(message) {
   byId("announcement").textContent = message;
 }
 
-function announceSoon() {
-  clearTimeout(announceTimer);
-  announceTimer = setTimeout(() => {
-    const { drafts, current } = draftSet;
-    if (current !== null) announce(`${numbered(drafts.length)}. ${current.text}`);
-  }, ANNOUNCE_MS);
+function showLegend() {
+  byId("legend").textContent = settings.usesNgrams()
+    ? "The bar shows the draft's mean score per token, with the n-gram model; it is not a probability."
+    : "The bar shows how probable the draft's next word is. If a more probable draft has the same word, it is the " +
+      "probability up to the first word that differs.";
 }
 
 function setTheme(theme) {
@@ -260,30 +272,48 @@ function setTheme(theme) {
 
 // Event handlers
 
-const buttons = { accept: "accept", "accept-word": "acceptWord", previous: "previous", next: "next", dismiss: "dismiss" };
+const buttons = {
+  accept: "accept",
+  "accept-word": "acceptWord",
+  previous: "previous",
+  next: "next",
+  dismiss: "dismiss",
+};
 for (const [id, name] of Object.entries(buttons)) {
   byId(id).addEventListener("click", () => {
     commands[name]();
-    if (!id.match(/next|previous/)) byId("text").focus();
+    byId("text").focus();
   });
 }
-settings.onChange(() => ask(0));
+for (const [name, text] of EXAMPLES) {
+  const button = element("button", "", name);
+  button.type = "button";
+  button.addEventListener("click", () => editor.replaceAll(text));
+  byId("examples").append(button);
+}
+settings.onChange(() => {
+  showLegend();
+  typing.restart(settings.fields());
+});
+onSilence(() => typing.setMinProbability(minProbability()));
 byId("compare").addEventListener("click", compareNow);
+byId("copy-curl").addEventListener("click", () => copyAs(asCurl, "curl"));
+byId("copy-python").addEventListener("click", () => copyAs(asPython, "Python"));
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   setKey(byId("key").value.trim());
   byId("key").value = "";
   byId("text").focus();
-  load();
+  reconnect();
 });
 byId("forget-key").addEventListener("click", () => {
   setKey("");
-  forget();
-  load();
+  reconnect();
 });
 byId("theme").addEventListener("change", (event) => {
   setTheme(event.target.value);
-  remember("localStorage", "superdraft.theme", event.target.value);
+  remember("localStorage", THEME, event.target.value);
 });
-setTheme(recall("localStorage", "superdraft.theme"));
+setTheme(recall("localStorage", THEME));
+showLegend();
 load();

@@ -1,6 +1,6 @@
 // Monitor for the server's availability. It polls more often while the server is down.
 
-import { isReady } from "./api.js";
+import { isReady } from "./connection.js";
 
 const CALM_MS = 5000;
 const DOWN_MS = 1000;

@@ -38,7 +38,7 @@ def playground() -> FileResponse:
     return FileResponse(_STATIC / "playground.html", headers={"content-security-policy": _POLICY})
 
 
-@router.api_route("/static/{name}", methods=["GET", "HEAD"])
+@router.api_route("/static/{name:path}", methods=["GET", "HEAD"])
 async def page_file(request: Request, name: str) -> Response:
     """One of the page's files; 404 for any other name."""
     return await _FILES.get_response(name, request.scope)

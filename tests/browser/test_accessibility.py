@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 from support.engine import FakeEngine
-from support.playground import button, check_accessibility, drafts, expect_ghost, text_area, write
+from support.playground import button, check_accessibility, drafts, expect_ghost, text_area, unfold, write
 from support.serving import serving
 
 from superdraft.server.app import create_app
@@ -23,6 +23,7 @@ def test_axe_finds_nothing(open_page, url, keep, device, scheme):
     check_accessibility(page)
     write(page, "Hello")
     expect_ghost(page, RED)
+    unfold(page, "Figures")
     button(page, "Compare").click()
     expect(page.get_by_role("article")).to_have_count(2)
     check_accessibility(page)
@@ -56,6 +57,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(open_page, url):
     text_area(page).tap()
     page.keyboard.type("Hello, " + "Donaudampfschifffahrtsgesellschaft" * 3)
     expect_ghost(page, RED)
+    unfold(page, "Figures")
     button(page, "Compare").tap()
     expect(page.get_by_role("article")).to_have_count(2)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

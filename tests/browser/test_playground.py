@@ -37,8 +37,12 @@ def test_drafts_appear_while_typing(page, engine, keep):
     expect_ghost(page, RED)
     expect_text(page, "Hello")  # the draft is not part of the text yet
     expect(drafts(page)).to_have_count(3)
-    scores = [re.search(r"\d\.\d\d$", text).group() for text in drafts(page).all_inner_texts()]
-    assert scores == ["0.50", "1.50", "2.50"]  # each is preceded by a minus sign
+    chances = [re.search(r"(\d+)\s%$", text).group(1) for text in drafts(page).all_inner_texts()]
+    assert chances == ["61", "22", "8"]  # the scores are -0.5, -1.5 and -2.5
+    bars = [
+        bar.evaluate("bar => bar.firstElementChild.clientWidth / bar.clientWidth") for bar in page.locator(".bar").all()
+    ]
+    assert bars == pytest.approx([0.61, 0.22, 0.08], abs=0.02)
     expect(page.locator("#latency")).to_have_text(re.compile(r"^[\d.]+ ms$"))
     expect(page.locator("#rows")).to_have_text("12 for 3 drafts")
     assert bodies[-1]["prompt"] == "Hello"
@@ -76,7 +80,7 @@ def test_a_word_can_be_accepted_and_the_rest_stays(page, engine):
     page.keyboard.press("Control+ArrowRight")
     expect_text(page, "Hello red0")
     expect_ghost(page, RED.removeprefix(" red0"))
-    button(page, "Accept word").click()
+    page.keyboard.press("Control+ArrowRight")
     expect_text(page, "Hello red0 red1")
     expect_ghost(page, RED.removeprefix(" red0 red1"))
     engine.gate.set()
@@ -121,30 +125,58 @@ def test_a_draft_of_the_list_is_accepted_with_the_mouse(page):
     expect_text(page, f"Hello{GREEN}!")
 
 
-def test_drafts_appear_at_the_caret_but_not_inside_a_word(page, engine):
+def test_drafts_appear_only_at_the_end_of_a_line(page, engine):
     write(page, "One two.")
     expect_ghost(page, RED)
-    for _ in range(2):
-        page.keyboard.press("ArrowLeft")
-    expect_ghost(page, "")
     num_seen = len(engine.seen)
-    page.keyboard.press("ArrowRight")  # after "two", before the full stop
+    for _ in range(2):
+        page.keyboard.press("ArrowLeft")  # before the full stop, then inside a word
+        expect_ghost(page, "")
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.type("Zero")  # the line ends here, the text does not
     expect_ghost(page, RED)
-    assert len(engine.seen) == num_seen + 1
-    assert engine.seen[-1].token_ids == tuple(map(ord, "One two"))
-    expect(page.locator("#mirror")).to_contain_text(f"One two{RED}.")
+    assert engine.seen[-1].token_ids == tuple(map(ord, "Zero"))
+    assert len(engine.seen) > num_seen
+    expect(page.locator("#mirror")).to_contain_text(f"Zero{RED}\nOne two.")
     page.keyboard.press("Tab")
-    expect_text(page, f"One two{RED}.")
+    expect_text(page, f"Zero{RED}\nOne two.")
 
 
-def test_a_newer_key_press_silently_cancels_the_older_request(page, engine):
-    engine.on_step = lambda: time.sleep(0.05)
+def test_a_growing_draft_is_shown_and_grows_while_the_user_types_along(page, engine):
+    steps = threading.Semaphore(0)
+    engine.on_step = lambda: steps.acquire(timeout=10)
     write(page, "a")
-    assert eventually(lambda: len(engine.seen) == 1)
-    with page.expect_response(lambda response: response.status == 499):
+    expect(page.locator("#work")).to_have_class(re.compile("busy"))
+    steps.release()
+    expect_ghost(page, " red0")
+    expect(drafts(page)).to_have_count(3)
+    page.keyboard.type(" re")
+    expect_ghost(page, "d0")
+    expect(drafts(page)).to_have_count(1)
+    steps.release(2)
+    expect_ghost(page, "d0 red1")  # the last word of a growing draft may be unfinished
+    steps.release(20)
+    expect_ghost(page, RED.removeprefix(" re"))
+    expect(page.locator("#work")).not_to_have_class(re.compile("busy"))
+    assert len(engine.seen) == 1
+    assert engine.cancelled == []
+
+
+def test_a_key_that_no_growing_draft_has_replaces_the_request(page, engine):
+    steps = threading.Semaphore(0)
+    engine.on_step = lambda: steps.acquire(timeout=10)
+    write(page, "a")
+    steps.release()
+    expect_ghost(page, " red0")
+    with page.expect_event("requestfailed"):
         page.keyboard.type("b")
+    expect_ghost(page, "")
+    steps.release(40)
     expect_ghost(page, RED)
     expect_text(page, "ab")
+    assert engine.seen[-1].token_ids == tuple(map(ord, "ab"))
     expect(page.locator("#problem")).to_be_hidden()
     expect(page.get_by_role("alert")).to_be_hidden()
 
@@ -156,15 +188,53 @@ def test_an_answer_to_the_text_before_the_last_keys_is_shown_only_as_far_as_it_f
     page.clock.install(time=datetime(2030, 1, 1))
     page.clock.pause_at(datetime(2030, 1, 2))
     write(page, "a")
-    page.clock.run_for(100)
     page.wait_for_timeout(100)
+    page.clock.run_for(60)  # its answer is due soon, so no other request is sent for the next keys
+    page.keyboard.type(typed)
     (route,) = held
-    page.keyboard.type(typed)  # the clock is paused, so no request is sent for this
     with page.expect_response("**/v1/drafts"):
         route.continue_()
-    expect(page.locator("#rows")).to_have_text("12 for 3 drafts")
     expect_ghost(page, ghost)
     expect_text(page, "a" + typed)
+    assert eventually(lambda: len(held) == (1 if ghost else 2) or page.wait_for_timeout(10))
+
+
+def test_drafts_below_the_chosen_probability_are_hidden(page):
+    write(page, "Hello")
+    expect_ghost(page, RED)
+    slider = page.get_by_label("Hide drafts below")
+    for value, count in (("10", 2), ("50", 1), ("0", 3)):
+        slider.fill(value)
+        expect(drafts(page)).to_have_count(count)
+    slider.fill("50")
+    page.keyboard.press("ArrowRight")
+    page.reload()
+    expect(slider).to_have_value("50")
+    write(page, "Hello")
+    expect(drafts(page)).to_have_count(1)
+    expect_ghost(page, RED)
+
+
+def test_an_example_fills_the_text_and_gets_drafts(page):
+    write(page, "Hello")
+    button(page, "A fact").click()
+    expect_text(page, "The capital of France is")
+    expect_ghost(page, RED)
+    expect(text_area(page)).to_be_focused()
+    page.keyboard.press("Control+z")
+    expect_text(page, "Hello")
+
+
+def test_shown_and_accepted_drafts_are_reported(page):
+    events = []
+    page.on("request", lambda request: request.url.endswith("/v1/feedback") and events.append(request.post_data_json))
+    write(page, "Hello")
+    expect_ghost(page, RED)
+    page.keyboard.press("Alt+]")
+    assert eventually(lambda: len(events) >= 1 or page.wait_for_timeout(20))
+    page.keyboard.press("Tab")
+    assert eventually(lambda: events[-1]["event"] == "accepted" or page.wait_for_timeout(20))
+    assert (events[-1]["index"], events[-1]["elapsed_ms"] > 0) == (1, True)
 
 
 def test_settings_reach_the_server_within_its_limits(page, engine):
@@ -183,6 +253,11 @@ def test_settings_reach_the_server_within_its_limits(page, engine):
     page.get_by_label("N-gram model").select_option("none")
     assert eventually(lambda: "ngram_model" in bodies[-1] or page.wait_for_timeout(10))
     assert bodies[-1]["ngram_model"] is None
+    page.get_by_label("N-gram model").select_option("server default")
+    page.get_by_label("Model rows").select_option("one, shared by all drafts")
+    assert eventually(lambda: "max_branches" in bodies[-1] or page.wait_for_timeout(10))
+    assert "ngram_model" not in bodies[-1]
+    assert (bodies[-1]["selection"], bodies[-1]["max_branches"]) == ("distinct", 1)
     assert (bodies[-1]["trim"], bodies[-1]["single_line"], bodies[-1]["token_healing"]) == ("word", True, True)
 
 
@@ -197,11 +272,12 @@ def test_a_text_that_is_too_long_is_cut_at_its_beginning(open_page, engine):
         assert sent
 
 
-def test_a_request_that_the_server_refuses_as_overloaded_is_reported_and_retried(page):
+@pytest.mark.parametrize("headers", [{}, {"x-should-retry": "false"}], ids=["plain", "as-the-server-does"])
+def test_a_request_that_the_server_refuses_as_overloaded_is_reported_and_retried(page, headers):
     error = {"message": "The server is busy.", "type": "rate_limit_error", "param": None, "code": "overloaded"}
 
     def refuse(route):
-        route.fulfill(status=429, json={"error": error}, headers={"retry-after-ms": "700"})
+        route.fulfill(status=429, json={"error": error}, headers={"retry-after-ms": "700"} | headers)
 
     page.route("**/v1/drafts", refuse, times=1)
     write(page, "a")
@@ -219,18 +295,18 @@ def test_model_output_is_shown_as_text_and_never_as_html(page, engine, monkeypat
     assert page.locator("main img, main b").count() == 0
 
 
-def test_the_page_works_with_the_keyboard_alone(page):
-    """Tab order follows the reading order: text, its buttons, drafts, settings, comparison."""
+def test_the_page_works_with_the_keyboard_alone(page, engine):
+    """Tab order follows the reading order: text, examples, drafts, their controls, the tree, figures, settings."""
+    engine.on_step = lambda: time.sleep(0.02)  # so that the tree has several steps
     write(page, "Hello")
     expect_ghost(page, RED)
-    page.keyboard.press("Escape")
-    page.keyboard.press("Alt+]")
-    expect_ghost(page, RED)
-    button(page, "Accept").focus()
+    button(page, "A reply").focus()
+    focused = "document.activeElement.id || document.activeElement.parentElement.id || document.activeElement.tagName"
     names = []
-    for _ in range(14):
-        names.append(page.evaluate("document.activeElement.id || document.activeElement.parentElement.tagName"))
+    while "single-line" not in names and len(names) < 40:
+        names.append(page.evaluate(focused))
         page.keyboard.press("Tab")
-    wanted = ["accept", "accept-word", "previous", "next", "dismiss", "LI", "LI", "LI", "num-drafts", "max-tokens"]
-    assert names == [*wanted, "ngram-model", "trim", "token-healing", "single-line"]
-    expect(button(page, "Compare")).to_be_focused()
+    drafts_and_controls = ["BUTTON", "BUTTON", "BUTTON", "silence", "copy-curl", "copy-python"]
+    choices = ["num-drafts", "max-tokens", "rows-per-request", "ngram-model", "trim", "token-healing", "single-line"]
+    tree = ["how", "tree-scroll", "step"]
+    assert names == [*["examples"] * 6, *drafts_and_controls, *tree, "lab", *choices]

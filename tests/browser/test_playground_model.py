@@ -4,7 +4,8 @@ import re
 
 import pytest
 from playwright.sync_api import expect
-from support.playground import button, drafts, expect_text, text_area, write
+from support import sse
+from support.playground import button, drafts, expect_text, text_area, unfold, write
 from support.serving import serving
 
 from superdraft.server.serving import load_app
@@ -36,10 +37,11 @@ def test_a_half_typed_word_is_completed(open_page, model_url, keep, name, option
     expect(drafts(page)).to_have_count(3)
     for text in drafts(page).all_inner_texts():
         assert text.startswith("know")
+    unfold(page, "Figures")
     button(page, "Compare").click()
     expect(page.get_by_text(re.compile(r"Sampling used \d\.\d times as many model rows"))).to_be_visible()
     keep(page, name)
-    button(page, "Accept word").click()
+    text_area(page).press("Control+ArrowRight")
     expect_text(page, LETTER + "ow")
 
 
@@ -53,7 +55,6 @@ def test_the_ngram_model_can_be_chosen(open_page, model_url):
     for choice in ("smollm2-135m", "none"):
         with page.expect_response("**/v1/drafts") as response:
             picker.select_option(choice)
-        assert response.value.ok, response.value.text()
-        scores[choice] = tuple(draft["score"] for draft in response.value.json()["drafts"])
+        scores[choice] = tuple(draft["score"] for draft in sse.parsed(response.value.body())[-1]["drafts"])
     assert len(set(scores.values())) == 2
     expect(page.locator("#problem")).to_be_hidden()

@@ -4,7 +4,7 @@ import re
 
 from playwright.sync_api import expect
 from support.engine import FakeEngine
-from support.playground import button, expect_ghost, expect_text, write
+from support.playground import button, expect_ghost, expect_text, unfold, write
 from support.serving import serving
 
 from superdraft.decoding.config import EngineConfig
@@ -93,10 +93,11 @@ def test_a_new_key_is_requested_after_the_key_is_revoked(open_page, tmp_path):
 
 
 def test_side_by_side_the_same_prompt_is_decoded_twice(open_page, keep):
-    engine = FakeEngine(max_model_len=2048, num_slots=2)
+    engine = FakeEngine(EngineConfig(max_num_rows=2), max_model_len=2048)
     with serving(app(engine)) as url:
         page = open_page(url)
         verdict = page.get_by_role("region", name="Side by side").get_by_role("status")
+        unfold(page, "Figures")
         button(page, "Compare").click()
         expect(verdict).to_have_text("Type some text first.")
         write(page, "Hello")
@@ -110,7 +111,7 @@ def test_side_by_side_the_same_prompt_is_decoded_twice(open_page, keep):
         assert {job.token_ids for job in (prefill, superposed, sampled)} == {tuple(map(ord, "Hello"))}
         assert prefill.params.max_tokens == 0
         assert (superposed.params.strategy, superposed.params.num_drafts) == ("superposed", 3)
-        assert (sampled.params.strategy, sampled.params.num_branches) == ("sample", 2)  # limited to the number of slots
+        assert (sampled.params.strategy, sampled.params.num_branches) == ("sample", 2)  # limited to the server's rows
         titles = page.get_by_role("article").get_by_role("heading")
         expect(titles).to_have_text(["Superposed, k = 3", re.compile("2 . sampling")])
         for title, count in (("Superposed", 3), ("sampling", 2)):

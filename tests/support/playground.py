@@ -13,6 +13,13 @@ def write(page: Page, text: str) -> None:
     page.keyboard.type(text)
 
 
+def unfold(page: Page, name: str) -> None:
+    """Open a fold, if it is closed."""
+    fold = page.locator("details", has=page.get_by_role("heading", name=name))
+    if fold.get_attribute("open") is None:
+        fold.locator("summary").click()
+
+
 def button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=name, exact=True)
 

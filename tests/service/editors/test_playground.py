@@ -63,7 +63,7 @@ def test_the_page_needs_no_more_than_the_policy_allows(client):
     assert all(link == "docs" or (STATIC / link.removeprefix("static/")).is_file() for link in links)
 
 
-@pytest.mark.parametrize("path", sorted(path.name for path in STATIC.iterdir()))
+@pytest.mark.parametrize("path", sorted(path.relative_to(STATIC).as_posix() for path in STATIC.rglob("*.*")))
 def test_its_files_name_no_other_site_and_exist(client, path):
     answer = client.get(f"/static/{path}")
     assert answer.status_code == 200
@@ -71,11 +71,14 @@ def test_its_files_name_no_other_site_and_exist(client, path):
     assert answer.headers["content-type"].startswith(kinds[Path(path).suffix])
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert re.findall(r"https?:(?!//www\.w3\.org/2000/svg)", answer.text) == []
-    for imported in re.findall(r'from "\./([^"]+)"', answer.text):
-        assert (STATIC / imported).is_file()
+    for imported in re.findall(r'from "(\./[^"]+)"', answer.text):
+        assert ((STATIC / path).parent / imported).is_file()
 
 
-@pytest.mark.parametrize("path", ["none.js", "../app.py", "%2e%2e/app.py", "..%2fapp.py", ""])
+@pytest.mark.parametrize(
+    "path",
+    ["none.js", "../app.py", "%2e%2e/app.py", "..%2fapp.py", "client", "client/none.js", "client/../../app.py", ""],
+)
 def test_nothing_else_is_served(client, path):
     answer = client.get(f"/static/{path}")
     assert answer.status_code == 404
@@ -83,8 +86,7 @@ def test_nothing_else_is_served(client, path):
 
 
 def test_limits_are_those_of_the_engine_and_the_settings(make_client, engine: FakeEngine):
-    engine.config = EngineConfig(max_num_drafts=9, max_tokens=77)
-    engine.num_slots = 5
+    engine.config = EngineConfig(max_num_drafts=9, max_tokens=77, max_num_rows=5)
     client = make_client(max_timeout_ms=1234, token_healing=False, default_strategy="sample")
     assert client.get("/v1/limits").json() == {
         "object": "limits",

@@ -1,0 +1,173 @@
+// Typing session connected to a server.
+import { ClientError } from "./errors.js";
+import { TypingSession } from "./session.js";
+import { firstWord } from "./suggestions.js";
+/**
+ * Sends the requests and reports of a `TypingSession`, and tells the editor of changes.
+ *
+ *     const typing = new LiveTypingSession(new Superdraft(url), { onChange: redraw });
+ *     typing.edit("Thank you f");     // at each key press
+ *     typing.display.ghost;           // the suggestion to show now
+ *     typing.accept();                // on Tab; typing.text is the new text
+ */
+export class LiveTypingSession {
+    #client;
+    #options;
+    #session;
+    #requests = new Map();
+    #reports = new Set();
+    #defaults = { num_drafts: 3, max_tokens: 10, session_id: `typing-${randomId()}` };
+    #drafts;
+    #timer;
+    constructor(client, options = {}) {
+        this.#client = client;
+        this.#options = options;
+        this.#drafts = { ...this.#defaults, ...options.drafts };
+        this.#session = new TypingSession({ ...withoutCallbacks(options), isSingleLine: this.#isSingleLine });
+    }
+    /** The text before the cursor. */
+    get text() {
+        return this.#session.text;
+    }
+    /** What the editor should show. */
+    get display() {
+        return this.#session.display;
+    }
+    /** Why the last request failed; null if it succeeded. */
+    get error() {
+        return this.#session.error;
+    }
+    /** Running mean of the time until there is something to show, in milliseconds. */
+    get latencyMs() {
+        return this.#session.latencyMs;
+    }
+    /** Whether a request is pending. */
+    get isWaiting() {
+        return this.#session.isWaiting;
+    }
+    /** Whether suggestions were dismissed, and the text has not changed since. */
+    get isHidden() {
+        return this.#session.isHidden;
+    }
+    /** Set the text before the cursor. */
+    edit(text) {
+        this.#do(this.#session.edit(text));
+    }
+    /** Accept the whole ghost text. */
+    accept() {
+        this.#do(this.#session.accept());
+    }
+    /** Accept the first word of the ghost text; the rest remains visible. */
+    acceptWord() {
+        this.#do(this.#session.acceptPart(firstWord));
+    }
+    /** Make the next suggestion the ghost text. */
+    selectNext() {
+        this.#do(this.#session.select(1));
+    }
+    /** Make the previous suggestion the ghost text. */
+    selectPrevious() {
+        this.#do(this.#session.select(-1));
+    }
+    /** Hide all suggestions until the text changes. */
+    dismiss() {
+        this.#do(this.#session.dismiss());
+    }
+    /** Show what `dismiss` has hidden. */
+    reveal() {
+        this.#do(this.#session.reveal());
+    }
+    /** Change how probable a draft must be to be shown. */
+    setMinProbability(minProbability) {
+        this.#do(this.#session.setMinProbability(minProbability));
+    }
+    /** Forget all answers and request new ones, with these options in place of the present ones if there are any. */
+    restart(drafts) {
+        if (drafts !== undefined)
+            this.#drafts = { ...this.#defaults, ...drafts };
+        this.#do(this.#session.restart({ isSingleLine: this.#isSingleLine }));
+    }
+    /** Cancel pending requests, and wait for the last reports to be sent. */
+    async close() {
+        this.#do(this.#session.close());
+        clearTimeout(this.#timer);
+        await Promise.all(this.#reports);
+    }
+    get #isSingleLine() {
+        return this.#drafts.single_line === true;
+    }
+    #do(actions) {
+        for (const action of actions) {
+            if (action.kind === "send") {
+                void this.#ask(action.requestId, action.prompt);
+            }
+            else if (action.kind === "cancel") {
+                this.#requests.get(action.requestId)?.abort();
+                this.#requests.delete(action.requestId);
+            }
+            else if (this.#options.report ?? true) {
+                const sent = this.#send(action).finally(() => this.#reports.delete(sent));
+                this.#reports.add(sent);
+            }
+        }
+        clearTimeout(this.#timer);
+        const wakeAtMs = this.#session.wakeAtMs;
+        if (wakeAtMs !== null) {
+            // Timers round down to whole milliseconds, and `advance` does nothing too early.
+            this.#timer = setTimeout(() => this.#do(this.#session.advance()), Math.max(0, Math.ceil(wakeAtMs - performance.now())));
+        }
+        this.#options.onChange?.();
+    }
+    async #ask(requestId, prompt) {
+        const controller = new AbortController();
+        this.#requests.set(requestId, controller);
+        const isCurrent = () => this.#requests.get(requestId) === controller;
+        const sentMs = performance.now();
+        try {
+            const answer = await this.#answer(requestId, prompt, controller.signal);
+            if (!isCurrent())
+                return;
+            this.#requests.delete(requestId);
+            this.#options.onAnswer?.(answer, prompt, performance.now() - sentMs);
+            this.#do(this.#session.answered(requestId, answer));
+        }
+        catch (error) {
+            if (!isCurrent())
+                return; // cancelled
+            this.#requests.delete(requestId);
+            if (!(error instanceof ClientError))
+                throw error;
+            this.#do(this.#session.failed(requestId, error));
+        }
+    }
+    async #answer(requestId, prompt, signal) {
+        const sentMs = performance.now();
+        const request = { signal, maxRetries: 0 }; // the session itself decides when to try again
+        if (!(this.#options.streams ?? true))
+            return this.#client.complete(prompt, this.#drafts, request);
+        const stream = await this.#client.stream(prompt, this.#drafts, request);
+        for await (const snapshot of stream) {
+            if (signal.aborted)
+                break;
+            this.#options.onSnapshot?.(snapshot, prompt, performance.now() - sentMs);
+            this.#do(this.#session.grown(requestId, snapshot));
+        }
+        return stream.result();
+    }
+    async #send({ completionId, event, rank, elapsedMs }) {
+        try {
+            await this.#client.feedback(completionId, event, rank, elapsedMs);
+        }
+        catch (error) {
+            if (!(error instanceof ClientError))
+                throw error; // others are not worth interrupting the user for
+        }
+    }
+}
+function withoutCallbacks({ onChange, onAnswer, onSnapshot, report, drafts, ...options }) {
+    return options;
+}
+/** A random id. `crypto.randomUUID` exists only on pages with a secure origin. */
+function randomId() {
+    return [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(16).padStart(8, "0")).join("");
+}

@@ -1,0 +1,312 @@
+// Typing session: decides which requests an editor sends and which suggestions it shows.
+//
+// `TypingSession` performs no input or output. It is told about key presses, answers and the passing of time, and
+// returns what to do. Its behaviour is therefore reproducible with a manual clock. `LiveTypingSession` carries out its
+// decisions. Without `streams`, the decisions are those of the Python client's session.
+import { BadRequestError, StatusError } from "./errors.js";
+import { Pace } from "./pace.js";
+import { promptOf } from "./prompt.js";
+import { DEFAULT_SESSION_OPTIONS } from "./session_options.js";
+import { AnswerCache, display, shownWhileGrowing } from "./suggestions.js";
+import { DisplayLog, SHOWN_AFTER_MS } from "./telemetry.js";
+const FIRST_HOLD_MS = 500;
+const MAX_HOLD_MS = 30_000;
+/**
+ * The typing session of one cursor in one text.
+ *
+ * Tell the session about everything that happens; each method returns the actions to perform now. Then show `display`,
+ * and call `advance` at `wakeAtMs`. Every suggestion in `display` continues the latest text given to the session.
+ *
+ * While the user types the characters of a draft, the rest of the draft remains visible and nothing is sent. When no
+ * draft matches the text any more, a request is sent as soon as the user pauses, see `Pace`. A pending request is kept
+ * while the user continues to type, because its drafts may match the new text, until a newer request replaces it. Any
+ * other change of the text cancels the request, and so does a snapshot of it if no draft in it agrees with the text.
+ */
+export class TypingSession {
+    /** Why the last request failed; null if it succeeded. */
+    error = null;
+    #options;
+    #now;
+    #pace;
+    #cache;
+    #log = new DisplayLog();
+    #display = display("");
+    #isChosen = false; // the user selected the ghost text
+    #ghostSinceMs = 0;
+    #inFlight = null;
+    #numRequests = 0;
+    #sendAtMs = null;
+    #changedMs;
+    #holdUntilMs = -Infinity;
+    #numFailures = 0;
+    #refusedText = null;
+    #isHidden = false;
+    /** `now` returns monotonic time in milliseconds. */
+    constructor(options = {}, now = () => performance.now()) {
+        this.#options = { ...DEFAULT_SESSION_OPTIONS, ...options };
+        this.#now = now;
+        this.#pace = new Pace(this.#options.requestsPerKey, this.#options.maxDelayMs);
+        this.#cache = new AnswerCache(this.#options.maxAnswers);
+        this.#changedMs = now();
+    }
+    /** The text before the cursor. */
+    get text() {
+        return this.#display.text;
+    }
+    /** What the editor should show. */
+    get display() {
+        return this.#display;
+    }
+    /** Running mean of the time until there is something to show, in milliseconds. */
+    get latencyMs() {
+        return this.#pace.latencyMs;
+    }
+    /** Whether a request is pending. */
+    get isWaiting() {
+        return this.#inFlight !== null;
+    }
+    /** Whether suggestions were dismissed, and the text has not changed since. */
+    get isHidden() {
+        return this.#isHidden;
+    }
+    /** When to call `advance`, on the session's clock; null if nothing is due before the next input. */
+    get wakeAtMs() {
+        const due = [this.#sendAtMs, this.#log.nextMs].filter((atMs) => atMs !== null);
+        return due.length > 0 ? Math.min(...due) : null;
+    }
+    /** Set the text before the cursor, after a key press or a cursor movement. */
+    edit(text) {
+        if (text === this.text)
+            return [];
+        const nowMs = this.#now();
+        const isTyping = text.startsWith(this.text);
+        if (isTyping)
+            this.#pace.key(nowMs);
+        else
+            this.#pace.interrupt();
+        const actions = this.#change(text, nowMs);
+        if (isTyping)
+            this.#pace.looked(this.#display.ghost !== null);
+        return actions;
+    }
+    /** Accept the whole ghost text, which becomes part of `text`. Without ghost text, do nothing. */
+    accept() {
+        return this.#accept((ghost) => ghost.text);
+    }
+    /** Accept the beginning of the ghost text that `partOf` returns, such as its first word; the rest remains visible. */
+    acceptPart(partOf) {
+        return this.#accept((ghost) => partOf(ghost.text));
+    }
+    /** Make the next suggestion (1) or the previous one (-1) the ghost text, wrapping around at the ends. */
+    select(step) {
+        const { text, suggestions, selected } = this.#display;
+        if (suggestions.length === 0)
+            return [];
+        const nowMs = this.#now();
+        this.#isChosen = true;
+        this.#ghostSinceMs = nowMs;
+        this.#display = display(text, suggestions, (selected + step + suggestions.length) % suggestions.length);
+        this.#log.show(this.#display.ghost, nowMs);
+        return this.#log.takeReports(nowMs);
+    }
+    /** Hide all suggestions until the text changes. */
+    dismiss() {
+        const nowMs = this.#now();
+        this.#log.dismiss(nowMs);
+        this.#isHidden = true;
+        return this.#refresh(nowMs);
+    }
+    /** Show what `dismiss` has hidden. */
+    reveal() {
+        this.#isHidden = false;
+        return this.#refresh(this.#now(), true);
+    }
+    /** Forget all answers and request new ones: the request's options or the server have changed. */
+    restart(options = {}) {
+        const actions = this.#inFlight === null ? [] : [{ kind: "cancel", requestId: this.#inFlight.requestId }];
+        this.#options = { ...this.#options, ...options };
+        this.#inFlight = this.#refusedText = this.error = null;
+        this.#numFailures = 0;
+        this.#holdUntilMs = -Infinity;
+        this.#cache.clear();
+        return [...actions, ...this.#refresh(this.#now(), true)];
+    }
+    /** Change how probable a draft must be to be shown. */
+    setMinProbability(minProbability) {
+        this.#options = { ...this.#options, minProbability };
+        return this.#refresh(this.#now());
+    }
+    /** Process a snapshot of the answer to a `Send`. Those of cancelled requests are ignored. */
+    grown(requestId, snapshot) {
+        const nowMs = this.#now();
+        const request = this.#inFlight;
+        if (request === null || request.requestId !== requestId)
+            return [];
+        if (request.growing === null)
+            this.#pace.answered(nowMs - request.sentMs);
+        request.growing = snapshot;
+        const texts = new Set([""]);
+        const drafts = snapshot.drafts
+            .map((draft) => ({ ...draft, text: shownWhileGrowing(draft.text, this.#options.isSingleLine) }))
+            .filter(({ text }) => !texts.has(text) && texts.add(text));
+        this.#cache.put(request.text, snapshot.id, drafts, true);
+        return this.#refresh(nowMs);
+    }
+    /** Process the server's answer to a `Send`. Answers to cancelled requests are ignored. */
+    answered(requestId, answer) {
+        const nowMs = this.#now();
+        const request = this.#inFlight;
+        if (request === null || request.requestId !== requestId)
+            return [];
+        if (request.growing === null)
+            this.#pace.answered(nowMs - request.sentMs);
+        this.#inFlight = this.error = null;
+        this.#numFailures = 0;
+        this.#cache.put(request.text, answer.id, answer.drafts);
+        return this.#refresh(nowMs);
+    }
+    /**
+     * Process the failure of a `Send`. The next one is delayed: as the server asks, or longer after each failure. A text
+     * that the server refused is not sent again; one that is too long for the model is sent without its beginning.
+     */
+    failed(requestId, error) {
+        const nowMs = this.#now();
+        const request = this.#inFlight;
+        if (request === null || request.requestId !== requestId)
+            return [];
+        this.#inFlight = null;
+        this.#cache.drop(request.text);
+        if (error instanceof StatusError && error.code === "context_length_exceeded" && request.prompt.length > 1) {
+            this.#options = { ...this.#options, maxPromptChars: request.prompt.length >> 1 };
+            return this.#refresh(nowMs, true);
+        }
+        this.error = error;
+        let holdMs = Math.min(FIRST_HOLD_MS * 2 ** this.#numFailures, MAX_HOLD_MS);
+        if (error instanceof StatusError) {
+            if (error.retryAfterMs !== null) {
+                holdMs = Math.max(error.retryAfterMs, this.#numFailures > 0 ? holdMs : 0); // trusted after the first failure
+            }
+            if (error instanceof BadRequestError || error.shouldRetry === false)
+                this.#refusedText = request.text;
+        }
+        this.#holdUntilMs = nowMs + holdMs;
+        this.#numFailures += 1;
+        return this.#refresh(nowMs);
+    }
+    /** Perform what is due by now; call this at `wakeAtMs`. */
+    advance() {
+        const nowMs = this.#now();
+        const actions = this.#log.takeReports(nowMs);
+        if (this.#sendAtMs !== null && this.#sendAtMs <= nowMs)
+            actions.push(...this.#send(nowMs));
+        return actions;
+    }
+    /** End the session: hide the suggestions, cancel a pending request, and return the last reports. */
+    close() {
+        const nowMs = this.#now();
+        this.#isHidden = true;
+        const actions = this.#refresh(nowMs);
+        this.#log.close(nowMs);
+        return [...actions, ...this.#log.takeReports(nowMs)];
+    }
+    #change(text, nowMs, isAtOnce = false) {
+        this.#display = { ...this.#display, text }; // `#show` restores the selection
+        this.#isHidden = false;
+        this.#changedMs = nowMs;
+        return this.#refresh(nowMs, isAtOnce);
+    }
+    /** Show the suggestions for the text, cancel an obsolete request, and schedule a new one if necessary. */
+    #refresh(nowMs, isAtOnce = false) {
+        const text = this.text;
+        const found = this.#isHidden ? [] : this.#cache.find(text, this.#options.minProbability);
+        this.#show(found ?? [], nowMs);
+        const actions = [];
+        const request = this.#inFlight;
+        const isGrowing = !this.#isHidden && request !== null && request.growing !== null && agrees(request, text);
+        const needsAnswer = found === null && text !== "" && text !== this.#refusedText && !isGrowing;
+        if (request !== null && !isGrowing && !(needsAnswer && request.growing === null && text.startsWith(request.text))) {
+            actions.push(this.#cancel(request));
+        }
+        this.#sendAtMs = null;
+        if (needsAnswer) {
+            const wantedMs = isAtOnce ? nowMs : this.#changedMs + this.#pace.delayMs;
+            this.#sendAtMs = Math.max(wantedMs, this.#holdUntilMs, nowMs);
+            if (this.#inFlight?.text === text)
+                this.#sendAtMs = null;
+            else if (this.#sendAtMs <= nowMs)
+                actions.push(...this.#send(nowMs));
+        }
+        return [...actions, ...this.#log.takeReports(nowMs)];
+    }
+    #cancel({ requestId, text, growing }) {
+        this.#inFlight = null;
+        if (growing !== null)
+            this.#cache.drop(text);
+        return { kind: "cancel", requestId };
+    }
+    #show(suggestions, nowMs) {
+        const before = this.#display.ghost;
+        const selected = before === null ? 0 : this.#selectionAfter(before, suggestions, nowMs);
+        if (before === null || selected === -1)
+            this.#ghostSinceMs = nowMs;
+        if (selected === -1)
+            this.#isChosen = false;
+        this.#display = display(this.text, suggestions, Math.max(selected, 0));
+        this.#log.show(this.#display.ghost, nowMs);
+    }
+    /**
+     * The index of the draft that was the ghost text; -1 if it is gone. A growing draft is the one that extends its text.
+     * If it is no longer the best one, and was on the screen too briefly to be read, the best one takes its place.
+     */
+    #selectionAfter(before, suggestions, nowMs) {
+        const ofSameAnswer = ({ completionId }) => completionId === before.completionId;
+        if (!before.isGrowing) {
+            return suggestions.findIndex((draft) => ofSameAnswer(draft) && draft.rank === before.rank);
+        }
+        if (!this.#isChosen && nowMs - this.#ghostSinceMs < SHOWN_AFTER_MS)
+            return -1;
+        return suggestions.findIndex((draft) => ofSameAnswer(draft) && draft.draft.startsWith(before.draft));
+    }
+    /** Request drafts for the text, unless a pending request is likely to return matching drafts soon. */
+    #send(nowMs) {
+        const actions = [];
+        const older = this.#inFlight;
+        if (older !== null) {
+            const [dueMs, lateMs] = [0.5, 2].map((share) => older.sentMs + share * this.#pace.latencyMs);
+            if ((dueMs <= nowMs || this.#wouldStarve()) && nowMs < lateMs) {
+                this.#sendAtMs = lateMs;
+                return [];
+            }
+            // The server takes at least this long. Without this lesson, a slow one would never get the time to answer.
+            if (this.#options.streams)
+                this.#pace.answered(Math.max(nowMs - older.sentMs, this.#pace.latencyMs));
+            actions.push(this.#cancel(older));
+        }
+        const prompt = promptOf(this.text, this.#options.maxPromptChars);
+        this.#numRequests += 1;
+        this.#inFlight = { requestId: this.#numRequests, text: this.text, prompt, sentMs: nowMs, growing: null };
+        this.#sendAtMs = null;
+        return [...actions, { kind: "send", requestId: this.#numRequests, prompt }];
+    }
+    /** Whether requests that newer ones replace at each key would never be answered. */
+    #wouldStarve() {
+        return this.#options.streams && this.#pace.typicalPauseMs < this.#pace.latencyMs;
+    }
+    #accept(partOf) {
+        const ghost = this.#display.ghost;
+        if (ghost === null)
+            return [];
+        const nowMs = this.#now();
+        const taken = partOf(ghost);
+        this.#log.accept(ghost, nowMs, taken === ghost.text);
+        this.#pace.interrupt();
+        return this.#change(this.text + taken, nowMs, this.#options.prefetch);
+    }
+}
+/** Whether a growing draft continues `text`, or may still grow to do so. */
+function agrees(request, text) {
+    const typed = text.slice(request.text.length);
+    const drafts = request.growing?.drafts ?? [];
+    return (text.startsWith(request.text) &&
+        drafts.some((draft) => draft.text.startsWith(typed) || typed.startsWith(draft.text)));
+}

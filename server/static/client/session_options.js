@@ -1,0 +1,11 @@
+// Options of a typing session.
+export const DEFAULT_SESSION_OPTIONS = {
+    requestsPerKey: 0.3,
+    maxDelayMs: 500,
+    maxAnswers: 64,
+    maxPromptChars: 4000,
+    prefetch: true,
+    streams: true,
+    minProbability: 0,
+    isSingleLine: false,
+};
