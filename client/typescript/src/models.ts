@@ -147,6 +147,7 @@ export interface DraftsOptions {
   min_score?: number;
   suffix?: string;
   trigger?: string;
+  path?: string;
   min_probability_shown?: number;
   session_id?: string;
   timeout_ms?: number;
