@@ -62,6 +62,7 @@ class Usage(Value):
         cached_tokens: prompt tokens that an earlier request had run.
         forward_rows: model rows over all decode steps; drafts that share a row count once.
         rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
+        reused_drafts: drafts that went on where those of an earlier request went, and took no row.
         limited_by_load: whether drafts are shorter because the server had much to do.
     """
 
@@ -71,6 +72,7 @@ class Usage(Value):
     cached_tokens: int
     forward_rows: int
     rows_by_depth: tuple[int, ...] = ()
+    reused_drafts: int = 0
     limited_by_load: bool = False
 
 

@@ -210,9 +210,11 @@ class Engine:
         outputs += expired
         outputs += self._limit_work()
         work = self._scheduler.schedule(started_s, self._elastic.chunk_tokens(self.config.max_prefill_tokens))
+        num_rows = 0
         if work is not None:
-            outputs += self._advance(work, started_s)
-        self._last_step = step = self._report_of(work, started_s, len(expired))
+            grown, num_rows = self._advance(work, started_s)
+            outputs += grown
+        self._last_step = step = self._report_of(work, num_rows, started_s, len(expired))
         if step.num_rows or step.num_prompt_tokens:
             self._elastic.observe(step.num_rows, step.num_prompt_tokens, step.seconds)
         return outputs
@@ -251,8 +253,12 @@ class Engine:
 
     # One forward pass
 
-    def _advance(self, work: Work, started_s: float) -> list[StepOutput]:
-        """Run the model, then choose next tokens for running branches and first tokens for complete prompts."""
+    def _advance(self, work: Work, started_s: float) -> tuple[list[StepOutput], int]:
+        """Run the model, then choose next tokens for running branches and first tokens for complete prompts.
+
+        Returns:
+            The outputs, and the number of rows of drafts that were run.
+        """
         faults = Faults()
         known = {branch: node for branch in work.branches if (node := self._trees.known_node(branch)) is not None}
         for branch, node in known.items():
@@ -290,7 +296,7 @@ class Engine:
                 sequence.decode_s += elapsed_s
             if sequence not in prompted or sequence in ready or faults.of(sequence) is not None:
                 outputs += self._report(sequence, faults)
-        return outputs
+        return outputs, len(running)
 
     def _choose(
         self,
@@ -374,12 +380,11 @@ class Engine:
             return [StepOutput(sequence.request_id, snapshot=snapshot(sequence))]
         return []
 
-    def _report_of(self, work: Work | None, started_s: float, num_expired: int) -> StepReport:
-        now_s = self._clock()
+    def _report_of(self, work: Work | None, num_rows: int, started_s: float, num_expired: int) -> StepReport:
+        now_s, num_prompt_tokens = self._clock(), 0
         kind: Literal["prefill", "decode"] | None = None
-        num_rows = num_prompt_tokens = 0
         if work is not None:
-            kind, num_rows = "prefill" if work.prompts else "decode", len(work.branches)
+            kind = "prefill" if work.prompts else "decode"
             num_prompt_tokens = sum(num_tokens for _, num_tokens in work.prompts)
         begun, self._begun = self._begun, []
         first_draft_s = tuple(now_s - sequence.arrival_s for sequence in begun if sequence.branches[0].num_steps)

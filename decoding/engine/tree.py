@@ -26,7 +26,7 @@ GAP_SHARE = 16
 MAX_GAP_CELLS = 16
 """Cells behind the trunk that paths leave free, so that the next tokens that are typed overwrite no node."""
 
-MAX_STEMS = 8
+MAX_STEMS = 4
 _BLOCK = 64
 
 

@@ -159,6 +159,11 @@ class Metrics:
             ["depth"],
             registry=registry,
         )
+        self._reused = Counter(
+            "superdraft_reused_drafts",
+            "Drafts that went on where those of an earlier request went, and took no row.",
+            registry=registry,
+        )
         self._limited = Counter(
             "superdraft_limited_by_load", "Prompts whose drafts are shorter because of the load.", registry=registry
         )
@@ -220,6 +225,7 @@ class Metrics:
         for depth, num_rows in enumerate(usage.rows_by_depth, 1):
             self._rows_by_depth.labels(str(min(depth, MAX_DEPTH))).inc(num_rows)
         self._limited.inc(usage.limited_by_load)
+        self._reused.inc(usage.reused_drafts)
         if params.drafts_per_branch > 1:
             self._superposed_rows.inc(sum(usage.rows_by_depth))
             self._separate_rows.inc(usage.draft_rows)

@@ -21,6 +21,7 @@ COMPLETION_RESPONSE: dict[str, Any] = {
         "prompt_tokens_details": {"cached_tokens": 6},
         "forward_rows": 12,
         "rows_by_depth": [3, 3, 2, 2, 1, 1],
+        "reused_drafts": 0,
         "limited_by_load": False,
     },
     "warnings": [],

@@ -148,6 +148,7 @@ def drafts_response(drafts_id: str, model_name: str, output: GenerationOutput, w
             cached_tokens=usage.cached_tokens,
             forward_rows=usage.forward_rows,
             rows_by_depth=usage.rows_by_depth,
+            reused_drafts=usage.reused_drafts,
             limited_by_load=usage.limited_by_load,
         ),
         timings=DraftsTimings(

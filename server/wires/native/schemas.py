@@ -147,8 +147,9 @@ class Draft(BaseModel):
 class DraftsUsage(BaseModel):
     """Work done. `forward_rows`: model rows of all decode steps, of which drafts that share a row take one.
 
-    `rows_by_depth`: rows that fed the drafts' first tokens, their second ones, and so on. `limited_by_load`: drafts are
-    shorter, or fewer of them grew, because the server had much to do.
+    `rows_by_depth`: rows that fed the drafts' first tokens, their second ones, and so on. `reused_drafts`: drafts that
+    went on where those of an earlier request went, and took no row. `limited_by_load`: drafts are shorter, or fewer of
+    them grew, because the server had much to do.
 
     `cached_tokens` appears twice: by itself, and where OpenAI's clients look for it.
     """
@@ -160,6 +161,7 @@ class DraftsUsage(BaseModel):
     cached_tokens: int
     forward_rows: int
     rows_by_depth: tuple[int, ...]
+    reused_drafts: int
     limited_by_load: bool
 
 

@@ -318,7 +318,7 @@ def test_strategy_by_field_by_alias_and_by_setting_is_the_same(strategy):
 def test_the_alias_paper_is_the_paper_s_method_whatever_the_servers_default():
     engine, _ = tiny_engine(num_slots=4)
     settings = Settings(default_strategy="sample", default_selection="distinct")
-    drafting = DraftingDefaults.of(settings, engine.num_slots, 0.3, 0.5, None)
+    drafting = DraftingDefaults.of(settings, 0.3, 0.5, None)
     ngrams = NgramModels({"hash": HashScorer()}, default="hash")
     body = {"prompt": "Thank you", "n": 3, "max_tokens": 6, "seed": 1}
 

@@ -18,13 +18,13 @@ def params(text, shared=SHARED):
 
 
 def test_served_is_the_default_request():
-    drafting = DraftingDefaults.of(Settings(), 64, 0.54, 0.06, None)
+    drafting = DraftingDefaults.of(Settings(), 0.54, 0.06, None)
     (spec,) = parse_decoders("served k=5 n=7", "auto", {})
     expected = generation_params(
         DraftsRequest(prompt="x", num_drafts=5, max_tokens=7), drafting, token_healing=Settings().token_healing
     )
     assert spec.params(drafting, Settings()) == expected
-    assert (expected.selection, expected.max_branches, expected.token_healing) == ("distinct", 3, True)
+    assert (expected.selection, expected.max_branches, expected.token_healing) == ("distinct", 8, True)
     sampling = Settings(default_strategy="sample", token_healing=False)
     (params,) = [spec.params(drafting, sampling)]
     assert (params.strategy, params.token_healing) == ("sample", False)
@@ -38,7 +38,7 @@ def test_healing_is_the_servers_unless_a_decoder_says_otherwise():
 
 
 def test_a_decoder_that_names_an_ngram_model_is_a_request_that_does():
-    drafting = DraftingDefaults.of(Settings(), 64, 0.54, 0.06, None)
+    drafting = DraftingDefaults.of(Settings(), 0.54, 0.06, None)
 
     def selection(text):
         (spec,) = parse_decoders(text, "auto", SHARED)

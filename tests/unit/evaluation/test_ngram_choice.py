@@ -59,18 +59,17 @@ def test_a_mixture_is_the_weighted_mean(models):
 
 def test_settings_that_go_with_a_model(models):
     def filled_in(choice):
-        found = models.drafting(choice, 64)
+        found = models.drafting(choice)
         return found.alpha, found.tau, found.candidates_per_draft, found.max_branches
 
-    assert filled_in("flat-{domain}=0.7,steep=0.3") == (0.2, 0.3, 12, 3)
-    assert filled_in("steep") == filled_in("none") == filled_in("auto") == (0.54, 0.06, None, 3)
-    assert models.drafting("flat-chat", 2).max_branches == 2
+    assert filled_in("flat-{domain}=0.7,steep=0.3") == (0.2, 0.3, 12, 8)
+    assert filled_in("steep") == filled_in("none") == filled_in("auto") == (0.54, 0.06, None, 8)
 
 
 def test_the_default_model_is_the_servers(models):
     ours = NgramModels(Settings(model="some-model", ngram_model="flat-chat"), Tokenizer(tiny_tokenizer()))
     assert probs(ours.scorer("auto", ""), [6]) == probs(models.scorer("flat-chat", ""), [6])
-    tuned = ours.drafting("auto", 64)
+    tuned = ours.drafting("auto")
     assert (tuned.selection, tuned.alpha, tuned.candidates_per_draft) == ("paper", 0.2, 12)
     assert models.scorer("auto", "") is None  # none is shipped for this tokenizer
 
@@ -107,6 +106,6 @@ def test_raw_frequencies_of_a_corpus(models, tmp_path):
     assert unseen == [-math.inf]
     choice = f"frequencies:{corpus}"
     assert models.identity(choice) == {choice: file_sha256(corpus)}
-    assert models.drafting(choice, 64).alpha == 0.54
+    assert models.drafting(choice).alpha == 0.54
     with pytest.raises(CommandError, match="there is no file"):
         models.scorer("frequencies:none.txt", "")

@@ -60,5 +60,5 @@ def test_what_a_request_sets_wins():
     ],
 )
 def test_operators_who_set_an_ngram_weight_want_it_to_have_a_say(settings, tuned, selection):
-    drafting = DraftingDefaults.of(Settings(**settings), 2, 0.54, 0.06, tuned)
-    assert (drafting.selection, drafting.max_branches) == (selection, 2)  # no more rows than slots
+    drafting = DraftingDefaults.of(Settings(**settings), 0.54, 0.06, tuned)
+    assert (drafting.selection, drafting.max_branches) == (selection, 8)

@@ -15,6 +15,7 @@ PARAMETERS = {field.name for field in fields(GenerationParams)}
 SHARED = {"model"}
 NATIVE = {
     "prompt",
+    "path",
     "suffix",
     "trigger",
     "min_probability_shown",
@@ -32,6 +33,7 @@ ASKED = {
     "selection": "distinct",
     "max_branches": 2,
     "min_probability": 0.25,
+    "elastic": False,
     "temperature": 0.5,
     "top_p": 0.75,
     "seed": 3,

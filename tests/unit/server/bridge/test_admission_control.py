@@ -122,17 +122,19 @@ def test_a_request_that_does_not_begin_in_time_is_refused_with_all_its_prompts()
     run(scenario)
 
 
-def test_a_prompt_goes_in_only_with_all_its_rows():
+def test_a_prompt_goes_in_only_with_all_its_slots():
     async def scenario():
         control = AdmissionControl(4, queue_timeout_s=0.03)
-        first = await control.enter(Request(), 2)
+        first = await control.enter(Request(), num_slots=2)
         with pytest.raises(OverloadedError):
-            await control.enter(Request(), 3)
-        wide = await begin(control, num_rows=3)
+            await control.enter(Request(), num_slots=3)
+        wide = await begin(control, num_slots=3)
         control.leave(first)
         control.leave(await wide)
         await control.enter(Request())
-        assert (await control.enter(Request(), 9)).num_rows == 9  # the engine says that this is more than it has
+        assert (
+            await control.enter(Request(), num_slots=9)
+        ).num_slots == 9  # the engine says that this is more than it has
 
     run(scenario)
 
@@ -221,7 +223,7 @@ def test_forty_sessions_of_one_row_do_not_become_thousands_of_rows():
         control = AdmissionControl(64, queue_timeout_s=0.03)
         for number in range(40):
             await control.enter(Request(), session=str(number))
-        wider = [control.enter(Request(), 64, session=str(number)) for number in range(40)]
+        wider = [control.enter(Request(), 64, num_slots=64, session=str(number)) for number in range(40)]
         ends = await asyncio.gather(*wider, return_exceptions=True)
         assert [type(end) for end in ends] == [OverloadedError] * 40
         assert control.num_rows == 40
@@ -279,11 +281,10 @@ def test_no_place_is_lost_or_given_twice(seed, sessions, most_rows):
 
     async def client(control):
         await asyncio.sleep(chance.random() * 0.2)
-        request = Request()
+        request, num_rows = Request(), chance.randint(1, 3)
+        entering = control.enter(request, num_rows, num_slots=num_rows, session=chance.choice(sessions))
         try:
-            place = await asyncio.wait_for(
-                control.enter(request, chance.randint(1, 3), session=chance.choice(sessions)), chance.random() * 0.03
-            )
+            place = await asyncio.wait_for(entering, chance.random() * 0.03)
         except (OverloadedError, SupersededError, TimeoutError) as error:
             return type(error)
         assert control.num_rows <= most_rows

@@ -227,7 +227,7 @@ def test_a_refusal_says_when_the_next_answer_is_due():
         control = AdmissionControl(2, queue_timeout_s=0.01, target_latency_s=TARGET_S)
         for _ in range(100):
             control.costs.observe_decode(2, 0.1)
-        await control.enter(object(), num_rows=2, num_tokens=400)
+        await control.enter(object(), num_rows=2, num_slots=2, num_tokens=400)
         for _ in range(100):
             control.costs.observe_decode(2, 0.1)
         late = await asyncio.gather(control.enter(object()), return_exceptions=True)

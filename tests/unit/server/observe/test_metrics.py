@@ -22,8 +22,10 @@ DASHBOARD = ROOT / "deploy/grafana/superdraft.json"
 PROMPT = "Thank you for your"
 
 
-def answer(rows: int = 9) -> GenerationOutput:
-    return GenerationOutput("a", (), Usage(20, 27, 15, rows), Timings(4.0, 5.0, 30.0, 7.0, 41.0), ())
+def answer(rows: int = 9, draft_rows: int = 27) -> GenerationOutput:
+    """9 rows that drafts shared at three depths; more rows are those of a verification."""
+    usage = Usage(20, 27, 15, rows, (4, 3, 2), draft_rows, 2, limited_by_load=True)
+    return GenerationOutput("a", (), usage, Timings(4.0, 5.0, 30.0, 7.0, 41.0), ())
 
 
 def watched() -> tuple[Metrics, object, object]:
@@ -84,24 +86,34 @@ def test_generation_counts_tokens_times_and_rows():
         "superdraft_forward_rows_sum": 9,
         "superdraft_superposed_rows_total": 9,
         "superdraft_separate_rows_total": 27,
+        "superdraft_rows_by_depth_total": 9,
+        "superdraft_reused_drafts_total": 2,
+        "superdraft_limited_by_load_total": 1,
     }
     assert {name: metrics.total(name) for name in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        GenerationParams(strategy="sample", num_drafts=3),
-        GenerationParams(num_drafts=1),
-        GenerationParams(num_drafts=3, verify_top=0),  # verification adds rows that sampling would need, too
-        GenerationParams(num_drafts=3, reset_every=4),
-    ],
-)
-def test_only_plain_superposed_drafts_are_compared_with_separate_rows(params):
+def test_only_rows_that_drafts_share_count_as_saved():
     metrics = Metrics()
-    metrics.observe_generation(params, answer())
-    assert metrics.total("superdraft_separate_rows_total") == metrics.total("superdraft_superposed_rows_total") == 0
-    assert metrics.total("superdraft_forward_rows_sum") == 9
+    metrics.observe_generation(GenerationParams(num_drafts=3, verify_top=0), answer(rows=36))
+    metrics.observe_generation(GenerationParams(num_drafts=3), answer(draft_rows=9))  # a row per draft
+    metrics.observe_generation(GenerationParams(strategy="sample", num_drafts=3), answer())
+    metrics.observe_generation(GenerationParams(num_drafts=1), answer())
+    assert metrics.total("superdraft_superposed_rows_total") == 2 * 9
+    assert metrics.total("superdraft_separate_rows_total") == 27 + 9
+    assert metrics.total("superdraft_forward_rows_sum") == 36 + 3 * 9
+
+
+def test_rows_of_late_tokens_are_counted_together():
+    metrics = Metrics()
+    usage = Usage(1, 1, 0, 20, (1,) * 20, 20)
+    metrics.observe_generation(GenerationParams(), GenerationOutput("a", (), usage, Timings(1, 1, 1, 1, 1), ()))
+    counted = {
+        sample.labels["depth"]: sample.value
+        for sample in metrics._rows_by_depth.collect()[0].samples
+        if sample.name.endswith("_total")
+    }
+    assert counted == {**{str(depth): 1 for depth in range(1, 16)}, "16": 5}
 
 
 def test_steps_are_timed_by_kind_and_first_drafts_once_a_prompt():
