@@ -13,6 +13,7 @@ import random
 import ssl
 import statistics
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -148,11 +149,15 @@ def _http_clients(base_url: str, count: int) -> list[httpx.AsyncClient]:
 
 
 def prompts(client: int) -> Iterator[str]:
-    """The text before the cursor after each key, text after text, without end."""
+    """The text before the cursor after each key, text after text, without end.
+
+    No two are the same: a server answers what it has drafted before without running its model.
+    """
     while True:
         for i in range(len(TEXTS)):
-            text = TEXTS[(client + i) % len(TEXTS)]
-            yield from (text[:end] for end in range(FIRST_CHARS, len(text) + 1))
+            title = f"{uuid.uuid4()}\n\n"
+            text = title + TEXTS[(client + i) % len(TEXTS)]
+            yield from (text[:end] for end in range(len(title) + FIRST_CHARS, len(text) + 1))
 
 
 async def _type(http: httpx.AsyncClient, load: Load, client: int, tally: Tally) -> None:
