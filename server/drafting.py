@@ -18,7 +18,8 @@ class DraftingDefaults:
     """What the server fills in.
 
     Attributes:
-        selection: for requests that set none of the parameters of the paper's method; the others get "paper".
+        selection: for requests that set none of the parameters of the paper's method; the others get "paper". Naming an
+            n-gram model sets none of them.
         max_branches: with the selection "distinct".
         min_probability: with the selection "distinct".
         alpha: with the selection "paper".
@@ -37,12 +38,11 @@ class DraftingDefaults:
     def of(cls, settings: Settings, alpha: float, tau: float, candidates_per_draft: int | None) -> "DraftingDefaults":
         """The defaults from the settings and the tuning of the default n-gram model.
 
-        An operator who set an n-gram model's weight, or tuned one, wants the model to be used. The default selection is
-        then "paper", since "distinct" uses no n-gram model by default.
+        An operator who sets the weight of the n-gram model sets a parameter of the paper's method, as a request does,
+        so the default selection is then "paper". What was tuned for a model does not change the selection.
         """
-        uses_ngrams = settings.default_alpha is not None or candidates_per_draft is not None
         return cls(
-            selection=settings.default_selection or ("paper" if uses_ngrams else "distinct"),
+            selection=settings.default_selection or ("distinct" if settings.default_alpha is None else "paper"),
             max_branches=settings.default_max_branches,
             min_probability=settings.default_min_probability,
             alpha=alpha,
@@ -76,7 +76,9 @@ class DraftingDefaults:
         tuned = self.candidates_per_draft
         return tuned if tuned is not None and tuned >= 2 * num_drafts else None
 
-    def params(self, asked: Mapping[str, Any], *, asks_for_paper: bool = False) -> GenerationParams:
+    def params(
+        self, asked: Mapping[str, Any], *, asks_for_paper: bool = False, ngram_is_named: bool = False
+    ) -> GenerationParams:
         """The engine parameters of a request.
 
         Args:
@@ -84,6 +86,7 @@ class DraftingDefaults:
                 and `max_tokens` are always among them.
             asks_for_paper: the request sets something that only the paper's method has, so its selection is "paper"
                 unless it names another.
+            ngram_is_named: the request names an n-gram model. The model then has a say with every selection.
 
         Raises:
             InvalidRequestError: a value is out of range, or two contradict each other.
@@ -95,7 +98,7 @@ class DraftingDefaults:
         defaults: dict[str, Any]
         if rule.divides:
             defaults = {
-                "alpha": rule.alpha,
+                "alpha": rule.named_alpha if ngram_is_named else rule.alpha,
                 "tau": rule.tau,
                 "max_branches": self.max_branches,
                 "min_probability": self.min_probability,

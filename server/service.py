@@ -207,7 +207,9 @@ class Service:
         else:
             scorer, drafting = await self.ngram_models.current_default(), self.drafting
         asked = {**method, "token_healing": self.settings.token_healing, **request.asked}
-        params = drafting.params(asked, asks_for_paper=request.asks_for_paper)
+        params = drafting.params(
+            asked, asks_for_paper=request.asks_for_paper, ngram_is_named=request.ngram_model is not None
+        )
         self._check_work(len(request.prompts), params)
         return params, scorer
 

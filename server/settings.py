@@ -185,7 +185,7 @@ class Settings(BaseSettings):
         default=None,
         description="How drafts are picked, for requests that do not say: distinct (they begin with different words) "
         "or paper (Superposed Decoding as published). If not set, paper where the n-gram model's weight is set "
-        "or tuned, otherwise distinct.",
+        "(--default-alpha), otherwise distinct.",
     )
     default_max_branches: int = Field(
         default=8, ge=1, description="Maximum number of model rows per request with the selection distinct."

@@ -16,6 +16,7 @@ class SelectionRule(Protocol):
     Attributes:
         name: the value of the request field `selection`.
         alpha: default weight of the n-gram model.
+        named_alpha: default weight of an n-gram model that the request names.
         tau: default temperature of the language model.
         divides: whether drafts may get rows of their own (`max_branches`) and end early (`min_probability`).
         starts_per_draft: with token healing, the starts per draft among which the first step chooses; None: m starts
@@ -24,6 +25,7 @@ class SelectionRule(Protocol):
 
     name: str
     alpha: float
+    named_alpha: float
     tau: float
     divides: bool
     starts_per_draft: int | None
@@ -50,7 +52,7 @@ class Paper:
     """
 
     name = "paper"
-    alpha = 0.54  # as published for Llama-2-7B
+    alpha = named_alpha = 0.54  # as published for Llama-2-7B
     tau = 0.06
     divides = False
     starts_per_draft: int | None = None

@@ -1,4 +1,4 @@
-"""Plots of figures with confidence bounds, as PNG files."""
+"""Plots of figures with confidence bounds, as PNG or SVG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +49,23 @@ def lines(path: Path, series: Mapping[str, Points], x_label: str, y_label: str) 
     _save(figure, path)
 
 
+def trade_off(
+    path: Path, series: Mapping[str, Sequence[tuple[Interval, Interval]]], x_label: str, y_label: str
+) -> None:
+    """Draw a point with error bars per pair of figures, cost and quality; those of a series are joined."""
+    figure, axis = plt.subplots(figsize=(6.4, 4))
+    for label, points in series.items():
+        xs, ys = zip(*sorted(points, key=lambda point: point[0].value), strict=True)
+        bars = {"xerr": _errors(xs), "yerr": _errors(ys), "elinewidth": 1, "capsize": 2}
+        axis.errorbar([x.value for x in xs], [y.value for y in ys], marker="o", label=label, **bars)
+    axis.set_xlim(left=0)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small", loc="lower right")
+    _save(figure, path)
+
+
 def curves(path: Path, series: Mapping[str, tuple[Any, Any]], x_label: str, y_label: str) -> None:
     """Draw a line per series of x and y."""
     figure, axis = plt.subplots(figsize=(6, 4))
@@ -85,5 +102,7 @@ def _errors(found: Sequence[Interval]) -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    # Of an SVG, the texts stay texts, and the same figures give the same file.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)

@@ -176,6 +176,8 @@ def _plot(command: str, results: Sequence[DecoderResult], folder: Path) -> None:
         plots.curves(folder / "reliability.png", lines, "exp(score)", "drafts whose first word is right")
         cuts = {name: ([c.shown for c in one.cuts], [c.right for c in one.cuts]) for name, one in reliable.items()}
         plots.curves(folder / "accuracy_by_score.png", cuts, "drafts shown", "right first words among them")
+    if command == "quality":
+        _plot_trade_off(results, found, folder)
     for name in COLUMNS[command]:
         _plot_sweep(results, found, name, folder)
     for order in UNIQUENESS_ORDERS if command == "diversity" else ():
@@ -184,6 +186,20 @@ def _plot(command: str, results: Sequence[DecoderResult], folder: Path) -> None:
             for label, figures in found.items()
         }
         plots.lines(folder / f"uniqueness_{order}.png", series, "words of a draft", f"different {order}-grams, share")
+
+
+def _plot_trade_off(
+    results: Sequence[DecoderResult], found: Mapping[str, Mapping[str, Interval]], folder: Path
+) -> None:
+    """Plot hits against the rows that they cost, a point per decoder; a series of decoders is joined."""
+    cost, gain = "forward_rows", "exact_match_any/1"
+    series: dict[str, list[tuple[Interval, Interval]]] = {}
+    for result in results:
+        if cost in found[result.name] and gain in found[result.name]:
+            label = result.name if result.sweep is None else result.sweep.series
+            series.setdefault(label, []).append((found[result.name][cost], found[result.name][gain]))
+    x_label = "rows of the model, in multiples of a greedy draft's"
+    plots.trade_off(folder / "quality_by_rows.svg", series, x_label, "prompts with a right next word in a draft")
 
 
 def _plot_sweep(

@@ -78,7 +78,11 @@ def generation_params(body: DraftsRequest, drafting: DraftingDefaults, *, token_
         InvalidRequestError: two fields contradict each other.
     """
     defaults = {"strategy": body.strategy, "token_healing": token_healing}
-    return drafting.params(defaults | asked(body, gap_of(body)), asks_for_paper=body.asks_for_paper)
+    return drafting.params(
+        defaults | asked(body, gap_of(body)),
+        asks_for_paper=body.asks_for_paper,
+        ngram_is_named=body.ngram_model is not None,
+    )
 
 
 def session_of(body: DraftsRequest, header: str | None) -> str | None:
@@ -123,11 +127,8 @@ def request_warnings(body: DraftsRequest, params: GenerationParams, *, has_ngram
         warnings.append("min_probability_shown has no effect: only with selection distinct are scores probabilities.")
     if body.alpha and not has_ngram_model and strategy.endswith("superposed"):
         warnings.append("alpha has no effect: the request runs without an n-gram model.")
-    if body.ngram_model is not None and strategy.endswith("superposed"):
-        if body.alpha == 0:
-            warnings.append("ngram_model has no effect with alpha 0.")
-        elif body.alpha is None and body.selection == "distinct":
-            warnings.append("ngram_model has no effect with selection distinct unless alpha is given.")
+    if body.ngram_model is not None and body.alpha == 0 and strategy.endswith("superposed"):
+        warnings.append("ngram_model has no effect with alpha 0.")
     if body.token_healing and not isinstance(body.prompt, str):
         warnings.append("token_healing has no effect: the prompt is given as token ids.")
     return warnings

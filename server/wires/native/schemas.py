@@ -121,8 +121,8 @@ class DraftsRequest(DraftingFields):
 
     @property
     def asks_for_paper(self) -> bool:
-        """Whether the request sets something that only the paper's method has. Alpha 0 counts, too."""
-        own = (self.alpha, self.tau, self.candidates_per_draft, self.reset_every, self.ngram_model)
+        """Whether the request sets a parameter of the paper's method. Alpha 0 counts, too; an n-gram model does not."""
+        own = (self.alpha, self.tau, self.candidates_per_draft, self.reset_every)
         return any(value is not None for value in own)
 
 

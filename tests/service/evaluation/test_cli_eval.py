@@ -123,6 +123,8 @@ def test_quality_writes_every_figure_with_its_bounds(run, files):
     assert "| decoder | rows | best ppl |" in table
     assert "## EM@1 by domain" in table
     assert (files / "out" / "quality.png").stat().st_size > 1000
+    plot = (files / "out" / "quality_by_rows.svg").read_text()
+    assert all(f">{name}<" in plot for name in decoders)  # texts, which a page can show in its own size
 
 
 def test_what_is_done_is_not_done_again(run, files, monkeypatch):

@@ -34,7 +34,7 @@ def test_tuned_values_are_the_defaults(load):
     service = load(Tuning(alpha=0.0, tau=0.3, candidates_per_draft=12))
     drafting = service.drafting
     assert (drafting.alpha, drafting.tau, drafting.candidates_per_draft) == (0.0, 0.3, 12)
-    assert drafting.selection == "paper"  # who tuned an n-gram model wants it to have a say
+    assert drafting.selection == "distinct"  # the values are for requests that ask for the paper's
 
 
 def test_settings_win_over_tuned_values_and_those_over_the_papers(load):

@@ -161,12 +161,23 @@ def test_a_model_that_a_request_names_brings_what_was_tuned_for_it(world):
     replace(Manifest.read(folder), tuning=Tuning(alpha=0.9, tau=1.5, candidates_per_draft=7)).write(folder)
     tuned = {"alpha": 0.9, "tau": 1.5, "candidates_per_draft": 7}
     for choice in ("code", {"code": 0.5, "mail": 0.5}):
-        by_default = ids(world.drafts(ngram_model=choice, alpha=None, tau=None))
+        by_default = ids(world.drafts(ngram_model=choice, alpha=None, tau=None, selection="paper"))
         assert by_default == ids(world.drafts(ngram_model=choice, **tuned))
         assert by_default != ids(world.drafts(ngram_model=choice, alpha=DEFAULT_ALPHA, tau=DEFAULT_TAU))
     for choice in ("mail", {"mail": 0.5, "code": 0.5}, None):
         by_default = ids(world.drafts(ngram_model=choice, alpha=None, tau=None, selection="paper"))
         assert by_default == ids(world.drafts(ngram_model=choice, alpha=DEFAULT_ALPHA, tau=DEFAULT_TAU))
+
+
+def test_naming_a_model_keeps_the_selection_and_gives_the_model_a_say(world):
+    world.put("mail", 1)
+    settled = {"alpha": None, "tau": None, "max_branches": 3, "min_probability": 0.0}
+    named = world.drafts(ngram_model="mail", **settled)
+    same = world.drafts(ngram_model="mail", **settled | {"selection": "distinct", "alpha": 0.2, "tau": 1.0})
+    assert ids(named) == ids(same)
+    assert len({draft["text"] for draft in named}) == len(named) == 3
+    for other in ({"ngram_model": None}, {"ngram_model": "mail", "selection": "distinct", "alpha": 0.9}):
+        assert ids(world.drafts(**settled | other)) != ids(named)
 
 
 def test_models_are_listed_as_they_come_and_go(world):

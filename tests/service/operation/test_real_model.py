@@ -56,12 +56,24 @@ def test_drafts_begin_differently_and_take_rows_while_they_are_probable(real_cli
 
 def test_who_asks_for_n_grams_or_for_a_long_text_gets_what_the_method_says(real_client):
     body = {"prompt": PROMPT, "num_drafts": 3, "max_tokens": 6, "token_healing": False}
-    for field in ({"alpha": 0.5}, {"tau": 0.1}, {"ngram_model": "smollm2-135m"}, {"reset_every": 3, "seed": 1}):
+    for field in ({"alpha": 0.5}, {"tau": 0.1}, {"reset_every": 3, "seed": 1}):
         answer = ask(real_client, "/v1/drafts", **body, **field)
         if "reset_every" not in field:
             assert answer["usage"]["forward_rows"] == 5
     long = ask(real_client, "/v1/drafts", **(body | {"max_tokens": 40}))
     assert len(long["drafts"][0]["token_ids"]) == 40 or long["drafts"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    "prompt", [PROMPT, "The meeting is on Friday at 10", "Let's have lunch at the", "Please let me kn"]
+)
+def test_naming_an_ngram_model_leaves_drafts_that_begin_differently(real_client, prompt):
+    plain = ask(real_client, "/v1/drafts", prompt=prompt, max_tokens=10)["drafts"]
+    named = ask(real_client, "/v1/drafts", prompt=prompt, max_tokens=10, ngram_model="smollm2-135m")["drafts"]
+    assert len({draft["text"] for draft in named}) == len(plain)
+    assert named[0]["tokens"][0] == plain[0]["tokens"][0]
+    # The scores are the language model's in both answers: what is shown first is no less probable.
+    assert named[0]["score"] == pytest.approx(plain[0]["score"], abs=0.1)
 
 
 def test_first_logprob_is_the_verified_one(real_client):

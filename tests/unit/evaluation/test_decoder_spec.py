@@ -45,7 +45,7 @@ def test_a_decoder_that_names_an_ngram_model_is_a_request_that_does():
         return spec.params(drafting, Settings()).selection
 
     named = [selection(text) for text in ("served", "served ngram=none", "served ngram=mine", "served alpha=0.1")]
-    assert named == ["distinct", "distinct", "paper", "paper"]
+    assert named == ["distinct", "distinct", "distinct", "paper"]
     assert selection("paper") == selection("superposed") == "paper"
     assert selection("superposed selection=distinct max_branches=3") == "distinct"
 

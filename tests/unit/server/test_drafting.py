@@ -30,13 +30,22 @@ def test_distinct_drafts_are_the_language_models_alone():
         {"tau": 0.2},
         {"candidates_per_draft": 5},
         {"reset_every": 2},
-        {"ngram_model": "mail"},
     ],
 )
-def test_a_request_for_what_only_the_paper_has_gets_its_selection(field):
+def test_a_request_that_sets_a_parameter_of_the_paper_gets_its_selection(field):
     params = params_of(**field)
     assert (params.selection, params.max_branches) == ("paper", 1)
     assert params.alpha == field.get("alpha", 0.4)
+
+
+def test_naming_an_ngram_model_changes_no_selection():
+    for model in ("mail", {"mail": 0.7, "code": 0.3}):
+        params = params_of(ngram_model=model)
+        assert (params.selection, params.alpha, params.tau, params.max_branches) == ("distinct", 0.2, 1.0, 3)
+        assert params_of(ngram_model=model, selection="paper").alpha == 0.4
+        assert params_of(ngram_model=model, alpha=0.5).selection == "paper"
+        assert params_of(ngram_model=model, selection="distinct", alpha=0.5).alpha == 0.5
+    assert params_of(ngram_model=None).alpha == params_of().alpha == 0.0
 
 
 def test_what_a_request_sets_wins():
@@ -54,11 +63,10 @@ def test_what_a_request_sets_wins():
     [
         ({}, None, "distinct"),
         ({"default_alpha": 0.3}, None, "paper"),
-        ({}, 9, "paper"),
+        ({}, 9, "distinct"),
         ({"default_selection": "distinct", "default_alpha": 0.3}, 9, "distinct"),
         ({"default_selection": "paper"}, None, "paper"),
     ],
 )
-def test_operators_who_set_an_ngram_weight_want_it_to_have_a_say(settings, tuned, selection):
-    drafting = DraftingDefaults.of(Settings(**settings), 0.54, 0.06, tuned)
-    assert (drafting.selection, drafting.max_branches) == (selection, 8)
+def test_an_operator_who_sets_the_ngram_weight_gets_the_selection_that_uses_it(settings, tuned, selection):
+    assert DraftingDefaults.of(Settings(**settings), 0.54, 0.06, tuned).selection == selection
