@@ -123,6 +123,7 @@ class EngineDecoder:
         Raises:
             SuperdraftError: a prompt is refused, or decoding it failed.
         """
+        self._engine.forget_prompts()  # what another decoder has drafted would cost this one nothing
         started_s = time.perf_counter()
         # Prompts that run together are padded to the longest one: similar lengths go together.
         for index, ask in sorted(enumerate(asks), key=lambda entry: _length(entry[1].prompt)):
