@@ -70,7 +70,7 @@ def test_the_default_model_is_the_servers(models):
     ours = NgramModels(Settings(model="some-model", ngram_model="flat-chat"), Tokenizer(tiny_tokenizer()))
     assert probs(ours.scorer("auto", ""), [6]) == probs(models.scorer("flat-chat", ""), [6])
     tuned = ours.drafting("auto")
-    assert (tuned.selection, tuned.alpha, tuned.candidates_per_draft) == ("paper", 0.2, 12)
+    assert (tuned.selection, tuned.alpha, tuned.candidates_per_draft) == ("distinct", 0.2, 12)
     assert models.scorer("auto", "") is None  # none is shipped for this tokenizer
 
 

@@ -446,7 +446,7 @@ def test_bench_replay_tells_a_suggestion_that_does_not_fit(run, monkeypatch):
     from superdraft.client.suggestions import AnswerCache, Suggestion
 
     wrong = (Suggestion("drafts-0", 0, "nonsense", 0.0, 0),)
-    monkeypatch.setattr(AnswerCache, "find", lambda cache, text: wrong if len(cache) else None)
+    monkeypatch.setattr(AnswerCache, "find", lambda cache, text, after="": wrong if len(cache) else None)
     monkeypatch.setattr("superdraft.benchmarks.over_http.replay.FIRST_CHARS", 1)
     with serving(create_app(Settings(), FakeEngine(), model_name="tiny")) as url:
         assert run("lab", "bench", "replay", "--url", url, "--keys", "20", "--json")[0] == 1
