@@ -57,6 +57,7 @@ class Job:
     scorer: Any
     session_id: str | None = None
     timeout_s: float | None = None
+    draft_timeout_s: float | None = None
     start_s: float = field(default_factory=time.monotonic)
     num_steps: int = 0
 
@@ -113,6 +114,7 @@ class FakeEngine:
             del self.jobs[older.request_id]
             self.superseded.append(older.request_id)
         job = Job(request.request_id, token_ids, params, request.scorer, session_id, request.timeout_s)
+        job.draft_timeout_s = request.draft_timeout_s
         self.jobs[job.request_id] = job
         self.seen.append(job)
 

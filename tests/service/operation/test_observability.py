@@ -35,9 +35,9 @@ class SlowRunner(FakeRunner):
 
     delay_s = 0.0
 
-    def decode(self, embeddings, lengths):
+    def forward(self, segments, embeddings, kept):
         time.sleep(self.delay_s)
-        return super().decode(embeddings, lengths)
+        return super().forward(segments, embeddings, kept)
 
 
 @pytest.fixture
@@ -176,9 +176,8 @@ def _complete(url, **fields):
 def test_log_line_says_what_a_request_did(client, log):
     answer = drafts(client, num_drafts=2).json()
     (line,) = request_lines(log())
-    usage = {
-        name: value for name, value in answer["usage"].items() if name not in ("total_tokens", "prompt_tokens_details")
-    }
+    usage = {name: value for name, value in answer["usage"].items() if name in line}
+    assert usage.keys() == {"prompt_tokens", "completion_tokens", "cached_tokens", "forward_rows"}
     assert {name: line[name] for name in usage} == usage
     assert (line["method"], line["route"], line["status"]) == ("POST", "/v1/drafts", 200)
     assert (line["strategy"], line["num_drafts"], line["num_prompts"]) == ("superposed", 2, 1)
@@ -282,14 +281,13 @@ def test_prompts_are_in_no_log_and_no_metric(make_client, engine, monkeypatch, l
         raise KeyError(SECRET) from ValueError(SECRET)
 
     for target, name in (
-        (engine._runner, "decode"),  # in the engine, in the middle
-        (engine._runner, "prefill"),
+        (engine._runner, "forward"),  # in the engine, in the middle
         (engine, "add_request"),
         (engine, "step"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, broken)
-            prompt = f"{name} has not seen {SECRET}"  # of a known one nothing would be prefilled
+            prompt = f"{name} has not seen {SECRET}"  # of a known one nothing would be run
             assert drafts(client, prompt=prompt).status_code == 500
             drafts(client, prompt=prompt, stream=True)
     with monkeypatch.context() as patch:

@@ -159,7 +159,7 @@ def test_more_than_can_be_answered_in_time_is_refused_although_there_are_slots(m
     client, answers = make_client(target_latency_ms=1000), []
 
     def ask(prompt):
-        answers.append(client.post("/v1/drafts", json={"prompt": prompt, "max_tokens": 10}))
+        answers.append(client.post("/v1/drafts", json={"prompt": prompt, "max_tokens": 10, "elastic": False}))
 
     ask("first")
     engine.gate.clear()

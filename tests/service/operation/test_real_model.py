@@ -43,11 +43,13 @@ def test_one_row_a_step_and_scores_best_first(real_client):
 
 def test_drafts_begin_differently_and_take_rows_while_they_are_probable(real_client):
     body = {"prompt": PROMPT, "num_drafts": 3, "max_tokens": 10, "token_healing": False}
-    short = ask(real_client, "/v1/drafts", **body)
-    assert len({draft["text"].split()[0] for draft in short["drafts"]}) == 3
     whole = ask(real_client, "/v1/drafts", min_probability=0, **body)
+    assert len({draft["text"].split()[0] for draft in whole["drafts"]}) == 3
     assert whole["usage"]["forward_rows"] == 27
-    assert short["usage"]["forward_rows"] < 20
+    new = ask(real_client, "/v1/drafts", **(body | {"prompt": f"Hello,\n\n{PROMPT}"}))
+    assert 0 < new["usage"]["forward_rows"] < 20
+    short = ask(real_client, "/v1/drafts", **body)  # goes where the whole ones went
+    assert (short["usage"]["forward_rows"], short["usage"]["reused_drafts"]) == (0, 3)
     for draft, longer in zip(short["drafts"], whole["drafts"], strict=True):
         assert longer["text"].startswith(draft["text"])
     one_row = ask(real_client, "/v1/drafts", max_branches=1, min_probability=0, **body)

@@ -53,6 +53,8 @@ class Server:
                 [*command, "--port", str(port), "--kv-memory", "64MiB", *flags],
                 stderr=out,
                 env=environment,
+                # A shell's background job ignores Ctrl-C, and so would the server if the tests run in one.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         self._log = log
 

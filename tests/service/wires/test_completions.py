@@ -42,6 +42,7 @@ def test_answer_has_openais_shape(client):
         "total_tokens": 8,
         "prompt_tokens_details": {"cached_tokens": 2},
         "forward_rows": 2,
+        "limited_by_load": False,
     }
     assert answer["warnings"] == []
 

@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 from support.decoding import HashScorer, tiny_engine
 from support.models import QWEN_FIM, VOCAB_SIZE, tiny_fim_tokenizer, tiny_model, tiny_tokenizer
+from support.rounded import nearly
 from support.sse import parsed
 
 from superdraft.decoding.build import build_engine
@@ -284,7 +285,7 @@ def test_row(clients, label, strategy):
     if word == "honoured":
         assert probe.holds(ask)
     else:
-        assert answer["choices"] == ask()["choices"]
+        assert nearly(answer["choices"]) == nearly(ask()["choices"])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -337,7 +338,7 @@ def test_the_alias_paper_is_the_paper_s_method_whatever_the_servers_default():
 
 @pytest.mark.parametrize("strategy", ["sample", "sample+superposed"])
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("fields", "name"), [({"n": 9}, "n"), ({"best_of": 9}, "best_of"), ({"n": 33}, "n")])
+@pytest.mark.parametrize(("fields", "name"), [({"n": 33}, "n"), ({"best_of": 33}, "best_of")])
 def test_too_many_rows_are_refused_in_the_requests_own_terms(clients, strategy, stream, fields, name):
     error = Asker(clients[0], strategy).post(**fields, stream=stream).json()["error"]
     assert error["param"] == name
