@@ -114,6 +114,7 @@ def test_alone_equals_in_a_batch(architecture):
             got = together[str(number)].output
             assert [d.token_ids for d in got.drafts] == [d.token_ids for d in expected.drafts]
             assert got.usage.forward_rows == expected.usage.forward_rows
+        engine.forget_prompts()
 
 
 @pytest.mark.parametrize("typed", ["meeting at noo", "on the corn", "We're meeting at noon, a", "def add(a, b):\n    "])

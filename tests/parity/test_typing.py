@@ -72,5 +72,5 @@ def test_every_key_press_gives_the_drafts_of_a_cold_run(engines, kind, seed):
         assert [draft.text for draft in answer.drafts] == [draft.text for draft in expected.drafts]
         for got, wanted in zip(answer.drafts, expected.drafts, strict=True):
             assert list(got.token_logprobs) == pytest.approx(list(wanted.token_logprobs), abs=2e-3)
-        assert answer.usage.forward_rows == expected.usage.forward_rows
+        assert answer.usage.forward_rows <= expected.usage.forward_rows
     assert warm.num_prefilled_tokens - num_run < cold.num_prefilled_tokens - num_run_cold

@@ -42,7 +42,8 @@ def test_one_row_a_step_and_scores_best_first(real_client):
 
 
 def test_drafts_begin_differently_and_take_rows_while_they_are_probable(real_client):
-    body = {"prompt": PROMPT, "num_drafts": 3, "max_tokens": 10, "token_healing": False}
+    text = f"Dear all,\n\n{PROMPT}"  # nothing has been drafted after it yet
+    body = {"prompt": text, "num_drafts": 3, "max_tokens": 10, "token_healing": False}
     whole = ask(real_client, "/v1/drafts", min_probability=0, **body)
     assert len({draft["text"].split()[0] for draft in whole["drafts"]}) == 3
     assert whole["usage"]["forward_rows"] == 27

@@ -62,6 +62,7 @@ def tiny_client():
     ngrams = NgramModels({"hash": HashScorer()}, default="hash")
     app = create_app(Settings(fan_out=False), engine, model_name="tiny", ngram_models=ngrams, drafting=DRAFTING)
     with TestClient(app) as client:
+        client.forget_prompts = engine.forget_prompts  # while nothing runs
         yield client
 
 
@@ -100,13 +101,14 @@ def test_joined_deltas_are_the_unary_answer(tiny_client, prompt, one_text, n, mo
         "seed": 3,
         **fields,
     }
+    tiny_client.forget_prompts()  # both answers are computed in the same way: the model is near a tie very often
     response = ask(tiny_client, **body, stream_options={"include_usage": True})
     streamed, usage = read(response.content, with_usage=True)
+    tiny_client.forget_prompts()
     unary = tiny_client.post(PATH, json=body).json()
     assert nearly(streamed) == nearly(unary["choices"])
     for answered in (usage, unary["usage"]):
-        # The second run of a prompt finds it, and what it drafted, in the cache.
-        del answered["prompt_tokens_details"], answered["forward_rows"]
+        del answered["prompt_tokens_details"]  # prompts of one request may find one another's beginnings, or not
     assert usage == unary["usage"]
 
 

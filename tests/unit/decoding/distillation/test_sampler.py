@@ -42,10 +42,10 @@ def logits_of(monkeypatch):
     seen = defaultdict(list)
     choose = DecodeStep.choose
 
-    def noted(self, rows, logits, faults):
+    def noted(self, rows, logits, faults, known=()):
         for row in rows:
             seen[int(row.branch.sequence.request_id)].append(logits[row.index].clone())
-        choose(self, rows, logits, faults)
+        choose(self, rows, logits, faults, known)
 
     monkeypatch.setattr(DecodeStep, "choose", noted)
     return seen
