@@ -22,28 +22,24 @@ An engine belongs to one thread. Nothing here locks.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.admission import Admission
 from superdraft.decoding.engine.answer import answer, snapshot
 from superdraft.decoding.engine.branching import Branching
-from superdraft.decoding.engine.decode import DecodeStep, PromptRows, Row, no_token
+from superdraft.decoding.engine.decode import DecodeStep
 from superdraft.decoding.engine.elastic import ElasticWork, limit
 from superdraft.decoding.engine.faults import Faults
+from superdraft.decoding.engine.model_pass import Pass
 from superdraft.decoding.engine.scheduler import Scheduler, Work
-from superdraft.decoding.engine.sequence import Branch, Sequence
+from superdraft.decoding.engine.sequence import Sequence
 from superdraft.decoding.engine.starts import Starts
-from superdraft.decoding.engine.tree import Node
 from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError, SupersededError
 from superdraft.decoding.method.draft_set import DraftSet
-from superdraft.decoding.method.scoring import are_numbers
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
@@ -107,9 +103,10 @@ class Engine:
         self._admission = Admission(tokenizer, config, self.max_model_len, self.num_slots, self._trees.num_needed)
         self._scheduler = Scheduler(self._trees)
         self._elastic = ElasticWork(math.inf if config.target_latency_s is None else config.target_latency_s)
-        self._decode_step = DecodeStep(runner, self._trees, tokenizer.suppressed_token_ids, clock)
-        self._branching = Branching(self._trees, self._decode_step)
-        self._starts = Starts(tokenizer, self._trees, self._branching, self._decode_step)
+        decode_step = DecodeStep(runner, self._trees, tokenizer.suppressed_token_ids, clock)
+        branching = Branching(self._trees, decode_step)
+        starts = Starts(tokenizer, self._trees, branching, decode_step)
+        self._pass = Pass(self._trees, self._scheduler, decode_step, branching, starts, clock)
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}
         self._ended: list[StepOutput] = []
@@ -210,10 +207,10 @@ class Engine:
         outputs += expired
         outputs += self._limit_work()
         work = self._scheduler.schedule(started_s, self._elastic.chunk_tokens(self.config.max_prefill_tokens))
-        num_rows = 0
+        num_rows, faults = 0, Faults()
         if work is not None:
-            grown, num_rows = self._advance(work, started_s)
-            outputs += grown
+            num_rows = self._pass.run(work, faults)
+            outputs += self._grown(work, faults, started_s)
         self._last_step = step = self._report_of(work, num_rows, started_s, len(expired))
         if step.num_rows or step.num_prompt_tokens:
             self._elastic.observe(step.num_rows, step.num_prompt_tokens, step.seconds)
@@ -251,125 +248,22 @@ class Engine:
                 outputs.append(self._end(sequence))
         return outputs
 
-    # One forward pass
+    # Outputs
 
-    def _advance(self, work: Work, started_s: float) -> tuple[list[StepOutput], int]:
-        """Run the model, then choose next tokens for running branches and first tokens for complete prompts.
-
-        Returns:
-            The outputs, and the number of rows of drafts that were run.
-        """
-        faults = Faults()
-        known = {branch: node for branch in work.branches if (node := self._trees.known_node(branch)) is not None}
-        for branch, node in known.items():
-            branch.follow(node)
-        running = [branch for branch in work.branches if branch not in known]
-        rows = [Row(branch, index, branch.next_key) for index, branch in enumerate(running)]
-        prompts = [_prompt_rows(sequence, num_tokens) for sequence, num_tokens in work.prompts]
-        fed = [prompt for prompt in prompts if prompt.token_ids]
-        logits: list[Tensor] = []
-        run = dict.fromkeys([*(branch.sequence for branch in running), *(prompt.request for prompt in fed)])
-        with faults.ending(*run):
-            if run:
-                sizes = [len(running), *(prompt.num_logits for prompt in fed)]
-                logits = list(torch.split(self._decode_step.forward(running, fed), sizes))
-                for branch in running:
-                    branch.count_step()
-        for prompt, own in zip(fed, logits[1:], strict=False):
-            with faults.ending(prompt.request):
-                if not are_numbers(own):
-                    raise no_token(prompt.request, is_forbidden=False)
-                self._trees.note_prompt(prompt.request, len(prompt.token_ids), own)
-        ready = [prompt.request for prompt in prompts if not prompt.request.num_unfed_tokens]
-        known = {branch: node for branch, node in known.items() if faults.of(branch.sequence) is None}
-        self._choose(
-            rows if logits else [], logits[:1], [one for one in ready if faults.of(one) is None], known, faults
-        )
-        self._follow_known([one for one in work.sequences if not one.num_unfed_tokens], faults)
-        self._begun += [prompt.request for prompt in prompts]
+    def _grown(self, work: Work, faults: Faults, started_s: float) -> list[StepOutput]:
+        """The outputs of the requests that took part in a pass."""
+        self._begun += [sequence for sequence, _ in work.prompts]
         elapsed_s, outputs = self._clock() - started_s, []
-        prompted = {prompt.request for prompt in prompts}
+        prompted = {sequence for sequence, _ in work.prompts}
         for sequence in work.sequences:
             if sequence in prompted:
                 sequence.prefill_s += elapsed_s
             else:
                 sequence.decode_s += elapsed_s
-            if sequence not in prompted or sequence in ready or faults.of(sequence) is not None:
+            is_complete = sequence not in prompted or not sequence.num_unfed_tokens
+            if is_complete or faults.of(sequence) is not None:
                 outputs += self._report(sequence, faults)
-        return outputs, len(running)
-
-    def _choose(
-        self,
-        rows: list[Row],
-        logits: list[Tensor],
-        ready: list[Sequence],
-        known: Mapping[Branch, Node],
-        faults: Faults,
-    ) -> None:
-        """Choose the next tokens of running branches, and the first ones of requests whose prompts are complete.
-
-        Args:
-            rows: the branches that were run.
-            logits: the tensor with their logits, shape [B, V]; empty if nothing was run.
-            ready: the requests whose prompts are complete.
-            known: the branches whose rows were known.
-            faults: records the requests that cannot go on.
-        """
-        firsts: list[Tensor] = []
-        now_s = self._clock()
-        for sequence in ready:
-            self._scheduler.start(sequence)
-            if sequence.request.draft_timeout_s is not None:
-                limit_s = now_s + sequence.request.draft_timeout_s
-                sequence.deadline_s = min(limit_s, sequence.deadline_s or limit_s)
-            with faults.ending(sequence):
-                of_prompt = self._trees.prompt_logits(sequence)
-                healing = sequence.healing
-                if healing is not None:
-                    sequence.branches[0].path = healing.tail
-                branches = self._branching.begin(sequence)
-                if healing is not None and sequence.params.max_tokens:
-                    self._starts.choose(sequence, of_prompt)
-                elif sequence.params.max_tokens:
-                    index = sum(map(len, logits)) + len(firsts)
-                    rows += [Row(branch, index) for branch in branches]
-                    firsts.append(of_prompt)
-        own = torch.cat([*logits, *firsts]) if logits or firsts else torch.empty(0, 0)
-        rows += [Row(branch, len(own) + index) for index, branch in enumerate(known)]
-        # A free place for a draft goes to the first branch that asks: the order must not depend on what is known.
-        places = {branch: place for row in rows for place, branch in enumerate(row.branch.sequence.branches)}
-        rows.sort(key=lambda row: places[row.branch])
-        self._choose_rows(rows, own, list(known.values()), faults)
-
-    def _choose_rows(self, rows: list[Row], logits: Tensor, known: list[Node], faults: Faults) -> None:
-        """Choose the next tokens of these rows; then give likely drafts rows of their own, and reset where due."""
-        if not rows:
-            return
-        self._decode_step.choose(rows, logits, faults, known)
-        for branch in (row.branch for row in rows):
-            if faults.of(branch.sequence) is None:
-                with faults.ending(branch.sequence):
-                    self._branching.divide(branch)
-                    if branch.num_steps > 1:
-                        self._branching.reset_if_due(branch, faults)
-
-    def _follow_known(self, sequences: list[Sequence], faults: Faults) -> None:
-        """Let requests go on as long as all their branches go where earlier drafts went, which needs no model."""
-        while sequences:
-            known: dict[Branch, Node] = {}
-            for sequence in sequences:
-                growing = [branch for branch in sequence.branches if not branch.is_done]
-                nodes = [self._trees.known_node(branch) for branch in growing]
-                if faults.of(sequence) is None:
-                    own = {branch: node for branch, node in zip(growing, nodes, strict=True) if node is not None}
-                    known |= own if len(own) == len(growing) else {}
-            for branch, node in known.items():
-                branch.follow(node)
-            rows = [Row(branch, index) for index, branch in enumerate(known)]
-            self._choose_rows(rows, torch.empty(0, 0), list(known.values()), faults)
-            sequences = list(dict.fromkeys(branch.sequence for branch in known))
-
-    # Outputs
+        return outputs
 
     def _report(self, sequence: Sequence, faults: Faults) -> list[StepOutput]:
         """The outputs of a request after a pass."""
@@ -442,11 +336,3 @@ class Engine:
         session_id = sequence.request.session_id
         if session_id is not None and self._sessions.get(session_id) is sequence:
             del self._sessions[session_id]
-
-
-def _prompt_rows(sequence: Sequence, num_tokens: int) -> PromptRows:
-    """The next tokens of a prompt. The logits after its last shared token, and all after it, are wanted."""
-    start = sequence.branches[0].base
-    stop = start + num_tokens
-    num_logits = max(0, stop - max(start, sequence.num_shared - 1))
-    return PromptRows(sequence, sequence.prompt_token_ids[start:stop], num_logits)

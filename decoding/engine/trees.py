@@ -15,8 +15,8 @@ from superdraft.decoding.config import SPARE_CELLS, TREE_CELLS
 from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.tree import Node, Tree, text_keys
 from superdraft.decoding.method.scoring import are_numbers
-from superdraft.decoding.model.kv_cache import Segment
 from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.segments import Segment
 
 
 @dataclass(frozen=True, slots=True)

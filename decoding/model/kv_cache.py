@@ -5,8 +5,6 @@ Index arithmetic, all ranges half-open::
     slots     keys and values of one layer, [num_slots, H, num_cells, Dh]
     slot      the cells of one token tree, which all drafts of a request share
     cell      keys and values of one position of a text; other texts of the same tree may have other cells there
-    segment   rows at consecutive positions of one text. Its first `base` positions are in the cells of the same number,
-              the others in the cells of a path: no fork, drop or merge of drafts moves keys and values
     block     one tensor with the slots of all layers' keys and values, if their shapes are equal
 """
 
@@ -14,7 +12,6 @@ import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from superdraft.decoding.config import TREE_CELLS
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
-
-
-def to_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
-    """Copy (nested) numbers into a tensor on `device`, without waiting for the device.
-
-    A copy to a GPU from memory that is not pinned would wait for all work queued before it.
-    """
-    tensor = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return tensor.to(device, non_blocking=True)
+from superdraft.decoding.model.segments import Grid, Segment, grid_of, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,49 +109,6 @@ def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
     return shapes
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Rows at consecutive positions of one text in one slot.
-
-    Attributes:
-        slot: the slot.
-        start: the position of the first row.
-        count: rows.
-        base: the text's positions [0, base) are in the cells of the same number.
-        path: the cells of the positions [base, start + count).
-    """
-
-    slot: int
-    start: int
-    count: int
-    base: int
-    path: tuple[int, ...] = ()
-
-    @classmethod
-    def plain(cls, slot: int, start: int, count: int) -> "Segment":
-        """A segment of a text whose positions are all in the cells of the same number."""
-        return cls(slot, start, count, start + count)
-
-    @property
-    def positions(self) -> range:
-        """The rows' positions."""
-        return range(self.start, self.start + self.count)
-
-    def cell(self, position: int) -> int:
-        """The cell of a position."""
-        return position if position < self.base else self.path[position - self.base]
-
-    @property
-    def furthest(self) -> int:
-        """One more than the last cell that the rows see."""
-        return max([self.base, *(cell + 1 for cell in self.path)])
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is not less."""
-    return 1 << (number - 1).bit_length()
-
-
 @dataclass(slots=True)
 class _Window:
     """The part of the slots that the current forward writes and reads; shared by all layers.
@@ -175,21 +121,6 @@ class _Window:
     write_slots: slice | Tensor
     cells: slice | Tensor
     read_length: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Segments as a grid of B slots with T rows each; a slot with fewer rows repeats its last one.
-
-    Attributes:
-        positions: each row's position in its text, shape [B, T].
-        distances: from each row back to the position in each cell, shape [B, T, read_length]; negative: not visible.
-        places: where each row of the segments is in the flattened grid.
-    """
-
-    positions: Tensor
-    distances: Tensor
-    places: list[int]
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -293,7 +224,7 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Args:
             segments: the rows. Consecutive slots, in order, are read through a view, any others are copied.
         """
-        grid, slots, cells = self.grid_of(segments)
+        grid, slots, cells = grid_of(segments, self.layers[0].keys.device)
         window, device = self._window, self.layers[0].keys.device
         window.read_length = grid.distances.shape[-1]
         is_view = slots == list(range(slots[0], slots[0] + len(slots)))
@@ -316,59 +247,6 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         window = self._window
         window.read_length = read_length
         window.slots, window.write_slots, window.cells = slots, slots.unsqueeze(1), cells
-
-    def grid_of(
-        self, segments: Sequence[Segment], read_length: int | None = None
-    ) -> tuple[Grid, list[int], list[list[int]]]:
-        """Arrange segments as a grid.
-
-        Args:
-            segments: the rows.
-            read_length: cells of each slot to read. B and T then are powers of two, so that few shapes occur; the last
-                slot is repeated. None: as many cells as the rows see, and a grid without repeated slots.
-
-        Returns:
-            The grid, its B slots, and each row's own cell, shape [B, T].
-        """
-        by_slot: dict[int, list[Segment]] = {}
-        for segment in segments:
-            by_slot.setdefault(segment.slot, []).append(segment)
-        slots, of_slots = list(by_slot), list(by_slot.values())
-        width = max(sum(segment.count for segment in own) for own in of_slots)
-        num_repeated = 0
-        if read_length is None:
-            read_length = max(segment.furthest for segment in segments)
-        else:
-            width, num_repeated = _power_of_two(width), _power_of_two(len(slots)) - len(slots)
-        positions, cells, bases = [], [], []
-        # The cells of paths: where in the flattened grid, which cell, which position.
-        rows: list[int] = []
-        seen: list[int] = []
-        seen_positions: list[int] = []
-        for row, own in enumerate(of_slots + of_slots[-1:] * num_repeated):
-            per_row = [(segment, position) for segment in own for position in segment.positions]
-            per_row += [per_row[-1]] * (width - len(per_row))
-            positions.append([position for _, position in per_row])
-            cells.append([segment.cell(position) for segment, position in per_row])
-            bases.append([segment.base for segment, _ in per_row])
-            for column, (segment, _) in enumerate(per_row):
-                rows += [row * width + column] * len(segment.path)
-                seen += segment.path
-                seen_positions += range(segment.base, segment.base + len(segment.path))
-        device = self.layers[0].keys.device
-        at, place = to_device(positions, device), torch.arange(read_length, device=device)
-        distances = at.unsqueeze(-1) - place
-        distances.masked_fill_(place >= to_device(bases, device).unsqueeze(-1), -1)
-        if rows:
-            index = to_device(rows, device)
-            back = at.flatten()[index] - to_device(seen_positions, device)
-            distances.view(-1, read_length)[index, to_device(seen, device)] = back
-        next_place = {slot: row * width for row, slot in enumerate(slots)}
-        places: list[int] = []
-        for segment in segments:
-            places += range(next_place[segment.slot], next_place[segment.slot] + segment.count)
-            next_place[segment.slot] += segment.count
-        return Grid(at, distances, places), slots + slots[-1:] * num_repeated, cells
 
     def row_views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
         """Views for a forward in consecutive cells of one slot, made for all layers at once, in far fewer operations.

@@ -10,17 +10,10 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.model.fused_decoder import FusedDecoder
-from superdraft.decoding.model.kv_cache import (
-    CachePlan,
-    Grid,
-    Segment,
-    SlotKVCache,
-    plan_cache,
-    probe_layer_shapes,
-    to_device,
-)
+from superdraft.decoding.model.kv_cache import CachePlan, SlotKVCache, plan_cache, probe_layer_shapes
 from superdraft.decoding.model.linear import Conversion, convert_modules, release_weights
 from superdraft.decoding.model.native.decoder import NativeDecoder
+from superdraft.decoding.model.segments import Grid, Segment, grid_of, to_device
 from superdraft.decoding.model.step_graphs import (
     CudaGraphRecorder,
     Recorder,
@@ -243,7 +236,7 @@ class ModelRunner:
         """
         furthest = max(segment.furthest for segment in segments)
         read_length = min(max(_FEWEST_POSITIONS, 1 << (furthest - 1).bit_length()), self.num_cells)
-        grid, slots, cells = self.cache.grid_of(segments, read_length)
+        grid, slots, cells = grid_of(segments, self.device, read_length)
         inputs = StepTensors(
             self._on_grid(grid, embeddings),
             to_device(slots, self.device),

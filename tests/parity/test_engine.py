@@ -6,7 +6,7 @@ from support.decoding import FailingScorer, HashScorer, counted_rows, run_all, t
 from support.models import ARCHITECTURES
 
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SequenceFailedError
-from superdraft.decoding.model.kv_cache import Segment
+from superdraft.decoding.model.segments import Segment
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 

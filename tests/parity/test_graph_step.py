@@ -15,10 +15,10 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.model import runner as model_runner
 from superdraft.decoding.model import step_graphs
-from superdraft.decoding.model.kv_cache import Segment
 from superdraft.decoding.model.linear import Conversion
 from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.segments import Segment, grid_of
 from superdraft.decoding.model.step_graphs import (
     MAX_GRAPHS,
     Operations,
@@ -47,7 +47,7 @@ def runner_of(architecture: str, dtype: torch.dtype) -> ModelRunner:
 
 def step_of(runner: ModelRunner, segments: list[Segment], embeddings: torch.Tensor) -> tuple[StepTensors, list[int]]:
     """The inputs of a step of these rows, and where each row is among its outputs."""
-    grid, slots, cells = runner.cache.grid_of(segments, READ_LENGTH)
+    grid, slots, cells = grid_of(segments, runner.device, READ_LENGTH)
     inputs = StepTensors(
         runner._on_grid(grid, embeddings), torch.tensor(slots), torch.tensor(cells), grid.positions, grid.distances
     )

@@ -4,9 +4,9 @@ import pytest
 import torch
 from support.models import tiny_model
 
-from superdraft.decoding.model.kv_cache import Segment
 from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.segments import Segment
 
 ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")
 # bfloat16 has 8 significant bits: neighbouring numbers near the largest logit differ by 1/128 of it. Two layers of

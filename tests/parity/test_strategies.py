@@ -139,7 +139,7 @@ def test_a_forked_branch_continues_exactly(architecture):
     for _ in range(3):
         engine.step()
     (branch,) = engine._sequences["a"].branches
-    twin = engine._branching._fork(branch, branch.drafts)  # both continue with all drafts, so they must stay equal
+    twin = engine._pass.branching._fork(branch, branch.drafts)  # both continue with all drafts, so they must stay equal
     while engine.has_unfinished:
         outputs = engine.step()
         assert [d.token_ids for d in twin.drafts.alive] == [d.token_ids for d in branch.drafts.alive]
@@ -154,7 +154,7 @@ def test_a_fork_divides_the_drafts():
     (branch,) = engine._sequences["a"].branches
     *others, last = branch.drafts.alive
     branch.drafts = DraftSet(tuple(others))
-    twin = engine._branching._fork(branch, DraftSet((last,)))
+    twin = engine._pass.branching._fork(branch, DraftSet((last,)))
     prompt = engine._sequences["a"].prompt_token_ids
     engine.step()
     # A branch of one draft is an exact row.
@@ -264,10 +264,10 @@ def test_samples_are_drawn_from_all_covers():
 def covers_of(engine, prompt):
     """The covers from which the engine chooses a prompt's first tokens."""
     seen = []
-    choose = engine._starts.choose_start
-    engine._starts.choose_start = lambda branch, covers: (seen.append(covers), choose(branch, covers))
+    choose = engine._pass.starts.choose_start
+    engine._pass.starts.choose_start = lambda branch, covers: (seen.append(covers), choose(branch, covers))
     engine.generate(prompt, params(token_healing=True, num_drafts=1, max_tokens=1, alpha=0.0))
-    engine._starts.choose_start = choose
+    engine._pass.starts.choose_start = choose
     return seen[0]
 
 

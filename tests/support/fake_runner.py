@@ -10,7 +10,8 @@ from torch import Tensor
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.model.kv_cache import CachePlan, Segment, cells_per_slot
+from superdraft.decoding.model.kv_cache import CachePlan, cells_per_slot
+from superdraft.decoding.model.segments import Segment
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 WIDTH = 4

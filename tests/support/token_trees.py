@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from superdraft.decoding.model.kv_cache import Segment
+from superdraft.decoding.model.segments import Segment
 
 
 @dataclass(eq=False)

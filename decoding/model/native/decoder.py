@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from superdraft.decoding.model.fused_decoder import DecoderLayer, FusedDecoder
-from superdraft.decoding.model.kv_cache import Segment, SlotKVCache
+from superdraft.decoding.model.kv_cache import SlotKVCache
 from superdraft.decoding.model.linear import Linear
 from superdraft.decoding.model.native.library import load_kernels
 from superdraft.decoding.model.native.linear import LinearStruct, NativeLinear, address
+from superdraft.decoding.model.segments import Segment
 
 PHASES = (
     "norms",

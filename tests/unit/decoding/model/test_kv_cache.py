@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from superdraft.decoding.errors import ModelLoadError
-from superdraft.decoding.model.kv_cache import CachePlan, LayerShape, Segment, SlotKVCache, plan_cache
+from superdraft.decoding.model.kv_cache import CachePlan, LayerShape, SlotKVCache, plan_cache
+from superdraft.decoding.model.segments import Segment, grid_of
 
 # 2 layers, 3 heads, keys of 4 and values of 6 numbers of 2 bytes: 2 * 3 * 10 * 2 = 120 bytes per position
 SHAPES = [LayerShape(3, 4, 6)] * 2
@@ -115,7 +116,7 @@ def test_a_row_sees_the_trunk_up_to_its_base_and_its_own_path():
         Segment(1, 0, 2, 2),  # a prompt of two tokens
         Segment(4, 3, 2, 2, (7, 9, 3)),  # leaves the trunk one token earlier; two rows
     ]
-    grid, slots, cells = small_cache().grid_of(rows)
+    grid, slots, cells = grid_of(rows, torch.device("cpu"))
     assert slots == [4, 1]
     assert cells == [[5, 9, 3], [0, 1, 1]]  # the second slot repeats its last row
     assert grid.positions.tolist() == [[3, 3, 4], [0, 1, 1]]

@@ -9,7 +9,7 @@ from support.cover_oracle import next_bytes
 from support.fake_runner import FakeRunner, fake_engine
 from support.tokenizers import merged_byte_level, sentencepiece_like
 
-from superdraft.decoding.model.kv_cache import Segment
+from superdraft.decoding.model.segments import Segment
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text import covers
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -52,8 +52,8 @@ def engine_next_bytes(text: str, tokenizer: Tokenizer) -> dict[int | None, float
     """The engine's distribution over the next byte, from the covers it chooses from."""
     engine, _, _ = fake_engine(tokenizer=tokenizer, document_start=True)
     seen: list[covers.Covers] = []
-    choose = engine._starts.choose_start
-    engine._starts.choose_start = lambda branch, found: (seen.append(found), choose(branch, found))
+    choose = engine._pass.starts.choose_start
+    engine._pass.starts.choose_start = lambda branch, found: (seen.append(found), choose(branch, found))
     engine.generate(text, GenerationParams(max_tokens=1, num_drafts=1, alpha=0, token_healing=True))
     (found,) = seen
     shares: dict[int | None, float] = {}

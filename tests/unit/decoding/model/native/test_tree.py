@@ -7,7 +7,7 @@ import torch
 from support.native_models import make_runner
 from support.token_trees import RandomTrees, Text
 
-from superdraft.decoding.model.kv_cache import Segment
+from superdraft.decoding.model.segments import Segment
 
 MAX_TEXTS = 14
 
