@@ -148,7 +148,7 @@ class AsyncTypingSession:
         self._do(self._session.ask())
 
     def accept(self) -> str:
-        """Accept the whole ghost text, and return it; "" if there is none."""
+        """Accept the whole ghost text, and return it; "" if nothing is shown."""
         return self._taken(self._session.accept)
 
     def accept_word(self) -> str:

@@ -22,12 +22,12 @@ class EngineConfig:
         num_slots: KV-cache slots, one per running request; None: as many as fit in that memory, at most 64. A slot that
             is not in use keeps the last prompt for reuse.
         max_prefill_tokens: maximum prompt tokens per step.
-        max_num_rows: most model rows a request may ask for.
+        max_num_rows: most model rows that one request may ask for.
         target_latency_s: seconds in which requests should be answered: elastic requests get less work if they would not
             be; None: they always get all.
         max_num_drafts: largest k a request may ask for.
         max_candidates_per_draft: largest m a request may ask for.
-        max_tokens: maximum number of new tokens a request may ask for, per draft.
+        max_tokens: maximum number of new tokens per draft that one request may ask for.
         document_start: put the token that begins a document in front of every text prompt; False: feed only the text's
             own tokens. Without such a token a model predicts the first words of a text badly.
         prompt_too_long: refuse such a prompt ("error"), or drop its oldest tokens and warn ("truncate_left").

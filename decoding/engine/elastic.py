@@ -13,8 +13,8 @@ plan  a draft grows                            drafts that grow
 ====  =======================================  =====================================
 
 The plan is the first with which every request in the engine would be answered in time, at the measured cost of a step.
-It says nothing about which tokens are chosen: with the same rows and tokens a request's drafts are the same, whatever
-its neighbours are.
+It says nothing about which tokens are chosen: with the same rows and tokens, the drafts are the same, whatever a
+request's neighbours are.
 """
 
 import math

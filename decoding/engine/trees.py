@@ -1,4 +1,4 @@
-"""All token trees: which slot a request gets, what it finds there, and the tokens that are run in it.
+"""All token trees: which slot each request gets, what it finds there, and the tokens that are run in it.
 
 A request gets one slot, whatever the number of its drafts. After its answer the tree stays warm in the slot, so the
 next request with the same beginning goes on there: nothing is copied and only new tokens are run. The least recently
