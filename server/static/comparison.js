@@ -15,6 +15,8 @@ const byId = (id) => document.getElementById(id);
  */
 export async function compare(client, prompt, options, maxBranches) {
   const numSamples = Math.min(options.num_drafts, maxBranches);
+  // A bias of zero changes no draft, but the server does not answer with what it drafted while the text was typed.
+  options = { ...options, logit_bias: { 0: 0 } };
   // Process the prompt first, so that both methods find it in the cache and neither pays for it.
   await client.complete(prompt, { ...options, strategy: "superposed", max_tokens: 0 });
   const superposed = await client.complete(prompt, { ...options, strategy: "superposed" });
