@@ -206,7 +206,8 @@ class Sequence:
     @property
     def num_unfed_tokens(self) -> int:
         """Prompt tokens without keys and values yet."""
-        return len(self.prompt_token_ids) - self.branches[0].base
+        tree = self.branches[0].tree
+        return len(self.prompt_token_ids) - (0 if tree is None else len(tree.trunk))
 
     @property
     def is_done(self) -> bool:
