@@ -24,8 +24,9 @@ import numpy as np
 
 from superdraft.decoding.engine.sequence import Branch, Sequence
 
-TARGET_SHARE = 0.25
-"""Drafts may take this part of the target latency; the rest is for the prompt and the wait."""
+WHOLE_SHARE, WORDS_SHARE = 0.25, 0.5
+"""The part of the target latency that whole drafts may take, and that of drafts which end at their first words: it is
+better to wait a little longer for a word than to get fewer. The rest is for the prompt and the wait."""
 
 _ROWS = (None, None, 2, 1)
 _WORD_TOKENS = 3.0  # that a first word takes, with the token that shows its end
@@ -75,7 +76,7 @@ class ElasticWork:
     """
 
     def __init__(self, target_s: float) -> None:
-        self._target_s = target_s * TARGET_SHARE
+        self._target_s = target_s
         self._cost = StepCost()
         self._prompt_tokens = 0.0  # per step, smoothed
         self._num_tokens = _USUAL_TOKENS  # of the longest draft of a request that nothing limited, smoothed
@@ -111,7 +112,8 @@ class ElasticWork:
             )
             longest = max(one.max_tokens for one in params if one.elastic)
             num_tokens = min(longest, _WORD_TOKENS if plan else self._num_tokens)
-            if num_tokens * self._cost.seconds(num_rows, self._prompt_tokens) <= self._target_s:
+            share = WORDS_SHARE if plan else WHOLE_SHARE
+            if num_tokens * self._cost.seconds(num_rows, self._prompt_tokens) <= share * self._target_s:
                 return plan
         return len(_ROWS) - 1
 
