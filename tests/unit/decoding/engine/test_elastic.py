@@ -1,0 +1,99 @@
+"""Elastic work: what a step costs, which plan follows from it, and what requests get."""
+
+import random
+
+import pytest
+from support.decoding import run_all
+from support.fake_runner import fake_engine
+
+from superdraft.decoding.engine.elastic import ElasticWork, StepCost
+from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.request import EngineRequest
+
+PROMPT = list(range(70, 80))
+
+
+def params(**options: object) -> GenerationParams:
+    fields = {
+        "num_drafts": 3,
+        "max_branches": 3,
+        "selection": "distinct",
+        "alpha": 0.0,
+        "max_tokens": 8,
+        "elastic": True,
+    }
+    return GenerationParams(**(fields | options))
+
+
+def outputs_of(num_requests: int, target_s: float | None, seconds_per_row: float, **options: object) -> list:
+    """The answers to requests that come at once, in an engine whose steps take this long."""
+    engine, runner, clock = fake_engine(num_slots=64, target_latency_s=target_s)
+    forward = runner.forward
+
+    def timed(segments, embeddings, kept):
+        clock.now_s += seconds_per_row * len(embeddings)
+        return forward(segments, embeddings, kept)
+
+    runner.forward = timed
+    for number in range(num_requests):
+        engine.add_request(EngineRequest(str(number), [number, *PROMPT], params(**options)))
+    return [output.output for _, output in sorted(run_all(engine).items(), key=lambda item: int(item[0]))]
+
+
+def test_the_cost_of_a_step_is_found_from_noisy_steps():
+    cost, chance = StepCost(), random.Random(0)
+    for _ in range(600):
+        rows, tokens = chance.randint(0, 90), chance.choice([0, 0, chance.randint(1, 250)])
+        seconds = 0.003 + 0.0006 * rows + 0.0004 * tokens
+        cost.observe(rows, tokens, seconds * chance.choice([0.9, 1, 1.1]) + (chance.random() < 0.02) * 0.5)
+    for rows, tokens in ((1, 0), (30, 0), (90, 0), (10, 200)):
+        assert cost.seconds(rows, tokens) == pytest.approx(0.003 + 0.0006 * rows + 0.0004 * tokens, rel=0.35, abs=0.003)
+    assert cost.per_prompt_token_s == pytest.approx(0.0004, rel=0.35)
+
+
+def test_a_chunk_of_a_prompt_takes_at_most_a_tenth_of_a_second():
+    work = ElasticWork(1.0)
+    for _ in range(400):
+        work.observe(0, 128, 128 * 0.002)
+    assert work.chunk_tokens(256) == 32
+    for _ in range(400):
+        work.observe(0, 128, 128 * 0.0001)
+    assert work.chunk_tokens(256) == 256
+
+
+def test_who_is_alone_gets_everything_however_slow_the_machine_is():
+    (output,) = outputs_of(1, 0.1, seconds_per_row=1.0)
+    assert not output.usage.limited_by_load
+    assert output.usage.rows_by_depth == (3,) * 7
+
+
+def test_under_load_drafts_end_sooner_then_fewer_grow_and_the_answer_says_so():
+    rows = []
+    for seconds_per_row in (0.0001, 0.01, 0.2):
+        found = outputs_of(16, 2.0, seconds_per_row)
+        rows.append(sum(output.usage.forward_rows for output in found))
+        assert any(output.usage.limited_by_load for output in found) == (seconds_per_row > 0.0001)
+        assert all(output.drafts for output in found)
+    assert rows[0] > rows[1] > rows[2]
+
+
+@pytest.mark.parametrize(("target_s", "options"), [(None, {}), (0.1, {"elastic": False})])
+def test_without_a_target_and_without_elastic_work_nothing_is_limited(target_s, options):
+    for output in outputs_of(8, target_s, 0.2, **options):
+        assert not output.usage.limited_by_load
+        assert len(output.usage.rows_by_depth) == 7  # all tokens of a draft except the first
+
+
+def test_a_limited_draft_is_the_beginning_of_the_whole_one():
+    whole, limited = outputs_of(8, None, 0.2), outputs_of(8, 0.5, 0.2)
+    for one, other in zip(whole, limited, strict=True):
+        for draft in other.drafts:
+            assert any(longer.token_ids[: len(draft.token_ids)] == draft.token_ids for longer in one.drafts)
+
+
+def test_only_a_selection_that_divides_rows_is_elastic():
+    with pytest.raises(InvalidRequestError, match="elastic must be false"):
+        GenerationParams(elastic=True)
+    assert params().least_work == (1, 4)
+    assert params(elastic=False).least_work == (3, 8)
