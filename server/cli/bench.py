@@ -26,6 +26,7 @@ add_commands(
         "startup": (f"{_OVER_HTTP}startup", "Measure a server's start-up time and memory."),
         "replay": (f"{_OVER_HTTP}replay", "Type texts through the client's typing session."),
         "load": (f"{_OVER_HTTP}load", "Let simulated users type against a server."),
+        "people": (f"{_OVER_HTTP}people", "Let people type: how often they see drafts, and how many keys these save."),
         "elastic": (f"{_OVER_HTTP}elastic", "Measure what requests get, by the number of clients."),
         "overload": (f"{_OVER_HTTP}overload", "Send a server more requests than it can answer."),
         "hammering": (f"{_OVER_HTTP}hammering", "Let clients send requests without a pause, also after refusals."),

@@ -1,0 +1,279 @@
+"""People at the keyboard: how often they see drafts before their next key, and how many keys drafts save them.
+
+Each person types real texts, key by key, with human pauses, and reads what is on the screen: an editor without a cache
+of its own, which asks for drafts after every key and gives the request before up. When a draft goes on as the text does,
+the person accepts its longest right beginning that ends at the end of a word, if that saves keys. Accepting costs one
+key, and one more for each draft above in the list. The text continues from there, so that every server is followed to
+other places. Nobody needs time to read.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import statistics
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import httpx
+import typer
+
+from superdraft.benchmarks.options import AsJson, MaxTokens, NumDrafts, ServerDtype, ServerModel, ServerNumThreads
+from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
+from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile, tracked
+from superdraft.evaluation.cases.prompts import Prompt, read_prompts
+from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, Peer, parse_peer
+from superdraft.evaluation.measures.suggestion_turns import accepted_length
+from superdraft.evaluation.reports.plots import curves
+
+PEOPLE = [1, 4, 8, 16]
+KEY_PAUSE_S, PAUSE_SIGMA = 0.19, 0.5
+"""Of the log-normal pauses between keys: one in ten is longer than 0.36 s or shorter than 0.1 s."""
+
+WARM_UP_S = 2.0
+_SOON_MS = (150, 300)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered to a key.
+
+    Attributes:
+        drafts: best first.
+        rows: rows of the model for it; None: the server does not tell.
+        is_known: no forward pass was needed.
+    """
+
+    drafts: list[str]
+    rows: int | None = None
+    is_known: bool = False
+
+
+class Server(Protocol):
+    """Requests drafts of a kind of server."""
+
+    async def ask(self, http: httpx.AsyncClient, text: str, person: str) -> Answer | None:
+        """The answer for the text before the cursor; None: the server refused it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuperdraftServer:
+    """`POST /v1/drafts`, with a session per person."""
+
+    num_drafts: int
+    max_tokens: int
+
+    async def ask(self, http: httpx.AsyncClient, text: str, person: str) -> Answer | None:
+        """See `Server`."""
+        body = {
+            "prompt": text,
+            "num_drafts": self.num_drafts,
+            "max_tokens": self.max_tokens,
+            "session_id": person,
+        }
+        response = await http.post("/v1/drafts", json=body)
+        if not response.is_success:
+            return None
+        answer = response.json()
+        usage = answer["usage"]
+        num_run = usage["forward_rows"] + usage["prompt_tokens"] - usage["cached_tokens"]
+        return Answer([draft["text"] for draft in answer["drafts"]], usage["forward_rows"], num_run == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCppServer:
+    """llama.cpp's `POST /completion`: one draft, with its prompt cache."""
+
+    max_tokens: int
+
+    async def ask(self, http: httpx.AsyncClient, text: str, person: str) -> Answer | None:  # noqa: ARG002 (no sessions)
+        """See `Server`."""
+        body = {"prompt": text, "n_predict": self.max_tokens, "temperature": 0, "cache_prompt": True}
+        response = await http.post("/completion", json=body)
+        return Answer([response.json()["content"]]) if response.is_success else None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What people saw.
+
+    Attributes:
+        shown: for each key, whether it was typed inside a word, and the milliseconds until drafts were shown; None:
+            there were none before the next key.
+        num_characters: of what was typed and accepted.
+        num_refused: requests that the server refused.
+        answers: those that came in time.
+    """
+
+    shown: list[tuple[bool, float | None]] = field(default_factory=list)
+    num_characters: int = 0
+    num_accepted: int = 0
+    num_extra_keys: int = 0
+    num_refused: int = 0
+    answers: list[Answer] = field(default_factory=list)
+
+    def row(self, name: str, num_people: int) -> dict[str, Any]:
+        """As a row of a report."""
+        waits = [ms for _, ms in self.shown if ms is not None]
+        num_keys = len(self.shown)
+        rows = [answer.rows for answer in self.answers if answer.rows is not None]
+
+        def share(seen: Sequence[float | None]) -> float | None:
+            return round(sum(ms is not None for ms in seen) / len(seen), 3) if seen else None
+
+        return {
+            "server": name,
+            "people": num_people,
+            "keys": num_keys,
+            "shown": share([ms for _, ms in self.shown]),
+            "in_words": share([ms for is_inside, ms in self.shown if is_inside]),
+            "at_ends": share([ms for is_inside, ms in self.shown if not is_inside]),
+            **{f"in_{limit}_ms": round(sum(ms <= limit for ms in waits) / max(1, num_keys), 3) for limit in _SOON_MS},
+            "p50_ms": rounded_percentile(waits, 50),
+            "p95_ms": rounded_percentile(waits, 95),
+            "keys_saved": round(1 - (num_keys + self.num_extra_keys) / max(1, self.num_characters), 3),
+            "refused": self.num_refused,
+            "known": round(statistics.fmean(one.is_known for one in self.answers), 3) if rows else None,
+            "rows": round(statistics.fmean(rows), 1) if rows else None,
+        }
+
+
+class Person:
+    """Somebody who types.
+
+    Args:
+        server: that answers.
+        http: to reach it.
+        cases: what to type, each text behind its prompt.
+        tally: where to note what happens.
+        chance: of the pauses.
+    """
+
+    def __init__(
+        self, server: Server, http: httpx.AsyncClient, cases: Iterator[Prompt], tally: Tally, chance: random.Random
+    ) -> None:
+        self._server, self._http, self._cases, self._tally, self._chance = server, http, cases, tally, chance
+        self._name = f"person-{uuid.uuid4().hex}"
+        self._drafts: list[str] = []
+        self._shown_ms: float | None = None
+
+    async def type(self, end_s: float) -> None:
+        """Type texts until a time of `time.perf_counter`."""
+        await asyncio.sleep(self._chance.random() * KEY_PAUSE_S)
+        while True:
+            case = next(self._cases)
+            text, position = case.continuation, 0
+            while position < len(text):
+                if time.perf_counter() >= end_s:
+                    return
+                position = await self._press(case.text, text, position)
+            self._drafts = []
+
+    async def _press(self, before: str, text: str, position: int) -> int:
+        """Press a key, which types a character or accepts a draft, then look until the next one; the new position."""
+        tally, rest = self._tally, text[position:]
+        lengths = [accepted_length(draft, rest, in_part=True) for draft in self._drafts]
+        gains = [length - index - 1 for index, length in enumerate(lengths)]
+        best = gains.index(max(gains)) if gains else 0
+        if gains and gains[best] > 0:
+            num_typed = lengths[best]
+            tally.num_accepted += 1
+            tally.num_extra_keys += best
+        else:
+            num_typed = 1
+        position += num_typed
+        tally.num_characters += num_typed
+        is_inside = text[position - 1 : position].isalnum() and text[position : position + 1].isalnum()
+        self._drafts, self._shown_ms = [], None
+        asking = asyncio.create_task(self._ask(before + text[:position]))
+        await asyncio.sleep(self._chance.lognormvariate(0, PAUSE_SIGMA) * KEY_PAUSE_S)
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+        tally.shown.append((is_inside, self._shown_ms))
+        return position
+
+    async def _ask(self, text: str) -> None:
+        begun_s = time.perf_counter()
+        try:
+            answer = await self._server.ask(self._http, text, self._name)
+        except httpx.HTTPError:
+            answer = None
+        if answer is None:
+            self._tally.num_refused += 1
+            return
+        self._tally.answers.append(answer)
+        if any(draft.strip() for draft in answer.drafts):
+            self._drafts, self._shown_ms = answer.drafts, 1e3 * (time.perf_counter() - begun_s)
+
+
+def main(
+    prompts: Annotated[list[Path], typer.Option(help="JSON lines with prompt and reference. Repeatable.")],
+    people: Annotated[list[int], typer.Option(min=1, help="Number of people who type. Repeatable.")] = PEOPLE,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of each run.")] = 60.0,
+    num_drafts: NumDrafts = 3,
+    max_tokens: MaxTokens = 10,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="Another running server, as superdraft=URL or llamacpp=URL. Repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the pauses.")] = 0,
+    model: ServerModel = None,
+    dtype: ServerDtype = None,
+    num_threads: ServerNumThreads = None,
+    plot: Annotated[Path | None, typer.Option(help="File for a plot of keys saved, .svg or .png.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let people type against a server that is started here, and against other servers: drafts seen, keys saved."""
+    cases = read_prompts(prompts)
+    peers = [parse_peer(one, (SUPERDRAFT, LLAMA_CPP)) for one in peer or ()]
+    options = serve_options(model=model, dtype=dtype, num_threads=num_threads)
+    rows = []
+    with local_server(options) as url:
+        for number, one in tracked(list(itertools.product(people, [Peer("", url, "here"), *peers])), "people"):
+            is_peer = one.kind == LLAMA_CPP
+            server = LlamaCppServer(max_tokens) if is_peer else SuperdraftServer(num_drafts, max_tokens)
+            tally = asyncio.run(run(server, one.url, cases, number, seconds, seed))
+            rows.append(tally.row(one.name, number))
+    if plot is not None:
+        series = {
+            name: ([row["people"] for row in own], [row["keys_saved"] for row in own])
+            for name in dict.fromkeys(row["server"] for row in rows)
+            if (own := [row for row in rows if row["server"] == name])
+        }
+        curves(plot, series, "people at the keyboard", "keys saved")
+    settings = {
+        "prompts": [path.name for path in prompts],
+        "seconds": seconds,
+        "num_drafts": num_drafts,
+        "max_tokens": max_tokens,
+        "key_pause_median_s": KEY_PAUSE_S,
+        "pause_sigma": PAUSE_SIGMA,
+        "peers": [one.name for one in peers],
+        "serve": options,
+        "seed": seed,
+    }
+    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows)], as_json)
+
+
+async def run(
+    server: Server, url: str, cases: Sequence[Prompt], num_people: int, seconds: float, seed: int = 0
+) -> Tally:
+    """Let people type for some time, after a short time that does not count."""
+    async with http_client(url) as http:
+        # A server keeps what it has run: nobody may type what somebody has typed before in another run.
+        chance = random.Random(f"{seed} {num_people}")  # noqa: S311 (the same texts and pauses in every run)
+        order = itertools.cycle(chance.sample(cases, len(cases)))
+        tally = Tally()
+        for tally, limit_s in ((Tally(), WARM_UP_S), (tally, seconds)):
+            end_s = time.perf_counter() + limit_s
+            crowd = [
+                Person(server, http, order, tally, random.Random(chance.random()))  # noqa: S311
+                for _ in range(num_people)
+            ]
+            await asyncio.gather(*(person.type(end_s) for person in crowd))
+    return tally
