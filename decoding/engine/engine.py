@@ -101,11 +101,11 @@ class Engine:
         self._clock = clock
         self._trees = Trees(runner)
         self._admission = Admission(tokenizer, config, self.max_model_len, self.num_slots, self._trees.num_needed)
-        self._scheduler = Scheduler(self._trees)
         self._elastic = ElasticWork(math.inf if config.target_latency_s is None else config.target_latency_s)
         decode_step = DecodeStep(runner, self._trees, tokenizer.suppressed_token_ids, clock)
         branching = Branching(self._trees, decode_step)
         starts = Starts(tokenizer, self._trees, branching, decode_step)
+        self._scheduler = Scheduler(self._trees, starts.leave_out_tail)
         self._pass = Pass(self._trees, self._scheduler, decode_step, branching, starts, clock)
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}

@@ -1,6 +1,7 @@
 """The scheduler: which requests take part in the next step, and with how many tokens of their prompts."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from superdraft.decoding.engine.sequence import Branch, Sequence
@@ -36,13 +37,15 @@ class Scheduler:
 
     Args:
         trees: give requests their slots.
+        on_begin: called with each request that begins, before its prompt tokens are counted.
 
     Attributes:
         running: the requests whose prompts are complete.
     """
 
-    def __init__(self, trees: Trees) -> None:
+    def __init__(self, trees: Trees, on_begin: Callable[[Sequence], None] = lambda _: None) -> None:
         self._trees = trees
+        self._on_begin = on_begin
         self._waiting: deque[Sequence] = deque()
         self._long: Sequence | None = None
         self.running: list[Sequence] = []
@@ -100,6 +103,8 @@ class Scheduler:
                 break
             sequence = self._waiting.popleft()
             self._trees.begin(sequence, now_s)
+            self._on_begin(sequence)
+            num_unfed = sequence.num_unfed_tokens
             room -= num_unfed
             prompts.append((sequence, num_unfed))
         return prompts

@@ -10,8 +10,10 @@ from support.decoding import FailingScorer, HashScorer, run_all
 from support.fake_runner import FakeRunner, fake_engine
 from support.requests import some_request
 
+from superdraft.decoding.engine.decode import KEPT_DEPTH
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.engine.tree import MAX_STEMS, Node, Tree, num_common, text_keys
+from superdraft.decoding.engine.kept_logits import KeptLogits
+from superdraft.decoding.engine.tree import Node, Tree, num_common, text_keys
 from superdraft.decoding.method.scoring import Candidates
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
@@ -46,7 +48,7 @@ def test_a_warm_slot_is_continued_without_a_copy():
     assert cached(engine, [*PROMPT, 5, 6, 7]) == 20
     assert runner.prefilled[-6:][0] == [3]
     assert cached(engine, [*PROMPT, 5, 6, 7]) == 23  # the same once more: no token
-    assert cached(engine, [*PROMPT, 5]) == 20  # the logits after the 21st token were not kept
+    assert cached(engine, [*PROMPT, 5]) == 20  # the 21st token's keys and values are there, its logits were not needed
     assert cached(engine, PROMPT[:12]) == 11
     assert engine.num_copied_bytes == 0
 
@@ -55,7 +57,7 @@ def test_an_accepted_draft_is_put_behind_the_prompt_and_not_run_again():
     engine, _, _ = fake_engine(num_slots=1)
     (draft,) = engine.generate(PROMPT, GREEDY).drafts
     accepted = [*PROMPT, *draft.token_ids[:4]]
-    assert cached(engine, accepted) == len(accepted) - 1  # the logits after its last token were not kept
+    assert cached(engine, accepted) == len(accepted) - 1  # the logits so far down a draft are not kept
     assert engine.num_copied_bytes == 3  # three cells of a byte
     (draft,) = cold(accepted).drafts
     assert cached(engine, [*accepted, *draft.token_ids, 9]) == len(accepted) + 5  # the last token was never fed
@@ -322,7 +324,7 @@ def test_cells_are_taken_in_order_behind_a_gap_then_those_that_no_path_needs():
     first, second = tree.take(3), tree.take(2)
     assert (first, second) == ((4, 5, 6), (7, 8))
     tree.nodes = {1: node(5), 2: node(8)}
-    tree.stems = {3: (7, torch.zeros(1)), 4: (6, torch.zeros(1))}
+    tree.stems = {3: 7, 4: 6}
     assert len(tree.take(31, [first])) == 31
     assert (set(tree.nodes), set(tree.stems)) == ({1, 2}, {3, 4})
     assert tree.take(4, [first]) == (2, 3, 7, 8)  # the gap, and the second path
@@ -352,11 +354,28 @@ def test_nodes_are_found_behind_any_beginning_of_the_trunk_until_the_trunk_reach
     assert not tree.nodes
 
 
-def test_only_the_newest_stems_are_kept():
-    tree = Tree(0, 40)
-    for key in range(20):
-        tree.keep_stem(key, key, torch.zeros(1))
-    assert list(tree.stems) == list(range(20 - MAX_STEMS, 20))
+def test_a_prompt_that_ends_after_the_first_tokens_of_a_draft_needs_no_token():
+    engine, _, _ = fake_engine(num_slots=1)
+    (draft,) = engine.generate(PROMPT, GREEDY).drafts
+    for count in range(1, KEPT_DEPTH + 1):
+        accepted = [*PROMPT, *draft.token_ids[:count]]
+        output = engine.generate(accepted, GREEDY)
+        assert output.usage.cached_tokens == len(accepted)
+        assert drafts(output) == drafts(cold(accepted))
+
+
+def test_logits_are_kept_up_to_a_number_of_bytes_and_only_for_those_who_may_see_them():
+    kept = KeptLogits(num_bytes=32)
+    rows = torch.arange(12.0).view(3, 4)
+    for key, row in enumerate(rows[:2]):
+        assert kept.put("", key, row).data_ptr() != row.data_ptr()
+    assert kept.get("", 0) is not None  # now the first is used more recently than the second
+    kept.put("", 2, rows[2])
+    assert kept.get("", 1) is None
+    assert torch.equal(kept.get("", 0), rows[0])
+    assert kept.get("another", 0) is None
+    kept.forget()
+    assert kept.get("", 0) is None
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
