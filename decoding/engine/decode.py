@@ -36,7 +36,7 @@ from superdraft.decoding.method.scoring import Candidates, cut, interpolate, joi
 from superdraft.decoding.method.superposition import draft_weights, superpose
 from superdraft.decoding.model.runner import ModelRunner
 
-KEPT_DEPTH = 3
+KEPT_DEPTH = 2
 """Tokens of a draft whose logits are kept, since what is typed next often ends there."""
 
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-KEPT_BYTES = 64 * 1024**2
+KEPT_BYTES = 128 * 1024**2
 
 
 class KeptLogits:

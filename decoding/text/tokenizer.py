@@ -25,7 +25,7 @@ _CONTROL_TOKEN = re.compile(r"<[|｜].*[|｜]>|</?[A-Za-z_]+>")  # noqa: RUF001 
 _PART_CHARS = 4096
 """Characters of a long text to encode at a time."""
 
-_SHORT_CHARS, _NUM_SHORT_TEXTS = 64, 8192
+_SHORT_CHARS, _NUM_SHORT_TEXTS = 64, 32768
 """Texts whose tokens are kept: token healing asks for the same ones at every key of a word."""
 
 _SPLICE = "\u263a"
@@ -194,6 +194,17 @@ class Tokenizer:
     def bytes_of(self, token_ids: Iterable[int]) -> bytes:
         """The bytes of a sequence of tokens."""
         return b"".join(self.token_bytes[i] for i in token_ids)
+
+    @cached_property
+    def splits_texts(self) -> bool:
+        """Whether texts are split into pieces whose tokens depend on nothing else (byte-level BPE)."""
+        if self._plain_backend is None or self._plain_backend.pre_tokenizer is None:
+            return False
+        rule = json.loads(self._plain_backend.to_str())["pre_tokenizer"]
+        rules = rule.get("pretokenizers", [rule])
+        return any(one["type"] == "ByteLevel" and not one["add_prefix_space"] for one in rules) and any(
+            one["type"] == "Split" or one.get("use_regex", False) for one in rules
+        )
 
     def last_piece_start(self, text: str) -> int:
         """Index in `text` where the part begins whose tokens may change with the next typed characters.

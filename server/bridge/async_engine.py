@@ -26,6 +26,7 @@ from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineTokenizer
 from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
+from superdraft.server.bridge.key_gaps import KeyGaps
 from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.bridge.places import Place, slots_of
 from superdraft.server.edge.access import current_caller
@@ -88,6 +89,7 @@ class AsyncEngine:
         self.num_slots: int = engine.num_slots
         self._metrics = metrics or Metrics()
         self._admission = admission or AdmissionControl()
+        self._key_gaps = KeyGaps()
         self._commands: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
         self._requests: dict[str, _Add] = {}  # used only by the engine's thread
         self._gate = threading.Lock()  # closes `_accepting` and the queue together
@@ -145,6 +147,8 @@ class AsyncEngine:
         record = current_record()
         if request.session_id is not None and current_caller():  # a caller's name has no space in it
             request = replace(request, session_id=f"{current_caller()} {request.session_id}")
+        if request.session_id is not None:
+            request = replace(request, key_gap_s=self._key_gaps.note(request.session_id, time.monotonic()))
         place = await self._admission.enter(
             record,
             *request.params.least_work,

@@ -46,7 +46,7 @@ def test_the_cost_of_a_step_is_found_from_noisy_steps():
     for _ in range(600):
         rows, tokens = chance.randint(0, 90), chance.choice([0, 0, chance.randint(1, 250)])
         seconds = 0.003 + 0.0006 * rows + 0.0004 * tokens
-        cost.observe(rows, tokens, seconds * chance.choice([0.9, 1, 1.1]) + (chance.random() < 0.02) * 0.5)
+        cost.observe(rows, tokens, 0, seconds * chance.choice([0.9, 1, 1.1]) + (chance.random() < 0.02) * 0.5)
     for rows, tokens in ((1, 0), (30, 0), (90, 0), (10, 200)):
         assert cost.seconds(rows, tokens) == pytest.approx(0.003 + 0.0006 * rows + 0.0004 * tokens, rel=0.35, abs=0.003)
     assert cost.per_prompt_token_s == pytest.approx(0.0004, rel=0.35)
@@ -55,10 +55,10 @@ def test_the_cost_of_a_step_is_found_from_noisy_steps():
 def test_a_chunk_of_a_prompt_takes_at_most_a_tenth_of_a_second():
     work = ElasticWork(1.0)
     for _ in range(400):
-        work.observe(0, 128, 128 * 0.002)
+        work.observe(0, 128, 0, 128 * 0.002)
     assert work.chunk_tokens(256) == 32
     for _ in range(400):
-        work.observe(0, 128, 128 * 0.0001)
+        work.observe(0, 128, 0, 128 * 0.0001)
     assert work.chunk_tokens(256) == 256
 
 
