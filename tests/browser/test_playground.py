@@ -362,9 +362,15 @@ def test_a_request_that_the_server_refuses_as_overloaded_is_reported_and_retried
         route.fulfill(status=429, json={"error": error}, headers={"retry-after-ms": "700"} | headers)
 
     page.route("**/v1/drafts", refuse, times=1)
+    bodies = requests_of(page)
+    page.clock.install(time=datetime(2030, 1, 1))
+    page.clock.pause_at(datetime(2030, 1, 2))
     write(page, "a")
     expect(page.locator("#problem")).to_have_text(error["message"])
     expect_ghost(page, "")
+    page.clock.run_for(690)
+    assert len(bodies) == 1
+    page.clock.run_for(20)
     expect_ghost(page, RED)
     expect(page.locator("#problem")).to_be_hidden()
 
