@@ -215,6 +215,10 @@ def test_typing(results):
 
 def test_typing_asks_for_probable_drafts_and_its_user_for_all(results):
     automatic, invoked = results["typingFields"]
-    assert (automatic["trigger"], automatic["min_probability_shown"], automatic["suffix"]) == ("automatic", 0.5, " here")
+    assert (automatic["trigger"], automatic["min_probability_shown"], automatic["suffix"]) == (
+        "automatic",
+        0.5,
+        " here",
+    )
     assert invoked == {**without(automatic, "min_probability_shown"), "trigger": "invoked"}
     assert (automatic["prompt"], automatic["num_drafts"], automatic["max_tokens"]) == ("type", 3, 10)

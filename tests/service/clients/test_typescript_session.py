@@ -64,7 +64,10 @@ class Typist:
     def something(self) -> None:
         session, chance = self.session, self.chance
         kinds = {"type": 10, "along": 6, "answer": 6 if self.pending else 0, "delete": 1, "move": 1, "fail": 0.5}
-        kinds |= dict.fromkeys(("accept", "accept_word", "select_next", "select_previous"), 2) | {"dismiss": 0.5, "ask": 1}
+        kinds |= dict.fromkeys(("accept", "accept_word", "select_next", "select_previous"), 2) | {
+            "dismiss": 0.5,
+            "ask": 1,
+        }
         (kind,) = chance.choices(list(kinds), list(kinds.values()))
         ghost = session.display.ghost
         match kind:

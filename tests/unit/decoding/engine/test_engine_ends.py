@@ -130,8 +130,7 @@ def test_snapshots_have_the_rows_so_far():
     engine.add_request(EngineRequest("a", PROMPT, wanted))
     seen = []
     while engine.has_unfinished:
-        for output in engine.step():
-            seen.append((output.snapshot or output.output.usage).rows_by_depth)
+        seen += [(output.snapshot or output.output.usage).rows_by_depth for output in engine.step()]
     assert seen == [(), (3,), (3, 3), (3, 3, 3)]
 
 
