@@ -305,14 +305,18 @@ function announce(message) {
   byId("announcement").textContent = message;
 }
 
-function showLegend() {
+function whatIsHidden() {
   const least = silence.minProbability();
-  const hidden = isAsked()
-    ? "You asked for drafts, so none are hidden."
-    : `Drafts whose first word is less probable than ${formatPercent(least)} are hidden: the server does not send them.`;
+  if (isAsked()) return "You asked for drafts, so none are hidden.";
+  if (least === 0) return "";
+  const limit = formatPercent(least);
+  return `Drafts whose first word is less probable than ${limit} are hidden: the server does not send them.`;
+}
+
+function showLegend() {
   byId("legend").textContent =
     "The bar shows how probable the draft's next word is. If a more probable draft has the same word, it is the " +
-    `probability up to the first word that differs. ${isAsked() || least > 0 ? hidden : ""}`;
+    `probability up to the first word that differs. ${whatIsHidden()}`;
 }
 
 function setTheme(theme) {

@@ -19,7 +19,6 @@ export const fields = () => (chosen === "" ? {} : { min_probability_shown: Numbe
 /** Apply the server's default. */
 export function offer(minProbabilityShown) {
   usual = String(Math.round(minProbabilityShown * 100));
-  slider.max = Math.max(Number(slider.max), Number(usual));
   show();
 }
 
@@ -34,6 +33,7 @@ export function onSilence(call) {
 }
 
 function show() {
+  slider.max = Math.max(50, Number(chosen), Number(usual));
   slider.value = chosen || usual || "0";
   const name = slider.value === "0" ? "show all" : `${slider.value}\u2009%`;
   const isUsual = chosen === "" && usual !== null;

@@ -75,9 +75,12 @@ export class TreeView {
   }
 }
 
-/** What the answer cost. Without superposition, each token of each draft but its last would need a row. */
+/**
+ * What the answer cost, hidden drafts included. Without superposition, each token of each draft but its last would need
+ * a row.
+ */
 function rowsUsed({ forward_rows: rows, completion_tokens: tokens }) {
-  return `The model ran ${numbered(rows, "row")}; the drafts have ${numbered(tokens, "token")}.`;
+  return `The model ran ${numbered(rows, "row")}; all its drafts have ${numbered(tokens, "token")}.`;
 }
 
 /** The end of a prompt, from a word's beginning if possible. */

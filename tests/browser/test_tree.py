@@ -77,7 +77,7 @@ def test_the_tree_shows_what_drafts_share_how_probable_they_are_and_what_was_dro
     widths = {link.get_attribute("stroke-width") for link in tree.locator("#tree .link:not(.dropped)").all()}
     assert len(widths) == 2  # as probable as the best draft through them
     assert [text.text_content() for text in tree.locator("#tree .head").all()] == ["2 rows", "2 rows"]
-    expect(tree.locator("#tree-caption")).to_contain_text("The model ran 4 rows; the drafts have 5 tokens.")
+    expect(tree.locator("#tree-caption")).to_contain_text("The model ran 4 rows; all its drafts have 5 tokens.")
     keep(tree, "tree-of-a-fake")
 
 
