@@ -1,13 +1,14 @@
 """Playground tests: typing and accepting drafts of a fake engine, " red0 red1 ...", " green0 ..." and so on."""
 
-import json
 import re
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
 from playwright.sync_api import expect
+from support.engine import FakeEngine
 from support.playground import button, drafts, expect_ghost, expect_text, text_area, write
 from support.serving import eventually, serving
 
@@ -17,6 +18,7 @@ from superdraft.server.settings import Settings
 RED = "".join(f" red{i}" for i in range(12))
 GREEN = RED.replace("red", "green")
 BLUE = RED.replace("red", "blue")
+FIM = {"<|fim_prefix|>": 200, "<|fim_suffix|>": 201, "<|fim_middle|>": 202}
 
 
 def requests_of(page):
@@ -150,32 +152,32 @@ def test_a_model_that_does_not_see_the_rest_of_a_line_suggests_nothing_inside_it
     expect_text(page, f"Zero{RED}\nOne two.")
 
 
-def test_a_draft_that_fits_inside_a_line_is_shown_and_accepted_there(page, keep):
-    bodies = requests_of(page)
-    answer = answer_of("two ", -0.1)
-    page.route("**/v1/drafts", lambda route: route.fulfill(content_type="text/event-stream", body=answer))
-    write(page, "three")
-    page.keyboard.press("Home")
-    page.keyboard.type("one ")
-    expect_ghost(page, "two ")
-    expect(page.locator("#mirror")).to_have_text("one two three\u200b")
-    keep(page, "inside-a-line")
-    page.keyboard.press("Tab")
-    expect_text(page, "one two three")
-    assert [(body["prompt"], body["suffix"]) for body in bodies if body["prompt"] == "one "] == [("one ", "three")]
-    assert eventually(lambda: bodies[-1]["prompt"] == "one two " or page.wait_for_timeout(10))
-    assert bodies[-1]["suffix"] == "three"
+def test_a_draft_that_fits_inside_a_line_is_shown_and_accepted_there(open_page, engine, keep, monkeypatch):
+    drafted = {"text": "two ", "finish_reason": "stop"}
 
+    def output_of(job):
+        output = FakeEngine.output_of(engine, job)
+        return replace(output, drafts=(replace(output.drafts[0], **drafted),))
 
-def answer_of(text, score):
-    """A stream that is only the answer, with one draft."""
-    draft = {"index": 0, "text": text, "score": score, "finish_reason": "stop"}
-    draft |= {"tokens": [text], "token_ids": [0], "token_logprobs": [score]}
-    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2, "cached_tokens": 0, "forward_rows": 1}
-    usage |= {"rows_by_depth": [1], "reused_drafts": 0, "limited_by_load": False}
-    timings = dict.fromkeys(("queue_ms", "prefill_ms", "decode_ms", "ngram_ms", "total_ms"), 1)
-    answer = {"object": "drafts", "id": "drafts-1", "model": "tiny", "drafts": [draft], "usage": usage}
-    return f"data: {json.dumps(answer | {'timings': timings, 'warnings': []})}\n\ndata: [DONE]\n\n"
+    engine.tokenizer.vocabulary = {**engine.tokenizer.vocabulary, **FIM}
+    monkeypatch.setattr(engine, "output_of", output_of, raising=False)
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        page = open_page(url)
+        bodies = requests_of(page)
+        write(page, "three")
+        page.keyboard.press("Home")
+        page.keyboard.type("one ")
+        expect_ghost(page, "two ")
+        expect(page.locator("#mirror")).to_have_text("one two three\u200b")
+        keep(page, "inside-a-line")
+        page.keyboard.press("Tab")
+        expect_text(page, "one two three")
+        assert [(body["prompt"], body["suffix"]) for body in bodies if body["prompt"] == "one "] == [("one ", "three")]
+        drafted |= {"text": "no", "finish_reason": "length"}  # it may go on, so it may not fit
+        page.keyboard.press("ArrowLeft")
+        expect(page.get_by_text("No draft fits inside this line.")).to_be_visible()
+        expect_ghost(page, "")
+        assert bodies[-1]["suffix"] == " three"
 
 
 def test_a_growing_draft_is_shown_and_grows_while_the_user_types_along(page, engine):
