@@ -23,6 +23,7 @@ class EngineRequest:
             unknown.
         timeout_s: seconds after which the request is answered with the drafts so far; None: no limit.
         draft_timeout_s: the same, counted from the drafts' first tokens on, so that the prompt does not count.
+        is_ahead: nobody has sent it yet, but somebody is likely to: it must not take a tree from other requests.
         isolation: requests share kept prompts only if this is equal.
     """
 
@@ -35,4 +36,5 @@ class EngineRequest:
     key_gap_s: float | None = None
     timeout_s: float | None = None
     draft_timeout_s: float | None = None
+    is_ahead: bool = False
     isolation: str = ""

@@ -140,6 +140,16 @@ class Engine:
         return self._runner.cache.num_copied_bytes
 
     @property
+    def num_foreseen(self) -> int:
+        """Requests so far whose whole prompt had been run ahead of them."""
+        return self._trees.num_foreseen
+
+    @property
+    def has_room_ahead(self) -> bool:
+        """Whether a request that nobody has sent yet would take no other request's tree."""
+        return self._trees.has_room_ahead
+
+    @property
     def num_used_slots(self) -> int:
         """KV-cache slots in use; the others are free."""
         return self._trees.num_used

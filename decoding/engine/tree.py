@@ -52,6 +52,7 @@ class Tree:
         nodes: by the last of `text_keys` of the text up to each.
         stems: as nodes, the cells of other tokenisations of the end of a prompt.
         is_used: whether a request uses it.
+        is_ahead: whether it was run for a request that nobody had sent yet.
         last_use: a number that grows with each use; 0: never.
     """
 
@@ -62,6 +63,7 @@ class Tree:
     nodes: dict[int, Node] = field(default_factory=dict)
     stems: dict[int, int] = field(default_factory=dict)
     is_used: bool = False
+    is_ahead: bool = False
     last_use: int = 0
     _next: int = 0
     _returned: list[int] = field(default_factory=list)

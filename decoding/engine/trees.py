@@ -27,6 +27,15 @@ class _Match:
     tree: Tree | None = None
     cells: tuple[int, ...] = ()
 
+    @property
+    def rank(self) -> tuple[int, bool, int]:
+        """The highest is the best: the longest; of equal ones a warm tree; of these one run ahead for this text alone."""
+        tree = self.tree
+        if tree is None:
+            return 0, False, 0
+        foresight = 1 if not tree.is_ahead else 2 if len(tree.trunk) == self.length else 0
+        return self.length, not tree.is_used, foresight
+
 
 class Trees:
     """The trees of all slots. Runs real tokens in them.
@@ -36,6 +45,7 @@ class Trees:
 
     Attributes:
         num_run_tokens: real tokens run so far; superposed inputs are not counted.
+        num_foreseen: requests so far whose whole prompt was found in a tree that was run ahead of them.
     """
 
     def __init__(self, runner: ModelRunner) -> None:
@@ -44,6 +54,7 @@ class Trees:
         self._logits = KeptLogits()
         self._num_uses = 0
         self.num_run_tokens = 0
+        self.num_foreseen = 0
 
     @property
     def num_used(self) -> int:
@@ -65,6 +76,11 @@ class Trees:
         """Whether there are slots for it now."""
         return len(self._trees) - self.num_used >= self.needs(sequence)
 
+    @property
+    def has_room_ahead(self) -> bool:
+        """Whether there is a slot for a request that nobody has sent yet: one without a tree that others may need."""
+        return any(not tree.is_used and (tree.is_ahead or not tree.last_use) for tree in self._trees)
+
     def num_unfed(self, sequence: Sequence) -> int:
         """Prompt tokens that would have to be run if the request began now."""
         return len(sequence.prompt_token_ids) - self._best_match(sequence).length
@@ -76,14 +92,17 @@ class Trees:
             sequence: the request.
             started_s: the clock now.
         """
-        match = self._best_match(sequence)
+        match, is_ahead = self._best_match(sequence), sequence.request.is_ahead
+        if match.tree is not None and match.tree.is_ahead and not is_ahead:
+            self.num_foreseen += match.length == len(sequence.prompt_token_ids)
         tree = self._place_for(sequence, match)
+        tree.is_ahead = is_ahead
         sequence.start_s, sequence.trees = started_s, [tree]
         tree.is_used = True
         for _ in range(self.needs(sequence) - 1):
             extra = self._least_recently_used()
             extra.cut(0)
-            extra.is_used = True
+            extra.is_used, extra.is_ahead = True, is_ahead
             sequence.trees.append(extra)
         for one in sequence.trees:
             one.isolation = sequence.request.isolation
@@ -95,7 +114,7 @@ class Trees:
         sequence.prompt_logits = [logits for logits in found if logits is not None]
 
     def _best_match(self, sequence: Sequence) -> _Match:
-        """The tree that has the longest usable beginning of a prompt; of equal ones a warm one."""
+        """The tree that has the longest usable beginning of a prompt."""
         best, tokens, keys = _Match(), sequence.prompt_token_ids, sequence.prompt_keys
         for tree in self._trees:
             if tree.isolation != sequence.request.isolation or not tree.trunk:
@@ -108,7 +127,7 @@ class Trees:
             needed = range(sequence.num_shared - 1, length)
             length = next((at for at in needed if self._logits.get(tree.isolation, keys[at]) is None), length)
             found = _Match(length, tree, cells[: max(0, length - in_trunk)])
-            if (found.length, not tree.is_used) > (best.length, best.tree is not None and not best.tree.is_used):
+            if found.length and found.rank > best.rank:
                 best = found
         return best
 
@@ -123,7 +142,8 @@ class Trees:
             oldest.cut(0)
             return oldest
         in_trunk = match.length - len(match.cells)
-        if not source.is_used and (source is oldest or 2 * match.length >= len(source.trunk)):
+        is_free = not source.is_used and (source.is_ahead or not sequence.request.is_ahead)
+        if is_free and (source is oldest or 2 * match.length >= len(source.trunk)):
             source.cut(in_trunk)
             if match.cells:
                 cache.copy_cells(source.slot, match.cells, source.slot, range(in_trunk, match.length))
@@ -137,7 +157,8 @@ class Trees:
         return oldest
 
     def _least_recently_used(self) -> Tree:
-        return min((tree for tree in self._trees if not tree.is_used), key=lambda tree: tree.last_use)
+        free = (tree for tree in self._trees if not tree.is_used)
+        return min(free, key=lambda tree: (tree.last_use > 0 and not tree.is_ahead, tree.last_use))
 
     def end(self, sequence: Sequence, *, failed: bool) -> None:
         """Take a request's slots back. Its first tree stays warm; those of a failed one are zeroed.

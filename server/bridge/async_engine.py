@@ -24,6 +24,7 @@ from superdraft.decoding.errors import (
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.admission_control import AdmissionControl
+from superdraft.server.bridge.ahead import Ahead
 from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineTokenizer
 from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
 from superdraft.server.bridge.key_gaps import KeyGaps
@@ -53,6 +54,11 @@ class _Add:
 class _Cancel:
     request_id: str
     stream: OutputStream
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    request: EngineRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,8 @@ class AsyncEngine:
         self._metrics = metrics or Metrics()
         self._admission = admission or AdmissionControl()
         self._key_gaps = KeyGaps()
-        self._commands: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Add | _Cancel | _Ahead | _Stop] = queue.SimpleQueue()
+        self._ahead = Ahead(engine, self._metrics)  # used only by the engine's thread
         self._requests: dict[str, _Add] = {}  # used only by the engine's thread
         self._gate = threading.Lock()  # closes `_accepting` and the queue together
         self._accepting = False
@@ -168,6 +175,12 @@ class AsyncEngine:
         await outputs.accepted()
         return outputs
 
+    def look_ahead(self, request: EngineRequest) -> None:
+        """Run a request that somebody is likely to send soon, as long as nothing else is to do; it has no answer."""
+        with self._gate:
+            if self._accepting:
+                self._commands.put(_Ahead(replace(request, is_ahead=True)))
+
     async def stop(self, grace_s: float) -> None:
         """Take no more requests, let the running ones go on for at most `grace_s` seconds, then end the thread."""
         with self._gate:
@@ -208,8 +221,10 @@ class AsyncEngine:
             RuntimeError: the engine cannot go on.
         """
         try:
-            self._take_commands(wait=not self._engine.has_unfinished)
-            if self._engine.has_unfinished:
+            self._take_commands(wait=not (self._engine.has_unfinished or self._ahead.has_work))
+            if self._ahead.has_work:  # so there are no requests
+                self._ahead.step()
+            elif self._engine.has_unfinished:
                 self._step()
         except Exception as fault:  # the engine's state cannot be trusted any more: every request ends
             self._failures += 1
@@ -229,10 +244,14 @@ class AsyncEngine:
         while not self._commands.empty():
             self._carry_out(self._commands.get())
 
-    def _carry_out(self, command: _Add | _Cancel | _Stop) -> None:
+    def _carry_out(self, command: _Add | _Cancel | _Ahead | _Stop) -> None:
         match command:
             case _Add():
+                self._ahead.give_up()
                 self._add(command)
+            case _Ahead(likely):
+                if not self._requests and self._deadline is None:
+                    self._ahead.put(likely)
             case _Cancel(request_id, stream):
                 request = self._requests.get(request_id)
                 if request is not None and request.stream is stream:
@@ -241,6 +260,7 @@ class AsyncEngine:
                     request.place.release()
                     self._metrics.count_cancelled("client_gone")
             case _Stop(deadline):
+                self._ahead.give_up()
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
 
     def _add(self, command: _Add) -> None:
@@ -309,6 +329,7 @@ class AsyncEngine:
     def _abandon_all(self, fault: Exception) -> None:
         logged_fault(fault, requests=len(self._requests), consecutive=self._failures)
         self._end_all(SequenceFailedError, STEP_FAULT_MESSAGE)
+        self._ahead.give_up()
         if self._engine.has_unfinished:
             raise RuntimeError("the engine holds requests that it cannot drop")
         if self._failures >= MAX_CONSECUTIVE_FAILURES:

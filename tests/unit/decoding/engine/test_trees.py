@@ -20,6 +20,7 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
 PROMPT = list(range(70, 90))
+ONE = GenerationParams(num_drafts=1, max_tokens=6, alpha=0.0)
 GREEDY = GenerationParams(strategy="greedy", num_drafts=1, max_tokens=6)
 
 
@@ -405,3 +406,48 @@ def test_wide_and_narrow_requests_share_few_slots(num_slots):
                     assert drafts(output.output) == drafts(alone)
                     known += [[*asked, *draft.token_ids] for draft in output.output.drafts]
     assert engine.num_used_slots == 0
+
+
+def test_a_request_run_ahead_leaves_the_typists_tree_and_is_found_by_the_one_that_follows():
+    engine, _, _ = fake_engine(num_slots=3)
+    (draft,) = engine.generate(PROMPT, ONE).drafts
+    accepted = [*PROMPT, *draft.token_ids]
+    assert engine.has_room_ahead
+    engine.add_request(EngineRequest("ahead", accepted, ONE, is_ahead=True))
+    run_all(engine)
+    num_before = engine.num_prefilled_tokens
+    typed = [*PROMPT, draft.token_ids[0]]
+    output = engine.generate(typed, ONE)
+    assert engine.num_prefilled_tokens == num_before  # the first tree has the draft's nodes
+    assert output.usage.forward_rows == 1
+    assert engine.num_foreseen == 0
+    output = engine.generate(accepted, ONE)
+    assert engine.num_prefilled_tokens == num_before
+    assert (output.usage.forward_rows, engine.num_foreseen) == (0, 1)
+    assert drafts(output) == drafts(cold(accepted, ONE))
+
+
+def test_a_request_run_ahead_takes_no_other_requests_tree():
+    engine, _, _ = fake_engine(num_slots=2)
+    engine.generate(PROMPT, GREEDY)
+    engine.add_request(EngineRequest("ahead", [*PROMPT[:5], 1], GREEDY, is_ahead=True))
+    run_all(engine)
+    assert engine.has_room_ahead  # its own tree gives way first
+    engine.generate([3, 4, 5], GREEDY)
+    assert not engine.has_room_ahead
+    assert cached(engine, [3, 4, 5]) == 3
+    assert cached(engine, PROMPT) == len(PROMPT)
+
+
+def test_tokens_of_a_half_typed_word_are_not_run_if_they_hardly_count_and_the_drafts_are_those_of_a_cold_run():
+    healing = GenerationParams(strategy="superposed", num_drafts=1, max_tokens=4, token_healing=True, alpha=0.0)
+    engine, _, _ = fake_engine(num_slots=1)
+    num_left_out = 0
+    text = "the quick brown fox jumps over the lazy dog "
+    for end in range(1, len(text)):
+        num_before = engine.num_prefilled_tokens
+        output = engine.generate(text[:end], healing)
+        assert drafts(output) == drafts(cold(text[:end], healing)), text[:end]
+        num_run = engine.num_prefilled_tokens - num_before
+        num_left_out += num_run == 0
+    assert num_left_out
