@@ -229,7 +229,13 @@ class Tokenizer:
             options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
             return [list(self.hf_tokenizer.encode(text, **options)) for text in texts]
         # Not as a batch: the library encodes batches with threads, which compete with the model's.
-        return [self._plain_backend.encode(text, add_special_tokens=False).ids for text in texts]
+        return [self._encode_alone(text).ids for text in texts]
+
+    def _encode_alone(self, text: str) -> Any:
+        if len(text) < _PART_CHARS:
+            return self._plain_backend.encode(text, add_special_tokens=False)
+        # Takes one thread, too, and lets Python's other threads run meanwhile.
+        return self._plain_backend.encode_batch_fast([text], add_special_tokens=False)[0]
 
     def _encode_part(self, text: str, is_plain: bool) -> list[int]:
         if is_plain:
