@@ -5,7 +5,7 @@ from typing import Any
 
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.prompt import Prompt, PromptTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class EngineRequest:
 
     Attributes:
         request_id: an id that no other unfinished request has.
-        prompt: text, token ids that are fed unchanged, or both.
+        prompt: text, token ids that are fed unchanged, or both; or what `Engine.prepare` made of it.
         params: the generation's parameters.
         scorer: the n-gram model; None: the language model alone.
         session_id: the typing session. This request supersedes an unfinished one of the same session, which ends. None:
@@ -28,7 +28,7 @@ class EngineRequest:
     """
 
     request_id: str
-    prompt: Prompt
+    prompt: Prompt | PromptTokens
     params: GenerationParams
     scorer: NgramScorer[Any] | None = None
     _: KW_ONLY

@@ -1,9 +1,10 @@
 """Composition of the app from settings, engine and n-gram models."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
@@ -41,6 +42,9 @@ from superdraft.server.wires.editors import fim_tokens_of
 from superdraft.server.wires.native import routes as routes_native
 from superdraft.server.wires.openai import routes as routes_openai
 
+if TYPE_CHECKING:
+    from superdraft.server.observe.traces import Traces
+
 _ROUTES = (
     routes_openai,
     routes_native,
@@ -77,6 +81,7 @@ def create_app(
     ngram_models: NgramModels | None = None,
     drafting: DraftingDefaults | None = None,
     is_local: bool = False,
+    traces: "Traces | None" = None,
 ) -> FastAPI:
     """An app that serves `engine`. The engine's thread lives as long as the app's lifespan.
 
@@ -87,6 +92,10 @@ def create_app(
         ngram_models: the models that requests may name; None: there are none.
         drafting: defaults of requests; None: those of the settings.
         is_local: only this machine can reach the server. Without API keys, it then answers only to local host names.
+        traces: where requests are traced, closed at the end of the lifespan; None: as the settings say.
+
+    Raises:
+        ModuleNotFoundError: requests are to be traced, and the extra `traces` is not installed.
     """
     metrics, statistics = Metrics(), Statistics()
     metrics.watch(engine)
@@ -102,8 +111,11 @@ def create_app(
         docs_url=None,  # FastAPI's own pages load their scripts from another site
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the host that the client claims, before the key is checked
+        # FastAPI's own hold queries and the messages of exceptions, and the environment can switch them on.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.settings = settings
+    app.state.traces = traces or open_traces(settings)
     app.state.service = Service(
         settings=settings,
         engine=async_engine,
@@ -122,15 +134,31 @@ def create_app(
     return app
 
 
+def open_traces(settings: Settings) -> "Traces | None":
+    """Where the settings send traces; None: nowhere.
+
+    Raises:
+        ModuleNotFoundError: the extra `traces` is not installed.
+    """
+    if settings.traces == "off":
+        return None
+    from superdraft.server.observe.traces import Traces  # late: the extra's packages are imported by no other module
+
+    return Traces.over_otlp()
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the engine's thread."""
     service: Service = app.state.service
+    traces: Traces | None = app.state.traces
     service.engine.start()
     try:
         yield
     finally:
         await service.engine.stop(service.settings.shutdown_grace_s)
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
 
 def _add_routes(app: FastAPI, access: Access) -> frozenset[str]:
@@ -154,7 +182,11 @@ def _add_middleware(app: FastAPI, templates: frozenset[str], *, checks_host: boo
         app.add_middleware(HostCheckMiddleware, allowed=settings.allowed_hosts)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(
-        RequestContextMiddleware, metrics=service.metrics, statistics=service.statistics, templates=templates
+        RequestContextMiddleware,
+        metrics=service.metrics,
+        statistics=service.statistics,
+        templates=templates,
+        traces=app.state.traces,
     )
     app.add_middleware(RequestTargetMiddleware)
 

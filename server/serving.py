@@ -105,9 +105,10 @@ def check_exposure(settings: Settings, address: str) -> None:
 
 def load_app(settings: Settings, *, is_local: bool = False) -> FastAPI:
     """Load the model and make the app. `is_local`: as in `create_app`."""
-    from superdraft.server.app import create_app  # late: torch takes seconds, and the port is checked before
+    from superdraft.server.app import create_app, open_traces  # late: torch takes seconds, the port is checked before
     from superdraft.server.loading import load_service
 
+    traces = open_traces(settings)  # before the model is loaded, so that missing packages are told at once
     loaded = load_service(settings)
     return create_app(
         settings,
@@ -116,6 +117,7 @@ def load_app(settings: Settings, *, is_local: bool = False) -> FastAPI:
         ngram_models=loaded.ngram_models,
         drafting=loaded.drafting,
         is_local=is_local,
+        traces=traces,
     )
 
 

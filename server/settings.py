@@ -2,7 +2,8 @@
 
 Each field of `Settings` is an option of `superdraft serve` (`server.cli.settings_options`), an environment variable
 `SUPERDRAFT_<NAME>` and a key of the TOML file. Options win over the environment, the environment over the file, the
-file over the defaults. No other module of the server reads the environment.
+file over the defaults. No other module of the server reads the environment, except that with traces OpenTelemetry's
+packages read their own variables.
 """
 
 import difflib
@@ -310,6 +311,11 @@ class Settings(BaseSettings):
         description="Least severe level that is logged. At info, a request is logged if it failed; at debug, always.",
     )
     log_format: Literal["console", "json"] = Field(default="console", description="Format of log lines.")
+    traces: Literal["off", "otlp"] = Field(
+        default="off",
+        description="Traces of requests, without any text: off, or otlp, sent to an OpenTelemetry collector over HTTP. "
+        "Its address is in OTEL_EXPORTER_OTLP_ENDPOINT.",
+    )
 
     def engine_config(self) -> EngineConfig:
         """The engine's part of the settings."""

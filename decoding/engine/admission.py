@@ -13,7 +13,7 @@ from superdraft.decoding.method.draft_set import Draft, DraftSet, TokenAppender
 from superdraft.decoding.method.penalties import check_logit_bias
 from superdraft.decoding.method.sampling import make_generator
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.prompt import PlainText, PrefixedText, Prompt
+from superdraft.decoding.prompt import PlainText, PrefixedText, Prompt, PromptTokens
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.healing import plan_healing
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -43,7 +43,31 @@ class Admission:
     num_needed: Callable[[int, int, int], int]
 
     def __post_init__(self) -> None:
-        self.tokenizer.fewest_tokens("")  # prepares the tokenizer, which would delay the first request
+        # Prepares the tokenizer, which would delay the first request. Later it does not change, so that threads may
+        # share it.
+        self.tokenizer.fewest_tokens("")
+        self.tokenizer.encode("")
+
+    def prepare(self, request: EngineRequest) -> EngineRequest:
+        """Check a request and encode its prompt. Any thread may call this; `admit` does, if nobody has before.
+
+        Returns:
+            The request, with `PromptTokens`.
+
+        Raises:
+            InvalidRequestError: the prompt or a parameter is outside the limits.
+            PromptTooLongError: the text is so long that prompt and drafts cannot fit in the context.
+        """
+        prompt, params, tokenizer = request.prompt, request.params, self.tokenizer
+        if isinstance(prompt, PromptTokens):
+            return request
+        self._check_limits(params)
+        check_logit_bias(params.logit_bias, tokenizer.vocab_size)
+        if self.config.prompt_too_long == "error":
+            _refuse_long_text(prompt, tokenizer, params.max_tokens, self.max_model_len)
+        min_tokens = self.max_model_len - params.max_tokens + 1
+        tokens = tokenise(prompt, tokenizer, document_start=self.config.document_start, min_tokens=min_tokens)
+        return replace(request, prompt=tokens)
 
     def admit(self, request: EngineRequest) -> Sequence:
         """Make a sequence with its first branch, ready to be scheduled.
@@ -52,15 +76,10 @@ class Admission:
             InvalidRequestError: the prompt or a parameter is outside the limits.
             PromptTooLongError: prompt and drafts do not fit in the context.
         """
-        params, tokenizer = request.params, self.tokenizer
-        self._check_limits(params)
-        check_logit_bias(params.logit_bias, tokenizer.vocab_size)
-        too_long = self.config.prompt_too_long
-        room = self.max_model_len - params.max_tokens
-        if too_long == "error":
-            _refuse_long_text(request.prompt, tokenizer, params.max_tokens, self.max_model_len)
-        tokens = tokenise(request.prompt, tokenizer, document_start=self.config.document_start, min_tokens=room + 1)
-        tokens, warnings = fit_to_context(tokens, params.max_tokens, self.max_model_len, too_long)
+        request = self.prepare(request)
+        tokens, params, tokenizer = request.prompt, request.params, self.tokenizer
+        assert isinstance(tokens, PromptTokens)
+        tokens, warnings = fit_to_context(tokens, params.max_tokens, self.max_model_len, self.config.prompt_too_long)
         self._check_room(len(tokens.token_ids), params)
         healing = None
         if params.token_healing and tokens.text and params.max_tokens > 0:
@@ -108,26 +127,6 @@ class Admission:
                 f"need {num_needed} KV-cache slots, this server has {self.num_slots}. Lower {name} or max_tokens.",
                 param=name,
             )
-
-
-@dataclass(frozen=True, slots=True)
-class PromptTokens:
-    """A prompt as token ids, the model's input.
-
-    Attributes:
-        token_ids: all tokens, at least one.
-        num_start: 1 if the first token is the one that begins a document and was put in front; else 0.
-        num_fixed: tokens before the prompt's text, which healing must not change: the token that begins a document,
-            special tokens, tokens given as ids.
-        text: the prompt's text; None if the prompt was given as token ids.
-        is_whole: False if tokens between the fixed ones and the end of a long text are missing.
-    """
-
-    token_ids: tuple[int, ...]
-    num_start: int = 0
-    num_fixed: int = 0
-    text: str | None = None
-    is_whole: bool = True
 
 
 def tokenise(

@@ -170,6 +170,14 @@ class Engine:
         """Figures of the latest step."""
         return self._last_step
 
+    def prepare(self, request: EngineRequest) -> EngineRequest:
+        """Encode a request's text, so that `add_request` need not. Unlike the other methods, any thread may call it.
+
+        Raises:
+            InvalidRequestError: the prompt or a parameter is outside this engine's limits.
+        """
+        return self._admission.prepare(request)
+
     def add_request(self, request: EngineRequest) -> None:
         """Queue a request. An unfinished request of the same session ends with a `SupersededError`.
 

@@ -29,7 +29,7 @@ class _Match:
 
     @property
     def rank(self) -> tuple[int, bool, int]:
-        """The highest is the best: the longest; of equal ones a warm tree; of these one run ahead for this text alone."""
+        """The highest is the best: the longest; of equal ones a warm tree; of these one that was run ahead for it."""
         tree = self.tree
         if tree is None:
             return 0, False, 0

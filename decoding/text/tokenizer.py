@@ -247,7 +247,10 @@ class Tokenizer:
         return [list(self._encode_short(text) if len(text) <= _SHORT_CHARS else self._ids_of(text)) for text in texts]
 
     def _ids_of(self, text: str) -> tuple[int, ...]:
-        return tuple(self._plain_backend.encode(text, add_special_tokens=False).ids)
+        if len(text) < _PART_CHARS:
+            return tuple(self._plain_backend.encode(text, add_special_tokens=False).ids)
+        # Takes one thread, too, and lets Python's other threads run meanwhile.
+        return tuple(self._plain_backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def _encode_part(self, text: str, is_plain: bool) -> list[int]:
         if is_plain:

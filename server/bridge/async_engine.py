@@ -1,13 +1,15 @@
 """The bridge between the event loop and the engine.
 
 One thread owns the engine. Coroutines put commands on a queue, which the thread carries out between two steps. Answers
-go back through `loop.call_soon_threadsafe`. So nothing in the engine needs a lock.
+go back through `loop.call_soon_threadsafe`. So nothing in the engine needs a lock. Long texts are encoded by a second
+thread before they are queued, so that drafts do not wait for that.
 """
 
 import asyncio
 import queue
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import structlog
@@ -22,6 +24,7 @@ from superdraft.decoding.errors import (
     SupersededError,
 )
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
+from superdraft.decoding.prompt import PrefixedText
 from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.bridge.ahead import Ahead
@@ -30,12 +33,17 @@ from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, re
 from superdraft.server.bridge.key_gaps import KeyGaps
 from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.bridge.places import Place, slots_of
+from superdraft.server.bridge.session_order import SessionOrder
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.rate_limits import counted_caller
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.stats import RequestRecord, current_record
 
 MAX_CONSECUTIVE_FAILURES = 3
+LONG_TEXT_CHARS = 4096
+"""Texts longer than this are encoded by a thread of their own. This much takes the default model's tokenizer one to two
+milliseconds."""
+
 _STOPPING = "The server is shutting down and takes no more requests; send this one again to another server."
 
 log = structlog.get_logger(__name__)
@@ -104,6 +112,9 @@ class AsyncEngine:
         self._failures = 0
         self._busy_since_s = 0.0  # on time.monotonic: when the present round began
         self._deadline: float | None = None
+        self._order = SessionOrder()
+        # One thread: encoding takes no more than one core from the model.
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="superdraft-encoder")
         self._thread = threading.Thread(target=self._run, name="superdraft-engine", daemon=True)
 
     @property
@@ -146,7 +157,8 @@ class AsyncEngine:
         Raises:
             InvalidRequestError: the engine refuses the prompt or the parameters.
             OverloadedError: the server is full.
-            SupersededError: a newer request of the same session came before this one was admitted.
+            SupersededError: a newer request of the same session came before this one reached the engine.
+            SequenceFailedError: the text could not be encoded.
             EngineStoppedError: the engine is stopping or has stopped.
         """
         self._check_accepting()
@@ -156,22 +168,30 @@ class AsyncEngine:
             request = replace(request, session_id=f"{current_caller()} {request.session_id}")
         if request.session_id is not None:
             request = replace(request, key_gap_s=self._key_gaps.note(request.session_id, time.monotonic()))
-        place = await self._admission.enter(
-            record,
-            *request.params.least_work,
-            slots_of(request.params.num_rows, request.params.max_tokens),
-            caller=counted_caller(),
-            session=request.session_id,
-            timeout_s=request.timeout_s,
-        )
+        with self._order.arrival(request.session_id) as go:
+            place = await self._admission.enter(
+                record,
+                *request.params.least_work,
+                slots_of(request.params.num_rows, request.params.max_tokens),
+                caller=counted_caller(),
+                session=request.session_id,
+                timeout_s=request.timeout_s,
+            )
+            record.begin(request.params)
+            try:
+                request = await self._prepared(request)
+                go()
+            except BaseException as fault:
+                place.release()
+                self._count_unsent(fault, record)
+                raise
 
-        def cancel(stream: OutputStream) -> None:
-            record.is_cancelled = True
-            self._commands.put(_Cancel(request.request_id, stream))
+            def cancel(stream: OutputStream) -> None:
+                record.is_cancelled = True
+                self._commands.put(_Cancel(request.request_id, stream))
 
-        outputs = OutputStream(asyncio.get_running_loop(), cancel)
-        record.begin(request.params)
-        self._post(_Add(request, deadline, outputs, record, place))
+            outputs = OutputStream(asyncio.get_running_loop(), cancel)
+            self._post(_Add(request, deadline, outputs, record, place))
         await outputs.accepted()
         return outputs
 
@@ -181,6 +201,25 @@ class AsyncEngine:
             if self._accepting:
                 self._commands.put(_Ahead(replace(request, is_ahead=True)))
 
+    async def _prepared(self, request: EngineRequest) -> EngineRequest:
+        """The request with its text encoded, if it is long."""
+        text = request.prompt.text if isinstance(request.prompt, PrefixedText) else request.prompt
+        if not isinstance(text, str) or len(text) <= LONG_TEXT_CHARS:
+            return request
+        self._check_accepting()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._encoder, self._engine.prepare, request)
+        except Exception as fault:
+            raise request_error(fault, engine_request_id=request.request_id) from None
+
+    def _count_unsent(self, fault: BaseException, record: RequestRecord) -> None:
+        """Count a request that was admitted and did not reach the engine."""
+        if isinstance(fault, asyncio.CancelledError):
+            record.is_cancelled = True
+            self._metrics.count_cancelled("client_gone")
+        elif isinstance(fault, SupersededError):
+            self._metrics.count_cancelled("superseded")
+
     async def stop(self, grace_s: float) -> None:
         """Take no more requests, let the running ones go on for at most `grace_s` seconds, then end the thread."""
         with self._gate:
@@ -189,6 +228,7 @@ class AsyncEngine:
         self._admission.close(_STOPPING)
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._encoder.shutdown)
 
     def _check_accepting(self) -> None:
         if not self._accepting:

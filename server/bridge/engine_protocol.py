@@ -37,7 +37,7 @@ class EngineStep(Protocol):
 
 
 class DecodingEngine(Protocol):
-    """Runs requests step by step. Any thread may read the attributes; everything else is for one thread only."""
+    """Runs requests step by step. Any thread may read the attributes and call `prepare`; the rest is for one thread."""
 
     @property
     def tokenizer(self) -> EngineTokenizer:
@@ -70,6 +70,13 @@ class DecodingEngine(Protocol):
     @property
     def last_step(self) -> EngineStep:
         """The latest step. For the engine's thread only."""
+
+    def prepare(self, request: EngineRequest) -> EngineRequest:
+        """Encode a request's text, so that `add_request` need not.
+
+        Raises:
+            InvalidRequestError: the prompt or a parameter is outside the engine's limits.
+        """
 
     def add_request(self, request: EngineRequest) -> None:
         """Queue a request; it ends an unfinished one of the same session.

@@ -20,7 +20,14 @@ from superdraft.server.cli.writing.try_drafts import try_it
 from superdraft.server.errors import CommandError
 
 EXPECTED_ERROR_CODE = 2
-_EXTRAS = {"matplotlib": "evaluation", "prompt_toolkit": "try", "pygls": "lsp", "lsprotocol": "lsp", "ray": "ray"}
+_EXTRAS = {
+    "matplotlib": "evaluation",
+    "prompt_toolkit": "try",
+    "pygls": "lsp",
+    "lsprotocol": "lsp",
+    "ray": "ray",
+    "opentelemetry": "traces",
+}
 
 app = typer.Typer(
     help="Autocomplete with k drafts from one pass of a language model.",

@@ -25,7 +25,7 @@ _PANELS = {
     "max_timeout_ms rate_limit max_concurrent max_waiting queue_timeout_ms",
     "Replicas": "ray ray_address ray_min_replicas ray_max_replicas ray_replica_cpus ray_replica_gpus "
     "ray_target_requests ray_upscale_delay_s ray_downscale_delay_s",
-    "Logs and configuration": "log_level log_format",
+    "Logs and configuration": "log_level log_format traces",
 }
 """The settings in the order and the panels of the help text."""
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}

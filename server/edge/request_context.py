@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +15,9 @@ from superdraft.server.edge.error_map import response_of
 from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.observe.metrics import OTHER_ROUTE, Metrics
 from superdraft.server.observe.stats import CLIENT_CLOSED_REQUEST, RequestRecord, Statistics, start_record
+
+if TYPE_CHECKING:
+    from superdraft.server.observe.traces import Traces
 
 REQUEST_ID_HEADER = "x-request-id"
 # Polled routes, and the files of a page.
@@ -37,13 +40,22 @@ class RequestContextMiddleware:
         statistics: where requests are counted, too.
         templates: paths of the app's routes, with parameters as `{name}`. The requested path itself is neither counted
             nor logged, since it is the client's text.
+        traces: where requests are traced; None: they are not.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, statistics: Statistics, templates: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        statistics: Statistics,
+        templates: frozenset[str],
+        traces: "Traces | None" = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._statistics = statistics
         self._templates = templates
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -69,15 +81,15 @@ class RequestContextMiddleware:
                 status, record.is_cancelled = CLIENT_CLOSED_REQUEST, True
             except asyncio.CancelledError:  # this is how Ray Serve reports that the client left
                 record.is_cancelled = True
-                self._finish(scope, record, CLIENT_CLOSED_REQUEST, time.perf_counter() - started_s)
+                self._finish(scope, record, CLIENT_CLOSED_REQUEST, request_id, time.perf_counter() - started_s)
                 raise
             except Exception as error:
                 response = response_of(error)  # also logs the error
                 if status == 0:
                     await response(scope, receive, send_with_id)
-            self._finish(scope, record, status, time.perf_counter() - started_s)
+            self._finish(scope, record, status, request_id, time.perf_counter() - started_s)
 
-    def _finish(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+    def _finish(self, scope: Scope, record: RequestRecord, status: int, request_id: str, seconds: float) -> None:
         route = self._template_of(scope)
         self._metrics.observe_request(route, status, record.strategy, seconds)
         method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -86,6 +98,16 @@ class RequestContextMiddleware:
             log.debug("request", **fields)
             return
         self._statistics.add(record, status, seconds)
+        if self._traces is not None:
+            self._traces.add(
+                record,
+                method=method,
+                route=route,
+                status=status,
+                seconds=seconds,
+                request_id=request_id,
+                traceparent=Headers(scope=scope).get("traceparent"),
+            )
         fields |= record.fields()
         is_ordinary = status < _FIRST_ERROR_STATUS and record.error_code is None
         log.log(logging.DEBUG if is_ordinary else logging.INFO, "request", **fields)

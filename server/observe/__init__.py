@@ -1,1 +1,1 @@
-"""Observability: metrics, statistics and logs."""
+"""Observability: metrics, statistics, logs and traces."""

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from superdraft.decoding.config import EngineConfig
@@ -19,7 +19,7 @@ from superdraft.decoding.outputs import (
     Usage,
 )
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.prompt import PrefixedText, Prompt
+from superdraft.decoding.prompt import PrefixedText, Prompt, PromptTokens
 from superdraft.decoding.request import EngineRequest
 
 WORDS = ("red", "green", "blue", "white", "black", "amber")
@@ -97,13 +97,20 @@ class FakeEngine:
     def has_unfinished(self) -> bool:
         return bool(self.jobs or self.superseded)
 
+    def prepare(self, request: EngineRequest) -> EngineRequest:
+        return replace(request, prompt=PromptTokens(self._encoded(request.prompt)))
+
+    def _encoded(self, prompt: Prompt | PromptTokens) -> tuple[int, ...]:
+        if isinstance(prompt, PromptTokens):
+            return prompt.token_ids
+        if isinstance(prompt, PrefixedText):
+            return (*prompt.token_ids, *self.tokenizer.encode_inside(prompt.text))
+        return tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+
     def add_request(self, request: EngineRequest) -> None:
         prompt, params, session_id = request.prompt, request.params, request.session_id
         self.threads.add(threading.current_thread().name)
-        if isinstance(prompt, PrefixedText):
-            token_ids = (*prompt.token_ids, *self.tokenizer.encode_inside(prompt.text))
-        else:
-            token_ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        token_ids = self._encoded(prompt)
         if params.num_drafts > self.config.max_num_drafts:
             raise InvalidRequestError("num_drafts is over the limit.", param="num_drafts")
         if params.max_tokens > self.config.max_tokens:

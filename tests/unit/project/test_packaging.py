@@ -80,7 +80,7 @@ def test_the_base_and_client_installs_are_light(wheel):
     def needed(extra: str) -> set[str]:
         return {r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": extra})}
 
-    extras = {"client", "lsp", "ngram", "server", "try", "evaluation", "ray", "test", "lint", "dev", "docs"}
+    extras = {"client", "lsp", "ngram", "server", "traces", "try", "evaluation", "ray", "test", "lint", "dev", "docs"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert needed("") == needed("client") == {"httpx", "rich", "typer"}
     assert {"torch", "transformers", "fastapi"} <= needed("server")
@@ -88,6 +88,7 @@ def test_the_base_and_client_installs_are_light(wheel):
     # `make serve` and `make test` install no more than they need.
     tools = {"mypy", "ruff", "import-linter", "pre-commit"}
     assert not needed("server") & {*tools, "pytest", "playwright", "matplotlib", "kubernetes-validate"}
+    assert not any(name.startswith("opentelemetry") for name in needed("server"))
     assert not needed("test") & tools
     assert needed("lsp") == {"httpx", "pygls", "rich", "typer"}
     assert needed("try") == {"httpx", "prompt-toolkit", "rich", "typer"}

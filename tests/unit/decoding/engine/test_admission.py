@@ -112,6 +112,45 @@ def test_only_the_end_of_a_long_prompt_is_encoded():
     assert int(str(raised.value).split()[5]) <= len(own)
 
 
+@pytest.mark.parametrize("tokenizer", [TINY, SENTENCEPIECE], ids=["tiny", "sentencepiece"])
+@pytest.mark.parametrize("text", [TEXT, "", "<|endoftext|>we", "a\n\t", "we are a b " * 2000])
+@pytest.mark.parametrize("kind", [str, PlainText, lambda text: PrefixedText((1, 2), text), lambda _: [3, 4]])
+def test_a_prepared_request_is_admitted_as_it_would_have_been_without(tokenizer, text, kind):
+    admission = Admission(tokenizer, EngineConfig(prompt_too_long="truncate_left"), 24, 4, lambda *_: 1)
+    request = EngineRequest("a", kind(text), GenerationParams(max_tokens=8, token_healing=True))
+    expected, sequence = admission.admit(request), admission.admit(admission.prepare(request))
+    for name in ("prompt_token_ids", "num_start_tokens", "healing", "warnings"):
+        assert getattr(sequence, name) == getattr(expected, name)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ("a", {"num_drafts": 1000, "max_tokens": 2}),
+        ("a", {"logit_bias": ((9999, 1.0),), "max_tokens": 2}),
+        ("a\ud800", {"max_tokens": 2}),
+        ((9999,), {"max_tokens": 2}),
+        ("x" * 5000, {"max_tokens": 8}),
+        ("we are a b " * 6, {"max_tokens": 8}),  # its exact number of tokens is too large
+    ],
+)
+def test_a_prepared_request_is_refused_as_it_would_have_been_without(prompt, options):
+    admission = Admission(TINY, EngineConfig(), 24, 4, lambda *_: 1)
+    request = EngineRequest("a", prompt, GenerationParams(**options))
+    with pytest.raises(InvalidRequestError) as expected:
+        admission.admit(request)
+    with pytest.raises(type(expected.value)) as raised:
+        admission.admit(admission.prepare(request))
+    assert (str(raised.value), raised.value.param) == (str(expected.value), expected.value.param)
+
+
+def test_a_prepared_request_is_not_encoded_again(monkeypatch):
+    admission = Admission(TINY, EngineConfig(), 24, 4, lambda *_: 1)
+    prepared = admission.prepare(EngineRequest("a", TEXT, GenerationParams(max_tokens=2)))
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    assert admission.admit(prepared).prompt_token_ids == [START, *prepared.prompt.token_ids[1:]]
+
+
 def test_an_improbable_draft_ends_after_its_first_word_or_after_twice_the_fewest_tokens():
     """Two letters are an unfinished word, so two more tokens are allowed; punctuation has no word to finish."""
     engine, _, _ = fake_engine()

@@ -1,5 +1,10 @@
 """Bytes of tokens, end-of-text and suppressed ids, text without broken characters."""
 
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,3 +108,30 @@ def test_any_cut_of_a_text_shows_only_whole_characters(text, cut):
     shown = valid_utf8_prefix(text.encode()[:cut])
     assert text.startswith(shown)
     assert len(text.encode()[:cut]) - len(shown.encode()) < 4
+
+
+@pytest.mark.parametrize("encode", ["encode", "encode_inside", "encode_document"])
+def test_other_threads_run_while_a_long_text_is_encoded(encode):
+    text = "we are a b " * 100_000
+
+    def longest_pause() -> float:
+        """Of this thread, as a share of the time that encoding takes."""
+        encoding = threading.Thread(target=getattr(BYTE_LEVEL, encode), args=(text,))
+        times = [time.perf_counter()]
+        encoding.start()
+        while encoding.is_alive():
+            time.sleep(0.001)
+            times.append(time.perf_counter())
+        return max(after - before for before, after in itertools.pairwise(times)) / (times[-1] - times[0])
+
+    assert any(longest_pause() < 0.5 for _ in range(5))  # other processes may be in the way
+
+
+def test_threads_may_encode_at_once():
+    texts = [f"we are {i} a b " * (1 if i % 2 else 1000) for i in range(200)]
+
+    def both(text):
+        return BYTE_LEVEL.encode(text), BYTE_LEVEL.encode_inside(text)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(both, texts)) == [both(text) for text in texts]

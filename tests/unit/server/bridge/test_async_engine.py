@@ -5,15 +5,17 @@ import threading
 import time
 
 import pytest
-from support.engine import FakeEngine, Step
+from support.engine import FakeEngine, FakeTokenizer, Step
 from support.engine_thread import run, until
+from support.fake_runner import fake_engine
 
-from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError
+from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SupersededError
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.prompt import PlainText, PrefixedText
 from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.admission_control import AdmissionControl
-from superdraft.server.bridge.async_engine import AsyncEngine
+from superdraft.server.bridge.async_engine import LONG_TEXT_CHARS, AsyncEngine
 
 SHORT = GenerationParams(max_tokens=2)
 LONG = GenerationParams(max_tokens=50)
@@ -428,3 +430,169 @@ def test_what_happens_between_steps_counts_as_part_of_a_round():
 
     asyncio.run(scenario())
     assert 0.05 <= control.costs.decode_s(1) < 0.1
+
+
+# Long texts
+
+TEXT = "x" * (LONG_TEXT_CHARS + 1)
+
+
+class SlowTokenizer(FakeTokenizer):
+    """Long texts wait until the test lets them go, and raise `fault` if there is one."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+        self.long, self.short = [], set()
+        self.fault = None
+
+    def encode(self, text):
+        thread = threading.current_thread().name
+        if len(text) <= LONG_TEXT_CHARS:
+            self.short.add(thread)
+            return super().encode(text)
+        self.long.append(thread)
+        assert self.gate.wait(timeout=10)
+        if self.fault is not None:
+            raise self.fault
+        return super().encode(text)
+
+
+@pytest.fixture
+def slow():
+    return FakeEngine(max_model_len=2 * LONG_TEXT_CHARS, tokenizer=SlowTokenizer())
+
+
+def start(async_engine, name, prompt, **fields):
+    """A task that waits for the drafts of a request."""
+    return asyncio.create_task(async_engine.generate(EngineRequest(name, prompt, SHORT, **fields)))
+
+
+def cancelled(async_engine, reason):
+    return async_engine._metrics.registry.get_sample_value("superdraft_cancelled_total", {"reason": reason})
+
+
+@pytest.mark.parametrize("prompt", [TEXT, PlainText(TEXT), PrefixedText((1,), TEXT)])
+def test_a_long_text_that_is_being_encoded_holds_nobody_up(slow, prompt):
+    async def scenario(async_engine):
+        long = start(async_engine, "a", prompt)
+        await until(lambda: slow.tokenizer.long)
+        others = [await async_engine.generate(EngineRequest(name, "x", LONG)) for name in "bc"]
+        assert not long.done()
+        slow.tokenizer.gate.set()
+        return others, await long
+
+    others, output = run(slow, scenario)
+    assert [other.request_id for other in others] == ["b", "c"]
+    assert len(output.prompt_token_ids) >= len(TEXT)
+    assert slow.tokenizer.long == ["superdraft-encoder_0"]
+    assert slow.tokenizer.short == slow.threads == {"superdraft-engine"}
+
+
+def test_a_long_text_does_not_overtake_a_newer_request_of_its_session(slow):
+    async def scenario(async_engine):
+        older = start(async_engine, "a", TEXT, session_id="s")
+        await until(lambda: slow.tokenizer.long)
+        newer = await start(async_engine, "b", "x", session_id="s")
+        slow.tokenizer.gate.set()
+        with pytest.raises(SupersededError):
+            await older
+        await until(lambda: not async_engine._admission.num_rows)
+        assert cancelled(async_engine, "superseded") == 1
+        return newer
+
+    assert run(slow, scenario).request_id == "b"
+    assert [job.request_id for job in slow.seen] == ["b"]
+
+
+def test_long_texts_of_a_session_reach_the_engine_in_their_order(slow):
+    slow.gate = threading.Event()
+
+    async def scenario(async_engine):
+        tasks = [start(async_engine, name, TEXT, session_id="s") for name in "ab"]
+        await until(lambda: slow.tokenizer.long)
+        slow.tokenizer.gate.set()
+        await until(lambda: len(slow.seen) + async_engine._commands.qsize() == 2)  # neither has been answered
+        slow.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    older, newer = run(slow, scenario)
+    assert isinstance(older, SupersededError)
+    assert newer.request_id == "b"
+    assert [job.request_id for job in slow.seen] == ["a", "b"]
+
+
+def test_a_client_that_leaves_while_its_text_is_encoded(slow):
+    async def scenario(async_engine):
+        tasks = [start(async_engine, name, TEXT) for name in "ab"]  # the second one waits for the encoder
+        await until(lambda: slow.tokenizer.long)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
+        await until(lambda: not async_engine._admission.num_rows)
+        assert cancelled(async_engine, "client_gone") == 2
+        slow.tokenizer.gate.set()
+        return await async_engine.generate(EngineRequest("c", "x", SHORT))
+
+    assert run(slow, scenario).request_id == "c"
+    assert [job.request_id for job in slow.seen] == ["c"]
+    assert len(slow.tokenizer.long) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [(InvalidRequestError("no text", param="prompt"), InvalidRequestError), (KeyError("secret"), SequenceFailedError)],
+)
+def test_a_text_that_cannot_be_encoded_ends_its_request_alone(slow, fault, kind):
+    slow.tokenizer.fault = fault
+
+    async def scenario(async_engine):
+        failing = start(async_engine, "a", TEXT)
+        slow.tokenizer.gate.set()
+        with pytest.raises(kind) as raised:
+            await failing
+        assert "secret" not in str(raised.value)
+        await until(lambda: not async_engine._admission.num_rows)
+        return await async_engine.generate(EngineRequest("b", "x", SHORT))
+
+    assert run(slow, scenario).request_id == "b"
+
+
+def test_the_time_limit_includes_the_encoding(slow):
+    async def scenario(async_engine):
+        late = start(async_engine, "a", TEXT, timeout_s=0.02)
+        await until(lambda: slow.tokenizer.long)
+        await asyncio.sleep(0.03)
+        slow.tokenizer.gate.set()
+        return await late
+
+    run(slow, scenario)
+    assert [job.timeout_s for job in slow.seen] == [0.0]
+
+
+def test_stopping_while_a_text_is_encoded(slow):
+    async def scenario(async_engine):
+        waiting = [start(async_engine, name, TEXT) for name in "ab"]
+        await until(lambda: slow.tokenizer.long)
+        stopping = asyncio.create_task(async_engine.stop(grace_s=10))
+        await until(lambda: not async_engine.is_ready)
+        slow.tokenizer.gate.set()
+        await stopping
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert all(isinstance(answer, EngineStoppedError) for answer in run(slow, scenario))
+    assert slow.seen == []
+
+
+@pytest.mark.parametrize("kind", [str, PlainText, lambda text: PrefixedText((1, 2), text)])
+def test_a_long_text_gets_the_drafts_that_the_engine_alone_would_give(kind):
+    request = EngineRequest(
+        "a", kind("we are a b " * 400 + "we a"), GenerationParams(max_tokens=3, alpha=0, token_healing=True)
+    )
+    alone, served = (fake_engine(max_model_len=4096, document_start=True)[0] for _ in range(2))
+    expected = alone.generate(request.prompt, request.params)
+    output = run(served, lambda async_engine: async_engine.generate(request))
+    assert len(request.prompt.text if isinstance(request.prompt, PrefixedText) else request.prompt) > LONG_TEXT_CHARS
+    assert output.drafts == expected.drafts
+    assert output.prompt_token_ids == expected.prompt_token_ids
+    assert output.warnings == expected.warnings

@@ -254,6 +254,15 @@ def test_serving_on_ray_without_ray_says_what_to_install(run, monkeypatch):
     assert "pip install '.[ray]'" in err
 
 
+def test_traces_without_their_packages_say_what_to_install_before_the_model_is_loaded(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
+    monkeypatch.delitem(sys.modules, "superdraft.server.observe.traces", raising=False)
+    code, out, err = run("serve", "--traces", "otlp", "--port", "0", "--model", "no-such-model")
+    assert (code, out) == (2, "")
+    assert "pip install '.[traces]'" in err
+    assert "no-such-model is" not in err
+
+
 @pytest.mark.parametrize("args", [("--version",), ("--help",), ("complete", "hi", "--url", "http://127.0.0.1:1")])
 def test_light_commands_run_with_the_clients_packages_alone(args):
     script = f"""
