@@ -5,8 +5,8 @@ from pathlib import Path
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel, load_model
-from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.threads import choose_num_threads
+from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 
@@ -44,7 +44,7 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, threads_file: Path |
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_model_len = min(config.max_model_len, context or config.max_model_len)
     tokenizer = tokenizer_of(loaded)  # first: it looks at the output head's weights
-    runner = ModelRunner(
+    runner = TorchRunner(
         loaded.model,
         max_model_len,
         config.kv_memory_bytes,
