@@ -38,9 +38,9 @@ class CellStore(Protocol):
         """
 
     def copy_cells(self, source: int, cells: Sequence[int], target: int, to: Sequence[int]) -> None:
-        """Make the cells `to` of a slot hold what `cells` of a slot, perhaps the same one, hold.
+        """Make the cells `to` of a slot hold what `cells`, of one text in a slot, perhaps the same one, hold.
 
-        A copy has the position in its text that the original has. All cells are read before any is written.
+        A copy has the position in its text that the original has. All are read before any is written.
         """
 
     def clear(self, slot: int) -> None:
@@ -91,8 +91,8 @@ class ModelRunner(Protocol):
             kept: rows whose logits to return, in this order.
 
         Returns:
-            Logits, shape [len(kept), V]. The logits of a row whose input holds values that are not numbers hold such
-            values too, and no other row does.
+            Logits, shape [len(kept), V]. Those of a row whose input holds values that are not numbers hold such values
+            too; rows of other slots are not affected.
 
         Raises:
             Exception: the model could not be run. What the rows' own cells hold is then unknown; all others are as
