@@ -2,6 +2,7 @@
 
 import ctypes
 import weakref
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,16 +77,16 @@ class LlamaContext:
         """
         lib, count = library(), len(inputs)
         assert 0 < count <= MAX_BATCH
-        inputs = np.ascontiguousarray(inputs)
+        rows: NDArray[Any] = np.ascontiguousarray(inputs)
         self._positions[:count], self._sequences[:count] = positions, sequences
         self._is_wanted[:count] = 0
         self._is_wanted[wanted] = 1
         batch = lib.llama_batch()
         batch.n_tokens = count
-        if inputs.ndim == 1:
-            batch.token = inputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        if rows.ndim == 1:
+            batch.token = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         else:
-            batch.embd = inputs.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            batch.embd = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         batch.pos = self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         batch.n_seq_id = self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         batch.seq_id = self._sequence_pointers

@@ -155,7 +155,8 @@ class LlamaRunner:
         refusal = f"--runner llamacpp cannot run {name} ({self._model.architecture})"
         try:
             wanted = self.exact_logprobs([ids], count - 1)[0]
-            self.forward([Segment.plain(0, 0, count - 1)], self.embed(ids[:-1]), []) if count > 1 else None
+            if count > 1:
+                self.forward([Segment.plain(0, 0, count - 1)], self.embed(ids[:-1]), [])
             rows = [Segment(0, count - 1, 1, count - 1, (cell,)) for cell in (count - 1, count)]
             got = torch.log_softmax(self.forward(rows, self.embed(ids[-1:] * 2), [0, 1]), dim=-1)
         except RuntimeError as error:
