@@ -18,7 +18,7 @@ from superdraft.decoding.model.torch_runner import TorchRunner
 
 MAX_LEN, NUM_SLOTS, MEMORY = 400, 3, 100_000_000
 # Of log-probabilities. llama.cpp has keys and values in float16, and large random weights multiply roundings.
-TOLERANCES = {"torch": 2e-3, "llamacpp": 0.1}
+TOLERANCES = {"torch": 2e-3, "llamacpp": 0.1, "llamacpp, few sequences": 0.1}
 PROMPT = [5, 17, 100, 33, 208, 64, 9, 150]
 A, B, C = 21, 87, 140  # tokens
 
@@ -60,7 +60,8 @@ def subject(request, tmp_path_factory) -> Subject:
         pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
         from superdraft.decoding.model.llamacpp.runner import LlamaRunner
 
-        runner = LlamaRunner(path, MAX_LEN, MEMORY, NUM_SLOTS, num_threads=1)
+        num_sequences = 8 if "few" in request.param else None
+        runner = LlamaRunner(path, MAX_LEN, MEMORY, NUM_SLOTS, num_threads=1, num_sequences=num_sequences)
     return Subject(runner, model, TOLERANCES[request.param])
 
 
@@ -168,6 +169,15 @@ def test_a_copy_holds_what_the_original_held(subject):
     subject.prompt(0, [C] * at)  # the copy is not touched by this
     subject.check(subject.run([Segment.plain(1, at - 1, 1)], B)[0], [*PROMPT[:-1], B])
     subject.check(subject.run([Segment.plain(0, at, 1)], B)[0], [*[C] * at, B])
+
+
+def test_many_alternatives_of_one_position_are_kept(subject):
+    subject.prompt(0)
+    at, cells, tokens = len(PROMPT), range(100, 120), range(200, 220)
+    for cell, token in zip(cells, tokens, strict=True):
+        subject.check(subject.run([Segment(0, at, 1, at, (cell,))], token)[0], [*PROMPT, token])
+    for cell, token in zip(cells, tokens, strict=True):
+        subject.check(subject.run([Segment(0, at + 1, 1, at, (cell, cell + 50))], A)[0], [*PROMPT, token, A])
 
 
 @pytest.mark.parametrize("target", [0, 2])

@@ -68,7 +68,7 @@ class SequenceCells:
     Args:
         memory: of keys and values, empty.
         plan: sizes.
-        num_sequences: how many sequences there are, at least two more than the rows that are run at once.
+        num_sequences: how many sequences there are, at least three more than the texts that are run at once.
     """
 
     def __init__(self, memory: Memory, plan: CachePlan, num_sequences: int) -> None:
@@ -261,6 +261,34 @@ class SequenceCells:
         self.num_copied_bytes += len(lane.saved[0])
         self._release(lane.sequence)
         lane.sequence = None
+
+
+def groups(segments: Sequence[Segment], max_rows: int, max_texts: int) -> Iterator[list[Segment]]:
+    """The segments in order, long ones in parts, in groups that can be run at once.
+
+    Args:
+        segments: to run.
+        max_rows: rows of a group.
+        max_texts: segments of a group.
+    """
+    group: list[Segment] = []
+    for segment in segments:
+        for part in _parts(segment, max_rows):
+            if sum(one.count for one in group) + part.count > max_rows or len(group) == max_texts:
+                yield group
+                group = []
+            group.append(part)
+    if group:
+        yield group
+
+
+def _parts(segment: Segment, max_rows: int) -> Iterator[Segment]:
+    """A segment in parts, of which all but the last have `max_rows` rows, so that none shares a group with the next."""
+    end = segment.start + segment.count
+    for start in range(segment.start, end, max_rows):
+        stop = min(start + max_rows, end)
+        base = min(segment.base, stop)
+        yield Segment(segment.slot, start, stop - start, base, segment.path[: stop - base])
 
 
 def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """The runner for GGUF files: llama.cpp computes, with the file's own blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
 from superdraft.decoding.model.kv_cache import plan_cache
-from superdraft.decoding.model.llamacpp.cells import SequenceCells
+from superdraft.decoding.model.llamacpp.cells import SequenceCells, groups
 from superdraft.decoding.model.llamacpp.context import MAX_BATCH, LlamaContext
 from superdraft.decoding.model.llamacpp.gguf_file import GgufFile
 from superdraft.decoding.model.llamacpp.library import LlamaModel, library
@@ -18,7 +18,7 @@ from superdraft.decoding.model.segments import Segment
 MAX_DEFAULT_SLOTS = 8
 """llama.cpp writes all memory for keys and values at start, and each row looks at the entries of all slots."""
 
-_MAX_TEXTS = 64  # of one forward pass: each needs a sequence
+_TEXTS_SHARE = 4  # of the sequences, a quarter is for the texts of one forward pass
 _ITEM_BYTES = 2  # keys and values are float16
 _END = 2**31 - 1
 _CHECK_TOKENS = 6
@@ -39,6 +39,8 @@ class LlamaRunner:
         num_slots: number of slots; None: as many as fit, at most 8.
         num_threads: on the CPU.
         gpu_layers: layers that a GPU runs; None: all of them, if llama.cpp was built for a GPU.
+        num_sequences: llama.cpp's sequences to use, at least 8; None: as many as it has. With fewer, drafts that are
+            kept for later requests are moved to ordinary memory sooner.
 
     Raises:
         BrokenModelError: the file cannot be read.
@@ -55,6 +57,7 @@ class LlamaRunner:
         *,
         num_threads: int,
         gpu_layers: int | None = None,
+        num_sequences: int | None = None,
     ) -> None:
         self.device = torch.device("cpu")
         self._model = LlamaModel(path, gpu_layers)
@@ -71,7 +74,8 @@ class LlamaRunner:
             num_extra_cells=self.max_model_len,
         )
         self.num_slots, self.num_cells = plan.num_slots, plan.num_cells
-        num_sequences = library().llama_max_parallel_sequences()
+        num_sequences = num_sequences or int(library().llama_max_parallel_sequences())
+        self._max_texts = num_sequences // _TEXTS_SHARE
         num_entries = self.num_slots * self.num_cells + self.max_model_len
         try:
             self._context = LlamaContext(self._model, num_entries, num_sequences, num_threads)
@@ -97,7 +101,7 @@ class LlamaRunner:
         self.cache.begin(segments)
         is_done, start = False, 0
         try:
-            for group in _groups(segments):
+            for group in groups(segments, MAX_BATCH, self._max_texts):
                 stop = start + sum(segment.count for segment in group)
                 own = [self.cache.sequence_of(segment) for segment in group]
                 sequences = [one for one, segment in zip(own, group, strict=True) for _ in segment.positions]
@@ -168,24 +172,3 @@ class LlamaRunner:
                 f"{refusal}: token embeddings do not stand for tokens in it (probabilities differ by {difference:.3g}, "
                 f"allowed {_TOLERANCE}). Models that scale embeddings inside are of this kind. --runner torch may."
             )
-
-
-def _groups(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """The segments in order, long ones in parts, in groups that a forward pass can take."""
-    group: list[Segment] = []
-    for segment in segments:
-        for part in _parts(segment):
-            if sum(one.count for one in group) + part.count > MAX_BATCH or len(group) == _MAX_TEXTS:
-                yield group
-                group = []
-            group.append(part)
-    if group:
-        yield group
-
-
-def _parts(segment: Segment) -> Iterator[Segment]:
-    """A segment in parts of at most `MAX_BATCH` rows; all but the last have that many."""
-    for start in range(segment.start, segment.start + segment.count, MAX_BATCH):
-        stop = min(start + MAX_BATCH, segment.start + segment.count)
-        base = min(segment.base, stop)
-        yield Segment(segment.slot, start, stop - start, base, segment.path[: stop - base])
