@@ -22,7 +22,7 @@ class Table:
         self.num_values = 0
 
     def run(self, *segments: Segment) -> None:
-        """Run rows, each with a new value, and check what they see."""
+        """Run rows, each with a new value; check what they see, and that nothing else takes up memory."""
         self.cells.begin(segments)
         for segment in segments:
             if segment.cell(segment.start) == 0:
@@ -40,6 +40,8 @@ class Table:
         for segment, sequence in chosen:
             self.cells.note_run(segment, sequence)
         self.cells.end()
+        kept = {value for slot in self.slots for value in slot.values()}
+        assert {value for held in self.memory.held for value in held.values()} <= kept
 
 
 @pytest.fixture
@@ -55,6 +57,23 @@ def test_a_row_behind_a_row_takes_its_sequence_over(table):
     sequence = table.cells.sequence_of(segment)
     assert table.memory.held == before
     assert len(before[sequence]) == 6
+
+
+def test_a_cell_that_is_written_again_is_seen_as_it_is_now(table):
+    table.run(Segment.plain(0, 0, 5))
+    for _ in range(2):
+        table.run(Segment(0, 5, 1, 5, (20,)))
+    table.run(Segment(0, 6, 1, 5, (20, 21)))
+
+
+def test_a_new_text_and_a_copy_free_what_the_slot_held(table):
+    table.run(Segment.plain(0, 0, 5))
+    table.run(Segment(0, 5, 1, 5, (20,)))
+    table.run(Segment.plain(0, 0, 3))
+    table.run(Segment.plain(1, 0, 9))
+    table.cells.copy(0, 1, 2)
+    table.slots[1] = {cell: table.slots[0][cell] for cell in range(2)}
+    table.run(Segment.plain(1, 2, 1))
 
 
 def test_forks_share_and_nothing_is_copied(table):
