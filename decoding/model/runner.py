@@ -77,7 +77,7 @@ class ModelRunner(Protocol):
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Embeddings of N tokens, to feed or to superpose, shape [N, D]; any N, also 0.
 
-        Feeding one is feeding the token. They are what the model's first layer gets, scaled if the model scales them.
+        Feeding one is feeding the token. Not always rows of the embedding matrix: some models scale them.
         """
 
     def forward(self, segments: Sequence[Segment], embeddings: Tensor, kept: Sequence[int]) -> Tensor:

@@ -12,19 +12,22 @@ CONTEXT = 512
 END_OF_TURN = "<|im_end|>"
 
 
-def write_gguf(path: Path, pre: str = "smollm", *, quantised: bool = True, **metadata: int) -> Path:
-    """A tiny Llama with tied embeddings; returns `path`.
+def write_gguf(
+    path: Path, pre: str = "smollm", *, quantised: bool = True, architecture: str = "llama", **metadata: float
+) -> Path:
+    """A tiny Llama, or a model with the same tensors, with tied embeddings; returns `path`.
 
     Args:
         path: the file to write.
         pre: how text is split before byte-pair encoding.
         quantised: its matrices are in 8 bits; False: in float32.
-        metadata: further values of the model's metadata, as unsigned numbers.
+        architecture: its name.
+        metadata: further numbers of the model's metadata.
     """
     vocabulary = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"]
     tokens = [*sorted(vocabulary["vocab"], key=vocabulary["vocab"].__getitem__), END_OF_TURN]
     special = [token in (EOS_TOKEN, END_OF_TURN) for token in tokens]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
@@ -42,7 +45,7 @@ def write_gguf(path: Path, pre: str = "smollm", *, quantised: bool = True, **met
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(tokens.index(END_OF_TURN))
     for key, value in metadata.items():
-        writer.add_uint32(f"llama.{key}", value)
+        writer.add_float32(f"{architecture}.{key}", value)
     random = np.random.default_rng(0)
 
     def add(name: str, *shape: int) -> None:

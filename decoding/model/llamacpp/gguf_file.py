@@ -19,17 +19,21 @@ class GgufFile:
 
     Args:
         path: the file.
+        shape: of the embedding matrix, [V, D].
 
     Raises:
-        BrokenModelError: it has no token embeddings, or in a format that cannot be read row by row.
+        BrokenModelError: it has no token embeddings of this shape, or in a format that cannot be read row by row.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
         reader = gguf.GGUFReader(path)
         self._fields = {name: field for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
         found = next((tensor for tensor in reader.tensors if tensor.name == _EMBEDDINGS), None)
         if found is None:
             raise BrokenModelError(f"{path} has no tensor {_EMBEDDINGS}.")
+        own = tuple(int(size) for size in reversed(found.shape))
+        if own != shape:  # llama.cpp reads as many numbers as it expects
+            raise BrokenModelError(f"{path} has embeddings of the shape {own} instead of {shape}.")
         self._rows, self._format = found.data, found.tensor_type
         try:
             self.embeddings([0])

@@ -107,6 +107,9 @@ class LlamaModel:
             "its layers see a sliding window, in which llama.cpp overwrites what drafts share": (
                 lib.llama_model_n_swa(model) > 0
             ),
+            "it takes more than a token's embedding as input": (
+                lib.llama_model_n_embd_inp(model) != lib.llama_model_n_embd(model)
+            ),
             "its positions have several numbers each": lib.llama_model_rope_type(model) in several,
             "it is one of several parts; merge them with llama-gguf-split --merge": (
                 int(self._metadata("split.count") or 0) > 1

@@ -61,8 +61,8 @@ class LlamaRunner:
     ) -> None:
         self.device = torch.device("cpu")
         self._model = LlamaModel(path, gpu_layers)
-        self._file = GgufFile(path)
         self.vocab_size = self._model.vocab_size
+        self._file = GgufFile(path, (self.vocab_size, self._model.width))
         self.max_model_len = min(max_model_len, self._model.context_length or max_model_len)
         plan = plan_cache(
             self._file.layer_shapes(),

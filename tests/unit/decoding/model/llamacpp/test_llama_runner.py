@@ -89,6 +89,7 @@ def test_a_failed_forward_leaves_the_rest_as_it_was(llama_cpp, tiny, monkeypatch
         ("llama_model_is_hybrid", True, "attention as its only memory"),
         ("llama_model_is_diffusion", True, "diffusion model"),
         ("llama_model_n_swa", 1024, "sliding window"),
+        ("llama_model_n_embd_inp", 64, "more than a token's embedding"),
         ("llama_model_rope_type", 8, "several numbers each"),
     ],
 )
@@ -114,6 +115,23 @@ def test_a_model_whose_embeddings_do_not_stand_for_tokens_is_refused(llama_cpp, 
     own = GgufFile.embeddings
     monkeypatch.setattr(GgufFile, "embeddings", lambda self, ids: own(self, ids) ** 2)
     with pytest.raises(UnsupportedModelError, match="embeddings do not stand for tokens"):
+        make_runner(tiny)
+
+
+def test_a_model_that_scales_embeddings_and_tokens_alike_is_run(llama_cpp, tmp_path):
+    scales = {"embedding_scale": 12.0, "residual_scale": 0.3, "logit_scale": 8.0}
+    path = write_gguf(tmp_path / "granite.gguf", architecture="granite", **scales)
+    runner, plain = make_runner(path), make_runner(write_gguf(tmp_path / "plain.gguf"))
+    ids = [5, 80, 7]
+    logits = runner.forward([Segment.plain(0, 0, 3)], runner.embed(ids), range(3))
+    (exact,) = runner.exact_logprobs([ids])
+    torch.testing.assert_close(torch.log_softmax(logits, -1), exact, atol=1e-4, rtol=0)
+    assert (exact - plain.exact_logprobs([ids])[0]).abs().max() > 0.1  # the scales do something
+
+
+def test_embeddings_of_another_width_are_refused(llama_cpp, tiny, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "llama_vocab_n_tokens", lambda _: 300)
+    with pytest.raises(BrokenModelError, match=r"\(301, 32\) instead of \(300, 32\)"):
         make_runner(tiny)
 
 
