@@ -27,7 +27,7 @@ def library() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise ModelLoadError(
             f"--runner llamacpp needs llama-cpp-python ({type(error).__name__}: {error}). Install it: "
-            "pip install 'superdraft[llamacpp]'"
+            'CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python'
         ) from error
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]

@@ -99,7 +99,7 @@ class LlamaRunner:
         places = {row: place for place, row in enumerate(sorted(set(kept)))}
         found: list[np.ndarray] = [np.empty((0, self.vocab_size), dtype=np.float32)]
         self.cache.begin(segments)
-        is_done, start = False, 0
+        start = 0
         try:
             for group in groups(segments, MAX_BATCH, self._max_texts):
                 stop = start + sum(segment.count for segment in group)
@@ -112,10 +112,9 @@ class LlamaRunner:
                     self.cache.note_run(segment, sequence)
                 self.cache.end()
                 start = stop
-            is_done = True
-        finally:
-            if not is_done:
-                self.cache.end(failed=True)
+        except BaseException:
+            self.cache.end(failed=True)
+            raise
         logits = torch.from_numpy(np.concatenate(found))[[places[row] for row in kept]]
         logits[~are_numbers[list(kept)]] = torch.nan
         return logits
