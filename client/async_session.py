@@ -93,6 +93,7 @@ class AsyncTypingSession:
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._warnings: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -123,6 +124,11 @@ class AsyncTypingSession:
     def error(self) -> ClientError | None:
         """Why the last request failed; None if it succeeded."""
         return self._session.error
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The server's remarks about the last request that it answered."""
+        return self._warnings
 
     @property
     def latency_s(self) -> float:
@@ -229,6 +235,7 @@ class AsyncTypingSession:
         except ValueError as error:  # the text cannot be encoded
             actions = self._session.failed(send.request_id, BadRequestError(str(error), status=400))
         else:
+            self._warnings = answer.warnings
             actions = self._session.answered(send.request_id, answer)
         self._requests.pop(send.request_id, None)
         self._do(actions)

@@ -135,12 +135,14 @@ class Snapshot(Value):
         step: counts from 1; snapshots are skipped if the reader is too slow.
         stable_text: the common beginning of all drafts, which will not change any more.
         drafts: best first.
+        rows_by_depth: as in `Usage`, so far.
     """
 
     id: str
     step: int
     stable_text: str
     drafts: tuple[SnapshotDraft, ...]
+    rows_by_depth: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,11 +127,13 @@ class Snapshot:
         num_steps: number of tokens chosen so far.
         drafts: the best k.
         stable_text: common beginning of all drafts, which no later step can change.
+        rows_by_depth: as in `Usage`, so far.
     """
 
     num_steps: int
     drafts: tuple[DraftSnapshot, ...]
     stable_text: str
+    rows_by_depth: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,11 @@ class EngineRequest:
         scorer: the n-gram model; None: the language model alone.
         session_id: the typing session. This request supersedes an unfinished one of the same session, which ends. None:
             no session.
+        key_gap_s: the usual seconds until the session's next request, after which this one's answer is of no use; None:
+            unknown.
         timeout_s: seconds after which the request is answered with the drafts so far; None: no limit.
         draft_timeout_s: the same, counted from the drafts' first tokens on, so that the prompt does not count.
+        is_ahead: nobody has sent it yet, but somebody is likely to: it must not take a tree from other requests.
         isolation: requests share kept prompts only if this is equal.
     """
 
@@ -30,6 +33,8 @@ class EngineRequest:
     scorer: NgramScorer[Any] | None = None
     _: KW_ONLY
     session_id: str | None = None
+    key_gap_s: float | None = None
     timeout_s: float | None = None
     draft_timeout_s: float | None = None
+    is_ahead: bool = False
     isolation: str = ""

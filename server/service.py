@@ -165,6 +165,7 @@ class Service:
         )
         for index, share in enumerate(shares):
             self._remember(request, params, current_caller(), index, share)
+        self._look_ahead(request, params, scorer, shares[0].output if len(shares) == 1 else None)
         return Drafted([share.output for share in shares], params, scorer is not None)
 
     async def stream(self, request: DraftingRequest) -> Drafted[MergedOutputs]:
@@ -186,6 +187,7 @@ class Service:
             output = _cut(request, step.request_id, step.output, params)
             rank = shares[step.request_id].rank if step.request_id in shares else 0
             self._remember(request, params, caller, indices[step.request_id], Share(output, rank))
+            self._look_ahead(request, params, scorer, output if len(indices) == 1 else None)
             return replace(step, output=output)
 
         def start(run: EngineRequest) -> Coroutine[Any, Any, OutputStream]:
@@ -230,6 +232,27 @@ class Service:
             return _cut(request, run.request_id, await self.engine.generate(replace(run, params=params)), params)
 
         return await self.fan_out.draft(request.twin_key, run.params, decode)
+
+    def _look_ahead(
+        self, request: DraftingRequest, params: GenerationParams, scorer: Scorer | None, output: GenerationOutput | None
+    ) -> None:
+        """Let the engine run what a typist would ask for next, who accepts the first draft that was shown.
+
+        Args:
+            request: the one that was answered; only typing sessions go on.
+            params: its parameters.
+            scorer: its n-gram model.
+            output: what is shown; None: nothing can be foreseen.
+        """
+        ((request_id, prompt), *_) = request.prompts.items()
+        is_typing = request.session_id is not None and params.divides
+        if self.settings.speculate == "off" or not is_typing or output is None or not output.drafts:
+            return
+        if not isinstance(prompt, str):
+            return
+        text = type(prompt)(prompt + output.drafts[0].text)
+        (run,) = _runs(replace(request, prompts={f"{request_id}-ahead": text}), params, scorer, self._isolation)
+        self.engine.look_ahead(replace(run, session_id=None, timeout_s=None, draft_timeout_s=None))
 
     def _remember(
         self, request: DraftingRequest, params: GenerationParams, caller: str, prompt_index: int, share: Share

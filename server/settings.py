@@ -238,6 +238,11 @@ class Settings(BaseSettings):
         description="Host name, besides localhost, under which a local server without keys may be addressed. "
         "Repeatable.",
     )
+    speculate: Literal["off", "idle"] = Field(
+        default="idle",
+        description="Whether the server works ahead of typing sessions while nothing else is to do (idle): it runs the "
+        "request that would follow if the first draft were accepted.",
+    )
     prefix_isolation: Literal["none", "key"] = Field(
         default="key",
         description="Who may reuse a kept prompt: key, requests with the same API key; none, all requests.",

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from superdraft.benchmarks.answers import Answers, different_prompts
 from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
-from superdraft.benchmarks.over_http.answers import Answers, different_prompts
 from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
 from superdraft.benchmarks.over_http.overload import MAX_SLOWDOWN, saturate
 from superdraft.benchmarks.summary import count_text, make_report, plain_table, print_promises

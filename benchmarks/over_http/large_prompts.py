@@ -14,8 +14,8 @@ from typing import Annotated
 import httpx
 import typer
 
+from superdraft.benchmarks.answers import Answers, different_prompts
 from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
-from superdraft.benchmarks.over_http.answers import Answers, different_prompts
 from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
 from superdraft.benchmarks.summary import count_text, make_report, plain_table, print_promises
 from superdraft.benchmarks.typing_texts import TEXTS

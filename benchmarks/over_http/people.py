@@ -1,10 +1,9 @@
 """People at the keyboard: how often they see drafts before their next key, and how many keys drafts save them.
 
 Each person types real texts, key by key, with human pauses, and reads what is on the screen: an editor without a cache
-of its own, which asks for drafts after every key and gives the request before up. When a draft goes on as the text does,
-the person accepts its longest right beginning that ends at the end of a word, if that saves keys. Accepting costs one
-key, and one more for each draft above in the list. The text continues from there, so that every server is followed to
-other places. Nobody needs time to read.
+of its own, which asks for drafts after every key and gives up the request before. When a draft goes on as the text
+does, the person accepts its longest right beginning that ends at the end of a word, if that saves keys. Accepting costs
+one key, and one more for each draft above in the list. Nobody needs time to read.
 """
 
 import asyncio
@@ -23,10 +22,10 @@ import httpx
 import typer
 
 from superdraft.benchmarks.options import AsJson, MaxTokens, NumDrafts, ServerDtype, ServerModel, ServerNumThreads
-from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
+from superdraft.benchmarks.over_http.local_server import http_client, serve_options, server_at
 from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile, tracked
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
-from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, Peer, parse_peer
+from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
 from superdraft.evaluation.measures.suggestion_turns import accepted_length
 from superdraft.evaluation.reports.plots import curves
 
@@ -233,12 +232,13 @@ def main(
     peers = [parse_peer(one, (SUPERDRAFT, LLAMA_CPP)) for one in peer or ()]
     options = serve_options(model=model, dtype=dtype, num_threads=num_threads)
     rows = []
-    with local_server(options) as url:
-        for number, one in tracked(list(itertools.product(people, [Peer("", url, "here"), *peers])), "people"):
-            is_peer = one.kind == LLAMA_CPP
-            server = LlamaCppServer(max_tokens) if is_peer else SuperdraftServer(num_drafts, max_tokens)
-            tally = asyncio.run(run(server, one.url, cases, number, seconds, seed))
-            rows.append(tally.row(one.name, number))
+    for number, one in tracked(list(itertools.product(people, [None, *peers])), "people"):
+        is_peer = one is not None and one.kind == LLAMA_CPP
+        server = LlamaCppServer(max_tokens) if is_peer else SuperdraftServer(num_drafts, max_tokens)
+        # A server that has seen a text answers faster, so each run has a new one.
+        with server_at(None if one is None else one.url, options if one is None else []) as url:
+            tally = asyncio.run(run(server, url, cases, number, seconds, seed))
+        rows.append(tally.row("this version" if one is None else one.name, number))
     if plot is not None:
         series = {
             name: ([row["people"] for row in own], [row["keys_saved"] for row in own])
@@ -265,12 +265,10 @@ async def run(
 ) -> Tally:
     """Let people type for some time, after a short time that does not count."""
     async with http_client(url) as http:
-        # A server keeps what it has run: nobody may type what somebody has typed before in another run.
         chance = random.Random(f"{seed} {num_people}")  # noqa: S311 (the same texts and pauses in every run)
         order = itertools.cycle(chance.sample(cases, len(cases)))
-        tally = Tally()
-        for tally, limit_s in ((Tally(), WARM_UP_S), (tally, seconds)):
-            end_s = time.perf_counter() + limit_s
+        for limit_s in (WARM_UP_S, seconds):
+            tally, end_s = Tally(), time.perf_counter() + limit_s
             crowd = [
                 Person(server, http, order, tally, random.Random(chance.random()))  # noqa: S311
                 for _ in range(num_people)

@@ -59,6 +59,7 @@ def snapshot(sequence: Sequence) -> Snapshot:
         num_steps=max(branch.num_steps for branch in sequence.branches),
         drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), score(draft)) for draft in ranked),
         stable_text=_stable_text(sequence),
+        rows_by_depth=tuple(sequence.rows_by_depth),
     )
 
 

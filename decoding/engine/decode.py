@@ -36,6 +36,9 @@ from superdraft.decoding.method.scoring import Candidates, cut, interpolate, joi
 from superdraft.decoding.method.superposition import draft_weights, superpose
 from superdraft.decoding.model.runner import ModelRunner
 
+KEPT_DEPTH = 2
+"""Tokens of a draft whose logits are kept, since what is typed next often ends there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -145,6 +148,8 @@ class DecodeStep:
             tree, has_bias = row.branch.tree, row.branch.sequence.params.logit_bias
             if row.key is not None and tree is not None and not has_bias and candidates.are_numbers(row.index):
                 tree.nodes[row.key] = Node(row.branch.cells[-1], candidates.row(row.index))
+                if row.branch.num_steps <= KEPT_DEPTH:
+                    self._trees.keep_logits(tree, row.key, logits[row.index])
         return candidates
 
     def _interpolate(self, rows: Sequence[Row], candidates: Candidates, faults: Faults) -> dict[Branch, Children]:

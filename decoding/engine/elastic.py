@@ -12,13 +12,17 @@ plan  a draft grows                            drafts that grow
 3     until its first word is finished         the most probable
 ====  =======================================  =====================================
 
-The plan is the first with which every request in the engine would be answered in time, at the measured cost of a step.
+The plan is the first with which the requests in the engine would be answered in time, at the measured cost of a step:
+within the target latency, and before their typists' next keys. A request that has been there for long does not wait for
+more than first words.
+
 It says nothing about which tokens are chosen: with the same rows and tokens, the drafts are the same, whatever a
 request's neighbours are.
 """
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Collection
 
 import numpy as np
 
@@ -28,11 +32,16 @@ WHOLE_SHARE, WORDS_SHARE = 0.25, 0.5
 """The part of the target latency that whole drafts may take, and that of drafts which end at their first words: it is
 better to wait a little longer for a word than to get fewer. The rest is for the prompt and the wait."""
 
+WHOLE_GAP_SHARE, WORDS_GAP_SHARE = 0.25, 0.4
+"""The same parts of the usual time until a typist's next key."""
+
 _ROWS = (None, None, 2, 1)
 _WORD_TOKENS = 3.0  # that a first word takes, with the token that shows its end
 _DECAY = 0.98  # weight of a step relative to the one after it
-_PRIOR = np.array([0.004, 0.0005, 0.0005])  # seconds per step, row and prompt token: a small model on two cores
-_PRIOR_WEIGHT = np.array([10.0, 1e3, 1e4])
+_PRIOR = np.array([0.004, 0.0005, 0.0005, 0.001])
+"""Seconds per step, row, prompt token and request that begins: a small model on two cores."""
+
+_PRIOR_WEIGHT = np.array([10.0, 1e3, 1e4, 1e2])
 _LARGEST_SURPRISE = 3.0  # a step that takes longer than this many times what was expected lost its core for a while
 _SMOOTHING = 1 / 16
 _USUAL_TOKENS = 8.0  # that a draft grows to if nothing limits it, before any has been seen
@@ -41,26 +50,34 @@ _FEWEST_CHUNK_TOKENS = 32
 
 
 class StepCost:
-    """What a step costs: seconds = base + a per row + b per prompt token, fitted to the latest steps."""
+    """What a step costs: seconds = base + a per row + b per prompt token + c per request that begins its drafts.
+
+    Fitted to the latest steps.
+    """
 
     def __init__(self) -> None:
         self._weights = np.diag(_PRIOR_WEIGHT)
         self._targets = self._weights @ _PRIOR
         self._terms = _PRIOR
 
-    def observe(self, num_rows: int, num_prompt_tokens: int, seconds: float) -> None:
+    def observe(self, num_rows: int, num_prompt_tokens: int, num_begun: int, seconds: float) -> None:
         """Note a step."""
-        features = np.array([1.0, num_rows, num_prompt_tokens])
-        seconds = min(seconds, _LARGEST_SURPRISE * self.seconds(num_rows, num_prompt_tokens))
+        features = np.array([1.0, num_rows, num_prompt_tokens, num_begun])
+        seconds = min(seconds, _LARGEST_SURPRISE * self.seconds(num_rows, num_prompt_tokens, num_begun))
         # The prior stays in part, so that terms of which the latest steps say nothing keep a value.
         prior = np.diag(_PRIOR_WEIGHT)
         self._weights = _DECAY * self._weights + (1 - _DECAY) * prior + np.outer(features, features)
         self._targets = _DECAY * self._targets + (1 - _DECAY) * prior @ self._terms + features * seconds
         self._terms = np.maximum(np.linalg.solve(self._weights, self._targets), 1e-6)
 
-    def seconds(self, num_rows: float, num_prompt_tokens: float) -> float:
+    def seconds(self, num_rows: float, num_prompt_tokens: float, num_begun: float = 0.0) -> float:
         """The expected duration of a step."""
-        return float(self._terms @ (1.0, num_rows, num_prompt_tokens))
+        return float(self._terms @ (1.0, num_rows, num_prompt_tokens, num_begun))
+
+    @property
+    def per_row_s(self) -> float:
+        """Seconds per row."""
+        return float(self._terms[1])
 
     @property
     def per_prompt_token_s(self) -> float:
@@ -78,12 +95,13 @@ class ElasticWork:
     def __init__(self, target_s: float) -> None:
         self._target_s = target_s
         self._cost = StepCost()
-        self._prompt_tokens = 0.0  # per step, smoothed
+        self._prompt_tokens = self._num_begun = 0.0  # per step, smoothed
         self._num_tokens = _USUAL_TOKENS  # of the longest draft of a request that nothing limited, smoothed
 
-    def observe(self, num_rows: int, num_prompt_tokens: int, seconds: float) -> None:
+    def observe(self, num_rows: int, num_prompt_tokens: int, num_begun: int, seconds: float) -> None:
         """Note a step."""
-        self._cost.observe(num_rows, num_prompt_tokens, seconds)
+        self._cost.observe(num_rows, num_prompt_tokens, num_begun, seconds)
+        self._num_begun += _SMOOTHING * (num_begun - self._num_begun)
         self._prompt_tokens += _SMOOTHING * (num_prompt_tokens - self._prompt_tokens)
 
     def observe_answer(self, sequence: Sequence) -> None:
@@ -100,9 +118,11 @@ class ElasticWork:
         affordable = _LONGEST_CHUNK_S / self._cost.per_prompt_token_s
         return min(most, max(_FEWEST_CHUNK_TOKENS, 1 << int(math.log2(max(1.0, affordable)))))
 
-    def plan(self, sequences: Iterable[Sequence]) -> int:
+    def plan(self, sequences: Collection[Sequence]) -> int:
         """The plan for the next step, with these requests in the engine."""
-        params = [sequence.params for sequence in sequences]
+        params, gap_s = [sequence.params for sequence in sequences], _usual_gap_s(sequences)
+        whole_s = min(WHOLE_SHARE * self._target_s, WHOLE_GAP_SHARE * gap_s)
+        words_s = min(WORDS_SHARE * self._target_s, WORDS_GAP_SHARE * gap_s)
         # A request that is alone has nobody to wait for.
         if len(params) < 2 or not any(one.elastic for one in params) or math.isinf(self._target_s):
             return 0
@@ -112,10 +132,27 @@ class ElasticWork:
             )
             longest = max(one.max_tokens for one in params if one.elastic)
             num_tokens = min(longest, _WORD_TOKENS if plan else self._num_tokens)
-            share = WORDS_SHARE if plan else WHOLE_SHARE
-            if num_tokens * self._cost.seconds(num_rows, self._prompt_tokens) <= share * self._target_s:
+            step_s = self._cost.seconds(num_rows, self._prompt_tokens, self._num_begun)
+            if num_tokens * step_s <= (words_s if plan else whole_s):
                 return plan
         return len(_ROWS) - 1
+
+    def most_running(self, sequences: Collection[Sequence]) -> float:
+        """How many typists' requests may run at once, at least one: if more ran, none would be answered in time."""
+        step_s = WORDS_GAP_SHARE * _usual_gap_s(sequences) / _WORD_TOKENS
+        rest_s = step_s - self._cost.seconds(0, self._prompt_tokens, self._num_begun)
+        return max(1.0, rest_s / self._cost.per_row_s)
+
+
+def _usual_gap_s(sequences: Collection[Sequence]) -> float:
+    gaps = [gap_s for sequence in sequences if (gap_s := sequence.request.key_gap_s) is not None]
+    return statistics.median(gaps) if gaps else math.inf
+
+
+def is_late(sequence: Sequence, now_s: float) -> bool:
+    """Whether the typist's next key is due before long."""
+    gap_s = sequence.request.key_gap_s
+    return gap_s is not None and now_s - sequence.arrival_s > WHOLE_GAP_SHARE * gap_s
 
 
 def limit(sequence: Sequence, plan: int) -> None:

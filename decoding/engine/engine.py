@@ -22,6 +22,7 @@ An engine belongs to one thread. Nothing here locks.
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from superdraft.decoding.engine.admission import Admission
 from superdraft.decoding.engine.answer import answer, snapshot
 from superdraft.decoding.engine.branching import Branching
 from superdraft.decoding.engine.decode import DecodeStep
-from superdraft.decoding.engine.elastic import ElasticWork, limit
+from superdraft.decoding.engine.elastic import ElasticWork, is_late, limit
 from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.model_pass import Pass
 from superdraft.decoding.engine.scheduler import Scheduler, Work
@@ -47,6 +48,10 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
+
+MAX_SESSIONS = 4096
+LONGEST_WAIT_S = 10.0
+"""A typing session whose wait would be longer has paused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +106,15 @@ class Engine:
         self._clock = clock
         self._trees = Trees(runner)
         self._admission = Admission(tokenizer, config, self.max_model_len, self.num_slots, self._trees.num_needed)
-        self._scheduler = Scheduler(self._trees)
         self._elastic = ElasticWork(math.inf if config.target_latency_s is None else config.target_latency_s)
         decode_step = DecodeStep(runner, self._trees, tokenizer.suppressed_token_ids, clock)
         branching = Branching(self._trees, decode_step)
         starts = Starts(tokenizer, self._trees, branching, decode_step)
+        self._scheduler = Scheduler(self._trees, starts.leave_out_tail)
         self._pass = Pass(self._trees, self._scheduler, decode_step, branching, starts, clock)
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Sequence] = {}
+        self._unanswered: OrderedDict[str, float] = OrderedDict()  # sessions, each with when its wait began
         self._ended: list[StepOutput] = []
         self._begun: list[Sequence] = []
         self._last_step = StepReport(None, 0, 0, 0.0, (), 0)
@@ -132,6 +138,16 @@ class Engine:
     def num_copied_bytes(self) -> int:
         """Bytes of keys and values copied so far from one place to another."""
         return self._runner.cache.num_copied_bytes
+
+    @property
+    def num_foreseen(self) -> int:
+        """Requests so far whose whole prompt had been run ahead of them."""
+        return self._trees.num_foreseen
+
+    @property
+    def has_room_ahead(self) -> bool:
+        """Whether a request that nobody has sent yet would take no other request's tree."""
+        return self._trees.has_room_ahead
 
     @property
     def num_used_slots(self) -> int:
@@ -174,6 +190,7 @@ class Engine:
             if older is not None:
                 self._ended.append(self._end(older, SupersededError("A newer request of this session took its place.")))
             self._sessions[request.session_id] = sequence
+        sequence.waiting_since_s = self._waiting_since(sequence)
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
 
@@ -206,14 +223,16 @@ class Engine:
         expired = self._expire()
         outputs += expired
         outputs += self._limit_work()
-        work = self._scheduler.schedule(started_s, self._elastic.chunk_tokens(self.config.max_prefill_tokens))
+        chunk_tokens = self._elastic.chunk_tokens(self.config.max_prefill_tokens)
+        most_running = self._elastic.most_running(self._sequences.values())
+        work = self._scheduler.schedule(started_s, chunk_tokens, most_running)
         num_rows, faults = 0, Faults()
         if work is not None:
             num_rows = self._pass.run(work, faults)
             outputs += self._grown(work, faults, started_s)
         self._last_step = step = self._report_of(work, num_rows, started_s, len(expired))
         if step.num_rows or step.num_prompt_tokens:
-            self._elastic.observe(step.num_rows, step.num_prompt_tokens, step.seconds)
+            self._elastic.observe(step.num_rows, step.num_prompt_tokens, len(step.first_draft_s), step.seconds)
         return outputs
 
     def generate(
@@ -238,12 +257,26 @@ class Engine:
                 if step_output.output is not None:
                     return step_output.output
 
+    def _waiting_since(self, sequence: Sequence) -> float:
+        """Since when the request's session has had no drafts, as far as it has asked for some without a pause."""
+        session_id, now_s = sequence.request.session_id, sequence.arrival_s
+        if session_id is None:
+            return now_s
+        since_s = self._unanswered.get(session_id, now_s)
+        if now_s - since_s > LONGEST_WAIT_S:
+            since_s = now_s
+        self._unanswered[session_id] = since_s
+        self._unanswered.move_to_end(session_id)
+        if len(self._unanswered) > MAX_SESSIONS:
+            self._unanswered.popitem(last=False)
+        return since_s
+
     def _limit_work(self) -> list[StepOutput]:
         """End drafts that may not grow any further under this load, and answer the requests that are done by that."""
-        plan = self._elastic.plan(self._sequences.values())
+        plan, now_s, is_shared = self._elastic.plan(self._sequences.values()), self._clock(), len(self._sequences) > 1
         outputs = []
-        for sequence in list(self._scheduler.running) if plan else []:
-            limit(sequence, plan)
+        for sequence in list(self._scheduler.running):
+            limit(sequence, max(plan, int(is_shared and is_late(sequence, now_s))))
             if sequence.is_done:
                 outputs.append(self._end(sequence))
         return outputs
@@ -314,6 +347,7 @@ class Engine:
             error = faults.of(sequence)
         self._release(sequence, failed=error is not None and not isinstance(error, SupersededError))
         if error is None:
+            self._unanswered.pop(sequence.request.session_id or "", None)
             self._elastic.observe_answer(sequence)
             return StepOutput(sequence.request_id, output=output)
         if not isinstance(error, SuperdraftError):

@@ -100,7 +100,7 @@ class Pass:
                 limit_s = now_s + sequence.request.draft_timeout_s
                 sequence.deadline_s = min(limit_s, sequence.deadline_s or limit_s)
             with faults.ending(sequence):
-                of_prompt = self.trees.prompt_logits(sequence)
+                of_prompt, sequence.prompt_logits = sequence.prompt_logits, []
                 healing = sequence.healing
                 if healing is not None:
                     sequence.branches[0].path = healing.tail
@@ -110,7 +110,7 @@ class Pass:
                 elif sequence.params.max_tokens:
                     index = sum(map(len, logits)) + len(firsts)
                     rows += [Row(branch, index) for branch in branches]
-                    firsts.append(of_prompt)
+                    firsts += [logits.unsqueeze(0) for logits in of_prompt]
         own = torch.cat([*logits, *firsts]) if logits or firsts else torch.empty(0, 0)
         rows += [Row(branch, len(own) + index) for index, branch in enumerate(known)]
         # A free place for a draft goes to the first branch that asks: the order must not depend on what is known.

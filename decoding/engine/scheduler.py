@@ -1,6 +1,7 @@
 """The scheduler: which requests take part in the next step, and with how many tokens of their prompts."""
 
-from collections import deque
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from superdraft.decoding.engine.sequence import Branch, Sequence
@@ -27,7 +28,11 @@ class Work:
 
 
 class Scheduler:
-    """First come, first served. A step decodes a row of every running branch and runs some tokens of prompts.
+    """Who has waited longest goes first. A step decodes a row of every running branch and runs some tokens of prompts.
+
+    A typist has waited since the last drafts, even if later requests replaced the first one; everybody else since the
+    request came. So those who type fast do not keep the slots from the others. If typists are too many to be answered
+    before their next keys, only so many requests run as can be: otherwise nobody would see drafts.
 
     A limited number of prompt tokens takes part in a step. All waiting prompts that fit are run together:
     typists send many prompts with one or two new tokens each, and one pass over the weights serves them all. A longer
@@ -36,14 +41,16 @@ class Scheduler:
 
     Args:
         trees: give requests their slots.
+        on_begin: called with each request that begins, before its prompt tokens are counted.
 
     Attributes:
         running: the requests whose prompts are complete.
     """
 
-    def __init__(self, trees: Trees) -> None:
+    def __init__(self, trees: Trees, on_begin: Callable[[Sequence], None] = lambda _: None) -> None:
         self._trees = trees
-        self._waiting: deque[Sequence] = deque()
+        self._on_begin = on_begin
+        self._waiting: list[Sequence] = []
         self._long: Sequence | None = None
         self.running: list[Sequence] = []
         self._long_is_next = False
@@ -62,20 +69,21 @@ class Scheduler:
         """Queue a new request. It must not need more slots than there are."""
         self._waiting.append(sequence)
 
-    def schedule(self, now_s: float, max_prompt_tokens: int) -> Work | None:
+    def schedule(self, now_s: float, max_prompt_tokens: int, most_running: float = math.inf) -> Work | None:
         """Decide what the next step does, and give the requests that begin their slots; None: there is nothing to do.
 
         Args:
             now_s: the clock now.
             max_prompt_tokens: prompt tokens of the step.
+            most_running: requests beside which no typist's request begins.
         """
         branches = [branch for sequence in self.running for branch in sequence.branches if not branch.is_done]
-        prompts = self._next_prompts(now_s, max_prompt_tokens)
+        prompts = self._next_prompts(now_s, max_prompt_tokens, most_running)
         return Work(branches, prompts) if branches or prompts else None
 
-    def _next_prompts(self, now_s: float, max_tokens: int) -> list[tuple[Sequence, int]]:
+    def _next_prompts(self, now_s: float, max_tokens: int, most_running: float) -> list[tuple[Sequence, int]]:
         if not self._long_is_next or self._long is None:
-            prompts = self._short_prompts(now_s, max_tokens)
+            prompts = self._short_prompts(now_s, max_tokens, most_running)
             if prompts:
                 self._long_is_next = True
                 return prompts
@@ -84,22 +92,28 @@ class Scheduler:
             return []
         return [(self._long, min(self._long.num_unfed_tokens, max_tokens))]
 
-    def _short_prompts(self, now_s: float, max_tokens: int) -> list[tuple[Sequence, int]]:
+    def _short_prompts(self, now_s: float, max_tokens: int, most_running: float) -> list[tuple[Sequence, int]]:
         """Begin waiting requests whose prompts fit in the step, and at most one with a long prompt."""
         prompts: list[tuple[Sequence, int]] = []
         room = max_tokens
+        self._waiting.sort(key=lambda one: one.waiting_since_s)  # stable: of equal ones the first that came
         while self._waiting and self._trees.can_begin(self._waiting[0]):
-            num_unfed = self._trees.num_unfed(self._waiting[0])
+            sequence = self._waiting[0]
+            if sequence.request.key_gap_s is not None and len(self.running) + len(prompts) >= most_running:
+                break
+            num_unfed = self._trees.num_unfed(sequence)
             if num_unfed > max_tokens:
                 if self._long is not None:
                     break
-                self._long = self._waiting.popleft()
+                self._long = self._waiting.pop(0)
                 self._trees.begin(self._long, now_s)
                 continue
             if num_unfed > room:
                 break
-            sequence = self._waiting.popleft()
+            self._waiting.pop(0)
             self._trees.begin(sequence, now_s)
+            self._on_begin(sequence)
+            num_unfed = sequence.num_unfed_tokens
             room -= num_unfed
             prompts.append((sequence, num_unfed))
         return prompts

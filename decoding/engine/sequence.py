@@ -1,16 +1,18 @@
-"""The engine's state of one request: a sequence and its branches. Plain values, no tensors."""
+"""The engine's state of one request: a sequence and its branches."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.random import Generator
+from torch import Tensor
 
 from superdraft.decoding.engine.tree import Node, Tree, text_keys
 from superdraft.decoding.method.draft_set import DraftSet, Extend
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
+from superdraft.decoding.text.covers import Covers
 from superdraft.decoding.text.healing import HealingPlan
 
 NUM_SAMPLED_STEPS = 3
@@ -136,15 +138,20 @@ class Sequence:
         extend: appends a token to a draft.
         max_positions: positions of its longest text.
         arrival_s: the clock when the request was added.
+        waiting_since_s: the same, or when the session had its last drafts; who has waited longest goes first.
         deadline_s: the clock at which the request is answered with the drafts so far; None: no limit.
         num_start_tokens: 1 if the first token is the one that begins a document and was put in front; else 0.
         healing: the healing plan for the prompt's end; None: the drafts follow the prompt's own tokens.
+        has_whole_tail: whether all tokens of the healing plan's tail are run, although some may not matter.
+        covers: of the prompt's end, if they are known before its drafts begin.
         start_alternatives: with token healing and verification, the most probable starts, best first, as (token id,
             text, log-probability given the typed text).
         warnings: remarks for the caller, part of the answer.
         branches: the first one exists from the start, the others once the prompt has been run.
         trees: its token trees, one per slot; usually one.
         prompt_keys: `text_keys` of the prompt.
+        prompt_logits: the model's output after the last shared token and after each of the tokens behind it that have
+            been run, float32, each of shape [V]; empty once the drafts have begun.
         stem_cells: of other tokenisations of the prompt's end, while its starts are chosen.
         num_cached_tokens: prompt tokens that an earlier request had run.
         forward_rows: model rows spent after the prompt's own pass (`Usage.forward_rows`).
@@ -162,14 +169,18 @@ class Sequence:
     extend: Extend
     max_positions: int
     arrival_s: float = 0.0
+    waiting_since_s: float = 0.0
     deadline_s: float | None = None
     num_start_tokens: int = 0
     healing: HealingPlan | None = None
+    has_whole_tail: bool = True
+    covers: Covers | None = None
     start_alternatives: tuple[tuple[int, str, float], ...] = ()
     warnings: list[str] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
     trees: list[Tree] = field(default_factory=list)
     prompt_keys: list[int] = field(init=False)
+    prompt_logits: list[Tensor] = field(default_factory=list)
     stem_cells: list[tuple[int, ...]] = field(default_factory=list)
     num_cached_tokens: int = 0
     forward_rows: int = 0
@@ -205,9 +216,10 @@ class Sequence:
 
     @property
     def num_unfed_tokens(self) -> int:
-        """Prompt tokens without keys and values yet."""
+        """Prompt tokens that have to be run and have no keys and values yet."""
         tree = self.branches[0].tree
-        return len(self.prompt_token_ids) - (0 if tree is None else len(tree.trunk))
+        num_wanted = len(self.prompt_token_ids) if self.has_whole_tail else self.num_shared
+        return max(0, num_wanted - (0 if tree is None else len(tree.trunk)))
 
     @property
     def is_done(self) -> bool:

@@ -48,28 +48,34 @@ class Starts:
         tokenizer.encode_inside("")  # prepares the tokenizer, which would delay the first request
 
     @torch.inference_mode()
-    def choose(self, sequence: Request, logits: Tensor) -> None:
+    def choose(self, sequence: Request, own: Sequence[Tensor]) -> None:
         """Choose the first tokens of each branch, and let it continue behind the stem that its drafts follow.
 
         Args:
             sequence: a request whose prompt is complete. If it samples, it has all its branches.
-            logits: the model's output after the last shared token and after each of the T tokens behind it, float32,
-                shape [T + 1, V].
+            own: the model's output after the last shared token and after each of the tokens behind it that have been
+                run, float32, each of shape [V].
 
         Raises:
             SequenceFailedError: the model's output is not numbers.
             InvalidRequestError: the request's logit bias forbids every start.
         """
-        covers = self.covers(sequence, logits)
-        runs = self._run_stems(sequence.branches[0], covers)
+        covers = sequence.covers or self.covers(sequence, own)
+        runs = self._add_stems(sequence.branches[0], covers, own)
+        if not math.isfinite(covers.log_total):
+            raise no_token(sequence, is_forbidden=are_numbers(own[0]))
         if sequence.params.verify_top is not None:
             sequence.start_alternatives = self._alternatives(covers, sequence.params.verify_top)
         for branch in list(sequence.branches):
             self.choose_start(branch, covers)
             self._branching.divide(branch)
-        for branch in sequence.branches:
-            if branch.drafts.alive and not branch.is_done:
-                self._take_path(branch, branch.drafts.alive[0].path, runs)
+        growing = [branch for branch in sequence.branches if branch.drafts.alive and not branch.is_done]
+        paths = [branch.drafts.alive[0].path for branch in growing]
+        for path in paths:
+            if not self._is_run(sequence, path, runs):
+                self._run(sequence.branches[0], path, runs)
+        for branch, path in zip(growing, paths, strict=True):
+            self._take_path(branch, path, runs)
         sequence.stem_cells.clear()
 
     def choose_start(self, branch: Branch, covers: Covers) -> None:
@@ -77,40 +83,89 @@ class Starts:
         chosen = self._sampled(branch, covers) if branch.is_sampled else self._superposed(branch, covers)
         self._step.settle(branch, chosen)
 
-    def covers(self, sequence: Request, logits: Tensor) -> Covers:
-        """The covers of a prompt's end; arguments and errors as in `choose`."""
-        assert sequence.healing is not None
-        biased = _biased(logits, sequence)
-        covers = Covers.of_prompt(sequence.healing, self._tokenizer, self._token_index, logits, biased)
-        if not math.isfinite(covers.log_total):
-            raise no_token(sequence, is_forbidden=are_numbers(logits))
-        return covers
+    def leave_out_tail(self, sequence: Request) -> None:
+        """Leave out the tokens of the prompt's tail that have not been run, if they do not matter.
 
-    def _run_stems(self, branch: Branch, covers: Covers) -> Runs:
-        """Run other tokenisations whose covers may matter, one after another, each in cells of its own.
+        Inside a word they usually do not: hardly any text has the typed part of a word as a token of its own.
+
+        Args:
+            sequence: a request that has just begun; those whose shared tokens have to be run stay as they are.
+        """
+        own = sequence.prompt_logits
+        if sequence.healing is None or not own:
+            return
+        covers = self.covers(sequence, own)
+        for length in range(1, len(sequence.healing.tail) + 1):
+            stem = covers.own_stem(length)
+            if stem is None or not covers.may_matter(stem):  # the tokens behind it matter even less
+                sequence.has_whole_tail, sequence.covers = False, covers
+                sequence.num_cached_tokens = len(sequence.prompt_token_ids)
+                return
+            if length >= len(own):
+                return
+            covers.add(stem, own[length], _biased(own[length], sequence))
+
+    def covers(self, sequence: Request, own: Sequence[Tensor]) -> Covers:
+        """The covers of a prompt's end without tokens between the shared ones and the start; `own` as in `choose`."""
+        assert sequence.healing is not None
+        biased = _biased(own[0], sequence)
+        return Covers.of_prompt(sequence.healing, self._tokenizer, self._token_index, own[0], biased)
+
+    def _add_stems(self, branch: Branch, covers: Covers, own: Sequence[Tensor]) -> Runs:
+        """Add the other stems whose covers may matter. Those of which nothing is known are run, one after another.
+
+        Args:
+            branch: the request's first branch.
+            covers: of the prompt; the stems are added to it.
+            own: the model's output after the prompt's own tokens, as in `choose`.
 
         Returns:
-            Where they are, so that no token is run twice.
+            Where the tokens are that were run in cells of their own, so that none is run twice.
         """
         sequence = branch.sequence
+        assert sequence.healing is not None
         runs: Runs = {}
+        num_later = 0  # cells of stems whose tokens are run only if a draft follows them
         while (stem := covers.next_unrun()) is not None:
-            is_too_long = sequence.num_shared + len(stem.path) > sequence.max_positions
-            # A branch on another tree needs a copy of the whole path.
-            if is_too_long or not self._trees.has_spare_cells(branch, 1 + len(stem.path)):
+            length = len(stem.path)
+            if length < len(own) and sequence.healing.tail[:length] == stem.path:
+                covers.add(stem, own[length], _biased(own[length], sequence))
                 continue
-            self._take_path(branch, stem.path[:-1], runs)
-            logits = self._trees.run_stem(branch, stem.path)
-            runs[stem.path] = branch.base, branch.cells
-            sequence.stem_cells.append(branch.cells)
+            is_too_long = sequence.num_shared + length > sequence.max_positions
+            # A branch on another tree needs a copy of the whole path.
+            if is_too_long or not self._trees.has_spare_cells(branch, num_later + 1 + length):
+                continue
+            logits = self._trees.stem_logits(sequence, stem.path)
+            if logits is None:
+                logits = self._run(branch, stem.path, runs)
+            else:
+                num_later += 1 + length
             covers.add(stem, logits, _biased(logits, sequence))
         return runs
+
+    def _run(self, branch: Branch, path: tuple[int, ...], runs: Runs) -> Tensor:
+        """Run the tokens of a stem that have not been run; the logits after it, shape [V]."""
+        sequence = branch.sequence
+        num_run = next(length for length in range(len(path), -1, -1) if self._is_run(sequence, path[:length], runs))
+        self._take_path(branch, path[:num_run], runs)
+        logits = self._trees.run_stem(branch, path)
+        runs[path] = branch.base, branch.cells
+        sequence.stem_cells.append(branch.cells)
+        return logits
+
+    def _num_own(self, sequence: Request, path: tuple[int, ...]) -> int:
+        """How many of the first tokens of a path are in the trunk."""
+        assert sequence.healing is not None
+        return min(len(sequence.trees[0].trunk) - sequence.num_shared, num_common(sequence.healing.tail, path))
+
+    def _is_run(self, sequence: Request, path: tuple[int, ...], runs: Runs) -> bool:
+        """Whether the tokens of a path have been run for this request."""
+        return self._num_own(sequence, path) == len(path) or any(run[: len(path)] == path for run in runs)
 
     def _take_path(self, branch: Branch, path: tuple[int, ...], runs: Runs) -> None:
         """Let a branch continue behind the tokens of a stem, which have been run."""
         sequence = branch.sequence
-        assert sequence.healing is not None
-        num_own = num_common(sequence.healing.tail, path)
+        num_own = self._num_own(sequence, path)
         cells: tuple[int, ...] = ()
         base = sequence.num_shared + num_own
         if num_own < len(path):

@@ -18,15 +18,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from torch import Tensor
-
 from superdraft.decoding.method.scoring import Candidates
 
 GAP_SHARE = 16
 MAX_GAP_CELLS = 16
 """Cells behind the trunk that paths leave free, so that the next tokens that are typed overwrite no node."""
 
-MAX_STEMS = 4
 _BLOCK = 64
 
 
@@ -53,9 +50,9 @@ class Tree:
         isolation: only requests with the same value may find what is kept.
         trunk: the tokens in the first cells.
         nodes: by the last of `text_keys` of the text up to each.
-        stems: as nodes, other tokenisations of the end of a prompt, each as its cell and its logits of shape [V].
-        logits: the model's output after some positions of the trunk, float32, each of shape [V].
+        stems: as nodes, the cells of other tokenisations of the end of a prompt.
         is_used: whether a request uses it.
+        is_ahead: whether it was run for a request that nobody had sent yet.
         last_use: a number that grows with each use; 0: never.
     """
 
@@ -64,9 +61,9 @@ class Tree:
     isolation: str = ""
     trunk: list[int] = field(default_factory=list)
     nodes: dict[int, Node] = field(default_factory=dict)
-    stems: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
-    logits: dict[int, Tensor] = field(default_factory=dict)
+    stems: dict[int, int] = field(default_factory=dict)
     is_used: bool = False
+    is_ahead: bool = False
     last_use: int = 0
     _next: int = 0
     _returned: list[int] = field(default_factory=list)
@@ -82,7 +79,6 @@ class Tree:
     def cut(self, length: int) -> None:
         """Forget all tokens of the trunk except the first. Nodes behind these remain."""
         del self.trunk[length:]
-        self.logits = {position: row for position, row in self.logits.items() if position < length}
         if length == 0:
             self.nodes, self.stems, self._next, self._returned = {}, {}, 0, []
 
@@ -106,17 +102,16 @@ class Tree:
         taken, self._returned = self._returned[:count], self._returned[count:]
         return tuple(taken)
 
-    def keep_stem(self, key: int, cell: int, logits: Tensor) -> None:
-        """Keep a stem. Only the newest are kept, because logits are large."""
-        self.stems[key] = cell, logits
-        while len(self.stems) > MAX_STEMS:
-            del self.stems[next(iter(self.stems))]
+    def cell_of(self, key: int) -> int | None:
+        """The cell of a node or of a stem; None: there is none."""
+        node = self.nodes.get(key)
+        return self.stems.get(key) if node is None else node.cell
 
     def _forget(self, cells: Iterable[int]) -> None:
         """Drop the nodes and stems in these cells."""
         lost = set(cells)
         self.nodes = {key: node for key, node in self.nodes.items() if node.cell not in lost}
-        self.stems = {key: stem for key, stem in self.stems.items() if stem[0] not in lost}
+        self.stems = {key: cell for key, cell in self.stems.items() if cell not in lost}
 
     def match(self, token_ids: Sequence[int], keys: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """What of a prompt has keys and values here.

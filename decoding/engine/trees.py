@@ -8,10 +8,10 @@ used tree makes room.
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from superdraft.decoding.config import SPARE_CELLS, TREE_CELLS
+from superdraft.decoding.engine.kept_logits import KeptLogits
 from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.tree import Node, Tree, text_keys
 from superdraft.decoding.method.scoring import are_numbers
@@ -27,6 +27,15 @@ class _Match:
     tree: Tree | None = None
     cells: tuple[int, ...] = ()
 
+    @property
+    def rank(self) -> tuple[int, bool, int]:
+        """The highest is the best: the longest; of equal ones a warm tree; of these one run ahead for this text alone."""
+        tree = self.tree
+        if tree is None:
+            return 0, False, 0
+        foresight = 1 if not tree.is_ahead else 2 if len(tree.trunk) == self.length else 0
+        return self.length, not tree.is_used, foresight
+
 
 class Trees:
     """The trees of all slots. Runs real tokens in them.
@@ -36,13 +45,16 @@ class Trees:
 
     Attributes:
         num_run_tokens: real tokens run so far; superposed inputs are not counted.
+        num_foreseen: requests so far whose whole prompt was found in a tree that was run ahead of them.
     """
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._trees = [Tree(slot, runner.num_cells) for slot in range(runner.num_slots)]
+        self._logits = KeptLogits()
         self._num_uses = 0
         self.num_run_tokens = 0
+        self.num_foreseen = 0
 
     @property
     def num_used(self) -> int:
@@ -64,6 +76,11 @@ class Trees:
         """Whether there are slots for it now."""
         return len(self._trees) - self.num_used >= self.needs(sequence)
 
+    @property
+    def has_room_ahead(self) -> bool:
+        """Whether there is a slot for a request that nobody has sent yet: one without a tree that others may need."""
+        return any(not tree.is_used and (tree.is_ahead or not tree.last_use) for tree in self._trees)
+
     def num_unfed(self, sequence: Sequence) -> int:
         """Prompt tokens that would have to be run if the request began now."""
         return len(sequence.prompt_token_ids) - self._best_match(sequence).length
@@ -75,23 +92,29 @@ class Trees:
             sequence: the request.
             started_s: the clock now.
         """
-        match = self._best_match(sequence)
+        match, is_ahead = self._best_match(sequence), sequence.request.is_ahead
+        if match.tree is not None and match.tree.is_ahead and not is_ahead:
+            self.num_foreseen += match.length == len(sequence.prompt_token_ids)
         tree = self._place_for(sequence, match)
+        tree.is_ahead = is_ahead
         sequence.start_s, sequence.trees = started_s, [tree]
         tree.is_used = True
         for _ in range(self.needs(sequence) - 1):
             extra = self._least_recently_used()
             extra.cut(0)
-            extra.is_used = True
+            extra.is_used, extra.is_ahead = True, is_ahead
             sequence.trees.append(extra)
         for one in sequence.trees:
             one.isolation = sequence.request.isolation
         branch = sequence.branches[0]
         branch.tree, branch.base = tree, len(tree.trunk)
         sequence.num_cached_tokens = len(tree.trunk)
+        needed = sequence.prompt_keys[sequence.num_shared - 1 : len(tree.trunk)]
+        found = [self._logits.get(tree.isolation, key) for key in needed]
+        sequence.prompt_logits = [logits for logits in found if logits is not None]
 
     def _best_match(self, sequence: Sequence) -> _Match:
-        """The tree that has the longest usable beginning of a prompt; of equal ones a warm one."""
+        """The tree that has the longest usable beginning of a prompt."""
         best, tokens, keys = _Match(), sequence.prompt_token_ids, sequence.prompt_keys
         for tree in self._trees:
             if tree.isolation != sequence.request.isolation or not tree.trunk:
@@ -102,11 +125,15 @@ class Trees:
             # Tokens whose logits are needed and were not kept have to be run again.
             length = in_trunk + len(cells)
             needed = range(sequence.num_shared - 1, length)
-            length = next((at for at in needed if at >= in_trunk or at not in tree.logits), length)
+            length = next((at for at in needed if self._logits.get(tree.isolation, keys[at]) is None), length)
             found = _Match(length, tree, cells[: max(0, length - in_trunk)])
-            if (found.length, not tree.is_used) > (best.length, best.tree is not None and not best.tree.is_used):
+            if found.length and found.rank > best.rank:
                 best = found
         return best
+
+    def keep_logits(self, tree: Tree, key: int, logits: Tensor) -> None:
+        """Keep the model's output after a node, float32, shape [V]: the next prompt may end there."""
+        self._logits.put(tree.isolation, key, logits)
 
     def _place_for(self, sequence: Sequence, match: _Match) -> Tree:
         """The tree for a request, with what was found of its prompt as its trunk."""
@@ -115,7 +142,8 @@ class Trees:
             oldest.cut(0)
             return oldest
         in_trunk = match.length - len(match.cells)
-        if not source.is_used and (source is oldest or 2 * match.length >= len(source.trunk)):
+        is_free = not source.is_used and (source.is_ahead or not sequence.request.is_ahead)
+        if is_free and (source is oldest or 2 * match.length >= len(source.trunk)):
             source.cut(in_trunk)
             if match.cells:
                 cache.copy_cells(source.slot, match.cells, source.slot, range(in_trunk, match.length))
@@ -126,11 +154,11 @@ class Trees:
         if match.cells:
             cache.copy_cells(source.slot, match.cells, oldest.slot, range(in_trunk, match.length))
         oldest.extend_trunk(sequence.prompt_token_ids[: match.length])
-        oldest.logits = {position: row for position, row in source.logits.items() if position < in_trunk}
         return oldest
 
     def _least_recently_used(self) -> Tree:
-        return min((tree for tree in self._trees if not tree.is_used), key=lambda tree: tree.last_use)
+        free = (tree for tree in self._trees if not tree.is_used)
+        return min(free, key=lambda tree: (tree.last_use > 0 and not tree.is_ahead, tree.last_use))
 
     def end(self, sequence: Sequence, *, failed: bool) -> None:
         """Take a request's slots back. Its first tree stays warm; those of a failed one are zeroed.
@@ -150,6 +178,7 @@ class Trees:
 
     def forget(self) -> None:
         """Drop all warm trees."""
+        self._logits.forget()
         for tree in self._trees:
             if not tree.is_used:
                 tree.cut(0)
@@ -196,19 +225,9 @@ class Trees:
         branch.tree.extend_trunk(sequence.prompt_token_ids[start:stop])
         branch.base = stop
         self.num_run_tokens += num_tokens
-        branch.tree.logits.update(zip(range(stop - len(logits), stop), logits.clone(), strict=True))
-
-    def prompt_logits(self, sequence: Sequence) -> Tensor:
-        """The model's output after the last shared token of a complete prompt and after each of the T tokens behind it.
-
-        Returns:
-            A copy, float32, shape [T + 1, V].
-        """
-        tree = sequence.branches[0].tree
-        assert tree is not None
-        needed = range(sequence.num_shared - 1, len(sequence.prompt_token_ids))
-        tree.logits = {position: row for position, row in tree.logits.items() if position in needed}
-        return torch.stack([tree.logits[position] for position in needed])
+        keys = sequence.prompt_keys[stop - len(logits) : stop]
+        isolation = branch.tree.isolation
+        sequence.prompt_logits += [self._logits.put(isolation, key, row) for key, row in zip(keys, logits, strict=True)]
 
     def has_spare_cells(self, branch: Branch, count: int) -> bool:
         """Whether the branch's tree has room for `count` more tokens beside those that its drafts may need."""
@@ -233,23 +252,36 @@ class Trees:
         self.num_run_tokens += len(token_ids)
         return self._runner.forward([segment], self._runner.embed(token_ids), [len(token_ids) - 1]).float()
 
+    def stem_logits(self, sequence: Sequence, path: tuple[int, ...]) -> Tensor | None:
+        """The model's output after other tokens than the prompt's own behind the shared ones, if it was kept."""
+        return self._logits.get(sequence.request.isolation, _stem_keys(sequence, path)[-1])
+
     def run_stem(self, branch: Branch, path: tuple[int, ...]) -> Tensor:
-        """Run the last token of a stem behind the others, unless it has been run for an earlier prompt.
+        """Run the tokens of a stem that the branch does not have yet, except those that an earlier request has run.
+
+        Args:
+            branch: it continues behind the stem.
+            path: the stem's tokens behind the shared ones, of which the branch has the first.
 
         Returns:
-            The logits after it, float32, shape [V].
+            The logits after the stem, float32, shape [V].
         """
         sequence, tree = branch.sequence, branch.tree
         assert tree is not None
-        key = text_keys(path, sequence.prompt_keys[sequence.num_shared - 1])[-1]
-        known = tree.stems.get(key)
-        if known is not None:
-            branch.cells = (*branch.cells, known[0])
-            return known[1]
-        logits = self.run_tokens(branch, branch.num_computed, path[-1:])[0]
-        sequence.forward_rows += 1
+        keys = _stem_keys(sequence, path)
+        num_known = branch.num_computed - sequence.num_shared
+        while num_known < len(path) and (cell := tree.cell_of(keys[num_known])) is not None:
+            branch.cells = (*branch.cells, cell)
+            num_known += 1
+        logits = self._logits.get(tree.isolation, keys[-1])
+        if logits is not None and num_known == len(path):
+            return logits
+        start = min(num_known, len(path) - 1)
+        logits = self.run_tokens(branch, sequence.num_shared + start, path[start:])[0]
+        sequence.forward_rows += len(path) - start
         if are_numbers(logits):
-            tree.keep_stem(key, branch.cells[-1], logits)
+            tree.stems |= dict(zip(keys[start:], branch.cells[start - len(path) :], strict=True))
+            self._logits.put(tree.isolation, keys[-1], logits)
         return logits
 
     def place_twin(self, twin: Branch, source: Branch) -> None:
@@ -288,3 +320,8 @@ class Trees:
     @staticmethod
     def _paths_in(tree: Tree, sequence: Sequence) -> list[tuple[int, ...]]:
         return [*sequence.stem_cells, *(branch.cells for branch in sequence.branches if branch.tree is tree)]
+
+
+def _stem_keys(sequence: Sequence, path: tuple[int, ...]) -> list[int]:
+    """`text_keys` of the text up to each token of a path behind a prompt's shared tokens."""
+    return text_keys(path, sequence.prompt_keys[sequence.num_shared - 1])

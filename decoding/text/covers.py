@@ -1,8 +1,8 @@
 """Covers of a prompt's end with their weights: the model's distribution over continuations of the typed text.
 
 `healing` defines the terms. Each stem is added with the model's distribution after it, beginning with the stems at the
-ends of the prompt's own tokens. `next_unrun` proposes a further stem whose covers may matter, and `starts` ranks the
-possible first tokens of a draft.
+end of the shared tokens. `next_unrun` proposes a further stem whose covers may matter, and `starts` ranks the possible
+first tokens of a draft.
 """
 
 import math
@@ -18,7 +18,7 @@ from superdraft.decoding.text.healing import CanonicalCheck, HealingPlan, TokenI
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 MIN_STEM_SHARE = 0.05
-"""A stem that needs its own row is run if its covers may have this share of P(text begins with the typed bytes)."""
+"""A stem counts if its covers may have this share of P(text begins with the typed bytes)."""
 
 MIN_CHECKED_SHARE = 0.01
 """Starts with a smaller share count towards that probability without a check that they are canonical. Each start is
@@ -107,7 +107,8 @@ class Covers:
         self._tokenizer = tokenizer
         self._index = index
         self._are_canonical = CanonicalCheck(plan, tokenizer)
-        self._known = {plan.tail[:length] for length in range(len(plan.tail) + 1)}
+        self._tail = plan.tail
+        self._proposed: set[tuple[int, ...]] = set()
         self._unrun: list[UnrunStem] = []
 
     @classmethod
@@ -119,32 +120,24 @@ class Covers:
         logits: Tensor,
         start_logits: Tensor,
     ) -> "Covers":
-        """The covers of a prompt, with the stems that end where one of its own tokens ends.
+        """The covers of a prompt, with the stem that has no tokens after the shared ones.
 
         Args:
             plan: the end of the prompt.
             tokenizer: the tokenizer.
             index: finds tokens by their bytes.
-            logits: the model's output after the shared tokens and after each token of the tail, shape [len(tail) + 1,
-                V].
+            logits: the model's output after the shared tokens, shape [V].
             start_logits: the same logits with the logit biases of drafts.
         """
         covers = cls(plan, tokenizer, index)
-        rows = _logprobs(logits)
-        start_rows = rows if start_logits is logits else _logprobs(start_logits)
-        rest, logprob = tokenizer.bytes_of(plan.tail), 0.0
-        for length, (row, start_row) in enumerate(zip(rows, start_rows, strict=True)):
-            covers._add(plan.tail[:length], rest, logprob, row, start_row)
-            if length < len(plan.tail):
-                token_id = plan.tail[length]
-                rest, logprob = rest[len(tokenizer.token_bytes[token_id]) :], logprob + float(row[token_id])
-        covers._check_probable()
+        covers.add(UnrunStem((), tokenizer.bytes_of(plan.tail), 0.0), logits, start_logits)
         return covers
 
     def add(self, stem: UnrunStem, logits: Tensor, start_logits: Tensor) -> None:
         """Add a stem that has been run: its logits, shape [V], and the same logits with the logit biases of drafts."""
         row = _logprobs(logits)
         start_row = row if start_logits is logits else _logprobs(start_logits)
+        self._unrun = [one for one in self._unrun if one.path != stem.path]
         self._add(stem.path, stem.rest, stem.logprob, row, start_row)
         self._check_probable()
 
@@ -153,8 +146,8 @@ class Covers:
         self.stems.append(Stem(path, rest, logprob, token_ids, start_row[token_ids]))
         for token_id in self._index.inside(rest):
             longer = (*path, token_id)
-            if longer not in self._known:
-                self._known.add(longer)
+            if longer not in self._proposed:
+                self._proposed.add(longer)
                 shorter = rest[len(self._tokenizer.token_bytes[token_id]) :]
                 self._unrun.append(UnrunStem(longer, shorter, logprob + float(row[token_id])))
 
@@ -164,15 +157,24 @@ class Covers:
         return float(np.logaddexp.reduce([stem.log_mass for stem in self.stems]))
 
     def next_unrun(self) -> UnrunStem | None:
-        """The most probable stem that should be run because its covers may matter; None if there are no more."""
+        """The most probable of the other stems whose covers may matter, for `add`; None if there are no more."""
         while self._unrun:
             best = max(self._unrun, key=lambda stem: stem.logprob)
-            if best.logprob < self.log_total + _log(MIN_STEM_SHARE):
+            if not self.may_matter(best):
                 return None
             self._unrun.remove(best)
-            if self._are_canonical.may_begin(best.path) and self._leads_on(best.path, best.rest):
+            is_own = self._tail[: len(best.path)] == best.path
+            if is_own or (self._are_canonical.may_begin(best.path) and self._leads_on(best.path, best.rest)):
                 return best
         return None
+
+    def own_stem(self, length: int) -> UnrunStem | None:
+        """The stem of the first `length` tokens of the prompt's tail; None: it has been added, or a shorter one not."""
+        return next((stem for stem in self._unrun if stem.path == self._tail[:length]), None)
+
+    def may_matter(self, stem: UnrunStem) -> bool:
+        """Whether the covers of a stem may have a share that counts."""
+        return stem.logprob >= self.log_total + _log(MIN_STEM_SHARE)
 
     def _leads_on(self, path: tuple[int, ...], rest: bytes) -> bool:
         """Whether any canonical cover begins with this stem."""

@@ -33,6 +33,8 @@ from superdraft.decoding.text.tokenizer import Tokenizer
 MAX_TAIL_TOKENS = 8
 MAX_TAIL_BYTES = 32
 _MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS = 2, 8
+"""Tokens before the tail with which the tokenizer is asked, unless it splits texts into pieces first: what stands
+before a piece then changes nothing."""
 _MAX_PIECE_CHARS = 128
 _PROBES = ("x", "0", ".", "\n")
 """One character of each kind before which tokenizers may split white space differently."""
@@ -80,7 +82,8 @@ def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer:
     # SentencePiece puts a space before a text, so the tokens of a short prompt may have one more byte than the text.
     if not tail or not (text.encode().endswith(typed) or typed == b" " + text.encode()):
         return None
-    for num_window in range(_MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS + 1):
+    nums = range(_MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS + 1)
+    for num_window in (0, *nums) if tokenizer.splits_texts and len(typed) == piece_bytes else nums:
         window = tuple(token_ids[max(num_fixed, num_shared - num_window) : num_shared])
         if _is_canonical_alone((*window, *tail), tokenizer):
             return HealingPlan(num_shared, tail, window, is_checked=True)

@@ -7,7 +7,7 @@ decoding a single token often loses its leading space. The table of token bytes 
 import json
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ _CONTROL_TOKEN = re.compile(r"<[|｜].*[|｜]>|</?[A-Za-z_]+>")  # noqa: RUF001 
 
 _PART_CHARS = 4096
 """Characters of a long text to encode at a time."""
+
+_SHORT_CHARS, _NUM_SHORT_TEXTS = 64, 32768
+"""Texts whose tokens are kept: token healing asks for the same ones at every key of a word."""
 
 _SPLICE = "\u263a"
 """Code Llama's reference code encodes a text after this character, to get the text's tokens without a leading space."""
@@ -92,6 +95,7 @@ class Tokenizer:
         self._fim_ids = frozenset[int]() if fim is None else fim.end_token_ids
         ends = {own_eos, base_eos, *eos_token_ids, *self._fim_ids} - {None}
         self.eos_token_ids: frozenset[int] = frozenset(ends)
+        self._encode_short = lru_cache(_NUM_SHORT_TEXTS)(self._ids_of)
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -191,6 +195,17 @@ class Tokenizer:
         """The bytes of a sequence of tokens."""
         return b"".join(self.token_bytes[i] for i in token_ids)
 
+    @cached_property
+    def splits_texts(self) -> bool:
+        """Whether texts are split into pieces whose tokens depend on nothing else (byte-level BPE)."""
+        if self._plain_backend is None or self._plain_backend.pre_tokenizer is None:
+            return False
+        rule = json.loads(self._plain_backend.to_str())["pre_tokenizer"]
+        rules = rule.get("pretokenizers", [rule])
+        return any(one["type"] == "ByteLevel" and not one["add_prefix_space"] for one in rules) and any(
+            one["type"] == "Split" or one.get("use_regex", False) for one in rules
+        )
+
     def last_piece_start(self, text: str) -> int:
         """Index in `text` where the part begins whose tokens may change with the next typed characters.
 
@@ -229,7 +244,10 @@ class Tokenizer:
             options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
             return [list(self.hf_tokenizer.encode(text, **options)) for text in texts]
         # Not as a batch: the library encodes batches with threads, which compete with the model's.
-        return [self._plain_backend.encode(text, add_special_tokens=False).ids for text in texts]
+        return [list(self._encode_short(text) if len(text) <= _SHORT_CHARS else self._ids_of(text)) for text in texts]
+
+    def _ids_of(self, text: str) -> tuple[int, ...]:
+        return tuple(self._plain_backend.encode(text, add_special_tokens=False).ids)
 
     def _encode_part(self, text: str, is_plain: bool) -> list[int]:
         if is_plain:

@@ -170,7 +170,11 @@ class Evaluator:
             nums = [len(plan.tail) + 1 for plan in plans]
             logits = self._runner.prefill(range(len(batch)), whole, [0] * len(batch), nums).float()
             for index, plan, rows in zip(batch, plans, torch.split(logits, nums), strict=True):
-                totals[index] = Covers.of_prompt(plan, self._tokenizer, self._index, rows, rows).log_total
+                covers = Covers.of_prompt(plan, self._tokenizer, self._index, rows[0], rows[0])
+                for length, row in enumerate(rows[1:], 1):
+                    if (stem := covers.own_stem(length)) is not None:
+                        covers.add(stem, row, row)
+                totals[index] = covers.log_total
         return totals
 
     @staticmethod

@@ -24,8 +24,10 @@ from superdraft.decoding.errors import (
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.request import EngineRequest
 from superdraft.server.bridge.admission_control import AdmissionControl
+from superdraft.server.bridge.ahead import Ahead
 from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineTokenizer
 from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
+from superdraft.server.bridge.key_gaps import KeyGaps
 from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.bridge.places import Place, slots_of
 from superdraft.server.edge.access import current_caller
@@ -52,6 +54,11 @@ class _Add:
 class _Cancel:
     request_id: str
     stream: OutputStream
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    request: EngineRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,9 @@ class AsyncEngine:
         self.num_slots: int = engine.num_slots
         self._metrics = metrics or Metrics()
         self._admission = admission or AdmissionControl()
-        self._commands: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
+        self._key_gaps = KeyGaps()
+        self._commands: queue.SimpleQueue[_Add | _Cancel | _Ahead | _Stop] = queue.SimpleQueue()
+        self._ahead = Ahead(engine, self._metrics)  # used only by the engine's thread
         self._requests: dict[str, _Add] = {}  # used only by the engine's thread
         self._gate = threading.Lock()  # closes `_accepting` and the queue together
         self._accepting = False
@@ -145,6 +154,8 @@ class AsyncEngine:
         record = current_record()
         if request.session_id is not None and current_caller():  # a caller's name has no space in it
             request = replace(request, session_id=f"{current_caller()} {request.session_id}")
+        if request.session_id is not None:
+            request = replace(request, key_gap_s=self._key_gaps.note(request.session_id, time.monotonic()))
         place = await self._admission.enter(
             record,
             *request.params.least_work,
@@ -163,6 +174,12 @@ class AsyncEngine:
         self._post(_Add(request, deadline, outputs, record, place))
         await outputs.accepted()
         return outputs
+
+    def look_ahead(self, request: EngineRequest) -> None:
+        """Run a request that somebody is likely to send soon, as long as nothing else is to do; it has no answer."""
+        with self._gate:
+            if self._accepting:
+                self._commands.put(_Ahead(replace(request, is_ahead=True)))
 
     async def stop(self, grace_s: float) -> None:
         """Take no more requests, let the running ones go on for at most `grace_s` seconds, then end the thread."""
@@ -204,8 +221,10 @@ class AsyncEngine:
             RuntimeError: the engine cannot go on.
         """
         try:
-            self._take_commands(wait=not self._engine.has_unfinished)
-            if self._engine.has_unfinished:
+            self._take_commands(wait=not (self._engine.has_unfinished or self._ahead.has_work))
+            if self._ahead.has_work:  # so there are no requests
+                self._ahead.step()
+            elif self._engine.has_unfinished:
                 self._step()
         except Exception as fault:  # the engine's state cannot be trusted any more: every request ends
             self._failures += 1
@@ -225,10 +244,14 @@ class AsyncEngine:
         while not self._commands.empty():
             self._carry_out(self._commands.get())
 
-    def _carry_out(self, command: _Add | _Cancel | _Stop) -> None:
+    def _carry_out(self, command: _Add | _Cancel | _Ahead | _Stop) -> None:
         match command:
             case _Add():
+                self._ahead.give_up()
                 self._add(command)
+            case _Ahead(likely):
+                if not self._requests and self._deadline is None:
+                    self._ahead.put(likely)
             case _Cancel(request_id, stream):
                 request = self._requests.get(request_id)
                 if request is not None and request.stream is stream:
@@ -237,6 +260,7 @@ class AsyncEngine:
                     request.place.release()
                     self._metrics.count_cancelled("client_gone")
             case _Stop(deadline):
+                self._ahead.give_up()
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
 
     def _add(self, command: _Add) -> None:
@@ -305,6 +329,7 @@ class AsyncEngine:
     def _abandon_all(self, fault: Exception) -> None:
         logged_fault(fault, requests=len(self._requests), consecutive=self._failures)
         self._end_all(SequenceFailedError, STEP_FAULT_MESSAGE)
+        self._ahead.give_up()
         if self._engine.has_unfinished:
             raise RuntimeError("the engine holds requests that it cannot drop")
         if self._failures >= MAX_CONSECUTIVE_FAILURES:

@@ -64,6 +64,10 @@ class DecodingEngine(Protocol):
         """Whether `step` has anything to do."""
 
     @property
+    def has_room_ahead(self) -> bool:
+        """Whether a request with `is_ahead` would take no other request's place."""
+
+    @property
     def last_step(self) -> EngineStep:
         """The latest step. For the engine's thread only."""
 

@@ -67,6 +67,10 @@ class WatchedEngine(Protocol):
         """Requests without one."""
 
     @property
+    def num_foreseen(self) -> int:
+        """Requests so far whose whole prompt had been run ahead of them."""
+
+    @property
     def last_step(self) -> ReportedStep:
         """The latest step."""
 
@@ -164,9 +168,19 @@ class Metrics:
             "Drafts that went on where those of an earlier request went, and took no row.",
             registry=registry,
         )
+        self._ahead = Counter("superdraft_ahead", "Prompts run before anyone sent them.", registry=registry)
+        self._ahead_rows = Counter("superdraft_ahead_rows", "Model rows of their drafts.", registry=registry)
         self._limited = Counter(
             "superdraft_limited_by_load", "Prompts whose drafts are shorter because of the load.", registry=registry
         )
+
+    def count_ahead(self) -> None:
+        """Count a prompt that is run before anyone has sent it."""
+        self._ahead.inc()
+
+    def observe_step_ahead(self, num_rows: int) -> None:
+        """Count the model rows of a step that nobody has asked for."""
+        self._ahead_rows.inc(num_rows)
 
     def watch(self, engine: object) -> None:
         """Show the engine's load and its steps, if it reports them. Engines in tests may not."""
@@ -178,6 +192,11 @@ class Metrics:
             ("superdraft_used_slots", "KV-cache slots in use.", lambda: watched.num_used_slots),
             ("superdraft_running_sequences", "Prompts with a slot.", lambda: watched.num_running),
             ("superdraft_waiting_sequences", "Prompts without a slot.", lambda: watched.num_waiting),
+            (
+                "superdraft_ahead_used",
+                "Prompts that had been run ahead of their requests, since the start.",
+                lambda: watched.num_foreseen,
+            ),
         ):
             Gauge(name, text, registry=self.registry).set_function(read)
 

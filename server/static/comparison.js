@@ -10,13 +10,15 @@ const byId = (id) => document.getElementById(id);
  *
  * @param {import("./client/client.js").Superdraft} client
  * @param {string} prompt
- * @param {object} options of the requests, without a session id, so that typing does not cancel it.
+ * @param {object} options of the requests: without a session id, so that typing does not cancel it, and without a
+ *   trigger, so that nothing is withheld.
  * @param {number} maxBranches the maximum number of rows that the server samples in parallel.
  */
 export async function compare(client, prompt, options, maxBranches) {
   const numSamples = Math.min(options.num_drafts, maxBranches);
   // A bias of zero changes no draft, but the server does not answer with what it drafted while the text was typed.
   options = { ...options, logit_bias: { 0: 0 } };
+  if (options.trim === "none") options.trim = "word"; // drafts for a person are tidied; these are not
   // Process the prompt first, so that both methods find it in the cache and neither pays for it.
   await client.complete(prompt, { ...options, strategy: "superposed", max_tokens: 0 });
   const superposed = await client.complete(prompt, { ...options, strategy: "superposed" });

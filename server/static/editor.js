@@ -4,7 +4,10 @@
 // below it, with the same line breaks, shows the text and the draft. The text area still provides the caret, the
 // selection and all editing.
 
+// What follows the caret on its line. Closing brackets and the like do not make it the inside of a line, as for the
+// server.
 const REST_OF_LINE = /^[^\n]*/;
+const CLOSERS = /^[)\]}"'`;:,\s]*$/;
 
 export class Editor {
   /**
@@ -38,11 +41,15 @@ export class Editor {
     return this.area.value.slice(this.area.selectionEnd);
   }
 
-  /** Whether a draft can be shown: no selection, no input method composing, and the caret at the end of its line. */
+  /** Whether a draft can be shown: no selection, and no input method composing. */
   get takesDrafts() {
     const { selectionStart, selectionEnd } = this.area;
-    const isAtEnd = REST_OF_LINE.exec(this.after)[0].trim() === "";
-    return selectionStart === selectionEnd && !this.isComposing && isAtEnd;
+    return selectionStart === selectionEnd && !this.isComposing;
+  }
+
+  /** Whether the caret is inside a line, so that a draft must fit the rest of it. */
+  get isInsideLine() {
+    return !CLOSERS.test(REST_OF_LINE.exec(this.after)[0]);
   }
 
   composing(isComposing, change) {
@@ -92,5 +99,6 @@ function commandOf(event) {
   // Also compare the key's position: with Alt, some keyboard layouts produce another character.
   if (altKey && !control && (key === "]" || code === "BracketRight")) return "next";
   if (altKey && !control && (key === "[" || code === "BracketLeft")) return "previous";
+  if (altKey && !control && (key === "\\" || code === "Backslash")) return "ask";
   return null;
 }

@@ -19,7 +19,7 @@ export function showAnswer({ usage, timings, drafts, warnings }, ms) {
   byId("latency").textContent = formatMs(ms);
   byId("server-time").textContent = formatMs(timings.total_ms);
   byId("cached").textContent = cachedOf(usage);
-  byId("rows").textContent = `${usage.forward_rows} for ${numbered(drafts.length, "draft")}`;
+  byId("rows").textContent = `${usage.forward_rows} (${numbered(drafts.length, "draft")} shown)`;
   byId("all-rows").textContent = numRows;
   const notes = usage.limited_by_load ? [...warnings, LIMITED] : warnings;
   byId("warnings").replaceChildren(...notes.map((note) => element("li", "", note)));

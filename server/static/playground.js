@@ -15,11 +15,11 @@ import { Editor } from "./editor.js";
 import { EXAMPLES } from "./examples.js";
 import { showAnswer, showFirst } from "./figures.js";
 import * as settings from "./settings.js";
-import { minProbability, onSilence } from "./silence.js";
+import * as silence from "./silence.js";
 import { asCurl, asPython, copy } from "./snippets.js";
 import { recall, remember } from "./storage.js";
 import { TreeView } from "./tree_view.js";
-import { draftParts, element, numbered } from "./view.js";
+import { draftParts, element, formatPercent, numbered } from "./view.js";
 import { Watch } from "./watch.js";
 
 const ANNOUNCE_MS = 700; // drafts are announced to screen readers after this pause in typing
@@ -33,6 +33,8 @@ const byId = (id) => document.getElementById(id);
 let client = connect();
 let typing = newSession();
 let maxBranches = 1;
+let seesSuffix = false; // whether the model does
+let askedAt = null; // the place for which the user asked for drafts
 let isComparing = false;
 let reported = null; // the error that is on display
 let announceTimer, retryTimer;
@@ -47,6 +49,7 @@ const commands = {
   next: () => turn(() => typing.selectNext()),
   previous: () => turn(() => typing.selectPrevious()),
   dismiss,
+  ask,
 };
 const editor = new Editor(byId("text"), byId("mirror"), { change: onEdit, command: (name) => commands[name]() });
 const watch = new Watch(onWatch);
@@ -58,15 +61,26 @@ function newSession() {
     onChange: () => queueMicrotask(show), // the session may not be assigned yet
     onSnapshot,
     onAnswer,
-    minProbability: minProbability(),
-    drafts: settings.fields(),
+    drafts: fields(),
   });
+}
+
+/** The request fields that the user has set. */
+function fields() {
+  return { ...settings.fields(), ...silence.fields() };
+}
+
+/** Forget all drafts and request new ones: the fields or the server have changed. */
+function restart() {
+  askedAt = null;
+  typing.restart(fields());
 }
 
 // User actions
 
 function onEdit() {
-  if (!isComparing) typing.edit(editor.takesDrafts ? editor.before : "");
+  const { takesDrafts, before, after } = editor;
+  if (!isComparing) typing.edit(takesDrafts ? before : "", takesDrafts ? after : "");
   show(); // the text after the caret may have changed
 }
 
@@ -98,6 +112,21 @@ function dismiss() {
   return true;
 }
 
+/** Request drafts where none are shown, or bring back the dismissed ones. */
+function ask() {
+  if (!watch.isUp || typing.text === "" || typing.display.ghost !== null) return false;
+  if (typing.isHidden) {
+    typing.reveal();
+  } else {
+    askedAt = place();
+    typing.ask();
+  }
+  return true;
+}
+
+/** Identifies the caret's place in the text. */
+const place = () => `${editor.before.length} ${editor.area.value}`;
+
 /** Accept a draft of the list. */
 function choose(index) {
   if (index >= typing.display.suggestions.length) return;
@@ -128,7 +157,8 @@ async function compareNow() {
 }
 
 async function copyAs(render, name) {
-  const body = { prompt: editor.before, ...settings.fields() };
+  const { before: prompt, after: suffix } = editor;
+  const body = { prompt, ...(suffix !== "" && { suffix }), trigger: "automatic", ...fields() };
   const isCopied = await copy(render(baseUrl, body, hasKey()));
   announce(isCopied ? `Copied as ${name}.` : "The browser does not allow pages to copy.");
   const button = byId(`copy-${name.toLowerCase()}`);
@@ -146,8 +176,10 @@ async function load() {
     byId("forget-key").hidden = !hasKey();
     byId("model").textContent = limits.model;
     maxBranches = limits.max_branches;
+    seesSuffix = limits.sees_suffix;
     settings.offer(limits, models);
-    typing.restart(settings.fields());
+    silence.offer(limits.min_probability_shown);
+    restart();
   } catch (error) {
     if (!(error instanceof ClientError)) throw error;
     onError(error, load);
@@ -155,7 +187,7 @@ async function load() {
 }
 
 /** Show a failure, and repeat the request later if the server was only busy. */
-function onError(error, again = () => typing.restart()) {
+function onError(error, again = restart) {
   if (error instanceof ConnectionFailedError || error.status === 503) {
     watch.lost();
   } else if (error instanceof AuthenticationError) {
@@ -233,11 +265,26 @@ function showList(text, suggestions, selected) {
     item.firstElementChild.setAttribute("aria-current", String(index === selected));
     item.firstElementChild.replaceChildren(...draftParts(text, suggestion.text, suggestion.probability));
   });
-  byId("no-drafts").hidden = suggestions.length > 0;
-  byId("no-drafts").textContent =
-    text !== "" && !typing.isWaiting && minProbability() > 0
-      ? "No draft is that probable here."
-      : "Drafts appear as you type, at the end of a line.";
+  byId("none").hidden = suggestions.length > 0;
+  byId("no-drafts").textContent = whyNone(text);
+  byId("ask").hidden = text === "" || typing.isWaiting || typing.error !== null || isAsked();
+  showLegend();
+}
+
+/** Whether the drafts are those that the user asked for, so that none were withheld. */
+const isAsked = () => askedAt !== null && askedAt === place();
+
+/** Why there are no drafts for `text`. */
+function whyNone(text) {
+  if (text === "" || typing.isWaiting || typing.error !== null) return "Drafts appear as you type.";
+  if (typing.isHidden) return "The drafts are dismissed.";
+  if (editor.isInsideLine) {
+    return seesSuffix || isAsked()
+      ? "No draft fits inside this line."
+      : "This model does not see the text after the cursor, so nothing is suggested inside a line.";
+  }
+  if (isAsked() || silence.minProbability() === 0) return "There is no draft here.";
+  return `No draft is as probable as ${formatPercent(silence.minProbability())} here.`;
 }
 
 function newItem(index) {
@@ -258,11 +305,18 @@ function announce(message) {
   byId("announcement").textContent = message;
 }
 
+function whatIsHidden() {
+  const least = silence.minProbability();
+  if (isAsked()) return "You asked for drafts, so none are hidden.";
+  if (least === 0) return "";
+  const limit = formatPercent(least);
+  return `Drafts whose first word is less probable than ${limit} are hidden: the server does not send them.`;
+}
+
 function showLegend() {
-  byId("legend").textContent = settings.usesNgrams()
-    ? "The bar shows the draft's mean score per token, with the n-gram model; it is not a probability."
-    : "The bar shows how probable the draft's next word is. If a more probable draft has the same word, it is the " +
-      "probability up to the first word that differs.";
+  byId("legend").textContent =
+    "The bar shows how probable the draft's next word is. If a more probable draft has the same word, it is the " +
+    `probability up to the first word that differs. ${whatIsHidden()}`;
 }
 
 function setTheme(theme) {
@@ -291,11 +345,12 @@ for (const [name, text] of EXAMPLES) {
   button.addEventListener("click", () => editor.replaceAll(text));
   byId("examples").append(button);
 }
-settings.onChange(() => {
-  showLegend();
-  typing.restart(settings.fields());
+settings.onChange(restart);
+silence.onSilence(restart);
+byId("ask").addEventListener("click", () => {
+  ask();
+  byId("text").focus();
 });
-onSilence(() => typing.setMinProbability(minProbability()));
 byId("compare").addEventListener("click", compareNow);
 byId("copy-curl").addEventListener("click", () => copyAs(asCurl, "curl"));
 byId("copy-python").addEventListener("click", () => copyAs(asPython, "Python"));
@@ -315,5 +370,5 @@ byId("theme").addEventListener("change", (event) => {
   remember("localStorage", THEME, event.target.value);
 });
 setTheme(recall("localStorage", THEME));
-showLegend();
+show();
 load();

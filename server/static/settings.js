@@ -18,16 +18,11 @@ export function fields() {
   const ngramModel = byId("ngram-model").value;
   if (ngramModel !== "") chosen.ngram_model = ngramModel === NONE ? null : ngramModel;
   const rows = byId("rows-per-request").value;
-  if (rows !== "" && !usesNgrams()) {
+  if (rows !== "") {
     chosen.selection = "distinct"; // the paper's selection has one row, always
     chosen.max_branches = rows === "one" ? 1 : Math.min(chosen.num_drafts, maxBranches);
   }
   return chosen;
-}
-
-/** Whether an n-gram model is chosen. The server then scores drafts as the paper does, not by their probability. */
-export function usesNgrams() {
-  return !["", NONE].includes(byId("ngram-model").value);
 }
 
 /** Apply the server's limits and n-gram models: the answers of `/v1/limits` and `/v1/ngram_models`. */
@@ -47,7 +42,6 @@ export function onChange(call) {
   for (const field of document.querySelectorAll(".settings input, .settings select")) {
     field.addEventListener("change", () => {
       if (field.type === "number") field.valueAsNumber = numberOf(field.id); // show the value that is sent
-      byId("rows-per-request").disabled = usesNgrams();
       call();
     });
   }

@@ -69,7 +69,7 @@ function placed(node, row) {
  * How many rows the model ran to get to each depth of a tree from the one before.
  *
  * @param {number[]} depths as in the tree.
- * @param {number[]} rowsByDepth as in the answer's usage: rows that fed the drafts' first tokens, their second ones...
+ * @param {number[]} rowsByDepth as in a snapshot, or in the answer's usage: rows that fed the drafts' first tokens, their second ones...
  * @returns {(number | null)[]} null for the prompt and the first tokens, which need no row of their own.
  */
 export function rowsTo(depths, rowsByDepth) {

@@ -16,7 +16,7 @@ const byId = (id) => document.getElementById(id);
 export class TreeView {
   #prompt = "";
   #id = null; // of the answer whose tree it is
-  #steps = []; // number and drafts of each snapshot, then those of the answer
+  #steps = []; // number, drafts and rows of each snapshot, then those of the answer
   #usage = null;
   #isFollowing = true; // shows the latest step
 
@@ -28,9 +28,13 @@ export class TreeView {
     byId("how").addEventListener("toggle", () => this.#draw());
   }
 
-  /** Add a snapshot, or the answer, of the request for `prompt`; returns whether it is the request's first. */
-  add(prompt, { id, step, drafts, usage }) {
+  /**
+   * Add a snapshot, or the answer, of the request for `prompt`; returns whether it is the request's first with drafts.
+   * A tree stays until there are drafts for another one.
+   */
+  add(prompt, { id, step, drafts, rows_by_depth: rows, usage }) {
     const isFirst = id !== this.#id;
+    if (isFirst && drafts.length === 0) return false;
     if (isFirst) {
       this.#id = id;
       this.#prompt = prompt;
@@ -38,7 +42,7 @@ export class TreeView {
       this.#usage = null;
       this.#isFollowing = true;
     }
-    this.#steps.push({ step: step ?? this.#steps.at(-1)?.step ?? 1, drafts });
+    this.#steps.push({ step: step ?? this.#steps.at(-1)?.step ?? 1, drafts, rows: rows ?? usage.rows_by_depth });
     if (usage !== undefined) this.#usage = usage;
     byId("step").max = this.#steps.length;
     if (this.#isFollowing) byId("step").value = this.#steps.length;
@@ -53,8 +57,7 @@ export class TreeView {
     byId("step-value").textContent = `${step} of ${this.#steps.length}`;
     byId("tree-caption").textContent = this.#caption(step);
     const tree = treeOf(this.#steps.slice(0, step));
-    const rows =
-      step === this.#steps.length && this.#usage !== null ? rowsTo(tree.depths, this.#usage.rows_by_depth) : [];
+    const rows = rowsTo(tree.depths, this.#steps[step - 1].rows);
     const drawing = new Drawing(tree, ending(this.#prompt), rows);
     const svg = byId("tree");
     svg.setAttribute("viewBox", `0 0 ${drawing.width} ${drawing.height}`);
@@ -65,16 +68,19 @@ export class TreeView {
 
   #caption(step) {
     const { drafts } = this.#steps[step - 1];
-    const begun = `${numbered(drafts.length, "draft")} of \u201c${ending(this.#prompt)}\u201d: `;
+    const begun = `${numbered(drafts.length, "draft")} of \u201c${ending(this.#prompt)}\u201d`;
     const texts = drafts.map((draft) => `${draft.text.trim()} (${formatPercent(probability(draft))})`).join("; ");
-    if (this.#usage === null || step < this.#steps.length) return `${begun}${texts}.`;
-    return `${begun}${texts}. ${rowsUsed(this.#usage)}`;
+    const said = drafts.length > 0 ? `${begun}: ${texts}.` : `${begun}.`;
+    return this.#usage === null || step < this.#steps.length ? said : `${said} ${rowsUsed(this.#usage)}`;
   }
 }
 
-/** What the answer cost. Without superposition, each token of each draft but its last would need a row. */
+/**
+ * What the answer cost, hidden drafts included. Without superposition, each token of each draft but its last would need
+ * a row.
+ */
 function rowsUsed({ forward_rows: rows, completion_tokens: tokens }) {
-  return `The model ran ${numbered(rows, "row")}; the drafts have ${numbered(tokens, "token")}.`;
+  return `The model ran ${numbered(rows, "row")}; all its drafts have ${numbered(tokens, "token")}.`;
 }
 
 /** The end of a prompt, from a word's beginning if possible. */

@@ -110,6 +110,8 @@ class Limits(BaseModel):
     strategies: list[Strategy]
     default_strategy: Strategy = Field(description="For requests that name none.")
     token_healing: bool = Field(description="Whether token healing is on by default.")
+    min_probability_shown: float = Field(description="Default of requests whose trigger is automatic.")
+    sees_suffix: bool = Field(description="Whether the model sees the text after the cursor.")
 
 
 @router.get("/v1/limits", tags=["Superdraft"], summary="Limits and defaults of requests")
@@ -127,6 +129,8 @@ async def get_limits(service: ServiceDep) -> Limits:
         strategies=list(get_args(Strategy)),
         default_strategy=settings.default_strategy,
         token_healing=settings.token_healing,
+        min_probability_shown=settings.min_probability_shown,
+        sees_suffix=service.fim is not None,
     )
 
 

@@ -51,10 +51,13 @@ def test_the_copy_gives_the_drafts_of_the_page(open_page, name, tmp_path: Path):
         page.close()
         num_seen = len(engine.seen)
         command = ["sh", "-c", text] if name == "curl" else [sys.executable, "-c", text]
-        assert RED in run(command, SUPERDRAFT_API_KEY=key)
+        printed = run(command, SUPERDRAFT_API_KEY=key)
+        assert RED in printed
+        assert "green0" in printed
+        assert "blue0" not in printed  # withheld
         (request,) = engine.seen[num_seen:]
         assert "".join(map(chr, request.token_ids)) == TEXT
-        assert (request.params.num_drafts, request.params.max_tokens, request.params.trim) == (3, 12, "word")
+        assert (request.params.num_drafts, request.params.max_tokens, request.params.trim) == (3, 12, "none")
 
 
 def test_a_page_without_a_clipboard_copies_from_a_selection(page):

@@ -3,10 +3,12 @@
 import re
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
 from playwright.sync_api import expect
+from support.engine import FakeEngine
 from support.playground import button, drafts, expect_ghost, expect_text, text_area, write
 from support.serving import eventually, serving
 
@@ -16,6 +18,7 @@ from superdraft.server.settings import Settings
 RED = "".join(f" red{i}" for i in range(12))
 GREEN = RED.replace("red", "green")
 BLUE = RED.replace("red", "blue")
+FIM = {"<|fim_prefix|>": 200, "<|fim_suffix|>": 201, "<|fim_middle|>": 202}
 
 
 def requests_of(page):
@@ -39,13 +42,14 @@ def test_drafts_appear_while_typing(page, engine, keep):
     expect(drafts(page)).to_have_count(3)
     chances = [re.search(r"(\d+)\s%$", text).group(1) for text in drafts(page).all_inner_texts()]
     assert chances == ["61", "22", "8"]  # the scores are -0.5, -1.5 and -2.5
-    bars = [
-        bar.evaluate("bar => bar.firstElementChild.clientWidth / bar.clientWidth") for bar in page.locator(".bar").all()
-    ]
+    # All at once: the list is drawn anew when the first draft is reported as shown.
+    shares = "bars => bars.map((bar) => bar.firstElementChild.clientWidth / bar.clientWidth)"
+    bars = page.locator(".bar").evaluate_all(shares)
     assert bars == pytest.approx([0.61, 0.22, 0.08], abs=0.02)
     expect(page.locator("#latency")).to_have_text(re.compile(r"^[\d.]+ ms$"))
-    expect(page.locator("#rows")).to_have_text("12 for 3 drafts")
-    assert bodies[-1]["prompt"] == "Hello"
+    expect(page.locator("#rows")).to_have_text("12 (3 drafts shown)")
+    assert (bodies[-1]["prompt"], bodies[-1]["trigger"]) == ("Hello", "automatic")
+    assert not {"suffix", "min_probability_shown"} & bodies[-1].keys()
     assert len({body["session_id"] for body in bodies}) == 1
     keep(page, "typing")
 
@@ -125,13 +129,17 @@ def test_a_draft_of_the_list_is_accepted_with_the_mouse(page):
     expect_text(page, f"Hello{GREEN}!")
 
 
-def test_drafts_appear_only_at_the_end_of_a_line(page, engine):
+def test_a_model_that_does_not_see_the_rest_of_a_line_suggests_nothing_inside_it(page, engine):
+    bodies = requests_of(page)
     write(page, "One two.")
     expect_ghost(page, RED)
     num_seen = len(engine.seen)
     for _ in range(2):
         page.keyboard.press("ArrowLeft")  # before the full stop, then inside a word
         expect_ghost(page, "")
+    expect(page.get_by_text("This model does not see the text after the cursor")).to_be_visible()
+    assert eventually(lambda: bodies[-1]["prompt"] == "One tw" or page.wait_for_timeout(10))
+    assert bodies[-1]["suffix"] == "o."
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
     page.keyboard.press("ArrowUp")
@@ -142,6 +150,34 @@ def test_drafts_appear_only_at_the_end_of_a_line(page, engine):
     expect(page.locator("#mirror")).to_contain_text(f"Zero{RED}\nOne two.")
     page.keyboard.press("Tab")
     expect_text(page, f"Zero{RED}\nOne two.")
+
+
+def test_a_draft_that_fits_inside_a_line_is_shown_and_accepted_there(open_page, engine, keep, monkeypatch):
+    drafted = {"text": "two ", "finish_reason": "stop"}
+
+    def output_of(job):
+        output = FakeEngine.output_of(engine, job)
+        return replace(output, drafts=(replace(output.drafts[0], **drafted),))
+
+    engine.tokenizer.vocabulary = {**engine.tokenizer.vocabulary, **FIM}
+    monkeypatch.setattr(engine, "output_of", output_of, raising=False)
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        page = open_page(url)
+        bodies = requests_of(page)
+        write(page, "three")
+        page.keyboard.press("Home")
+        page.keyboard.type("one ")
+        expect_ghost(page, "two ")
+        expect(page.locator("#mirror")).to_have_text("one two three\u200b")
+        keep(page, "inside-a-line")
+        page.keyboard.press("Tab")
+        expect_text(page, "one two three")
+        assert [(body["prompt"], body["suffix"]) for body in bodies if body["prompt"] == "one "] == [("one ", "three")]
+        drafted |= {"text": "no", "finish_reason": "length"}  # it may go on, so it may not fit
+        page.keyboard.press("ArrowLeft")
+        expect(page.get_by_text("No draft fits inside this line.")).to_be_visible()
+        expect_ghost(page, "")
+        assert bodies[-1]["suffix"] == " three"
 
 
 def test_a_growing_draft_is_shown_and_grows_while_the_user_types_along(page, engine):
@@ -199,20 +235,69 @@ def test_an_answer_to_the_text_before_the_last_keys_is_shown_only_as_far_as_it_f
     assert eventually(lambda: len(held) == (1 if ghost else 2) or page.wait_for_timeout(10))
 
 
-def test_drafts_below_the_chosen_probability_are_hidden(page):
+def test_the_server_withholds_drafts_below_the_chosen_probability(open_page, engine):
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+        page = open_page(url)
+        bodies = requests_of(page)
+        slider, value_shown = page.get_by_label("Hide drafts below"), page.locator("#silence-value")
+        expect(slider).to_have_value("20")
+        expect(value_shown).to_have_text(re.compile(r"^20\s% \(default\)$"))
+        write(page, "Hello")
+        expect(drafts(page)).to_have_count(2)
+        expect(page.locator("#legend")).to_contain_text(re.compile(r"less probable than 20\s% are hidden"))
+        assert "min_probability_shown" not in bodies[-1]
+        for value, sent, count in (("5", 0.05, 3), ("50", 0.5, 1), ("0", 0, 3)):
+            slider.fill(value)
+            expect(drafts(page)).to_have_count(count)
+            assert bodies[-1]["min_probability_shown"] == sent
+        expect(value_shown).to_have_text("show all")
+        expect(page.locator("#legend")).not_to_contain_text("hidden")
+        slider.fill("20")
+        expect(drafts(page)).to_have_count(2)
+        assert "min_probability_shown" not in bodies[-1]
+        slider.fill("0")
+        page.reload()
+        expect(slider).to_have_value("0")
+        write(page, "Hello")
+        expect(drafts(page)).to_have_count(3)
+        assert bodies[-1]["min_probability_shown"] == 0
+
+
+@pytest.mark.parametrize("with_key", [False, True], ids=["button", "key"])
+def test_where_no_draft_is_probable_the_user_may_ask_for_them(open_page, engine, keep, with_key):
+    with serving(create_app(Settings(min_probability_shown=0.9), engine, model_name="tiny")) as url:
+        page = open_page(url)
+        expect(page.get_by_label("Hide drafts below")).to_have_value("90")
+        bodies = requests_of(page)
+        write(page, "Hello")
+        expect(page.get_by_text(re.compile(r"No draft is as probable as 90\s% here\."))).to_be_visible()
+        expect_ghost(page, "")
+        keep(page, "none-is-probable")
+        if with_key:
+            page.keyboard.press("Alt+\\")
+        else:
+            button(page, "Ask for drafts").click()
+        expect_ghost(page, RED)
+        expect(drafts(page)).to_have_count(3)
+        expect(page.locator("#legend")).to_contain_text("You asked for drafts, so none are hidden.")
+        assert [body["trigger"] for body in bodies[-2:]] == ["automatic", "invoked"]
+        expect(text_area(page)).to_be_focused()
+        page.keyboard.type("!")
+        expect_ghost(page, "")
+        expect(button(page, "Ask for drafts")).to_be_visible()
+        assert bodies[-1]["trigger"] == "automatic"
+
+
+def test_asking_brings_dismissed_drafts_back_without_a_request(page, engine):
     write(page, "Hello")
     expect_ghost(page, RED)
-    slider = page.get_by_label("Hide drafts below")
-    for value, count in (("10", 2), ("50", 1), ("0", 3)):
-        slider.fill(value)
-        expect(drafts(page)).to_have_count(count)
-    slider.fill("50")
-    page.keyboard.press("ArrowRight")
-    page.reload()
-    expect(slider).to_have_value("50")
-    write(page, "Hello")
-    expect(drafts(page)).to_have_count(1)
+    num_seen = len(engine.seen)
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("The drafts are dismissed.")).to_be_visible()
+    button(page, "Ask for drafts").click()
     expect_ghost(page, RED)
+    expect(page.locator("#legend")).not_to_contain_text("You asked")
+    assert len(engine.seen) == num_seen
 
 
 def test_an_example_fills_the_text_and_gets_drafts(page):
@@ -258,7 +343,7 @@ def test_settings_reach_the_server_within_its_limits(page, engine):
     assert eventually(lambda: "max_branches" in bodies[-1] or page.wait_for_timeout(10))
     assert "ngram_model" not in bodies[-1]
     assert (bodies[-1]["selection"], bodies[-1]["max_branches"]) == ("distinct", 1)
-    assert (bodies[-1]["trim"], bodies[-1]["single_line"], bodies[-1]["token_healing"]) == ("word", True, True)
+    assert (bodies[-1]["trim"], bodies[-1]["single_line"], bodies[-1]["token_healing"]) == ("none", True, True)
 
 
 def test_a_text_that_is_too_long_is_cut_at_its_beginning(open_page, engine):
@@ -280,9 +365,15 @@ def test_a_request_that_the_server_refuses_as_overloaded_is_reported_and_retried
         route.fulfill(status=429, json={"error": error}, headers={"retry-after-ms": "700"} | headers)
 
     page.route("**/v1/drafts", refuse, times=1)
+    bodies = requests_of(page)
+    page.clock.install(time=datetime(2030, 1, 1))
+    page.clock.pause_at(datetime(2030, 1, 2))
     write(page, "a")
     expect(page.locator("#problem")).to_have_text(error["message"])
     expect_ghost(page, "")
+    page.clock.run_for(690)
+    assert len(bodies) == 1
+    page.clock.run_for(20)
     expect_ghost(page, RED)
     expect(page.locator("#problem")).to_be_hidden()
 

@@ -57,6 +57,7 @@ def stream():
             "id": "drafts-1",
             "step": number,
             "stable_text": "",
+            "rows_by_depth": [2] * (number - 1),
             "drafts": [
                 {"index": i, "text": text, "score": score} for i, (text, score) in enumerate(zip(*step, strict=True))
             ],
@@ -76,7 +77,7 @@ def test_the_tree_shows_what_drafts_share_how_probable_they_are_and_what_was_dro
     widths = {link.get_attribute("stroke-width") for link in tree.locator("#tree .link:not(.dropped)").all()}
     assert len(widths) == 2  # as probable as the best draft through them
     assert [text.text_content() for text in tree.locator("#tree .head").all()] == ["2 rows", "2 rows"]
-    expect(tree.locator("#tree-caption")).to_contain_text("The model ran 4 rows; the drafts have 5 tokens.")
+    expect(tree.locator("#tree-caption")).to_contain_text("The model ran 4 rows; all its drafts have 5 tokens.")
     keep(tree, "tree-of-a-fake")
 
 
@@ -86,9 +87,10 @@ def test_its_steps_can_be_gone_through_again(tree):
     slider.fill("1")
     assert sorted(text.text_content() for text in tree.locator("#tree .node").all()) == ["You're re", "al", "il"]
     expect(tree.locator("#tree-caption")).not_to_contain_text("rows")
-    assert tree.locator("#tree .head").count() == 0  # known when the answer is complete
+    assert tree.locator("#tree .head").count() == 0  # the first tokens come with the prompt
     slider.fill("2")
     assert tree.locator("#tree .node.dropped").count() == 0
+    assert tree.locator("#tree .head").all_text_contents() == ["2 rows"]
     slider.fill("4")
     assert tree.locator("#tree .node.dropped").count() == 2
 

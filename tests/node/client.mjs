@@ -119,6 +119,21 @@ const tasks = {
     await typing.close();
     return { first, rest, accepted, grew: new Set(shown).size > 2 };
   },
+  typingFields: async () => {
+    const nothing = { object: "drafts", id: "drafts-1", drafts: [], usage: {}, timings: {}, warnings: [] };
+    const { sent, client: silent } = faked([() => new Response(JSON.stringify(nothing))]);
+    const typing = new LiveTypingSession(silent, {
+      drafts: { min_probability_shown: 0.5 },
+      maxDelayMs: 0,
+      streams: false,
+    });
+    typing.edit("type", " here");
+    await until(() => !typing.isWaiting);
+    typing.ask();
+    await until(() => !typing.isWaiting);
+    await typing.close();
+    return sent.map(([, { body }]) => JSON.parse(body));
+  },
 };
 
 for (const [name, task] of Object.entries(tasks)) {

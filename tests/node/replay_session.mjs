@@ -21,7 +21,8 @@ const noDetails = {
 };
 
 const handlers = {
-  edit: (text) => session.edit(text),
+  edit: (text, after) => session.edit(text, after),
+  ask: () => session.ask(),
   accept: () => session.accept(),
   accept_word: () => session.acceptPart(firstWord),
   select_next: () => session.select(1),
@@ -35,7 +36,7 @@ const handlers = {
 };
 
 function described(action) {
-  if (action.kind === "send") return ["send", action.requestId, action.prompt];
+  if (action.kind === "send") return ["send", action.requestId, action.prompt, action.suffix, action.isInvoked];
   if (action.kind === "cancel") return ["cancel", action.requestId];
   return ["report", action.completionId, action.event, action.rank, action.elapsedMs ?? null];
 }
@@ -45,6 +46,7 @@ const steps = events.map(({ at_ms, name, args }) => {
   const actions = handlers[name](...args).map(described);
   const { text, suggestions, selected } = session.display;
   const shown = suggestions.map(({ completionId, rank, text: rest }) => [completionId, rank, rest]);
-  return { actions, text, shown, selected, waits: session.isWaiting, wake_ms: session.wakeAtMs };
+  const { after, isWaiting: waits, wakeAtMs: wake_ms } = session;
+  return { actions, text, after, shown, selected, waits, wake_ms };
 });
 console.log(JSON.stringify(steps));

@@ -135,18 +135,75 @@ test("only drafts of finished answers are reported", () => {
   assert.equal(bench.session.accept().find(({ kind }) => kind === "report").event, "accepted");
 });
 
-test("drafts below the probability are not there; all others are", () => {
-  const bench = new Bench({ minProbability: 0.2 }); // e^-1 = 0.37, e^-2 = 0.14
+test("a request goes on while the server withholds all of its growing drafts", () => {
+  const bench = new Bench();
   bench.type("a");
-  bench.answer(1, [" red", " blue"]);
-  assert.deepEqual(
-    bench.session.display.suggestions.map(({ text }) => text),
-    [" red"],
-  );
-  bench.session.setMinProbability(0);
-  assert.equal(bench.session.display.suggestions.length, 2);
-  assert.deepEqual(kinds(bench.session.setMinProbability(0.9)), []); // asking again would change nothing
+  assert.deepEqual(bench.grow(1, []), []);
+  assert.equal(bench.session.isWaiting, true);
+  bench.grow(1, [" red"]);
+  assert.equal(bench.ghost, " red");
+  assert.deepEqual(bench.grow(1, []), []); // its first word has become improbable
   assert.equal(bench.ghost, null);
+  assert.equal(bench.session.isWaiting, true);
+  bench.answer(1, [" blue"]);
+  assert.equal(bench.ghost, " blue");
+});
+
+test("only the time until there are drafts, or surely none, counts as latency", () => {
+  const [empty, full] = [new Bench(), new Bench()];
+  for (const bench of [empty, full]) bench.type("a");
+  empty.grow(1, [], 50);
+  empty.answer(1, [], 350);
+  full.grow(1, [" red"], 400);
+  full.grow(1, [], 50);
+  full.answer(1, [], 50);
+  assert.equal(empty.session.latencyMs, full.session.latencyMs);
+});
+
+test("the text after the cursor is part of the request, and a change of it cancels", () => {
+  const bench = new Bench({ maxSuffixChars: 9 });
+  const [sent] = bench.session.edit("One ", " three.\nFour");
+  assert.deepEqual([sent.prompt, sent.suffix, sent.isInvoked], ["One ", " three.\nF", false]);
+  assert.equal(bench.session.after, " three.\nF");
+  bench.grow(1, ["two"]);
+  assert.equal(bench.ghost, "two");
+  assert.deepEqual(kinds(bench.session.edit("One ", " 3.")), ["cancel", "send"]);
+  assert.equal(bench.ghost, null);
+  bench.answer(2, ["plus two is"]);
+  assert.deepEqual(kinds(bench.session.edit("One p", " 3.")), []); // the draft fits
+  assert.equal(bench.ghost, "lus two is");
+  assert.deepEqual(kinds(bench.session.edit("One p", "")), ["send"]);
+  assert.equal(bench.ghost, null);
+});
+
+test("the text after the cursor never ends with half a character", () => {
+  const [sent] = new Bench({ maxSuffixChars: 3 }).session.edit("a", "😀😀");
+  assert.equal(sent.suffix, "😀");
+});
+
+test("who asks gets drafts of their own, unless there are some", () => {
+  const bench = new Bench();
+  bench.type("a");
+  const [cancel, send] = bench.session.ask();
+  assert.deepEqual([cancel.kind, send.kind, send.isInvoked], ["cancel", "send", true]);
+  assert.deepEqual(bench.session.ask(), []); // under way
+  bench.answer(2, [" red"]);
+  assert.deepEqual(bench.session.ask(), []);
+  bench.session.dismiss();
+  assert.deepEqual(bench.session.ask(), []); // they come back
+  assert.equal(bench.ghost, " red");
+  bench.session.edit("");
+  assert.deepEqual(bench.session.ask(), []); // nothing to continue
+});
+
+test("a text for which the server had nothing to show can be asked for again", () => {
+  const bench = new Bench();
+  bench.type("a");
+  bench.answer(1, []);
+  assert.equal(bench.session.wakeAtMs, null);
+  assert.deepEqual(kinds(bench.session.ask()), ["send"]);
+  bench.answer(2, [" red"]);
+  assert.equal(bench.ghost, " red");
 });
 
 test("growing drafts end at their line's end if finished ones do", () => {
@@ -225,13 +282,11 @@ test("a draft whose first word is typed has the probability of its next word", (
   close(nextProbability(draft, 2), -0.2); // within a token
   close(nextProbability(draft, 8), -3);
   assert.equal(nextProbability({ index: 0, score: -1, text: "d green" }, 1), null);
-  const bench = new Bench({ minProbability: 0.3 });
+  const bench = new Bench();
   bench.session.edit("re");
   bench.session.answered(1, { id: "drafts-1", drafts: [draft] });
   bench.type("d");
-  assert.equal(bench.ghost, " green, blue"); // 0.50
-  bench.type(" green,");
-  assert.equal(bench.ghost, null); // 0.05
+  close(bench.session.display.ghost.probability, -0.5 - 0.2);
 });
 
 test("a score is the logarithm of a probability", () => {

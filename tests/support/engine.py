@@ -88,6 +88,8 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     superseded: list[str] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
+    has_room_ahead: bool = False
+    num_foreseen: int = 0
     last_step: Step = Step("decode", 0.0)
     num_waiting: int = 0
 

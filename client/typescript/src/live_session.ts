@@ -3,7 +3,7 @@
 import type { Superdraft } from "./client.ts";
 import { ClientError } from "./errors.ts";
 import type { DraftsAnswer, DraftsOptions, Snapshot } from "./models.ts";
-import { type Action, TypingSession } from "./session.ts";
+import { type Action, type Send, TypingSession } from "./session.ts";
 import type { SessionOptions } from "./session_options.ts";
 import { type Display, firstWord } from "./suggestions.ts";
 import type { Report } from "./telemetry.ts";
@@ -20,7 +20,10 @@ export interface LiveSessionOptions extends Partial<Omit<SessionOptions, "isSing
   onSnapshot?: (snapshot: Snapshot, prompt: string, elapsedMs: number) => void;
   /** Whether to tell the server which drafts were shown, accepted and dismissed. Failed reports are dropped. */
   report?: boolean;
-  /** Options of each request. The default `session_id` is a random one. */
+  /**
+   * Options of each request. The default `session_id` is a random one. The default `trigger` is "automatic": the server
+   * withholds drafts that are less probable than `min_probability_shown`, except where the user asks for drafts.
+   */
   drafts?: DraftsOptions;
 }
 
@@ -38,7 +41,12 @@ export class LiveTypingSession {
   readonly #session: TypingSession;
   readonly #requests = new Map<number, AbortController>();
   readonly #reports = new Set<Promise<unknown>>();
-  readonly #defaults: DraftsOptions = { num_drafts: 3, max_tokens: 10, session_id: `typing-${randomId()}` };
+  readonly #defaults: DraftsOptions = {
+    num_drafts: 3,
+    max_tokens: 10,
+    trigger: "automatic",
+    session_id: `typing-${randomId()}`,
+  };
   #drafts: DraftsOptions;
   #timer: ReturnType<typeof setTimeout> | undefined;
 
@@ -52,6 +60,11 @@ export class LiveTypingSession {
   /** The text before the cursor. */
   get text(): string {
     return this.#session.text;
+  }
+
+  /** The text after the cursor, as far as it is sent. */
+  get after(): string {
+    return this.#session.after;
   }
 
   /** What the editor should show. */
@@ -79,9 +92,14 @@ export class LiveTypingSession {
     return this.#session.isHidden;
   }
 
-  /** Set the text before the cursor. */
-  edit(text: string): void {
-    this.#do(this.#session.edit(text));
+  /** Set the text before the cursor and, if the server should see it, the text after it. */
+  edit(text: string, after = ""): void {
+    this.#do(this.#session.edit(text, after));
+  }
+
+  /** Request drafts at once, for a user who asks for them. */
+  ask(): void {
+    this.#do(this.#session.ask());
   }
 
   /** Accept the whole ghost text. */
@@ -114,11 +132,6 @@ export class LiveTypingSession {
     this.#do(this.#session.reveal());
   }
 
-  /** Change how probable a draft must be to be shown. */
-  setMinProbability(minProbability: number): void {
-    this.#do(this.#session.setMinProbability(minProbability));
-  }
-
   /** Forget all answers and request new ones, with these options in place of the present ones if there are any. */
   restart(drafts?: DraftsOptions): void {
     if (drafts !== undefined) this.#drafts = { ...this.#defaults, ...drafts };
@@ -139,7 +152,7 @@ export class LiveTypingSession {
   #do(actions: Action[]): void {
     for (const action of actions) {
       if (action.kind === "send") {
-        void this.#ask(action.requestId, action.prompt);
+        void this.#request(action);
       } else if (action.kind === "cancel") {
         this.#requests.get(action.requestId)?.abort();
         this.#requests.delete(action.requestId);
@@ -160,13 +173,14 @@ export class LiveTypingSession {
     this.#options.onChange?.();
   }
 
-  async #ask(requestId: number, prompt: string): Promise<void> {
+  async #request(send: Send): Promise<void> {
+    const { requestId, prompt } = send;
     const controller = new AbortController();
     this.#requests.set(requestId, controller);
     const isCurrent = (): boolean => this.#requests.get(requestId) === controller;
     const sentMs = performance.now();
     try {
-      const answer = await this.#answer(requestId, prompt, controller.signal);
+      const answer = await this.#answer(send, controller.signal);
       if (!isCurrent()) return;
       this.#requests.delete(requestId);
       this.#options.onAnswer?.(answer, prompt, performance.now() - sentMs);
@@ -179,17 +193,26 @@ export class LiveTypingSession {
     }
   }
 
-  async #answer(requestId: number, prompt: string, signal: AbortSignal): Promise<DraftsAnswer> {
+  async #answer(send: Send, signal: AbortSignal): Promise<DraftsAnswer> {
+    const { requestId, prompt } = send;
+    const fields = this.#fieldsOf(send);
     const sentMs = performance.now();
     const request = { signal, maxRetries: 0 }; // the session itself decides when to try again
-    if (!(this.#options.streams ?? true)) return this.#client.complete(prompt, this.#drafts, request);
-    const stream = await this.#client.stream(prompt, this.#drafts, request);
+    if (!(this.#options.streams ?? true)) return this.#client.complete(prompt, fields, request);
+    const stream = await this.#client.stream(prompt, fields, request);
     for await (const snapshot of stream) {
       if (signal.aborted) break;
       this.#options.onSnapshot?.(snapshot, prompt, performance.now() - sentMs);
       this.#do(this.#session.grown(requestId, snapshot));
     }
     return stream.result();
+  }
+
+  #fieldsOf({ suffix, isInvoked }: Send): DraftsOptions {
+    const fields = { ...this.#drafts, ...(suffix !== "" && { suffix }) };
+    if (!isInvoked) return fields;
+    const { min_probability_shown: _, ...others } = fields; // it is for drafts that nobody asked for
+    return { ...others, trigger: "invoked" };
   }
 
   async #send({ completionId, event, rank, elapsedMs }: Report): Promise<void> {

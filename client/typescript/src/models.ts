@@ -73,6 +73,8 @@ export interface Snapshot {
   /** The common beginning of all drafts, which will not change any more. */
   stable_text: string;
   drafts: SnapshotDraft[];
+  /** As in `Usage`, so far. */
+  rows_by_depth: number[];
 }
 
 export type FeedbackEvent = "shown" | "accepted" | "dismissed";
@@ -114,6 +116,10 @@ export interface Limits {
   strategies: string[];
   default_strategy: string;
   token_healing: boolean;
+  /** The default of requests with the trigger "automatic". */
+  min_probability_shown: number;
+  /** Whether the model sees the text after the cursor. */
+  sees_suffix: boolean;
 }
 
 /** Optional fields of `POST /v1/drafts`; the server chooses the missing ones. See docs/http-api.md. */

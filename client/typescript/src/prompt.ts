@@ -1,4 +1,4 @@
-// The part of a text that is sent.
+// The parts of a text that are sent.
 
 /**
  * The end of a text, at most `maxChars` long. Its beginning moves in steps of a quarter of this limit instead of with
@@ -10,6 +10,11 @@ export function promptOf(text: string, maxChars: number): string {
   if (excess <= 0) return text;
   const start = Math.ceil(excess / step) * step;
   return text.slice(isInsidePair(text, start) ? start + 1 : start);
+}
+
+/** The beginning of a text, at most `maxChars` long. */
+export function beginningOf(text: string, maxChars: number): string {
+  return text.slice(0, isInsidePair(text, maxChars) ? maxChars - 1 : maxChars);
 }
 
 /** Whether `at` lies between the two halves of a character; JSON cannot hold half of it. */

@@ -7,7 +7,7 @@
 import { BadRequestError, type ClientError, StatusError } from "./errors.ts";
 import type { DraftsAnswer, Snapshot } from "./models.ts";
 import { Pace } from "./pace.ts";
-import { promptOf } from "./prompt.ts";
+import { beginningOf, promptOf } from "./prompt.ts";
 import { DEFAULT_SESSION_OPTIONS, type SessionOptions } from "./session_options.ts";
 import { AnswerCache, type Display, type Suggestion, display, shownWhileGrowing } from "./suggestions.ts";
 import { DisplayLog, type Report, SHOWN_AFTER_MS } from "./telemetry.ts";
@@ -15,11 +15,17 @@ import { DisplayLog, type Report, SHOWN_AFTER_MS } from "./telemetry.ts";
 const FIRST_HOLD_MS = 500;
 const MAX_HOLD_MS = 30_000;
 
-/** Request drafts for `prompt`, then call `answered` or `failed` with this id, and `grown` before if there is news. */
+/**
+ * Request drafts between `prompt` and `suffix`, then call `answered` or `failed` with this id, and `grown` before if
+ * there is news.
+ */
 export interface Send {
   readonly kind: "send";
   readonly requestId: number;
   readonly prompt: string;
+  readonly suffix: string;
+  /** The user asked for them, so that improbable ones are welcome, too. */
+  readonly isInvoked: boolean;
 }
 
 /** Abandon this request and close its connection. The session needs no further report about it. */
@@ -33,9 +39,12 @@ export type Action = Send | Cancel | Report;
 interface InFlight {
   readonly requestId: number;
   readonly text: string;
+  readonly after: string;
   readonly prompt: string;
+  readonly isInvoked: boolean;
   readonly sentMs: number;
-  growing: Snapshot | null; // the latest snapshot
+  growing: Snapshot | null; // the latest snapshot, if it has drafts
+  isTimed: boolean; // the pace knows how long it took
 }
 
 /**
@@ -58,6 +67,7 @@ export class TypingSession {
   readonly #cache: AnswerCache;
   readonly #log = new DisplayLog();
   #display = display("");
+  #after = "";
   #isChosen = false; // the user selected the ghost text
   #ghostSinceMs = 0;
   #inFlight: InFlight | null = null;
@@ -81,6 +91,11 @@ export class TypingSession {
   /** The text before the cursor. */
   get text(): string {
     return this.#display.text;
+  }
+
+  /** The text after the cursor, as far as it is sent. */
+  get after(): string {
+    return this.#after;
   }
 
   /** What the editor should show. */
@@ -109,16 +124,30 @@ export class TypingSession {
     return due.length > 0 ? Math.min(...due) : null;
   }
 
-  /** Set the text before the cursor, after a key press or a cursor movement. */
-  edit(text: string): Action[] {
-    if (text === this.text) return [];
+  /** Set the text before and after the cursor, after a key press or a cursor movement. */
+  edit(text: string, after = ""): Action[] {
+    after = beginningOf(after, this.#options.maxSuffixChars);
+    if (text === this.text && after === this.#after) return [];
     const nowMs = this.#now();
-    const isTyping = text.startsWith(this.text);
+    const isTyping = text.startsWith(this.text) && after === this.#after;
+    this.#after = after;
     if (isTyping) this.#pace.key(nowMs);
     else this.#pace.interrupt();
     const actions = this.#change(text, nowMs);
     if (isTyping) this.#pace.looked(this.#display.ghost !== null);
     return actions;
+  }
+
+  /** Request drafts for the text at once, unless there are suggestions. For a user who asks for them. */
+  ask(): Action[] {
+    const nowMs = this.#now();
+    this.#isHidden = false;
+    const actions = this.#refresh(nowMs);
+    const request = this.#inFlight;
+    const isAsked = request !== null && request.isInvoked && request.text === this.text;
+    if (this.#display.ghost !== null || isAsked || this.text === "") return actions;
+    if (request !== null) actions.push(this.#cancel(request));
+    return [...actions, ...this.#send(nowMs, true)];
   }
 
   /** Accept the whole ghost text, which becomes part of `text`. Without ghost text, do nothing. */
@@ -168,24 +197,27 @@ export class TypingSession {
     return [...actions, ...this.#refresh(this.#now(), true)];
   }
 
-  /** Change how probable a draft must be to be shown. */
-  setMinProbability(minProbability: number): Action[] {
-    this.#options = { ...this.#options, minProbability };
-    return this.#refresh(this.#now());
-  }
-
-  /** Process a snapshot of the answer to a `Send`. Those of cancelled requests are ignored. */
+  /**
+   * Process a snapshot of the answer to a `Send`. Those of cancelled requests are ignored. One without drafts is no
+   * news: the answer may have some that the server does not show yet.
+   */
   grown(requestId: number, snapshot: Snapshot): Action[] {
     const nowMs = this.#now();
     const request = this.#inFlight;
     if (request === null || request.requestId !== requestId) return [];
-    if (request.growing === null) this.#pace.answered(nowMs - request.sentMs);
+    if (snapshot.drafts.length === 0) {
+      if (request.growing === null) return [];
+      request.growing = null;
+      this.#cache.drop(request.text, request.after);
+      return this.#refresh(nowMs);
+    }
+    this.#time(request, nowMs);
     request.growing = snapshot;
     const texts = new Set([""]);
     const drafts = snapshot.drafts
       .map((draft) => ({ ...draft, text: shownWhileGrowing(draft.text, this.#options.isSingleLine) }))
       .filter(({ text }) => !texts.has(text) && texts.add(text));
-    this.#cache.put(request.text, snapshot.id, drafts, true);
+    this.#cache.put(request.text, request.after, snapshot.id, drafts, true);
     return this.#refresh(nowMs);
   }
 
@@ -194,10 +226,10 @@ export class TypingSession {
     const nowMs = this.#now();
     const request = this.#inFlight;
     if (request === null || request.requestId !== requestId) return [];
-    if (request.growing === null) this.#pace.answered(nowMs - request.sentMs);
+    this.#time(request, nowMs);
     this.#inFlight = this.error = null;
     this.#numFailures = 0;
-    this.#cache.put(request.text, answer.id, answer.drafts);
+    this.#cache.put(request.text, request.after, answer.id, answer.drafts);
     return this.#refresh(nowMs);
   }
 
@@ -210,7 +242,7 @@ export class TypingSession {
     const request = this.#inFlight;
     if (request === null || request.requestId !== requestId) return [];
     this.#inFlight = null;
-    this.#cache.drop(request.text);
+    this.#cache.drop(request.text, request.after);
     if (error instanceof StatusError && error.code === "context_length_exceeded" && request.prompt.length > 1) {
       this.#options = { ...this.#options, maxPromptChars: request.prompt.length >> 1 };
       return this.#refresh(nowMs, true);
@@ -255,13 +287,14 @@ export class TypingSession {
   /** Show the suggestions for the text, cancel an obsolete request, and schedule a new one if necessary. */
   #refresh(nowMs: number, isAtOnce = false): Action[] {
     const text = this.text;
-    const found = this.#isHidden ? [] : this.#cache.find(text, this.#options.minProbability);
+    const found = this.#isHidden ? [] : this.#cache.find(text, this.#after);
     this.#show(found ?? [], nowMs);
     const actions: Action[] = [];
     const request = this.#inFlight;
-    const isGrowing = !this.#isHidden && request !== null && request.growing !== null && agrees(request, text);
+    const isAlong = request !== null && request.after === this.#after && text.startsWith(request.text);
+    const isGrowing = !this.#isHidden && isAlong && request.growing !== null && agrees(request, text);
     const needsAnswer = found === null && text !== "" && text !== this.#refusedText && !isGrowing;
-    if (request !== null && !isGrowing && !(needsAnswer && request.growing === null && text.startsWith(request.text))) {
+    if (request !== null && !isGrowing && !(needsAnswer && request.growing === null && isAlong)) {
       actions.push(this.#cancel(request));
     }
     this.#sendAtMs = null;
@@ -274,10 +307,16 @@ export class TypingSession {
     return [...actions, ...this.#log.takeReports(nowMs)];
   }
 
-  #cancel({ requestId, text, growing }: InFlight): Cancel {
+  #cancel({ requestId, text, after, growing }: InFlight): Cancel {
     this.#inFlight = null;
-    if (growing !== null) this.#cache.drop(text);
+    if (growing !== null) this.#cache.drop(text, after);
     return { kind: "cancel", requestId };
+  }
+
+  /** Let the pace learn how long a request took until there was something to show, or nothing for certain. */
+  #time(request: InFlight, nowMs: number): void {
+    if (!request.isTimed) this.#pace.answered(nowMs - request.sentMs);
+    request.isTimed = true;
   }
 
   #show(suggestions: readonly Suggestion[], nowMs: number): void {
@@ -303,7 +342,7 @@ export class TypingSession {
   }
 
   /** Request drafts for the text, unless a pending request is likely to return matching drafts soon. */
-  #send(nowMs: number): Action[] {
+  #send(nowMs: number, isInvoked = false): Action[] {
     const actions: Action[] = [];
     const older = this.#inFlight;
     if (older !== null) {
@@ -316,11 +355,13 @@ export class TypingSession {
       if (this.#options.streams) this.#pace.answered(Math.max(nowMs - older.sentMs, this.#pace.latencyMs));
       actions.push(this.#cancel(older));
     }
-    const prompt = promptOf(this.text, this.#options.maxPromptChars);
     this.#numRequests += 1;
-    this.#inFlight = { requestId: this.#numRequests, text: this.text, prompt, sentMs: nowMs, growing: null };
+    const [requestId, text, suffix] = [this.#numRequests, this.text, this.#after];
+    const prompt = promptOf(text, this.#options.maxPromptChars);
+    const begun = { sentMs: nowMs, growing: null, isTimed: false };
+    this.#inFlight = { requestId, text, after: suffix, prompt, isInvoked, ...begun };
     this.#sendAtMs = null;
-    return [...actions, { kind: "send", requestId: this.#numRequests, prompt }];
+    return [...actions, { kind: "send", requestId, prompt, suffix, isInvoked }];
   }
 
   /** Whether requests that newer ones replace at each key would never be answered. */
@@ -339,12 +380,9 @@ export class TypingSession {
   }
 }
 
-/** Whether a growing draft continues `text`, or may still grow to do so. */
+/** Whether a growing draft continues `text`, which begins with the request's, or may still grow to do so. */
 function agrees(request: InFlight, text: string): boolean {
   const typed = text.slice(request.text.length);
   const drafts = request.growing?.drafts ?? [];
-  return (
-    text.startsWith(request.text) &&
-    drafts.some((draft) => draft.text.startsWith(typed) || typed.startsWith(draft.text))
-  );
+  return drafts.some((draft) => draft.text.startsWith(typed) || typed.startsWith(draft.text));
 }

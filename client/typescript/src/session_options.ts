@@ -13,12 +13,12 @@ export interface SessionOptions {
    * quarter of this limit, so that the server can reuse its work for the previous prompt.
    */
   maxPromptChars: number;
+  /** Maximum length of the text after the cursor that is sent. */
+  maxSuffixChars: number;
   /** After a draft is accepted, request its continuation at once. */
   prefetch: boolean;
   /** Show drafts while they grow. */
   streams: boolean;
-  /** Drafts whose next word is less probable are not shown. 0: show all. */
-  minProbability: number;
   /** Show growing drafts up to the end of their line only, as the option `single_line` cuts finished ones. */
   isSingleLine: boolean;
 }
@@ -28,8 +28,8 @@ export const DEFAULT_SESSION_OPTIONS: Readonly<SessionOptions> = {
   maxDelayMs: 500,
   maxAnswers: 64,
   maxPromptChars: 4000,
+  maxSuffixChars: 1000,
   prefetch: true,
   streams: true,
-  minProbability: 0,
   isSingleLine: false,
 };

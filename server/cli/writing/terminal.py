@@ -11,13 +11,15 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout import BufferControl, FormattedTextControl, HSplit, Layout, Window
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
+from prompt_toolkit.layout.utils import explode_text_fragments
 from prompt_toolkit.output import Output
 from prompt_toolkit.styles import Style
 
 from superdraft.client.async_session import AsyncTypingSession, TypingClient
 from superdraft.client.wire import DraftsOptions
 
-_HINTS = "Tab take · Ctrl-→ word · Alt-] Alt-[ others · Esc hide · Ctrl-D quit"
+_GHOST_HINTS = "Tab take · Ctrl-→ word · Alt-] Alt-[ others · Esc hide · Ctrl-D quit"
+_HINTS = "Alt-\\ ask for drafts · Ctrl-D quit"
 _STYLE = Style.from_dict({"ghost": "ansibrightblack", "bar": "reverse", "bar.error": "reverse ansired"})
 # Terminals send Alt as Escape and a key: wait this long for the key. Alt-[ also begins the arrow keys.
 _ESCAPE_WAIT_S = 0.05
@@ -67,32 +69,32 @@ class Terminal:
 
     @property
     def ghost_text(self) -> str:
-        """The suggestion after the cursor; empty unless the cursor is at the end of its line."""
+        """The suggestion after the cursor."""
         ghost = self.session.display.ghost
-        return "" if ghost is None or not self._is_at_line_end else ghost.text
-
-    @property
-    def _is_at_line_end(self) -> bool:
-        return self.buffer.document.current_line_after_cursor == ""
+        return "" if ghost is None else ghost.text
 
     def _follow(self) -> None:
-        """Pass the text around the cursor to the session, or no text inside a line, where nothing is shown."""
+        """Pass the text around the cursor to the session."""
         document = self.buffer.document
-        if self._is_at_line_end:
-            self.session.edit(document.text_before_cursor, document.text_after_cursor)
-        else:
-            self.session.edit("")
+        self.session.edit(document.text_before_cursor, document.text_after_cursor)
 
     def _bar(self) -> StyleAndTextTuples:
         display, error = self.session.display, self.session.error
         if error is not None:
             return [("class:bar.error", f" {error} ")]
-        figures = f" {self.session.latency_s * 1000:4.0f} ms"
-        if display.ghost is not None and self.ghost_text:
-            figures += f" · {display.selected + 1}/{len(display.suggestions)} · score {display.ghost.score:.2f}"
+        parts = [f" {self.session.latency_s * 1000:4.0f} ms"]
+        if display.ghost is not None:
+            rank = f"{display.selected + 1}/{len(display.suggestions)}"
+            parts += [rank, f"score {display.ghost.score:.2f}", _GHOST_HINTS]
         elif self.session.is_waiting:
-            figures += " · ..."
-        return [("class:bar", f"{figures} · {_HINTS} ")]
+            parts += ["...", _HINTS]
+        else:
+            parts += [_HINTS, *self._remarks()]
+        return [("class:bar", f"{' · '.join(parts)} ")]
+
+    def _remarks(self) -> tuple[str, ...]:
+        """Why there may be nothing inside a line."""
+        return self.session.warnings[:1] if self.buffer.document.current_line_after_cursor else ()
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -107,6 +109,7 @@ class Terminal:
         for sequence, action in actions:
             keys.add(*sequence, filter=has_ghost)(_handler(action))
         keys.add("tab", filter=~has_ghost)(_handler(lambda: None))
+        keys.add("escape", "\\", filter=~has_ghost)(_handler(lambda: self.session.ask()))
         for key in ("c-c", "c-d", "c-q"):
             keys.add(key)(_handler(lambda: self._app.exit()))
         return keys
@@ -116,18 +119,25 @@ class Terminal:
 
 
 class _GhostText(Processor):
-    """Adds the ghost text after the cursor."""
+    """Inserts the ghost text after the cursor."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
         """The line, with the ghost text if the cursor is in it."""
-        fragments = list(transformation_input.fragments)
-        if transformation_input.lineno == transformation_input.document.cursor_position_row:
-            first_line, *more = self._terminal.ghost_text.split("\n")
-            fragments.append(("class:ghost", first_line + ("⏎" if more else "")))
-        return Transformation(fragments)
+        document = transformation_input.document
+        first_line, *more = self._terminal.ghost_text.split("\n")
+        ghost = first_line + ("⏎" if more else "")
+        if not ghost or transformation_input.lineno != document.cursor_position_row:
+            return Transformation(transformation_input.fragments)
+        chars = explode_text_fragments(transformation_input.fragments)
+        start, length = transformation_input.source_to_display(document.cursor_position_col), len(ghost)
+        return Transformation(
+            [*chars[:start], ("class:ghost", ghost), *chars[start:]],
+            source_to_display=lambda at: at + length if at > start else at,
+            display_to_source=lambda at: max(start, at - length) if at > start else at,
+        )
 
 
 def _handler(action: Callable[[], None]) -> Callable[[KeyPressEvent], None]:

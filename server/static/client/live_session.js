@@ -16,7 +16,12 @@ export class LiveTypingSession {
     #session;
     #requests = new Map();
     #reports = new Set();
-    #defaults = { num_drafts: 3, max_tokens: 10, session_id: `typing-${randomId()}` };
+    #defaults = {
+        num_drafts: 3,
+        max_tokens: 10,
+        trigger: "automatic",
+        session_id: `typing-${randomId()}`,
+    };
     #drafts;
     #timer;
     constructor(client, options = {}) {
@@ -28,6 +33,10 @@ export class LiveTypingSession {
     /** The text before the cursor. */
     get text() {
         return this.#session.text;
+    }
+    /** The text after the cursor, as far as it is sent. */
+    get after() {
+        return this.#session.after;
     }
     /** What the editor should show. */
     get display() {
@@ -49,9 +58,13 @@ export class LiveTypingSession {
     get isHidden() {
         return this.#session.isHidden;
     }
-    /** Set the text before the cursor. */
-    edit(text) {
-        this.#do(this.#session.edit(text));
+    /** Set the text before the cursor and, if the server should see it, the text after it. */
+    edit(text, after = "") {
+        this.#do(this.#session.edit(text, after));
+    }
+    /** Request drafts at once, for a user who asks for them. */
+    ask() {
+        this.#do(this.#session.ask());
     }
     /** Accept the whole ghost text. */
     accept() {
@@ -77,10 +90,6 @@ export class LiveTypingSession {
     reveal() {
         this.#do(this.#session.reveal());
     }
-    /** Change how probable a draft must be to be shown. */
-    setMinProbability(minProbability) {
-        this.#do(this.#session.setMinProbability(minProbability));
-    }
     /** Forget all answers and request new ones, with these options in place of the present ones if there are any. */
     restart(drafts) {
         if (drafts !== undefined)
@@ -99,7 +108,7 @@ export class LiveTypingSession {
     #do(actions) {
         for (const action of actions) {
             if (action.kind === "send") {
-                void this.#ask(action.requestId, action.prompt);
+                void this.#request(action);
             }
             else if (action.kind === "cancel") {
                 this.#requests.get(action.requestId)?.abort();
@@ -118,13 +127,14 @@ export class LiveTypingSession {
         }
         this.#options.onChange?.();
     }
-    async #ask(requestId, prompt) {
+    async #request(send) {
+        const { requestId, prompt } = send;
         const controller = new AbortController();
         this.#requests.set(requestId, controller);
         const isCurrent = () => this.#requests.get(requestId) === controller;
         const sentMs = performance.now();
         try {
-            const answer = await this.#answer(requestId, prompt, controller.signal);
+            const answer = await this.#answer(send, controller.signal);
             if (!isCurrent())
                 return;
             this.#requests.delete(requestId);
@@ -140,12 +150,14 @@ export class LiveTypingSession {
             this.#do(this.#session.failed(requestId, error));
         }
     }
-    async #answer(requestId, prompt, signal) {
+    async #answer(send, signal) {
+        const { requestId, prompt } = send;
+        const fields = this.#fieldsOf(send);
         const sentMs = performance.now();
         const request = { signal, maxRetries: 0 }; // the session itself decides when to try again
         if (!(this.#options.streams ?? true))
-            return this.#client.complete(prompt, this.#drafts, request);
-        const stream = await this.#client.stream(prompt, this.#drafts, request);
+            return this.#client.complete(prompt, fields, request);
+        const stream = await this.#client.stream(prompt, fields, request);
         for await (const snapshot of stream) {
             if (signal.aborted)
                 break;
@@ -153,6 +165,13 @@ export class LiveTypingSession {
             this.#do(this.#session.grown(requestId, snapshot));
         }
         return stream.result();
+    }
+    #fieldsOf({ suffix, isInvoked }) {
+        const fields = { ...this.#drafts, ...(suffix !== "" && { suffix }) };
+        if (!isInvoked)
+            return fields;
+        const { min_probability_shown: _, ...others } = fields; // it is for drafts that nobody asked for
+        return { ...others, trigger: "invoked" };
     }
     async #send({ completionId, event, rank, elapsedMs }) {
         try {

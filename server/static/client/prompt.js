@@ -1,4 +1,4 @@
-// The part of a text that is sent.
+// The parts of a text that are sent.
 /**
  * The end of a text, at most `maxChars` long. Its beginning moves in steps of a quarter of this limit instead of with
  * every key, so that the server can reuse its work for the previous prompt.
@@ -10,6 +10,10 @@ export function promptOf(text, maxChars) {
         return text;
     const start = Math.ceil(excess / step) * step;
     return text.slice(isInsidePair(text, start) ? start + 1 : start);
+}
+/** The beginning of a text, at most `maxChars` long. */
+export function beginningOf(text, maxChars) {
+    return text.slice(0, isInsidePair(text, maxChars) ? maxChars - 1 : maxChars);
 }
 /** Whether `at` lies between the two halves of a character; JSON cannot hold half of it. */
 function isInsidePair(text, at) {

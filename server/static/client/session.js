@@ -5,7 +5,7 @@
 // decisions. Without `streams`, the decisions are those of the Python client's session.
 import { BadRequestError, StatusError } from "./errors.js";
 import { Pace } from "./pace.js";
-import { promptOf } from "./prompt.js";
+import { beginningOf, promptOf } from "./prompt.js";
 import { DEFAULT_SESSION_OPTIONS } from "./session_options.js";
 import { AnswerCache, display, shownWhileGrowing } from "./suggestions.js";
 import { DisplayLog, SHOWN_AFTER_MS } from "./telemetry.js";
@@ -31,6 +31,7 @@ export class TypingSession {
     #cache;
     #log = new DisplayLog();
     #display = display("");
+    #after = "";
     #isChosen = false; // the user selected the ghost text
     #ghostSinceMs = 0;
     #inFlight = null;
@@ -53,6 +54,10 @@ export class TypingSession {
     get text() {
         return this.#display.text;
     }
+    /** The text after the cursor, as far as it is sent. */
+    get after() {
+        return this.#after;
+    }
     /** What the editor should show. */
     get display() {
         return this.#display;
@@ -74,12 +79,14 @@ export class TypingSession {
         const due = [this.#sendAtMs, this.#log.nextMs].filter((atMs) => atMs !== null);
         return due.length > 0 ? Math.min(...due) : null;
     }
-    /** Set the text before the cursor, after a key press or a cursor movement. */
-    edit(text) {
-        if (text === this.text)
+    /** Set the text before and after the cursor, after a key press or a cursor movement. */
+    edit(text, after = "") {
+        after = beginningOf(after, this.#options.maxSuffixChars);
+        if (text === this.text && after === this.#after)
             return [];
         const nowMs = this.#now();
-        const isTyping = text.startsWith(this.text);
+        const isTyping = text.startsWith(this.text) && after === this.#after;
+        this.#after = after;
         if (isTyping)
             this.#pace.key(nowMs);
         else
@@ -88,6 +95,19 @@ export class TypingSession {
         if (isTyping)
             this.#pace.looked(this.#display.ghost !== null);
         return actions;
+    }
+    /** Request drafts for the text at once, unless there are suggestions. For a user who asks for them. */
+    ask() {
+        const nowMs = this.#now();
+        this.#isHidden = false;
+        const actions = this.#refresh(nowMs);
+        const request = this.#inFlight;
+        const isAsked = request !== null && request.isInvoked && request.text === this.text;
+        if (this.#display.ghost !== null || isAsked || this.text === "")
+            return actions;
+        if (request !== null)
+            actions.push(this.#cancel(request));
+        return [...actions, ...this.#send(nowMs, true)];
     }
     /** Accept the whole ghost text, which becomes part of `text`. Without ghost text, do nothing. */
     accept() {
@@ -131,25 +151,29 @@ export class TypingSession {
         this.#cache.clear();
         return [...actions, ...this.#refresh(this.#now(), true)];
     }
-    /** Change how probable a draft must be to be shown. */
-    setMinProbability(minProbability) {
-        this.#options = { ...this.#options, minProbability };
-        return this.#refresh(this.#now());
-    }
-    /** Process a snapshot of the answer to a `Send`. Those of cancelled requests are ignored. */
+    /**
+     * Process a snapshot of the answer to a `Send`. Those of cancelled requests are ignored. One without drafts is no
+     * news: the answer may have some that the server does not show yet.
+     */
     grown(requestId, snapshot) {
         const nowMs = this.#now();
         const request = this.#inFlight;
         if (request === null || request.requestId !== requestId)
             return [];
-        if (request.growing === null)
-            this.#pace.answered(nowMs - request.sentMs);
+        if (snapshot.drafts.length === 0) {
+            if (request.growing === null)
+                return [];
+            request.growing = null;
+            this.#cache.drop(request.text, request.after);
+            return this.#refresh(nowMs);
+        }
+        this.#time(request, nowMs);
         request.growing = snapshot;
         const texts = new Set([""]);
         const drafts = snapshot.drafts
             .map((draft) => ({ ...draft, text: shownWhileGrowing(draft.text, this.#options.isSingleLine) }))
             .filter(({ text }) => !texts.has(text) && texts.add(text));
-        this.#cache.put(request.text, snapshot.id, drafts, true);
+        this.#cache.put(request.text, request.after, snapshot.id, drafts, true);
         return this.#refresh(nowMs);
     }
     /** Process the server's answer to a `Send`. Answers to cancelled requests are ignored. */
@@ -158,11 +182,10 @@ export class TypingSession {
         const request = this.#inFlight;
         if (request === null || request.requestId !== requestId)
             return [];
-        if (request.growing === null)
-            this.#pace.answered(nowMs - request.sentMs);
+        this.#time(request, nowMs);
         this.#inFlight = this.error = null;
         this.#numFailures = 0;
-        this.#cache.put(request.text, answer.id, answer.drafts);
+        this.#cache.put(request.text, request.after, answer.id, answer.drafts);
         return this.#refresh(nowMs);
     }
     /**
@@ -175,7 +198,7 @@ export class TypingSession {
         if (request === null || request.requestId !== requestId)
             return [];
         this.#inFlight = null;
-        this.#cache.drop(request.text);
+        this.#cache.drop(request.text, request.after);
         if (error instanceof StatusError && error.code === "context_length_exceeded" && request.prompt.length > 1) {
             this.#options = { ...this.#options, maxPromptChars: request.prompt.length >> 1 };
             return this.#refresh(nowMs, true);
@@ -218,13 +241,14 @@ export class TypingSession {
     /** Show the suggestions for the text, cancel an obsolete request, and schedule a new one if necessary. */
     #refresh(nowMs, isAtOnce = false) {
         const text = this.text;
-        const found = this.#isHidden ? [] : this.#cache.find(text, this.#options.minProbability);
+        const found = this.#isHidden ? [] : this.#cache.find(text, this.#after);
         this.#show(found ?? [], nowMs);
         const actions = [];
         const request = this.#inFlight;
-        const isGrowing = !this.#isHidden && request !== null && request.growing !== null && agrees(request, text);
+        const isAlong = request !== null && request.after === this.#after && text.startsWith(request.text);
+        const isGrowing = !this.#isHidden && isAlong && request.growing !== null && agrees(request, text);
         const needsAnswer = found === null && text !== "" && text !== this.#refusedText && !isGrowing;
-        if (request !== null && !isGrowing && !(needsAnswer && request.growing === null && text.startsWith(request.text))) {
+        if (request !== null && !isGrowing && !(needsAnswer && request.growing === null && isAlong)) {
             actions.push(this.#cancel(request));
         }
         this.#sendAtMs = null;
@@ -238,11 +262,17 @@ export class TypingSession {
         }
         return [...actions, ...this.#log.takeReports(nowMs)];
     }
-    #cancel({ requestId, text, growing }) {
+    #cancel({ requestId, text, after, growing }) {
         this.#inFlight = null;
         if (growing !== null)
-            this.#cache.drop(text);
+            this.#cache.drop(text, after);
         return { kind: "cancel", requestId };
+    }
+    /** Let the pace learn how long a request took until there was something to show, or nothing for certain. */
+    #time(request, nowMs) {
+        if (!request.isTimed)
+            this.#pace.answered(nowMs - request.sentMs);
+        request.isTimed = true;
     }
     #show(suggestions, nowMs) {
         const before = this.#display.ghost;
@@ -268,7 +298,7 @@ export class TypingSession {
         return suggestions.findIndex((draft) => ofSameAnswer(draft) && draft.draft.startsWith(before.draft));
     }
     /** Request drafts for the text, unless a pending request is likely to return matching drafts soon. */
-    #send(nowMs) {
+    #send(nowMs, isInvoked = false) {
         const actions = [];
         const older = this.#inFlight;
         if (older !== null) {
@@ -282,11 +312,13 @@ export class TypingSession {
                 this.#pace.answered(Math.max(nowMs - older.sentMs, this.#pace.latencyMs));
             actions.push(this.#cancel(older));
         }
-        const prompt = promptOf(this.text, this.#options.maxPromptChars);
         this.#numRequests += 1;
-        this.#inFlight = { requestId: this.#numRequests, text: this.text, prompt, sentMs: nowMs, growing: null };
+        const [requestId, text, suffix] = [this.#numRequests, this.text, this.#after];
+        const prompt = promptOf(text, this.#options.maxPromptChars);
+        const begun = { sentMs: nowMs, growing: null, isTimed: false };
+        this.#inFlight = { requestId, text, after: suffix, prompt, isInvoked, ...begun };
         this.#sendAtMs = null;
-        return [...actions, { kind: "send", requestId: this.#numRequests, prompt }];
+        return [...actions, { kind: "send", requestId, prompt, suffix, isInvoked }];
     }
     /** Whether requests that newer ones replace at each key would never be answered. */
     #wouldStarve() {
@@ -303,10 +335,9 @@ export class TypingSession {
         return this.#change(this.text + taken, nowMs, this.#options.prefetch);
     }
 }
-/** Whether a growing draft continues `text`, or may still grow to do so. */
+/** Whether a growing draft continues `text`, which begins with the request's, or may still grow to do so. */
 function agrees(request, text) {
     const typed = text.slice(request.text.length);
     const drafts = request.growing?.drafts ?? [];
-    return (text.startsWith(request.text) &&
-        drafts.some((draft) => draft.text.startsWith(typed) || typed.startsWith(draft.text)));
+    return drafts.some((draft) => draft.text.startsWith(typed) || typed.startsWith(draft.text));
 }

@@ -4,8 +4,8 @@ export const DEFAULT_SESSION_OPTIONS = {
     maxDelayMs: 500,
     maxAnswers: 64,
     maxPromptChars: 4000,
+    maxSuffixChars: 1000,
     prefetch: true,
     streams: true,
-    minProbability: 0,
     isSingleLine: false,
 };

@@ -49,50 +49,53 @@ export function shownWhileGrowing(text, isSingleLine) {
     const line = isSingleLine ? text.split("\n", 1)[0] : text;
     return line === text ? line.replace(LAST_WORD, "$1") : line;
 }
-/** A least-recently-used cache of answers, by the text that they continue. */
+/** A least-recently-used cache of answers, by the texts before and after the cursor that they are for. */
 export class AnswerCache {
     #maxAnswers;
     #entries = new Map(); // oldest first
     constructor(maxAnswers) {
         this.#maxAnswers = maxAnswers;
     }
-    /** Store the answer to a request for `text`, or the part of it that there is. */
-    put(text, id, drafts, isGrowing = false) {
-        this.#entries.delete(text);
-        this.#entries.set(text, { id, drafts, isGrowing });
+    /** Store the answer to a request for `text`, with `after` behind the cursor, or the part of it that there is. */
+    put(text, after, id, drafts, isGrowing = false) {
+        this.#use({ text, after, id, drafts, isGrowing });
         if (this.#entries.size > this.#maxAnswers)
             this.#entries.delete(this.#entries.keys().next().value);
     }
-    /** Remove the answer to a request for `text`. */
-    drop(text) {
-        this.#entries.delete(text);
+    /** Remove the answer to a request for `text`, with `after` behind the cursor. */
+    drop(text, after) {
+        this.#entries.delete(keyOf(text, after));
     }
     clear() {
         this.#entries.clear();
     }
     /**
-     * The suggestions for `text` with at least this probability.
+     * The suggestions for `text`, with `after` behind the cursor.
      *
      * They come from the answer to the longest beginning of `text` that has a draft which agrees with the rest. The
-     * result is empty if the server was asked for exactly this text and had no such draft, null if it should be asked.
+     * result is empty if the server was asked for exactly this text and had no draft, null if it should be asked.
      */
-    find(text, minProbability) {
-        const known = [...this.#entries.keys()]
-            .filter((start) => text.startsWith(start))
-            .sort((a, b) => b.length - a.length);
-        for (const start of known) {
-            const entry = this.#entries.get(start);
-            const found = fitting(entry, text.slice(start.length), minProbability);
+    find(text, after) {
+        const known = [...this.#entries.values()]
+            .filter((entry) => entry.after === after && text.startsWith(entry.text))
+            .sort((a, b) => b.text.length - a.text.length);
+        for (const entry of known) {
+            const found = fitting(entry, text.slice(entry.text.length));
             if (found.length > 0) {
-                this.#entries.delete(start);
-                this.#entries.set(start, entry);
+                this.#use(entry);
                 return found;
             }
         }
-        return this.#entries.has(text) ? [] : null;
+        return this.#entries.has(keyOf(text, after)) ? [] : null;
+    }
+    #use(entry) {
+        const key = keyOf(entry.text, entry.after);
+        this.#entries.delete(key);
+        this.#entries.set(key, entry);
     }
 }
-function fitting({ id, drafts, isGrowing }, typed, minProbability) {
+const keyOf = (text, after) => `${text.length} ${text}${after}`;
+function fitting({ id, drafts, isGrowing }, typed) {
     return drafts
         .filter((draft) => draft.text.length > typed.length && draft.text.startsWith(typed))
         .map((draft) => ({
@@ -103,6 +106,5 @@ function fitting({ id, drafts, isGrowing }, typed, minProbability) {
         score: draft.score,
         probability: nextProbability(draft, typed.length),
         isGrowing,
-    }))
-        .filter((suggestion) => (suggestion.probability ?? 1) >= minProbability);
+    }));
 }

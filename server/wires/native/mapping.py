@@ -173,6 +173,7 @@ def drafts_snapshot(drafts_id: str, snapshot: Snapshot) -> DraftsSnapshot:
             SnapshotDraft(index=index, text=draft.text, score=floored(draft.score))
             for index, draft in enumerate(snapshot.drafts)
         ],
+        rows_by_depth=snapshot.rows_by_depth,
     )
 
 

@@ -198,10 +198,14 @@ class SnapshotDraft(BaseModel):
 
 
 class DraftsSnapshot(BaseModel):
-    """An event of the native stream: the drafts after a step. `stable_text`: the final beginning of all of them."""
+    """An event of the native stream: the drafts after a step.
+
+    `stable_text`: the final beginning of all of them. `rows_by_depth`: as in the answer's usage, so far.
+    """
 
     object: Literal["drafts.snapshot"] = "drafts.snapshot"
     id: str
     step: int
     stable_text: str
     drafts: list[SnapshotDraft]
+    rows_by_depth: tuple[int, ...]

@@ -43,7 +43,6 @@ def test_typing_taking_and_leaving(url):
         screen.wait_for("Ctrl-D quit")
         screen.press("hi")
         screen.wait_for("red0 red1 red2")
-        screen.wait_for("score -0.50")
         screen.press("\x1b]")
         screen.wait_for("green0")
         screen.press("\t\x04")

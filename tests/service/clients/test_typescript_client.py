@@ -64,7 +64,7 @@ def test_the_built_modules_are_those_of_the_sources(tmp_path):
     [
         ("const [draft] = (await client.complete('a', { num_drafts: 2, trim: 'word' })).drafts; draft?.text;", None),
         ("for await (const snapshot of await client.stream('a')) snapshot.stable_text;", None),
-        ("new LiveTypingSession(client, { minProbability: 0.1 }).display.ghost?.text;", None),
+        ("new LiveTypingSession(client, { drafts: { trigger: 'invoked' } }).display.ghost?.text;", None),
         ("await client.complete('a', { num_draft: 2 });", "num_draft"),
         ("await client.complete(7);", "number"),
         ("(await client.complete('a')).drafts[0].text;", "undefined"),
@@ -94,6 +94,10 @@ def test_its_request_options_are_those_of_the_python_client():
     body = source.partition("export interface DraftsOptions {")[2].partition("\n}")[0]
     names = {line.strip().partition("?:")[0] for line in body.splitlines() if "?:" in line}
     assert names == set(DraftsOptions.__annotations__) | {"num_drafts", "max_tokens"}
+
+
+def without(fields: dict, name: str) -> dict:
+    return {key: value for key, value in fields.items() if key != name}
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +211,14 @@ def test_typing(results):
         "accepted": "type red0 red1 red2",
         "grew": True,
     }
+
+
+def test_typing_asks_for_probable_drafts_and_its_user_for_all(results):
+    automatic, invoked = results["typingFields"]
+    assert (automatic["trigger"], automatic["min_probability_shown"], automatic["suffix"]) == (
+        "automatic",
+        0.5,
+        " here",
+    )
+    assert invoked == {**without(automatic, "min_probability_shown"), "trigger": "invoked"}
+    assert (automatic["prompt"], automatic["num_drafts"], automatic["max_tokens"]) == ("type", 3, 10)

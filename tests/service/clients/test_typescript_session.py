@@ -17,6 +17,7 @@ pytestmark = needs_node
 
 SCRIPT = Path(__file__).parents[2] / "node" / "replay_session.mjs"
 WORDS = ("the", "then", "there", "other", "on", "one", "once", "a", "and", "any")
+AFTER = ("", " other words", "\nThe next line.", "x" * 30)
 NUM_EVENTS = 400
 
 
@@ -30,7 +31,7 @@ def answer_of(request_id: int, chance: random.Random) -> DraftsAnswer:
 def described(action) -> list:
     match action:
         case Send():
-            return ["send", action.request_id, action.prompt]
+            return ["send", action.request_id, action.prompt, action.suffix, action.is_invoked]
         case Cancel():
             return ["cancel", action.request_id]
         case Report():
@@ -62,17 +63,22 @@ class Typist:
 
     def something(self) -> None:
         session, chance = self.session, self.chance
-        kinds = {"type": 10, "along": 6, "answer": 6 if self.pending else 0, "delete": 1, "fail": 0.5}
-        kinds |= dict.fromkeys(("accept", "accept_word", "select_next", "select_previous"), 2) | {"dismiss": 0.5}
+        kinds = {"type": 10, "along": 6, "answer": 6 if self.pending else 0, "delete": 1, "move": 1, "fail": 0.5}
+        kinds |= dict.fromkeys(("accept", "accept_word", "select_next", "select_previous"), 2) | {
+            "dismiss": 0.5,
+            "ask": 1,
+        }
         (kind,) = chance.choices(list(kinds), list(kinds.values()))
         ghost = session.display.ghost
         match kind:
             case "type":
-                self.do("edit", session.text + chance.choice("the ona "))
+                self.do("edit", session.text + chance.choice("the ona "), session.after)
             case "along" if ghost is not None:
-                self.do("edit", session.text + ghost.text[: chance.randint(1, 3)])
+                self.do("edit", session.text + ghost.text[: chance.randint(1, 3)], session.after)
             case "delete":
-                self.do("edit", session.text[: chance.randint(0, len(session.text))])
+                self.do("edit", session.text[: chance.randint(0, len(session.text))], session.after)
+            case "move":
+                self.do("edit", session.text, chance.choice(AFTER))
             case "answer":
                 request_id = chance.choice(self.pending)
                 self.pending.remove(request_id)
@@ -100,6 +106,7 @@ class Typist:
             {
                 "actions": [described(action) for action in actions],
                 "text": session.text,
+                "after": session.after,
                 "shown": [[s.completion_id, s.rank, s.text] for s in session.display.suggestions],
                 "selected": session.display.selected,
                 "waits": session.is_waiting,
@@ -110,7 +117,7 @@ class Typist:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_both_sessions_decide_alike(seed):
-    options = SessionOptions(max_prompt_chars=40, max_answers=8, prefetch=bool(seed % 2))
+    options = SessionOptions(max_prompt_chars=40, max_suffix_chars=20, max_answers=8, prefetch=bool(seed % 2))
     typist = Typist(options, seed)
     typist.run()
     camel = {
@@ -118,6 +125,7 @@ def test_both_sessions_decide_alike(seed):
         "maxDelayMs": options.max_delay_s * 1000,
         "maxAnswers": options.max_answers,
         "maxPromptChars": options.max_prompt_chars,
+        "maxSuffixChars": options.max_suffix_chars,
         "prefetch": options.prefetch,
     }
     done = subprocess.run(
@@ -135,6 +143,8 @@ def test_both_sessions_decide_alike(seed):
         wake_ms = wanted.pop("wake_ms")
         assert got.pop("wake_ms") == (None if wake_ms is None else pytest.approx(wake_ms)), event
         assert got == wanted, event
+    sends = [action[3:] for step in typist.steps for action in step["actions"] if action[0] == "send"]
+    assert {bool(suffix) for suffix, _ in sends} == {is_invoked for _, is_invoked in sends} == {True, False}
     kinds = {action[0] for step in typist.steps for action in step["actions"]}
     assert kinds == {"send", "cancel", "report"}
     assert {"accepted", "dismissed", "shown"} <= {

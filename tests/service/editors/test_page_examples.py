@@ -13,7 +13,7 @@ from superdraft.server.settings import Settings
 from superdraft.server.wires import playground
 
 STATIC = Path(playground.__file__).parents[1] / "static"
-# How the first draft must go on, by the end of the text. Other drafts of the list may be less likely.
+# How the first draft must go on, by the end of the text. It must be probable enough to be shown; others need not be.
 WANTED = {
     "lease let me kn": "ow if you have any",
     "any qu": "estions",
@@ -46,11 +46,10 @@ def test_every_text_has_an_expected_draft():
 
 @pytest.mark.parametrize("text", proposed())
 def test_the_first_draft_is_what_a_person_might_write(model_url, text):
-    fields = {"num_drafts": 3, "max_tokens": 12, "trim": "word", "single_line": True}
+    fields = {"num_drafts": 3, "max_tokens": 12, "trigger": "automatic", "single_line": True}
     request = {"prompt": text, "elastic": False, **fields}  # the same on a busy machine
     drafts = httpx.post(f"{model_url}/v1/drafts", json=request, timeout=60).raise_for_status().json()["drafts"]
     (wanted,) = (rest for end, rest in WANTED.items() if text.endswith(end))
     first = drafts[0]["text"]
     assert first.startswith(wanted), first
     assert CUT.search(first) is None, first
-    assert len(drafts) == 3

@@ -87,7 +87,8 @@ def test_nothing_else_is_served(client, path):
 
 def test_limits_are_those_of_the_engine_and_the_settings(make_client, engine: FakeEngine):
     engine.config = EngineConfig(max_num_drafts=9, max_tokens=77, max_num_rows=5)
-    client = make_client(max_timeout_ms=1234, token_healing=False, default_strategy="sample")
+    settings = {"token_healing": False, "default_strategy": "sample", "min_probability_shown": 0.3}
+    client = make_client(max_timeout_ms=1234, **settings)
     assert client.get("/v1/limits").json() == {
         "object": "limits",
         "model": "tiny",
@@ -100,6 +101,8 @@ def test_limits_are_those_of_the_engine_and_the_settings(make_client, engine: Fa
         "strategies": ["superposed", "sample", "greedy", "sample+superposed"],
         "default_strategy": "sample",
         "token_healing": False,
+        "min_probability_shown": 0.3,
+        "sees_suffix": False,
     }
 
 

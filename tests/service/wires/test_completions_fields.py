@@ -1,6 +1,6 @@
-"""The table of fields in docs/http-api.md, row by row and strategy by strategy, against a real engine.
+"""The table of fields in docs/http-api.md, field by field and strategy by strategy, against a real engine.
 
-Each row has a probe here: fields to send, and what must be true of the answer if they are honoured. A field that is
+Each field has a probe here: fields to send, and what must be true of the answer if they are honoured. A field that is
 ignored changes nothing but the warnings; one that is accepted changes nothing at all.
 """
 
@@ -35,16 +35,17 @@ PROMPT = "We're meeting at n"
 
 
 def documented_table() -> dict[str, dict[str, str]]:
-    """Row -> strategy -> word, from the Markdown table under the heading of its own."""
+    """Field -> strategy -> word, from the Markdown table under the heading of its own."""
     section = DOCS.read_text().split("### What each strategy does with a field\n")[1].split("\n#")[0]
     header, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
     names = [cell.strip().strip("`") for cell in header.strip("|").split("|")]
     assert tuple(names[1:]) == STRATEGIES
     table = {}
     for row in rows:
-        label, *words = [cell.strip() for cell in row.strip("|").split("|")]
-        assert label not in table
-        table[label] = dict(zip(STRATEGIES, words, strict=True))
+        labels, *words = [cell.strip() for cell in row.strip("|").split("|")]
+        for label in labels.split("; "):
+            assert label not in table
+            table[label] = dict(zip(STRATEGIES, words, strict=True))
     return table
 
 
@@ -255,7 +256,7 @@ def clients():
         yield plain, filler
 
 
-def test_every_row_has_a_probe_and_every_probe_a_row():
+def test_every_field_has_a_probe_and_every_probe_a_field():
     assert set(TABLE) == set(PROBES)
     assert {word for row in TABLE.values() for word in row.values()} <= WORDS
 

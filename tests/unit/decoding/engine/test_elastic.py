@@ -1,6 +1,7 @@
 """Elastic work: what a step costs, which plan follows from it, and what requests get."""
 
 import random
+from collections import Counter
 
 import pytest
 from support.decoding import run_all
@@ -46,7 +47,7 @@ def test_the_cost_of_a_step_is_found_from_noisy_steps():
     for _ in range(600):
         rows, tokens = chance.randint(0, 90), chance.choice([0, 0, chance.randint(1, 250)])
         seconds = 0.003 + 0.0006 * rows + 0.0004 * tokens
-        cost.observe(rows, tokens, seconds * chance.choice([0.9, 1, 1.1]) + (chance.random() < 0.02) * 0.5)
+        cost.observe(rows, tokens, 0, seconds * chance.choice([0.9, 1, 1.1]) + (chance.random() < 0.02) * 0.5)
     for rows, tokens in ((1, 0), (30, 0), (90, 0), (10, 200)):
         assert cost.seconds(rows, tokens) == pytest.approx(0.003 + 0.0006 * rows + 0.0004 * tokens, rel=0.35, abs=0.003)
     assert cost.per_prompt_token_s == pytest.approx(0.0004, rel=0.35)
@@ -55,10 +56,10 @@ def test_the_cost_of_a_step_is_found_from_noisy_steps():
 def test_a_chunk_of_a_prompt_takes_at_most_a_tenth_of_a_second():
     work = ElasticWork(1.0)
     for _ in range(400):
-        work.observe(0, 128, 128 * 0.002)
+        work.observe(0, 128, 0, 128 * 0.002)
     assert work.chunk_tokens(256) == 32
     for _ in range(400):
-        work.observe(0, 128, 128 * 0.0001)
+        work.observe(0, 128, 0, 128 * 0.0001)
     assert work.chunk_tokens(256) == 256
 
 
@@ -97,3 +98,55 @@ def test_only_a_selection_that_divides_rows_is_elastic():
         GenerationParams(elastic=True)
     assert params().least_work == (1, 4)
     assert params(elastic=False).least_work == (3, 8)
+
+
+def typists(num_typists: int, gap_s: float | None, seconds_per_row: float) -> list:
+    """The answers to typists whose requests come at once."""
+    engine, runner, clock = fake_engine(num_slots=64, target_latency_s=60.0)
+    forward = runner.forward
+
+    def timed(segments, embeddings, kept):
+        clock.now_s += seconds_per_row * len(embeddings)
+        return forward(segments, embeddings, kept)
+
+    runner.forward = timed
+    for number in range(num_typists):
+        session = f"session {number}"
+        prompt = [number, *PROMPT]
+        engine.add_request(EngineRequest(str(number), prompt, params(), session_id=session, key_gap_s=gap_s))
+    return [output.output for _, output in sorted(run_all(engine).items(), key=lambda item: int(item[0]))]
+
+
+def test_drafts_of_typists_end_in_time_for_their_next_keys():
+    patient, hurried = typists(8, None, 0.002), typists(8, 0.2, 0.002)
+    assert not any(output.usage.limited_by_load for output in patient)
+    assert all(output.usage.limited_by_load for output in hurried)
+    rows = [sum(output.usage.forward_rows for output in outputs) for outputs in (patient, hurried)]
+    assert rows[1] < rows[0] / 2
+    (alone,) = typists(1, 0.2, 0.002)
+    assert not alone.usage.limited_by_load
+
+
+def test_who_has_waited_longest_since_the_last_drafts_goes_first():
+    """Each typist's next request comes before the last one could be answered, and all have their turn."""
+    engine, runner, clock = fake_engine(num_slots=64, target_latency_s=60.0)
+    forward = runner.forward
+
+    def timed(segments, embeddings, kept):
+        clock.now_s += 0.01 * len(embeddings)
+        return forward(segments, embeddings, kept)
+
+    runner.forward = timed
+    answered = Counter()
+    for key in range(60):
+        for number in range(12):
+            name, prompt = f"{number} {key}", [number, *PROMPT, key]
+            session = f"session {number}"
+            engine.add_request(EngineRequest(name, prompt, params(), session_id=session, key_gap_s=0.2))
+        next_key_s = clock.now_s + 0.2
+        while clock.now_s < next_key_s and engine.has_unfinished:
+            for output in engine.step():
+                if output.output is not None:
+                    answered[output.request_id.split()[0]] += 1
+    assert len(answered) == 12
+    assert min(answered.values()) >= max(answered.values()) / 2 > 0

@@ -124,6 +124,16 @@ def test_a_snapshot_follows_every_step_except_the_last():
     assert steps == [1, 2, 3, 4, "end"]
 
 
+def test_snapshots_have_the_rows_so_far():
+    engine, _, _ = fake_engine()
+    wanted = params(max_tokens=4, num_drafts=3, selection="distinct", max_branches=8, snapshots=True)
+    engine.add_request(EngineRequest("a", PROMPT, wanted))
+    seen = []
+    while engine.has_unfinished:
+        seen += [(output.snapshot or output.output.usage).rows_by_depth for output in engine.step()]
+    assert seen == [(), (3,), (3, 3), (3, 3, 3)]
+
+
 def test_drafts_below_the_minimum_score_are_left_out():
     engine, _, _ = fake_engine()
     free = engine.generate(PROMPT, params(num_drafts=4)).drafts

@@ -10,14 +10,17 @@ from support.decoding import FailingScorer, HashScorer, run_all
 from support.fake_runner import FakeRunner, fake_engine
 from support.requests import some_request
 
+from superdraft.decoding.engine.decode import KEPT_DEPTH
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.engine.tree import MAX_STEMS, Node, Tree, num_common, text_keys
+from superdraft.decoding.engine.kept_logits import KeptLogits
+from superdraft.decoding.engine.tree import Node, Tree, num_common, text_keys
 from superdraft.decoding.method.scoring import Candidates
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
 PROMPT = list(range(70, 90))
+ONE = GenerationParams(num_drafts=1, max_tokens=6, alpha=0.0)
 GREEDY = GenerationParams(strategy="greedy", num_drafts=1, max_tokens=6)
 
 
@@ -46,7 +49,7 @@ def test_a_warm_slot_is_continued_without_a_copy():
     assert cached(engine, [*PROMPT, 5, 6, 7]) == 20
     assert runner.prefilled[-6:][0] == [3]
     assert cached(engine, [*PROMPT, 5, 6, 7]) == 23  # the same once more: no token
-    assert cached(engine, [*PROMPT, 5]) == 20  # the logits after the 21st token were not kept
+    assert cached(engine, [*PROMPT, 5]) == 20  # the 21st token's keys and values are there, its logits were not needed
     assert cached(engine, PROMPT[:12]) == 11
     assert engine.num_copied_bytes == 0
 
@@ -55,7 +58,7 @@ def test_an_accepted_draft_is_put_behind_the_prompt_and_not_run_again():
     engine, _, _ = fake_engine(num_slots=1)
     (draft,) = engine.generate(PROMPT, GREEDY).drafts
     accepted = [*PROMPT, *draft.token_ids[:4]]
-    assert cached(engine, accepted) == len(accepted) - 1  # the logits after its last token were not kept
+    assert cached(engine, accepted) == len(accepted) - 1  # the logits so far down a draft are not kept
     assert engine.num_copied_bytes == 3  # three cells of a byte
     (draft,) = cold(accepted).drafts
     assert cached(engine, [*accepted, *draft.token_ids, 9]) == len(accepted) + 5  # the last token was never fed
@@ -322,7 +325,7 @@ def test_cells_are_taken_in_order_behind_a_gap_then_those_that_no_path_needs():
     first, second = tree.take(3), tree.take(2)
     assert (first, second) == ((4, 5, 6), (7, 8))
     tree.nodes = {1: node(5), 2: node(8)}
-    tree.stems = {3: (7, torch.zeros(1)), 4: (6, torch.zeros(1))}
+    tree.stems = {3: 7, 4: 6}
     assert len(tree.take(31, [first])) == 31
     assert (set(tree.nodes), set(tree.stems)) == ({1, 2}, {3, 4})
     assert tree.take(4, [first]) == (2, 3, 7, 8)  # the gap, and the second path
@@ -352,11 +355,28 @@ def test_nodes_are_found_behind_any_beginning_of_the_trunk_until_the_trunk_reach
     assert not tree.nodes
 
 
-def test_only_the_newest_stems_are_kept():
-    tree = Tree(0, 40)
-    for key in range(20):
-        tree.keep_stem(key, key, torch.zeros(1))
-    assert list(tree.stems) == list(range(20 - MAX_STEMS, 20))
+def test_a_prompt_that_ends_after_the_first_tokens_of_a_draft_needs_no_token():
+    engine, _, _ = fake_engine(num_slots=1)
+    (draft,) = engine.generate(PROMPT, GREEDY).drafts
+    for count in range(1, KEPT_DEPTH + 1):
+        accepted = [*PROMPT, *draft.token_ids[:count]]
+        output = engine.generate(accepted, GREEDY)
+        assert output.usage.cached_tokens == len(accepted)
+        assert drafts(output) == drafts(cold(accepted))
+
+
+def test_logits_are_kept_up_to_a_number_of_bytes_and_only_for_those_who_may_see_them():
+    kept = KeptLogits(num_bytes=32)
+    rows = torch.arange(12.0).view(3, 4)
+    for key, row in enumerate(rows[:2]):
+        assert kept.put("", key, row).data_ptr() != row.data_ptr()
+    assert kept.get("", 0) is not None  # now the first is used more recently than the second
+    kept.put("", 2, rows[2])
+    assert kept.get("", 1) is None
+    assert torch.equal(kept.get("", 0), rows[0])
+    assert kept.get("another", 0) is None
+    kept.forget()
+    assert kept.get("", 0) is None
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
@@ -386,3 +406,48 @@ def test_wide_and_narrow_requests_share_few_slots(num_slots):
                     assert drafts(output.output) == drafts(alone)
                     known += [[*asked, *draft.token_ids] for draft in output.output.drafts]
     assert engine.num_used_slots == 0
+
+
+def test_a_request_run_ahead_leaves_the_typists_tree_and_is_found_by_the_one_that_follows():
+    engine, _, _ = fake_engine(num_slots=3)
+    (draft,) = engine.generate(PROMPT, ONE).drafts
+    accepted = [*PROMPT, *draft.token_ids]
+    assert engine.has_room_ahead
+    engine.add_request(EngineRequest("ahead", accepted, ONE, is_ahead=True))
+    run_all(engine)
+    num_before = engine.num_prefilled_tokens
+    typed = [*PROMPT, draft.token_ids[0]]
+    output = engine.generate(typed, ONE)
+    assert engine.num_prefilled_tokens == num_before  # the first tree has the draft's nodes
+    assert output.usage.forward_rows == 1
+    assert engine.num_foreseen == 0
+    output = engine.generate(accepted, ONE)
+    assert engine.num_prefilled_tokens == num_before
+    assert (output.usage.forward_rows, engine.num_foreseen) == (0, 1)
+    assert drafts(output) == drafts(cold(accepted, ONE))
+
+
+def test_a_request_run_ahead_takes_no_other_requests_tree():
+    engine, _, _ = fake_engine(num_slots=2)
+    engine.generate(PROMPT, GREEDY)
+    engine.add_request(EngineRequest("ahead", [*PROMPT[:5], 1], GREEDY, is_ahead=True))
+    run_all(engine)
+    assert engine.has_room_ahead  # its own tree gives way first
+    engine.generate([3, 4, 5], GREEDY)
+    assert not engine.has_room_ahead
+    assert cached(engine, [3, 4, 5]) == 3
+    assert cached(engine, PROMPT) == len(PROMPT)
+
+
+def test_tokens_of_a_half_typed_word_are_not_run_if_they_hardly_count_and_the_drafts_are_those_of_a_cold_run():
+    healing = GenerationParams(strategy="superposed", num_drafts=1, max_tokens=4, token_healing=True, alpha=0.0)
+    engine, _, _ = fake_engine(num_slots=1)
+    num_left_out = 0
+    text = "the quick brown fox jumps over the lazy dog "
+    for end in range(1, len(text)):
+        num_before = engine.num_prefilled_tokens
+        output = engine.generate(text[:end], healing)
+        assert drafts(output) == drafts(cold(text[:end], healing)), text[:end]
+        num_run = engine.num_prefilled_tokens - num_before
+        num_left_out += num_run == 0
+    assert num_left_out

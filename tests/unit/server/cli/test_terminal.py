@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+from dataclasses import replace
 
 import pytest
 from prompt_toolkit.data_structures import Size
@@ -16,16 +17,21 @@ from superdraft.client.errors import ConnectionFailedError
 from superdraft.server.cli.writing.terminal import Terminal
 
 DRAFTS = {"Thank you": (" for your email", " very much"), "Thank you for your email": (".",)}
+INSIDE = "Nothing is suggested inside a line: this model sees nothing."
 
 
 class ScriptedClient:
-    def __init__(self, error=None):
-        self.error, self.reported = error, []
+    def __init__(self, error=None, *, drafts=DRAFTS, sees_suffix=True):
+        self.error, self.drafts, self.sees_suffix = error, drafts, sees_suffix
+        self.reported, self.asked = [], []
 
     async def complete(self, prompt, **options):
+        self.asked.append({"prompt": prompt, **options})
         if self.error is not None:
             raise self.error
-        return answer(prompt, *DRAFTS.get(prompt, ()))
+        if options.get("suffix", "\n").partition("\n")[0] and not self.sees_suffix:
+            return replace(answer(prompt), warnings=(INSIDE,))
+        return answer(prompt, *self.drafts.get(prompt, ()))
 
     async def feedback(self, completion_id, event, rank=0, **details):
         self.reported.append((event, rank))
@@ -125,16 +131,60 @@ def test_escape_hides_until_the_next_key():
     assert run(scenario, text="Thank you")[0] == "Thank you "
 
 
-def test_nothing_is_suggested_inside_a_line():
+def test_a_draft_inside_a_line_is_shown_and_taken_there():
+    screen = io.StringIO()
+    output = Vt100_Output(screen, lambda: Size(rows=10, columns=100), term="xterm")
+
+    async def scenario(shown, press):
+        press("\x1b[D" * len("friend."))  # left
+        await see(shown, "my ")
+        await until(lambda: "my " in screen.getvalue().rpartition("Dear ")[2])
+        press("\t")
+        await until(lambda: "my" in shown.buffer.text)
+        assert shown.buffer.document.text_before_cursor == "Dear my "
+
+    client = ScriptedClient(drafts={"Dear ": ("my ",)})
+    assert run(scenario, client, text="Dear friend.", output=output)[0] == "Dear my friend."
+    assert {asked["suffix"] for asked in client.asked if asked["prompt"] == "Dear "} == {"friend."}
+
+
+@pytest.mark.parametrize(("start", "shown_line"), [(5, "Dear my friend."), (12, "Dear friend.my ")])
+def test_the_ghost_text_is_at_the_cursor_and_moves_what_is_after_it(start, shown_line):
+    async def scenario(shown, press):
+        shown.buffer.cursor_position = start
+        press("\x1b[D\x1b[C")
+        await see(shown, "my ")
+        content = shown._app.layout.current_control.create_content(80, 10)
+        assert "".join(text for _, text, *_ in content.get_line(0)).startswith(shown_line)
+        assert content.cursor_position.x == start
+
+    client = ScriptedClient(drafts={"Dear ": ("my ",), "Dear friend.": ("my ",)})
+    run(scenario, client, text="Dear friend.")
+
+
+def test_where_the_model_does_not_see_the_rest_of_the_line_the_bar_says_so():
     async def scenario(shown, press):
         await see(shown, " for your email")
         press("\x1b[D")  # left
-        await see(shown, "")
+        await until(lambda: INSIDE in bar_of(shown))
+        assert shown.ghost_text == ""
         press("\t")
         press("\x1b[C")
         await see(shown, " for your email")
+        assert INSIDE not in bar_of(shown)
 
-    assert run(scenario, text="Thank you")[0] == "Thank you"
+    assert run(scenario, ScriptedClient(sees_suffix=False), text="Thank you")[0] == "Thank you"
+
+
+def test_alt_and_backslash_ask_for_drafts():
+    async def scenario(shown, press):
+        press("Hi")
+        await until(lambda: client.asked and not shown.session.is_waiting)
+        press("\x1b\\")
+        await until(lambda: [asked["trigger"] for asked in client.asked][-2:] == ["automatic", "invoked"])
+
+    client = ScriptedClient()
+    assert run(scenario, client)[0] == "Hi"
 
 
 def test_each_key_is_one_edit():
