@@ -4,9 +4,10 @@ from pathlib import Path
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.loading.loader import LoadedModel, load_model
-from superdraft.decoding.model.runner import ModelRunner
-from superdraft.decoding.model.threads import choose_num_threads
+from superdraft.decoding.errors import BrokenModelError
+from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_model
+from superdraft.decoding.model.threads import choose_num_threads, num_cores
+from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 
@@ -28,23 +29,25 @@ def load_engine(
     return build_engine(load_model(model, device=device, dtype=dtype), config or EngineConfig())
 
 
-def build_engine(loaded: LoadedModel, config: EngineConfig, threads_file: Path | None = None) -> Engine:
-    """Build an engine for a loaded model.
+def build_engine(loaded: LoadedModel | LoadedGguf, config: EngineConfig, threads_file: Path | None = None) -> Engine:
+    """Build an engine for a loaded model, with the runner that it is for.
 
     Args:
         loaded: the model. A conversion to another weight format frees its dense weights.
         config: the engine's settings.
-        threads_file: for a model on a CPU: measure how many threads it runs fastest with, set torch to that number, and
-            remember it in this file. None: torch's number stays.
+        threads_file: for a `LoadedModel` on a CPU: measure how many threads it runs fastest with, set torch to that
+            number, and remember it in this file. None: torch's number stays.
 
     Raises:
         UnsupportedModelError: Superposed Decoding cannot run on this model.
-        ModelLoadError: the KV cache does not fit in `EngineConfig.kv_memory_bytes`.
+        ModelLoadError: the KV cache does not fit in `EngineConfig.kv_memory_bytes`, or llama.cpp cannot be used.
     """
+    if isinstance(loaded, LoadedGguf):
+        return _gguf_engine(loaded, config)
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_model_len = min(config.max_model_len, context or config.max_model_len)
     tokenizer = tokenizer_of(loaded)  # first: it looks at the output head's weights
-    runner = ModelRunner(
+    runner = TorchRunner(
         loaded.model,
         max_model_len,
         config.kv_memory_bytes,
@@ -54,6 +57,26 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, threads_file: Path |
     if threads_file is not None and runner.device.type == "cpu":
         choose_num_threads(runner, threads_file)
     return Engine(runner, tokenizer, config)
+
+
+def _gguf_engine(loaded: LoadedGguf, config: EngineConfig) -> Engine:
+    # Imported late, because it imports gguf, which only GGUF models need.
+    from superdraft.decoding.model.llamacpp.runner import LlamaRunner
+
+    runner = LlamaRunner(
+        loaded.path,
+        config.max_model_len,
+        config.kv_memory_bytes,
+        config.num_slots,
+        num_threads=loaded.num_threads or num_cores(),
+        gpu_layers=loaded.gpu_layers,
+    )
+    if len(loaded.tokenizer) > runner.vocab_size:
+        raise BrokenModelError(
+            f"the tokenizer of {loaded.path} has {len(loaded.tokenizer)} tokens and the model {runner.vocab_size}: "
+            "they do not belong together."
+        )
+    return Engine(runner, Tokenizer(loaded.tokenizer, runner.vocab_size), config)
 
 
 def tokenizer_of(loaded: LoadedModel) -> Tokenizer:

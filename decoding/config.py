@@ -17,10 +17,10 @@ class EngineConfig:
     Attributes:
         max_model_len: maximum length of a prompt plus a draft, in tokens; the model's context length applies if it is
             shorter.
-        kv_memory_bytes: memory for all keys and values, reserved at start and never grown. On a CPU it is used only as
-            it fills.
-        num_slots: KV-cache slots, one per running request; None: as many as fit in that memory, at most 64. A slot that
-            is not in use keeps the last prompt for reuse.
+        kv_memory_bytes: memory for all keys and values, reserved at start and never grown. On a CPU transformers'
+            models use it only as it fills.
+        num_slots: KV-cache slots, one per running request; None: as many as fit in that memory, at most 64 (8 with
+            llama.cpp). A slot that is not in use keeps the last prompt for reuse.
         max_prefill_tokens: maximum prompt tokens per step.
         max_num_rows: most model rows that one request may ask for.
         target_latency_s: seconds in which requests should be answered: elastic requests get less work if they would not

@@ -9,7 +9,8 @@ import torch
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.loading.loader import LoadedModel, load_model
+from superdraft.decoding.errors import ModelLoadError
+from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_gguf, load_model
 from superdraft.decoding.model.native.library import why_unavailable
 from superdraft.decoding.model.threads import threads_file
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
@@ -51,14 +52,18 @@ def load_service(settings: Settings) -> LoadedService:
     return service_of(load_language_model(settings), settings, settings.engine_config())
 
 
-def load_language_model(settings: Settings) -> LoadedModel:
+def load_language_model(settings: Settings) -> LoadedModel | LoadedGguf:
     """Load the model that the settings name. Sets torch's number of threads if the settings have one.
 
     Raises:
-        ModelLoadError: the model cannot be used.
+        ModelLoadError: the model cannot be used, or not with these settings.
     """
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
+    if settings.runner == "llamacpp":
+        return _load_gguf(settings)
+    if settings.gpu_layers is not None:
+        raise ModelLoadError("gpu_layers is for --runner llamacpp; with torch, --device says where the model runs.")
     return load_model(
         settings.model,
         home=settings.home,
@@ -68,7 +73,25 @@ def load_language_model(settings: Settings) -> LoadedModel:
     )
 
 
-def service_of(loaded: LoadedModel, settings: Settings, config: EngineConfig) -> LoadedService:
+def _load_gguf(settings: Settings) -> LoadedGguf:
+    if settings.dtype != "auto":
+        raise ModelLoadError(
+            f"with --runner llamacpp the weights are those of the file, so dtype must be auto, got {settings.dtype!r}."
+        )
+    if settings.device not in ("auto", "cpu"):
+        raise ModelLoadError(
+            f"with --runner llamacpp, --gpu-layers says what a GPU runs; device must be auto or cpu, got "
+            f"{settings.device!r}."
+        )
+    return load_gguf(
+        settings.model,
+        home=settings.home,
+        num_threads=settings.num_threads,
+        gpu_layers=0 if settings.device == "cpu" else settings.gpu_layers,
+    )
+
+
+def service_of(loaded: LoadedModel | LoadedGguf, settings: Settings, config: EngineConfig) -> LoadedService:
     """An engine over a loaded model, with the n-gram model that the settings ask for.
 
     Args:
@@ -80,7 +103,8 @@ def service_of(loaded: LoadedModel, settings: Settings, config: EngineConfig) ->
         ModelLoadError: the model cannot be used.
         NgramModelError: a named n-gram model cannot be used.
     """
-    if settings.dtype in ("auto", "int4") and loaded.model.device.type == "cpu" and (problem := why_unavailable()):
+    is_on_cpu = isinstance(loaded, LoadedModel) and loaded.model.device.type == "cpu"
+    if is_on_cpu and settings.dtype in ("auto", "int4") and (problem := why_unavailable()):
         log.warning("without the fast kernels for CPUs, torch's own are used", reason=problem)
     engine = build_engine(loaded, config, threads_file(settings.home) if settings.num_threads is None else None)
     fingerprint = tokenizer_fingerprint(engine.tokenizer.vocabulary)

@@ -103,6 +103,15 @@ class Settings(BaseSettings):
         description="File to append what users did with drafts to, without any text: JSON lines for "
         "`superdraft lab tune --display --events`.",
     )
+    runner: Literal["torch", "llamacpp"] = Field(
+        default="torch", description="What runs the model: torch, or llama.cpp for a .gguf file as it is."
+    )
+    gpu_layers: int | None = Field(
+        default=None,
+        ge=0,
+        description="With --runner llamacpp, number of the model's layers that a GPU runs. If not set, all, where "
+        "llama-cpp-python was built for a GPU.",
+    )
     device: str = Field(default="auto", description="Device to run the model on: auto, cpu, cuda or cuda:N.")
     dtype: str = Field(
         default="auto", description="Data type of the weights: auto, float32, bfloat16, float16 or int4."
@@ -120,13 +129,14 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         description="Maximum number of requests that run at once. Each slot holds the prompt and the drafts of one, or "
-        "keeps the last ones for reuse. If not set, as many as fit into --kv-memory, at most 64.",
+        "keeps the last ones for reuse. If not set, as many as fit into --kv-memory, at most 64 (8 with --runner "
+        "llamacpp).",
     )
     num_threads: int | None = Field(
         default=None,
         ge=1,
         description="CPU threads for the model. If not set, the first start with a model measures how many are fastest "
-        "and remembers the result in the home folder.",
+        "and remembers the result in the home folder; with --runner llamacpp, all cores.",
     )
     max_prefill_tokens: int = Field(
         default=256, ge=1, description="Maximum number of prompt tokens processed between two decode steps."

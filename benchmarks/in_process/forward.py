@@ -14,6 +14,7 @@ from superdraft.decoding import Engine, EngineConfig, load_engine
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.model.native.decoder import PHASES
 from superdraft.decoding.model.threads import candidates, num_cores
+from superdraft.decoding.model.torch_runner import TorchRunner
 
 NUM_ROWS = [1, 3, 8, 16, 64]
 LENGTHS = [64, 1900]
@@ -46,13 +47,16 @@ def main(
             f"{num_threads} threads",
         )
     ]
-    settings = {"model": model, "dtype": dtype, "forward": engine._runner.forward_name, "runs": runs}
+    runner = engine._runner
+    assert isinstance(runner, TorchRunner)
+    settings = {"model": model, "dtype": dtype, "forward": runner.forward_name, "runs": runs}
     print_report(make_report(__doc__, settings, rows=found), [plain_table(found)], as_json)
 
 
 def measure(engine: Engine, num_threads: int, what: str, size: int, length: int, num_runs: int) -> dict[str, Any]:
     """Medians of a decode step of `size` rows after `length` positions, or of a prompt of `size` tokens."""
     runner = engine._runner
+    assert isinstance(runner, TorchRunner)
     torch.set_num_threads(num_threads)
     run: Callable[[], Any]
     if what == "step":

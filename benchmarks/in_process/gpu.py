@@ -29,6 +29,7 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.model.kv_cache import cells_per_slot
+from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -160,6 +161,7 @@ def copy_rate(device: torch.device, sizes: Sizes) -> float:
 def time_steps(engine: Engine, sizes: Sizes, bytes_per_s: float) -> Iterator[dict[str, Any]]:
     """Time decode steps of the model runner, by rows and positions."""
     runner = engine._runner
+    assert isinstance(runner, TorchRunner)
     weights = step_weight_bytes(runner.model)
     for context in sizes.contexts:
         for num_rows in sizes.rows:

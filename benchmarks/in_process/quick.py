@@ -26,6 +26,7 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import load_model
 from superdraft.decoding.model.fused_decoder import FusedDecoder
+from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
@@ -169,6 +170,7 @@ def _contenders() -> Timed:
 def _forwards(engine: Engine, prompt_ids: list[int]) -> Timed:
     """The forward pass of a decode step over the same slot, fused and as in transformers."""
     runner = engine._runner
+    assert isinstance(runner, TorchRunner)
     fused = runner._fused
     embeddings = runner.embed(prompt_ids[-1:])
     lengths = range(len(prompt_ids), len(prompt_ids) + TOKENS_PER_RUN)

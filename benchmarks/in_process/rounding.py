@@ -16,7 +16,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.loader import load_model
 from superdraft.decoding.loading.store import DEFAULT_MODEL
-from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.torch_runner import TorchRunner
 
 _TEXTS_AT_ONCE = 8
 
@@ -37,6 +37,8 @@ def main(
     samples = [ids for ids in samples if len(ids) > 1]
     served = build_engine(loaded, config)._runner
     exact = build_engine(load_model(model, device="cpu", dtype="float32"), config)._runner
+    assert isinstance(served, TorchRunner)
+    assert isinstance(exact, TorchRunner)
     groups = [samples[i : i + _TEXTS_AT_ONCE] for i in range(0, len(samples), _TEXTS_AT_ONCE)]
     losses = {"float32": 0.0, "served, prompts": 0.0, "served, steps": 0.0}
     for group in tracked(groups, "measuring"):
@@ -57,12 +59,12 @@ def main(
     print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows)], as_json)
 
 
-def by_prompts(runner: ModelRunner, texts: list[list[int]]) -> float:
+def by_prompts(runner: TorchRunner, texts: list[list[int]]) -> float:
     """-ln p of all tokens after the first of each text, from one pass per text."""
     return sum(_loss(runner.exact_logprobs([ids])[0][:-1], ids[1:]) for ids in texts)
 
 
-def by_steps(runner: ModelRunner, texts: list[list[int]]) -> float:
+def by_steps(runner: TorchRunner, texts: list[list[int]]) -> float:
     """The same, from decode steps that run all texts side by side."""
     total = 0.0
     for position in range(max(map(len, texts)) - 1):

@@ -113,6 +113,7 @@ class Engine:
         self._scheduler = Scheduler(self._trees, starts.leave_out_tail)
         self._pass = Pass(self._trees, self._scheduler, decode_step, branching, starts, clock)
         self._sequences: dict[str, Sequence] = {}
+        self._num_ahead = 0  # of them, requests that nobody has sent yet
         self._sessions: dict[str, Sequence] = {}
         self._unanswered: OrderedDict[str, float] = OrderedDict()  # sessions, each with when its wait began
         self._ended: list[StepOutput] = []
@@ -161,9 +162,9 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        """Requests with a slot, whose prompts or drafts are being run."""
+        """Requests with a slot, whose prompts or drafts are being run; not those that nobody has sent yet."""
         # Another thread may ask between a change of the one count and of the other.
-        return max(0, len(self._sequences) - self._scheduler.num_waiting)
+        return max(0, len(self._sequences) - self._scheduler.num_waiting - self._num_ahead)
 
     @property
     def last_step(self) -> StepReport:
@@ -200,6 +201,7 @@ class Engine:
             self._sessions[request.session_id] = sequence
         sequence.waiting_since_s = self._waiting_since(sequence)
         self._sequences[request.request_id] = sequence
+        self._num_ahead += request.is_ahead
         self._scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> bool:
@@ -371,6 +373,7 @@ class Engine:
         self._trees.end(sequence, failed=failed)
         self._scheduler.remove(sequence)
         del self._sequences[sequence.request_id]
+        self._num_ahead -= sequence.request.is_ahead
         for branch in sequence.branches:
             # Sequence and branch refer to each other, so both stay in memory until the garbage collector runs. Their
             # drafts, with text and n-gram states, go now.

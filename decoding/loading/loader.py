@@ -57,6 +57,25 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
+class LoadedGguf:
+    """A `.gguf` file for llama.cpp, which maps it when an engine is built.
+
+    Attributes:
+        path: the file.
+        tokenizer: its tokenizer.
+        name: the known name, or the file's name.
+        num_threads: on the CPU; None: all cores.
+        gpu_layers: layers that a GPU runs; None: all of them, if llama.cpp was built for a GPU.
+    """
+
+    path: Path
+    tokenizer: transformers.PreTrainedTokenizerBase
+    name: str
+    num_threads: int | None = None
+    gpu_layers: int | None = None
+
+
+@dataclass(frozen=True)
 class _Source:
     """The place a model is read from; `location` is the argument of `from_pretrained`."""
 
@@ -113,6 +132,32 @@ def load_model(
     check_config(model.config, source.name)  # again, for models that come with their own classes
     check_model_class(type(model), model.config, source.name)
     return LoadedModel(model, tokenizer, source.name, source.path, weight_format.convert)
+
+
+def load_gguf(
+    spec: str, *, home: Path | None = None, num_threads: int | None = None, gpu_layers: int | None = None
+) -> LoadedGguf:
+    """Find a `.gguf` file and load its tokenizer. A known model is fetched first if it is not cached.
+
+    Args:
+        spec: a known name, or a `.gguf` file.
+        home: folder of the known models; None: the default folder.
+        num_threads: see `LoadedGguf`.
+        gpu_layers: see `LoadedGguf`.
+
+    Raises:
+        UnknownModelError: there is no file `spec`, or it is not a `.gguf` file.
+        BrokenModelError: its tokenizer cannot be read.
+        ModelLoadError: the model could not be fetched.
+    """
+    source = _locate(spec, home)
+    path = source.gguf
+    if path is None and source.path is not None and spec in KNOWN_MODELS:
+        path = source.path / KNOWN_MODELS[spec].gguf_name
+    if path is None:
+        known = ", ".join(KNOWN_MODELS)
+        raise UnknownModelError(f"--runner llamacpp needs a .gguf file or a known model ({known}), got {spec!r}.")
+    return LoadedGguf(path, _read_tokenizer(source, trust_remote_code=False), source.name, num_threads, gpu_layers)
 
 
 def load_tokenizer(

@@ -57,7 +57,14 @@ def cells_per_slot(max_len: int) -> int:
 
 
 def plan_cache(
-    shapes: list[LayerShape], item_bytes: int, memory_bytes: int, max_len: int, num_slots: int | None
+    shapes: list[LayerShape],
+    item_bytes: int,
+    memory_bytes: int,
+    max_len: int,
+    num_slots: int | None,
+    *,
+    max_slots: int = MAX_DEFAULT_SLOTS,
+    num_extra_cells: int = 0,
 ) -> CachePlan:
     """Divide the memory into slots.
 
@@ -66,21 +73,24 @@ def plan_cache(
         item_bytes: bytes per number.
         memory_bytes: the budget for all keys and values.
         max_len: positions of the longest text.
-        num_slots: number of slots; None: as many as fit, at most 64.
+        num_slots: number of slots; None: as many as fit, at most `max_slots`.
+        max_slots: see `num_slots`.
+        num_extra_cells: cells that are needed beside the slots.
 
     Raises:
         ModelLoadError: the slots do not fit.
     """
     per_position = item_bytes * sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in shapes)
     num_cells = cells_per_slot(max_len)
-    slot_bytes = per_position * num_cells
-    fitting = memory_bytes // slot_bytes
+    slot_bytes, extra_bytes = per_position * num_cells, per_position * num_extra_cells
+    fitting = (memory_bytes - extra_bytes) // slot_bytes
     if fitting < (num_slots or 1):
+        needed = (num_slots or 1) * slot_bytes + extra_bytes
         raise ModelLoadError(
             f"kv_memory is {memory_bytes / 1e6:.0f} MB, but {num_slots or 1} slots of max_model_len {max_len} need "
-            f"{(num_slots or 1) * slot_bytes / 1e6:.0f} MB. Raise kv_memory, or lower max_model_len or num_slots."
+            f"{needed / 1e6:.0f} MB. Raise kv_memory, or lower max_model_len or num_slots."
         )
-    return CachePlan(num_slots or min(MAX_DEFAULT_SLOTS, fitting), num_cells, per_position)
+    return CachePlan(num_slots or min(max_slots, fitting), num_cells, per_position)
 
 
 def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:

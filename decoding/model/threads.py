@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from superdraft.decoding.home import superdraft_home
-from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.torch_runner import TorchRunner
 
 _ROWS = (1, 8)  # decode steps for a person typing, and for several
 _TOKENS = 64  # of a prompt
@@ -20,7 +20,7 @@ _REPEATS = 5
 _TOLERANCE = 1.05  # more threads must win clearly: they take the processor from everything else
 
 
-def choose_num_threads(runner: ModelRunner, remembered: Path) -> int:
+def choose_num_threads(runner: TorchRunner, remembered: Path) -> int:
     """The number of threads with which steps and prompts are fastest; the fewer of two that are about as fast.
 
     The first call for a model takes about as long as 20 decode steps and 6 short prompts per number of threads tried.
@@ -113,7 +113,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _seconds(runner: ModelRunner, num_threads: int) -> float:
+def _seconds(runner: TorchRunner, num_threads: int) -> float:
     """Shortest times of decode steps and of a prompt, multiplied: none weighs more than another."""
     torch.set_num_threads(num_threads)
     num_tokens = min(_TOKENS, runner.max_model_len - 1)

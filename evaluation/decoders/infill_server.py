@@ -30,6 +30,7 @@ NUM_SLOTS = 8
 _START_TIMEOUT_S = 30.0
 _FOR_ONE_USER = {
     "fan_out": False,
+    "runner": "torch",
     **dict.fromkeys(("api_keys", "api_keys_file", "rate_limit", "max_concurrent")),
 }
 
@@ -132,6 +133,7 @@ def served_here(choice: ModelChoice, *, keeps_prompts: bool = False) -> Iterator
     """
     settings = choice.server_settings().model_copy(update=_FOR_ONE_USER)
     loaded = load_language_model(settings)
+    assert isinstance(loaded, LoadedModel)
     config = settings.engine_config() if keeps_prompts else _with_few_slots(loaded, settings)
     service = service_of(loaded, settings, config)
     engine = VariedEngine(service, settings)

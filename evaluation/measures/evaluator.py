@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from superdraft.decoding.engine.admission import tokenise
 from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.model.kv_cache import cells_per_slot, plan_cache, probe_layer_shapes
-from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.text.covers import Covers
 from superdraft.decoding.text.healing import HealingPlan, TokenIndex, plan_healing
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ class _Task:
     drafts: list[tuple[tuple[int, ...], int]]
 
 
-class ExactRunner(ModelRunner):
+class ExactRunner(TorchRunner):
     """A model runner for whole drafts: each prompt is run once, then each draft on a row of its own."""
 
     @torch.inference_mode()

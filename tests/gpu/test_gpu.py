@@ -24,7 +24,7 @@ from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.model.linear import DenseLinear
 from superdraft.decoding.model.linear_cuda import GPU_MAX_ROWS, Int4GpuLinear, Int8GpuLinear
 from superdraft.decoding.model.linear_int4 import convert_int4
-from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ def _exact_products():
 def engine_over(model: PreTrainedModel, *, with_graphs: bool = False) -> Engine:
     """`with_graphs` matters on a CPU only: on a GPU there are always graphs."""
     recorder = CountedRecorder() if with_graphs and model.device.type == "cpu" else None
-    runner = ModelRunner(model, 96, 64 * 1024**2, num_slots=24, recorder=recorder)
+    runner = TorchRunner(model, 96, 64 * 1024**2, num_slots=24, recorder=recorder)
     return Engine(runner, Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig(max_prefill_tokens=64))
 
 

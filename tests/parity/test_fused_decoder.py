@@ -5,7 +5,7 @@ import torch
 from support.models import tiny_model
 
 from superdraft.decoding.model.fused_decoder import FusedDecoder
-from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.torch_runner import TorchRunner
 
 OPTIONS = {
     "llama": {},
@@ -17,11 +17,11 @@ OPTIONS = {
 PROMPTS = ([5, 80, 31, 7, 7, 99, 120, 18, 44, 3, 250], [3, 4, 5], [9] * 7)
 
 
-def runner_of(name: str) -> ModelRunner:
+def runner_of(name: str) -> TorchRunner:
     options = OPTIONS[name] | ({"num_hidden_layers": 2, "max_position_embeddings": 128} if name == "qwen2" else {})
     model = tiny_model(name.split()[0], **options).double()
     assert FusedDecoder.supports(model)
-    return ModelRunner(model, 64, 4_000_000, num_slots=4)
+    return TorchRunner(model, 64, 4_000_000, num_slots=4)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

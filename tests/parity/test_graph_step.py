@@ -13,11 +13,9 @@ from support.recorded_ops import CountedRecorder, RecordedOps
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.model import runner as model_runner
-from superdraft.decoding.model import step_graphs
+from superdraft.decoding.model import step_graphs, torch_runner
 from superdraft.decoding.model.linear import Conversion
 from superdraft.decoding.model.linear_int4 import convert_int4
-from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.segments import Segment, grid_of
 from superdraft.decoding.model.step_graphs import (
     MAX_GRAPHS,
@@ -27,6 +25,7 @@ from superdraft.decoding.model.step_graphs import (
     StepTensors,
     can_be_recorded,
 )
+from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -41,11 +40,11 @@ CASES = [
 ]
 
 
-def runner_of(architecture: str, dtype: torch.dtype) -> ModelRunner:
-    return ModelRunner(tiny_model(architecture).to(dtype), 64, 4_000_000, num_slots=4)
+def runner_of(architecture: str, dtype: torch.dtype) -> TorchRunner:
+    return TorchRunner(tiny_model(architecture).to(dtype), 64, 4_000_000, num_slots=4)
 
 
-def step_of(runner: ModelRunner, segments: list[Segment], embeddings: torch.Tensor) -> tuple[StepTensors, list[int]]:
+def step_of(runner: TorchRunner, segments: list[Segment], embeddings: torch.Tensor) -> tuple[StepTensors, list[int]]:
     """The inputs of a step of these rows, and where each row is among its outputs."""
     grid, slots, cells = grid_of(segments, runner.device, READ_LENGTH)
     inputs = StepTensors(
@@ -54,7 +53,7 @@ def step_of(runner: ModelRunner, segments: list[Segment], embeddings: torch.Tens
     return inputs, grid.places
 
 
-def tree_of(runner: ModelRunner, texts: Sequence[Sequence[list[int]]], cells: Iterator[int]) -> list[Segment]:
+def tree_of(runner: TorchRunner, texts: Sequence[Sequence[list[int]]], cells: Iterator[int]) -> list[Segment]:
     """For each slot texts with a common beginning; run all but their last tokens and return the rows of these.
 
     Args:
@@ -134,7 +133,7 @@ def test_a_step_stays_on_the_device(architecture, dtype):
 @torch.inference_mode()
 def test_models_whose_rotary_angles_need_the_host_are_recognised(rope, can, dtype):
     model = tiny_model("llama", rope_parameters=rope | {"rope_theta": 10_000.0}).to(dtype)
-    runner = ModelRunner(model, 64, 4_000_000, num_slots=4)
+    runner = TorchRunner(model, 64, 4_000_000, num_slots=4)
     assert can_be_recorded(model) is can
     expected = contextlib.nullcontext() if can else pytest.raises(AssertionError, match="needs the host")
     rows = [Segment.plain(0, 3, 1), Segment.plain(1, 5, 1)]
@@ -154,7 +153,7 @@ def engine_of(
     dtype: torch.dtype, recorder: Recorder | None, *, num_slots: int = 5, convert: Conversion | None = None
 ) -> Engine:
     model = tiny_model("llama").to(dtype)
-    runner = ModelRunner(model, 96, 4_000_000, num_slots, convert=convert, recorder=recorder)
+    runner = TorchRunner(model, 96, 4_000_000, num_slots, convert=convert, recorder=recorder)
     return Engine(runner, Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig())
 
 
@@ -178,7 +177,7 @@ def assert_alike(got: GenerationOutput, expected: GenerationOutput, tolerance: f
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["transformers", "fused"])
 def test_replayed_steps_equal_direct_ones(dtype, monkeypatch):
     """Decisions that Python made while a step was recorded must hold for every step of the same shape."""
-    monkeypatch.setattr(model_runner, "_FEWEST_POSITIONS", 16)
+    monkeypatch.setattr(torch_runner, "_FEWEST_POSITIONS", 16)
     recorder = CountedRecorder()
     engine, plain = engine_of(dtype, recorder), engine_of(dtype, None)
     for variant in VARIANTS:
@@ -196,9 +195,9 @@ def test_replayed_steps_equal_direct_ones(dtype, monkeypatch):
 @torch.inference_mode()
 def test_the_number_of_recorded_shapes_stays_small(monkeypatch):
     """Slots, rows and cells are rounded up to powers of two, so most steps find a graph."""
-    monkeypatch.setattr(model_runner, "_FEWEST_POSITIONS", 16)
+    monkeypatch.setattr(torch_runner, "_FEWEST_POSITIONS", 16)
     recorder = CountedRecorder()
-    runner = ModelRunner(tiny_model("llama"), 96, 10_000_000, 8, recorder=recorder)
+    runner = TorchRunner(tiny_model("llama"), 96, 10_000_000, 8, recorder=recorder)
     before, shapes, num_steps = recorder.num_graphs, set(), 0
     for num_slots, num_rows, base in itertools.product(range(1, 9), range(1, 9), (5, 16, 17, 40, 96)):
         rows = [Segment(slot, base, 1, base, (base + row,)) for slot in range(num_slots) for row in range(num_rows)]

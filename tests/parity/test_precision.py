@@ -5,8 +5,8 @@ import torch
 from support.models import tiny_model
 
 from superdraft.decoding.model.linear_int4 import convert_int4
-from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.segments import Segment
+from superdraft.decoding.model.torch_runner import TorchRunner
 
 ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")
 # bfloat16 has 8 significant bits: neighbouring numbers near the largest logit differ by 1/128 of it. Two layers of
@@ -22,7 +22,7 @@ INT4_TOLERANCE_STEPS = 16
 def test_alone_in_a_batch_in_a_used_slot_in_a_tree_and_after_a_copy(architecture, convert):
     # Weights of the usual size: with large random weights every layer multiplies the rounding errors.
     model = tiny_model(architecture, initializer_range=0.05).to(torch.bfloat16)
-    runner = ModelRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
+    runner = TorchRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
     prompt, others = [5, 80, 31, 7, 7, 99, 120], [[3, 4, 5], [9] * 11, [200]]
     alone = runner.prefill([0], [prompt], [0])[0]
     tolerance = (INT4_TOLERANCE_STEPS if convert else TOLERANCE_STEPS) * float(alone.abs().max()) / 128

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.models import tiny_model
 from support.token_trees import RandomTrees
 
-from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.torch_runner import TorchRunner
 
 MAX_LEN = 96
 # Large random weights multiply roundings. In double precision only norms are rounded, by transformers, to float32.
@@ -21,9 +21,9 @@ CASES = [
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}, {str(case[1]).split('.')[1]}")
-def runner_and_tolerance(request) -> tuple[ModelRunner, float]:
+def runner_and_tolerance(request) -> tuple[TorchRunner, float]:
     architecture, dtype, tolerance, options = request.param
-    return ModelRunner(tiny_model(architecture, **options).to(dtype), MAX_LEN, 4_000_000, num_slots=4), tolerance
+    return TorchRunner(tiny_model(architecture, **options).to(dtype), MAX_LEN, 4_000_000, num_slots=4), tolerance
 
 
 @settings(max_examples=15, deadline=None)

@@ -80,15 +80,22 @@ class FakeRunner:
         self.prefilled.append([segment.count for segment in segments if not segment.path])
         self.decoded.append(sum(bool(segment.path) for segment in segments))
         for (slot, cell), row in zip(own, embeddings, strict=True):
-            # Rounded, because a blend is a sum, and the order of its terms may differ between batches.
-            self.cache.slots[slot][cell] = np.round(row.numpy(), 3).tobytes()
+            self.cache.slots[slot][cell] = self.as_bytes(row)
         rows = [(segment, position) for segment in segments for position in segment.positions]
         logits = [self._logits(*rows[row]) for row in kept]
         return torch.stack(logits) if logits else torch.zeros(0, self.vocab_size)
 
+    @staticmethod
+    def as_bytes(row: Tensor) -> bytes:
+        # Rounded, because a blend is a sum, and the order of its terms may differ between batches.
+        return np.round(row.numpy(), 3).tobytes()
+
     def _logits(self, segment: Segment, last: int) -> Tensor:
         fed = [self.cache.slots[segment.slot][segment.cell(position)] for position in range(last + 1)]
         assert None not in fed, "a cell was read that was never written"
+        return self.logits_after(fed)
+
+    def logits_after(self, fed: Sequence[bytes]) -> Tensor:
         seed = int.from_bytes(hashlib.blake2b(b"".join(fed), digest_size=8).digest(), "little")
         return torch.from_numpy(np.random.default_rng(seed).standard_normal(self.vocab_size).astype(np.float32) * 3)
 

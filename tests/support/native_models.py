@@ -5,7 +5,7 @@ import transformers
 from torch import nn
 
 from superdraft.decoding.model.linear_int4 import convert_int4
-from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.torch_runner import TorchRunner
 
 COMMON = {
     "vocab_size": 300,
@@ -53,8 +53,8 @@ def make_model(name: str) -> transformers.PreTrainedModel:
     return model.to(torch.bfloat16).eval().requires_grad_(False)
 
 
-def make_runner(name: str, num_slots: int = 6) -> ModelRunner:
+def make_runner(name: str, num_slots: int = 6) -> TorchRunner:
     """A runner of a model in 4 bits, with texts of up to 1,024 tokens."""
-    runner = ModelRunner(make_model(name), 1024, 100_000_000, num_slots, convert=convert_int4)
+    runner = TorchRunner(make_model(name), 1024, 100_000_000, num_slots, convert=convert_int4)
     assert runner._native is not None
     return runner

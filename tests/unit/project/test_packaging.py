@@ -80,7 +80,8 @@ def test_the_base_and_client_installs_are_light(wheel):
     def needed(extra: str) -> set[str]:
         return {r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": extra})}
 
-    extras = {"client", "lsp", "ngram", "server", "traces", "try", "evaluation", "ray", "test", "lint", "dev", "docs"}
+    extras = {"client", "llamacpp", "lsp", "ngram", "server", "traces", "try"}
+    extras |= {"evaluation", "ray", "test", "lint", "dev", "docs"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert needed("") == needed("client") == {"httpx", "rich", "typer"}
     assert {"torch", "transformers", "fastapi"} <= needed("server")

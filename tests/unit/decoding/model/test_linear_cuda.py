@@ -21,7 +21,7 @@ from superdraft.decoding.model.linear_cuda import (
 )
 from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4
-from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS, choose_weight_format
 
 ATEN = torch.ops.aten
@@ -178,7 +178,7 @@ def test_a_whole_model_decodes_with_quantised_layers(monkeypatch):
 
     def logits(convert: Conversion) -> torch.Tensor:
         model = tiny_model("llama", initializer_range=0.05, intermediate_size=64).to(torch.bfloat16)
-        runner = ModelRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
+        runner = TorchRunner(model, 64, 1_000_000, num_slots=4, convert=convert)
         runner.prefill([0], [prompt[:-1]], [0])
         return runner.decode(runner.embed(prompt[-1:]), [len(prompt) - 1])
 

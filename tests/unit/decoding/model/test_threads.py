@@ -10,8 +10,8 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.loader import load_model
 from superdraft.decoding.model import threads
-from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.threads import candidates, choose_num_threads, fastest, recall, threads_file
+from superdraft.decoding.model.torch_runner import TorchRunner
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_the_fewest_threads_that_are_about_as_fast_as_the_best(times, expected, 
 
 
 def test_a_result_is_measured_once_and_remembered_beside_others(tmp_path, monkeypatch):
-    runner = ModelRunner(tiny_model("llama"), 64, 1_000_000, num_slots=4)
+    runner = TorchRunner(tiny_model("llama"), 64, 1_000_000, num_slots=4)
     file = tmp_path / "home" / "threads.json"
     file.parent.mkdir()
     file.write_text('{"another processor": 7}')
@@ -65,7 +65,7 @@ def test_a_result_is_measured_once_and_remembered_beside_others(tmp_path, monkey
 
 
 def test_what_a_busy_machine_measures_is_not_remembered(tmp_path, monkeypatch):
-    runner = ModelRunner(tiny_model("llama"), 64, 1_000_000, num_slots=4)
+    runner = TorchRunner(tiny_model("llama"), 64, 1_000_000, num_slots=4)
     monkeypatch.setattr(threads, "is_busy", lambda: True)
     monkeypatch.setattr(threads, "num_cores", lambda: 2)
     monkeypatch.setattr(threads, "_seconds", lambda _, num: 1.0 / num)
@@ -88,7 +88,7 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path, content):
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
-    runner = ModelRunner(tiny_model("llama"), 64, 1_000_000, num_slots=4)
+    runner = TorchRunner(tiny_model("llama"), 64, 1_000_000, num_slots=4)
     (tmp_path / "file").touch()
     monkeypatch.setattr(threads, "num_cores", lambda: 1)
     assert choose_num_threads(runner, tmp_path / "file" / "threads.json") == 1

@@ -11,7 +11,7 @@ from superdraft.decoding.model.linear import DenseLinear
 from superdraft.decoding.model.linear_int4 import convert_int4
 from superdraft.decoding.model.native.decoder import NativeDecoder
 from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
-from superdraft.decoding.model.runner import ModelRunner
+from superdraft.decoding.model.torch_runner import TorchRunner
 
 MANY_HEADS = {"hidden_size": 3104, "num_attention_heads": 97, "num_key_value_heads": 1, "num_hidden_layers": 1}
 LENGTH = 600  # more than two parts of 256 positions
@@ -109,7 +109,7 @@ def test_what_lies_beyond_a_text_is_never_read():
 
 def test_the_dense_weights_are_freed():
     model = make_model("qwen3")
-    ModelRunner(model, 64, 10_000_000, num_slots=2, convert=convert_int4)
+    TorchRunner(model, 64, 10_000_000, num_slots=2, convert=convert_int4)
     assert sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)) == 0
     assert model.get_input_embeddings().weight.numel() > 0
 
