@@ -1,7 +1,8 @@
 """Feedback: what users did with drafts. Events are matched to the drafts that were shown, and counted by rank.
 
-The ranks, probabilities and lengths of each answer's drafts are remembered for a while, in memory. With a file, each
-event is also a line in it, to tune `min_probability_shown` by. Texts are neither kept nor logged.
+The ranks, probabilities and lengths of each answer's drafts are remembered for a while, in memory. A draft that goes on
+in the next answers of a typing session is one draft: its events are counted once. With a file, each event is also a
+line in it, to tune `min_probability_shown` by. Texts are neither kept nor logged.
 """
 
 import json
@@ -17,6 +18,7 @@ import structlog
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput
+from superdraft.server.continued_drafts import Origin
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.observe.metrics import DraftEvent, Metrics
@@ -41,11 +43,12 @@ class Outcome(NamedTuple):
 
 
 class _Remembered(NamedTuple):
-    """A draft: its rank, its probability if that is known, and its length in characters."""
+    """A draft: its rank, its probability if that is known, its length in characters, and where it appeared first."""
 
     rank: int
     probability: float | None
     num_characters: int
+    origin: Origin
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +96,7 @@ class Feedback:
         first_index: int = 0,
         first_rank: int = 0,
         are_probabilities: bool = False,
+        origins: Sequence[Origin] | None = None,
     ) -> None:
         """Keep the drafts of an answer, or of one of its prompts, for events to come.
 
@@ -103,15 +107,17 @@ class Feedback:
             first_index: the index of the first of them in the answer.
             first_rank: its rank among the drafts of its run, above 0 if the run was shared with other requests.
             are_probabilities: whether exp(score) is the probability of a draft's first word.
+            origins: the answer in which each draft appeared first, and its index there; None: all of them in this one.
         """
         if not self._is_on:
             return
         completions = self._callers.setdefault(caller, OrderedDict())
         completion = completions.setdefault(completion_id, _Completion(self._clock()))
-        for draft in drafts:
+        for place, draft in enumerate(drafts):
             probability = math.exp(min(draft.score, 0.0)) if are_probabilities else None
-            remembered = _Remembered(first_rank + draft.index, probability, len(draft.text))
-            completion.drafts[first_index + draft.index] = remembered
+            index = first_index + draft.index
+            origin = (completion_id, index) if origins is None else origins[place]
+            completion.drafts[index] = _Remembered(first_rank + draft.index, probability, len(draft.text), origin)
         self._forget()
 
     def take(self, completion_id: str, event: DraftEvent, index: int = 0, *, elapsed_s: float | None = None) -> Outcome:
@@ -134,9 +140,11 @@ class Feedback:
                 f"index must be that of a draft of the completion, which has {len(completion.drafts)}; got {index}."
             )
             raise InvalidRequestError(message, param="index")
-        is_new = (event, index) not in completion.events
+        first_id, first_index = draft.origin
+        first = self._callers[current_caller()].get(first_id, completion)
+        is_new = (event, first_index) not in first.events
         if is_new:
-            completion.events.add((event, index))
+            first.events.add((event, first_index))
             self._metrics.count_draft_event(event, draft.rank, elapsed_s)
             self._record(completion_id, index, event, draft)
         return Outcome(draft.rank, is_new)
@@ -145,7 +153,8 @@ class Feedback:
         """Append an event to the file. A few bytes to the system's cache take no time that other requests notice."""
         if self._file is None:
             return
-        line = {"completion_id": completion_id, "index": index, "event": event, **draft._asdict()}
+        figures = {name: value for name, value in draft._asdict().items() if name != "origin"}
+        line = {"completion_id": completion_id, "index": index, "event": event, **figures}
         try:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

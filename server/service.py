@@ -19,6 +19,7 @@ from superdraft.decoding.text.fim import FimTokens
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.fan_out import FanOut, Share
 from superdraft.server.bridge.output_stream import MergedOutputs, OutputStream, open_all
+from superdraft.server.continued_drafts import ContinuedDrafts
 from superdraft.server.display import Display, scores_are_probabilities
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.edge.access import current_caller
@@ -106,6 +107,7 @@ class Service:
         statistics: about the requests of the last minutes.
         fim: the model's fill-in-the-middle tokens; None: it has none, or they are not used.
         fan_out: shares runs among twin requests.
+        continued_drafts: tells which drafts a typist has seen before.
     """
 
     settings: Settings
@@ -119,6 +121,7 @@ class Service:
     statistics: Statistics = field(default_factory=Statistics)
     fim: FimTokens | None = None
     fan_out: FanOut = field(default_factory=FanOut)
+    continued_drafts: ContinuedDrafts = field(default_factory=ContinuedDrafts)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -258,13 +261,20 @@ class Service:
         self, request: DraftingRequest, params: GenerationParams, caller: str, prompt_index: int, share: Share
     ) -> None:
         if request.takes_feedback:
+            shown = share.output.drafts[: request.num_shown]
+            (prompt, *_) = request.prompts.values()
+            origins = None
+            if request.session_id is not None and len(request.prompts) == 1 and isinstance(prompt, str):
+                texts = [draft.text for draft in shown]
+                origins = self.continued_drafts.origins(caller, request.session_id, prompt, texts, request.id)
             self.feedback.remember(
                 caller,
                 request.id,
-                share.output.drafts[: request.num_shown],
+                shown,
                 first_index=prompt_index * (request.num_shown or 0),
                 first_rank=share.rank,
                 are_probabilities=scores_are_probabilities(params),
+                origins=origins,
             )
 
 

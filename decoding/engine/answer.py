@@ -129,6 +129,8 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
     drafts = all_drafts(sequence)
     score = params.ranking_rule.score
     ranked = rank(drafts, len(drafts.alive) + len(drafts.finished), score)
+    if params.whole_best:  # whoever asks for a text wants a whole one first
+        ranked.sort(key=lambda draft: draft.finish_reason == "improbable")
     by_text: dict[str, _Shown] = {}
     for draft in ranked:
         if params.min_score is None or score(draft) >= params.min_score:

@@ -11,6 +11,7 @@ from superdraft.ngram_models.store.manifest import MANIFEST_FILE
 from superdraft.ngram_models.store.registry import list_ngram_models, named_model_folder
 from superdraft.server.bridge.places import places_of
 from superdraft.server.errors import SettingsError
+from superdraft.server.ray_replicas.routes import ROUTE_HEADER
 from superdraft.server.settings import Settings
 
 APP_NAME: Final = "superdraft"
@@ -25,6 +26,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # the default of 5 is too short for a busy machine
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "superdraft.server.ray_replicas.proxy.middlewares",
+    "RAY_SERVE_SESSION_ID_HEADER_KEY": ROUTE_HEADER,
 }
 """Environment variables that every process of Ray needs."""
 

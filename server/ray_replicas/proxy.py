@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from superdraft.server.edge.error_map import ErrorDetail, ErrorEvent, ErrorResponse
+from superdraft.server.ray_replicas.routes import TypistRoutes
 
 REPLICA_HEADER = "x-superdraft-replica"
 """In every answer of a replica; names the replica."""
@@ -43,7 +44,7 @@ _BY_STATUS = {404: _NOT_DEPLOYED, 408: _NO_REPLICA, 429: _NO_REPLICA, 503: _NO_R
 
 def middlewares() -> list[Middleware]:
     """Middlewares of Ray Serve's proxies, which find them by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
-    return [Middleware(ProxyAnswers)]
+    return [Middleware(ProxyAnswers), Middleware(TypistRoutes)]
 
 
 class ReplicaMark:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 _SERVE = "from superdraft.server.cli.main import main; main()"
 _URL = re.compile(r"on (http://[^\s,]+), docs at")
+LONG_START = "a text that is long enough to be told from others by its first words"
 NUM_CLIENTS = 6
 
 
@@ -101,7 +102,14 @@ def test_a_session_stays_on_its_replica_and_others_are_spread(server):
     with httpx.Client(base_url=url, timeout=60) as http:
         for turn, session in itertools.product(range(4), range(6)):
             body = {"prompt": f"session {session}: {'x' * turn}", "max_tokens": 2}
-            answer = http.post("/v1/drafts", json=body, headers={"x-session-id": f"s{session}"})
+            headers = {}
+            if session < 2:
+                headers["x-session-id"] = f"s{session}"
+            elif session < 4:
+                body["session_id"] = f"s{session}"
+            else:  # the beginning of the document tells
+                body["prompt"] = f"session {session}: {LONG_START} {turn}"
+            answer = http.post("/v1/drafts", json=body, headers=headers)
             assert answer.status_code == 200
             assert len(answer.headers.get_list("x-request-id")) == 1
             by_session[session].add(answer.headers["x-superdraft-replica"])

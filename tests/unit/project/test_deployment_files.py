@@ -274,6 +274,6 @@ def test_the_documents_commands_are_of_this_project():
     flags = {name.replace("-", "_") for name in re.findall(r"--(ray-[a-z-]+)", text)}
     assert flags == {name for name in Settings.model_fields if name.startswith("ray_")}
     assert (
-        dict(re.findall(r"\b(RAY_[A-Z_]+)=([\w.]+)", text)).items() >= ENVIRONMENT.items()
+        dict(re.findall(r"\b(RAY_[A-Z_]+)=([\w.-]+)", text)).items() >= ENVIRONMENT.items()
     )  # for a cluster's machines
     assert all((ROOT / name).is_file() for name in re.findall(r"deploy/[a-z_/.-]+\.\w+", text))
