@@ -133,7 +133,7 @@ class Snapshot(Value):
     Attributes:
         id: the id of the final answer.
         step: counts from 1; snapshots are skipped if the reader is too slow.
-        stable_text: the common beginning of all drafts, which will not change any more.
+        stable_text: the beginning of the answer's first draft, as far as it will not change any more.
         drafts: best first.
         rows_by_depth: as in `Usage`, so far.
     """

@@ -126,7 +126,7 @@ class Snapshot:
     Attributes:
         num_steps: number of tokens chosen so far.
         drafts: the best k.
-        stable_text: common beginning of all drafts, which no later step can change.
+        stable_text: the beginning of the answer's first draft, as far as no later step can change it.
         rows_by_depth: as in `Usage`, so far.
     """
 

@@ -63,13 +63,29 @@ def snapshot(sequence: Sequence) -> Snapshot:
     )
 
 
+def _whole_draft(sequence: Sequence) -> Draft | None:
+    """The draft that is the first of the answer because it is spared (`whole_best`); None: that is not certain yet."""
+    first = sequence.branches[0].drafts
+    if not sequence.params.whole_best or len(sequence.branches) == 1 or len(first.alive) > 1:
+        return None
+    return first.alive[0] if first.alive else max(first.finished, key=lambda draft: len(draft.token_ids), default=None)
+
+
 def _stable_text(sequence: Sequence) -> str:
-    """The common beginning of all drafts, without any end that trimming or a stop string may still remove."""
-    params = sequence.params
-    drafts = [draft for branch in sequence.branches for draft in branch.drafts.alive]
+    """The beginning of the first draft, without any end that trimming or a stop string may still remove.
+
+    As long as it is open which draft will be the first, the common beginning of all.
+    """
+    params, whole = sequence.params, _whole_draft(sequence)
+    if whole is not None and params.min_score is None:
+        alive = () if whole.finish_reason else (whole,)
+        finished = (whole,) if whole.finish_reason else ()
+    else:
+        alive = tuple(draft for branch in sequence.branches for draft in branch.drafts.alive)
+        finished = tuple(draft for branch in sequence.branches for draft in branch.drafts.finished)
     stops = [stop.encode() for stop in params.stop]
-    texts = [_without_begun_stop(draft.text, stops) for draft in drafts]
-    texts += [draft.text for branch in sequence.branches for draft in branch.drafts.finished]
+    texts = [_without_begun_stop(draft.text, stops) for draft in alive]
+    texts += [draft.text for draft in finished]
     common = stable_prefix(texts)
     if params.trim != "none":
         common = _LAST_WORD.sub("", common)
@@ -129,8 +145,9 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
     drafts = all_drafts(sequence)
     score = params.ranking_rule.score
     ranked = rank(drafts, len(drafts.alive) + len(drafts.finished), score)
-    if params.whole_best:  # whoever asks for a text wants a whole one first
-        ranked.sort(key=lambda draft: draft.finish_reason == "improbable")
+    whole = _whole_draft(sequence)
+    if whole is not None:  # whoever asks for a text wants a whole one first
+        ranked.sort(key=lambda draft: (draft.path, draft.token_ids) != (whole.path, whole.token_ids))
     by_text: dict[str, _Shown] = {}
     for draft in ranked:
         if params.min_score is None or score(draft) >= params.min_score:

@@ -129,8 +129,8 @@ class FanOut:
     ) -> OutputStream:
         """`draft` as a stream; returns when the engine has taken the request.
 
-        The request that starts a shared run gets the run's snapshots; its twins get their draft alone, at the end. All
-        drafts of a run begin with a snapshot's stable text, so that text holds for the first request's draft too.
+        The request that starts a shared run gets the run's snapshots; its twins get their draft alone, at the end. The
+        best draft begins with a snapshot's stable text, and the first request gets that draft.
 
         Args:
             key: from `twin_key`.

@@ -1,6 +1,8 @@
 """The selection "distinct" on tiny models: different first tokens, and exact drafts on rows of their own."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +80,27 @@ def test_with_two_rows_the_best_draft_has_one_and_the_others_share():
     others = [draft.token_ids for draft in two.drafts if draft.token_ids != best.token_ids]
     assert len({ids[0] for ids in others}) == 2
     assert len({ids[1:] for ids in others}) == 1
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "The quick brown", "a", "Thank you for", "one two three"])
+def test_a_long_text_streams_as_it_grows_and_is_the_first_draft(prompt):
+    engine, _ = tiny_engine()
+    wanted = params(num_drafts=3, max_branches=3, max_tokens=40, min_probability=0.5, whole_best=True, snapshots=True)
+    for token_healing in (False, True):
+        engine.forget_prompts()
+        engine.add_request(EngineRequest("long", prompt, replace(wanted, token_healing=token_healing)))
+        stable, output = [""], None
+        while output is None:
+            for step in engine.step():
+                if step.snapshot is not None:
+                    stable.append(step.snapshot.stable_text)
+                output = step.output
+        (first, *_) = output.drafts
+        assert all(after.startswith(before) for before, after in itertools.pairwise(stable))
+        assert first.text.startswith(stable[-1])
+        assert len(first.token_ids) >= max(len(draft.token_ids) for draft in output.drafts)
+        if len(first.token_ids) > 12:
+            assert len(set(stable)) > 3
 
 
 def test_an_improbable_draft_ends_and_frees_its_row():

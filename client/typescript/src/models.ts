@@ -70,7 +70,7 @@ export interface Snapshot {
   id: string;
   /** Counts from 1; snapshots are skipped if the reader is too slow. */
   step: number;
-  /** The common beginning of all drafts, which will not change any more. */
+  /** The beginning of the first draft, as far as it will not change any more. */
   stable_text: string;
   drafts: SnapshotDraft[];
   /** As in `Usage`, so far. */

@@ -1,8 +1,8 @@
 """Chunks of a streamed completion: the new text of each choice, and finally its end.
 
-A delta is text that can no longer change. While drafts grow, that is the beginning that all drafts of a prompt share.
-It belongs to the prompt's first choice, the only one that is certain to be in the answer. Every other choice is sent
-whole when its prompt's drafts are finished. So the joined deltas of an index are the text that the same request gets
+A delta is text that can no longer change. While drafts grow, that is a beginning of the prompt's first choice: what all
+drafts have in common, or, of long texts, the draft that is certain to be the first. Every other choice is sent whole
+when its prompt's drafts are finished. So the joined deltas of an index are the text that the same request gets
 without `stream`.
 """
 
