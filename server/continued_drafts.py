@@ -50,7 +50,12 @@ class ContinuedDrafts:
             origin = completion_id, index
             if known is not None and typed is not None:
                 text = typed + draft
-                agreeing = (old for before, old in known.drafts if text.startswith(before) or before.startswith(text))
+                agreeing = (
+                    old
+                    for before, old in known.drafts
+                    # What follows a draft that was typed or accepted as a whole is another one.
+                    if len(typed) < len(before) and (text.startswith(before) or before.startswith(text))
+                )
                 origin = next((old for old in agreeing if old not in origins), origin)
             origins.append(origin)
         self._latest[caller, session] = _Answer(len(prompt), _digest(prompt), tuple(zip(drafts, origins, strict=True)))

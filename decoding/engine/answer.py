@@ -78,11 +78,11 @@ def _stable_text(sequence: Sequence) -> str:
     """
     params, whole = sequence.params, _whole_draft(sequence)
     if whole is not None and params.min_score is None:
-        alive = () if whole.finish_reason else (whole,)
-        finished = (whole,) if whole.finish_reason else ()
+        alive = [] if whole.finish_reason else [whole]
+        finished = [whole] if whole.finish_reason else []
     else:
-        alive = tuple(draft for branch in sequence.branches for draft in branch.drafts.alive)
-        finished = tuple(draft for branch in sequence.branches for draft in branch.drafts.finished)
+        alive = [draft for branch in sequence.branches for draft in branch.drafts.alive]
+        finished = [draft for branch in sequence.branches for draft in branch.drafts.finished]
     stops = [stop.encode() for stop in params.stop]
     texts = [_without_begun_stop(draft.text, stops) for draft in alive]
     texts += [draft.text for draft in finished]

@@ -200,7 +200,8 @@ class SnapshotDraft(BaseModel):
 class DraftsSnapshot(BaseModel):
     """An event of the native stream: the drafts after a step.
 
-    `stable_text`: the beginning of the first of them, as far as it is final. `rows_by_depth`: as in the answer's usage, so far.
+    `stable_text`: the beginning of the first of them, as far as it is final. `rows_by_depth`: as in the answer's usage,
+    so far.
     """
 
     object: Literal["drafts.snapshot"] = "drafts.snapshot"

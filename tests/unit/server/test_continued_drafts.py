@@ -24,8 +24,10 @@ def test_a_draft_that_goes_on_where_the_typist_goes_keeps_its_identity():
     # Shorter than before, since the server has much to do.
     assert origins("Thank you for y", "our") == [("answer 1", 0)]
     assert origins("Thank you for you", "r time", "r help") == [("answer 1", 0), ("answer 4", 1)]
+    # What follows a whole draft is another one, even if it repeats it.
+    assert origins("Thank you for your time", "r time") == [("answer 5", 0)]
     # Another text, and the same text elsewhere.
-    assert origins("Thank yo", "u for your time") == [("answer 5", 0)]
+    assert origins("Thank yo", "u for your time") == [("answer 6", 0)]
     assert answers.origins("", "another", "Thank yo", ["u for your time"], "x") == [("x", 0)]
     assert answers.origins("key", "window", "Thank yo", ["u for your time"], "y") == [("y", 0)]
 

@@ -255,7 +255,7 @@ def test_serving_on_ray_without_ray_says_what_to_install(run, monkeypatch):
 
 
 def test_traces_without_their_packages_say_what_to_install_before_the_model_is_loaded(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     monkeypatch.delitem(sys.modules, "superdraft.server.observe.traces", raising=False)
     code, out, err = run("serve", "--traces", "otlp", "--port", "0", "--model", "no-such-model")
     assert (code, out) == (2, "")
