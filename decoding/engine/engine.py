@@ -235,8 +235,8 @@ class Engine:
         outputs += self._limit_work()
         chunk_tokens = self._elastic.chunk_tokens(self.config.max_prefill_tokens)
         most_running = self._elastic.most_running(self._sequences.values())
-        work = self._scheduler.schedule(started_s, chunk_tokens, most_running)
         num_rows, faults = 0, Faults()
+        work = self._scheduler.schedule(started_s, chunk_tokens, faults, most_running)
         if work is not None:
             num_rows = self._pass.run(work, faults)
             outputs += self._grown(work, faults, started_s)
@@ -357,7 +357,8 @@ class Engine:
             error = faults.of(sequence)
         self._release(sequence, failed=error is not None and not isinstance(error, SupersededError))
         if error is None:
-            self._unanswered.pop(sequence.request.session_id or "", None)
+            if sequence.request.session_id is not None:
+                self._unanswered.pop(sequence.request.session_id, None)
             self._elastic.observe_answer(sequence)
             return StepOutput(sequence.request_id, output=output)
         if not isinstance(error, SuperdraftError):

@@ -110,7 +110,7 @@ class Pass:
                 elif sequence.params.max_tokens:
                     index = sum(map(len, logits)) + len(firsts)
                     rows += [Row(branch, index) for branch in branches]
-                    firsts += [logits.unsqueeze(0) for logits in of_prompt]
+                    firsts += [last.unsqueeze(0) for last in of_prompt]  # one: no token of it may be replaced
         own = torch.cat([*logits, *firsts]) if logits or firsts else torch.empty(0, 0)
         rows += [Row(branch, len(own) + index) for index, branch in enumerate(known)]
         # A free place for a draft goes to the first branch that asks: the order must not depend on what is known.

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.trees import Trees
 
@@ -69,21 +70,26 @@ class Scheduler:
         """Queue a new request. It must not need more slots than there are."""
         self._waiting.append(sequence)
 
-    def schedule(self, now_s: float, max_prompt_tokens: int, most_running: float = math.inf) -> Work | None:
+    def schedule(
+        self, now_s: float, max_prompt_tokens: int, faults: Faults, most_running: float = math.inf
+    ) -> Work | None:
         """Decide what the next step does, and give the requests that begin their slots; None: there is nothing to do.
 
         Args:
             now_s: the clock now.
             max_prompt_tokens: prompt tokens of the step.
+            faults: records the requests that cannot begin; they take part in the step nevertheless.
             most_running: requests beside which no typist's request begins.
         """
         branches = [branch for sequence in self.running for branch in sequence.branches if not branch.is_done]
-        prompts = self._next_prompts(now_s, max_prompt_tokens, most_running)
+        prompts = self._next_prompts(now_s, max_prompt_tokens, faults, most_running)
         return Work(branches, prompts) if branches or prompts else None
 
-    def _next_prompts(self, now_s: float, max_tokens: int, most_running: float) -> list[tuple[Sequence, int]]:
+    def _next_prompts(
+        self, now_s: float, max_tokens: int, faults: Faults, most_running: float
+    ) -> list[tuple[Sequence, int]]:
         if not self._long_is_next or self._long is None:
-            prompts = self._short_prompts(now_s, max_tokens, most_running)
+            prompts = self._short_prompts(now_s, max_tokens, faults, most_running)
             if prompts:
                 self._long_is_next = True
                 return prompts
@@ -92,7 +98,9 @@ class Scheduler:
             return []
         return [(self._long, min(self._long.num_unfed_tokens, max_tokens))]
 
-    def _short_prompts(self, now_s: float, max_tokens: int, most_running: float) -> list[tuple[Sequence, int]]:
+    def _short_prompts(
+        self, now_s: float, max_tokens: int, faults: Faults, most_running: float
+    ) -> list[tuple[Sequence, int]]:
         """Begin waiting requests whose prompts fit in the step, and at most one with a long prompt."""
         prompts: list[tuple[Sequence, int]] = []
         room = max_tokens
@@ -112,7 +120,8 @@ class Scheduler:
                 break
             self._waiting.pop(0)
             self._trees.begin(sequence, now_s)
-            self._on_begin(sequence)
+            with faults.ending(sequence):
+                self._on_begin(sequence)
             num_unfed = sequence.num_unfed_tokens
             room -= num_unfed
             prompts.append((sequence, num_unfed))

@@ -103,7 +103,7 @@ class Tree:
         return tuple(taken)
 
     def cell_of(self, key: int) -> int | None:
-        """The cell of a node or of a stem; None: there is none."""
+        """The cell of the token that a text ends with, a node or a stem; None: it has not been run."""
         node = self.nodes.get(key)
         return self.stems.get(key) if node is None else node.cell
 

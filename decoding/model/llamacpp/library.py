@@ -90,7 +90,7 @@ class LlamaModel:
         self.context_length = int(lib.llama_model_n_ctx_train(self.pointer))
 
     def _metadata(self, key: str) -> str:
-        """A value of the file's metadata as text; empty if there is none."""
+        """A value of the file's metadata as text; empty if the file lacks it."""
         text = ctypes.create_string_buffer(128)
         length = library().llama_model_meta_val_str(self.pointer, key.encode(), text, len(text))
         return text.value.decode(errors="replace") if length >= 0 else ""

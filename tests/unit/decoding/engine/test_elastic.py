@@ -5,9 +5,10 @@ from collections import Counter
 
 import pytest
 from support.decoding import run_all
-from support.fake_runner import fake_engine
+from support.fake_runner import ManualClock, fake_engine
 
 from superdraft.decoding.engine.elastic import ElasticWork, StepCost
+from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
@@ -27,8 +28,8 @@ def params(**options: object) -> GenerationParams:
     return GenerationParams(**(fields | options))
 
 
-def outputs_of(num_requests: int, target_s: float | None, seconds_per_row: float, **options: object) -> list:
-    """The answers to requests that come at once, in an engine whose steps take this long."""
+def slow_engine(target_s: float | None, seconds_per_row: float) -> tuple[Engine, ManualClock]:
+    """An engine whose steps take this long."""
     engine, runner, clock = fake_engine(num_slots=64, target_latency_s=target_s)
     forward = runner.forward
 
@@ -37,8 +38,18 @@ def outputs_of(num_requests: int, target_s: float | None, seconds_per_row: float
         return forward(segments, embeddings, kept)
 
     runner.forward = timed
+    return engine, clock
+
+
+def outputs_of(
+    num_requests: int, target_s: float | None, seconds_per_row: float, gap_s: float | None = None, **options: object
+) -> list:
+    """The answers to requests that come at once; with a gap, each from a typist with such pauses."""
+    engine, _ = slow_engine(target_s, seconds_per_row)
     for number in range(num_requests):
-        engine.add_request(EngineRequest(str(number), [number, *PROMPT], params(**options)))
+        session = None if gap_s is None else f"session {number}"
+        prompt = [number, *PROMPT]
+        engine.add_request(EngineRequest(str(number), prompt, params(**options), session_id=session, key_gap_s=gap_s))
     return [output.output for _, output in sorted(run_all(engine).items(), key=lambda item: int(item[0]))]
 
 
@@ -100,43 +111,19 @@ def test_only_a_selection_that_divides_rows_is_elastic():
     assert params(elastic=False).least_work == (3, 8)
 
 
-def typists(num_typists: int, gap_s: float | None, seconds_per_row: float) -> list:
-    """The answers to typists whose requests come at once."""
-    engine, runner, clock = fake_engine(num_slots=64, target_latency_s=60.0)
-    forward = runner.forward
-
-    def timed(segments, embeddings, kept):
-        clock.now_s += seconds_per_row * len(embeddings)
-        return forward(segments, embeddings, kept)
-
-    runner.forward = timed
-    for number in range(num_typists):
-        session = f"session {number}"
-        prompt = [number, *PROMPT]
-        engine.add_request(EngineRequest(str(number), prompt, params(), session_id=session, key_gap_s=gap_s))
-    return [output.output for _, output in sorted(run_all(engine).items(), key=lambda item: int(item[0]))]
-
-
 def test_drafts_of_typists_end_in_time_for_their_next_keys():
-    patient, hurried = typists(8, None, 0.002), typists(8, 0.2, 0.002)
+    patient, hurried = outputs_of(8, 60.0, 0.002), outputs_of(8, 60.0, 0.002, gap_s=0.2)
     assert not any(output.usage.limited_by_load for output in patient)
     assert all(output.usage.limited_by_load for output in hurried)
     rows = [sum(output.usage.forward_rows for output in outputs) for outputs in (patient, hurried)]
     assert rows[1] < rows[0] / 2
-    (alone,) = typists(1, 0.2, 0.002)
+    (alone,) = outputs_of(1, 60.0, 0.002, gap_s=0.2)
     assert not alone.usage.limited_by_load
 
 
 def test_who_has_waited_longest_since_the_last_drafts_goes_first():
     """Each typist's next request comes before the last one could be answered, and all have their turn."""
-    engine, runner, clock = fake_engine(num_slots=64, target_latency_s=60.0)
-    forward = runner.forward
-
-    def timed(segments, embeddings, kept):
-        clock.now_s += 0.01 * len(embeddings)
-        return forward(segments, embeddings, kept)
-
-    runner.forward = timed
+    engine, clock = slow_engine(60.0, 0.01)
     answered = Counter()
     for key in range(60):
         for number in range(12):

@@ -9,6 +9,7 @@ from numpy.random import default_rng
 from support.fake_runner import FakeRunner
 from torch import zeros
 
+from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.scheduler import Scheduler, Work
 from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.trees import Trees
@@ -51,7 +52,7 @@ class Engine:
 
     def step(self) -> Work | None:
         """Run prompts, and start and fork the complete ones."""
-        work = self.scheduler.schedule(1.0, self.max_prefill_tokens)
+        work = self.scheduler.schedule(1.0, self.max_prefill_tokens, Faults())
         for one, num_tokens in work.prompts if work else []:
             if num_tokens:
                 num_logits = int(num_tokens == one.num_unfed_tokens)
@@ -171,7 +172,7 @@ def test_a_branch_that_is_done_has_no_row():
     engine.add(one)
     engine.step()
     one.branches[1].num_steps = one.params.max_tokens
-    work = engine.scheduler.schedule(2.0, engine.max_prefill_tokens)
+    work = engine.scheduler.schedule(2.0, engine.max_prefill_tokens, Faults())
     assert work.branches == [one.branches[0], one.branches[2]]
     assert work.sequences == [one]
 

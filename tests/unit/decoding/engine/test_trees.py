@@ -14,6 +14,7 @@ from superdraft.decoding.engine.decode import KEPT_DEPTH
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.engine.kept_logits import KeptLogits
 from superdraft.decoding.engine.tree import Node, Tree, num_common, text_keys
+from superdraft.decoding.errors import SequenceFailedError
 from superdraft.decoding.method.scoring import Candidates
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
@@ -451,3 +452,21 @@ def test_tokens_of_a_half_typed_word_are_not_run_if_they_hardly_count_and_the_dr
         num_run = engine.num_prefilled_tokens - num_before
         num_left_out += num_run == 0
     assert num_left_out
+
+
+def test_a_fault_while_a_request_begins_ends_that_request_alone(monkeypatch):
+    engine, _, _ = fake_engine()
+    begin = engine._scheduler._on_begin
+
+    def fail(sequence):
+        if sequence.request_id == "bad":
+            raise RuntimeError("a tokenizer that raises")
+        begin(sequence)
+
+    monkeypatch.setattr(engine._scheduler, "_on_begin", fail)
+    for name in ("bad", "good"):
+        engine.add_request(EngineRequest(name, PROMPT, ONE))
+    outputs = run_all(engine)
+    assert isinstance(outputs["bad"].error, SequenceFailedError)
+    assert drafts(outputs["good"].output) == drafts(cold(PROMPT, ONE))
+    assert engine.num_used_slots == 0
