@@ -260,7 +260,7 @@ class Service:
     def _remember(
         self, request: DraftingRequest, params: GenerationParams, caller: str, prompt_index: int, share: Share
     ) -> None:
-        if request.takes_feedback:
+        if request.takes_feedback and self.settings.feedback:
             shown = share.output.drafts[: request.num_shown]
             (prompt, *_) = request.prompts.values()
             origins = None

@@ -104,13 +104,13 @@ class Tally:
         shown: for each key, whether it was typed inside a word, and the milliseconds until drafts were shown; None:
             there were none before the next key.
         num_characters: of what was typed and accepted.
+        num_extra_keys: to choose drafts that were not the first ones.
         num_refused: requests that the server refused.
         answers: those that came in time.
     """
 
     shown: list[tuple[bool, float | None]] = field(default_factory=list)
     num_characters: int = 0
-    num_accepted: int = 0
     num_extra_keys: int = 0
     num_refused: int = 0
     answers: list[Answer] = field(default_factory=list)
@@ -180,7 +180,6 @@ class Person:
         best = gains.index(max(gains)) if gains else 0
         if gains and gains[best] > 0:
             num_typed = lengths[best]
-            tally.num_accepted += 1
             tally.num_extra_keys += best
         else:
             num_typed = 1
