@@ -8,7 +8,8 @@
     ├── ModelLoadError             a model cannot be used (command line: exit code 2)
     │   ├── UnknownModelError      there is no model of that name or path
     │   ├── BrokenModelError       the model is damaged, incomplete or unsafe to load
-    │   └── UnsupportedModelError  Superposed Decoding cannot run on the model
+    │   ├── UnsupportedModelError  Superposed Decoding cannot run on the model
+    │   └── NotEnoughMemoryError   the model does not fit in the free memory
     └── EngineError
         ├── SequenceFailedError    one sequence failed; the others continue (HTTP 500)
         ├── SupersededError        a newer request of the same typing session replaced it (HTTP 499)
@@ -59,6 +60,10 @@ class BrokenModelError(ModelLoadError):
 
 class UnsupportedModelError(ModelLoadError):
     """The model's architecture does not allow Superposed Decoding."""
+
+
+class NotEnoughMemoryError(ModelLoadError):
+    """The model does not fit in the free memory."""
 
 
 class EngineError(SuperdraftError):

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from superdraft.decoding.home import superdraft_home
+from superdraft.decoding.progress import stage
 
 _SOURCES = Path(__file__).parent
 _MAIN = _SOURCES / "decoder.cpp"
@@ -118,7 +119,8 @@ def build(variant: str, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             objects, built = Path(scratch, "decoder.o"), Path(scratch, library.name)
             options = [option for option in _OPTIONS if option != "-shared"]
-            _run([compiler, *options, *VARIANTS[variant], "-fopenmp", "-w", "-c", "-o", str(objects), str(_MAIN)])
+            with stage("Compiling the kernels for this processor, once"):
+                _run([compiler, *options, *VARIANTS[variant], "-fopenmp", "-w", "-c", "-o", str(objects), str(_MAIN)])
             # Linking with -fopenmp would load a second OpenMP, with threads of its own.
             openmp = [] if hasattr(ctypes.CDLL(None), "GOMP_parallel") else ["-fopenmp"]
             _run([compiler, "-shared", *openmp, "-o", str(built), str(objects)])
