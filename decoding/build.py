@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import transformers
+from torch import nn
+
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.errors import BrokenModelError
 from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_model
+from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear
 from superdraft.decoding.model.threads import choose_num_threads, num_cores
 from superdraft.decoding.model.torch_runner import TorchRunner
+from superdraft.decoding.progress import Stage, stage
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 
@@ -40,6 +45,7 @@ def build_engine(loaded: LoadedModel | LoadedGguf, config: EngineConfig, threads
 
     Raises:
         UnsupportedModelError: Superposed Decoding cannot run on this model.
+        NotEnoughMemoryError: a GGUF file and its KV cache do not fit in the free memory.
         ModelLoadError: the KV cache does not fit in `EngineConfig.kv_memory_bytes`, or llama.cpp cannot be used.
     """
     if isinstance(loaded, LoadedGguf):
@@ -47,30 +53,47 @@ def build_engine(loaded: LoadedModel | LoadedGguf, config: EngineConfig, threads
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     max_model_len = min(config.max_model_len, context or config.max_model_len)
     tokenizer = tokenizer_of(loaded)  # first: it looks at the output head's weights
-    runner = TorchRunner(
-        loaded.model,
-        max_model_len,
-        config.kv_memory_bytes,
-        config.num_slots,
-        convert=loaded.convert,
-    )
+    with stage(f"Checking {loaded.name}") as current:
+        runner = TorchRunner(
+            loaded.model,
+            max_model_len,
+            config.kv_memory_bytes,
+            config.num_slots,
+            convert=None if loaded.convert is None else _counted(loaded.convert, loaded.name, loaded.model, current),
+        )
     if threads_file is not None and runner.device.type == "cpu":
-        choose_num_threads(runner, threads_file)
+        with stage(f"Measuring how many threads are fastest for {loaded.name}"):
+            choose_num_threads(runner, threads_file)
     return Engine(runner, tokenizer, config)
+
+
+def _counted(convert: Conversion, name: str, model: transformers.PreTrainedModel, current: Stage) -> Conversion:
+    """The conversion, which tells a stage how much it has done."""
+    total = sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear))
+
+    def counted(linear: DenseLinear, *, is_head: bool = False) -> Linear:
+        current.what, current.total = f"Converting {name}", total
+        converted = convert(linear, is_head=is_head)
+        current.advance(linear.weight.nbytes)
+        return converted
+
+    return counted
 
 
 def _gguf_engine(loaded: LoadedGguf, config: EngineConfig) -> Engine:
     # Imported late, because it imports gguf, which only GGUF models need.
     from superdraft.decoding.model.llamacpp.runner import LlamaRunner
 
-    runner = LlamaRunner(
-        loaded.path,
-        config.max_model_len,
-        config.kv_memory_bytes,
-        config.num_slots,
-        num_threads=loaded.num_threads or num_cores(),
-        gpu_layers=loaded.gpu_layers,
-    )
+    with stage(f"Loading {loaded.path.name} with llama.cpp"):
+        runner = LlamaRunner(
+            loaded.path,
+            config.max_model_len,
+            config.kv_memory_bytes,
+            config.num_slots,
+            num_threads=loaded.num_threads or num_cores(),
+            gpu_layers=loaded.gpu_layers,
+            checks_memory=loaded.checks_memory,
+        )
     if len(loaded.tokenizer) > runner.vocab_size:
         raise BrokenModelError(
             f"the tokenizer of {loaded.path} has {len(loaded.tokenizer)} tokens and the model {runner.vocab_size}: "

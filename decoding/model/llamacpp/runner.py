@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
+from superdraft.decoding.memory import free_bytes, require_memory
 from superdraft.decoding.model.kv_cache import plan_cache
 from superdraft.decoding.model.llamacpp.cells import SequenceCells, groups
 from superdraft.decoding.model.llamacpp.context import MAX_BATCH, LlamaContext
@@ -23,6 +24,11 @@ _ITEM_BYTES = 2  # keys and values are float16
 _END = 2**31 - 1
 _CHECK_TOKENS = 6
 _TOLERANCE = 1e-2  # of a probability
+
+
+def logits_bytes(vocab_size: int) -> int:
+    """Memory of the logits of a whole batch: llama.cpp computes them, then keeps them for its caller."""
+    return 2 * 4 * MAX_BATCH * vocab_size
 
 
 class LlamaRunner:
@@ -41,10 +47,12 @@ class LlamaRunner:
         gpu_layers: layers that a GPU runs; None: all of them, if llama.cpp was built for a GPU.
         num_sequences: llama.cpp's sequences to use, at least 8; None: as many as it has. With fewer, drafts that are
             kept for later requests are moved to ordinary memory sooner.
+        checks_memory: refuse what does not fit in the free memory. Layers on a GPU are not looked at.
 
     Raises:
         BrokenModelError: the file cannot be read.
         UnsupportedModelError: the model cannot be run this way.
+        NotEnoughMemoryError: the file and its KV cache do not fit in the free memory.
         ModelLoadError: llama.cpp cannot be used, or the slots do not fit in the memory.
     """
 
@@ -58,8 +66,12 @@ class LlamaRunner:
         num_threads: int,
         gpu_layers: int | None = None,
         num_sequences: int | None = None,
+        checks_memory: bool = True,
     ) -> None:
         self.device = torch.device("cpu")
+        free = free_bytes()  # before the file is mapped
+        if checks_memory:
+            self._check_memory(path, 0, free)
         self._model = LlamaModel(path, gpu_layers)
         self.vocab_size = self._model.vocab_size
         self._file = GgufFile(path, (self.vocab_size, self._model.width))
@@ -77,12 +89,27 @@ class LlamaRunner:
         num_sequences = num_sequences or int(library().llama_max_parallel_sequences())
         self._max_texts = num_sequences // _TEXTS_SHARE
         num_entries = self.num_slots * self.num_cells + self.max_model_len
+        if checks_memory:
+            needed = num_entries * plan.bytes_per_position + logits_bytes(self.vocab_size)
+            self._check_memory(path, needed, free)
         try:
             self._context = LlamaContext(self._model, num_entries, num_sequences, num_threads)
         except MemoryError as error:
             raise ModelLoadError(f"{error} Lower num_slots or max_model_len.") from error
         self.cache = SequenceCells(self._context, plan, num_sequences)
         self._self_check(path.name)
+
+    def _check_memory(self, path: Path, cache_bytes: int, free: int | None) -> None:
+        """Refuse a file that does not fit with its keys and values, unless a GPU may hold them.
+
+        Raises:
+            NotEnoughMemoryError: it does not.
+        """
+        if library().llama_supports_gpu_offload():
+            return
+        what = f"{path.name} with a KV cache of {self.num_slots} slots" if cache_bytes else path.name
+        remedies = "Lower --kv-memory, or take a smaller file or model (`superdraft models list`)."
+        require_memory(path.stat().st_size + cache_bytes, what, remedies, free=free)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Embeddings of N tokens, shape [N, D]."""
@@ -155,7 +182,7 @@ class LlamaRunner:
         """
         count = min(_CHECK_TOKENS, self.max_model_len)
         ids = [(7 * i + 1) % min(self.vocab_size, 100) for i in range(count)]
-        refusal = f"--runner llamacpp cannot run {name} ({self._model.architecture})"
+        refusal = f"llama.cpp cannot run {name} ({self._model.architecture})"
         try:
             wanted = self.exact_logprobs([ids], count - 1)[0]
             if count > 1:
