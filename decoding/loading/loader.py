@@ -1,8 +1,8 @@
 """Loader for language models and their tokenizers; every failure is explained in one line.
 
-A model is given as a known name (`smollm2-135m`), a local folder with safetensors weights, a `.gguf` file, or a model
-id on the Hugging Face hub. Pickled weights are never read. Code that comes with a model runs only if the caller allows
-it.
+A model is given as a name in the catalogue (`smollm2-135m`), a local folder with safetensors weights, a `.gguf` file,
+or a model id on the Hugging Face hub. Pickled weights are never read. Code that comes with a model runs only if the
+caller allows it.
 """
 
 import contextlib
@@ -18,11 +18,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
+from superdraft.decoding.loading.catalogue import CATALOGUE
+from superdraft.decoding.loading.hub import fetch_weights
+from superdraft.decoding.loading.model_size import ModelSize, loading_bytes, size_of
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
 from superdraft.decoding.loading.support import check_config, check_model_class
-from superdraft.decoding.model.linear import Conversion
+from superdraft.decoding.memory import require_memory, resident_bytes, shown
+from superdraft.decoding.model.linear import Conversion, WeightFormat
 from superdraft.decoding.model.weight_formats import choose_weight_format
+from superdraft.decoding.progress import Stage, stage
 
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _TOKENIZER_FILES = (
@@ -66,6 +71,7 @@ class LoadedGguf:
         name: the known name, or the file's name.
         num_threads: on the CPU; None: all cores.
         gpu_layers: layers that a GPU runs; None: all of them, if llama.cpp was built for a GPU.
+        checks_memory: refuse it, before it is mapped, if there is not enough free memory.
     """
 
     path: Path
@@ -73,6 +79,7 @@ class LoadedGguf:
     name: str
     num_threads: int | None = None
     gpu_layers: int | None = None
+    checks_memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,20 +108,23 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    checks_memory: bool = True,
 ) -> LoadedModel:
     """Load a model and its tokenizer. A known model is fetched first if it is not cached.
 
     Args:
-        spec: a known name, a local folder, a `.gguf` file, or a hub id.
+        spec: a name in the catalogue, a local folder, a `.gguf` file, or a hub id.
         home: folder of the known models; None: the default folder.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
         dtype: name of a weight format, or "auto"; see `choose_weight_format`.
         trust_remote_code: run Python code that comes with the model.
+        checks_memory: refuse a model, before its weights are read, if there is not enough free memory.
 
     Raises:
         UnknownModelError: there is no model `spec`.
         BrokenModelError: it is damaged, incomplete, or has only pickled weights.
         UnsupportedModelError: Superposed Decoding cannot run on its architecture.
+        NotEnoughMemoryError: it does not fit in the free memory.
         ModelLoadError: the device or dtype is not available, or the model could not be fetched.
     """
     target = _device(device)
@@ -122,9 +132,15 @@ def load_model(
     source = _locate(spec, home)
     if source.path is not None and source.gguf is None:
         _check_weight_files(source.path)
-    _check_architecture(source, trust_remote_code)
+    config = _check_architecture(source, trust_remote_code)
     tokenizer = _read_tokenizer(source, trust_remote_code)
-    model = _read_weights(source, weight_format.dtype, trust_remote_code)
+    if source.path is None:
+        _fetch_weights(source)
+    size = None if config is None else _size(config)
+    if checks_memory and size is not None:
+        _check_memory(source, size, weight_format, is_on_gpu=target.type == "cuda")
+    with _reading(source, size, weight_format):
+        model = _read_weights(source, weight_format.dtype, trust_remote_code)
     _check_vocabulary(model, tokenizer, source)
     with _explained(f"cannot place model {source.name!r} on {target}", ModelLoadError):
         model.to(target)
@@ -135,7 +151,12 @@ def load_model(
 
 
 def load_gguf(
-    spec: str, *, home: Path | None = None, num_threads: int | None = None, gpu_layers: int | None = None
+    spec: str,
+    *,
+    home: Path | None = None,
+    num_threads: int | None = None,
+    gpu_layers: int | None = None,
+    checks_memory: bool = True,
 ) -> LoadedGguf:
     """Find a `.gguf` file and load its tokenizer. A known model is fetched first if it is not cached.
 
@@ -144,6 +165,7 @@ def load_gguf(
         home: folder of the known models; None: the default folder.
         num_threads: see `LoadedGguf`.
         gpu_layers: see `LoadedGguf`.
+        checks_memory: see `LoadedGguf`.
 
     Raises:
         UnknownModelError: there is no file `spec`, or it is not a `.gguf` file.
@@ -157,7 +179,9 @@ def load_gguf(
     if path is None:
         known = ", ".join(KNOWN_MODELS)
         raise UnknownModelError(f"--runner llamacpp needs a .gguf file or a known model ({known}), got {spec!r}.")
-    return LoadedGguf(path, _read_tokenizer(source, trust_remote_code=False), source.name, num_threads, gpu_layers)
+    with stage(f"Reading the tokenizer of {path.name}"):
+        tokenizer = _read_tokenizer(source, trust_remote_code=False)
+    return LoadedGguf(path, tokenizer, source.name, num_threads, gpu_layers, checks_memory)
 
 
 def load_tokenizer(
@@ -167,11 +191,41 @@ def load_tokenizer(
     return _read_tokenizer(_locate(spec, home), trust_remote_code)
 
 
+def fetch(name: str) -> None:
+    """Fetch a model of the hub into the hub's own cache, unless it is there: config, tokenizer and weights.
+
+    Args:
+        name: a name in the catalogue, or a hub id.
+
+    Raises:
+        ModelLoadError: as in `load_model`.
+    """
+    source = _locate(name, None)
+    _check_architecture(source, trust_remote_code=False)
+    _read_tokenizer(source, trust_remote_code=False)
+    _fetch_weights(source)
+
+
+def model_size(spec: str, home: Path | None = None) -> ModelSize | None:
+    """The size of a model, from the catalogue or from its config; None if it cannot be told. Fetches nothing."""
+    if spec in CATALOGUE:
+        return CATALOGUE[spec].size
+    path = Path(spec).expanduser()
+    if not path.exists():
+        return None
+    config = _check_architecture(_locate(spec, home), trust_remote_code=False)
+    return None if config is None else _size(config)
+
+
 def _locate(spec: str, home: Path | None) -> _Source:
     store = ModelStore(home)
     if store.knows(spec):
         folder = store.ensure(spec)
         return _Source(spec, str(folder), folder, hint=f" `superdraft models pull {spec}` checks and repairs it.")
+    if spec in CATALOGUE:
+        listed = CATALOGUE[spec]
+        hint = " Its licence must be accepted on the hub, and HF_TOKEN set." if listed.is_gated else ""
+        return _Source(spec, listed.hub_id, hint=hint)
     if not spec.strip():
         raise UnknownModelError(f"the model's name must not be empty, got {spec!r}.")
     path = Path(spec).expanduser()
@@ -203,14 +257,16 @@ def _check_weight_files(folder: Path) -> None:
     raise BrokenModelError(f"{folder} has no safetensors weights.")
 
 
-def _check_architecture(source: _Source, trust_remote_code: bool) -> None:
-    """Check the config and class before any weights are read."""
+def _check_architecture(source: _Source, trust_remote_code: bool) -> transformers.PretrainedConfig | None:
+    """Check the config and class before any weights are read; the config, None if it comes with its own class."""
     reading = f"cannot read the config of model {source.shown!r}"
     unreadable: type[ModelLoadError] = BrokenModelError
     if source.path is None:
         known = ", ".join(KNOWN_MODELS)
         reading = (
             f"{source.name!r} is not a known model ({known}), a folder or a .gguf file, and cannot be read from the hub"
+            if source.name == source.location
+            else f"{source.name!r} ({source.location}) cannot be read from the hub"
         )
         unreadable = UnknownModelError
     with _explained(reading, unreadable, source.hint), quiet_transformers():
@@ -218,7 +274,7 @@ def _check_architecture(source: _Source, trust_remote_code: bool) -> None:
     model_type = raw.get("model_type")
     if model_type not in CONFIG_MAPPING:
         _check_foreign(source, raw, trust_remote_code)
-        return
+        return None
     with _explained(reading, BrokenModelError, source.hint), quiet_transformers():
         config = transformers.AutoConfig.from_pretrained(source.location, **source.gguf_options)
     check_config(config, source.name)
@@ -226,6 +282,54 @@ def _check_architecture(source: _Source, trust_remote_code: bool) -> None:
     if model_class is None:
         raise UnsupportedModelError(f"{source.name!r} ({model_type}) is not a causal language model.")
     check_model_class(model_class, config, source.name)
+    return config
+
+
+def _fetch_weights(source: _Source) -> None:
+    with _explained(f"cannot fetch the weights of model {source.shown!r}", ModelLoadError, source.hint):
+        fetch_weights(source.location)
+
+
+def _size(config: transformers.PretrainedConfig) -> ModelSize | None:
+    """The model's size; None if it cannot be told, which is no reason to refuse the model."""
+    try:
+        return size_of(config)
+    except Exception:  # whatever an unusual config makes transformers raise
+        return None
+
+
+def _check_memory(source: _Source, size: ModelSize, weight_format: WeightFormat, *, is_on_gpu: bool) -> None:
+    """Refuse a model whose weights do not fit in the free memory while they are loaded.
+
+    Raises:
+        NotEnoughMemoryError: they do not.
+    """
+    is_gguf = source.gguf is not None
+    needed = loading_bytes(size, weight_format.name, is_gguf=is_gguf, is_on_gpu=is_on_gpu)
+    remedies = []
+    if source.gguf is not None:
+        file = shown(source.gguf.stat().st_size)
+        remedies += [f"--runner llamacpp expands nothing: the file's {file} and the KV cache (--kv-memory)."]
+    small = loading_bytes(size, "int4", is_gguf=is_gguf)
+    if small < needed:
+        remedies += [f"--dtype int4 needs about {shown(small)}."]
+    remedies += ["`superdraft models list` shows smaller models."]
+    require_memory(needed, f"loading {source.name!r} as {weight_format.name}", " ".join(remedies))
+
+
+@contextlib.contextmanager
+def _reading(source: _Source, size: ModelSize | None, weight_format: WeightFormat) -> Iterator[Stage]:
+    """Show how much of the weights is in memory."""
+    before = resident_bytes()
+
+    def growth() -> int | None:
+        now = resident_bytes()
+        return None if now is None or before is None else max(0, now - before)
+
+    what = f"Reading {source.name}" if source.gguf is None else f"Expanding {source.gguf.name}"
+    total = None if size is None else size.num_weights * weight_format.dtype.itemsize
+    with stage(what, total=total, measured=growth) as current:
+        yield current
 
 
 def _check_foreign(source: _Source, raw: dict[str, Any], trust_remote_code: bool) -> None:

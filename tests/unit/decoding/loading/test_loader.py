@@ -1,14 +1,26 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.gguf_files import write_gguf
 from support.models import ARCHITECTURES, tiny_model, tiny_model_folder, tiny_tokenizer
 
-from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
-from superdraft.decoding.loading.loader import load_model, load_tokenizer
+from superdraft.decoding.errors import (
+    BrokenModelError,
+    ModelLoadError,
+    NotEnoughMemoryError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
+from superdraft.decoding.loading import loader
+from superdraft.decoding.loading.catalogue import CATALOGUE
+from superdraft.decoding.loading.hub import cached_folder, fetch_weights
+from superdraft.decoding.loading.loader import load_gguf, load_model, load_tokenizer
+from superdraft.decoding.loading.model_size import loading_bytes, size_of
 from superdraft.decoding.model import weight_formats
 from superdraft.decoding.model.linear_int4 import convert_int4
 
@@ -165,6 +177,84 @@ def test_a_folder_with_only_a_gguf_file_says_how_to_load_it(llama):
 def test_a_damaged_gguf_file_is_one_clear_line(tmp_path):
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF\x03\x00\x00\x00not much more")
     assert "tiny.gguf" in error_of(BrokenModelError, tmp_path / "tiny.gguf")
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    monkeypatch.setattr("superdraft.decoding.memory.free_bytes", lambda: 1000)
+
+
+def test_too_little_memory_is_told_before_weights_are_read(llama, little_memory):
+    (llama / "model.safetensors").write_bytes(b"never read")
+    found = error_of(NotEnoughMemoryError, llama, device="cpu", dtype="float32")
+    assert found.startswith("loading 'llama' as float32 needs about 0 MB of memory, and 0 MB are free. --dtype int4 ")
+    assert "superdraft models list" in found
+    found = error_of(NotEnoughMemoryError, llama, device="cpu", dtype="int4")
+    assert "--dtype int4" not in found
+
+
+def test_a_gguf_file_that_does_not_fit_names_llama_cpp(tmp_path, little_memory):
+    path = write_gguf(tmp_path / "tiny.gguf")
+    assert "--runner llamacpp expands nothing" in error_of(NotEnoughMemoryError, path, device="cpu")
+    load_gguf(str(path))  # the runner looks at the memory
+
+
+def test_the_check_can_be_left_out_and_refuses_nothing_that_fits(llama, monkeypatch):
+    size = size_of(tiny_model("llama").config)
+    free = [loading_bytes(size, "bfloat16")]
+    monkeypatch.setattr("superdraft.decoding.memory.free_bytes", lambda: free[0])
+    load_model(str(llama), device="cpu", dtype="bfloat16")
+    free[0] -= 1
+    error_of(NotEnoughMemoryError, llama, device="cpu", dtype="bfloat16")
+    load_model(str(llama), device="cpu", dtype="bfloat16", checks_memory=False)
+
+
+@pytest.fixture
+def hub_cache(llama, tmp_path, monkeypatch):
+    """The hub's cache, which has `smollm2-360m` (the folder `llama`); there is no network. Its snapshot's folder."""
+    cache, revision = tmp_path / "hub", "0" * 40
+    repository = cache / "models--HuggingFaceTB--SmolLM2-360M"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(revision)
+    shutil.copytree(llama, repository / "snapshots" / revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+    return repository / "snapshots" / revision
+
+
+def test_a_name_of_the_catalogue_is_read_from_the_hubs_cache(hub_cache, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(loader, "fetch_weights", lambda hub_id: (fetched.append(hub_id), fetch_weights(hub_id)))
+    loaded = load_model("smollm2-360m", device="cpu", dtype="float32")
+    assert (loaded.name, loaded.path, fetched) == ("smollm2-360m", None, ["HuggingFaceTB/SmolLM2-360M"])
+    assert len(loaded.model.model.layers) == 2
+    loader.fetch("smollm2-360m")
+    assert fetched[1:] == ["HuggingFaceTB/SmolLM2-360M"]
+    assert cached_folder("HuggingFaceTB/SmolLM2-360M") == hub_cache
+    (hub_cache / "model.safetensors").unlink()
+    assert cached_folder("HuggingFaceTB/SmolLM2-360M") is None
+    assert "cannot load the weights" in error_of(BrokenModelError, "smollm2-360m", device="cpu")
+
+
+def test_a_failed_fetch_is_one_line(hub_cache, monkeypatch):
+    def fail(hub_id):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(loader, "fetch_weights", fail)
+    assert "cannot fetch the weights of model 'smollm2-360m'" in error_of(ModelLoadError, "smollm2-360m", device="cpu")
+
+
+@pytest.mark.parametrize(("name", "has_hint"), [("gemma-3-270m", True), ("smollm2-360m", False)])
+def test_a_hub_that_cannot_be_read_is_told_with_the_licence_to_accept(name, has_hint):
+    found = error_of(UnknownModelError, name)
+    assert f"{name!r} ({CATALOGUE[name].hub_id}) cannot be read from the hub" in found
+    assert ("licence must be accepted" in found) == has_hint
+
+
+def test_sizes_come_from_the_catalogue_or_a_config(llama):
+    assert loader.model_size("smollm2-360m") == CATALOGUE["smollm2-360m"].size
+    assert loader.model_size(str(llama)) == size_of(tiny_model("llama").config)
+    assert loader.model_size("some/model") is None
 
 
 def test_an_unknown_architecture_is_refused_by_name(llama):
