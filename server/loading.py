@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import structlog
 import torch
@@ -9,8 +10,11 @@ import torch
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.errors import ModelLoadError
+from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
 from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_gguf, load_model
+from superdraft.decoding.memory import free_bytes, shown
+from superdraft.decoding.model.kv_cache import cells_per_slot
+from superdraft.decoding.model.llamacpp.library import library
 from superdraft.decoding.model.native.library import why_unavailable
 from superdraft.decoding.model.threads import threads_file
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
@@ -45,11 +49,20 @@ class LoadedService:
 def load_service(settings: Settings) -> LoadedService:
     """Load the model and its n-gram model.
 
+    With the runner `auto`, torch runs a GGUF file that llama.cpp cannot run this way.
+
     Raises:
         ModelLoadError: the model cannot be used.
         NgramModelError: a named n-gram model cannot be used.
     """
-    return service_of(load_language_model(settings), settings, settings.engine_config())
+    loaded = load_language_model(settings)
+    try:
+        return service_of(loaded, settings, settings.engine_config())
+    except UnsupportedModelError as error:
+        if settings.runner != "auto" or not isinstance(loaded, LoadedGguf):
+            raise
+        log.warning("torch runs the model, because llama.cpp cannot", model=settings.model, reason=str(error))
+    return service_of(_load_for_torch(settings), settings, settings.engine_config())
 
 
 def load_language_model(settings: Settings) -> LoadedModel | LoadedGguf:
@@ -60,17 +73,53 @@ def load_language_model(settings: Settings) -> LoadedModel | LoadedGguf:
     """
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    if settings.runner == "llamacpp":
+    if settings.runner == "llamacpp" or gguf_for_llama_cpp(settings) is not None:
         return _load_gguf(settings)
     if settings.gpu_layers is not None:
         raise ModelLoadError("gpu_layers is for --runner llamacpp; with torch, --device says where the model runs.")
+    return _load_for_torch(settings)
+
+
+def _load_for_torch(settings: Settings) -> LoadedModel:
     return load_model(
         settings.model,
         home=settings.home,
         device=settings.device,
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
+        checks_memory=settings.memory_check,
     )
+
+
+def gguf_for_llama_cpp(settings: Settings) -> Path | None:
+    """The `.gguf` file, given by its path, that llama.cpp is to run; None: something else runs, or another model.
+
+    The runner `auto` takes torch where the settings are torch's own, or where llama.cpp would leave a GPU idle that
+    torch can use. The choice for a file is logged.
+    """
+    path = Path(settings.model).expanduser()
+    if settings.runner == "torch" or path.suffix != ".gguf" or not path.is_file():
+        return None
+    if settings.runner == "llamacpp":
+        return path
+    if settings.dtype != "auto" or settings.device not in ("auto", "cpu"):
+        log.info("torch runs the model", model=settings.model, reason="dtype and device are settings for torch")
+        return None
+    try:
+        llama_cpp = library()
+    except ModelLoadError as error:
+        log.warning(
+            "torch runs the model, which expands the file",
+            model=settings.model,
+            reason=str(error),
+            remedy="pip install '.[llamacpp]' in the folder of Superdraft's sources",
+        )
+        return None
+    if settings.device == "auto" and torch.cuda.is_available() and not llama_cpp.llama_supports_gpu_offload():
+        log.info("torch runs the model", model=settings.model, reason="llama-cpp-python was built without a GPU")
+        return None
+    log.info("llama.cpp runs the model", model=settings.model)
+    return path
 
 
 def _load_gguf(settings: Settings) -> LoadedGguf:
@@ -88,6 +137,7 @@ def _load_gguf(settings: Settings) -> LoadedGguf:
         home=settings.home,
         num_threads=settings.num_threads,
         gpu_layers=0 if settings.device == "cpu" else settings.gpu_layers,
+        checks_memory=settings.memory_check,
     )
 
 
@@ -107,6 +157,8 @@ def service_of(loaded: LoadedModel | LoadedGguf, settings: Settings, config: Eng
     if is_on_cpu and settings.dtype in ("auto", "int4") and (problem := why_unavailable()):
         log.warning("without the fast kernels for CPUs, torch's own are used", reason=problem)
     engine = build_engine(loaded, config, threads_file(settings.home) if settings.num_threads is None else None)
+    if is_on_cpu and settings.memory_check:
+        _warn_of_cache(engine)
     fingerprint = tokenizer_fingerprint(engine.tokenizer.vocabulary)
     ngram_model = choose_ngram_model(settings, fingerprint)
     return LoadedService(
@@ -115,6 +167,19 @@ def service_of(loaded: LoadedModel | LoadedGguf, settings: Settings, config: Eng
         open_ngram_models(settings, fingerprint, ngram_model),
         drafting_defaults(settings, ngram_model),
     )
+
+
+def _warn_of_cache(engine: Engine) -> None:
+    """Log it if the KV cache, whose memory is used only as it fills, will not fit when it is full."""
+    free = free_bytes()
+    full = engine.num_slots * cells_per_slot(engine.max_model_len) * engine.kv_bytes_per_position
+    if free is not None and full > free:
+        log.warning(
+            "the KV cache does not fit in the free memory when it is full",
+            cache=shown(full),
+            free=shown(free),
+            remedy="lower --kv-memory or --num-slots",
+        )
 
 
 def drafting_defaults(settings: Settings, ngram_model: NgramModel | None) -> DraftingDefaults:

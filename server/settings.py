@@ -103,13 +103,15 @@ class Settings(BaseSettings):
         description="File to append what users did with drafts to, without any text: JSON lines for "
         "`superdraft lab tune --display --events`.",
     )
-    runner: Literal["torch", "llamacpp"] = Field(
-        default="torch", description="What runs the model: torch, or llama.cpp for a .gguf file as it is."
+    runner: Literal["auto", "torch", "llamacpp"] = Field(
+        default="auto",
+        description="What runs the model: torch, llamacpp for a .gguf file as it is, or auto (llama.cpp for a .gguf "
+        "file if llama-cpp-python is installed and can run it, otherwise torch).",
     )
     gpu_layers: int | None = Field(
         default=None,
         ge=0,
-        description="With --runner llamacpp, number of the model's layers that a GPU runs. If not set, all, where "
+        description="With llama.cpp, number of the model's layers that a GPU runs. If not set, all, where "
         "llama-cpp-python was built for a GPU.",
     )
     device: str = Field(default="auto", description="Device to run the model on: auto, cpu, cuda or cuda:N.")
@@ -125,18 +127,20 @@ class Settings(BaseSettings):
         ge=1,
         description="Memory for the KV cache, reserved at start and never exceeded.",
     )
+    memory_check: bool = Field(
+        default=True, description="Refuse a model, before it is loaded, if there is not enough free memory for it."
+    )
     num_slots: int | None = Field(
         default=None,
         ge=1,
         description="Maximum number of requests that run at once. Each slot holds the prompt and the drafts of one, or "
-        "keeps the last ones for reuse. If not set, as many as fit into --kv-memory, at most 64 (8 with --runner "
-        "llamacpp).",
+        "keeps the last ones for reuse. If not set, as many as fit into --kv-memory, at most 64 (8 with llama.cpp).",
     )
     num_threads: int | None = Field(
         default=None,
         ge=1,
         description="CPU threads for the model. If not set, the first start with a model measures how many are fastest "
-        "and remembers the result in the home folder; with --runner llamacpp, all cores.",
+        "and remembers the result in the home folder; with llama.cpp, all cores.",
     )
     max_prefill_tokens: int = Field(
         default=256, ge=1, description="Maximum number of prompt tokens processed between two decode steps."

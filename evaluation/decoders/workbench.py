@@ -44,8 +44,8 @@ class ModelChoice:
     evaluator: str | None = None
 
     def server_settings(self) -> Settings:
-        """The settings of `superdraft serve` with this model; all others come from the environment and the defaults."""
-        return load_settings({"model": self.model, "dtype": self.dtype, "device": self.device})
+        """The settings of `superdraft serve` with this model on torch; others: the environment's or the defaults."""
+        return load_settings({"model": self.model, "runner": "torch", "dtype": self.dtype, "device": self.device})
 
 
 class Workbench:

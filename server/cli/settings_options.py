@@ -15,7 +15,7 @@ from superdraft.server.settings import Settings, shown_bytes
 
 _PANELS = {
     "Model": "model home served_model_name runner gpu_layers device dtype trust_remote_code max_model_len kv_memory "
-    "num_slots num_threads max_prefill_tokens speculate prefix_isolation",
+    "memory_check num_slots num_threads max_prefill_tokens speculate prefix_isolation",
     "Drafts": "default_strategy default_selection default_max_branches default_min_probability min_probability_shown "
     "token_healing document_start special_tokens fim editor_max_tokens fan_out fan_out_drafts feedback feedback_file",
     "N-grams": "ngram_model max_ngram_models default_alpha default_tau",

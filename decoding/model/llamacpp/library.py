@@ -26,7 +26,7 @@ def library() -> Any:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:
         raise ModelLoadError(
-            f"--runner llamacpp needs llama-cpp-python ({type(error).__name__}: {error}). Install it: "
+            f"llama.cpp needs llama-cpp-python ({type(error).__name__}: {error}). Install it: "
             'CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python'
         ) from error
 
@@ -118,5 +118,5 @@ class LlamaModel:
         for reason, applies in reasons.items():
             if applies:
                 raise UnsupportedModelError(
-                    f"--runner llamacpp cannot run {name} ({self.architecture}): {reason}. --runner torch may."
+                    f"llama.cpp cannot run {name} ({self.architecture}): {reason}. --runner torch may."
                 )

@@ -8,7 +8,13 @@ from structlog.testing import capture_logs
 from support.gguf_files import write_gguf
 from support.models import tiny_model_folder
 
-from superdraft.decoding.errors import ModelLoadError, UnknownModelError
+from superdraft.decoding.errors import (
+    ModelLoadError,
+    NotEnoughMemoryError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
+from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel
 from superdraft.decoding.model.threads import recall, threads_file
 from superdraft.decoding.params import GenerationParams
 from superdraft.server import loading
@@ -95,6 +101,122 @@ def test_without_llama_cpp_the_server_says_what_to_install(gguf_settings, monkey
     with pytest.raises(ModelLoadError, match="needs llama-cpp-python"):
         loading.load_service(gguf_settings)
     library.cache_clear()
+
+
+class FakeLlamaCpp:
+    """llama-cpp-python, as far as the choice of the runner asks it."""
+
+    def __init__(self, *, has_gpu: bool = False):
+        self.has_gpu = has_gpu
+
+    def llama_supports_gpu_offload(self) -> bool:
+        return self.has_gpu
+
+
+def chosen(settings: Settings) -> tuple[type, list[dict]]:
+    with capture_logs() as logs:
+        loaded = loading.load_language_model(settings)
+    return type(loaded), [entry for entry in logs if "runs the model" in entry["event"]]
+
+
+def test_the_runner_is_chosen_by_default():
+    assert Settings().runner == "auto"
+
+
+def test_auto_gives_a_gguf_file_to_llama_cpp(gguf_settings, monkeypatch):
+    monkeypatch.setattr(loading, "library", FakeLlamaCpp)
+    kind, (told,) = chosen(gguf_settings.model_copy(update={"runner": "auto"}))
+    assert kind is LoadedGguf
+    assert (told["event"], told["model"]) == ("llama.cpp runs the model", gguf_settings.model)
+
+
+def test_auto_without_llama_cpp_takes_torch_and_says_what_to_install(gguf_settings, monkeypatch):
+    def missing():
+        raise ModelLoadError("llama.cpp needs llama-cpp-python")
+
+    monkeypatch.setattr(loading, "library", missing)
+    kind, (told,) = chosen(gguf_settings.model_copy(update={"runner": "auto"}))
+    assert kind is LoadedModel
+    assert told["log_level"] == "warning"
+    assert "pip install '.[llamacpp]'" in told["remedy"]
+
+
+@pytest.mark.parametrize("changes", [{"dtype": "float32"}, {"device": "cuda"}])
+def test_auto_takes_torch_where_the_settings_are_torchs(gguf_settings, monkeypatch, changes):
+    monkeypatch.setattr(loading, "library", FakeLlamaCpp)
+    assert loading.gguf_for_llama_cpp(gguf_settings.model_copy(update={"runner": "auto", **changes})) is None
+
+
+@pytest.mark.parametrize(
+    ("torch_has", "llama_cpp_has", "device", "is_llama_cpp"),
+    [
+        (True, False, "auto", False),
+        (True, True, "auto", True),
+        (True, False, "cpu", True),
+        (False, False, "auto", True),
+    ],
+)
+def test_auto_leaves_no_gpu_idle(gguf_settings, monkeypatch, torch_has, llama_cpp_has, device, is_llama_cpp):
+    monkeypatch.setattr(loading, "library", lambda: FakeLlamaCpp(has_gpu=llama_cpp_has))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has)
+    found = loading.gguf_for_llama_cpp(gguf_settings.model_copy(update={"runner": "auto", "device": device}))
+    assert (found is not None) == is_llama_cpp
+
+
+def test_auto_takes_torch_for_folders_and_known_names(settings, monkeypatch):
+    def never():
+        raise AssertionError
+
+    monkeypatch.setattr(loading, "library", never)
+    assert chosen(settings.model_copy(update={"runner": "auto"})) == (LoadedModel, [])
+    assert loading.gguf_for_llama_cpp(Settings()) is None
+
+
+def refused(path, *args, **options):
+    raise UnsupportedModelError(f"llama.cpp cannot run {path.name} (gemma3): its layers see a sliding window")
+
+
+def test_auto_falls_back_to_torch_for_what_llama_cpp_refuses(gguf_settings, monkeypatch):
+    monkeypatch.setattr(loading, "library", FakeLlamaCpp)
+    monkeypatch.setattr("superdraft.decoding.model.llamacpp.runner.LlamaRunner", refused)
+    with capture_logs() as logs:
+        service = loading.load_service(gguf_settings.model_copy(update={"runner": "auto"}))
+    assert service.model_name == "tiny"
+    assert service.engine.num_slots == 64  # torch's number of slots
+    (told,) = (entry for entry in logs if "because llama.cpp cannot" in entry["event"])
+    assert "sliding window" in told["reason"]
+    with pytest.raises(UnsupportedModelError, match="sliding window"):
+        loading.load_service(gguf_settings)
+
+
+def test_a_gguf_file_that_nothing_can_run_gives_torchs_reason(gguf_settings, monkeypatch):
+    def unsupported(*args, **options):
+        raise UnsupportedModelError("it is a recurrent model")
+
+    monkeypatch.setattr(loading, "library", FakeLlamaCpp)
+    monkeypatch.setattr("superdraft.decoding.model.llamacpp.runner.LlamaRunner", refused)
+    monkeypatch.setattr(loading, "load_model", unsupported)
+    with pytest.raises(UnsupportedModelError, match="recurrent"):
+        loading.load_service(gguf_settings.model_copy(update={"runner": "auto"}))
+
+
+@pytest.mark.parametrize(
+    ("has_check", "free", "told"), [(True, 10**6, True), (True, 10**9, False), (False, 10**6, False)]
+)
+def test_a_cache_that_will_not_fit_is_told(settings, monkeypatch, has_check, free, told):
+    monkeypatch.setattr(loading, "free_bytes", lambda: free)
+    with capture_logs() as logs:
+        loading.load_service(settings.model_copy(update={"memory_check": has_check, "dtype": "float32"}))
+    assert any("KV cache does not fit" in entry["event"] for entry in logs) == told
+
+
+def test_the_memory_check_can_be_switched_off(settings, gguf_settings, monkeypatch):
+    monkeypatch.setattr("superdraft.decoding.memory.free_bytes", lambda: 1)
+    with pytest.raises(NotEnoughMemoryError, match="--no-memory-check"):
+        loading.load_language_model(settings)
+    off = {"memory_check": False}
+    assert loading.load_language_model(settings.model_copy(update=off)).name == "llama"
+    assert loading.load_language_model(gguf_settings.model_copy(update=off)).checks_memory is False
 
 
 def test_a_gguf_file_drafts(gguf_settings):
