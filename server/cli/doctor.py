@@ -1,11 +1,11 @@
 """`superdraft doctor`: checks of an installation."""
 
-import os
 import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.errors import SuperdraftError
+from superdraft.decoding.memory import free_bytes, shown
 from superdraft.ngram_models.errors import NgramModelError
 from superdraft.server.cli.settings_options import takes_settings
 from superdraft.server.errors import CommandError
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 
 MIN_PYTHON = (3, 11)
 MIN_KENLM_ORDER = 6
-MODEL_BYTES = 1024**3  # the default model in float32, its tokenizer and torch
 _ANSWER_TIMEOUT_S = 2.0
-_MEMORY_TABLE = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +35,26 @@ class Finding:
     detail: str
 
 
-@takes_settings("home", "model", "ngram_model", "kv_memory", "host", "port")
+@takes_settings(
+    "home", "model", "runner", "dtype", "ngram_model", "max_model_len", "num_slots", "kv_memory", "host", "port"
+)
 def main(**flags: Any) -> None:
-    """Check the installation: each line is ok or says what to do. Exit code 1 if something is wrong."""
+    """Check the installation: each line is ok or says what to do. Exit code 1 if something is wrong.
+
+    Then say, for models of several sizes, whether they fit on this machine and how fast they would be.
+    """
     from superdraft.server.observe.log_config import configure_logging
 
     configure_logging("error", "console")
     console, is_healthy = Console(highlight=False, soft_wrap=True), True
-    for name, finding in run_checks(load_settings(flags)):
+    settings = load_settings(flags)
+    for name, finding in run_checks(settings):
         mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
         console.print(f"{mark} {name:<13}", end=" ")
         console.print(finding.detail, markup=False)
         is_healthy = is_healthy and finding.ok
+    for line in capacity(settings):
+        console.print(line, markup=False)
     if not is_healthy:
         raise typer.Exit(1)
 
@@ -58,6 +65,7 @@ def run_checks(settings: Settings) -> Iterator[tuple[str, Finding]]:
         ("python", check_python),
         ("torch", check_torch),
         ("kernels", check_kernels),
+        ("llama.cpp", check_llama_cpp),
         ("memory", check_memory),
         ("kenlm", check_kenlm),
         ("model", check_model),
@@ -117,18 +125,49 @@ def check_kernels(settings: Settings) -> Finding:
     return Finding(True, "; ".join([f"for {supported_variants()[0]}", *measured]))
 
 
+def check_llama_cpp(_: Settings) -> Finding:
+    """Say whether llama.cpp can run GGUF files."""
+    from superdraft.decoding.errors import ModelLoadError
+    from superdraft.decoding.model.llamacpp.library import library
+
+    try:
+        found = library()
+    except ModelLoadError as error:
+        if find_spec("llama_cpp") is not None:
+            return Finding(False, str(error))
+        return Finding(True, "not installed; torch expands GGUF files. pip install '.[llamacpp]' adds it")
+    return Finding(True, f"llama-cpp-python {found.__version__} runs GGUF files as they are")
+
+
 def check_memory(settings: Settings) -> Finding:
-    """Check that there is free memory for the model and the KV cache."""
-    free = _free_bytes()
-    if free is None:
-        return Finding(True, "free memory is unknown on this system")
-    needed = MODEL_BYTES + settings.kv_memory
-    if free < needed:
-        remedy = "close other programs or lower --kv-memory"
-        return Finding(
-            False, f"{free / 1e9:.1f} GB are free, the default model and its cache need {needed / 1e9:.1f}; {remedy}"
-        )
-    return Finding(True, f"{free / 1e9:.1f} GB free")
+    """Check that there is free memory for the model that the settings name, and its KV cache."""
+    from superdraft.decoding.loading.loader import model_size
+    from superdraft.server.cli.machine import model_finding
+    from superdraft.server.loading import gguf_for_llama_cpp
+
+    size = model_size(settings.model, settings.home)
+    if size is None:
+        free = free_bytes()
+        amount = "an unknown amount" if free is None else shown(free)
+        return Finding(True, f"{amount} free; the size of {settings.model} is not known before it is fetched")
+    gguf = gguf_for_llama_cpp(settings)
+    return Finding(*model_finding(settings, size, None if gguf is None else gguf.stat().st_size))
+
+
+def capacity(settings: Settings) -> Iterator[str]:
+    """Lines about models of several sizes: in which formats they fit on this machine, and how fast they would be."""
+    try:
+        from superdraft.server.cli.machine import CLASSES, class_line, look_at_machine
+
+        machine = look_at_machine(settings)
+    except (ModuleNotFoundError, SuperdraftError):  # the checks have said so
+        return
+    free = "an unknown amount of" if machine.free is None else shown(machine.free)
+    yield f"With {free} memory free, of models of these sizes (estimates, with a full KV cache):"
+    for name, size in CLASSES.items():
+        yield f"  {name:<5} {class_line(machine, size, settings.engine_config())}"
+    if machine.rate is None:
+        yield "  No estimate of speed: other programs keep this machine busy, or the kernels do not run int4 here."
 
 
 def check_kenlm(_: Settings) -> Finding:
@@ -162,6 +201,14 @@ def check_model(settings: Settings) -> Finding:
         if fault is not None:
             return Finding(False, f"{settings.model}: {fault}; run superdraft models pull {settings.model}")
         return Finding(True, f"{settings.model} is complete in {store.cached(settings.model)}")
+    from superdraft.decoding.loading.catalogue import CATALOGUE
+    from superdraft.decoding.loading.hub import cached_folder
+
+    if settings.model in CATALOGUE:
+        hub_id = CATALOGUE[settings.model].hub_id
+        folder = cached_folder(hub_id)
+        where = "it is fetched from the hub when it is served" if folder is None else f"it is cached in {folder}"
+        return Finding(True, f"{settings.model} is {hub_id}; {where}")
     if Path(settings.model).expanduser().exists():
         return Finding(True, f"{settings.model} exists; its files are checked when it is served")
     return Finding(True, f"{settings.model} is taken as a hub id; it is fetched when it is served")
@@ -230,26 +277,20 @@ def _running_server(settings: Settings) -> Finding | None:
 
 def _tokenizer(settings: Settings) -> "Tokenizer | None":
     """The model's tokenizer; None if the model must be fetched first."""
+    from superdraft.decoding.loading.catalogue import CATALOGUE
+    from superdraft.decoding.loading.hub import cached_folder
     from superdraft.decoding.loading.loader import load_tokenizer
     from superdraft.decoding.loading.store import ModelStore
     from superdraft.decoding.text.tokenizer import Tokenizer
 
-    store = ModelStore(settings.home)
-    if store.knows(settings.model) and store.cached(settings.model) is None:
+    store, listed = ModelStore(settings.home), CATALOGUE.get(settings.model)
+    if store.knows(settings.model):
+        if store.cached(settings.model) is None:
+            return None
+    elif listed is not None and cached_folder(listed.hub_id) is None:
         return None
     return Tokenizer(load_tokenizer(settings.model, home=settings.home, trust_remote_code=settings.trust_remote_code))
 
 
 def _needs_model(settings: Settings) -> Finding:
     return Finding(False, f"not checked, because it needs the model; run superdraft models pull {settings.model}")
-
-
-def _free_bytes() -> int | None:
-    if _MEMORY_TABLE.exists():
-        for line in _MEMORY_TABLE.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return None

@@ -8,20 +8,23 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import typer
 from structlog.testing import capture_logs
 from support.engine import FakeEngine
+from support.gguf_files import write_gguf
 from support.serving import serving
 from support.tokenizers import byte_level, sentencepiece_like
 
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.decoding.model import threads
+from superdraft.decoding.model.llamacpp import library as llama_library
 from superdraft.decoding.model.native import library
 from superdraft.server import loading
 from superdraft.server.app import create_app
-from superdraft.server.cli import bench, doctor, evaluate
+from superdraft.server.cli import bench, doctor, evaluate, machine
 from superdraft.server.cli import complete as cli_complete
 from superdraft.server.cli import main as cli
 from superdraft.server.cli import serve as cli_serve
@@ -342,13 +345,15 @@ def test_doctor_says_ok_or_what_to_do(run, monkeypatch):
     monkeypatch.setattr(doctor, "check_ngram_model", lambda settings: doctor.Finding(True, "fits"))
     monkeypatch.setattr(doctor, "check_start_token", lambda settings: doctor.Finding(True, "there"))
     monkeypatch.setattr(doctor, "check_model", lambda settings: doctor.Finding(True, "complete"))
+    monkeypatch.setattr(doctor, "capacity", lambda settings: ["With 3.0 GB memory free:", "  135M  fits"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     code, out, _ = run("doctor", "--port", port, "--kv-memory", "1MB")
     assert code == 0, out
-    assert len(out.splitlines()) == 9
-    assert all(line.startswith("ok ") for line in out.splitlines())
+    assert len(out.splitlines()) == 12
+    assert all(line.startswith("ok ") for line in out.splitlines()[:10])
+    assert out.endswith("\nWith 3.0 GB memory free:\n  135M  fits\n")
 
     monkeypatch.setattr(doctor, "check_model", broken)
     code, out, _ = run("doctor", "--port", port, "--kv-memory", "1MB")
@@ -417,12 +422,64 @@ def test_doctor_shows_the_token_that_begins_a_document(monkeypatch, tokenizer, s
     assert finding.detail.startswith(said)
 
 
-def test_doctor_counts_the_cache_into_the_memory(monkeypatch):
-    monkeypatch.setattr(doctor, "_free_bytes", lambda: 3 * 10**9)
-    assert doctor.check_memory(Settings(kv_memory="1GiB")).ok
-    finding = doctor.check_memory(Settings(kv_memory="2GiB"))
+def test_doctor_counts_the_models_cache_into_the_memory(monkeypatch):
+    monkeypatch.setattr(machine, "free_bytes", lambda: 2_500_000_000)
+    small, large = Settings(kv_memory="1GiB", dtype="int4"), Settings(kv_memory="2GiB", dtype="int4")
+    finding = doctor.check_memory(small)
+    assert finding.ok
+    assert "2.5 GB are free, smollm2-135m needs up to 1.7 GB as int4 (estimate" in finding.detail
+    finding = doctor.check_memory(large)
     assert not finding.ok
     assert "--kv-memory" in finding.detail
+    finding = doctor.check_memory(small.model_copy(update={"model": "qwen2.5-coder-3b"}))
+    assert (finding.ok, "qwen2.5-coder-3b needs up to 8.7 GB as int4" in finding.detail) == (False, True)
+
+
+def test_doctor_takes_the_file_for_llama_cpp(monkeypatch, tmp_path):
+    path = write_gguf(tmp_path / "tiny.gguf")
+    expanded = doctor.check_memory(Settings(model=str(path), runner="torch", dtype="float32")).detail
+    assert "as float32" in expanded
+    assert "with llama.cpp" in doctor.check_memory(Settings(model=str(path), runner="llamacpp")).detail
+
+
+def test_doctor_does_not_guess_the_size_of_a_model_it_cannot_see(monkeypatch):
+    monkeypatch.setattr(doctor, "free_bytes", lambda: 3 * 10**9)
+    finding = doctor.check_memory(Settings(model="some/model"))
+    assert (finding.ok, finding.detail) == (
+        True,
+        "3.0 GB free; the size of some/model is not known before it is fetched",
+    )
+
+
+def test_doctor_says_whether_llama_cpp_is_installed(monkeypatch):
+    llama_library.library.cache_clear()
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    finding = doctor.check_llama_cpp(Settings())
+    assert (finding.ok, "pip install '.[llamacpp]'" in finding.detail) == (True, True)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name)  # it is there, and does not load
+    assert not doctor.check_llama_cpp(Settings()).ok
+    llama_library.library.cache_clear()
+    monkeypatch.setattr(llama_library, "library", lambda: types.SimpleNamespace(__version__="0.3.99"))
+    assert doctor.check_llama_cpp(Settings()).detail == "llama-cpp-python 0.3.99 runs GGUF files as they are"
+
+
+def test_doctor_knows_the_catalogue(monkeypatch, tmp_path):
+    monkeypatch.setattr("superdraft.decoding.loading.hub.cached_folder", lambda hub_id: None)
+    finding = doctor.check_model(Settings(model="smollm2-360m", home=tmp_path))
+    assert "HuggingFaceTB/SmolLM2-360M; it is fetched from the hub" in finding.detail
+    assert not doctor.check_start_token(Settings(model="smollm2-360m", home=tmp_path)).ok
+
+
+@pytest.mark.parametrize(("rate", "says"), [(16e9, "estimate with int4"), (None, "No estimate of speed")])
+def test_doctor_says_what_this_machine_can_serve(monkeypatch, rate, says):
+    monkeypatch.setattr(machine, "look_at_machine", lambda settings: machine.Machine(4 * 10**9, "int4", rate))
+    first, *lines = doctor.capacity(Settings(kv_memory="1GiB"))
+    assert first.startswith("With 4.0 GB memory free")
+    assert [line.split()[0] for line in lines[:5]] == ["135M", "0.5B", "1.5B", "3B", "7B"]
+    assert "fits as int4 (1.7 GB)" in lines[0]
+    assert "does not fit as int4 (20" in lines[4]
+    assert says in (lines[0] if rate else lines[5])
 
 
 def test_bench_replay_types_prompts(run, tmp_path):
