@@ -7,10 +7,11 @@ import pytest
 import torch
 from support.gguf_files import write_gguf
 
-from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnsupportedModelError
+from superdraft.decoding.errors import BrokenModelError, ModelLoadError, NotEnoughMemoryError, UnsupportedModelError
 from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS
 from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.model.llamacpp import library as library_module
+from superdraft.decoding.model.llamacpp import runner as runner_module
 from superdraft.decoding.model.llamacpp.gguf_file import GgufFile
 from superdraft.decoding.model.llamacpp.library import library
 from superdraft.decoding.model.llamacpp.runner import MAX_DEFAULT_SLOTS, LlamaRunner
@@ -55,6 +56,31 @@ def test_sizes_follow_the_memory(llama_cpp, tiny):
     with pytest.raises(ModelLoadError, match="3 slots of max_model_len 64 need"):
         LlamaRunner(tiny, 64, needed - 1, 3, num_threads=1)
     assert LlamaRunner(tiny, 100_000, MEMORY, 1, num_threads=1).max_model_len == 512  # the model's own context
+
+
+def test_what_does_not_fit_in_the_free_memory_is_refused(llama_cpp, tiny, monkeypatch):
+    def free(amount: int) -> None:
+        monkeypatch.setattr(runner_module, "free_bytes", lambda: amount)
+
+    file = tiny.stat().st_size
+    cells = 2 * cells_per_slot(64) + 64
+    needed = file + POSITION_BYTES * cells + 2 * 4 * 256 * 301  # the logits of a batch, twice
+    free(needed)
+    make_runner(tiny)
+    free(needed - 1)
+    with pytest.raises(NotEnoughMemoryError, match=r"tiny\.gguf with a KV cache of 2 slots needs .* Lower --kv-memory"):
+        make_runner(tiny)
+    make_runner(tiny, checks_memory=False)
+    free(file - 1)
+    monkeypatch.setattr(runner_module, "LlamaModel", None)  # the file is not even mapped
+    with pytest.raises(NotEnoughMemoryError, match=r"^tiny\.gguf needs"):
+        make_runner(tiny)
+
+
+def test_a_gpu_may_hold_what_does_not_fit(llama_cpp, tiny, monkeypatch):
+    monkeypatch.setattr(runner_module, "free_bytes", lambda: 1)
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    assert make_runner(tiny, gpu_layers=0).num_slots == 2
 
 
 def test_sharing_copies_nothing_and_few_sequences_do(llama_cpp, tiny):
