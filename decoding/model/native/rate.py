@@ -1,6 +1,7 @@
 """How fast the kernels take in weights on this machine, measured: most of a decode step's time is this."""
 
 import copy
+import statistics
 import time
 
 import torch
@@ -9,7 +10,7 @@ from superdraft.decoding.model.native.linear import LinearStruct, NativeLinear, 
 
 _NUM_OUTPUTS, _NUM_INPUTS = 4096, 2048
 _COPIES = 24  # of 5 MB each: more than the caches of most processors hold
-_REPEATS = 5
+_REPEATS = 9
 
 
 def weight_rate(num_threads: int) -> float:
@@ -35,7 +36,7 @@ def weight_rate(num_threads: int) -> float:
             times.append(time.perf_counter() - begin)
     finally:
         torch.set_num_threads(before)
-    return sum(layer._panels.nbytes for layer in layers) / min(times)
+    return sum(layer._panels.nbytes for layer in layers) / statistics.median(times)
 
 
 def _copy(linear: NativeLinear) -> NativeLinear:
