@@ -132,8 +132,9 @@ def load_model(
     source = _locate(spec, home)
     if source.path is not None and source.gguf is None:
         _check_weight_files(source.path)
-    config = _check_architecture(source, trust_remote_code)
-    tokenizer = _read_tokenizer(source, trust_remote_code)
+    with _reading_tokenizer(source):
+        config = _check_architecture(source, trust_remote_code)
+        tokenizer = _read_tokenizer(source, trust_remote_code)
     if source.path is None:
         _fetch_weights(source)
     size = None if config is None else _size(config)
@@ -179,7 +180,7 @@ def load_gguf(
     if path is None:
         known = ", ".join(KNOWN_MODELS)
         raise UnknownModelError(f"--runner llamacpp needs a .gguf file or a known model ({known}), got {spec!r}.")
-    with stage(f"Reading the tokenizer of {path.name}"):
+    with _reading_tokenizer(source):
         tokenizer = _read_tokenizer(source, trust_remote_code=False)
     return LoadedGguf(path, tokenizer, source.name, num_threads, gpu_layers, checks_memory)
 
@@ -315,6 +316,11 @@ def _check_memory(source: _Source, size: ModelSize, weight_format: WeightFormat,
         remedies += [f"--dtype int4 needs about {shown(small)}."]
     remedies += ["`superdraft models list` shows smaller models."]
     require_memory(needed, f"loading {source.name!r} as {weight_format.name}", " ".join(remedies))
+
+
+def _reading_tokenizer(source: _Source) -> contextlib.AbstractContextManager[object]:
+    """Show that a tokenizer is read, which takes long for some GGUF files; the hub's client shows its own progress."""
+    return contextlib.nullcontext() if source.path is None else stage(f"Reading the tokenizer of {source.name}")
 
 
 @contextlib.contextmanager

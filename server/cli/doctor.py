@@ -143,14 +143,13 @@ def check_memory(settings: Settings) -> Finding:
     """Check that there is free memory for the model that the settings name, and its KV cache."""
     from superdraft.decoding.loading.loader import model_size
     from superdraft.server.cli.machine import model_finding
-    from superdraft.server.loading import gguf_for_llama_cpp
 
     size = model_size(settings.model, settings.home)
     if size is None:
         free = free_bytes()
         amount = "an unknown amount" if free is None else shown(free)
         return Finding(True, f"{amount} free; the size of {settings.model} is not known before it is fetched")
-    gguf = gguf_for_llama_cpp(settings)
+    gguf = _gguf(settings)
     return Finding(*model_finding(settings, size, None if gguf is None else gguf.stat().st_size))
 
 
@@ -273,6 +272,17 @@ def _running_server(settings: Settings) -> Finding | None:
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None
     return Finding(status == "ready", f"Superdraft runs at {url} with {model}; it is {status}")
+
+
+def _gguf(settings: Settings) -> Path | None:
+    """The file that llama.cpp would run; None: torch would run the model, or the model must be fetched first."""
+    from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
+    from superdraft.server.loading import gguf_for_llama_cpp
+
+    if settings.runner == "llamacpp" and settings.model in KNOWN_MODELS:
+        folder = ModelStore(settings.home).cached(settings.model)
+        return None if folder is None else folder / KNOWN_MODELS[settings.model].gguf_name
+    return gguf_for_llama_cpp(settings)
 
 
 def _tokenizer(settings: Settings) -> "Tokenizer | None":

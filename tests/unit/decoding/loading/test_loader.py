@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.gguf_files import write_gguf
 from support.models import ARCHITECTURES, tiny_model, tiny_model_folder, tiny_tokenizer
+from support.stages import Stages
 
 from superdraft.decoding.errors import (
     BrokenModelError,
@@ -207,6 +208,16 @@ def test_the_check_can_be_left_out_and_refuses_nothing_that_fits(llama, monkeypa
     free[0] -= 1
     error_of(NotEnoughMemoryError, llama, device="cpu", dtype="bfloat16")
     load_model(str(llama), device="cpu", dtype="bfloat16", checks_memory=False)
+
+
+def test_a_long_start_says_what_it_does(llama, tmp_path, monkeypatch):
+    stages = Stages()
+    monkeypatch.setattr(loader, "stage", stages.record)
+    load_model(str(llama), device="cpu", dtype="float32")
+    assert stages.names == ["Reading the tokenizer of llama", "Reading llama"]
+    assert stages.ended[1].total == 4 * size_of(tiny_model("llama").config).num_weights
+    load_model(str(write_gguf(tmp_path / "tiny.gguf")), device="cpu", dtype="float32")
+    assert stages.names[2:] == ["Reading the tokenizer of tiny", "Expanding tiny.gguf"]
 
 
 @pytest.fixture

@@ -435,7 +435,9 @@ def test_doctor_counts_the_models_cache_into_the_memory(monkeypatch):
     assert (finding.ok, "qwen2.5-coder-3b needs up to 8.7 GB as int4" in finding.detail) == (False, True)
 
 
-def test_doctor_takes_the_file_for_llama_cpp(monkeypatch, tmp_path):
+def test_doctor_takes_the_file_for_llama_cpp(tmp_path, default_model):
+    assert "with llama.cpp" in doctor.check_memory(Settings(runner="llamacpp")).detail
+    assert "with llama.cpp" not in doctor.check_memory(Settings(runner="llamacpp", home=tmp_path)).detail
     path = write_gguf(tmp_path / "tiny.gguf")
     expanded = doctor.check_memory(Settings(model=str(path), runner="torch", dtype="float32")).detail
     assert "as float32" in expanded
