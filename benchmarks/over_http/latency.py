@@ -33,6 +33,7 @@ from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.loader import load_tokenizer
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.evaluation.decoders.peers import LLAMA_CPP, parse_peer
 from superdraft.server.errors import CommandError
 
 PROMPT_TOKENS = 15
@@ -52,7 +53,10 @@ def main(
     num_drafts: NumDrafts = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Prompts to time, each with every contender.")] = 40,
     keys: Annotated[int, typer.Option(min=1, help="Key presses to time.")] = 200,
-    peer: Annotated[list[str], typer.Option(help="Contender: transformers, llama.cpp, or none. Repeatable.")] = PEERS,
+    peer: Annotated[
+        list[str],
+        typer.Option(help="Contender: transformers, llama.cpp, a server as llamacpp=URL, or none. Repeatable."),
+    ] = PEERS,
     peer_threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of transformers and llama.cpp. If not set, all cores.")
     ] = None,
@@ -62,7 +66,10 @@ def main(
 ) -> None:
     """Time drafts over HTTP, in turns with transformers and llama.cpp (which must be installed), then key presses."""
     peer_threads = peer_threads or os.cpu_count() or 1
-    contenders = _peers(model, num_drafts, [] if peer == ["none"] else peer, peer_threads)
+    servers = [parse_peer(name, (LLAMA_CPP,)).url for name in peer if "=" in name]
+    names = [name for name in peer if name != "none" and "=" not in name]
+    contenders = _peers(model, num_drafts, names, peer_threads)
+    contenders |= {f"llama.cpp's server at {url}, one draft": _llama_cpp_server(url) for url in servers}
     prompts = cut_prompts(model, rounds + WARM_UP_ROUNDS)
     options = serve_options(model=model, dtype=dtype, num_threads=num_threads)
     with local_server(options) as url, httpx.Client(base_url=url, timeout=ANSWER_TIMEOUT_S) as http:
@@ -89,10 +96,22 @@ def main(
     print_report(report, _tables(report), as_json)
 
 
+def _llama_cpp_server(url: str) -> Contender:
+    """One greedy draft from llama.cpp's own server, over HTTP."""
+    http = httpx.Client(base_url=url, timeout=ANSWER_TIMEOUT_S)
+
+    def draft(_: str, token_ids: list[int]) -> int:
+        body = {"prompt": token_ids, "n_predict": NEW_TOKENS, "temperature": 0, "ignore_eos": True}
+        response = http.post("/completion", json=body).raise_for_status()
+        return int(response.json()["tokens_predicted"])
+
+    return draft
+
+
 def _peers(model: str, num_drafts: int, names: list[str], num_threads: int) -> dict[str, Contender]:
     unknown = sorted(set(names) - set(PEERS))
     if unknown:
-        raise CommandError(f"--peer must be one of {', '.join(PEERS)}, got {unknown[0]}.")
+        raise CommandError(f"--peer must be {', '.join(PEERS)}, llamacpp=URL or none, got {unknown[0]}.")
     found: dict[str, Contender] = {}
     if "llama.cpp" in names:  # first, because it may not be installed
         found["llama.cpp, one draft"] = llama_cpp_peer(model, num_threads, 1, NEW_TOKENS)

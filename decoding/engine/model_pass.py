@@ -111,7 +111,8 @@ class Pass:
                     index = sum(map(len, logits)) + len(firsts)
                     rows += [Row(branch, index) for branch in branches]
                     firsts += [last.unsqueeze(0) for last in of_prompt]  # one: no token of it may be replaced
-        own = torch.cat([*logits, *firsts]) if logits or firsts else torch.empty(0, 0)
+        # The choice changes them in place, so those that are kept for other requests have to be copied.
+        own = torch.cat([*logits, *firsts]) if firsts else next(iter(logits), torch.empty(0, 0))
         rows += [Row(branch, len(own) + index) for index, branch in enumerate(known)]
         # A free place for a draft goes to the first branch that asks: the order must not depend on what is known.
         places = {branch: place for row in rows for place, branch in enumerate(row.branch.sequence.branches)}

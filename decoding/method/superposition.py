@@ -35,6 +35,8 @@ def superpose(embeddings: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
         One superposed embedding per branch, shape [B, D], in the dtype of `embeddings`. A draft with the weight 1 gives
         its embedding unchanged.
     """
+    if len(embeddings) == len(weights):  # a draft each
+        return embeddings
     rows = [row for row, gamma in enumerate(weights) for _ in gamma]
     mixing = torch.zeros(len(weights), embeddings.shape[0])
     mixing[rows, torch.arange(len(rows))] = torch.tensor(list(chain.from_iterable(weights)))

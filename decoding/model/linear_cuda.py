@@ -46,7 +46,7 @@ class Int4GpuLinear(DenseLinear):
             flat.contiguous(), self._packed, GROUP_SIZE, self._scales_and_zeros
         )
         product = product if self.bias is None else product + self.bias
-        return product.view(*rows.shape[:-1], -1)
+        return product.view(*rows.shape[:-1], product.shape[-1])
 
 
 class Int8GpuLinear(DenseLinear):
@@ -69,7 +69,7 @@ class Int8GpuLinear(DenseLinear):
             return super().__call__(rows)
         product = torch._weight_int8pack_mm(flat, self._levels, self._scales)
         product = product if self.bias is None else product + self.bias
-        return product.view(*rows.shape[:-1], -1)
+        return product.view(*rows.shape[:-1], product.shape[-1])
 
 
 def pack_levels(levels: Tensor) -> Tensor:

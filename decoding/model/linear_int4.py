@@ -38,7 +38,7 @@ class Int4Linear:
         flat = rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1])
         product: Tensor = _int4_product(flat, self._packed, GROUP_SIZE, self._scales_and_zeros)
         product = product if self.bias is None else product + self.bias
-        return product if flat is rows else product.view(*rows.shape[:-1], -1)
+        return product if flat is rows else product.view(*rows.shape[:-1], product.shape[-1])
 
 
 class Int8Linear:
@@ -59,7 +59,7 @@ class Int8Linear:
         flat = rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1])
         product = torch._weight_int8pack_mm(flat, self._levels, self._scales)
         product = product if self.bias is None else product + self.bias
-        return product if flat is rows else product.view(*rows.shape[:-1], -1)
+        return product if flat is rows else product.view(*rows.shape[:-1], product.shape[-1])
 
 
 def convert_int4(linear: DenseLinear, *, is_head: bool = False) -> Linear:

@@ -335,9 +335,12 @@ class AsyncEngine:
         self._busy_since_s = now_s
         decode_s = costs.decode_s(num_rows) if step.num_rows else 0.0
         if step.kind == "prefill":
-            costs.observe_prefill(max(0.0, seconds - decode_s))
+            num_completed, num_waiting = len(step.first_draft_s), self._engine.num_waiting
+            is_full = num_waiting > 0 or not num_completed
+            costs.observe_prefill(max(0.0, seconds - decode_s), num_completed, is_full=is_full)
         if step.num_rows:
-            costs.observe_decode(num_rows, seconds if step.kind == "decode" else decode_s)
+            # With prompts in every step, a step that is quicker than this is all that shows that rows have become so.
+            costs.observe_decode(num_rows, seconds if step.kind == "decode" else min(seconds, decode_s))
         costs.num_waiting = self._engine.num_waiting
         for output in outputs:
             self._deliver(output)

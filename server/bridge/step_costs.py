@@ -88,23 +88,31 @@ class StepCosts:
         self._prefill_share += DECAY * (self._has_prefill - self._prefill_share)
         self._has_prefill = False
 
-    def observe_prefill(self, seconds: float) -> None:
-        """Note a step that ran prompts."""
+    def observe_prefill(self, seconds: float, num_completed: int, *, is_full: bool) -> None:
+        """Note a step that ran prompts.
+
+        Args:
+            seconds: that the step took longer because of them.
+            num_completed: prompts that were complete after it.
+            is_full: some were not, or had to wait for a later step.
+        """
         self._num_prefills += 1
         self._prefill_s += max(DECAY, 1 / self._num_prefills) * (seconds - self._prefill_s)
-        self._recent_prefills += 1
+        # A step that took all who waited would have taken more: it only shows that a request needs no more than this.
+        if is_full or num_completed * self.prefills_per_request > 1:
+            remaining = (1 - DECAY) ** num_completed
+            self._recent_prefills = self._recent_prefills * remaining + 1
+            self._recent_requests = self._recent_requests * remaining + num_completed
         self.num_rounds += self._has_prefill  # nothing was there to decode after the one before
         self._has_prefill = True
 
     def observe_request(self) -> None:
         """Note that the engine took a request, whose prompt it has not run."""
         self.num_waiting += 1
-        self._recent_prefills *= 1 - DECAY
-        self._recent_requests = self._recent_requests * (1 - DECAY) + 1
 
     @property
     def prefills_per_request(self) -> float:
-        """Prompt steps per request; below 1 if prompts share steps, or are found in the cache."""
+        """Prompt steps that a waiting request needs, at most; below 1 if steps take several of those who wait."""
         return self._recent_prefills / self._recent_requests
 
     def decode_s(self, rows: int) -> float:

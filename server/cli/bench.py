@@ -11,6 +11,7 @@ add_commands(
     app,
     {
         "step": (f"{_IN_PROCESS}step", "Time superposed decode steps against greedy ones."),
+        "runners": (f"{_IN_PROCESS}runners", "Compare torch and llama.cpp: steps, prompts, loading, memory."),
         "forward": (f"{_IN_PROCESS}forward", "Time forward passes by rows, length and threads."),
         "rounding": (f"{_IN_PROCESS}rounding", "Measure what quantised weights cost in perplexity."),
         "choice": (f"{_IN_PROCESS}choice", "Time the choice of next tokens, by the number of requests."),

@@ -96,4 +96,4 @@ class NativeLinear:
             ctypes.c_void_p(product.data_ptr()),
             torch.get_num_threads(),
         )
-        return product.to(rows.dtype).view(*rows.shape[:-1], -1)
+        return product.to(rows.dtype).view(*rows.shape[:-1], self.shape[0])

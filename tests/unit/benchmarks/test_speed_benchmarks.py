@@ -110,7 +110,7 @@ def test_a_missing_peer_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(CommandError, match=r"GGML_AMX=OFF.* pip install llama-cpp-python"):
         latency._peers("smollm2-135m", 3, ["llama.cpp"], 2)
-    with pytest.raises(CommandError, match=r"must be one of transformers, llama\.cpp, got vllm"):
+    with pytest.raises(CommandError, match=r"must be transformers, llama\.cpp, llamacpp=URL or none, got vllm"):
         latency._peers("smollm2-135m", 3, ["vllm"], 2)
     with pytest.raises(CommandError, match="reads GGUF files"):
         peers.gguf_file("some/folder")

@@ -38,6 +38,15 @@ def test_products_are_close_to_dense_ones(kind, has_bias, shape):
     assert float((got.float() - expected).abs().max()) <= 0.03 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("kind", [Int4Linear, Int8Linear, NativeLinear])
+def test_no_rows_give_no_rows(kind):
+    if kind is NativeLinear and not linear_int4.has_kernels():
+        pytest.skip("this machine has no native kernels")
+    layer = NativeLinear(weights(), None, bits=4) if kind is NativeLinear else kind(weights().bfloat16(), None)
+    assert layer(torch.empty(0, 96).bfloat16()).shape == (0, 48)
+    assert layer(torch.empty(2, 0, 96).bfloat16()).shape == (2, 0, 48)
+
+
 @pytest.mark.parametrize("has_kernels", [True, False])
 def test_the_kernels_of_this_machine_are_used_else_torchs(monkeypatch, has_kernels):
     if not has_kernels:

@@ -53,8 +53,8 @@ def test_a_request_waits_for_prompts_and_shares_its_rounds_with_others():
     costs = StepCosts()
     for _ in range(500):  # two prompt steps per request, in every other round
         costs.observe_request()
-        for _ in range(2):
-            costs.observe_prefill(0.05)
+        for is_last in (False, True):
+            costs.observe_prefill(0.05, is_last, is_full=not is_last)
             observe(costs, 4, 0.02, times=2)
     assert costs.prefills_per_request == pytest.approx(2, rel=0.05)
     assert costs.num_rounds == 2000
@@ -62,9 +62,33 @@ def test_a_request_waits_for_prompts_and_shares_its_rounds_with_others():
     assert costs.pace_alone(4).stay_s(2, 10) == pytest.approx(2 * 0.07 + 10 * 0.02)
 
 
+def test_steps_that_took_all_who_waited_do_not_make_a_crowd_look_late():
+    costs = StepCosts()
+    for _ in range(500):  # each request came alone, so each had a step of its own
+        costs.observe_request()
+        costs.observe_prefill(0.05, 1, is_full=False)
+    assert costs.prefills_per_request <= 0.5
+    costs.observe_prefill(0.2, 40, is_full=False)
+    assert costs.prefills_per_request <= 0.05
+    for _ in range(500):
+        costs.observe_prefill(0.05, 1, is_full=False)
+    assert costs.prefills_per_request <= 0.05
+
+
+def test_steps_that_left_some_waiting_show_how_many_a_step_takes():
+    costs = StepCosts()
+    for _ in range(100):
+        costs.observe_prefill(0.2, 10, is_full=True)
+    assert costs.prefills_per_request == pytest.approx(0.1, rel=0.01)
+    for _ in range(100):  # long prompts, of which each takes three steps
+        for num_completed in (0, 0, 1):
+            costs.observe_prefill(0.2, num_completed, is_full=True)
+    assert costs.prefills_per_request == pytest.approx(3, rel=0.2)
+
+
 def test_prompt_steps_with_nothing_to_decode_between_them_are_rounds():
     costs = StepCosts()
     for _ in range(3):
-        costs.observe_prefill(0.05)
+        costs.observe_prefill(0.05, 1, is_full=True)
     observe(costs, 1, 0.01, times=2)
     assert costs.num_rounds == 4

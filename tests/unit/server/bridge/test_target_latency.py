@@ -45,7 +45,8 @@ class Machine:
                 await self._work.wait()
             rows = sum(place.num_rows for place in [*self._prompts, *self._drafts])
             if self._prompts:
-                self.control.costs.observe_prefill(await self._spend(PREFILL_S))
+                seconds = await self._spend(PREFILL_S)
+                self.control.costs.observe_prefill(seconds, 1, is_full=len(self._prompts) > 1)
                 place = self._prompts.pop(0)
                 self.control.costs.num_waiting -= 1
                 self._drafts[place] = place.num_tokens
@@ -192,9 +193,9 @@ def test_long_requests_leave_time_for_short_ones():
 def test_a_flood_of_one_caller_leaves_room_for_another():
     async def scenario(machine):
         await asyncio.gather(
-            machine.arrivals("flood", 80, 60, caller="a", **SHORT),
-            machine.arrivals("typist", 1, 60, caller="b", **SHORT),
-            machine.arrivals("session", 1, 60, caller="a", session="s", **SHORT),
+            machine.arrivals("flood", 80, 300, caller="a", **SHORT),
+            machine.arrivals("typist", 1, 300, caller="b", **SHORT),
+            machine.arrivals("session", 1, 300, caller="a", session="s", **SHORT),
         )
 
     machine = simulate(scenario)
