@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     runner: Literal["auto", "torch", "llamacpp"] = Field(
         default="auto",
         description="What runs the model: torch, llamacpp for a .gguf file as it is, or auto (llama.cpp for a .gguf "
-        "file if llama-cpp-python is installed and can run it, otherwise torch).",
+        "file where it is installed and torch lacks fast kernels or memory, otherwise torch).",
     )
     gpu_layers: int | None = Field(
         default=None,

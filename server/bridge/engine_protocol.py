@@ -35,6 +35,10 @@ class EngineStep(Protocol):
     def seconds(self) -> float:
         """Duration of the step."""
 
+    @property
+    def first_draft_s(self) -> Sequence[float]:
+        """For each request whose prompt was completed in it, the seconds since it was added."""
+
 
 class DecodingEngine(Protocol):
     """Runs requests step by step. Any thread may read the attributes and call `prepare`; the rest is for one thread."""

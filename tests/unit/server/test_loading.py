@@ -103,6 +103,11 @@ def test_without_llama_cpp_the_server_says_what_to_install(gguf_settings, monkey
     library.cache_clear()
 
 
+@pytest.fixture
+def _no_kernels(monkeypatch):
+    monkeypatch.setattr(loading, "has_kernels", lambda: False)
+
+
 class FakeLlamaCpp:
     """llama-cpp-python, as far as the choice of the runner asks it."""
 
@@ -123,6 +128,7 @@ def test_the_runner_is_chosen_by_default():
     assert Settings().runner == "auto"
 
 
+@pytest.mark.usefixtures("_no_kernels")
 def test_auto_gives_a_gguf_file_to_llama_cpp(gguf_settings, monkeypatch):
     monkeypatch.setattr(loading, "library", FakeLlamaCpp)
     kind, (told,) = chosen(gguf_settings.model_copy(update={"runner": "auto"}))
@@ -130,6 +136,7 @@ def test_auto_gives_a_gguf_file_to_llama_cpp(gguf_settings, monkeypatch):
     assert (told["event"], told["model"]) == ("llama.cpp runs the model", gguf_settings.model)
 
 
+@pytest.mark.usefixtures("_no_kernels")
 def test_auto_without_llama_cpp_takes_torch_and_says_what_to_install(gguf_settings, monkeypatch):
     def missing():
         raise ModelLoadError("llama.cpp needs llama-cpp-python")
@@ -141,12 +148,46 @@ def test_auto_without_llama_cpp_takes_torch_and_says_what_to_install(gguf_settin
     assert "pip install '.[llamacpp]'" in told["remedy"]
 
 
+def test_auto_takes_torch_where_there_are_faster_kernels(gguf_settings, monkeypatch):
+    monkeypatch.setattr(loading, "has_kernels", lambda: True)
+    monkeypatch.setattr(loading, "library", FakeLlamaCpp)
+    kind, (told,) = chosen(gguf_settings.model_copy(update={"runner": "auto"}))
+    assert kind is LoadedModel
+    assert told["reason"] == "there are faster kernels for this processor"
+    on_gpu = gguf_settings.model_copy(update={"runner": "auto", "gpu_layers": 2})
+    assert loading.gguf_for_llama_cpp(on_gpu) is not None
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_auto_takes_llama_cpp_for_what_torch_has_no_memory_for(gguf_settings, monkeypatch, is_installed):
+    def too_large(*args, **options):
+        raise NotEnoughMemoryError("it needs 30 GB, and 8 are free")
+
+    def missing():
+        raise ModelLoadError("llama.cpp needs llama-cpp-python")
+
+    monkeypatch.setattr(loading, "has_kernels", lambda: True)
+    monkeypatch.setattr(loading, "load_model", too_large)
+    monkeypatch.setattr(loading, "library", FakeLlamaCpp if is_installed else missing)
+    settings = gguf_settings.model_copy(update={"runner": "auto"})
+    if is_installed:
+        with capture_logs() as logs:
+            assert isinstance(loading.load_language_model(settings), LoadedGguf)
+        assert "it needs 30 GB" in str(logs)
+    else:
+        with pytest.raises(NotEnoughMemoryError, match="30 GB"):
+            loading.load_language_model(settings)
+    with pytest.raises(NotEnoughMemoryError, match="30 GB"):
+        loading.load_language_model(gguf_settings.model_copy(update={"runner": "torch"}))
+
+
 @pytest.mark.parametrize("changes", [{"dtype": "float32"}, {"device": "cuda"}])
 def test_auto_takes_torch_where_the_settings_are_torchs(gguf_settings, monkeypatch, changes):
     monkeypatch.setattr(loading, "library", FakeLlamaCpp)
     assert loading.gguf_for_llama_cpp(gguf_settings.model_copy(update={"runner": "auto", **changes})) is None
 
 
+@pytest.mark.usefixtures("_no_kernels")
 @pytest.mark.parametrize(
     ("torch_has", "llama_cpp_has", "device", "is_llama_cpp"),
     [
@@ -176,6 +217,7 @@ def refused(path, *args, **options):
     raise UnsupportedModelError(f"llama.cpp cannot run {path.name} (gemma3): its layers see a sliding window")
 
 
+@pytest.mark.usefixtures("_no_kernels")
 def test_auto_falls_back_to_torch_for_what_llama_cpp_refuses(gguf_settings, monkeypatch):
     monkeypatch.setattr(loading, "library", FakeLlamaCpp)
     monkeypatch.setattr("superdraft.decoding.model.llamacpp.runner.LlamaRunner", refused)
@@ -189,6 +231,7 @@ def test_auto_falls_back_to_torch_for_what_llama_cpp_refuses(gguf_settings, monk
         loading.load_service(gguf_settings)
 
 
+@pytest.mark.usefixtures("_no_kernels")
 def test_a_gguf_file_that_nothing_can_run_gives_torchs_reason(gguf_settings, monkeypatch):
     def unsupported(*args, **options):
         raise UnsupportedModelError("it is a recurrent model")
