@@ -52,7 +52,8 @@ class Place:
         text: the file.
         row: the cursor's line, counted from 0.
         column: characters before the cursor.
-        keys: in Vim's notation; all but the line break stand for themselves.
+        keys: in Vim's notation: a line break `<CR>` alone, or characters and then perhaps `<Left>`, to stand in
+            brackets as if the editor had closed them.
         file_name: its ending tells the editor the language.
     """
 
@@ -80,8 +81,9 @@ class Place:
         line = lines[self.row]
         before, after = line[: self.column], line[self.column :]
         if self.keys != "<CR>":
-            lines[self.row] = before + self.keys + after
-            return "\n".join(lines), self.row, self.column + len(self.keys)
+            typed = self.keys.replace("<Left>", "")
+            lines[self.row] = before + typed + after
+            return "\n".join(lines), self.row, self.column + len(typed) - self.keys.count("<Left>")
         opens = before.partition("#")[0].rstrip().endswith((":", "{"))
         indent = before[: len(before) - len(before.lstrip())] + " " * self.indent * opens
         lines[self.row : self.row + 1] = [before, indent + after]
