@@ -90,7 +90,7 @@ def running(program: str, init: str, place: Place) -> Iterator[Neovim]:
             time.sleep(1.0)
             yield Neovim(program, socket)
         finally:
-            process.kill()
+            process.terminate()  # unlike `kill`, this ends the plugin's requests too
             process.wait()
 
 

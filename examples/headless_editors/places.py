@@ -1,6 +1,8 @@
 """The places in source files at which the editors are asked for suggestions: five in a Python file, or a file's own."""
 
+import itertools
 import json
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -71,9 +73,10 @@ class Place:
 
     @property
     def indent(self) -> int:
-        """Spaces of one level of indentation: the fewest with which a line begins."""
-        widths = {len(line) - len(line.lstrip(" ")) for line in self.text.split("\n") if line.strip()}
-        return min(widths - {0, 1}, default=4)
+        """Spaces of one level of indentation: the most frequent step from a line to the next one."""
+        widths = [len(line) - len(line.lstrip(" ")) for line in self.text.split("\n") if line.strip()]
+        steps = Counter(after - before for before, after in itertools.pairwise(widths) if after > before + 1)
+        return steps.most_common(1)[0][0] if steps else 4
 
     def typed(self) -> tuple[str, int, int]:
         """The file after the keys, with the cursor's line and column; an editor indents as the line asks for."""
