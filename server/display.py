@@ -52,6 +52,13 @@ class Display:
         return draft.text if is_fit and tidy(draft.text, self.gap.prefix) == draft.text.rstrip() else ""
 
 
+def display_warnings(min_probability: float | None, params: GenerationParams) -> list[str]:
+    """A warning if a request sets a minimum and its scores are no probabilities."""
+    if not min_probability or scores_are_probabilities(params):
+        return []
+    return ["min_probability_shown has no effect: only with selection distinct are scores probabilities."]
+
+
 def _ranked(drafts: Iterable[DraftOutput]) -> tuple[DraftOutput, ...]:
     return tuple(replace(draft, index=index) for index, draft in enumerate(drafts))
 

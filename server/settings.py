@@ -188,6 +188,12 @@ class Settings(BaseSettings):
     editor_max_tokens: int = Field(
         default=16, ge=1, description="Maximum length of a draft on the routes for editors, in tokens."
     )
+    editor_min_probability_shown: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Drafts less likely than this are withheld on the routes for editors, which then show nothing.",
+    )
     fan_out: bool = Field(
         default=True, description="Let identical requests that arrive together share the drafts of one run."
     )

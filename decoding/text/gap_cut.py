@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from superdraft.decoding.text.fim import Gap
+from superdraft.decoding.text.tidying import without_bare_fence
 
 LineEnd = Literal["\n", "\r\n"]
 
@@ -30,9 +31,10 @@ def cut_for_gap(draft: str, gap: Gap) -> str:
     - where it repeats the rest of the cursor's line or, if that is blank, the next line that is not blank;
     - where its end repeats the beginning of the text after the gap;
     - before a closing bracket or quote that already follows the gap, unless it closes one that the draft itself
-      opened: before ")", "foo)" becomes "foo", but "f(x) + y" stays.
+      opened: before ")", "foo)" becomes "foo", but "f(x) + y" stays;
+    - before a code fence that belongs to no other one.
     """
-    text, suffix = _with_line_feeds(draft), _with_line_feeds(gap.suffix)
+    text, suffix = without_bare_fence(_with_line_feeds(draft), gap.prefix), _with_line_feeds(gap.suffix)
     line = gap.prefix[gap.prefix.rfind("\n") + 1 :]
     rest = suffix.partition("\n")[0]
     if has_text_after(gap):

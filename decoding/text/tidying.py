@@ -44,6 +44,7 @@ _LAST_OPENER = re.compile("(?<=\\s)[\"'`(\\[\u00ab\u2018\u201c]+\\Z")
 _DOUBLED = re.compile(rf"\b({_ENDS_OPEN})[^\S\n]+(\1)\b", re.IGNORECASE)
 _SPACED_STOP = re.compile(r"(?<=\w)([^\S\n]+[.,])(?=\s|\Z)")
 _FENCE = re.compile(r"\n[^\S\n]*```")
+_BARE_FENCE = re.compile(r"\n[^\S\n]*```[^\S\n]*(?=\n|\Z)")
 _WORD = re.compile(r"[\w'\u2019]+")
 _MARKS = frozenset({"Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk"})
 """Unicode categories of punctuation, and of signs other than emoji."""
@@ -70,6 +71,15 @@ def tidy(draft: str, before: str = "", last_token: str | None = None) -> str:
         text = _without_open_end(edge + text, in_english=in_english)[1:]
     text = text.rstrip()
     return "" if is_punctuation(text) else text
+
+
+def without_bare_fence(draft: str, before: str = "") -> str:
+    """The part of a draft before a code fence without a language, unless there is a fence in the text before it.
+
+    Models that are trained for chat put one behind the code in a file, and go on with prose.
+    """
+    fence = None if "```" in before else _BARE_FENCE.search(draft)
+    return draft if fence is None else draft[: fence.start()]
 
 
 def is_english(text: str) -> bool:

@@ -1,15 +1,16 @@
 require('minuet').setup {
   provider = 'openai_fim_compatible',
-  n_completions = 3, -- three requests, which the server answers with three drafts of a single run
-  context_window = 4000, -- characters; the server refuses text beyond its --max-model-len (2048 tokens)
-  throttle = 0,      -- new requests are cheap for the server
+  n_completions = 3, -- three requests, one run of the server
+  context_window = 4000, -- characters; the server takes 2048 tokens (--max-model-len)
+  request_timeout = 10, -- seconds; 3, the default, is short without a GPU
+  throttle = 0,      -- new requests are cheap
   debounce = 100,
   provider_options = {
     openai_fim_compatible = {
       name = 'Superdraft',
       end_point = 'http://127.0.0.1:8012/v1/completions',
       model = 'superdraft',
-      api_key = 'TERM', -- name of an environment variable with the key; any variable that is set if the server requires no key
+      api_key = 'TERM', -- a variable with the key; if the server requires none, any that is set
       optional = { max_tokens = 16 },
     },
   },

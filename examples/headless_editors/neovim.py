@@ -11,6 +11,7 @@ from typing import Any
 
 from places import Place
 
+_INDENT = "vim.opt.expandtab, vim.opt.shiftwidth = true, {width}\n"
 _GHOST = """
 function _G.Ghost()
   local marks = {}
@@ -73,12 +74,12 @@ def running(program: str, init: str, place: Place) -> Iterator[Neovim]:
     """Start Neovim with this Lua configuration on a copy of the place's file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "init.lua").write_text(init + _GHOST)
-        (folder / "prices.py").write_text(place.text)
+        (folder / "init.lua").write_text(_INDENT.format(width=place.indent) + init + _GHOST)
+        (folder / place.file_name).write_text(place.text)
         socket = str(folder / "socket")
         options = ["--headless", "--clean", "-u", str(folder / "init.lua"), "--listen", socket]
         process = subprocess.Popen(
-            [program, *options, str(folder / "prices.py")],
+            [program, *options, str(folder / place.file_name)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=folder,
@@ -89,7 +90,7 @@ def running(program: str, init: str, place: Place) -> Iterator[Neovim]:
             time.sleep(1.0)
             yield Neovim(program, socket)
         finally:
-            process.kill()
+            process.terminate()  # unlike `kill`, this ends the plugin's requests too
             process.wait()
 
 

@@ -1,6 +1,10 @@
-"""The five places in a Python file at which the editors are asked for suggestions."""
+"""The places in source files at which the editors are asked for suggestions: five in a Python file, or a file's own."""
 
-from dataclasses import dataclass
+import itertools
+import json
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 _FILE = """\
 import csv
@@ -38,6 +42,8 @@ def price_with_tax_{n}(net):
 
 '''
 
+_LANGUAGES = {".py": "python", ".js": "javascript", ".ts": "typescript", ".c": "c", ".go": "go", ".rs": "rust"}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -48,7 +54,9 @@ class Place:
         text: the file.
         row: the cursor's line, counted from 0.
         column: characters before the cursor.
-        keys: in Vim's notation; all but the line break stand for themselves.
+        keys: in Vim's notation: a line break `<CR>` alone, or characters and then perhaps `<Left>`, to stand in
+            brackets as if the editor had closed them.
+        file_name: its ending tells the editor the language.
     """
 
     name: str
@@ -56,6 +64,19 @@ class Place:
     row: int
     column: int
     keys: str
+    file_name: str = "prices.py"
+
+    @property
+    def language(self) -> str:
+        """The language's name, as editors tell it."""
+        return _LANGUAGES.get(Path(self.file_name).suffix, "text")
+
+    @property
+    def indent(self) -> int:
+        """Spaces of one level of indentation: the most frequent step from a line to the next one."""
+        widths = [len(line) - len(line.lstrip(" ")) for line in self.text.split("\n") if line.strip()]
+        steps = Counter(after - before for before, after in itertools.pairwise(widths) if after > before + 1)
+        return steps.most_common(1)[0][0] if steps else 4
 
     def typed(self) -> tuple[str, int, int]:
         """The file after the keys, with the cursor's line and column; an editor indents as the line asks for."""
@@ -63,11 +84,20 @@ class Place:
         line = lines[self.row]
         before, after = line[: self.column], line[self.column :]
         if self.keys != "<CR>":
-            lines[self.row] = before + self.keys + after
-            return "\n".join(lines), self.row, self.column + len(self.keys)
-        indent = before[: len(before) - len(before.lstrip())] + "    " * before.partition("#")[0].rstrip().endswith(":")
+            typed = self.keys.replace("<Left>", "")
+            lines[self.row] = before + typed + after
+            return "\n".join(lines), self.row, self.column + len(typed) - self.keys.count("<Left>")
+        opens = before.partition("#")[0].rstrip().endswith((":", "{"))
+        indent = before[: len(before) - len(before.lstrip())] + " " * self.indent * opens
         lines[self.row : self.row + 1] = [before, indent + after]
         return "\n".join(lines), self.row + 1, len(indent)
+
+
+def read_places(path: Path) -> list[Place]:
+    """Places of a file of JSON lines with a field for each attribute; other fields are ignored."""
+    names = [field.name for field in fields(Place)]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Place(**{name: row[name] for name in names if name in row}) for row in rows]
 
 
 def _place(name: str, marked: str, keys: str, text: str = _FILE) -> Place:

@@ -1,12 +1,13 @@
-"""Show what the users of real editors see: plugins as their makers publish them, at five places in a Python file.
+"""Show what the users of real editors see: plugins as their makers publish them, at five places in a file.
 
     python examples/headless_editors/run.py llama.vim --url http://127.0.0.1:8012 --nvim nvim --plugin ~/llama.vim
     python examples/headless_editors/run.py minuet --url ... --nvim nvim --plugin ~/minuet-ai.nvim
     python examples/headless_editors/run.py tabby --url ... --plugin ~/node_modules/tabby-agent
     python examples/headless_editors/run.py lsp --url ... --nvim nvim
 
-The server needs a model for code. `lsp` is `superdraft lsp` in Neovim's own client; it takes Neovim 0.11, whose ghost
-text for this does not exist yet, so the items are shown.
+The server needs a model for code. `--places` names a file of other places, such as some in your own code. `lsp` is
+`superdraft lsp` in Neovim's own client; it takes Neovim 0.11, whose ghost text for this does not exist yet, so the
+items are shown.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from neovim import Neovim, as_seen, running, settled_ghost
-from places import PLACES, Place
+from places import PLACES, Place, read_places
 from tabby import ask_tabby
 
 _SETTINGS = Path(__file__).parents[1] / "editors"
@@ -66,8 +67,9 @@ def main() -> None:
     parser.add_argument("--url", default=_ADDRESS)
     parser.add_argument("--nvim", default=shutil.which("nvim"))
     parser.add_argument("--plugin", type=Path, help="the plugin's folder")
+    parser.add_argument("--places", type=Path, help="JSON lines with the fields of `places.Place`")
     given = parser.parse_args()
-    for place in PLACES:
+    for place in PLACES if given.places is None else read_places(given.places):
         print(f"{given.editor} {place.name}:")
         for line in _lines(given, place):
             print(f"    {line}")

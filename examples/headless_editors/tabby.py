@@ -31,7 +31,12 @@ def ask_tabby(package: Path, url: str, place: Place) -> list[str]:
         )
         try:
             _call(agent, 1, "initialize", {"config": {"server": {"endpoint": url}}})
-            request = {"filepath": f"{home}/prices.py", "language": "python", "text": text, "position": position}
+            request = {
+                "filepath": f"{home}/{place.file_name}",
+                "language": place.language,
+                "text": text,
+                "position": position,
+            }
             answer = _call(agent, 2, "provideCompletions", {**request, "manually": False})
         finally:
             agent.kill()

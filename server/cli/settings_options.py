@@ -17,7 +17,8 @@ _PANELS = {
     "Model": "model home served_model_name runner gpu_layers device dtype trust_remote_code max_model_len kv_memory "
     "memory_check num_slots num_threads max_prefill_tokens speculate prefix_isolation",
     "Drafts": "default_strategy default_selection default_max_branches default_min_probability min_probability_shown "
-    "token_healing document_start special_tokens fim editor_max_tokens fan_out fan_out_drafts feedback feedback_file",
+    "token_healing document_start special_tokens fim editor_max_tokens editor_min_probability_shown fan_out "
+    "fan_out_drafts feedback feedback_file",
     "N-grams": "ngram_model max_ngram_models default_alpha default_tau",
     "Network": "host port api_keys_file allow_unauthenticated allowed_hosts cors_origins max_connections "
     "max_connections_per_address proxy_networks receive_timeout_s shutdown_grace_s",

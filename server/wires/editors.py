@@ -12,6 +12,7 @@ from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.text.fim import Budget, FimTokens, Gap, find_fim_tokens, gap_prompt
 from superdraft.decoding.text.gap_cut import LineEnd, cut_for_gap, has_text_after, line_end_of, with_line_ends
 from superdraft.server.bridge.engine_protocol import DecodingEngine
+from superdraft.server.display import Display
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.settings import Settings
 from superdraft.server.wires.common import unless_client_gone
@@ -26,6 +27,9 @@ NOT_SEEN = (
 
 _NO_DRAFT = DraftOutput(0, "", (), (), 0.0, (), "length")
 """The answer to a request whose time was over before its first token: editors' routes always answer with a draft."""
+
+_WITHHELD = replace(_NO_DRAFT, finish_reason="stop")
+"""The answer if no draft is probable enough: an editor shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,17 @@ def asked(
     }
 
 
+def shown_from(service: Service, own: float | None) -> Display | None:
+    """What is withheld of the answer to an editor; None: nothing.
+
+    Args:
+        service: the served model.
+        own: the request's `min_probability_shown`; None: the server's for editors.
+    """
+    minimum = service.settings.editor_min_probability_shown if own is None else own
+    return Display(Gap(""), minimum) if minimum else None
+
+
 async def complete(
     http: Request,
     service: Service,
@@ -124,7 +139,8 @@ async def complete(
         cut=lambda _, output: with_cut_drafts(output, cut, line_end, seen),
     )
     drafted = await unless_client_gone(http, service.draft(drafting))
-    return drafted.outputs[0]
+    output = drafted.outputs[0]
+    return output if output.drafts else replace(output, drafts=(_WITHHELD,))
 
 
 async def fill(

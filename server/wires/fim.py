@@ -16,6 +16,7 @@ from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.service import DraftingRequest
 from superdraft.server.wires.common import (
     ERROR_RESPONSES,
+    MIN_PROBABILITY_SHOWN,
     Boolean,
     Integer,
     Number,
@@ -23,7 +24,7 @@ from superdraft.server.wires.common import (
     TolerantStop,
     WireRequest,
 )
-from superdraft.server.wires.editors import asked, fill
+from superdraft.server.wires.editors import asked, fill, shown_from
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.openai.mapping import openai_finish_reason
 
@@ -44,6 +45,7 @@ class FimRequest(WireRequest):
     temperature: Number = Field(default=1.0, description="For the sampling strategies.")
     random_seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="For the sampling strategies.")
     seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="Another name for random_seed.")
+    min_probability_shown: Number | None = MIN_PROBABILITY_SHOWN
 
 
 class FimMessage(BaseModel):
@@ -135,7 +137,13 @@ async def create_fim_completion(
         seed=body.seed if body.random_seed is None else body.random_seed,
     )
     name = f"fim-{uuid.uuid4().hex}"
-    drafting = DraftingRequest(id=name, asked=parameters, model=body.model, twin_key=twin_key(http, body))
+    drafting = DraftingRequest(
+        id=name,
+        asked=parameters,
+        model=body.model,
+        twin_key=twin_key(http, body),
+        display=shown_from(service, body.min_probability_shown),
+    )
     filled = await fill(http, service, drafting, Gap(body.prompt, body.suffix))
     head: dict[str, Any] = {"id": name, "created": int(time.time()), "model": service.model_name}
     draft, usage = filled.output.drafts[0], _usage(filled.output)

@@ -25,6 +25,7 @@ from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import (
     MAX_SNIPPETS,
+    MIN_PROBABILITY_SHOWN,
     SPECIAL_TOKENS,
     Boolean,
     Integer,
@@ -35,7 +36,7 @@ from superdraft.server.wires.common import (
     WireRequest,
     engine_prompt,
 )
-from superdraft.server.wires.editors import Filled, asked, complete, cut_dedent, fill
+from superdraft.server.wires.editors import Filled, asked, complete, cut_dedent, fill, shown_from
 from superdraft.server.wires.json_body import documented, json_body
 
 _EVENTS: dict[str, Any] = {"content": {"text/event-stream": {}}, "description": "The drafts; with `stream`, as events."}
@@ -113,6 +114,7 @@ class LlamaCppRequest(WireRequest):
     seed: Integer = Field(
         default=-1, lt=2**63, description="For the sampling strategies; negative: a new one each time."
     )
+    min_probability_shown: Number | None = MIN_PROBABILITY_SHOWN
 
     unused: SkipJsonSchema[tuple[str, ...]] = Field(default=(), exclude=True)
 
@@ -242,6 +244,7 @@ def _drafting_request(http: Request, service: Service, body: LlamaCppRequest) ->
         asked=parameters,
         twin_key=twin_key(http, body),
         draft_timeout_s=body.draft_timeout_s,
+        display=shown_from(service, body.min_probability_shown),
         takes_feedback=False,  # llama.cpp's answers have no id
     )
 

@@ -20,13 +20,14 @@ from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import (
     ERROR_RESPONSES,
     MAX_SNIPPETS,
+    MIN_PROBABILITY_SHOWN,
     Integer,
     Number,
     ServiceDep,
     WireRequest,
     at_most,
 )
-from superdraft.server.wires.editors import asked, fill
+from superdraft.server.wires.editors import asked, fill, shown_from
 from superdraft.server.wires.json_body import documented, json_body
 
 # Schemas
@@ -71,6 +72,7 @@ class TabbyRequest(WireRequest):
     user: str | None = Field(default=None, max_length=256)
     temperature: Number = 1.0
     seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**64)
+    min_probability_shown: Number | None = MIN_PROBABILITY_SHOWN
 
 
 class TabbyEvent(WireRequest):
@@ -130,7 +132,12 @@ async def complete_segments(body: dict[str, Any], request: Request, service: Ser
     completion_id = f"cmpl-{uuid.uuid4()}"
     seed = None if wanted.seed is None else wanted.seed % 2**63
     parameters = asked(service, temperature=wanted.temperature, seed=seed)
-    drafting = DraftingRequest(id=completion_id, asked=parameters, twin_key=twin_key(request, wanted))
+    drafting = DraftingRequest(
+        id=completion_id,
+        asked=parameters,
+        twin_key=twin_key(request, wanted),
+        display=shown_from(service, wanted.min_probability_shown),
+    )
     filled = await fill(request, service, drafting, wanted.segments.gap())
     choices = [{"index": 0, "text": filled.output.drafts[0].text}]
     return JSONResponse({"id": completion_id, "choices": choices, "warnings": filled.warnings})

@@ -7,7 +7,7 @@ from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Snapshot
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.fim import Gap
 from superdraft.decoding.text.gap_cut import has_text_after
-from superdraft.server.display import Display, scores_are_probabilities
+from superdraft.server.display import Display, display_warnings
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.wires.common import PromptTokensDetails, floored
 from superdraft.server.wires.native.schemas import (
@@ -122,9 +122,7 @@ def request_warnings(body: DraftsRequest, params: GenerationParams, *, has_ngram
         has_ngram_model: whether there is an n-gram model to score with.
     """
     strategy = params.strategy
-    warnings = body.strategy_warnings(strategy)
-    if body.min_probability_shown and not scores_are_probabilities(params):
-        warnings.append("min_probability_shown has no effect: only with selection distinct are scores probabilities.")
+    warnings = [*body.strategy_warnings(strategy), *display_warnings(body.min_probability_shown, params)]
     if body.alpha and not has_ngram_model and strategy.endswith("superposed"):
         warnings.append("alpha has no effect: the request runs without an n-gram model.")
     if body.ngram_model is not None and body.alpha == 0 and strategy.endswith("superposed"):

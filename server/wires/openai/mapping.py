@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogprob
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.bridge.async_engine import AsyncEngine
+from superdraft.server.display import display_warnings
 from superdraft.server.wires.common import LOGPROB_FLOOR, PromptTokensDetails, floored
 from superdraft.server.wires.openai.schemas import (
     Choice,
@@ -19,6 +21,7 @@ from superdraft.server.wires.openai.schemas import (
 MIN_PENALISED_CANDIDATES = 16
 MIN_TOP_P = 1e-6  # OpenAI takes 0, for the most probable token alone
 _NO_DRAFT = DraftOutput(0, "", (), (), LOGPROB_FLOOR, (), "length", ())
+_WITHHELD = replace(_NO_DRAFT, finish_reason="stop")
 
 
 def asked(body: CompletionRequest, engine: AsyncEngine) -> dict[str, Any]:
@@ -44,9 +47,9 @@ def _streams_early(body: CompletionRequest) -> bool:
     """Whether text is sent before a draft is finished.
 
     Exact log-probabilities come last, together with the text. And whether a draft has begun to repeat the text after
-    the gap is known only at its end.
+    the gap, and whether it is probable enough to be shown, is known only at its end.
     """
-    return body.stream and body.logprobs is None and not body.suffix
+    return body.stream and body.logprobs is None and not body.suffix and not body.min_probability_shown
 
 
 def _max_tokens(body: CompletionRequest, engine: AsyncEngine) -> int:
@@ -91,7 +94,7 @@ def request_warnings(body: CompletionRequest, params: GenerationParams, limit: i
         params: the engine's parameters that were made of it.
         limit: the server's for `max_tokens`.
     """
-    warnings = body.strategy_warnings(params.strategy)
+    warnings = [*body.strategy_warnings(params.strategy), *display_warnings(body.min_probability_shown, params)]
     if body.max_tokens > limit:
         warnings.append(
             f"max_tokens is {body.max_tokens}, this server allows at most {limit}: drafts end at {params.max_tokens}."
@@ -116,7 +119,7 @@ def choices_of(body: CompletionRequest, prompt_index: int, prompt_text: str, out
         output: the engine's output for this prompt.
     """
     choices = []
-    for draft in output.drafts[: body.n] or (_NO_DRAFT,):
+    for draft in output.drafts[: body.n] or (_WITHHELD if body.min_probability_shown else _NO_DRAFT,):
         text = prompt_text + draft.text
         logprobs = None
         if body.logprobs is not None:

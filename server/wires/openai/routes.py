@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.prompt import Prompt
+from superdraft.decoding.text.fim import Gap
 from superdraft.server.bridge.fan_out import twin_key
+from superdraft.server.display import Display
 from superdraft.server.edge.error_map import invalid_request
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, unless_client_gone
@@ -110,6 +112,7 @@ def _drafting_request(
         model=body.model,
         twin_key=twin_key(request, body) if len(prompts) == 1 else None,
         cut=cut,
+        display=Display(Gap(""), body.min_probability_shown) if body.min_probability_shown else None,
         num_shown=body.n,
     )
 

@@ -48,8 +48,8 @@ def _stream_options(value: dict[str, Any] | None) -> dict[str, Any] | None:
 class CompletionRequest(DraftingFields):
     """A request for drafts. A null field means its default; unknown fields are ignored.
 
-    `strategy`, `selection`, `max_branches`, `min_probability`, `token_healing`, `single_line` and `special_tokens` go
-    beyond OpenAI.
+    `strategy`, `selection`, `max_branches`, `min_probability`, `min_probability_shown`, `token_healing`, `single_line`
+    and `special_tokens` go beyond OpenAI.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [examples.COMPLETION_REQUEST]})
@@ -78,6 +78,13 @@ class CompletionRequest(DraftingFields):
         default=None, description="Only with stream. {include_usage: true}: one more chunk, with the usage."
     )
     special_tokens: Boolean | None = SPECIAL_TOKENS
+    min_probability_shown: Number = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Withhold drafts whose first word is less probable, with selection distinct. If none is left, "
+        "there is one empty choice.",
+    )
     user: str | None = Field(
         default=None, max_length=256, description="Identical requests of different users do not share drafts."
     )

@@ -103,6 +103,10 @@ def fills(engine):
         ("x\n", "a\r\nb", "\n", "a\nb"),
         ("\t", "a\n\tb", "\n", "a\n\tb"),
         ("f(", "a)", "", "a)"),
+        ("def f(a):\n    ", "return a\n```\n\nIn this solution", "\n\n\nf(1)\n", "return a"),
+        ("def f(a):\r\n    ", "return a\r\n    ```\r\n", "\r\n\r\n\r\nf(1)\r\n", "return a"),
+        ("# Use\n\n", "Run it:\n\n```sh\nmake", "\n\n# Test\n", "Run it:\n\n```sh\nmake"),
+        ("# Use\n\n```sh\n", "make\n```\n\nx", "\n# Test\n", "make\n```\n\nx"),
     ],
 )
 def test_draft_keeps_out_of_the_text_after_the_gap(make_client, engine, wire, prefix, draft, suffix, shown):

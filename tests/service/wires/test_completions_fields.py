@@ -237,6 +237,11 @@ PROBES = {
     "unknown fields": Probe({"top_k": 3, "extra": {"deep": [1]}}),
     "`token_healing`": Probe({"token_healing": True}, heals),
     "`single_line`": Probe({"single_line": True}, stays_on_the_line),
+    "`min_probability_shown`, with selection `distinct`": Probe(
+        {"selection": "distinct", "min_probability_shown": 1},
+        lambda ask: ask.texts(selection="distinct", min_probability_shown=1) == [""],
+        param="min_probability_shown",
+    ),
     "`special_tokens`": Probe({"special_tokens": False}, reads_names),
 }
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from support import editors
 from support.sse import parsed
 
 from superdraft.decoding.outputs import DraftOutput
@@ -124,6 +125,96 @@ def test_a_stream_withholds_in_its_snapshots_too(client, engine, kept_up_with):
     silent = parsed(client.post(PATH, json={**body, "min_probability_shown": 0.9}).content)
     assert len(silent) == 3
     assert all(event["drafts"] == [] and event.get("stable_text", "") == "" for event in silent)
+
+
+# Editors, which do not say what triggered a request
+
+TABBY = {"segments": {"prefix": "Thank you"}}
+ROUTES = {
+    "/infill": ({"input_prefix": "Thank you", "input_suffix": ""}, lambda answer: answer["content"]),
+    "/completion": ({"prompt": "Thank you"}, lambda answer: answer["content"]),
+    "/v1/fim/completions": ({"prompt": "Thank you"}, lambda answer: answer["choices"][0]["message"]["content"]),
+    "tabby": (TABBY, lambda answer: answer["choices"][0]["text"]),
+}
+editors_routes = pytest.mark.parametrize("route", ROUTES)
+
+
+def suggested(client, route, **fields):
+    body, read = ROUTES[route]
+    response = client.post("/v1/completions" if route == "tabby" else route, json={**body, **fields})
+    assert response.status_code == 200, response.text
+    return read(response.json())
+
+
+@editors_routes
+def test_an_editor_gets_a_draft_however_improbable_unless_the_operator_sets_a_minimum(make_client, drafts_of, route):
+    drafts_of(([" very", " much"], 0.2999), ([" for", " coming"], 0.01))
+    assert suggested(make_client(min_probability_shown=0.3), route) == " very much"
+    assert suggested(make_client(editor_min_probability_shown=0.3), route) == ""
+    assert suggested(make_client(editor_min_probability_shown=0.2), route) == " very much"
+
+
+@editors_routes
+def test_an_editors_own_minimum_wins(make_client, drafts_of, route):
+    drafts_of(([" very", " much"], 0.5))
+    client = make_client(editor_min_probability_shown=0.9)
+    assert suggested(client, route, min_probability_shown=0) == " very much"
+    assert suggested(client, route, min_probability_shown=None) == ""
+    assert suggested(make_client(), route, min_probability_shown=0.6) == ""
+
+
+@editors_routes
+def test_a_minimum_that_is_no_probability_is_refused(client, route):
+    body, _ = ROUTES[route]
+    path = "/v1/completions" if route == "tabby" else route
+    assert client.post(path, json={**body, "min_probability_shown": 1.5}).status_code == 400
+
+
+def test_editors_can_read_an_answer_without_a_suggestion(make_client, drafts_of):
+    client = make_client(editor_min_probability_shown=0.3)
+    drafts_of(([" very", " much"], 0.2), ([" for", " coming"], 0.1), (["."], 0.05))
+    assert editors.LlamaVimAnswer.read(client.post("/infill", json=editors.LLAMA_VIM).text).content == ""
+    answer = client.post("/infill", json=editors.LLAMA_VSCODE).json()
+    assert editors.LlamaVscode.read(answer, "array").contents == [""]
+    assert answer[0]["stop_type"] == "eos"
+    events = editors.continue_events(client.post("/v1/fim/completions", json=editors.CONTINUE_FIM).text)
+    assert [event["choices"][0]["delta"]["content"] for event in events] == ["", ""]
+    tabby = editors.TabbyAnswer.model_validate_json(client.post("/v1/completions", json=editors.TABBY).text)
+    assert [choice.text for choice in tabby.choices] == [""]
+
+
+def test_several_suggestions_lose_the_improbable_ones(make_client, drafts_of):
+    drafts_of(([" very", " much"], 0.5), ([" for", " coming"], 0.1), ([" so", " much"], 0.4))
+    answer = make_client(editor_min_probability_shown=0.3).post("/infill", json=editors.LLAMA_VSCODE).json()
+    assert editors.LlamaVscode.read(answer, "array").contents == [" very much", " so much"]
+    assert [one["index"] for one in answer] == [0, 1]
+
+
+def test_openais_wire_withholds_only_for_those_who_ask(make_client, drafts_of):
+    client = make_client(editor_min_probability_shown=0.9, min_probability_shown=0.9)
+    drafts_of(([" very", " much"], 0.5), ([" for", " coming"], 0.1))
+    body = {"prompt": "Thank you", "n": 2}
+
+    def choices(**fields):
+        return client.post("/v1/completions", json={**body, **fields}).json()["choices"]
+
+    assert [choice["text"] for choice in choices()] == [" very much", " for coming"]
+    assert [choice["text"] for choice in choices(min_probability_shown=0.3)] == [" very much"]
+    (empty,) = choices(min_probability_shown=0.6)
+    assert (empty["text"], empty["finish_reason"]) == ("", "stop")
+    answer = client.post("/v1/completions", json={**body, "selection": "paper", "min_probability_shown": 0.6}).json()
+    assert [choice["text"] for choice in answer["choices"]] == [" very much", " for coming"]
+    assert any("min_probability_shown has no effect" in warning for warning in answer["warnings"])
+
+
+def test_openais_stream_sends_nothing_that_is_withheld_later(client, kept_up_with):
+    body = {"prompt": "Thank you", "max_tokens": 3, "stream": True}
+    sent = editors.continue_events(client.post("/v1/completions", json=body).text)
+    assert len(sent) > 1
+    (event,) = editors.continue_events(
+        client.post("/v1/completions", json={**body, "min_probability_shown": 0.99}).text
+    )
+    assert (event["choices"][0]["text"], event["choices"][0]["finish_reason"]) == ("", "stop")
 
 
 # Text after the cursor

@@ -24,7 +24,19 @@ NATIVE = {
     "timeout_ms",
     "stream",
 }
-OPENAI = {"prompt", "n", "best_of", "logprobs", "echo", "suffix", "stream", "stream_options", "user", "special_tokens"}
+OPENAI = {
+    "prompt",
+    "n",
+    "best_of",
+    "logprobs",
+    "echo",
+    "suffix",
+    "stream",
+    "stream_options",
+    "user",
+    "special_tokens",
+    "min_probability_shown",
+}
 
 ASKED = {
     "max_tokens": 7,
