@@ -8,7 +8,6 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import gguf
 import torch
@@ -29,13 +28,17 @@ def parsed_once() -> Iterator[None]:
     transformers makes a new reader for the config, the tokenizer and the weights, some of them twice. For a vocabulary
     of 152,000 tokens each takes 6 s. The context may be entered again inside itself.
     """
-    if not isinstance(gguf.GGUFReader, type):
+    reader = gguf.GGUFReader
+    if not isinstance(reader, type):
         yield
         return
+    parsed = functools.lru_cache(maxsize=1)(reader)
+    # transformers looks the class up whenever it needs a reader.
+    gguf.GGUFReader = lambda path, *mode: parsed(Path(path).resolve(), *mode)
     try:
-        with mock.patch.object(gguf, "GGUFReader", functools.lru_cache(maxsize=1)(gguf.GGUFReader)):
-            yield
+        yield
     finally:
+        gguf.GGUFReader = reader
         _return_memory()
 
 
