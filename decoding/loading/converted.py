@@ -10,12 +10,13 @@ Layout under the home folder, one entry per GGUF file and weight type::
     converted/.qwen2.5-...lock                 locked while a process prepares the entry
     converted/.qwen2.5-...partial/             work in progress: never read, removed by the next preparation
 
-The name of an entry ends in a hash of the GGUF file's size, modification time and a sample of its content, of the
-version of transformers, and of the format of the cache. So a changed file has another entry. The entries used last are
+The name of an entry ends in a hash of the GGUF file's size, modification time and a sample of its content, and of the
+code that expands it, transformers' version included. So a changed file has another entry. The entries used last are
 kept, `MAX_ENTRIES` of them; removing entries by hand, also all of them, is safe.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -127,7 +128,7 @@ class ConvertedFiles:
     def _forget_oldest(self) -> None:
         """Remove the entries that were not used for the longest time. A process that uses one keeps what it mapped."""
         used = {}
-        for marker in self._root.glob(f"*/{_MARKER}"):
+        for marker in self._root.glob(f"[!.]*/{_MARKER}"):
             with contextlib.suppress(OSError):
                 used[marker.parent] = marker.stat().st_mtime_ns
         for entry in sorted(used, key=used.__getitem__, reverse=True)[MAX_ENTRIES:]:
@@ -175,12 +176,21 @@ def _identity(gguf: Path) -> str:
     facts = gguf.stat()
     parts = (
         _FORMAT,
+        _code(),
         transformers.__version__,
         facts.st_size,
         facts.st_mtime_ns,
         _sample(gguf, _HEAD_BYTES, _NUM_BLOCKS),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("gguf_*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def _sample(path: Path, head: int, num_blocks: int) -> str:
