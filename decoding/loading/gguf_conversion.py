@@ -87,7 +87,8 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype = torch.float32, *
         tokenizer = load_gguf_tokenizer(path)
         tokenizer.save_pretrained(folder)
         eos_ids = _eos_ids(tokenizer)
-        del tokenizer  # expanding takes more memory than all else
+        del tokenizer
+        _return_memory()  # expanding takes more memory than all else
         loaded, info = load_gguf_model(path, dtype=dtype)
         config = gguf_config(path)
     if absent := sorted(info["missing_keys"]):  # transformers fills them with random numbers

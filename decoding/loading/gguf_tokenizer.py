@@ -73,7 +73,7 @@ _PRE_TOKENIZERS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 """How text is split before byte-pair encoding, by the name in the file."""
 
-_NORMALISED = frozenset({"qwen2", "deepseek-r1-qwen", "qwen35", "command-r"})
+_NORMALISED = frozenset({"qwen2", "deepseek-r1-qwen", "command-r"})
 """Tokenizers that compose characters (NFC), which GGUF files do not say."""
 
 _WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"})
