@@ -1,6 +1,7 @@
 """Settings and fixtures shared by all test folders."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,12 @@ def default_model() -> Path:
     from superdraft.decoding.loading.store import DEFAULT_MODEL, ModelStore
 
     return ModelStore().ensure(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_expanded_files(tmp_path_factory) -> None:
+    """GGUF files of tests are not kept in the user's cache."""
+    converted = sys.modules.get("superdraft.decoding.loading.converted")  # imported by whatever test loads a model
+    if converted is not None:
+        folder = tmp_path_factory.mktemp("home")
+        converted.superdraft_home = lambda home=None: home or folder

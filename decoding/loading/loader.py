@@ -6,11 +6,12 @@ caller allows it.
 """
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import transformers
@@ -19,10 +20,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
 from superdraft.decoding.loading.catalogue import CATALOGUE
+from superdraft.decoding.loading.converted import ConvertedFiles, load_expanded
 from superdraft.decoding.loading.hub import fetch_weights
 from superdraft.decoding.loading.model_size import ModelSize, loading_bytes, size_of
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
+from superdraft.decoding.loading.stored_layers import StoredConversion
 from superdraft.decoding.loading.support import check_config, check_model_class
 from superdraft.decoding.memory import require_memory, resident_bytes, shown
 from superdraft.decoding.model.linear import Conversion, WeightFormat
@@ -39,6 +42,9 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
 )
 _MESSAGE_LENGTH = 300
+
+_P = ParamSpec("_P")
+_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ class _Source:
     path: Path | None = None
     gguf: Path | None = None
     hint: str = ""
+    home: Path | None = None
+    entry: Path | None = None  # of the cache of expanded GGUF files, read in place of the file
 
     @property
     def shown(self) -> str:
@@ -98,9 +106,27 @@ class _Source:
 
     @property
     def gguf_options(self) -> dict[str, str]:
-        return {} if self.gguf is None else {"gguf_file": self.gguf.name}
+        return {} if self.gguf is None or self.entry is not None else {"gguf_file": self.gguf.name}
 
 
+def _parsing_gguf_once(load: Callable[_P, _Loaded]) -> Callable[_P, _Loaded]:
+    """Parse the metadata of a GGUF file once per call of `load`, whose first argument names a model."""
+
+    @functools.wraps(load)
+    def loading(*args: _P.args, **kwargs: _P.kwargs) -> _Loaded:
+        spec = args[0] if args else kwargs["spec"]
+        if not str(spec).endswith(".gguf"):
+            return load(*args, **kwargs)
+        # Imported late, because it imports gguf, which only GGUF models need.
+        from superdraft.decoding.loading.gguf_conversion import parsed_once
+
+        with parsed_once():
+            return load(*args, **kwargs)
+
+    return loading
+
+
+@_parsing_gguf_once
 def load_model(
     spec: str,
     *,
@@ -129,7 +155,7 @@ def load_model(
     """
     target = _device(device)
     weight_format = choose_weight_format(dtype, target)
-    source = _locate(spec, home)
+    source = _expanded(_locate(spec, home), weight_format.dtype)
     if source.path is not None and source.gguf is None:
         _check_weight_files(source.path)
     with _reading_tokenizer(source):
@@ -148,9 +174,11 @@ def load_model(
     model.requires_grad_(False).eval()
     check_config(model.config, source.name)  # again, for models that come with their own classes
     check_model_class(type(model), model.config, source.name)
-    return LoadedModel(model, tokenizer, source.name, source.path, weight_format.convert)
+    convert = _conversion(source, weight_format) if target.type == "cpu" else weight_format.convert
+    return LoadedModel(model, tokenizer, source.name, source.path, convert)
 
 
+@_parsing_gguf_once
 def load_gguf(
     spec: str,
     *,
@@ -185,6 +213,7 @@ def load_gguf(
     return LoadedGguf(path, tokenizer, source.name, num_threads, gpu_layers, checks_memory)
 
 
+@_parsing_gguf_once
 def load_tokenizer(
     spec: str, *, home: Path | None = None, trust_remote_code: bool = False
 ) -> transformers.PreTrainedTokenizerBase:
@@ -235,11 +264,17 @@ def _locate(spec: str, home: Path | None) -> _Source:
             raise BrokenModelError(f"the folder {path} contains no model: config.json is missing.")
         return _Source(path.resolve().name, str(path), path)
     if path.suffix == ".gguf" and path.is_file():
-        return _Source(path.stem, str(path.parent), path, gguf=path)
+        return _Source(path.stem, str(path.parent), path, gguf=path, home=home)
     looks_local = spec.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf" or spec.count("/") > 1
     if looks_local or path.exists():
         raise UnknownModelError(f"{spec!r} is neither a folder with a model nor a .gguf file.")
     return _Source(spec, spec)
+
+
+def _expanded(source: _Source, dtype: torch.dtype) -> _Source:
+    """The source with its cache entry, if it is a GGUF file that was expanded before."""
+    entry = None if source.gguf is None else ConvertedFiles(source.home).find(source.gguf, dtype)
+    return source if entry is None else replace(source, location=str(entry), entry=entry)
 
 
 def _check_weight_files(folder: Path) -> None:
@@ -305,7 +340,7 @@ def _check_memory(source: _Source, size: ModelSize, weight_format: WeightFormat,
     Raises:
         NotEnoughMemoryError: they do not.
     """
-    is_gguf = source.gguf is not None
+    is_gguf = source.gguf is not None and source.entry is None
     needed = loading_bytes(size, weight_format.name, is_gguf=is_gguf, is_on_gpu=is_on_gpu)
     remedies = []
     if source.gguf is not None:
@@ -332,7 +367,8 @@ def _reading(source: _Source, size: ModelSize | None, weight_format: WeightForma
         now = resident_bytes()
         return None if now is None or before is None else max(0, now - before)
 
-    what = f"Reading {source.name}" if source.gguf is None else f"Expanding {source.gguf.name}"
+    is_expanded = source.gguf is None or source.entry is not None
+    what = f"Reading {source.name}" if is_expanded else f"Expanding {source.name}.gguf"
     total = None if size is None else size.num_weights * weight_format.dtype.itemsize
     with stage(what, total=total, measured=growth) as current:
         yield current
@@ -356,13 +392,14 @@ def _check_foreign(source: _Source, raw: dict[str, Any], trust_remote_code: bool
 def _read_tokenizer(source: _Source, trust_remote_code: bool) -> transformers.PreTrainedTokenizerBase:
     unreadable = BrokenModelError if source.path is not None else UnknownModelError
     with _explained(f"cannot read the tokenizer of model {source.shown!r}", unreadable, source.hint):
-        if source.gguf is not None:
+        if source.gguf is not None and source.entry is None:
             # Imported late, because it imports gguf, which only GGUF models need.
-            from superdraft.decoding.loading.gguf_conversion import load_gguf_tokenizer
+            from superdraft.decoding.loading.gguf_tokenizer import load_gguf_tokenizer
 
             return load_gguf_tokenizer(source.gguf)
-        if source.path is not None and not any((source.path / name).is_file() for name in _TOKENIZER_FILES):
-            raise BrokenModelError(f"{source.path} contains no tokenizer (tokenizer.json is missing).")
+        folder = source.entry or source.path
+        if folder is not None and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            raise BrokenModelError(f"{folder} contains no tokenizer (tokenizer.json is missing).")
         with quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code)
 
@@ -370,27 +407,54 @@ def _read_tokenizer(source: _Source, trust_remote_code: bool) -> transformers.Pr
 def _read_weights(source: _Source, dtype: torch.dtype, trust_remote_code: bool) -> transformers.PreTrainedModel:
     with _explained(f"cannot load the weights of model {source.shown!r}", BrokenModelError, source.hint):
         if source.gguf is not None:
-            from superdraft.decoding.loading.gguf_conversion import load_gguf_model
+            return _read_gguf_weights(source, source.gguf, dtype)
+        with quiet_transformers():
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                source.location,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    _check_complete(info, source)
+    return model
 
-            size_mb = source.gguf.stat().st_size // 10**6
-            sys.stderr.write(f"Reading {source.gguf.name} ({size_mb} MB); expanding its weights may take minutes.\n")
-            model, info = load_gguf_model(source.gguf, dtype=dtype)
-        else:
-            with quiet_transformers():
-                model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                    source.location,
-                    dtype=dtype,
-                    use_safetensors=True,
-                    trust_remote_code=trust_remote_code,
-                    output_loading_info=True,
-                )
-    # transformers fills missing weights with random numbers.
-    absent = sorted(info["missing_keys"])
-    if absent:
+
+def _read_gguf_weights(source: _Source, gguf: Path, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """The weights mapped from the cache, expanded into it first if they are not there; else expanded in memory."""
+    cache = ConvertedFiles(source.home)
+    if source.entry is not None:
+        try:
+            return load_expanded(source.entry, dtype)
+        except Exception as error:  # whatever transformers and safetensors raise about damaged files
+            sys.stderr.write(f"{source.entry} is damaged and prepared again: {type(error).__name__}: {error}\n")
+            cache.remove(source.entry)
+    size_mb = gguf.stat().st_size // 10**6
+    sys.stderr.write(f"Reading {gguf.name} ({size_mb} MB); expanding its weights may take minutes.\n")
+    entry = cache.ensure(gguf, dtype)
+    if entry is not None:
+        return load_expanded(entry, dtype)
+    from superdraft.decoding.loading.gguf_conversion import load_gguf_model
+
+    model, info = load_gguf_model(gguf, dtype=dtype)
+    _check_complete(info, source)
+    return model
+
+
+def _conversion(source: _Source, weight_format: WeightFormat) -> Conversion | None:
+    """The weight format's conversion; for a GGUF file in the cache, one that keeps the converted layers there."""
+    if weight_format.convert is None or source.gguf is None:
+        return weight_format.convert
+    entry = ConvertedFiles(source.home).find(source.gguf, weight_format.dtype)
+    return weight_format.convert if entry is None else StoredConversion(weight_format.convert, entry)
+
+
+def _check_complete(info: dict[str, Any], source: _Source) -> None:
+    """Refuse a model with missing weights: transformers fills them with random numbers."""
+    if absent := sorted(info["missing_keys"]):
         raise BrokenModelError(
             f"{source.shown!r} lacks {len(absent)} of its weights, for example {absent[0]}.{source.hint}"
         )
-    return model
 
 
 def _check_vocabulary(

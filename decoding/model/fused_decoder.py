@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from superdraft.decoding.model.kv_cache import SlotKVCache
+from superdraft.decoding.model.kv_cache import LayerShape, SlotKVCache
 from superdraft.decoding.model.layer_ops import Activation, add_and_norm, gate, rotate, rotate_and_write
 from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear
 
@@ -49,7 +49,7 @@ class _Step:
 class FusedDecoder:
     """A Llama-like model's forward over the slots of a KV cache.
 
-    The separate weights of `model` become views of the fused ones, so no weight is stored twice.
+    The separate weights of `model` become views of the fused ones, see `DenseLinear.joined`.
 
     Args:
         model: one of `SUPPORTED`.
@@ -73,6 +73,8 @@ class FusedDecoder:
         self.activation: Activation = nn.functional.silu if type(activation).__name__.startswith("SiLU") else activation
         self.rotary: nn.Module = decoder.rotary_emb
         self.layers: list[DecoderLayer] = [_fuse(layer) for layer in decoder.layers]
+        if decoder.norm.weight.is_cuda:
+            self._join()
         self.norm: Tensor = decoder.norm.weight
         self.head: Linear = DenseLinear(model.lm_head.weight, model.lm_head.bias)
 
@@ -80,6 +82,12 @@ class FusedDecoder:
     def supports(model: PreTrainedModel) -> bool:
         """Whether this class implements the model's architecture."""
         return type(model).__name__ in SUPPORTED
+
+    @staticmethod
+    def layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
+        """Keys and values of one position, layer by layer, of one of `SUPPORTED`."""
+        num_heads, layers = model.config.num_key_value_heads, model.model.layers
+        return [LayerShape(num_heads, layer.self_attn.head_dim, layer.self_attn.head_dim) for layer in layers]
 
     def convert(self, convert: Conversion) -> None:
         """Convert all linear layers to another weight format; once."""
@@ -92,6 +100,13 @@ class FusedDecoder:
             layer.qkv, layer.output = converted(layer.qkv), converted(layer.output)
             layer.gate_up, layer.down = converted(layer.gate_up), converted(layer.down)
         self.head = converted(self.head, is_head=True)
+
+    def _join(self) -> None:
+        """Join the weights now: a recorded step must not."""
+        for layer in self.layers:
+            for linear in (layer.qkv, layer.gate_up):
+                assert isinstance(linear, DenseLinear)
+                linear.weight  # noqa: B018
 
     def __call__(
         self,
@@ -186,23 +201,11 @@ def _fuse(layer: Any) -> DecoderLayer:
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return DecoderLayer(
         input_norm=layer.input_layernorm.weight,
-        qkv=_fused(attention.q_proj, attention.k_proj, attention.v_proj),
+        qkv=DenseLinear.joined((attention.q_proj, attention.k_proj, attention.v_proj)),
         norms=None if query_norm is None or key_norm is None else (query_norm.weight, key_norm.weight),
-        output=_fused(attention.o_proj),
+        output=DenseLinear.joined((attention.o_proj,)),
         mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_fused(mlp.gate_proj, mlp.up_proj),
-        down=_fused(mlp.down_proj),
+        gate_up=DenseLinear.joined((mlp.gate_proj, mlp.up_proj)),
+        down=DenseLinear.joined((mlp.down_proj,)),
         mask_type=str(getattr(attention, "layer_type", None) or getattr(layer, "attention_type", "")),
     )
-
-
-def _fused(*parts: nn.Linear) -> DenseLinear:
-    """Merge linear layers that read the same input into one."""
-    if len(parts) == 1:
-        return DenseLinear(parts[0].weight, parts[0].bias)
-    weight = torch.cat([part.weight for part in parts])
-    views = torch.split(weight, [part.out_features for part in parts])
-    for part, view in zip(parts, views, strict=True):
-        part.weight = nn.Parameter(view, requires_grad=False)
-    bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
-    return DenseLinear(weight, bias)

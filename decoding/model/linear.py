@@ -1,5 +1,7 @@
 """Linear layers, and the seam for formats that hold their weights in fewer bits."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +25,38 @@ class DenseLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight
+        self._weight: Tensor | None = weight
+        self._parts: tuple[nn.Linear, ...] = ()
         self.bias = bias
+
+    @classmethod
+    def joined(cls, parts: Sequence[nn.Linear]) -> "DenseLinear":
+        """Several layers that read the same input, as one.
+
+        Their weights are joined when the weight is first asked for, and become views of it, so that no weight is stored
+        twice.
+        """
+        if len(parts) == 1:
+            return cls(parts[0].weight, parts[0].bias)
+        layer = cls(parts[0].weight, None if parts[0].bias is None else torch.cat([part.bias for part in parts]))
+        layer._weight, layer._parts = None, tuple(parts)
+        return layer
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape [N, K]."""
+        if self._weight is None:
+            self._weight = torch.cat([part.weight for part in self._parts])
+            views = torch.split(self._weight, [part.out_features for part in self._parts])
+            for part, view in zip(self._parts, views, strict=True):
+                part.weight = nn.Parameter(view, requires_grad=False)
+            self._parts = ()
+        return self._weight
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """The weight in one or more pieces that lie below one another, each [N', K]. Joins nothing."""
+        return (self._weight,) if self._weight is not None else tuple(part.weight for part in self._parts)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
@@ -44,6 +76,23 @@ class Conversion(Protocol):
         Raises:
             UnsupportedModelError: the format does not work on this device.
         """
+
+
+class CheckedConversion(ABC):
+    """A conversion that remembers whether the model it is for has passed the runner's check."""
+
+    @property
+    @abstractmethod
+    def has_passed(self) -> bool:
+        """Whether the same weights passed it with the same code before."""
+
+    @abstractmethod
+    def record_pass(self) -> None:
+        """Remember that the check was passed."""
+
+    @abstractmethod
+    def __call__(self, linear: DenseLinear, *, is_head: bool = False) -> Linear:
+        """See `Conversion`."""
 
 
 @dataclass(frozen=True, slots=True)

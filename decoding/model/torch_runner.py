@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.model.fused_decoder import FusedDecoder
 from superdraft.decoding.model.kv_cache import CachePlan, SlotKVCache, plan_cache, probe_layer_shapes
-from superdraft.decoding.model.linear import Conversion, convert_modules, release_weights
+from superdraft.decoding.model.linear import CheckedConversion, Conversion, convert_modules, release_weights
 from superdraft.decoding.model.native.decoder import NativeDecoder
 from superdraft.decoding.model.segments import Grid, Segment, grid_of, to_device
 from superdraft.decoding.model.step_graphs import (
@@ -33,7 +33,8 @@ class TorchRunner:
     """Runs a transformers causal LM over the slots of a KV cache.
 
     Any architecture works that takes `inputs_embeds`, a `Cache`, a 4-D attention mask and position ids. When the runner
-    is built, a short check compares it with the plain, uncached model; a model that fails the check is refused.
+    is built, a short check compares it with the plain, uncached model; a model that fails the check is refused. A
+    `CheckedConversion` that knows of an earlier check saves it.
 
     The engine uses it as a `ModelRunner`. `prefill` and `decode` are short for a forward of texts that are alone in
     their slots; measurements use them.
@@ -72,14 +73,15 @@ class TorchRunner:
         self._sliding_window: int | None = getattr(config, "sliding_window", None)
         with torch.inference_mode():
             like = self.embedding(torch.zeros(1, dtype=torch.long, device=self.device))
-        self._shapes = probe_layer_shapes(model)
+        is_known = FusedDecoder.supports(model)
+        self._shapes = FusedDecoder.layer_shapes(model) if is_known else probe_layer_shapes(model)
         plan = plan_cache(self._shapes, like.element_size(), kv_memory_bytes, max_model_len, num_slots)
         self.num_slots, self.num_cells = plan.num_slots, plan.num_cells
         self.cache = SlotKVCache(self._shapes, plan, like)
         self._fused: FusedDecoder | None = None
         self._native: NativeDecoder | None = None
         # In float32 transformers' own forward is used: it is the reference for everything else.
-        if model.dtype != torch.float32 and FusedDecoder.supports(model):
+        if model.dtype != torch.float32 and is_known:
             self._fused = FusedDecoder(model)
         if recorder is None and self.device.type == "cuda" and can_be_recorded(model):
             recorder = CudaGraphRecorder()
@@ -87,9 +89,14 @@ class TorchRunner:
         if recorder is not None:
             self._graphs = StepGraphs(recorder)
         self._is_converted = False
-        self._self_check()
+        remembered = convert if isinstance(convert, CheckedConversion) else None
+        # The check reads all dense weights, which takes longer than the rest of a start with converted layers at hand.
+        if remembered is None or not remembered.has_passed:
+            self._self_check()
         if convert is not None:
             self._convert(convert)
+        if remembered is not None:
+            remembered.record_pass()
 
     @property
     def forward_name(self) -> str:

@@ -4,6 +4,7 @@ The layout of the weights is described in `products.h`.
 """
 
 import ctypes
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -70,9 +71,43 @@ class NativeLinear:
                 ctypes.c_void_p(self._panels.data_ptr()),
                 torch.get_num_threads(),
             )
-        self.struct = LinearStruct(
-            address(self._panels), address(self._scales), address(self._bias), num_outputs, num_inputs, bits
-        )
+        self.struct = self._described(bits)
+
+    def _described(self, bits: int) -> LinearStruct:
+        return LinearStruct(address(self._panels), address(self._scales), address(self._bias), *self.shape, bits)
+
+    def parts(self) -> dict[str, Tensor]:
+        """What the layer consists of, by name; see `from_parts`."""
+        found = {"panels": self._panels, "scales": self._scales, "bias": self._bias}
+        sizes = torch.tensor([*self.shape, self.struct.bits])
+        return {"sizes": sizes} | {name: part for name, part in found.items() if part is not None}
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Tensor]) -> "NativeLinear":
+        """A layer from the parts of another one.
+
+        Raises:
+            KeyError, ValueError: these are not the parts of a layer.
+            KernelsUnavailableError: there are no kernels for this machine.
+        """
+        num_outputs, num_inputs, bits = parts["sizes"].tolist()
+        num_panels = -(-num_outputs // _PANEL)
+        num_blocks = num_panels * (num_inputs // GROUP_SIZE)
+        layer = cls.__new__(cls)
+        layer._kernels = load_kernels()
+        layer._panels, layer._scales, layer._bias = parts["panels"], parts.get("scales"), parts.get("bias")
+        found = [None if part is None else part.shape for part in (layer._panels, layer._scales, layer._bias)]
+        padded = (num_panels * _PANEL,)
+        expected = (num_blocks * (_INT4_BLOCK if bits == 4 else _INT8_BLOCK),)
+        if (
+            found[0] != expected
+            or found[1] not in ((None,) if bits == 4 else (padded,))
+            or found[2] not in (None, padded)
+        ):
+            raise ValueError(f"parts of the shapes {found} do not make a layer of {num_outputs} x {num_inputs}")
+        layer.shape = (num_outputs, num_inputs)
+        layer.struct = layer._described(bits)
+        return layer
 
     def _pack_int4(self, weight: Tensor) -> None:
         levels, scales, zeros = quantise_int4(weight)

@@ -1,10 +1,12 @@
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from support.gguf_files import write_gguf
 from transformers import AutoConfig, GenerationConfig
 
+from superdraft.decoding.errors import BrokenModelError
 from superdraft.decoding.loading.gguf_conversion import convert_gguf
 from superdraft.decoding.loading.loader import load_model
 
@@ -59,3 +61,27 @@ def test_other_vocabularies_keep_their_own_splitting(tmp_path):
     tokenizer = load_model(str(tmp_path / "tiny.gguf"), device="cpu").tokenizer
     pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("  3 12")
     assert [piece for piece, _ in pieces] == ["Ġ", "Ġ3", "Ġ12"]
+
+
+def test_the_header_is_parsed_once(tmp_path, monkeypatch):
+    path, parsed = write_gguf(tmp_path / "tiny.gguf"), []
+
+    class Reader(gguf.GGUFReader):
+        def __init__(self, *args):
+            parsed.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Reader)
+    load_model(str(path), home=tmp_path / "home", device="cpu")
+    assert len(parsed) == 1
+    load_model(str(path), home=tmp_path / "home", device="cpu")
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is Reader
+
+
+def test_missing_weights_are_not_made_up(tmp_path):
+    path = write_gguf(tmp_path / "tiny.gguf")
+    path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.9.ffn_up.weight"))
+    for home in (tmp_path / "home", path):  # with the cache, and without
+        with pytest.raises(BrokenModelError, match=r"lacks 1 of its weights, for example .*layers\.1\.mlp\.up_proj"):
+            load_model(str(path), home=home, device="cpu")

@@ -1,0 +1,225 @@
+"""Families of models, from GGUF files and from safetensors: the logits and the greedy text of transformers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from support.gguf_export import export_gguf
+from support.models import tiny_model, tiny_tokenizer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
+from superdraft.decoding.loading.gguf_config import llama3_factors
+from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.model.native.library import has_kernels
+from superdraft.decoding.model.segments import Segment
+from superdraft.decoding.model.torch_runner import TorchRunner
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# Wide enough for blocks of 32 weights and for the kernels for int4.
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm2": ("llama", {"head_dim": 32, "tie_word_embeddings": True, "num_key_value_heads": 2}),
+    "qwen2.5": (
+        "qwen2",
+        {"tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
+    "llama3.2": ("llama", {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "head_dim": 32,
+            "num_hidden_layers": 7,  # the sixth sees the whole text
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 8,
+            "layer_types": None,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+EXACT = 2e-3  # of log-probabilities
+ROUNDED = 0.05  # of probabilities; Q8_0 rounds weights by up to 0.4 % of the largest in 32
+PROMPT = [5, 17, 100, 33, 208, 64, 9, 150, 21, 87, 140, 41, 7, 7, 250, 99]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's tiny model, and the files that were written of it."""
+
+    name: str
+    model: transformers.PreTrainedModel
+    gguf: Path
+    q8: Path
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory) -> Family:
+    architecture, options = FAMILIES[request.param]
+    model = tiny_model(architecture, **(SIZES | options))
+    with torch.no_grad():  # random, as trained norms are not the ones and zeros that they begin as
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+                parameter.add_(0.2 * noise)
+    tokenizer = tiny_tokenizer()
+    folder = tmp_path_factory.mktemp(request.param)
+    factors = llama3_factors(LLAMA3["rope_theta"], 32, LLAMA3) if request.param == "llama3.2" else None
+    files = [
+        export_gguf(folder / f"{name}.gguf", model, tokenizer, quantised=name == "q8", rope_factors=factors)
+        for name in ("plain", "q8")
+    ]
+    model.save_pretrained(folder / "safetensors")
+    tokenizer.save_pretrained(folder / "safetensors")
+    return Family(request.param, model, *files, folder / "safetensors")
+
+
+def logprobs(runner: Any) -> torch.Tensor:
+    """After each token of the prompt, the second half of which is run on its own."""
+    half = len(PROMPT) // 2
+    parts = []
+    for start in (0, half):
+        ids = PROMPT[start : start + half]
+        parts.append(runner.forward([Segment.plain(0, start, half)], runner.embed(ids), range(half)))
+    return torch.log_softmax(torch.cat(parts).float(), -1)
+
+
+def wanted(model: transformers.PreTrainedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.log_softmax(model(torch.tensor([PROMPT])).logits[0], -1)
+
+
+def greedy(runner: Any, num_tokens: int = 24) -> list[int]:
+    logits = runner.forward([Segment.plain(0, 0, len(PROMPT))], runner.embed(PROMPT), [len(PROMPT) - 1])
+    found: list[int] = []
+    for position in range(len(PROMPT), len(PROMPT) + num_tokens):
+        found.append(int(logits[0].argmax()))
+        logits = runner.forward([Segment.plain(0, position, 1)], runner.embed(found[-1:]), [0])
+    return found
+
+
+def transformers_greedy(model: transformers.PreTrainedModel, num_tokens: int = 24) -> list[int]:
+    ids = torch.tensor([PROMPT])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=num_tokens,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[0, len(PROMPT) :].tolist()
+
+
+def runner_of(path: Path, dtype: str = "float32") -> TorchRunner:
+    loaded = load_model(str(path), device="cpu", dtype=dtype)
+    return TorchRunner(loaded.model, 200, 10_000_000, 2, convert=loaded.convert)
+
+
+@pytest.mark.parametrize("source", ["gguf", "folder"])
+def test_logits_and_greedy_are_those_of_transformers(family, source):
+    runner = runner_of(getattr(family, source))
+    expected = wanted(family.model)
+    assert expected.max(-1).values.exp().std() > 0.01  # not all alike
+    torch.testing.assert_close(logprobs(runner), expected, atol=EXACT, rtol=0)
+    assert greedy(runner) == transformers_greedy(family.model)
+
+
+def test_a_quantised_file_is_close(family):
+    difference = (logprobs(runner_of(family.q8)).exp() - wanted(family.model).exp()).abs().max()
+    assert 1e-4 < difference < ROUNDED
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+def test_a_start_from_the_cache_gives_the_same_logits(family, dtype):
+    first, second, third = (logprobs(runner_of(family.q8, dtype)) for _ in range(3))
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+
+
+def test_a_start_from_the_cache_checks_and_converts_nothing_again(family, monkeypatch):
+    runner_of(family.q8, "int4")
+    loaded = load_model(str(family.q8), device="cpu", dtype="int4")
+    if not has_kernels():
+        pytest.skip("there are no kernels for this machine")
+    monkeypatch.setattr(TorchRunner, "_self_check", lambda _: pytest.fail("checked again"))
+    monkeypatch.setattr(loaded.convert, "_convert", lambda *_, **__: pytest.fail("converted again"))
+    TorchRunner(loaded.model, 200, 10_000_000, 2, convert=loaded.convert)
+
+
+def test_llamacpp_runs_the_same_files(family):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from superdraft.decoding.model.llamacpp.runner import LlamaRunner
+
+    def runner(path: Path) -> Any:
+        return LlamaRunner(path, 200, 10_000_000, 2, num_threads=1)
+
+    if family.name == "gemma3":
+        with pytest.raises(ModelLoadError, match="gemma3"):
+            runner(family.gguf)
+        return
+    torch.testing.assert_close(logprobs(runner(family.gguf)), wanted(family.model), atol=0.1, rtol=0)
+
+
+def test_llama3_factors_are_those_of_transformers():
+    config = tiny_model("llama", **(SIZES | FAMILIES["llama3.2"][1])).config
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = LLAMA3["rope_theta"] ** (-torch.arange(0, 32, 2) / 32)
+    factors = llama3_factors(LLAMA3["rope_theta"], 32, LLAMA3)
+    np.testing.assert_allclose(factors, (plain / scaled).numpy(), rtol=1e-5)
+    assert factors[0] == 1
+    assert factors[-1] == 32
+    assert ((factors > 1.1) & (factors < 31)).any()
+
+
+def test_factors_of_another_kind_are_refused(tmp_path):
+    model = tiny_model("llama", **(SIZES | FAMILIES["smollm2"][1]))
+    factors = np.linspace(1, 5, 16, dtype=np.float32)
+    path = export_gguf(tmp_path / "odd.gguf", model, tiny_tokenizer(), rope_factors=factors)
+    with pytest.raises(UnsupportedModelError, match=r"odd\.gguf scales its positions by factors .* --runner llamacpp"):
+        load_model(str(path), device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "rope"),
+    [
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+        ),
+    ],
+)
+def test_positions_scaled_by_metadata(tmp_path, metadata, rope):
+    rope = {"rope_theta": 10_000.0, **rope}
+    model = tiny_model("llama", **(SIZES | FAMILIES["smollm2"][1] | {"rope_parameters": rope}))
+    path = export_gguf(tmp_path / "scaled.gguf", model, tiny_tokenizer(), metadata=metadata)
+    torch.testing.assert_close(logprobs(runner_of(path)), wanted(model), atol=EXACT, rtol=0)
+
+
+def test_an_unknown_scaling_of_positions_is_refused(tmp_path):
+    model = tiny_model("llama", **(SIZES | FAMILIES["smollm2"][1]))
+    metadata = {"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}
+    path = export_gguf(tmp_path / "odd.gguf", model, tiny_tokenizer(), metadata=metadata)
+    with pytest.raises(UnsupportedModelError, match=r"\(longrope\)\. Use --runner llamacpp, or .* safetensors"):
+        load_model(str(path), device="cpu", dtype="float32")
