@@ -25,6 +25,7 @@ from superdraft.server.edge.rate_limits import CallerLimits
 from superdraft.server.edge.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
 from superdraft.server.edge.request_target import RequestTargetMiddleware
 from superdraft.server.edge.security_headers import SecurityHeadersMiddleware
+from superdraft.server.edge.turnstile import TurnstileMiddleware
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.observe.metrics import Metrics
@@ -176,6 +177,7 @@ def _add_middleware(app: FastAPI, templates: frozenset[str], *, checks_host: boo
     """Add all middleware. The one added last is the outermost: it also sees what the others refuse."""
     service: Service = app.state.service
     settings = service.settings
+    app.add_middleware(TurnstileMiddleware, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
     if checks_host:

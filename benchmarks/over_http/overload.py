@@ -27,7 +27,7 @@ from superdraft.server.cli.settings_options import setting
 from superdraft.server.settings import Settings
 
 WARM_UP_S = 3.0
-MAX_REFUSAL_MS = 50.0
+MAX_REFUSAL_MS = 100.0
 MAX_SLOWDOWN = 1.5
 MIN_RECOVERED = 0.9
 MAX_LEFTOVER = 1.2  # latency in recovery, relative to saturation; on a quiet machine phases differ by less

@@ -109,7 +109,7 @@ class RequestContextMiddleware:
                 traceparent=Headers(scope=scope).get("traceparent"),
             )
         fields |= record.fields()
-        is_ordinary = status < _FIRST_ERROR_STATUS and record.error_code is None
+        is_ordinary = (status < _FIRST_ERROR_STATUS and record.error_code is None) or record.is_turned_away
         log.log(logging.DEBUG if is_ordinary else logging.INFO, "request", **fields)
 
     def _template_of(self, scope: Scope) -> str:

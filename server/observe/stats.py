@@ -40,6 +40,7 @@ class RequestRecord:
     decode_ms: float = 0.0
     ngram_ms: float = 0.0
     is_cancelled: bool = False
+    is_turned_away: bool = False
     error_status: int | None = None
     error_code: str | None = None
 
