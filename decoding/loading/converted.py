@@ -2,6 +2,7 @@
 
 Layout under the home folder, one entry per GGUF file and weight type::
 
+    converted/qwen2.5-coder-0.5b-instruct-q4_k_m-tokenizer-0f3a92c1d4b87e65/   the tokenizer alone, for llama.cpp
     converted/qwen2.5-coder-0.5b-instruct-q4_k_m-bfloat16-0f3a92c1d4b87e65/
         model-00001-of-00016.safetensors ...   the expanded weights, in the type in which the model is loaded
         config.json, tokenizer.json ...
@@ -63,13 +64,18 @@ class ConvertedFiles:
     """
 
     def __init__(
-        self, home: Path | None = None, *, convert: Callable[[Path, Path, torch.dtype], None] | None = None
+        self, home: Path | None = None, *, convert: Callable[[Path, Path, torch.dtype | None], None] | None = None
     ) -> None:
         self._root = superdraft_home(home) / "converted"
         self._convert = convert or _convert
 
-    def find(self, gguf: Path, dtype: torch.dtype) -> Path | None:
-        """The entry of a GGUF file if it is complete and undamaged, marked as used; else None. Never raises."""
+    def find(self, gguf: Path, dtype: torch.dtype | None) -> Path | None:
+        """The entry of a GGUF file if it is complete and undamaged, marked as used; else None. Never raises.
+
+        Args:
+            gguf: the file.
+            dtype: of the weights; None: the entry with the tokenizer alone.
+        """
         try:
             entry = self._entry(gguf, dtype)
             if not _is_intact(entry):
@@ -80,8 +86,8 @@ class ConvertedFiles:
             return None
         return entry
 
-    def ensure(self, gguf: Path, dtype: torch.dtype) -> Path | None:
-        """The entry of a GGUF file, which is prepared first if it is missing or damaged.
+    def ensure(self, gguf: Path, dtype: torch.dtype | None) -> Path | None:
+        """The entry of a GGUF file, which is prepared first if it is missing or damaged; arguments as in `find`.
 
         Returns:
             None if it cannot be kept: the home folder is read-only or full, which stderr is told; or the file was
@@ -102,17 +108,17 @@ class ConvertedFiles:
         """Remove an entry that turned out to be damaged."""
         shutil.rmtree(entry, ignore_errors=True)
 
-    def _entry(self, gguf: Path, dtype: torch.dtype) -> Path:
-        kind = str(dtype).removeprefix("torch.")
+    def _entry(self, gguf: Path, dtype: torch.dtype | None) -> Path:
+        kind = "tokenizer" if dtype is None else str(dtype).removeprefix("torch.")
         stem = gguf.stem.lstrip(".")[:_STEM_LENGTH] or "model"
         return self._root / f"{stem}-{kind}-{_identity(gguf)}"
 
-    def _prepare(self, gguf: Path, dtype: torch.dtype, entry: Path) -> None:
+    def _prepare(self, gguf: Path, dtype: torch.dtype | None, entry: Path) -> None:
         partial = self._root / f".{entry.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            needed = _expanded_bytes(gguf, dtype) + _SPARE_BYTES
+            needed = (0 if dtype is None else _expanded_bytes(gguf, dtype)) + _SPARE_BYTES
             if (free := shutil.disk_usage(self._root).free) < needed:
                 raise OSError(f"{needed // 10**6} MB are needed and {free // 10**6} MB free")
             self._convert(gguf, partial, dtype)
@@ -158,10 +164,14 @@ def load_expanded(entry: Path, dtype: torch.dtype) -> transformers.PreTrainedMod
     return model
 
 
-def _convert(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
-    # Imported late, because it imports gguf, which only GGUF models need.
+def _convert(gguf: Path, folder: Path, dtype: torch.dtype | None) -> None:
+    # Imported late, because they import gguf, which only GGUF models need.
     from superdraft.decoding.loading.gguf_conversion import convert_gguf
+    from superdraft.decoding.loading.gguf_tokenizer import load_gguf_tokenizer
 
+    if dtype is None:
+        load_gguf_tokenizer(gguf).save_pretrained(folder)
+        return
     convert_gguf(gguf, folder, dtype, max_shard_size=SHARD_BYTES)
 
 

@@ -209,8 +209,22 @@ def load_gguf(
         known = ", ".join(KNOWN_MODELS)
         raise UnknownModelError(f"--runner llamacpp needs a .gguf file or a known model ({known}), got {spec!r}.")
     with _reading_tokenizer(source):
-        tokenizer = _read_tokenizer(source, trust_remote_code=False)
+        tokenizer = _kept_tokenizer(source) or _read_tokenizer(source, trust_remote_code=False)
     return LoadedGguf(path, tokenizer, source.name, num_threads, gpu_layers, checks_memory)
+
+
+def _kept_tokenizer(source: _Source) -> transformers.PreTrainedTokenizerBase | None:
+    """The tokenizer of a GGUF file from the cache, where it is kept at the first use; None if it cannot be."""
+    if source.gguf is None:
+        return None
+    entry = ConvertedFiles(source.home).ensure(source.gguf, None)
+    if entry is None:
+        return None
+    try:
+        return _read_tokenizer(replace(source, location=str(entry), entry=entry), trust_remote_code=False)
+    except BrokenModelError:
+        ConvertedFiles(source.home).remove(entry)
+        return None
 
 
 @_parsing_gguf_once

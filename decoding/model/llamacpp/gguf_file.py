@@ -1,5 +1,6 @@
 """What the runner reads from a `.gguf` file itself: token embeddings, row by row, and the shapes of keys and values."""
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,26 @@ from superdraft.decoding.errors import BrokenModelError
 from superdraft.decoding.model.kv_cache import LayerShape
 
 _EMBEDDINGS = "token_embd.weight"
+_LONGEST_ARRAY = 4096  # more layers than any model has
+
+
+class _ShortReader(gguf.GGUFReader):  # type: ignore[misc]
+    """Skips long arrays, which are the vocabulary's. The reader of `gguf` takes seconds for them, item by item."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == gguf.GGUFValueType.ARRAY and self.byte_order == "I":
+            kind, count = int(self._get(orig_offs, np.uint32)[0]), int(self._get(orig_offs + 4, np.uint64)[0])
+            scalar = self.gguf_scalar_to_np.get(gguf.GGUFValueType(kind))
+            stop = orig_offs + 12
+            if count > _LONGEST_ARRAY and scalar is not None:
+                stop += count * np.dtype(scalar).itemsize
+                return stop - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
+            if count > _LONGEST_ARRAY and kind == gguf.GGUFValueType.STRING:
+                data = memoryview(self.data)
+                for _ in range(count):
+                    stop += 8 + struct.unpack_from("<Q", data, stop)[0]
+                return stop - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
+        return super()._get_field_parts(orig_offs, raw_type)
 
 
 class GgufFile:
@@ -26,7 +47,7 @@ class GgufFile:
     """
 
     def __init__(self, path: Path, shape: tuple[int, int]) -> None:
-        reader = gguf.GGUFReader(path)
+        reader = _ShortReader(path)
         self._fields = {name: field for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
         found = next((tensor for tensor in reader.tensors if tensor.name == _EMBEDDINGS), None)
         if found is None:

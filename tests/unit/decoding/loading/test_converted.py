@@ -10,7 +10,7 @@ from support.gguf_files import write_gguf
 
 from superdraft.decoding.loading import converted
 from superdraft.decoding.loading.converted import MAX_ENTRIES, ConvertedFiles
-from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.loader import load_gguf, load_model
 
 IDS = torch.tensor([[5, 17, 100, 33, 208, 64]])
 
@@ -224,3 +224,18 @@ def test_other_models_are_not_kept(home, tmp_path):
 
     load_model(str(tiny_model_folder(tmp_path, "llama")), home=home, device="cpu")
     assert not (home / "converted").exists()
+
+
+def test_llama_cpp_s_runner_keeps_the_tokenizer_alone(path, home, monkeypatch):
+    first = load_gguf(str(path), home=home).tokenizer
+    (entry,) = entries(home)
+    assert entry.name.startswith("tiny-tokenizer-")
+    assert not list(entry.glob("*.safetensors"))
+    with monkeypatch.context() as patched:
+        patched.setattr("superdraft.decoding.loading.gguf_tokenizer.load_gguf_tokenizer", None)
+        second = load_gguf(str(path), home=home).tokenizer
+    text = "def f(x):\n    return 12 + x  # naïve"
+    assert first.encode(text) == second.encode(text)
+    (entry / "tokenizer.json").write_text("{}")
+    assert load_gguf(str(path), home=home).tokenizer.encode(text) == first.encode(text)
+    assert load_gguf(str(path), home=path).tokenizer.encode(text) == first.encode(text)  # a file: nothing is kept
