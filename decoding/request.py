@@ -24,6 +24,7 @@ class EngineRequest:
         timeout_s: seconds after which the request is answered with the drafts so far; None: no limit.
         draft_timeout_s: the same, counted from the drafts' first tokens on, so that the prompt does not count.
         is_ahead: nobody has sent it yet, but somebody is likely to: it must not take a tree from other requests.
+        is_warm_up: it only runs its prompt, so that later requests find it; it gives way to all others.
         isolation: requests share kept prompts only if this is equal.
     """
 
@@ -37,4 +38,5 @@ class EngineRequest:
     timeout_s: float | None = None
     draft_timeout_s: float | None = None
     is_ahead: bool = False
+    is_warm_up: bool = False
     isolation: str = ""

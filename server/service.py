@@ -53,6 +53,7 @@ class DraftingRequest:
         session_id: a newer request of the session ends this one.
         timeout_s: seconds after which the drafts so far are the answer; None: no limit.
         draft_timeout_s: the same, counted from the drafts' first tokens on.
+        is_warm_up: it only runs its prompts, for later requests.
         cut: shortens the drafts that a request id got.
         display: selects and tidies them after that; None: all are shown as they are.
         num_shown: drafts of each prompt in the answer, at most; None: all.
@@ -70,6 +71,7 @@ class DraftingRequest:
     session_id: str | None = None
     timeout_s: float | None = None
     draft_timeout_s: float | None = None
+    is_warm_up: bool = False
     cut: Callable[[str, GenerationOutput], GenerationOutput] = lambda _, output: output
     display: Display | None = None
     num_shown: int | None = None
@@ -298,6 +300,7 @@ def _runs(
             session_id=request.session_id,
             timeout_s=request.timeout_s,
             draft_timeout_s=request.draft_timeout_s,
+            is_warm_up=request.is_warm_up,
             isolation=isolation,
         )
         for request_id, prompt in request.prompts.items()

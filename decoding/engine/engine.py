@@ -59,17 +59,20 @@ class StepReport:
     """Figures of one engine step, for metrics and benchmarks.
 
     Attributes:
-        kind: "prefill" if prompts took part, else "decode"; None: the step only gave out answers.
+        kind: "prefill" if prompts took part, else "decode"; "warm_up" if all that it ran was for later requests; None:
+            it only gave out answers.
         num_rows: rows of drafts.
         num_prompt_tokens: tokens of prompts.
+        num_completed: prompts that were complete after it, and were not before.
         seconds: duration of the whole step.
         first_draft_s: for each request whose drafts got their first token in this step, the seconds since it was added.
         num_expired: requests that reached their time limit in this step.
     """
 
-    kind: Literal["prefill", "decode"] | None
+    kind: Literal["prefill", "decode", "warm_up"] | None
     num_rows: int
     num_prompt_tokens: int
+    num_completed: int
     seconds: float
     first_draft_s: tuple[float, ...]
     num_expired: int
@@ -118,7 +121,7 @@ class Engine:
         self._unanswered: OrderedDict[str, float] = OrderedDict()  # sessions, each with when its wait began
         self._ended: list[StepOutput] = []
         self._begun: list[Sequence] = []
-        self._last_step = StepReport(None, 0, 0, 0.0, (), 0)
+        self._last_step = StepReport(None, 0, 0, 0, 0.0, (), 0)
 
     @property
     def has_unfinished(self) -> bool:
@@ -157,7 +160,7 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Requests without a slot."""
+        """Requests without a slot, other than those that only warm up."""
         return self._scheduler.num_waiting
 
     @property
@@ -234,14 +237,14 @@ class Engine:
         outputs += expired
         outputs += self._limit_work()
         chunk_tokens = self._elastic.chunk_tokens(self.config.max_prefill_tokens)
-        most_running = self._elastic.most_running(self._sequences.values())
+        most_running = self._elastic.most_running(self._drafting)
         num_rows, faults = 0, Faults()
         work = self._scheduler.schedule(started_s, chunk_tokens, faults, most_running)
         if work is not None:
             num_rows = self._pass.run(work, faults)
             outputs += self._grown(work, faults, started_s)
         self._last_step = step = self._report_of(work, num_rows, started_s, len(expired))
-        if step.num_rows or step.num_prompt_tokens:
+        if step.kind in ("prefill", "decode"):
             self._elastic.observe(step.num_rows, step.num_prompt_tokens, len(step.first_draft_s), step.seconds)
         return outputs
 
@@ -281,9 +284,15 @@ class Engine:
             self._unanswered.popitem(last=False)
         return since_s
 
+    @property
+    def _drafting(self) -> list[Sequence]:
+        """The unfinished requests that somebody waits for."""
+        return [sequence for sequence in self._sequences.values() if not sequence.request.is_warm_up]
+
     def _limit_work(self) -> list[StepOutput]:
         """End drafts that may not grow any further under this load, and answer the requests that are done by that."""
-        plan, now_s, is_shared = self._elastic.plan(self._sequences.values()), self._clock(), len(self._sequences) > 1
+        drafting, now_s = self._drafting, self._clock()
+        plan, is_shared = self._elastic.plan(drafting), len(drafting) > 1
         outputs = []
         for sequence in list(self._scheduler.running):
             limit(sequence, max(plan, int(is_shared and is_late(sequence, now_s))))
@@ -318,14 +327,20 @@ class Engine:
         return []
 
     def _report_of(self, work: Work | None, num_rows: int, started_s: float, num_expired: int) -> StepReport:
-        now_s, num_prompt_tokens = self._clock(), 0
-        kind: Literal["prefill", "decode"] | None = None
+        now_s, num_prompt_tokens, num_completed = self._clock(), 0, 0
+        kind: Literal["prefill", "decode", "warm_up"] | None = None
         if work is not None:
             kind = "prefill" if work.prompts else "decode"
+            if all(sequence.request.is_warm_up for sequence in work.sequences):
+                kind = "warm_up"
             num_prompt_tokens = sum(num_tokens for _, num_tokens in work.prompts)
+            prompted = [sequence for sequence, _ in work.prompts]
+            left = sum(one.request_id in self._sequences and one.num_unfed_tokens > 0 for one in prompted)
+            num_completed = len(prompted) - left
         begun, self._begun = self._begun, []
         first_draft_s = tuple(now_s - sequence.arrival_s for sequence in begun if sequence.branches[0].num_steps)
-        return StepReport(kind, num_rows, num_prompt_tokens, now_s - started_s, first_draft_s, num_expired)
+        seconds = now_s - started_s
+        return StepReport(kind, num_rows, num_prompt_tokens, num_completed, seconds, first_draft_s, num_expired)
 
     def _expire(self) -> list[StepOutput]:
         """Answer the requests that reached their time limit with the drafts they have so far."""

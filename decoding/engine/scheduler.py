@@ -40,6 +40,8 @@ class Scheduler:
     prompt is cut into chunks, one such prompt at a time. It takes turns with the short ones, so that neither running
     drafts nor short prompts nor the long prompt itself have to wait for long.
 
+    Prompts that only warm up the cache are run one by one while nothing else is to do.
+
     Args:
         trees: give requests their slots.
         on_begin: called with each request that begins, before its prompt tokens are counted.
@@ -52,13 +54,14 @@ class Scheduler:
         self._trees = trees
         self._on_begin = on_begin
         self._waiting: list[Sequence] = []
+        self._warm_ups: list[Sequence] = []
         self._long: Sequence | None = None
         self.running: list[Sequence] = []
         self._long_is_next = False
 
     @property
     def num_waiting(self) -> int:
-        """Requests without a slot."""
+        """Requests without a slot; those that only warm up are not counted, because nobody waits for them."""
         return len(self._waiting)
 
     @property
@@ -68,7 +71,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new request. It must not need more slots than there are."""
-        self._waiting.append(sequence)
+        (self._warm_ups if sequence.request.is_warm_up else self._waiting).append(sequence)
 
     def schedule(
         self, now_s: float, max_prompt_tokens: int, faults: Faults, most_running: float = math.inf
@@ -83,6 +86,8 @@ class Scheduler:
         """
         branches = [branch for sequence in self.running for branch in sequence.branches if not branch.is_done]
         prompts = self._next_prompts(now_s, max_prompt_tokens, faults, most_running)
+        if not branches and not prompts:
+            prompts = self._next_warm_up(now_s, max_prompt_tokens)
         return Work(branches, prompts) if branches or prompts else None
 
     def _next_prompts(
@@ -127,10 +132,22 @@ class Scheduler:
             prompts.append((sequence, num_unfed))
         return prompts
 
+    def _next_warm_up(self, now_s: float, max_tokens: int) -> list[tuple[Sequence, int]]:
+        if not self._warm_ups:
+            return []
+        sequence = self._warm_ups[0]
+        if not sequence.trees:
+            if not self._trees.can_begin(sequence):
+                return []
+            self._trees.begin(sequence, now_s)
+        return [(sequence, min(sequence.num_unfed_tokens, max_tokens))]
+
     def start(self, sequence: Sequence) -> None:
         """Let a request whose prompt is complete run."""
         if sequence is self._long:
             self._long = None
+        if sequence in self._warm_ups:
+            self._warm_ups.remove(sequence)
         self.running.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -141,3 +158,5 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
+        elif sequence in self._warm_ups:
+            self._warm_ups.remove(sequence)

@@ -98,6 +98,7 @@ class AdmissionControl:
         caller: str = "",
         session: str | None = None,
         timeout_s: float | None = None,
+        is_warm_up: bool = False,
     ) -> Place:
         """Wait for a place. Release it when the engine has finished with the prompt, whatever the outcome.
 
@@ -109,6 +110,7 @@ class AdmissionControl:
             caller: who sent the request.
             session: the typing session; None: the request names none.
             timeout_s: the request's own time limit, after which it is refused even if others may wait longer.
+            is_warm_up: it gives way to all others in the engine.
 
         Raises:
             OverloadedError: no place became free in time.
@@ -121,6 +123,7 @@ class AdmissionControl:
             group = self._groups[id(request)] = Group(request, next(self._numbers), caller, session)
             self._room.shares.ask(caller, session, num_rows, loop.time())
         place = Place(self.leave, loop, group, num_rows, num_tokens, num_slots, session)
+        place.is_warm_up = is_warm_up
         if session is not None:
             self._supersede(session)
         if self._replaces_one(place):

@@ -176,6 +176,7 @@ class AsyncEngine:
                 caller=counted_caller(),
                 session=request.session_id,
                 timeout_s=request.timeout_s,
+                is_warm_up=request.is_warm_up,
             )
             record.begin(request.params)
             try:
@@ -318,7 +319,8 @@ class AsyncEngine:
                 self._engine.cancel(request_id)  # it may have been added in part
         else:
             self._requests[request_id] = command
-            self._admission.costs.observe_request()
+            if not command.request.is_warm_up:
+                self._admission.costs.observe_request()
             command.stream.accept()
 
     def _refuse(self, command: _Add, fault: Exception) -> None:
@@ -335,9 +337,8 @@ class AsyncEngine:
         self._busy_since_s = now_s
         decode_s = costs.decode_s(num_rows) if step.num_rows else 0.0
         if step.kind == "prefill":
-            num_completed, num_waiting = len(step.first_draft_s), self._engine.num_waiting
-            is_full = num_waiting > 0 or not num_completed
-            costs.observe_prefill(max(0.0, seconds - decode_s), num_completed, is_full=is_full)
+            is_full = self._engine.num_waiting > 0 or not step.num_completed
+            costs.observe_prefill(max(0.0, seconds - decode_s), step.num_completed, is_full=is_full)
         if step.num_rows:
             # With prompts in every step, a step that is quicker than this is all that shows that rows have become so.
             costs.observe_decode(num_rows, seconds if step.kind == "decode" else min(seconds, decode_s))

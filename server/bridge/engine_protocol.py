@@ -25,7 +25,7 @@ class EngineStep(Protocol):
 
     @property
     def kind(self) -> str | None:
-        """What the model ran: "prefill" if prompts took part, else "decode"; None: nothing."""
+        """What it ran: "prefill" if prompts took part, else "decode"; "warm_up" for nobody yet; None: nothing."""
 
     @property
     def num_rows(self) -> int:
@@ -36,8 +36,8 @@ class EngineStep(Protocol):
         """Duration of the step."""
 
     @property
-    def first_draft_s(self) -> Sequence[float]:
-        """For each request whose prompt was completed in it, the seconds since it was added."""
+    def num_completed(self) -> int:
+        """Prompts that were completed in it."""
 
 
 class DecodingEngine(Protocol):

@@ -39,6 +39,7 @@ class Place:
         num_slots: KV-cache slots that the prompt takes.
         is_added: whether the engine has heard of it.
         begun_s: when the prompt was admitted.
+        is_warm_up: nobody waits for it, and it gives way to all others.
         last_round: the engine's round in which it should be finished.
     """
 
@@ -52,6 +53,7 @@ class Place:
     is_taken: bool = False
     is_added: bool = False
     is_long: bool = False
+    is_warm_up: bool = False
     begun_s: float = 0.0
     last_round: float = 0.0
 

@@ -10,7 +10,8 @@ LONG_FACTOR = 2
 LATE_FACTOR = 1.2
 """A request may be delayed by others up to this many times the target: else nobody could go in beside a full load."""
 
-_GROUP_SHARE = 8  # a request that has rows leaves this part of the places, at least one, to others
+_GROUP_SHARE = 8
+"""A request that has rows leaves this part of the places, at least one, to others. Warm-ups have no more than this."""
 
 
 class Room:
@@ -84,6 +85,12 @@ class Room:
             return True
         if place.num_slots > self._num_places:
             return True  # the engine says that this is more than it has
+        num_warm_ups = sum(each.is_warm_up for each in self._places)
+        if place.is_warm_up:
+            has_room = self.num_slots + place.num_slots <= self._num_places
+            return has_room and num_warm_ups < max(1, self._num_places // _GROUP_SHARE)
+        if num_warm_ups == len(self._places) < self._num_places:
+            return True  # they give way, so it is alone
         kept_rows, num_kept = self._kept_for_others(place)
         rows, slots = self.num_rows + kept_rows, self.num_slots + num_kept
         if self.is_long(place):
@@ -131,7 +138,9 @@ class Room:
         """Whether a short request that would not be late would be with this many rows."""
         now, then, late_s = self.costs.pace(self.num_rows), self.costs.pace(rows), LATE_FACTOR * self._target_s
         return any(
-            self._end_s(place, now) <= late_s < self._end_s(place, then) for place in self._places if not place.is_long
+            self._end_s(place, now) <= late_s < self._end_s(place, then)
+            for place in self._places
+            if not place.is_long and not place.is_warm_up
         )
 
     def _end_s(self, place: Place, pace: Pace) -> float:

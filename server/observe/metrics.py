@@ -31,7 +31,7 @@ class ReportedStep(Protocol):
 
     @property
     def kind(self) -> str | None:
-        """What the model ran: "prefill", "decode" or None."""
+        """What the model ran: "prefill", "decode", "warm_up" or None."""
 
     @property
     def seconds(self) -> float:
@@ -134,7 +134,7 @@ class Metrics:
             registry=registry,
         )
         steps = Histogram("superdraft_step_seconds", "Engine steps.", ["kind"], buckets=_SECONDS, registry=registry)
-        self._step_s = {kind: steps.labels(kind) for kind in ("prefill", "decode")}
+        self._step_s = {kind: steps.labels(kind) for kind in ("prefill", "decode", "warm_up")}
         self._forward_rows = Histogram(
             "superdraft_forward_rows",
             "Model rows of a prompt's drafts.",

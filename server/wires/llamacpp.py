@@ -85,6 +85,10 @@ _SAMPLERS = (
 """Fields by which llama.cpp chooses tokens, and which are ignored here."""
 
 
+WARM_UP_TIMEOUT_S = 10.0
+"""A request that only runs its prompt gives way to all others. On a busy server it is answered after this time."""
+
+
 class LlamaCppRequest(WireRequest):
     """Fields of both routes. A null field means its default. `unused` names the samplers that the body sets."""
 
@@ -244,6 +248,8 @@ def _drafting_request(http: Request, service: Service, body: LlamaCppRequest) ->
         asked=parameters,
         twin_key=twin_key(http, body),
         draft_timeout_s=body.draft_timeout_s,
+        is_warm_up=body.n_predict == 0,
+        timeout_s=WARM_UP_TIMEOUT_S if body.n_predict == 0 else None,
         display=shown_from(service, body.min_probability_shown),
         takes_feedback=False,  # llama.cpp's answers have no id
     )

@@ -47,6 +47,7 @@ class Step:
     kind: str
     seconds: float
     num_rows: int = 1
+    num_completed: int = 0
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Job:
     session_id: str | None = None
     timeout_s: float | None = None
     draft_timeout_s: float | None = None
+    is_warm_up: bool = False
     start_s: float = field(default_factory=time.monotonic)
     num_steps: int = 0
 
@@ -124,6 +126,7 @@ class FakeEngine:
             self.superseded.append(older.request_id)
         job = Job(request.request_id, token_ids, params, request.scorer, session_id, request.timeout_s)
         job.draft_timeout_s = request.draft_timeout_s
+        job.is_warm_up = request.is_warm_up
         self.jobs[job.request_id] = job
         self.seen.append(job)
 

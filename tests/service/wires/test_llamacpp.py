@@ -115,6 +115,15 @@ def test_the_time_of_the_drafts_is_limited_but_not_that_of_the_prompt(client, en
     assert (engine.seen[0].timeout_s, engine.seen[0].draft_timeout_s) == (None, timeout_s)
 
 
+@pytest.mark.parametrize("path", ["/infill", "/completion"])
+def test_a_request_without_new_tokens_gives_way_and_ends_in_time(client, engine, path):
+    assert ask(client, path, n_predict=0).json()["content"] == ""
+    ask(client, path, n_predict=1)
+    warm_up, request = engine.seen
+    assert (warm_up.is_warm_up, warm_up.timeout_s) == (True, pytest.approx(10, abs=0.1))
+    assert (request.is_warm_up, request.timeout_s) == (False, None)
+
+
 def test_no_draft_in_time_is_an_empty_answer(client, engine):
     engine.max_distinct_drafts = 0
     answer = ask(client, response_fields=["content", "stop_type"])

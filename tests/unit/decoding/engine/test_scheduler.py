@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -222,3 +223,35 @@ def test_every_request_is_run_in_the_order_of_arrival_whatever_ends_meanwhile(
         assert num_steps < 1000
     assert engine.trees.num_used == 0
     assert begun == sorted(begun)
+
+
+def warm_up(name: str, num_tokens: int) -> Sequence:
+    new = sequence(name, num_tokens, max_tokens=0)
+    new.request = replace(new.request, is_warm_up=True)
+    return new
+
+
+def test_a_warm_up_runs_when_nothing_else_is_to_do_and_goes_on_where_it_was():
+    engine = Engine(4, max_prefill_tokens=10)
+    first, second, drafts = warm_up("first", 25), warm_up("second", 5), sequence("drafts", 25)
+    engine.add(first, second)
+    assert [prompts for _, prompts in engine.trace(1)] == [{"first": 10}]
+    engine.add(drafts)
+    assert engine.scheduler.num_waiting == 1  # nobody waits for warm-ups
+    assert [prompts for _, prompts in engine.trace(4)] == [{"drafts": 10}, {"drafts": 10}, {"drafts": 5}, {}]
+    engine.end(drafts)
+    assert [prompts for _, prompts in engine.trace(2)] == [{"first": 10}, {"first": 5}]
+    engine.end(first)
+    assert [prompts for _, prompts in engine.trace(1)] == [{"second": 5}]
+    engine.scheduler.remove(second)
+    assert engine.step() is None
+
+
+def test_a_warm_up_that_is_dropped_is_forgotten():
+    engine = Engine(1, max_prefill_tokens=10)
+    begun, waiting = warm_up("begun", 25), warm_up("waiting", 25)
+    engine.add(begun, waiting)
+    engine.trace(1)
+    engine.end(begun)
+    engine.scheduler.remove(waiting)
+    assert engine.step() is None

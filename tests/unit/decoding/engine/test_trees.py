@@ -470,3 +470,38 @@ def test_a_fault_while_a_request_begins_ends_that_request_alone(monkeypatch):
     assert isinstance(outputs["bad"].error, SequenceFailedError)
     assert drafts(outputs["good"].output) == drafts(cold(PROMPT, ONE))
     assert engine.num_used_slots == 0
+
+
+def test_a_warm_up_gives_way_and_what_it_ran_is_found():
+    engine, _, clock = fake_engine(num_slots=3, max_model_len=96, max_prefill_tokens=8)
+    engine.add_request(EngineRequest("warm", [9] * 40, GenerationParams(max_tokens=0), is_warm_up=True))
+    engine.step()
+    assert engine.last_step.kind == "warm_up"
+    clock.now_s = 1.0
+    drafting = GenerationParams(max_tokens=3, alpha=0)
+    engine.add_request(EngineRequest("other", [7] * 30, drafting))
+    kinds, outputs = [], []
+    while not outputs:
+        outputs = engine.step()
+        kinds.append(engine.last_step.kind)
+    assert outputs[0].request_id == "other"
+    assert "warm_up" not in kinds
+    alone = fake_engine(num_slots=1, max_model_len=96)[0].generate([7] * 30, drafting)
+    assert [draft.token_ids for draft in outputs[0].output.drafts] == [draft.token_ids for draft in alone.drafts]
+    assert outputs[0].output.usage.limited_by_load == alone.usage.limited_by_load == 0
+    (done,) = [output for _ in range(10) for output in engine.step()]
+    assert (done.request_id, done.error, done.output.usage.prompt_tokens) == ("warm", None, 40)
+    found = engine.generate([9] * 40, drafting)
+    assert found.usage.cached_tokens >= 39
+
+
+def test_a_warm_up_that_never_gets_its_turn_is_answered_in_time():
+    engine, _, clock = fake_engine(num_slots=3, max_model_len=96)
+    warm_up = EngineRequest("warm", [9] * 40, GenerationParams(max_tokens=0), is_warm_up=True, timeout_s=10)
+    engine.add_request(warm_up)
+    engine.add_request(EngineRequest("other", [7] * 30, GenerationParams(max_tokens=60, alpha=0)))
+    assert not engine.step()
+    clock.now_s = 10.0
+    (done,) = engine.step()
+    assert (done.request_id, done.error) == ("warm", None)
+    assert "time limit" in done.output.warnings[0]

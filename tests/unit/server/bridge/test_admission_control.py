@@ -303,3 +303,34 @@ def test_no_place_is_lost_or_given_twice(seed, sessions, most_rows):
         assert not control._sessions
 
     run(scenario)
+
+
+def test_a_request_goes_in_beside_warm_ups_as_if_it_were_alone():
+    async def scenario():
+        control = AdmissionControl(16, queue_timeout_s=0.01, target_latency_s=1.0)
+        for _ in range(100):
+            control.costs.observe_decode(1, 0.5)  # ten tokens take five seconds
+        warm_up = await control.enter(Request(), num_tokens=0, is_warm_up=True)
+        place = await control.enter(Request(), num_tokens=10)
+        with pytest.raises(OverloadedError):
+            await control.enter(Request(), num_tokens=10)
+        for one in (place, warm_up):
+            control.leave(one)
+        assert control.num_rows == 0
+
+    run(scenario)
+
+
+def test_warm_ups_have_an_eighth_of_the_places():
+    async def scenario():
+        control = AdmissionControl(16, queue_timeout_s=0.01)
+        places = [await control.enter(Request(), num_tokens=0, is_warm_up=True) for _ in range(2)]
+        with pytest.raises(OverloadedError):
+            await control.enter(Request(), num_tokens=0, is_warm_up=True)
+        places += [await control.enter(Request(), num_tokens=10) for _ in range(14)]
+        with pytest.raises(OverloadedError):
+            await control.enter(Request(), num_tokens=10)
+        control.leave(places[0])
+        await control.enter(Request(), num_tokens=10)
+
+    run(scenario)
