@@ -62,6 +62,7 @@ def measure(engine: Engine, variants: Variants, num_runs: int) -> list[dict[str,
     ngram_share: dict[str, list[float]] = {name: [] for name in variants}
     for run in range(num_runs + 2):
         for name, (params, scorer) in variants.items():
+            engine.forget_prompts()  # else the drafts of the run before take no row
             output = engine.generate(PROMPT, params, scorer)
             if run < 2:  # the first runs touch memory for the first time
                 continue
