@@ -27,3 +27,11 @@ def _cache_of_expanded_files(tmp_path_factory) -> None:
     if converted is not None:
         folder = tmp_path_factory.mktemp("home")
         converted.superdraft_home = lambda home=None: home or folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_stages_on_a_busy_machine() -> None:
+    """Loading a tiny model says nothing, however long it takes."""
+    progress = sys.modules.get("superdraft.decoding.progress")
+    if progress is not None:
+        progress.FIRST_S = 60.0

@@ -55,7 +55,7 @@ def test_hammering_counts_answers_and_refusals(engine, capsys):
 
 
 def test_large_prompts_are_refused_beside_a_small_client(capsys):
-    report, _ = report_of(capsys, large_prompts, seconds=1, per_s=20)
+    report, _ = report_of(capsys, large_prompts, seconds=3, per_s=20)
     alone, beside, large = report["phases"]
     assert alone["answers"].keys() == beside["answers"].keys() == {"200"}
     assert large["answers"].keys() == {"400"}
