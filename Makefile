@@ -34,11 +34,15 @@ TORCH_BUILD := the CPU build, about 200 MB
 TORCH_SOURCE := $(CPU_INDEX:%=--extra-index-url % --retries 1 --timeout 15)
 endif
 
+LLAMACPP_TESTS := tests/unit/decoding/model/llamacpp tests/unit/decoding/loading tests/unit/server/test_loading.py \
+	tests/unit/benchmarks/test_runners.py tests/parity/test_runner_conformance.py tests/parity/test_llamacpp_engine.py \
+	tests/parity/test_gguf_families.py
+
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check lint types fmt bench bench-quick lmplz docs links clean boost FORCE
+.PHONY: help setup serve test test-llamacpp check lint types fmt bench bench-quick lmplz docs links clean boost FORCE
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.stamp-dev  ## Install everything for development
 
@@ -62,7 +66,7 @@ $(TORCH_STAMP): | $(BIN)/python
 	@echo '$(TORCH_BUILD)' > $@
 
 # $(VENV)/.stamp-server, -test, ...: what an extra of pyproject.toml needs.
-NEED_TORCH := server test lint dev
+NEED_TORCH := server test lint dev llamacpp
 $(NEED_TORCH:%=$(VENV)/.stamp-%): $(TORCH_STAMP)
 $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the packages of '.[$*]' in $(VENV)"
@@ -79,6 +83,10 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.stamp-test  ## Run the tests and show their coverage (ARGS go to pytest)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=term $(ARGS)
+
+# Compiles llama.cpp, which takes about ten minutes on two cores: too long for `make test`, which skips these tests.
+test-llamacpp: $(VENV)/.stamp-test $(VENV)/.stamp-llamacpp  ## Run the tests of the runner for GGUF files
+	$(BIN)/python -m pytest $(LLAMACPP_TESTS) $(ARGS)
 
 check: lint test  ## Everything that must pass before a change is merged
 
