@@ -11,7 +11,6 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +26,7 @@ MAX_REFUSED_PER_S = 250.0
 HOLD_S = 0.06
 """A client that sends its next request as soon as this one is refused would otherwise come back at once."""
 
+OVERLOADED = "overloaded"  # the code of a refusal for lack of room
 _MEMORY_S = 1.0
 _MAX_CALLERS = 1024
 _MESSAGE = (
@@ -90,11 +90,12 @@ class TurnstileMiddleware:
             self._metrics.count_shed("turned_away")
             current_record().is_turned_away = True
             await asyncio.sleep(self._hold_s)
-            await response_of(OverloadedError(_MESSAGE, code="overloaded"))(scope, receive, send)
+            await response_of(OverloadedError(_MESSAGE, code=OVERLOADED))(scope, receive, send)
             return
 
         async def noting_refusals(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TOO_MANY_REQUESTS:
+            # Not one that was refused for the caller's own limits: that costs little, and has another remedy.
+            if message["type"] == "http.response.start" and current_record().error_code == OVERLOADED:
                 self._note(caller)
             await send(message)
 

@@ -8,17 +8,20 @@ from support.virtual_time import VirtualTimeLoop
 
 from superdraft.server.edge.turnstile import HOLD_S, MAX_REFUSED_PER_S, Rate, TurnstileMiddleware
 from superdraft.server.observe.metrics import Metrics
+from superdraft.server.observe.stats import current_record, start_record
 
 
 class App:
     """Refuses every request after 25 ms, or answers it."""
 
     def __init__(self):
-        self.num_seen, self.status = 0, 429
+        self.num_seen, self.status, self.code = 0, 429, "overloaded"
 
     async def __call__(self, scope, receive, send):
         self.num_seen += 1
         await asyncio.sleep(0.025)
+        if self.status == 429:
+            current_record().fail(self.status, self.code)
         await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
@@ -40,6 +43,7 @@ class Crowd:
     async def ask(self, address="10.0.0.1", method="POST"):
         """The messages of an answer."""
         sent, begun_s = [], asyncio.get_running_loop().time()
+        start_record()
         scope = {"type": "http", "method": method, "path": "/v1/drafts", "headers": [], "client": (address, 5000)}
 
         async def send(message):
@@ -108,9 +112,10 @@ def test_few_refusals_and_other_callers_are_let_through():
     run(scenario)
 
 
-def test_answers_count_for_nothing():
+@pytest.mark.parametrize(("status", "code"), [(200, None), (429, "rate_limit_exceeded")])
+def test_answers_and_refusals_for_a_callers_own_limits_count_for_nothing(status, code):
     async def scenario(crowd):
-        crowd.app.status = 200
+        crowd.app.status, crowd.app.code = status, code
         await crowd.hammer(200, 5)
         assert crowd.num_turned_away == 0
 
