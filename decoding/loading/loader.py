@@ -5,13 +5,9 @@ or a model id on the Hugging Face hub. Pickled weights are never read. Code that
 caller allows it.
 """
 
-import contextlib
-import functools
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 import transformers
@@ -20,31 +16,24 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
 from superdraft.decoding.loading.catalogue import CATALOGUE
-from superdraft.decoding.loading.converted import ConvertedFiles, load_expanded
 from superdraft.decoding.loading.hub import fetch_weights
 from superdraft.decoding.loading.model_size import ModelSize, loading_bytes, size_of
 from superdraft.decoding.loading.quiet import quiet_transformers
-from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
-from superdraft.decoding.loading.stored_layers import StoredConversion
+from superdraft.decoding.loading.reading import (
+    conversion_of,
+    kept_tokenizer,
+    parsing_gguf_once,
+    read_tokenizer,
+    read_weights,
+    tokenizer_stage,
+    weights_stage,
+)
+from superdraft.decoding.loading.source import Source, check_weight_files, expanded, explained, locate
+from superdraft.decoding.loading.store import KNOWN_MODELS
 from superdraft.decoding.loading.support import check_config, check_model_class
-from superdraft.decoding.memory import require_memory, resident_bytes, shown
+from superdraft.decoding.memory import require_memory, shown
 from superdraft.decoding.model.linear import Conversion, WeightFormat
 from superdraft.decoding.model.weight_formats import choose_weight_format
-from superdraft.decoding.progress import Stage, stage
-
-_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer_config.json",
-)
-_MESSAGE_LENGTH = 300
-
-_P = ParamSpec("_P")
-_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
@@ -88,45 +77,7 @@ class LoadedGguf:
     checks_memory: bool = True
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The place a model is read from; `location` is the argument of `from_pretrained`."""
-
-    name: str
-    location: str
-    path: Path | None = None
-    gguf: Path | None = None
-    hint: str = ""
-    home: Path | None = None
-    entry: Path | None = None  # of the cache of expanded GGUF files, read in place of the file
-
-    @property
-    def shown(self) -> str:
-        return str(self.path) if self.path is not None else self.name
-
-    @property
-    def gguf_options(self) -> dict[str, str]:
-        return {} if self.gguf is None or self.entry is not None else {"gguf_file": self.gguf.name}
-
-
-def _parsing_gguf_once(load: Callable[_P, _Loaded]) -> Callable[_P, _Loaded]:
-    """Parse the metadata of a GGUF file once per call of `load`, whose first argument names a model."""
-
-    @functools.wraps(load)
-    def loading(*args: _P.args, **kwargs: _P.kwargs) -> _Loaded:
-        spec = args[0] if args else kwargs["spec"]
-        if not str(spec).endswith(".gguf"):
-            return load(*args, **kwargs)
-        # Imported late, because it imports gguf, which only GGUF models need.
-        from superdraft.decoding.loading.gguf_conversion import parsed_once
-
-        with parsed_once():
-            return load(*args, **kwargs)
-
-    return loading
-
-
-@_parsing_gguf_once
+@parsing_gguf_once
 def load_model(
     spec: str,
     *,
@@ -155,30 +106,30 @@ def load_model(
     """
     target = _device(device)
     weight_format = choose_weight_format(dtype, target)
-    source = _expanded(_locate(spec, home), weight_format.dtype)
+    source = expanded(locate(spec, home), weight_format.dtype)
     if source.path is not None and source.gguf is None:
-        _check_weight_files(source.path)
-    with _reading_tokenizer(source):
+        check_weight_files(source.path)
+    with tokenizer_stage(source):
         config = _check_architecture(source, trust_remote_code)
-        tokenizer = _read_tokenizer(source, trust_remote_code)
+        tokenizer = read_tokenizer(source, trust_remote_code)
     if source.path is None:
         _fetch_weights(source)
     size = None if config is None else _size(config)
     if checks_memory and size is not None:
         _check_memory(source, size, weight_format, is_on_gpu=target.type == "cuda")
-    with _reading(source, size, weight_format):
-        model = _read_weights(source, weight_format.dtype, trust_remote_code)
+    with weights_stage(source, size, weight_format):
+        model = read_weights(source, weight_format.dtype, trust_remote_code)
     _check_vocabulary(model, tokenizer, source)
-    with _explained(f"cannot place model {source.name!r} on {target}", ModelLoadError):
+    with explained(f"cannot place model {source.name!r} on {target}", ModelLoadError):
         model.to(target)
     model.requires_grad_(False).eval()
     check_config(model.config, source.name)  # again, for models that come with their own classes
     check_model_class(type(model), model.config, source.name)
-    convert = _conversion(source, weight_format) if target.type == "cpu" else weight_format.convert
+    convert = conversion_of(source, weight_format) if target.type == "cpu" else weight_format.convert
     return LoadedModel(model, tokenizer, source.name, source.path, convert)
 
 
-@_parsing_gguf_once
+@parsing_gguf_once
 def load_gguf(
     spec: str,
     *,
@@ -201,38 +152,24 @@ def load_gguf(
         BrokenModelError: its tokenizer cannot be read.
         ModelLoadError: the model could not be fetched.
     """
-    source = _locate(spec, home)
+    source = locate(spec, home)
     path = source.gguf
     if path is None and source.path is not None and spec in KNOWN_MODELS:
         path = source.path / KNOWN_MODELS[spec].gguf_name
     if path is None:
         known = ", ".join(KNOWN_MODELS)
         raise UnknownModelError(f"--runner llamacpp needs a .gguf file or a known model ({known}), got {spec!r}.")
-    with _reading_tokenizer(source):
-        tokenizer = _kept_tokenizer(source) or _read_tokenizer(source, trust_remote_code=False)
+    with tokenizer_stage(source):
+        tokenizer = kept_tokenizer(source) or read_tokenizer(source, trust_remote_code=False)
     return LoadedGguf(path, tokenizer, source.name, num_threads, gpu_layers, checks_memory)
 
 
-def _kept_tokenizer(source: _Source) -> transformers.PreTrainedTokenizerBase | None:
-    """The tokenizer of a GGUF file from the cache, where it is kept at the first use; None if it cannot be."""
-    if source.gguf is None:
-        return None
-    entry = ConvertedFiles(source.home).ensure(source.gguf, None)
-    if entry is None:
-        return None
-    try:
-        return _read_tokenizer(replace(source, location=str(entry), entry=entry), trust_remote_code=False)
-    except BrokenModelError:
-        ConvertedFiles(source.home).remove(entry)
-        return None
-
-
-@_parsing_gguf_once
+@parsing_gguf_once
 def load_tokenizer(
     spec: str, *, home: Path | None = None, trust_remote_code: bool = False
 ) -> transformers.PreTrainedTokenizerBase:
     """Load only a model's tokenizer; arguments and errors are those of `load_model`."""
-    return _read_tokenizer(_locate(spec, home), trust_remote_code)
+    return read_tokenizer(locate(spec, home), trust_remote_code)
 
 
 def fetch(name: str) -> None:
@@ -244,9 +181,9 @@ def fetch(name: str) -> None:
     Raises:
         ModelLoadError: as in `load_model`.
     """
-    source = _locate(name, None)
+    source = locate(name, None)
     _check_architecture(source, trust_remote_code=False)
-    _read_tokenizer(source, trust_remote_code=False)
+    read_tokenizer(source, trust_remote_code=False)
     _fetch_weights(source)
 
 
@@ -257,57 +194,11 @@ def model_size(spec: str, home: Path | None = None) -> ModelSize | None:
     path = Path(spec).expanduser()
     if not path.exists():
         return None
-    config = _check_architecture(_locate(spec, home), trust_remote_code=False)
+    config = _check_architecture(locate(spec, home), trust_remote_code=False)
     return None if config is None else _size(config)
 
 
-def _locate(spec: str, home: Path | None) -> _Source:
-    store = ModelStore(home)
-    if store.knows(spec):
-        folder = store.ensure(spec)
-        return _Source(spec, str(folder), folder, hint=f" `superdraft models pull {spec}` checks and repairs it.")
-    if spec in CATALOGUE:
-        listed = CATALOGUE[spec]
-        hint = " Its licence must be accepted on the hub, and HF_TOKEN set." if listed.is_gated else ""
-        return _Source(spec, listed.hub_id, hint=hint)
-    if not spec.strip():
-        raise UnknownModelError(f"the model's name must not be empty, got {spec!r}.")
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise BrokenModelError(f"the folder {path} contains no model: config.json is missing.")
-        return _Source(path.resolve().name, str(path), path)
-    if path.suffix == ".gguf" and path.is_file():
-        return _Source(path.stem, str(path.parent), path, gguf=path, home=home)
-    looks_local = spec.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf" or spec.count("/") > 1
-    if looks_local or path.exists():
-        raise UnknownModelError(f"{spec!r} is neither a folder with a model nor a .gguf file.")
-    return _Source(spec, spec)
-
-
-def _expanded(source: _Source, dtype: torch.dtype) -> _Source:
-    """The source with its cache entry, if it is a GGUF file that was expanded before."""
-    entry = None if source.gguf is None else ConvertedFiles(source.home).find(source.gguf, dtype)
-    return source if entry is None else replace(source, location=str(entry), entry=entry)
-
-
-def _check_weight_files(folder: Path) -> None:
-    files = [file for file in folder.iterdir() if file.is_file()]
-    if any(file.suffix == ".safetensors" for file in files):
-        return
-    pickles = sorted(file.name for file in files if file.suffix in _PICKLE_SUFFIXES)
-    if pickles:
-        raise BrokenModelError(
-            f"{folder} has only pickled weights ({pickles[0]}). They are refused because reading them can run code. "
-            "Save the model as safetensors."
-        )
-    ggufs = sorted(file for file in files if file.suffix == ".gguf")
-    if ggufs:
-        raise BrokenModelError(f"{folder} has no safetensors weights. To use its GGUF file, pass its path: {ggufs[0]}")
-    raise BrokenModelError(f"{folder} has no safetensors weights.")
-
-
-def _check_architecture(source: _Source, trust_remote_code: bool) -> transformers.PretrainedConfig | None:
+def _check_architecture(source: Source, trust_remote_code: bool) -> transformers.PretrainedConfig | None:
     """Check the config and class before any weights are read; the config, None if it comes with its own class."""
     reading = f"cannot read the config of model {source.shown!r}"
     unreadable: type[ModelLoadError] = BrokenModelError
@@ -319,13 +210,13 @@ def _check_architecture(source: _Source, trust_remote_code: bool) -> transformer
             else f"{source.name!r} ({source.location}) cannot be read from the hub"
         )
         unreadable = UnknownModelError
-    with _explained(reading, unreadable, source.hint), quiet_transformers():
+    with explained(reading, unreadable, source.hint), quiet_transformers():
         raw, _ = transformers.PretrainedConfig.get_config_dict(source.location, **source.gguf_options)
     model_type = raw.get("model_type")
     if model_type not in CONFIG_MAPPING:
         _check_foreign(source, raw, trust_remote_code)
         return None
-    with _explained(reading, BrokenModelError, source.hint), quiet_transformers():
+    with explained(reading, BrokenModelError, source.hint), quiet_transformers():
         config = transformers.AutoConfig.from_pretrained(source.location, **source.gguf_options)
     check_config(config, source.name)
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -335,8 +226,8 @@ def _check_architecture(source: _Source, trust_remote_code: bool) -> transformer
     return config
 
 
-def _fetch_weights(source: _Source) -> None:
-    with _explained(f"cannot fetch the weights of model {source.shown!r}", ModelLoadError, source.hint):
+def _fetch_weights(source: Source) -> None:
+    with explained(f"cannot fetch the weights of model {source.shown!r}", ModelLoadError, source.hint):
         fetch_weights(source.location)
 
 
@@ -348,7 +239,7 @@ def _size(config: transformers.PretrainedConfig) -> ModelSize | None:
         return None
 
 
-def _check_memory(source: _Source, size: ModelSize, weight_format: WeightFormat, *, is_on_gpu: bool) -> None:
+def _check_memory(source: Source, size: ModelSize, weight_format: WeightFormat, *, is_on_gpu: bool) -> None:
     """Refuse a model whose weights do not fit in the free memory while they are loaded.
 
     Raises:
@@ -367,28 +258,7 @@ def _check_memory(source: _Source, size: ModelSize, weight_format: WeightFormat,
     require_memory(needed, f"loading {source.name!r} as {weight_format.name}", " ".join(remedies))
 
 
-def _reading_tokenizer(source: _Source) -> contextlib.AbstractContextManager[object]:
-    """Show that a tokenizer is read, which takes long for some GGUF files; the hub's client shows its own progress."""
-    return contextlib.nullcontext() if source.path is None else stage(f"Reading the tokenizer of {source.name}")
-
-
-@contextlib.contextmanager
-def _reading(source: _Source, size: ModelSize | None, weight_format: WeightFormat) -> Iterator[Stage]:
-    """Show how much of the weights is in memory."""
-    before = resident_bytes()
-
-    def growth() -> int | None:
-        now = resident_bytes()
-        return None if now is None or before is None else max(0, now - before)
-
-    is_expanded = source.gguf is None or source.entry is not None
-    what = f"Reading {source.name}" if is_expanded else f"Expanding {source.name}.gguf"
-    total = None if size is None else size.num_weights * weight_format.dtype.itemsize
-    with stage(what, total=total, measured=growth) as current:
-        yield current
-
-
-def _check_foreign(source: _Source, raw: dict[str, Any], trust_remote_code: bool) -> None:
+def _check_foreign(source: Source, raw: dict[str, Any], trust_remote_code: bool) -> None:
     """Accept a model type that transformers does not have only if it comes with its own, trusted code."""
     model_type = raw.get("model_type")
     if "AutoModelForCausalLM" not in raw.get("auto_map", {}):
@@ -403,76 +273,8 @@ def _check_foreign(source: _Source, raw: dict[str, Any], trust_remote_code: bool
         )
 
 
-def _read_tokenizer(source: _Source, trust_remote_code: bool) -> transformers.PreTrainedTokenizerBase:
-    unreadable = BrokenModelError if source.path is not None else UnknownModelError
-    with _explained(f"cannot read the tokenizer of model {source.shown!r}", unreadable, source.hint):
-        if source.gguf is not None and source.entry is None:
-            # Imported late, because it imports gguf, which only GGUF models need.
-            from superdraft.decoding.loading.gguf_tokenizer import load_gguf_tokenizer
-
-            return load_gguf_tokenizer(source.gguf)
-        folder = source.entry or source.path
-        if folder is not None and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-            raise BrokenModelError(f"{folder} contains no tokenizer (tokenizer.json is missing).")
-        with quiet_transformers():
-            return transformers.AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code)
-
-
-def _read_weights(source: _Source, dtype: torch.dtype, trust_remote_code: bool) -> transformers.PreTrainedModel:
-    with _explained(f"cannot load the weights of model {source.shown!r}", BrokenModelError, source.hint):
-        if source.gguf is not None:
-            return _read_gguf_weights(source, source.gguf, dtype)
-        with quiet_transformers():
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                source.location,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
-    _check_complete(info, source)
-    return model
-
-
-def _read_gguf_weights(source: _Source, gguf: Path, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """The weights mapped from the cache, expanded into it first if they are not there; else expanded in memory."""
-    cache = ConvertedFiles(source.home)
-    if source.entry is not None:
-        try:
-            return load_expanded(source.entry, dtype)
-        except Exception as error:  # whatever transformers and safetensors raise about damaged files
-            sys.stderr.write(f"{source.entry} is damaged and prepared again: {type(error).__name__}: {error}\n")
-            cache.remove(source.entry)
-    size_mb = gguf.stat().st_size // 10**6
-    sys.stderr.write(f"Reading {gguf.name} ({size_mb} MB); expanding its weights may take minutes.\n")
-    entry = cache.ensure(gguf, dtype)
-    if entry is not None:
-        return load_expanded(entry, dtype)
-    from superdraft.decoding.loading.gguf_conversion import load_gguf_model
-
-    model, info = load_gguf_model(gguf, dtype=dtype)
-    _check_complete(info, source)
-    return model
-
-
-def _conversion(source: _Source, weight_format: WeightFormat) -> Conversion | None:
-    """The weight format's conversion; for a GGUF file in the cache, one that keeps the converted layers there."""
-    if weight_format.convert is None or source.gguf is None:
-        return weight_format.convert
-    entry = ConvertedFiles(source.home).find(source.gguf, weight_format.dtype)
-    return weight_format.convert if entry is None else StoredConversion(weight_format.convert, entry)
-
-
-def _check_complete(info: dict[str, Any], source: _Source) -> None:
-    """Refuse a model with missing weights: transformers fills them with random numbers."""
-    if absent := sorted(info["missing_keys"]):
-        raise BrokenModelError(
-            f"{source.shown!r} lacks {len(absent)} of its weights, for example {absent[0]}.{source.hint}"
-        )
-
-
 def _check_vocabulary(
-    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, source: _Source
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, source: Source
 ) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if not 0 < len(tokenizer) <= rows:
@@ -494,17 +296,3 @@ def _device(device: str) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ModelLoadError(f"device {device!r} was requested, but torch sees {torch.cuda.device_count()} GPUs.")
     return found
-
-
-@contextlib.contextmanager
-def _explained(what: str, error_class: type[ModelLoadError], hint: str = "") -> Iterator[None]:
-    """Turn any exception that transformers, torch or the system raises about a user's files into a one-line error."""
-    try:
-        yield
-    except ModelLoadError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or "no reason given"
-        if len(reason) > _MESSAGE_LENGTH:
-            reason = f"{reason[:_MESSAGE_LENGTH]}..."
-        raise error_class(f"{what}: {type(error).__name__}: {reason}{hint}") from error

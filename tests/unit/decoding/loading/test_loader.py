@@ -17,7 +17,7 @@ from superdraft.decoding.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from superdraft.decoding.loading import loader
+from superdraft.decoding.loading import loader, reading
 from superdraft.decoding.loading.catalogue import CATALOGUE
 from superdraft.decoding.loading.hub import cached_folder, fetch_weights
 from superdraft.decoding.loading.loader import load_gguf, load_model, load_tokenizer
@@ -212,7 +212,7 @@ def test_the_check_can_be_left_out_and_refuses_nothing_that_fits(llama, monkeypa
 
 def test_a_long_start_says_what_it_does(llama, tmp_path, monkeypatch):
     stages = Stages()
-    monkeypatch.setattr(loader, "stage", stages.record)
+    monkeypatch.setattr(reading, "stage", stages.record)
     load_model(str(llama), device="cpu", dtype="float32")
     assert stages.names == ["Reading the tokenizer of llama", "Reading llama"]
     assert stages.ended[1].total == 4 * size_of(tiny_model("llama").config).num_weights
