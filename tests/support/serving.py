@@ -46,7 +46,7 @@ def raw_request(url: str, path: str, **body: object) -> socket.socket:
 
 def num_commands(app: FastAPI) -> int:
     """Number of commands that the engine thread has not yet received, because it is in a step."""
-    return app.state.service.engine._commands.qsize()
+    return app.state.service.engine._thread.num_commands
 
 
 def num_twins(app: FastAPI) -> int:

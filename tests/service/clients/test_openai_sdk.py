@@ -202,7 +202,7 @@ def test_retry_hint_of_a_server_that_stops_is_obeyed(engine):
     """`retry-after-ms` says one second: the SDK's own pause would be half of it."""
     app = create_app(Settings(shutdown_grace_s=0), engine, model_name="tiny")
     with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=1) as client:
-        app.state.service.engine._accepting = False  # as in a shutdown, but with an open door
+        app.state.service.engine._thread._accepting = False  # as in a shutdown, but with an open door
         began = time.monotonic()
         with pytest.raises(openai.InternalServerError) as caught:
             client.completions.create(**HELLO)

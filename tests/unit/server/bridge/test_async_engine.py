@@ -205,7 +205,7 @@ class FailsToCancel(FakeEngine):
 async def one_leaves(async_engine, engine):
     """Run three requests, of which the first is cancelled; returns how the others ended."""
     tasks = [asyncio.create_task(async_engine.generate(EngineRequest(name, "x", LONG))) for name in "abc"]
-    await until(lambda: len(engine.seen) + async_engine._commands.qsize() == 3)
+    await until(lambda: len(engine.seen) + async_engine._thread.num_commands == 3)
     tasks[0].cancel()
     await until(tasks[0].done)
     engine.gate.set()
@@ -511,7 +511,7 @@ def test_long_texts_of_a_session_reach_the_engine_in_their_order(slow):
         tasks = [start(async_engine, name, TEXT, session_id="s") for name in "ab"]
         await until(lambda: slow.tokenizer.long)
         slow.tokenizer.gate.set()
-        await until(lambda: len(slow.seen) + async_engine._commands.qsize() == 2)  # neither has been answered
+        await until(lambda: len(slow.seen) + async_engine._thread.num_commands == 2)  # neither has been answered
         slow.gate.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
