@@ -114,17 +114,18 @@ class Scheduler:
             sequence = self._waiting[0]
             if sequence.request.key_gap_s is not None and len(self.running) + len(prompts) >= most_running:
                 break
-            num_unfed = self._trees.num_unfed(sequence)
+            match = self._trees.find(sequence)
+            num_unfed = len(sequence.prompt_token_ids) - match.length
             if num_unfed > max_tokens:
                 if self._long is not None:
                     break
                 self._long = self._waiting.pop(0)
-                self._trees.begin(self._long, now_s)
+                self._trees.begin(self._long, match, now_s)
                 continue
             if num_unfed > room:
                 break
             self._waiting.pop(0)
-            self._trees.begin(sequence, now_s)
+            self._trees.begin(sequence, match, now_s)
             with faults.ending(sequence):
                 self._on_begin(sequence)
             num_unfed = sequence.num_unfed_tokens
@@ -139,7 +140,7 @@ class Scheduler:
         if not sequence.trees:
             if not self._trees.can_begin(sequence):
                 return []
-            self._trees.begin(sequence, now_s)
+            self._trees.begin(sequence, self._trees.find(sequence), now_s)
         return [(sequence, min(sequence.num_unfed_tokens, max_tokens))]
 
     def start(self, sequence: Sequence) -> None:

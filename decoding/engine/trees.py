@@ -20,7 +20,7 @@ from superdraft.decoding.model.segments import Segment
 
 
 @dataclass(frozen=True, slots=True)
-class _Match:
+class Match:
     """The first tokens of a prompt that a tree has: `length` of them, the last ones in `cells` behind its trunk."""
 
     length: int = 0
@@ -81,18 +81,15 @@ class Trees:
         """Whether there is a slot for a request that nobody has sent yet: one without a tree that others may need."""
         return any(not tree.is_used and (tree.is_ahead or not tree.last_use) for tree in self._trees)
 
-    def num_unfed(self, sequence: Sequence) -> int:
-        """Prompt tokens that would have to be run if the request began now."""
-        return len(sequence.prompt_token_ids) - self._best_match(sequence).length
-
-    def begin(self, sequence: Sequence, started_s: float) -> None:
-        """Give a request its slots, the first with as much of its prompt as is found.
+    def begin(self, sequence: Sequence, match: Match, started_s: float) -> None:
+        """Give a request its slots, the first with what was found of its prompt.
 
         Args:
             sequence: the request.
+            match: what `find` found; nothing else may have begun since.
             started_s: the clock now.
         """
-        match, is_ahead = self._best_match(sequence), sequence.request.is_ahead
+        is_ahead = sequence.request.is_ahead
         if match.tree is not None and match.tree.is_ahead and not is_ahead:
             self.num_foreseen += match.length == len(sequence.prompt_token_ids)
         tree = self._place_for(sequence, match)
@@ -113,9 +110,9 @@ class Trees:
         found = [self._logits.get(tree.isolation, key) for key in needed]
         sequence.prompt_logits = [logits for logits in found if logits is not None]
 
-    def _best_match(self, sequence: Sequence) -> _Match:
-        """The tree that has the longest usable beginning of a prompt."""
-        best, tokens, keys = _Match(), sequence.prompt_token_ids, sequence.prompt_keys
+    def find(self, sequence: Sequence) -> Match:
+        """The longest usable beginning of a request's prompt."""
+        best, tokens, keys = Match(), sequence.prompt_token_ids, sequence.prompt_keys
         for tree in self._trees:
             if tree.isolation != sequence.request.isolation or not tree.trunk:
                 continue
@@ -126,7 +123,7 @@ class Trees:
             length = in_trunk + len(cells)
             needed = range(sequence.num_shared - 1, length)
             length = next((at for at in needed if self._logits.get(tree.isolation, keys[at]) is None), length)
-            found = _Match(length, tree, cells[: max(0, length - in_trunk)])
+            found = Match(length, tree, cells[: max(0, length - in_trunk)])
             if found.length and found.rank > best.rank:
                 best = found
         return best
@@ -135,7 +132,7 @@ class Trees:
         """Keep the model's output after a node, float32, shape [V]: the next prompt may end there."""
         self._logits.put(tree.isolation, key, logits)
 
-    def _place_for(self, sequence: Sequence, match: _Match) -> Tree:
+    def _place_for(self, sequence: Sequence, match: Match) -> Tree:
         """The tree for a request, with what was found of its prompt as its trunk."""
         oldest, source, cache = self._least_recently_used(), match.tree, self._runner.cache
         if source is None or match.length == 0:
