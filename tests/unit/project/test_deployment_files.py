@@ -11,6 +11,7 @@ import yaml
 from prometheus_client import generate_latest
 from support.engine import FakeEngine
 
+from superdraft.decoding.model.native.library import BUNDLED
 from superdraft.server.app import create_app
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.ray_replicas.options import ENVIRONMENT
@@ -107,6 +108,12 @@ def test_the_image_is_healthy_when_it_is_ready(monkeypatch):
     exec(code, {})
     assert asked == ["http://127.0.0.1:8000/ready", "http://127.0.0.1:9000/ready"]
     assert "/ready" in paths_of_app()
+
+
+def test_the_image_gets_no_kernels_that_were_compiled_elsewhere():
+    """They may be of other sources, and would come with the package."""
+    kept_out = (ROOT / ".dockerignore").read_text().splitlines()
+    assert BUNDLED.resolve().relative_to(ROOT).as_posix() in kept_out[kept_out.index("!decoding") :]
 
 
 def test_the_programs_for_ngram_models_are_built_from_files_that_exist():
