@@ -13,6 +13,7 @@ from support.engine import FakeEngine
 
 from superdraft.decoding.model.native.library import BUNDLED
 from superdraft.server.app import create_app
+from superdraft.server.errors import SettingsError
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.ray_replicas.options import ENVIRONMENT
 from superdraft.server.settings import Settings, load_settings
@@ -189,6 +190,20 @@ def test_the_probes_ask_for_routes_that_need_no_key():
     for name, path in (("startupProbe", "/ready"), ("readinessProbe", "/ready"), ("livenessProbe", "/health")):
         assert container[name]["httpGet"] == {"path": path, "port": "http"}
         assert path in paths_of_app()
+
+
+def test_the_service_puts_no_variables_into_its_pods(monkeypatch):
+    prefix = manifests["Service"]["metadata"]["name"].upper()
+    monkeypatch.setenv(f"{prefix}_SERVICE_HOST", "10.96.0.9")
+    with pytest.raises(SettingsError):
+        load_settings()
+    assert pod["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("file", [COMPOSE, *sorted((ROOT / "deploy").rglob("*.y*ml"))], ids=lambda file: file.name)
+def test_every_variable_in_the_files_and_their_comments_is_a_setting(file):
+    variables = {name.lower() for name in re.findall(r"SUPERDRAFT_([A-Z_]+)", file.read_text())}
+    assert variables <= set(Settings.model_fields)
 
 
 def test_a_pod_has_time_to_drain():
