@@ -11,6 +11,7 @@ import yaml
 from prometheus_client import generate_latest
 from support.engine import FakeEngine
 
+from superdraft.client.wire import SESSION_HEADER
 from superdraft.decoding.model.native.library import BUNDLED
 from superdraft.server.app import create_app
 from superdraft.server.errors import SettingsError
@@ -253,6 +254,11 @@ def test_what_is_added_names_what_is_there():
     metrics.watch_admission(lambda: 0)
     assert f"\n{scaling['metrics'][0]['pods']['metric']['name']} " in generate_latest(metrics.registry).decode()
     assert manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
+
+
+def test_the_ingress_spreads_clients_that_name_no_session():
+    (key,) = (value for name, value in addition("ingress.yaml")["metadata"]["annotations"].items() if "hash-by" in name)
+    assert key == f"$http_{SESSION_HEADER.replace('-', '_')}$remote_addr"  # an absent header is empty for all
 
 
 def test_metrics_are_fetched_with_a_key():
