@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -97,19 +99,30 @@ def test_the_image_serves_on_the_port_that_it_declares(monkeypatch):
     assert not settings.allow_unauthenticated  # so that it does not start for everybody unless it is told to
 
 
-def test_the_image_is_healthy_when_it_is_ready(monkeypatch):
-    import urllib.request
-
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_image_is_healthy_when_it_is_ready(status, healthy):
     (command,) = re.findall(r"^ +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
-    program, flag, code = json.loads(command)
-    assert (program, flag) == ("python", "-c")
+    program, *arguments = json.loads(command)
+    assert program == "python"
+    assert f'"SUPERDRAFT_PORT", {Settings().port})' in arguments[-1]
     asked = []
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: asked.append(url))
-    exec(code, {})
-    monkeypatch.setenv("SUPERDRAFT_PORT", "9000")
-    exec(code, {})
-    assert asked == ["http://127.0.0.1:8000/ready", "http://127.0.0.1:9000/ready"]
-    assert "/ready" in paths_of_app()
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        environment = {"SUPERDRAFT_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9"}  # nobody there
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=30)
+    assert asked == ["/ready"], done.stderr
+    assert asked[0] in paths_of_app()
+    assert (done.returncode == 0) is healthy
 
 
 def test_the_image_gets_no_kernels_that_were_compiled_elsewhere():
