@@ -1,6 +1,7 @@
 """The files that deploy the server: their schemas, and that they agree with the app, its settings and one another."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -282,6 +283,16 @@ def test_metrics_are_fetched_with_a_key():
     assert endpoint["path"] in paths_of_app()
     assert endpoint["authorization"]["credentials"]["key"]
     assert "prometheus.io" not in KUBERNETES.read_text()  # annotations send no key
+
+
+def test_the_key_for_metrics_is_written_as_prometheus_can_send_it(tmp_path):
+    text = (KUBERNETES.parent / "service-monitor.yaml").read_text()
+    (command,) = re.findall(r"^# +(superdraft keys new .*)$", text, re.MULTILINE)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert re.fullmatch(rb"sd-[\w-]{40,}", (tmp_path / "metrics-key").read_bytes())
+    secrets = re.findall(r"create secret generic (\S+)", text)
+    assert secrets[1:] == [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
 
 
 def test_a_gpus_pods_have_settings_that_exist(monkeypatch):
