@@ -9,6 +9,7 @@ packages read their own variables.
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ from superdraft.server.errors import SettingsError
 ENV_PREFIX = "SUPERDRAFT_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 CLIENT_VARIABLES = (ENV_PREFIX + "URL", ENV_PREFIX + "API_KEY")
+# Kubernetes describes the Services of a namespace to its pods: SUPERDRAFT_SERVICE_HOST, SUPERDRAFT_PORT_80_TCP_ADDR.
+_SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 """Read by the Python client; in the environment of a server they mean nothing."""
 
 Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
@@ -435,7 +438,10 @@ def _read_environment() -> dict[str, Any]:
         name = variable.upper()
         if name.startswith(ENV_PREFIX) and name not in (*known, CONFIG_VARIABLE, *CLIENT_VARIABLES):
             close = _closest(name, [*known, CONFIG_VARIABLE])
-            raise SettingsError(f"The environment variable {variable} is not a setting; did you mean {close}?")
+            message = f"The environment variable {variable} is not a setting; did you mean {close}?"
+            if "KUBERNETES_SERVICE_HOST" in os.environ and _SERVICE_LINK.search(name):
+                message += " If Kubernetes set it, for a Service, set enableServiceLinks: false in the pod's spec."
+            raise SettingsError(message)
     try:
         return EnvSettingsSource(Settings)()
     except SourceError as error:  # a value that should be JSON and is not

@@ -43,9 +43,14 @@ class KernelsUnavailableError(Exception):
     """There are no kernels for this machine; the message says why."""
 
 
+def is_x86_64() -> bool:
+    """Whether this machine is of the only architecture that there are kernels for."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
 def supported_variants() -> list[str]:
     """The variants that this processor can run, the best first."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.cpu._is_avx2_supported():
+    if not is_x86_64() or not torch.cpu._is_avx2_supported():
         return []
     has_vnni = torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported()
     return ["avx512-vnni", "avx2"] if has_vnni else ["avx2"]

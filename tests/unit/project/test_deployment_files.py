@@ -1,9 +1,12 @@
 """The files that deploy the server: their schemas, and that they agree with the app, its settings and one another."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,10 @@ import yaml
 from prometheus_client import generate_latest
 from support.engine import FakeEngine
 
+from superdraft.client.wire import SESSION_HEADER
+from superdraft.decoding.model.native.library import BUNDLED
 from superdraft.server.app import create_app
+from superdraft.server.errors import SettingsError
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.ray_replicas.options import ENVIRONMENT
 from superdraft.server.settings import Settings, load_settings
@@ -94,19 +100,36 @@ def test_the_image_serves_on_the_port_that_it_declares(monkeypatch):
     assert not settings.allow_unauthenticated  # so that it does not start for everybody unless it is told to
 
 
-def test_the_image_is_healthy_when_it_is_ready(monkeypatch):
-    import urllib.request
-
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_image_is_healthy_when_it_is_ready(status, healthy):
     (command,) = re.findall(r"^ +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
-    program, flag, code = json.loads(command)
-    assert (program, flag) == ("python", "-c")
+    program, *arguments = json.loads(command)
+    assert program == "python"
+    assert f'"SUPERDRAFT_PORT", {Settings().port})' in arguments[-1]
     asked = []
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: asked.append(url))
-    exec(code, {})
-    monkeypatch.setenv("SUPERDRAFT_PORT", "9000")
-    exec(code, {})
-    assert asked == ["http://127.0.0.1:8000/ready", "http://127.0.0.1:9000/ready"]
-    assert "/ready" in paths_of_app()
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        environment = {"SUPERDRAFT_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9"}  # nobody there
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=30)
+    assert asked == ["/ready"], done.stderr
+    assert asked[0] in paths_of_app()
+    assert (done.returncode == 0) is healthy
+
+
+def test_the_image_gets_no_kernels_that_were_compiled_elsewhere():
+    """They may be of other sources, and would come with the package."""
+    kept_out = (ROOT / ".dockerignore").read_text().splitlines()
+    assert BUNDLED.resolve().relative_to(ROOT).as_posix() in kept_out[kept_out.index("!decoding") :]
 
 
 def test_the_programs_for_ngram_models_are_built_from_files_that_exist():
@@ -184,6 +207,20 @@ def test_the_probes_ask_for_routes_that_need_no_key():
         assert path in paths_of_app()
 
 
+def test_the_service_puts_no_variables_into_its_pods(monkeypatch):
+    prefix = manifests["Service"]["metadata"]["name"].upper()
+    monkeypatch.setenv(f"{prefix}_SERVICE_HOST", "10.96.0.9")
+    with pytest.raises(SettingsError):
+        load_settings()
+    assert pod["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("file", [COMPOSE, *sorted((ROOT / "deploy").rglob("*.y*ml"))], ids=lambda file: file.name)
+def test_every_variable_in_the_files_and_their_comments_is_a_setting(file):
+    variables = {name.lower() for name in re.findall(r"SUPERDRAFT_([A-Z_]+)", file.read_text())}
+    assert variables <= set(Settings.model_fields)
+
+
 def test_a_pod_has_time_to_drain():
     grace = {variable["name"]: variable["value"] for variable in container["env"]}["SUPERDRAFT_SHUTDOWN_GRACE_S"]
     pause = container["lifecycle"]["preStop"]["exec"]["command"][1]
@@ -233,6 +270,11 @@ def test_what_is_added_names_what_is_there():
     assert manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
 
 
+def test_the_ingress_spreads_clients_that_name_no_session():
+    (key,) = (value for name, value in addition("ingress.yaml")["metadata"]["annotations"].items() if "hash-by" in name)
+    assert key == f"$http_{SESSION_HEADER.replace('-', '_')}$remote_addr"  # an absent header is empty for all
+
+
 def test_metrics_are_fetched_with_a_key():
     monitor = addition("service-monitor.yaml")["spec"]
     (endpoint,) = monitor["endpoints"]
@@ -241,6 +283,16 @@ def test_metrics_are_fetched_with_a_key():
     assert endpoint["path"] in paths_of_app()
     assert endpoint["authorization"]["credentials"]["key"]
     assert "prometheus.io" not in KUBERNETES.read_text()  # annotations send no key
+
+
+def test_the_key_for_metrics_is_written_as_prometheus_can_send_it(tmp_path):
+    text = (KUBERNETES.parent / "service-monitor.yaml").read_text()
+    (command,) = re.findall(r"^# +(superdraft keys new .*)$", text, re.MULTILINE)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert re.fullmatch(rb"sd-[\w-]{40,}", (tmp_path / "metrics-key").read_bytes())
+    secrets = re.findall(r"create secret generic (\S+)", text)
+    assert secrets[1:] == [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
 
 
 def test_a_gpus_pods_have_settings_that_exist(monkeypatch):

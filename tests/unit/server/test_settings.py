@@ -38,6 +38,24 @@ def test_unknown_variable_names_the_closest(monkeypatch):
         load_settings()
 
 
+@pytest.mark.parametrize("variable", ["SUPERDRAFT_SERVICE_HOST", "SUPERDRAFT_PORT_80_TCP", "SUPERDRAFT_API_PORT"])
+def test_variable_that_kubernetes_sets_for_a_service_is_explained(monkeypatch, variable):
+    monkeypatch.setenv(variable, "tcp://10.96.0.9:80")
+    with pytest.raises(SettingsError) as elsewhere:
+        load_settings()
+    assert "Kubernetes" not in str(elsewhere.value)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    with pytest.raises(SettingsError, match=rf"{variable} is not a setting.*set enableServiceLinks: false"):
+        load_settings()
+
+
+def test_misspelt_variable_in_a_pod_is_not_blamed_on_kubernetes(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("SUPERDRAFT_NUM_SLOT", "7")
+    with pytest.raises(SettingsError, match=r"did you mean SUPERDRAFT_NUM_SLOTS\?$"):
+        load_settings()
+
+
 def test_home_is_a_setting(monkeypatch, tmp_path):
     monkeypatch.setenv("SUPERDRAFT_HOME", str(tmp_path))
     assert load_settings().home == tmp_path

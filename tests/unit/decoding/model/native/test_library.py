@@ -4,6 +4,7 @@ import stat
 
 import pytest
 
+from superdraft.decoding.model.native import __main__ as building
 from superdraft.decoding.model.native import library
 from superdraft.decoding.model.native.library import KernelsUnavailableError, build, library_name, load_kernels
 
@@ -88,3 +89,15 @@ def test_a_processor_without_the_instructions(monkeypatch):
     assert library.supported_variants() == []
     with pytest.raises(KernelsUnavailableError, match="need AVX2, which this aarch64 processor lacks"):
         library.load_kernels()
+
+
+def test_an_image_for_another_processor_is_built_without_kernels(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(building, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setenv("CXX", compiler(tmp_path, "echo 'unrecognized option -mavx2' >&2; exit 1"))
+    monkeypatch.setattr(library.platform, "machine", lambda: "aarch64")
+    building.main()
+    assert "on aarch64, torch's own are used" in capsys.readouterr().err
+    assert not (tmp_path / "bundled").exists()
+    monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
+    with pytest.raises(SystemExit, match="unrecognized option"):
+        building.main()
