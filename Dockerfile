@@ -97,8 +97,8 @@ VOLUME ["/var/lib/superdraft"]
 EXPOSE 8000
 
 # The start period is long because the first start downloads the default model (93 MB) into the volume and converts it;
-# the container's log says so. The request must not go
-# through a proxy, which Docker's configuration may put into the environment.
+# the container's log says so. The request must not go through a proxy, which Docker's configuration may put into the
+# environment.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ.get(\"SUPERDRAFT_PORT\", 8000)}/ready', timeout=4)"]
 

@@ -28,9 +28,10 @@ from superdraft.server.errors import SettingsError
 ENV_PREFIX = "SUPERDRAFT_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 CLIENT_VARIABLES = (ENV_PREFIX + "URL", ENV_PREFIX + "API_KEY")
+"""Read by the Python client; in the environment of a server they mean nothing."""
+
 # Kubernetes describes the Services of a namespace to its pods: SUPERDRAFT_SERVICE_HOST, SUPERDRAFT_PORT_80_TCP_ADDR.
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
-"""Read by the Python client; in the environment of a server they mean nothing."""
 
 Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
 if TYPE_CHECKING:
