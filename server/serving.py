@@ -125,7 +125,9 @@ def banner(host: str, port: int, what: str) -> None:
     """Print to stderr what is served, and where."""
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     sys.stderr.write(f"Superdraft serves {what} on {url}, docs at {url}/docs\n")
-    sys.stderr.write(f"To try it, open {url} in a browser.\n")
+    # A browser cannot open the address that stands for all of this machine's.
+    here = f"http://localhost:{port}" if host in ("0.0.0.0", "::") else url  # noqa: S104 (compared, not bound)
+    sys.stderr.write(f"To try it, open {here} in a browser.\n")
     sys.stderr.flush()
 
 

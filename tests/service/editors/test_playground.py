@@ -112,3 +112,9 @@ def test_who_starts_the_server_is_told_where_the_page_is(capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith(f"on {url}, docs at {url}/docs")
     assert second == f"To try it, open {url} in a browser."
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_server_for_all_addresses_is_tried_on_this_machine(host, capsys):
+    serving.banner(host, 8123, "tiny")
+    assert capsys.readouterr().err.endswith("To try it, open http://localhost:8123 in a browser.\n")
