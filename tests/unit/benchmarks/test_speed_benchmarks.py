@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import types
 from contextlib import contextmanager
 
 import httpx
@@ -212,6 +213,17 @@ def test_a_start_is_over_when_the_server_is_ready(engine, monkeypatch, tmp_path,
     process.code = 3
     with pytest.raises(CommandError, match="ended with code 3: model not found"):
         startup.start_once(["--dtype", "int4"])
+
+
+def test_a_server_that_does_not_start_in_time_is_quoted_in_whole_lines(monkeypatch, tmp_path):
+    monkeypatch.setattr(local_server.subprocess, "Popen", lambda *_, **__: types.SimpleNamespace(poll=lambda: None))
+    monkeypatch.setattr(local_server, "START_TIMEOUT_S", 0)
+    server = local_server.LocalServer([], tmp_path / "log")
+    lines = [f"line {number}: {'x' * 300}" for number in range(9)]
+    server._log.write_text("\n".join(lines) + "\n")
+    with pytest.raises(CommandError, match="did not start within 0 s") as caught:
+        server.check_running()
+    assert str(caught.value).splitlines()[1:] == lines[-local_server.LOG_LINES :]
 
 
 @pytest.fixture
