@@ -236,6 +236,12 @@ def recorded(monkeypatch, tmp_path):
     return seconds
 
 
+def test_every_contender_runs_with_the_default_model(default_model):
+    times = {name: run() for name, run in quick._contenders().items()}
+    assert set(times) == {name for question in quick.QUESTIONS for name in (question.above, question.below)}
+    assert all(took > 0 for took in times.values())
+
+
 def test_ratios_within_their_tolerance_pass(recorded, capsys):
     recorded["superposed 3"] = 1.09
     recorded["generate"] = 3.0  # what people use today may be slower than it was
