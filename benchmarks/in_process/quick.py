@@ -39,7 +39,7 @@ RECORDED = Path(__file__).with_name("quick.json")
 WARM_UP_ROUNDS = 2
 KEY_PRESS_TOKENS = 8
 KEY_PRESS_CHARS = 200
-_CONFIG = EngineConfig(max_model_len=512, num_slots=16, kv_memory_bytes=256 * 1024**2)
+_CONFIG = EngineConfig(max_model_len=512, num_slots=16, kv_memory_bytes=512 * 1024**2)
 
 Timed = dict[str, Callable[[], float]]
 

@@ -19,6 +19,7 @@ from superdraft.server.errors import CommandError
 START_TIMEOUT_S = 180.0  # the model may have to be fetched
 STOP_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
+LOG_LINES = 5  # of the server's log, in errors
 NEVER_REFUSE = ("--queue-timeout-ms", "60000", "--max-waiting", "1000", "--target-latency-ms", "60000")
 """Options for closed loops: when all slots are busy, requests wait instead of being refused."""
 
@@ -91,11 +92,14 @@ class LocalServer:
         Raises:
             CommandError: it ended, or did not start in time.
         """
-        text = self._log.read_text(errors="replace").strip()[-500:]
+        text = "\n".join(self._log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:])
         if self.process.poll() is not None:
             raise CommandError(f"the server ended with code {self.process.returncode}: {text}")
         if time.monotonic() >= self._deadline_s:
-            raise CommandError(f"the server did not start within {START_TIMEOUT_S:g} s: {text}")
+            raise CommandError(
+                f"the server did not start within {START_TIMEOUT_S:g} s. On a busy machine, try again later; if the "
+                f"model is still being fetched, run `superdraft models pull` first. Its last words:\n{text}"
+            )
 
     def stop(self) -> None:
         """End the server, by force if necessary."""

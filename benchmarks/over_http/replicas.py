@@ -44,7 +44,7 @@ DOWNSCALE_DELAY_S = 5.0
 
 _OPTIONS = (
     "--ray",
-    *serve_options(num_slots=NUM_SLOTS, ray_replica_cpus=0.1, log_level="info", log_format="json"),
+    *serve_options(num_slots=NUM_SLOTS, ray_replica_cpus=0.1, log_level="debug", log_format="json"),
     *NEVER_REFUSE,
 )
 _REPLICA_HEADER = "x-superdraft-replica"

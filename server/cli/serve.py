@@ -19,14 +19,16 @@ def main(**flags: Any) -> None:
     """
     settings = load_settings(flags)
     configure_logging(settings.log_level, settings.log_format)
-    with bind(settings.host, settings.port) as listener:  # before the model is loaded, which takes seconds
+    # Before the model is loaded, which takes seconds. In a cluster, an earlier server may still have the port.
+    port = settings.port if settings.ray_address is None else 0
+    with bind(settings.host, port) as listener:
         check_exposure(settings, listener.getsockname()[0])
         ApiKeys.of(settings)  # a bad file is told now, too
         sys.stderr.write(f"Loading {settings.model} ...\n")
         if not settings.ray:
             run_server(settings, listener)
             return
-        port = listener.getsockname()[1]
+        port = settings.port or listener.getsockname()[1]
     from superdraft.server.ray_replicas.options import prepare_environment
 
     if settings.ray_address is None:

@@ -27,7 +27,7 @@ from superdraft.server.ray_replicas.options import (
     replica_settings,
 )
 from superdraft.server.ray_replicas.proxy import ReplicaMark
-from superdraft.server.serving import banner, load_app
+from superdraft.server.serving import banner, bind, load_app
 from superdraft.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -119,8 +119,29 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _check_room(settings: Settings) -> None:
+    """Check that the proxies can listen, or do already: a server that was killed leaves Ray serving in its cluster.
+
+    Raises:
+        CommandError: the address is in use by another program, or Ray Serve listens elsewhere.
+    """
+    is_serving = bool(serve.status().proxies)
+    try:
+        bind(settings.host, settings.port).close()
+    except CommandError:
+        if not is_serving:
+            raise
+        return  # those proxies go on, and the replicas are replaced one by one
+    if is_serving:  # Ray does not move them, and others may use them
+        raise CommandError(
+            f"Ray Serve runs in this cluster already, and does not listen on port {settings.port}. Give its port with "
+            "--port, or end it with `serve shutdown`."
+        )
+
+
 def _start(settings: Settings, app: Any) -> None:
     """Start the proxies and the replicas; returns when they take requests."""
+    _check_room(settings)
     logging_config = {"enable_access_log": False, "log_level": settings.log_level.upper()}
     serve.start(
         proxy_location="EveryNode",

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import types
 from contextlib import contextmanager
 
 import httpx
@@ -214,6 +215,17 @@ def test_a_start_is_over_when_the_server_is_ready(engine, monkeypatch, tmp_path,
         startup.start_once(["--dtype", "int4"])
 
 
+def test_a_server_that_does_not_start_in_time_is_quoted_in_whole_lines(monkeypatch, tmp_path):
+    monkeypatch.setattr(local_server.subprocess, "Popen", lambda *_, **__: types.SimpleNamespace(poll=lambda: None))
+    monkeypatch.setattr(local_server, "START_TIMEOUT_S", 0)
+    server = local_server.LocalServer([], tmp_path / "log")
+    lines = [f"line {number}: {'x' * 300}" for number in range(9)]
+    server._log.write_text("\n".join(lines) + "\n")
+    with pytest.raises(CommandError, match="did not start within 0 s") as caught:
+        server.check_running()
+    assert str(caught.value).splitlines()[1:] == lines[-local_server.LOG_LINES :]
+
+
 @pytest.fixture
 def recorded(monkeypatch, tmp_path):
     """Contenders that all take one second, and their ratios recorded."""
@@ -222,6 +234,12 @@ def recorded(monkeypatch, tmp_path):
     monkeypatch.setattr(quick, "_contenders", lambda: {name: lambda name=name: seconds[name] for name in seconds})
     quick.main(rounds=3, record=True, as_json=True)
     return seconds
+
+
+def test_every_contender_runs_with_the_default_model(default_model):
+    times = {name: run() for name, run in quick._contenders().items()}
+    assert set(times) == {name for question in quick.QUESTIONS for name in (question.above, question.below)}
+    assert all(took > 0 for took in times.values())
 
 
 def test_ratios_within_their_tolerance_pass(recorded, capsys):
