@@ -21,6 +21,12 @@ DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a",
         ("a", "foo\nbar", "\n\n", "foo\nbar"),
         ("a", "foo\nbar\n", "\n\n  \n", "foo\nbar"),
         ("a", "", ")", ""),
+        # A fence of a chat's answer.
+        ("a = 1\n", "```\n\nThis code", "", ""),
+        ("a = 1\n  ", "b\n```\nThis", "", "b"),
+        ("a = 1", "```", "", "```"),
+        ("a\n", "```py\nb", "", "```py\nb"),
+        ("```py\nb\n", "```\n", "", "```\n"),
         # On an empty line, and after an indent.
         ("def f():\n", "    x = 1\n    return x", "\n    return x\n", "    x = 1"),
         ("def f():\n    ", "x = 1\n    return x", "\n    return x\n", "x = 1"),
