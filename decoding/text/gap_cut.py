@@ -4,6 +4,7 @@ r"""Cutting of drafts for a gap, so that they do not repeat the text after it.
 closing brackets automatically, so a draft may have several lines even if closers follow the cursor.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -28,7 +29,8 @@ def cut_for_gap(draft: str, gap: Gap) -> str:
     It ends
 
     - at its first line break, if anything other than closers follows the cursor on the same line;
-    - where it repeats the rest of the cursor's line or, if that is blank, the next line that is not blank;
+    - where it repeats the rest of the cursor's line, whatever the width of its blanks, or, if that is blank, the next
+      line that is not blank;
     - where its end repeats the beginning of the text after the gap;
     - before a closing bracket or quote that already follows the gap, unless it closes one that the draft itself
       opened: before ")", "foo)" becomes "foo", but "f(x) + y" stays;
@@ -112,7 +114,7 @@ def _end(text: str, line: str, rest: str, suffix: str) -> int:
     own = _own_closers(text, line, next_line)
     ends = [len(text), *_overlapping_ends(text, suffix, own)]
     if rest.strip():
-        ends += [*_repeated_rests(text, rest.rstrip(), own), *_taken_closers(text, rest, own)]
+        ends += [*_repeated_rests(text, rest.rstrip(), own), *_taken_closers(text, line, rest, own)]
     elif next_line:
         ends += _repeated_lines(text, line, next_line, own)
     return min(ends)
@@ -179,26 +181,33 @@ def _says_enough(end: str, suffix: str) -> bool:
 
 def _repeated_rests(text: str, rest: str, own: set[int]) -> Iterator[int]:
     """Indices where the draft repeats the rest of the cursor's line."""
-    first = len(rest) - len(rest.lstrip())
+    # Models often write another number of blanks, for instance between columns and before a comment.
+    same = re.compile("[ \\t]+".join(map(re.escape, re.split("[ \\t]+", rest))))
     for start in range(len(text)):
-        if not text.startswith(rest, start) or start + first in own or not _begins_a_word(text, start, rest):
+        match = same.match(text, start)
+        if match is None or not _begins_a_word(text, start, rest):
             continue
-        after = text[start + len(rest) :]
+        if match.end() - len(match[0].lstrip()) in own:
+            continue
+        after = text[match.end() :]
         is_long = start == 0 or len(rest.strip()) >= _MIN_SAME
         splits_word = _is_word(rest[-1]) and _is_word(after[:1])
         if not after.partition("\n")[0].strip() or (rest.strip(_CLOSERS) and is_long and not splits_word):
             yield start
 
 
-def _taken_closers(text: str, rest: str, own: set[int]) -> Iterator[int]:
-    """Indices in the draft of the closing bracket or quote with which the rest of the cursor's line begins."""
+def _taken_closers(text: str, line: str, rest: str, own: set[int]) -> Iterator[int]:
+    """Indices in the draft of the closing bracket or quote with which the rest of the cursor's line begins.
+
+    That a quote closes is known if nothing but closers follows it, or if one was opened on the line before the cursor.
+    """
     closer = rest.lstrip()[0]
     if closer in _OPENING:
         yield from (index for index, char in enumerate(text) if char == closer and index not in own)
-    elif closer in _QUOTES and not rest.strip(_CLOSERS):
-        line = text.partition("\n")[0]
-        if line.count(closer) % 2:  # the unpaired quote closes the string that the cursor is in
-            yield line.rindex(closer)
+    elif closer in _QUOTES and (not rest.strip(_CLOSERS) or line.count(closer) % 2):
+        first_line = text.partition("\n")[0]
+        if first_line.count(closer) % 2:  # the unpaired quote closes the string that the cursor is in
+            yield first_line.rindex(closer)
 
 
 def _repeated_lines(text: str, line: str, next_line: str, own: set[int]) -> Iterator[int]:

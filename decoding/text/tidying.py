@@ -59,10 +59,10 @@ def tidy(draft: str, before: str = "", last_token: str | None = None) -> str:
         before: the text before the cursor, or its end.
         last_token: the text of the draft's last token if a limit ended the draft; None if it ends where it should.
     """
-    has_fence, before = "```" in before, before[-_BEFORE:]
+    fence = _fence_start(_FENCE, draft, before)
+    before = before[-_BEFORE:]
     in_english = is_english(before + draft)
-    fence = None if has_fence else _FENCE.search(draft)
-    text = draft[: min(_first_fault(draft, before, in_english=in_english), fence.start() if fence else len(draft))]
+    text = draft[: min(_first_fault(draft, before, in_english=in_english), fence)]
     goes_on = last_token is not None or len(text) < len(draft)
     if last_token is not None and text == draft:
         text, goes_on = _without_unfinished_end(text, last_token)
@@ -78,8 +78,16 @@ def without_bare_fence(draft: str, before: str = "") -> str:
 
     Models that are trained for chat put one behind the code in a file, and go on with prose.
     """
-    fence = None if "```" in before else _BARE_FENCE.search(draft)
-    return draft if fence is None else draft[: fence.start()]
+    return draft[: _fence_start(_BARE_FENCE, draft, before)]
+
+
+def _fence_start(pattern: re.Pattern[str], draft: str, before: str) -> int:
+    """Where a fence ends the draft; its length if none does, or if there is a fence in the text before it."""
+    if "```" in before:
+        return len(draft)
+    edge = "\n" if before.rstrip(" \t").endswith("\n") else ""  # the draft itself begins a line
+    fence = pattern.search(edge + draft)
+    return len(draft) if fence is None else max(0, fence.start() - len(edge))
 
 
 def is_english(text: str) -> bool:

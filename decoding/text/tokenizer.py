@@ -22,6 +22,11 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTROL_TOKEN = re.compile(r"<[|｜].*[|｜]>|</?[A-Za-z_]+>")  # noqa: RUF001 (DeepSeek's bars are full-width)
 """Added tokens of this form are control tokens, even if the vocabulary marks them as ordinary (Qwen)."""
 
+_QWEN = "<|object_ref_start|>"
+"""In the vocabulary of Qwen 2.5 and later. These models need an ordinary token in front of a text. The first token
+usually takes most of the attention, but their document separator never does, and with it in front no other token does
+either. In Qwen2.5-Coder-0.5B, tokens 16 to 31 of code cost 4.2 nats each after the separator, 2.7 after a line break
+and 2.7 with nothing in front; tokens 1 to 3 of prose 7.8, 5.5 and 7.9."""
 _PART_CHARS = 4096
 """Characters of a long text to encode at a time."""
 
@@ -123,8 +128,13 @@ class Tokenizer:
 
     @property
     def start_token_id(self) -> int | None:
-        """The token to feed for an empty prompt: the document separator, else the beginning of a text."""
+        """The token to feed for an empty prompt: the document separator, else the beginning of a text.
+
+        For Qwen 2.5 and later it is a line break (see `_QWEN`).
+        """
         separator = self.vocabulary.get("<|endoftext|>")
+        if separator is not None and _QWEN in self.vocabulary:
+            return self.encode_inside("\n")[0]
         candidates = (separator, self.hf_tokenizer.bos_token_id, min(self.eos_token_ids, default=None))
         return next((token_id for token_id in candidates if token_id is not None), None)
 

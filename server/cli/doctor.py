@@ -227,7 +227,12 @@ def check_start_token(settings: Settings) -> Finding:
     token_id = tokenizer.start_token_id
     if token_id is None:
         return Finding(True, "the tokenizer has none; the first words of a text are predicted badly")
-    return Finding(True, f"{tokenizer.token_text(token_id)} ({token_id}) begins every text prompt")
+    return Finding(True, f"{_shown(tokenizer.token_text(token_id))} ({token_id}) begins every text prompt")
+
+
+def _shown(token: str) -> str:
+    """A token's text on one line."""
+    return token if token.isprintable() else repr(token)
 
 
 def check_ngram_model(settings: Settings) -> Finding:

@@ -21,6 +21,12 @@ DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a",
         ("a", "foo\nbar", "\n\n", "foo\nbar"),
         ("a", "foo\nbar\n", "\n\n  \n", "foo\nbar"),
         ("a", "", ")", ""),
+        # A fence of a chat's answer.
+        ("a = 1\n", "```\n\nThis code", "", ""),
+        ("a = 1\n  ", "b\n```\nThis", "", "b"),
+        ("a = 1", "```", "", "```"),
+        ("a\n", "```py\nb", "", "```py\nb"),
+        ("```py\nb\n", "```\n", "", "```\n"),
         # On an empty line, and after an indent.
         ("def f():\n", "    x = 1\n    return x", "\n    return x\n", "    x = 1"),
         ("def f():\n    ", "x = 1\n    return x", "\n    return x\n", "x = 1"),
@@ -43,6 +49,10 @@ DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a",
         ("x", ", b", ",\n", ", b"),
         ("x", " = 1;\ny", ";\n", " = 1"),
         ("if x", ":\n    pass", ":\n", ""),
+        ("    'zip':", "  (['.zip'], a),", "   (['.zip'], a),\n", ""),  # other blanks
+        ("self.day", " = 1  # Monday", " = 1 # Monday\n", ""),
+        ("x =", " a\t+ b", " + b\n", " a"),
+        ("a", "b c", " b", "b c"),  # no blank is not another blank
         # Inside a word.
         ("re", "turn x", "turn x\n", ""),
         ("re", "turn x + 1", "turn x\n", ""),
@@ -74,6 +84,10 @@ DRAFTS = st.text("ab)( \n\r\t\"'", max_size=14) | st.lists(st.sampled_from(["a",
         ('x = "', 'a" + "b', '"\n', 'a" + "b'),
         ('x = "', 'a" + "b" + c', '"\n', 'a" + "b'),
         ('"""', 'Say so."""\n', '"""\n', "Say so."),
+        ('<a href="', 'b.html">B</a>', '">Link</a>\n', "b.html"),
+        ('raise ValueError("', 'too long")', '" % name)\n', "too long"),
+        ('f("', 'a", "b', '", 1)\n', 'a", "b'),
+        ("f(", '"a" + ', '"b" + c)\n', '"a" + '),  # opens a string
         # The draft begins with the text after the cursor.
         ("a", " b c", " b", ""),
         ("a", " bc", " b", " bc"),

@@ -49,6 +49,7 @@ ENGLISH = "Could you tell me "
         ("", "\n\n  ", None, ""),
         ("x = (", "1 + 2)", None, "1 + 2)"),
         ("return a + ", "b\n```\n\nThis code", " code", "b"),
+        ("return a + b\n", "```\n\nThis code adds two numbers", " numbers", ""),
         ("```python\nreturn a + ", "b\n```", None, "b\n```"),  # it closes the fence
         ("def f(n):\n    if n:", "\n        return 0\n    elif n == 1:", ":", "\n        return 0\n    elif n == 1:"),
         ("def f(n):", "\n    return n\ndef f_", "_", "\n    return n"),

@@ -71,6 +71,13 @@ def test_an_empty_text_starts_with_the_document_separator_or_the_beginning_of_te
     assert SENTENCEPIECE.start_token_id == SENTENCEPIECE.vocabulary["<s>"]
 
 
+def test_a_text_of_qwen_starts_with_a_line_break_not_with_the_document_separator():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|object_ref_start|>"]})
+    qwen = Tokenizer(tokenizer)
+    assert qwen.bytes_of([qwen.start_token_id]) == b"\n"
+
+
 def test_token_text_names_special_tokens_and_marks_broken_characters():
     assert BYTE_LEVEL.token_text(0) == "<|endoftext|>"
     (first, *_) = BYTE_LEVEL.encode("é")
