@@ -19,7 +19,7 @@ _CLOSERS = ")]}" + _QUOTES + ";:, \t"
 _STOPS = ".!?"
 _MARKS = _STOPS + ",;:"
 _NEAR = 4000
-"""Characters on each side of the cursor that count. A draft repeats what is near, and files may have lines of megabytes,
+"""Characters on each side of the cursor that count. A draft repeats what is near, and a line may have a megabyte,
 which would be searched for every draft."""
 
 _MAX_CUTS = 16
@@ -196,7 +196,7 @@ def _says_enough(end: str, suffix: str) -> bool:
     """Whether a repeated end is long enough not to be a letter or two with which the suffix happens to begin."""
     if "\n" in end or not _is_word(end[-1]) or not _is_word(suffix[len(end) : len(end) + 1]):
         return True
-    last = _first_word(end[: -_MIN_SAME : -1])
+    last = _first_word(end[:-_MIN_SAME:-1])
     return len(last) >= _MIN_SAME - 1 or bool(end[: len(end) - len(last)].strip())
 
 

@@ -195,7 +195,9 @@ def test_a_head_of_thousands_of_fields_is_refused(serve):
     url = serve()
     for fields, status in ((100, 200), (200, 400), (50_000, 400)):
         with connect(url) as connection:
-            connection.sendall(b"GET /health HTTP/1.1\r\nConnection: close\r\nHost: x\r\n" + b"a:b\r\n" * fields + b"\r\n")
+            connection.sendall(
+                b"GET /health HTTP/1.1\r\nConnection: close\r\nHost: x\r\n" + b"a:b\r\n" * fields + b"\r\n"
+            )
             assert all_of(connection).startswith(b"HTTP/1.1 %d " % status)
 
 
