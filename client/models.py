@@ -201,7 +201,10 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         known = (field for field in fields(kind) if field.name in value)
         return kind(**{field.name: _value(field.type, value[field.name], field.name) for field in known})
     if kind is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _MismatchError(f"{where} is too large") from None
     if type(value) is not kind:
         raise _MismatchError(f"{where} is not of type {kind.__name__}")
     return value

@@ -80,7 +80,7 @@ class StreamReader(Generic[T]):
 def _json_object(data: str) -> Mapping[str, Any]:
     try:
         event = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):
         raise InvalidAnswerError(f"An event of the stream ({len(data)} characters) is not a JSON object.")

@@ -243,7 +243,7 @@ def read_answer(call: Call[T], response: httpx.Response, base_url: str) -> T:
     """
     try:
         answer = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidAnswerError(f"The response of {base_url} is not JSON.") from None
     return call.read(answer)
 
@@ -252,7 +252,7 @@ def status_error(response: httpx.Response) -> StatusError:
     """Build the exception for an error response whose body has been read."""
     try:
         error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):  # an error page of a proxy, or another kind of server
+    except (ValueError, RecursionError, KeyError, TypeError):  # an error page of a proxy, or another kind of server
         error = None
     return error_of(error, response)
 

@@ -27,6 +27,7 @@ _LAST_WORDS_S = 0.2  # in which the next requests of clients that were just answ
 # Longer than clients keep idle connections (httpx: 5 s, as uvicorn by default; Node: 4 s). If the server closes a
 # connection just as a request is sent on it, the client sees a reset and no answer.
 _KEEP_ALIVE_S = 75
+_BACKLOG = 2048  # uvicorn's own
 _POLL_S = 0.05  # interval of checks for a second signal
 _OTHER_FILES = 256  # open files besides connections: models, logs, libraries
 
@@ -55,6 +56,7 @@ def _load_and_serve(settings: Settings, listener: socket.socket) -> None:
     gc.collect()
     gc.freeze()  # objects of the libraries stay anyway; searching them for garbage would stop everything for 0.3 s
     _return_freed_memory()
+    _listen(listener)
     service: Service = app.state.service
     what = f"{service.model_name} (n-gram model: {service.ngram_models.default or 'none'})"
     server = HttpServer(app, on_started=lambda: banner(settings.host, listener.getsockname()[1], what))
@@ -82,6 +84,19 @@ def bind(host: str, port: int) -> socket.socket:
         message = f"cannot listen on {host} port {port}: {error.strerror}. Choose another --port or --host."
         raise CommandError(message) from None
     return listener
+
+
+def _listen(listener: socket.socket) -> None:
+    """Take connections. Until now, another process could take the port.
+
+    Raises:
+        CommandError: one did.
+    """
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        message = f"cannot listen on port {listener.getsockname()[1]}: {error.strerror}"
+        raise CommandError(f"{message}, since the model was being loaded. Choose another --port.") from None
 
 
 def check_exposure(settings: Settings, address: str) -> None:

@@ -14,7 +14,7 @@ plan  a draft grows                            drafts that grow
 
 The plan is the first with which the requests in the engine would be answered in time, at the measured cost of a step:
 within the target latency, and before their typists' next keys. A request that has been there for long does not wait for
-more than first words.
+more than first words, nor do others wait for it that have no slot: how long whole drafts take is only a guess.
 
 It says nothing about which tokens are chosen: with the same rows and tokens, the drafts are the same, whatever a
 request's neighbours are.
@@ -136,6 +136,12 @@ class ElasticWork:
             if num_tokens * step_s <= (words_s if plan else whole_s):
                 return plan
         return len(_ROWS) - 1
+
+    def must_give_way(self, running: Sequence, without_slot: Collection[Sequence], now_s: float) -> bool:
+        """Whether a request has had its slot for long, and another one has waited for one for long."""
+        long_s = WHOLE_SHARE * self._target_s
+        is_old = running.start_s is not None and now_s - running.start_s > long_s
+        return is_old and any(now_s - one.arrival_s > long_s for one in without_slot)
 
     def most_running(self, sequences: Collection[Sequence]) -> float:
         """How many typists' requests may run at once, at least one: if more ran, none would be answered in time."""

@@ -293,9 +293,10 @@ class Engine:
         """End drafts that may not grow any further under this load, and answer the requests that are done by that."""
         drafting, now_s = self._drafting, self._clock()
         plan, is_shared = self._elastic.plan(drafting), len(drafting) > 1
-        outputs = []
+        without_slot, outputs = self._scheduler.without_slot, []
         for sequence in list(self._scheduler.running):
-            limit(sequence, max(plan, int(is_shared and is_late(sequence, now_s))))
+            ends = is_late(sequence, now_s) or self._elastic.must_give_way(sequence, without_slot, now_s)
+            limit(sequence, max(plan, int(is_shared and ends)))
             if sequence.is_done:
                 outputs.append(self._end(sequence))
         return outputs

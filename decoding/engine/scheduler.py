@@ -1,7 +1,7 @@
 """The scheduler: which requests take part in the next step, and with how many tokens of their prompts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from superdraft.decoding.engine.faults import Faults
@@ -58,6 +58,12 @@ class Scheduler:
         self._long: Sequence | None = None
         self.running: list[Sequence] = []
         self._long_is_next = False
+
+    @property
+    def without_slot(self) -> Collection[Sequence]:
+        """The requests that wait because no slot is free."""
+        is_free = not self._waiting or self._trees.can_begin(self._waiting[0])
+        return () if is_free else self._waiting
 
     @property
     def num_waiting(self) -> int:

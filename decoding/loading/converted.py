@@ -225,7 +225,7 @@ def _is_intact(entry: Path) -> bool:
     try:
         files: Facts = json.loads((entry / _MARKER).read_text(encoding="utf-8"))["files"]
         return bool(files) and all(_facts(entry / name) == facts for name, facts in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return False
 
 

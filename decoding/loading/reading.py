@@ -78,10 +78,15 @@ def read_tokenizer(source: Source, trust_remote_code: bool) -> transformers.PreT
 
 
 def kept_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase | None:
-    """The tokenizer of a GGUF file from the cache, where it is kept at the first use; None if it cannot be."""
+    """The tokenizer of a GGUF file from the cache, where it is kept at the first use; None if it cannot be.
+
+    Raises:
+        BrokenModelError: the file cannot be read.
+    """
     if source.gguf is None:
         return None
-    entry = ConvertedFiles(source.home).ensure(source.gguf, None)
+    with explained(f"cannot read the tokenizer of model {source.shown!r}", BrokenModelError, source.hint):
+        entry = ConvertedFiles(source.home).ensure(source.gguf, None)
     if entry is None:
         return None
     try:

@@ -291,7 +291,7 @@ def _read_marker(path: Path) -> dict[str, Any] | None:
             and bool(marker["files"])
             and all({"size", "sha256"} <= facts.keys() for facts in marker["files"].values())
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
     return marker if well_formed else None
 

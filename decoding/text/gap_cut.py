@@ -5,6 +5,7 @@ closing brackets automatically, so a draft may have several lines even if closer
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
@@ -18,6 +19,13 @@ _QUOTES = "\"'`"
 _CLOSERS = ")]}" + _QUOTES + ";:, \t"
 _STOPS = ".!?"
 _MARKS = _STOPS + ",;:"
+_NEAR = 4000
+"""Characters on each side of the cursor that count. A draft repeats what is near, and a line may have a megabyte,
+which would be searched for every draft."""
+
+_MAX_CUTS = 16
+"""A draft that still ends as the text after it begins, after so many cuts, is that text over and over."""
+
 _MIN_SAME = 4
 """Minimum length, without blanks, of the rest of the cursor's line for it to count as repeated when the draft continues
 after it. For the beginning of a word the minimum is one less."""
@@ -36,14 +44,17 @@ def cut_for_gap(draft: str, gap: Gap) -> str:
       opened: before ")", "foo)" becomes "foo", but "f(x) + y" stays;
     - before a code fence that belongs to no other one.
     """
-    text, suffix = without_bare_fence(_with_line_feeds(draft), gap.prefix), _with_line_feeds(gap.suffix)
-    line = gap.prefix[gap.prefix.rfind("\n") + 1 :]
+    text, suffix = without_bare_fence(_with_line_feeds(draft), gap.prefix), _near_suffix(gap)
+    before = gap.prefix[-_NEAR:]
+    line = before[before.rfind("\n") + 1 :]
     rest = suffix.partition("\n")[0]
     if has_text_after(gap):
         text = text.partition("\n")[0]
     text = text.rstrip("\r")  # half of a line break
+    num_cuts = 0
     while (end := _end(text, line, rest, suffix)) < len(text):
-        text = text[:end].rstrip("\r")
+        num_cuts += 1
+        text = text[:end].rstrip("\r") if num_cuts <= _MAX_CUTS else ""
     return draft[: _length_in(draft, len(text))]
 
 
@@ -86,7 +97,11 @@ def with_line_ends(text: str, line_end: LineEnd) -> str:
 
 
 def _rest_of_line(gap: Gap) -> str:
-    return _with_line_feeds(gap.suffix).partition("\n")[0]
+    return _near_suffix(gap).partition("\n")[0]
+
+
+def _near_suffix(gap: Gap) -> str:
+    return _with_line_feeds(gap.suffix[:_NEAR])
 
 
 def _with_line_feeds(text: str) -> str:
@@ -133,10 +148,16 @@ def _own_closers(text: str, line: str, next_line: str) -> set[int]:
     stack: list[str] = []
     _match_brackets(line, stack)
     matched = _match_brackets(next_line, [])
-    for index, char in enumerate(next_line):
-        if char in _OPENING and index not in matched and _OPENING[char] in stack:
-            stack.remove(_OPENING[char])
-    return _match_brackets(text, stack)
+    closed = Counter(
+        _OPENING[char] for index, char in enumerate(next_line) if char in _OPENING and index not in matched
+    )
+    inner = []
+    for bracket in stack:
+        if closed[bracket]:
+            closed[bracket] -= 1
+        else:
+            inner.append(bracket)
+    return _match_brackets(text, inner)
 
 
 def _match_brackets(text: str, stack: list[str]) -> set[int]:
@@ -153,39 +174,41 @@ def _match_brackets(text: str, stack: list[str]) -> set[int]:
 
 def _overlapping_ends(text: str, suffix: str, own: set[int]) -> Iterator[int]:
     """Indices from which on the draft equals the beginning of the suffix."""
+    word = _first_word(suffix)
     for start in range(max(0, len(text) - len(suffix)), len(text)):
         end = text[start:]
-        first = len(text) - len(end.lstrip())
-        if not suffix.startswith(end) or first in own or not _begins_a_word(text, start, suffix):
+        if not suffix.startswith(end) or not _begins_a_word(text, start, word):
+            continue
+        if len(text) - len(end.lstrip()) in own:
             continue
         is_all_in_a_word = start == 0 and _is_word(text[0])
         if is_all_in_a_word or _says_enough(end, suffix):
             yield start
 
 
-def _begins_a_word(text: str, start: int, same: str) -> bool:
-    """Whether a repetition of `same` may begin at `start`: not inside a word, unless its whole first word follows."""
+def _begins_a_word(text: str, start: int, word: str) -> bool:
+    """Whether a repetition may begin at `start`: not inside a word, unless `word`, its whole first one, follows."""
     if start == 0 or not (_is_word(text[start - 1]) and _is_word(text[start])):
         return True
-    word = _first_word(same)
-    return len(word) > 1 and _first_word(text[start:]) == word
+    end = start + len(word)
+    return len(word) > 1 and text.startswith(word, start) and not _is_word(text[end : end + 1])
 
 
 def _says_enough(end: str, suffix: str) -> bool:
     """Whether a repeated end is long enough not to be a letter or two with which the suffix happens to begin."""
     if "\n" in end or not _is_word(end[-1]) or not _is_word(suffix[len(end) : len(end) + 1]):
         return True
-    before = end.rstrip("".join(char for char in set(end) if _is_word(char)))
-    return bool(before.strip()) or len(end) - len(before) >= _MIN_SAME - 1
+    last = _first_word(end[:-_MIN_SAME:-1])
+    return len(last) >= _MIN_SAME - 1 or bool(end[: len(end) - len(last)].strip())
 
 
 def _repeated_rests(text: str, rest: str, own: set[int]) -> Iterator[int]:
     """Indices where the draft repeats the rest of the cursor's line."""
     # Models often write another number of blanks, for instance between columns and before a comment.
-    same = re.compile("[ \\t]+".join(map(re.escape, re.split("[ \\t]+", rest))))
+    same, word = re.compile("[ \\t]+".join(map(re.escape, re.split("[ \\t]+", rest)))), _first_word(rest)
     for start in range(len(text)):
         match = same.match(text, start)
-        if match is None or not _begins_a_word(text, start, rest):
+        if match is None or not _begins_a_word(text, start, word):
             continue
         if match.end() - len(match[0].lstrip()) in own:
             continue

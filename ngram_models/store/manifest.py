@@ -5,10 +5,12 @@ means that the binary was complete at that time. The size and SHA-256 in it show
 they are checked before KenLM opens the binary.
 """
 
+import errno
 import hashlib
 import json
 import os
 import reprlib
+import stat
 import types
 import typing
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
@@ -114,7 +116,7 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         try:
-            with path.open("rb") as file:
+            with _open_file(path) as file:
                 content = file.read(_MAX_MANIFEST_BYTES + 1)
             if len(content) > _MAX_MANIFEST_BYTES:
                 raise ValueError(f"it has more than {_MAX_MANIFEST_BYTES} bytes")
@@ -165,7 +167,7 @@ class Manifest:
         """
         path = folder / BINARY_FILE
         try:
-            with path.open("rb") as binary:
+            with _open_file(path) as binary:
                 size = os.fstat(binary.fileno()).st_size
                 if size != self.binary_bytes:
                     problem = f"it has {size} bytes instead of {self.binary_bytes}"
@@ -176,6 +178,12 @@ class Manifest:
         except OSError as error:
             problem = f"it cannot be read ({error.strerror})"
         raise BrokenNgramModelError(f"{path} is damaged: {problem}. Build or download the model {self.name!r} again.")
+
+
+def _open_file(path: Path) -> BinaryIO:
+    if not stat.S_ISREG(path.stat().st_mode):  # a device may have no end, and a pipe no writer
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.open("rb")
 
 
 def file_sha256(path: Path) -> str:

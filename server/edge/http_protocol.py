@@ -7,6 +7,7 @@ the connection, and the client may lose the answer that says why.
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -21,6 +22,11 @@ from superdraft.server.edge.refusals import NO_RETRY, retry_after
 from superdraft.server.edge.security_headers import SAFE_HEADERS
 
 _LINGER_S = 2.0
+_MAX_HEAD_BYTES = 64 << 10
+_MAX_HEADER_FIELDS = 128  # several times what browsers and proxies send; each takes time wherever headers are searched
+_SMALL_BYTES = 256
+_MAX_SMALL_CHUNKS = 10_000  # each takes as much time as a large one, so a body of single bytes would take seconds
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
 def _answer(status: str, kind: str, code: str, message: str, headers: Mapping[str, str] | None = None) -> bytes:
@@ -35,7 +41,8 @@ _NOT_HTTP = _answer(
     "400 Bad Request",
     "invalid_request_error",
     "invalid_http",
-    "This is not a valid HTTP/1.1 request, or its head is over the limit of 64 KiB.",
+    "This is not a valid HTTP/1.1 request, or it is over a limit: a head of 64 KiB with 128 fields, a body with 10000 "
+    "chunks of less than 256 bytes. Send the body with a Content-Length.",
 )
 _TIMED_OUT = _answer(
     "408 Request Timeout",
@@ -59,6 +66,30 @@ _TOO_MANY_HERE = _answer(
 )
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class _Parser(h11.Connection):
+    """A parser that refuses requests of very many small parts, whose parsing would hold up everybody."""
+
+    _num_small = 0
+
+    def next_event(self) -> Any:
+        if self.their_state is h11.IDLE:
+            self._check_head(self.trailing_data[0])
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._num_small = 0
+        elif isinstance(event, h11.Data) and len(event.data) < _SMALL_BYTES:
+            self._num_small += 1
+            if self._num_small > _MAX_SMALL_CHUNKS:
+                raise h11.RemoteProtocolError("too many small chunks")
+        return event
+
+    def _check_head(self, received: bytes) -> None:
+        found = _END_OF_HEAD.search(received)
+        end = len(received) if found is None else found.start()
+        if end > _MAX_HEAD_BYTES or received.count(b"\n", 0, end) > _MAX_HEADER_FIELDS:
+            raise h11.RemoteProtocolError("the head is too large")
 
 
 class BoundedHttpProtocol(H11Protocol):
@@ -87,6 +118,7 @@ class BoundedHttpProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Parser(h11.SERVER, _MAX_HEAD_BYTES)
         self._receiving: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None

@@ -98,7 +98,7 @@ class LlamaCppRequest(WireRequest):
     n_cmpl: Integer = Field(default=1, ge=1, description="Drafts; above 1 the answer is an array, best first.")
     stop: TolerantStop = ()
     stream: Boolean = False
-    response_fields: list[str] = Field(
+    response_fields: list[Annotated[str, Field(max_length=128)]] = Field(
         default=[], max_length=64, description='Answer with these fields only; "timings/prompt_n" is a nested one.'
     )
     n_indent: Integer = Field(

@@ -252,6 +252,13 @@ def test_the_app_is_told_whether_only_this_machine_reaches_it(monkeypatch, host,
     assert create.call_args.kwargs["is_local"] is is_local
 
 
+def test_a_port_that_was_taken_during_loading_is_told(monkeypatch):
+    with serving.bind("127.0.0.1", 0) as listener, serving.bind("127.0.0.1", listener.getsockname()[1]) as other:
+        monkeypatch.setattr(serving, "load_app", lambda *_, **__: other.listen())
+        with pytest.raises(CommandError, match=r"cannot listen on port \d+: Address already in use.*another --port"):
+            serving.run_server(Settings(), listener)
+
+
 def test_serve_refuses_before_it_loads_anything(monkeypatch):
     monkeypatch.setattr(cli_serve, "run_server", lambda *_: pytest.fail("it was about to serve"))
     with pytest.raises(CommandError, match="anyone"):

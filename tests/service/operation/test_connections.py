@@ -189,3 +189,27 @@ def test_the_host_of_an_absolute_target_counts(engine):
                 target = b"http://%b/v1/models" % host
                 connection.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target)
                 assert all_of(connection).split()[1] == status
+
+
+def test_a_head_of_thousands_of_fields_is_refused(serve):
+    url = serve()
+    for fields, status in ((100, 200), (200, 400), (50_000, 400)):
+        with connect(url) as connection:
+            connection.sendall(
+                b"GET /health HTTP/1.1\r\nConnection: close\r\nHost: x\r\n" + b"a:b\r\n" * fields + b"\r\n"
+            )
+            assert all_of(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [(1, True), (1000, False)])
+def test_a_body_of_very_many_small_chunks_is_refused(serve, engine, size, is_refused):
+    content = json.dumps({"prompt": "a", "path": "b" * 1000, "stop": ["c" * 20_000]}).encode()
+    pieces = [content[start : start + size] for start in range(0, len(content), size)]
+    body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    with connect(serve()) as connection:
+        head = b"POST /v1/drafts HTTP/1.1\r\nConnection: close\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + body + b"0\r\n\r\n")
+        said = all_of(connection)
+    assert said.startswith(b"HTTP/1.1 400 " if is_refused else b"HTTP/1.1 200 ")
+    assert said.count(b"content-length: ") == 1
+    assert (b"10000 chunks" in said) == is_refused

@@ -139,6 +139,8 @@ def test_error_of_something_else(face, body):
     ("body", "message"),
     [
         (b"<html>", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        ({**ANSWER, "drafts": [{**ANSWER["drafts"][0], "score": -(10**400)}]}, "score is too large"),
         ([], "the body is not an object"),
         ({}, "the body has no id"),
         ({**ANSWER, "id": 5}, "id is not of type str"),

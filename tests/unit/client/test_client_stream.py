@@ -85,6 +85,7 @@ def test_snapshots_come_when_they_are_complete(face):
         (sse(SNAPSHOT), StreamBrokenError, "before the drafts"),  # [DONE], but no drafts
         (sse(SNAPSHOT, ANSWER, end="")[:-1], StreamBrokenError, "before the drafts"),  # the event is unfinished
         (b"data: {broken\n\n", InvalidAnswerError, r"of the stream \(7 characters\) is not a JSON object"),
+        (b"data: " + b"[" * 100_000 + b"\n\n", InvalidAnswerError, "not a JSON object"),
         (b"data: [1]\n\n", InvalidAnswerError, "not a JSON object"),
         (b"data: \xff\n\n", InvalidAnswerError, "not UTF-8"),
         (b'data: {"object":"drafts.snapshot"}\n\n', InvalidAnswerError, "has no id"),

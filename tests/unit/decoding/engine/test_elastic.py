@@ -28,9 +28,9 @@ def params(**options: object) -> GenerationParams:
     return GenerationParams(**(fields | options))
 
 
-def slow_engine(target_s: float | None, seconds_per_row: float) -> tuple[Engine, ManualClock]:
+def slow_engine(target_s: float | None, seconds_per_row: float, num_slots: int = 64) -> tuple[Engine, ManualClock]:
     """An engine whose steps take this long."""
-    engine, runner, clock = fake_engine(num_slots=64, target_latency_s=target_s)
+    engine, runner, clock = fake_engine(num_slots=num_slots, target_latency_s=target_s)
     forward = runner.forward
 
     def timed(segments, embeddings, kept):
@@ -109,6 +109,22 @@ def test_only_a_selection_that_divides_rows_is_elastic():
         GenerationParams(elastic=True)
     assert params().least_work == (1, 4)
     assert params(elastic=False).least_work == (3, 8)
+
+
+def test_long_texts_do_not_keep_the_slots_from_who_waits():
+    engine, clock = slow_engine(2.0, 0.03, num_slots=2)
+    for number in range(2):
+        long = params(max_tokens=50, whole_best=True, num_drafts=1, max_branches=1)
+        engine.add_request(EngineRequest(f"long {number}", [number, *PROMPT], long))
+    for _ in range(3):
+        engine.step()
+    begun_s = clock.now_s
+    engine.add_request(EngineRequest("short", PROMPT, params(max_tokens=4)))
+    outputs = {}
+    while "short" not in outputs:
+        outputs |= {step.request_id: step.output for step in engine.step() if step.output is not None}
+    assert clock.now_s - begun_s < 1.5
+    assert any(outputs[name].usage.limited_by_load for name in outputs if name != "short")
 
 
 def test_drafts_of_typists_end_in_time_for_their_next_keys():

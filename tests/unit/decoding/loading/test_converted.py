@@ -119,6 +119,7 @@ def _overwrite(entry: Path) -> None:
         lambda entry: (entry / "tokenizer.json").write_text("{"),
         lambda entry: (entry / "config.json").unlink(),
         lambda entry: (entry / "superdraft.json").write_text("[]"),
+        lambda entry: (entry / "superdraft.json").write_text("[" * 100_000),
         lambda entry: (entry / "superdraft.json").unlink(),
     ],
 )

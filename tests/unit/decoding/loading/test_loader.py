@@ -347,3 +347,11 @@ def test_the_default_model_by_name(default_model):
     with torch.inference_mode():
         logits = loaded.model(torch.tensor([tokenizer.encode("The capital of France is")])).logits
     assert tokenizer.decode(logits[0, -1].argmax()) == " Paris"
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 100])
+def test_a_damaged_gguf_file_is_refused_in_one_line_for_llama_cpp(tmp_path, content):
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(content)
+    with pytest.raises(BrokenModelError, match=r"cannot read the tokenizer of model .*tiny\.gguf"):
+        load_gguf(str(path), home=tmp_path)

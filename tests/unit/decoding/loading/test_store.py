@@ -129,6 +129,8 @@ def test_a_marker_of_another_format_or_source_is_not_trusted(workshop):
     for change in ({"format": 0}, {"gguf_sha256": "0" * 64}):
         marker.write_text(json.dumps(content | change))
         assert workshop.store.cached("tiny") is None
+    marker.write_text("[" * 100_000)
+    assert workshop.store.cached("tiny") is None
     assert content["source"] == "tiny-model==1.0 tiny_model/tiny.gguf"
 
 

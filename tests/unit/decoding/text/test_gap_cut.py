@@ -1,5 +1,7 @@
 """Drafts are cut where they repeat the text after the gap: in a line, at brackets and quotes, at line ends."""
 
+import time
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -188,3 +190,24 @@ def test_a_draft_joins_the_rest_of_the_line(draft, suffix, fits):
 )
 def test_closers_are_no_text_after_the_cursor(suffix, has_text):
     assert has_text_after(Gap("x", suffix)) == has_text
+
+
+@pytest.mark.parametrize(
+    ("prefix", "draft", "suffix"),
+    [
+        ("(" * 30_000, "x)" * 10, ")" * 30_000),
+        ("", " " * 600, " )" * 250_000),
+        ("", "a" * 600, "a" * 500_000),
+        ("", "ab" * 300, "ab"),
+    ],
+)
+def test_long_lines_and_monotonous_drafts_take_no_time(prefix, draft, suffix):
+    begun_s = time.process_time()
+    for _ in range(5):
+        cut_for_gap(draft, Gap(prefix, suffix))
+    assert time.process_time() - begun_s < 0.5
+
+
+def test_a_draft_that_is_the_text_after_it_over_and_over_is_not_shown():
+    assert cut_for_gap("ab" * 100, Gap("x = ", "ab")) == ""
+    assert cut_for_gap("y + " + "ab" * 3, Gap("x = ", "ab")) == "y + "

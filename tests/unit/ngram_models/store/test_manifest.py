@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_a_flipped_bit_is_found(folder):
 def test_a_missing_binary_is_reported(folder):
     (folder / BINARY_FILE).unlink()
     with pytest.raises(BrokenNgramModelError, match=r"model\.bin is damaged: it cannot be read"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", [BINARY_FILE, MANIFEST_FILE])
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo])
+def test_devices_and_pipes_are_not_read(folder, name, make):
+    edit_manifest(folder, binary_bytes=0)
+    (folder / name).unlink()
+    make(folder / name)
+    with pytest.raises(BrokenNgramModelError, match=r"cannot be read \(.*not a regular file"):
         load(folder)
 
 
