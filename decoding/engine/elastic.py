@@ -126,11 +126,11 @@ class ElasticWork:
         # A request that is alone has nobody to wait for.
         if len(params) < 2 or not any(one.elastic for one in params) or math.isinf(self._target_s):
             return 0
-        fixed = sum(one.num_rows for one in params if not one.elastic)
-        elastic = [one.num_rows for one in params if one.elastic]
-        longest = max(one.max_tokens for one in params if one.elastic)
         for plan, most_rows in enumerate(_ROWS):
-            num_rows = fixed + sum(min(rows, most_rows or rows) for rows in elastic)
+            num_rows = sum(
+                min(one.num_rows, most_rows or one.num_rows) if one.elastic else one.num_rows for one in params
+            )
+            longest = max(one.max_tokens for one in params if one.elastic)
             num_tokens = min(longest, _WORD_TOKENS if plan else self._num_tokens)
             step_s = self._cost.seconds(num_rows, self._prompt_tokens, self._num_begun)
             if num_tokens * step_s <= (words_s if plan else whole_s):

@@ -124,8 +124,8 @@ class Tree:
             How many of its first tokens are in the trunk, and the cells of the tokens behind them.
         """
         length, cells = num_common(self.trunk, token_ids), []
-        for index in range(length, len(keys)):
-            node = self.nodes.get(keys[index])
+        for key in keys[length:]:
+            node = self.nodes.get(key)
             if node is None:
                 break
             cells.append(node.cell)
@@ -149,7 +149,4 @@ def num_common(one: Sequence[int], other: Sequence[int]) -> int:
     start = 0
     while start < length and one[start : start + _BLOCK] == other[start : start + _BLOCK]:
         start += _BLOCK
-    for index in range(start, length):
-        if one[index] != other[index]:
-            return index
-    return length
+    return next((i for i in range(start, length) if one[i] != other[i]), length)

@@ -119,10 +119,8 @@ class Trees:
             in_trunk, cells = tree.match(tokens, keys)
             if tree.is_used:
                 cells = ()
-            length = in_trunk + len(cells)
-            if length < best.length:
-                continue
             # Tokens whose logits are needed and were not kept have to be run again.
+            length = in_trunk + len(cells)
             needed = range(sequence.num_shared - 1, length)
             length = next((at for at in needed if self._logits.get(tree.isolation, keys[at]) is None), length)
             found = Match(length, tree, cells[: max(0, length - in_trunk)])

@@ -8,7 +8,6 @@ first tokens of a draft.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ MIN_CHECKED_SHARE = 0.01
 """Starts with a smaller share count towards that probability without a check that they are canonical. Each start is
 checked before it is chosen."""
 
-_FIRST_CHECKED, _CHECKED_AT_ONCE = 2, 32
+_CHECKED_AT_ONCE = 32
 _NEAR = 6.0
 """Starts whose ln p is more than this below the best are sorted only if the others are too few."""
 
@@ -183,8 +182,8 @@ class Covers:
             return True
         beyond = self._index.beyond(rest)
         # A few at a time: half of a vocabulary begins with a space, and the first few usually decide.
-        starts = [0, *range(_FIRST_CHECKED, len(beyond), _CHECKED_AT_ONCE), len(beyond)]
-        if any(any(self._are_canonical(path, beyond[start:stop].tolist())) for start, stop in pairwise(starts)):
+        parts = (beyond[start : start + _CHECKED_AT_ONCE].tolist() for start in range(0, len(beyond), _CHECKED_AT_ONCE))
+        if any(any(self._are_canonical(path, part)) for part in parts):
             return True
         return any(
             self._are_canonical.may_begin((*path, token_id))

@@ -100,7 +100,7 @@ class Tokenizer:
         self._fim_ids = frozenset[int]() if fim is None else fim.end_token_ids
         ends = {own_eos, base_eos, *eos_token_ids, *self._fim_ids} - {None}
         self.eos_token_ids: frozenset[int] = frozenset(ends)
-        self._short_inside = lru_cache(_NUM_SHORT_TEXTS)(self._inside)
+        self._encode_short = lru_cache(_NUM_SHORT_TEXTS)(self._ids_of)
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -155,13 +155,7 @@ class Tokenizer:
 
     def encode_document(self, text: str) -> list[int]:
         """Encode plain text as if it stood at the beginning of a document, without special tokens in front."""
-        if self._plain_backend is None:
-            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-            return list(self.hf_tokenizer.encode(text, **options))
-        if len(text) < _PART_CHARS:
-            return list(self._plain_backend.encode(text, add_special_tokens=False).ids)
-        # Takes one thread, too, and lets Python's other threads run meanwhile.
-        return list(self._plain_backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        return self._encode_plain([text])[0]
 
     def encode_end(self, text: str, min_tokens: int, *, is_plain: bool) -> tuple[list[int], list[int]] | None:
         """The last tokens of a long text, without encoding the text before them.
@@ -199,13 +193,17 @@ class Tokenizer:
 
     def encode_all_inside(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_inside` for many texts."""
-        # Not as a batch: the library encodes batches with threads, which compete with the model's.
-        return [list(self._short_inside(text) if len(text) <= _SHORT_CHARS else self._inside(text)) for text in texts]
+        encodings = self._encode_plain(texts)
+        wrong = [index for index, text in enumerate(texts) if self.bytes_of(encodings[index]) != text.encode()]
+        if wrong:
+            spliced = self._encode_plain([_SPLICE + texts[index] for index in wrong])
+            for index, ids in zip(wrong, spliced, strict=True):
+                encodings[index] = self._after_splice(ids) or encodings[index]
+        return encodings
 
     def bytes_of(self, token_ids: Iterable[int]) -> bytes:
         """The bytes of a sequence of tokens."""
-        token_bytes = self.token_bytes
-        return b"".join([token_bytes[i] for i in token_ids])
+        return b"".join(self.token_bytes[i] for i in token_ids)
 
     @cached_property
     def splits_texts(self) -> bool:
@@ -251,15 +249,22 @@ class Tokenizer:
         description["post_processor"] = None
         return Backend.from_str(json.dumps(description))
 
-    def _inside(self, text: str) -> list[int]:
-        token_ids = self.encode_document(text)
-        if self.bytes_of(token_ids) == text.encode():
-            return token_ids
-        return self._after_splice(self.encode_document(_SPLICE + text)) or token_ids
+    def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._plain_backend is None:
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            return [list(self.hf_tokenizer.encode(text, **options)) for text in texts]
+        # Not as a batch: the library encodes batches with threads, which compete with the model's.
+        return [list(self._encode_short(text) if len(text) <= _SHORT_CHARS else self._ids_of(text)) for text in texts]
+
+    def _ids_of(self, text: str) -> tuple[int, ...]:
+        if len(text) < _PART_CHARS:
+            return tuple(self._plain_backend.encode(text, add_special_tokens=False).ids)
+        # Takes one thread, too, and lets Python's other threads run meanwhile.
+        return tuple(self._plain_backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def _encode_part(self, text: str, is_plain: bool) -> list[int]:
         if is_plain:
-            return self.encode_document(text)
+            return self._encode_plain([text])[0]
         return list(self.hf_tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     @cached_property

@@ -1,7 +1,6 @@
 """Word characters and word boundaries, in any script."""
 
 import unicodedata
-from functools import lru_cache
 
 # Scripts without spaces between words: Thai and Lao, Burmese, Khmer, Chinese characters and Japanese kana.
 _UNSPACED = (
@@ -21,7 +20,6 @@ _JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner, which shape letters inside a word (Persian, Hindi)."""
 
 
-@lru_cache(4096)
 def is_word_character(char: str) -> bool:
     """Whether `char` can be part of a longer word: letters, digits, underscore, and marks on letters.
 
