@@ -27,6 +27,7 @@ _QWEN = "<|object_ref_start|>"
 usually takes most of the attention, but their document separator never does, and with it in front no other token does
 either. In Qwen2.5-Coder-0.5B, tokens 16 to 31 of code cost 4.2 nats each after the separator, 2.7 after a line break
 and 2.7 with nothing in front; tokens 1 to 3 of prose 7.8, 5.5 and 7.9."""
+
 _PART_CHARS = 4096
 """Characters of a long text to encode at a time."""
 
