@@ -278,7 +278,7 @@ def test_loading_blocks_neither_the_loop_nor_those_who_have_theirs(tmp_path, mon
         started_s = time.monotonic()
         for _ in range(20):
             await folders.get("fast")
-        assert time.monotonic() - started_s < 1
+        assert time.monotonic() - started_s < 5  # behind the slow one they would wait for 10
         waiting[0].cancel()  # its client went away; the other one still wants the model
         await asyncio.sleep(0)
         go_on.set()
