@@ -72,8 +72,9 @@ class Job:
 class FakeEngine:
     """Each draft has `max_tokens` tokens such as " red1", or fewer if the request runs out of time.
 
-    If `gate` is given, every step waits until this event is set. `on_step` runs at the start of each step and may
-    raise. `fail` maps a request id to the error that the request ends with. Every step is reported as `last_step`.
+    If `gate` is given, every step waits until this event is set, and `at_gate` is set when the first one does.
+    `on_step` runs at the start of each step and may raise. `fail` maps a request id to the error that the request ends
+    with. Every step is reported as `last_step`.
     """
 
     config: EngineConfig = field(default_factory=EngineConfig)
@@ -82,6 +83,7 @@ class FakeEngine:
     num_slots: int = 64
     on_step: Callable[[], None] = lambda: None
     gate: threading.Event | None = None
+    at_gate: threading.Event = field(default_factory=threading.Event)
     fail: dict[str, SuperdraftError] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
@@ -137,7 +139,8 @@ class FakeEngine:
     def step(self) -> list[StepOutput]:
         self.threads.add(threading.current_thread().name)
         if self.gate is not None:
-            self.gate.wait(timeout=10)
+            self.at_gate.set()
+            self.gate.wait(timeout=60)
         self.on_step()
         outputs = [StepOutput(name, error=SupersededError("A newer request arrived.")) for name in self.superseded]
         self.superseded.clear()

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
+import time
 
 from superdraft.server.bridge.async_engine import AsyncEngine
 
 
-def run(engine, scenario, timeout_s=10):
+def run(engine, scenario, timeout_s=60):
     """Run `scenario(async_engine)` with a started engine, then check that the engine thread has ended."""
 
     async def main():
@@ -25,9 +26,8 @@ def run(engine, scenario, timeout_s=10):
         assert threading.active_count() <= before
 
 
-async def until(condition):
-    for _ in range(1000):
-        if condition():
-            return
+async def until(condition, timeout_s=30):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
         await asyncio.sleep(0.002)
-    raise AssertionError("the condition was not met in time")

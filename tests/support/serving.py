@@ -22,14 +22,14 @@ def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while not server.started and time.monotonic() < deadline:
                 time.sleep(0.005)
             assert server.started
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(timeout=10)
+            thread.join(timeout=60)
             assert not thread.is_alive()
 
 
@@ -64,7 +64,7 @@ def read_to_end(connection: socket.socket) -> bytes:
     return content
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     """Wait until `condition` holds; return whether it did in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -81,9 +81,9 @@ def test_keys_inside_words_are_told_from_others():
 
 
 def test_people_type_different_texts_at_the_same_time(monkeypatch):
-    monkeypatch.setattr(people, "WARM_UP_S", 0.02)
+    monkeypatch.setattr(people, "WARM_UP_S", 0.5)
     cases = [Prompt(str(number), "mail", f"text {number}", "some words to type") for number in range(8)]
     server = Server(lambda text: [])
-    tally = asyncio.run(run(server, "http://127.0.0.1:9", cases, 3, 0.1))
+    tally = asyncio.run(run(server, "http://127.0.0.1:9", cases, 3, 0.5))
     assert len({text.split(" some")[0] for text in server.asked}) >= 3
     assert 3 < len(tally.shown) < len(server.asked)
