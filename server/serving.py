@@ -200,17 +200,18 @@ class HttpServer(uvicorn.Server):
         settings = service.settings
         self._engine, self._grace_s = service.engine, settings.shutdown_grace_s
         self._on_started = on_started
+        self._protocol = bounded(
+            settings.receive_timeout_s,
+            settings.max_connections,
+            settings.max_connections_per_address,
+            settings.proxy_networks,
+        )
         config = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             server_header=False,
-            http=bounded(
-                settings.receive_timeout_s,
-                settings.max_connections,
-                settings.max_connections_per_address,
-                settings.proxy_networks,
-            ),
+            http=self._protocol,
             proxy_headers=bool(settings.proxy_networks),
             forwarded_allow_ips=list(settings.proxy_networks),  # not FORWARDED_ALLOW_IPS, nor this machine
             reset_contextvars=True,  # a pipelined request would inherit those of the one before it, its key's name too
@@ -246,6 +247,8 @@ class HttpServer(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
         await super().shutdown(sockets)
+        for connection in list(self._protocol.refused):  # uvicorn does not know them
+            connection.transport.abort()
         await stopping
 
     def _close_after_answers(self) -> None:

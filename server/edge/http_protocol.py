@@ -22,6 +22,7 @@ from superdraft.server.edge.refusals import NO_RETRY, retry_after
 from superdraft.server.edge.security_headers import SAFE_HEADERS
 
 _LINGER_S = 2.0
+_MAX_REFUSED = 64  # refused connections that linger: they are beyond the limits, and use files all the same
 _MAX_HEAD_BYTES = 64 << 10
 _MAX_HEADER_FIELDS = 128  # several times what browsers and proxies send; each takes time wherever headers are searched
 _SMALL_BYTES = 256
@@ -102,13 +103,16 @@ class BoundedHttpProtocol(H11Protocol):
 
     A client that is still sending when its connection is closed gets time to read the answer.
 
-    The limits are attributes of subclasses made by `bounded`, since uvicorn makes the objects.
+    The limits are attributes of subclasses made by `bounded`, since uvicorn makes the objects. So are the connections
+    that were refused and linger. They are not among uvicorn's: `_make_room` would give away their places, which they
+    do not have.
     """
 
     receive_timeout_s: float
     max_connections: int
     max_connections_per_address: int
     proxies: Sequence[Network]
+    refused: "set[BoundedHttpProtocol]"
 
     def __init__(
         self,
@@ -137,17 +141,16 @@ class BoundedHttpProtocol(H11Protocol):
         if self.network is not None:
             same = [each for each in others if each.network == self.network]
             if len(same) >= self.max_connections_per_address and not _make_room(same):
-                transport.write(_TOO_MANY_HERE)
-                transport.close()
+                self._refuse(transport, _TOO_MANY_HERE)
                 return
         if len(self.connections) > self.max_connections and not _make_room(others):
-            transport.write(_TOO_MANY)
-            transport.close()
+            self._refuse(transport, _TOO_MANY)
             return
         self._receiving = self.loop.call_later(self.receive_timeout_s, self._on_receive_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
+        self.refused.discard(self)
         self._stop_receive_timer()
         self._stop_write_timer()
         if self._lingering is not None:
@@ -214,7 +217,20 @@ class BoundedHttpProtocol(H11Protocol):
         if self._lingering is None:
             self._lingering = self.loop.call_later(_LINGER_S, transport.close)
             self.flow.resume_reading()
-            transport.write_eof()
+            try:
+                transport.write_eof()
+            except OSError:  # the client has reset the connection
+                transport.abort()
+
+    def _refuse(self, transport: asyncio.Transport, answer: bytes) -> None:
+        """Answer and close. Most clients send a request at once; closed before it is read, they would get a reset."""
+        self.connections.discard(self)
+        transport.write(answer)
+        if len(self.refused) < _MAX_REFUSED:
+            self.refused.add(self)
+            self.linger(transport)
+        else:
+            transport.close()
 
     @property
     def is_idle(self) -> bool:
@@ -308,5 +324,6 @@ def bounded(
         "max_connections": max_connections,
         "max_connections_per_address": max_connections_per_address,
         "proxies": [ipaddress.ip_network(proxy) for proxy in proxies],
+        "refused": set(),
     }
     return type("BoundedHttpProtocol", (BoundedHttpProtocol,), limits)

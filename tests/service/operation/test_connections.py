@@ -112,6 +112,53 @@ def is_quiet(connection):
         return True
 
 
+REQUEST = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [("max_connections_per_address", b"are open from this address"), ("max_connections", b"connections are open;")],
+)
+def test_who_is_refused_a_connection_reads_why_though_its_request_is_never_read(serve, limit, said):
+    url = serve(receive_timeout_s=600, **{limit: 3})
+    with contextlib.ExitStack() as stack:
+        half_open(stack, url, 3)
+        for _ in range(10):  # those that stay open take no place, and give none away
+            refused = stack.enter_context(connect(url))
+            refused.sendall(REQUEST)
+            assert said in all_of(refused)
+
+
+def test_those_who_are_refused_and_have_left_make_no_noise_in_the_log(serve, caplog):
+    url = serve(receive_timeout_s=600, max_connections_per_address=3)
+    with contextlib.ExitStack() as stack:
+        half_open(stack, url, 3)
+        for _ in range(100):
+            with connect(url):
+                pass
+        with connect(url) as last:
+            assert all_of(last).startswith(b"HTTP/1.1 503 ")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_few_refused_connections_wait_for_their_clients_and_not_for_long(serve, monkeypatch):
+    monkeypatch.setattr("superdraft.server.edge.http_protocol._MAX_REFUSED", 2)
+    monkeypatch.setattr("superdraft.server.edge.http_protocol._LINGER_S", 3.0)
+    url = serve(receive_timeout_s=600, max_connections_per_address=3)
+    with contextlib.ExitStack() as stack:
+        half_open(stack, url, 3)
+
+        def is_reset():
+            refused = stack.enter_context(connect(url))
+            refused.sendall(REQUEST)
+            with contextlib.suppress(ConnectionResetError):
+                return all_of(refused) == b""
+            return True
+
+        assert [is_reset() for _ in range(4)] == [False, False, True, True]
+        assert eventually(lambda: not is_reset(), PATIENCE_S)
+
+
 def test_an_address_with_an_idle_connection_gets_a_new_one_for_it(serve):
     url = serve(max_connections_per_address=3)
     with contextlib.ExitStack() as stack:
