@@ -28,6 +28,7 @@ _LAST_WORDS_S = 0.2  # in which the next requests of clients that were just answ
 # connection just as a request is sent on it, the client sees a reset and no answer.
 _KEEP_ALIVE_S = 75
 _BACKLOG = 2048  # uvicorn's own
+_ACCEPTED_AT_ONCE = 16  # before others have their turn; each takes about as long as a small request
 _POLL_S = 0.05  # interval of checks for a second signal
 _OTHER_FILES = 256  # open files besides connections: models, logs, libraries
 
@@ -217,6 +218,7 @@ class HttpServer(uvicorn.Server):
             reset_contextvars=True,  # a pipelined request would inherit those of the one before it, its key's name too
             ws="none",
             timeout_keep_alive=_KEEP_ALIVE_S,
+            backlog=_ACCEPTED_AT_ONCE,  # asyncio takes as many connections at once as may wait: see startup
             timeout_graceful_shutdown=_SLACK_S,
         )
         super().__init__(config)
@@ -224,6 +226,8 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # asyncio has set it to those it takes at once
         if self.started:
             self._on_started()
 

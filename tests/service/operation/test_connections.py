@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import socket
+import threading
+from collections import Counter
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ from support.serving import eventually, serving
 
 from superdraft.server.app import create_app
 from superdraft.server.edge.api_keys import add_key
+from superdraft.server.edge.http_protocol import BoundedHttpProtocol
 from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings
 
@@ -157,6 +160,35 @@ def test_few_refused_connections_wait_for_their_clients_and_not_for_long(serve, 
 
         assert [is_reset() for _ in range(4)] == [False, False, True, True]
         assert eventually(lambda: not is_reset(), PATIENCE_S)
+
+
+def test_a_rush_of_connections_lets_others_have_their_turn(serve, monkeypatch):
+    turns = []  # of the event loop, in which a connection was made
+    turn = 0
+    made = BoundedHttpProtocol.connection_made
+
+    def count_turns(loop):
+        nonlocal turn
+        turn += 1
+        if len(turns) < 200:
+            loop.call_soon(count_turns, loop)
+
+    def noted(self, transport):
+        made(self, transport)
+        if not turns:
+            count_turns(self.loop)
+            assert are_waiting.wait(PATIENCE_S)  # the event loop stands still, and connections queue up
+        turns.append(turn)
+
+    are_waiting = threading.Event()
+    monkeypatch.setattr(BoundedHttpProtocol, "connection_made", noted)
+    with contextlib.ExitStack() as stack:
+        url = serve()
+        for _ in range(200):
+            stack.enter_context(connect(url))
+        are_waiting.set()
+        assert eventually(lambda: len(turns) == 200, PATIENCE_S)
+    assert max(Counter(turns).values()) <= 16
 
 
 def test_an_address_with_an_idle_connection_gets_a_new_one_for_it(serve):
