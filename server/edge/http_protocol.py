@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import h11
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -26,7 +28,7 @@ _MAX_REFUSED = 64  # refused connections that linger: they are beyond the limits
 _MAX_HEAD_BYTES = 64 << 10
 _MAX_HEADER_FIELDS = 128  # several times what browsers and proxies send; each takes time wherever headers are searched
 _SMALL_BYTES = 256
-_MAX_SMALL_CHUNKS = 10_000  # each takes as much time as a large one, so a body of single bytes would take seconds
+_MAX_SMALL_CHUNKS = 2000  # each takes as much time as a large one, so a body of single bytes would take seconds
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
@@ -42,8 +44,8 @@ _NOT_HTTP = _answer(
     "400 Bad Request",
     "invalid_request_error",
     "invalid_http",
-    "This is not a valid HTTP/1.1 request, or it is over a limit: a head of 64 KiB with 128 fields, a body with 10000 "
-    "chunks of less than 256 bytes. Send the body with a Content-Length.",
+    "This is not a valid HTTP/1.1 request, or it is over a limit: a head or trailer of 64 KiB with 128 fields, a body "
+    "with 2000 chunks of less than 256 bytes. Send the body with a Content-Length.",
 )
 _TIMED_OUT = _answer(
     "408 Request Timeout",
@@ -69,6 +71,25 @@ _TOO_MANY_HERE = _answer(
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+def _check_fields(received: bytes) -> None:
+    """Refuse a head or a trailer, as far as it has been received, that is too large to be parsed."""
+    found = _END_OF_HEAD.search(received)
+    end = len(received) if found is None else found.start()
+    if end > _MAX_HEAD_BYTES or received.count(b"\n", 0, end) > _MAX_HEADER_FIELDS:
+        raise h11.RemoteProtocolError("the head or the trailer is too large")
+
+
+class _ChunkedReader(ChunkedReader):
+    """h11's reader of chunked bodies; it would parse a trailer of any number of fields."""
+
+    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        if self._reading_trailer:  # h11 calls again when this begins
+            received = bytes(buf)
+            if not received.startswith((b"\r\n", b"\n")):  # there is one; otherwise, the next request may follow
+                _check_fields(received)
+        return super().__call__(buf)
+
+
 class _Parser(h11.Connection):
     """A parser that refuses requests of very many small parts, whose parsing would hold up everybody."""
 
@@ -76,21 +97,17 @@ class _Parser(h11.Connection):
 
     def next_event(self) -> Any:
         if self.their_state is h11.IDLE:
-            self._check_head(self.trailing_data[0])
+            _check_fields(self.trailing_data[0])
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._num_small = 0
+            if isinstance(self._reader, ChunkedReader):
+                self._reader = _ChunkedReader()
         elif isinstance(event, h11.Data) and len(event.data) < _SMALL_BYTES:
             self._num_small += 1
             if self._num_small > _MAX_SMALL_CHUNKS:
                 raise h11.RemoteProtocolError("too many small chunks")
         return event
-
-    def _check_head(self, received: bytes) -> None:
-        found = _END_OF_HEAD.search(received)
-        end = len(received) if found is None else found.start()
-        if end > _MAX_HEAD_BYTES or received.count(b"\n", 0, end) > _MAX_HEADER_FIELDS:
-            raise h11.RemoteProtocolError("the head is too large")
 
 
 class BoundedHttpProtocol(H11Protocol):

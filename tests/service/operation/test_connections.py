@@ -115,6 +115,17 @@ def is_quiet(connection):
         return True
 
 
+@pytest.fixture
+def pieces(monkeypatch):
+    """What connections of the server have received, in order."""
+    received = []
+    data_received = BoundedHttpProtocol.data_received
+    monkeypatch.setattr(
+        BoundedHttpProtocol, "data_received", lambda self, data: (data_received(self, data), received.append(data))
+    )
+    return received
+
+
 REQUEST = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
@@ -291,4 +302,24 @@ def test_a_body_of_very_many_small_chunks_is_refused(serve, engine, size, is_ref
         said = all_of(connection)
     assert said.startswith(b"HTTP/1.1 400 " if is_refused else b"HTTP/1.1 200 ")
     assert said.count(b"content-length: ") == 1
-    assert (b"10000 chunks" in said) == is_refused
+    assert (b"2000 chunks" in said) == is_refused
+
+
+@pytest.mark.parametrize(("fields", "status"), [(0, 200), (100, 200), (200, 400), (10_000, 400)])
+@pytest.mark.parametrize("pause", ["", "before the trailer", "within"])
+def test_a_trailer_of_thousands_of_fields_is_refused(serve, pieces, fields, status, pause):
+    head = b"POST /v1/drafts HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b'10\r\n{"prompt": "hi"}\r\n0\r\n'
+    trailer = b"a:b\r\n" * fields + b"\r\n"
+    # The head of what follows has as many fields as are allowed, and they are not the trailer's.
+    follows = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"a:b\r\n" * 125 + b"\r\n"
+    sent = head + body + trailer + follows
+    cut = {"": 0, "before the trailer": len(head + body), "within": len(head + body) + fields}[pause]
+    with connect(serve()) as connection:
+        connection.sendall(sent[:cut])
+        assert eventually(lambda: sum(map(len, pieces)) >= cut, PATIENCE_S)
+        with contextlib.suppress(ConnectionError):  # it may have been refused by now
+            connection.sendall(sent[cut:])
+        said = all_of(connection)
+    assert said.startswith(b"HTTP/1.1 %d " % status)
+    assert said.count(b"content-length: ") == (2 if status == 200 else 1)
