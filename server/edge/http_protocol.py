@@ -19,6 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from superdraft.server.edge.open_connections import OpenConnections
 from superdraft.server.edge.rate_limits import network_of
 from superdraft.server.edge.refusals import NO_RETRY, retry_after
 from superdraft.server.edge.security_headers import SAFE_HEADERS
@@ -95,6 +96,11 @@ class _Parser(h11.Connection):
 
     _num_small = 0
 
+    @property
+    def has_unparsed(self) -> bool:
+        """Whether something has been received that is no event yet. `trailing_data` would copy all of it."""
+        return bool(self._receive_buffer)
+
     def next_event(self) -> Any:
         if self.their_state is h11.IDLE:
             _check_fields(self.trailing_data[0])
@@ -115,20 +121,19 @@ class BoundedHttpProtocol(H11Protocol):
 
     A request, head and body, must be complete `receive_timeout_s` after its first byte, however many pieces it comes
     in. For the first request of a connection, the time counts from when the connection was opened. A client that reads
-    nothing for as long is disconnected. When `max_connections` are open, or `max_connections_per_address` by clients of
-    one network, the one of them that has been idle longest is closed; if none is idle, the new one is answered 503.
+    nothing for as long is disconnected. When too many connections are open, another one is closed for a new one, or the
+    new one is answered 503: see `OpenConnections`.
 
     A client that is still sending when its connection is closed gets time to read the answer.
 
     The limits are attributes of subclasses made by `bounded`, since uvicorn makes the objects. So are the connections
-    that were refused and linger. They are not among uvicorn's: `_make_room` would give away their places, which they
-    do not have.
+    that were refused and linger: they are not among the open ones, which give their places away when they linger.
     """
 
+    conn: _Parser
     receive_timeout_s: float
-    max_connections: int
-    max_connections_per_address: int
     proxies: Sequence[Network]
+    open_connections: OpenConnections
     refused: "set[BoundedHttpProtocol]"
 
     def __init__(
@@ -144,7 +149,6 @@ class BoundedHttpProtocol(H11Protocol):
         self._stuck: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self.network: str | None = None
-        self.idle_since_s = self.loop.time()
 
     # Called by asyncio
 
@@ -154,19 +158,15 @@ class BoundedHttpProtocol(H11Protocol):
         peer = transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # detects clients that vanished
         self.network = None if self.client is None or self._is_proxy(self.client[0]) else network_of(self.client[0])
-        others = [each for each in self.connections if isinstance(each, BoundedHttpProtocol) and each is not self]
-        if self.network is not None:
-            same = [each for each in others if each.network == self.network]
-            if len(same) >= self.max_connections_per_address and not _make_room(same):
-                self._refuse(transport, _TOO_MANY_HERE)
-                return
-        if len(self.connections) > self.max_connections and not _make_room(others):
-            self._refuse(transport, _TOO_MANY)
+        limit = self.open_connections.add(self)
+        if limit is not None:
+            self._refuse(transport, _TOO_MANY_HERE if limit == "address" else _TOO_MANY)
             return
         self._receiving = self.loop.call_later(self.receive_timeout_s, self._on_receive_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
+        self.open_connections.remove(self)
         self.refused.discard(self)
         self._stop_receive_timer()
         self._stop_write_timer()
@@ -180,6 +180,7 @@ class BoundedHttpProtocol(H11Protocol):
             return
         super().data_received(data)
         self._watch()
+        self.open_connections.note(self)
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the server writes."""
@@ -196,9 +197,9 @@ class BoundedHttpProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """An answer has been written."""
-        self.idle_since_s = self.loop.time()
         super().on_response_complete()
         self._watch()
+        self.open_connections.note(self)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn always passes the same text)
         """Answer what is not HTTP. uvicorn would use plain text, and fail if the request had been answered already."""
@@ -227,7 +228,7 @@ class BoundedHttpProtocol(H11Protocol):
     @property
     def is_sending(self) -> bool:
         """Whether the client may be sending something that will not be read."""
-        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.conn.trailing_data[0])
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or self.conn.has_unparsed
 
     def linger(self, transport: asyncio.Transport) -> None:
         """End the answer, and close when the client has closed, or after a moment."""
@@ -238,6 +239,7 @@ class BoundedHttpProtocol(H11Protocol):
                 transport.write_eof()
             except OSError:  # the client has reset the connection
                 transport.abort()
+            self.open_connections.note(self)
 
     def _refuse(self, transport: asyncio.Transport, answer: bytes) -> None:
         """Answer and close. Most clients send a request at once; closed before it is read, they would get a reset."""
@@ -253,12 +255,27 @@ class BoundedHttpProtocol(H11Protocol):
     def is_idle(self) -> bool:
         """Whether no part of a request is being received or answered."""
         is_answered = self.cycle is None or self.cycle.response_complete
-        return is_answered and not self.transport.is_closing() and not self.conn.trailing_data[0]
+        return is_answered and not self.transport.is_closing() and not self.conn.has_unparsed
+
+    @property
+    def is_dispensable(self) -> bool:
+        """Whether the connection may be closed for a new one."""
+        return self.is_idle or self.is_lingering
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a request, or the rest of one, is awaited, and not for long."""
+        return self._receiving is not None
+
+    def drop(self) -> None:
+        """Close the connection for a new one."""
+        self.connections.discard(self)
+        self.transport.abort()
 
     def _watch(self) -> None:
         """Run the receive timer while a request is arriving, from its first byte."""
         is_arriving = self.conn.their_state is h11.SEND_BODY
-        is_arriving |= self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        is_arriving |= self.conn.their_state is h11.IDLE and self.conn.has_unparsed
         if not is_arriving or self.transport.is_closing():
             self._stop_receive_timer()
         elif self._receiving is None:
@@ -311,17 +328,6 @@ class _PoliteTransport:
             self._transport.close()
 
 
-def _make_room(connections: Sequence[BoundedHttpProtocol]) -> bool:
-    """Close the connection that has been idle longest; False if none is idle."""
-    idle = [each for each in connections if each.is_idle or each.is_lingering]
-    if not idle:
-        return False
-    oldest = min(idle, key=lambda each: each.idle_since_s)
-    oldest.connections.discard(oldest)
-    oldest.transport.abort()
-    return True
-
-
 def bounded(
     receive_timeout_s: float,
     max_connections: int,
@@ -338,9 +344,8 @@ def bounded(
     """
     limits = {
         "receive_timeout_s": receive_timeout_s,
-        "max_connections": max_connections,
-        "max_connections_per_address": max_connections_per_address,
         "proxies": [ipaddress.ip_network(proxy) for proxy in proxies],
+        "open_connections": OpenConnections(max_connections, max_connections_per_address),
         "refused": set(),
     }
     return type("BoundedHttpProtocol", (BoundedHttpProtocol,), limits)

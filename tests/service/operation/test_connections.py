@@ -115,6 +115,17 @@ def is_quiet(connection):
         return True
 
 
+def test_a_few_addresses_with_half_sent_requests_do_not_keep_out_others(serve):
+    url = serve(max_connections=8, max_connections_per_address=4, receive_timeout_s=600)
+    with contextlib.ExitStack() as stack:
+        half_open(stack, url, 4, "127.0.0.2")
+        half_open(stack, url, 4, "127.0.0.3")
+        for _ in range(3):
+            assert is_healthy(stack.enter_context(connect(url)))
+        with connect(url, "127.0.0.2") as refused:  # idle ones make room for them, of whom they are
+            assert is_healthy(refused)
+
+
 @pytest.fixture
 def pieces(monkeypatch):
     """What connections of the server have received, in order."""
