@@ -270,8 +270,9 @@ class HttpServer(uvicorn.Server):
         if self.force_exit:
             await self._engine.stop(grace_s=0)
         await asyncio.sleep(_LAST_WORDS_S)
-        if self.force_exit:
-            for connection in list(self.server_state.connections):
+        for connection in list(self.server_state.connections):
+            is_receiving = getattr(connection, "is_receiving", False)  # the rest of a request that nobody will answer
+            if self.force_exit or is_receiving:
                 connection.transport.abort()
         await super().shutdown(sockets)
         for connection in list(self._protocol.refused):  # uvicorn does not know them

@@ -126,6 +126,16 @@ def test_a_few_addresses_with_half_sent_requests_do_not_keep_out_others(serve):
             assert is_healthy(refused)
 
 
+def test_a_server_that_ends_does_not_wait_for_half_sent_requests(engine, caplog):
+    app = create_app(Settings(receive_timeout_s=600), engine, model_name="tiny")
+    with contextlib.ExitStack() as stack, serving(app) as url:
+        half_open(stack, url, 3)
+        for _ in range(3):
+            stack.enter_context(connect(url)).sendall(HEAD + b"\r\n{")
+        assert is_healthy(stack.enter_context(connect(url)))
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 @pytest.fixture
 def pieces(monkeypatch):
     """What connections of the server have received, in order."""
