@@ -28,6 +28,7 @@ _LAST_WORDS_S = 0.2  # in which the next requests of clients that were just answ
 # connection just as a request is sent on it, the client sees a reset and no answer.
 _KEEP_ALIVE_S = 75
 _BACKLOG = 2048  # uvicorn's own
+_ACCEPTED_AT_ONCE = 16  # before others have their turn; each takes about as long as a small request
 _POLL_S = 0.05  # interval of checks for a second signal
 _OTHER_FILES = 256  # open files besides connections: models, logs, libraries
 
@@ -52,14 +53,18 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
 def _load_and_serve(settings: Settings, listener: socket.socket) -> None:
     with _garbage_collection_paused():
         app = load_app(settings, is_local=_is_loopback(listener.getsockname()[0]))
-    _allow_open_files(settings.max_connections)
+    max_connections = allow_open_files(settings.max_connections)
     gc.collect()
     gc.freeze()  # objects of the libraries stay anyway; searching them for garbage would stop everything for 0.3 s
     _return_freed_memory()
     _listen(listener)
     service: Service = app.state.service
     what = f"{service.model_name} (n-gram model: {service.ngram_models.default or 'none'})"
-    server = HttpServer(app, on_started=lambda: banner(settings.host, listener.getsockname()[1], what))
+    server = HttpServer(
+        app,
+        on_started=lambda: banner(settings.host, listener.getsockname()[1], what),
+        max_connections=max_connections,
+    )
     server.run(sockets=[listener])
     if service.engine.has_failed:
         sys.exit(FAILED_EXIT_CODE)
@@ -170,17 +175,33 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _allow_open_files(max_connections: int) -> None:
-    """Raise this process' limit of open files, often 1024, to what connections need or the system allows."""
+def allow_open_files(max_connections: int) -> int:
+    """Raise this process' limit of open files, often 1024, to what connections need or the system allows.
+
+    Returns:
+        How many connections may be open. One beyond that could not even be accepted to close another one for it.
+    """
     if sys.platform == "win32":
-        return
+        return max_connections
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max_connections + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return max_connections
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit == wanted:
+        return max_connections
+    allowed = max(limit - _OTHER_FILES, limit // 2)
+    log.warning(
+        "fewer connections may be open, since the system allows few open files",
+        max_connections=allowed,
+        instead_of=max_connections,
+        open_files=limit,
+        remedy=f"ulimit -n {wanted}, or LimitNOFILE={wanted} in a systemd unit",
+    )
+    return allowed
 
 
 class HttpServer(uvicorn.Server):
@@ -193,29 +214,34 @@ class HttpServer(uvicorn.Server):
     Args:
         app: the app.
         on_started: called when the server listens.
+        max_connections: open at once; None: those of the settings.
     """
 
-    def __init__(self, app: FastAPI, on_started: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, app: FastAPI, on_started: Callable[[], None] = lambda: None, max_connections: int | None = None
+    ) -> None:
         service: Service = app.state.service
         settings = service.settings
         self._engine, self._grace_s = service.engine, settings.shutdown_grace_s
         self._on_started = on_started
+        self._protocol = bounded(
+            settings.receive_timeout_s,
+            settings.max_connections if max_connections is None else max_connections,
+            settings.max_connections_per_address,
+            settings.proxy_networks,
+        )
         config = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             server_header=False,
-            http=bounded(
-                settings.receive_timeout_s,
-                settings.max_connections,
-                settings.max_connections_per_address,
-                settings.proxy_networks,
-            ),
+            http=self._protocol,
             proxy_headers=bool(settings.proxy_networks),
             forwarded_allow_ips=list(settings.proxy_networks),  # not FORWARDED_ALLOW_IPS, nor this machine
             reset_contextvars=True,  # a pipelined request would inherit those of the one before it, its key's name too
             ws="none",
             timeout_keep_alive=_KEEP_ALIVE_S,
+            backlog=_ACCEPTED_AT_ONCE,  # asyncio takes as many connections at once as may wait: see startup
             timeout_graceful_shutdown=_SLACK_S,
         )
         super().__init__(config)
@@ -223,6 +249,8 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # asyncio has set it to those it takes at once
         if self.started:
             self._on_started()
 
@@ -242,10 +270,13 @@ class HttpServer(uvicorn.Server):
         if self.force_exit:
             await self._engine.stop(grace_s=0)
         await asyncio.sleep(_LAST_WORDS_S)
-        if self.force_exit:
-            for connection in list(self.server_state.connections):
+        for connection in list(self.server_state.connections):
+            is_receiving = getattr(connection, "is_receiving", False)  # the rest of a request that nobody will answer
+            if self.force_exit or is_receiving:
                 connection.transport.abort()
         await super().shutdown(sockets)
+        for connection in list(self._protocol.refused):  # uvicorn does not know them
+            connection.transport.abort()
         await stopping
 
     def _close_after_answers(self) -> None:

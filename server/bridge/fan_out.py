@@ -53,6 +53,7 @@ class _SharedRun:
     task: asyncio.Task[GenerationOutput]
     num_waiting: int = 0
     num_served: int = 0
+    keeps_best: bool = True  # for the request that started the run, until it has taken the best draft or left
 
 
 def twin_key(request: Request, body: BaseModel) -> str | None:
@@ -103,6 +104,7 @@ class FanOut:
         if params.verify_top is not None:
             return Share(_only(await run(replace(params, num_drafts=self._num_drafts)), 0))
         shared = self._runs.get(key)
+        is_first = shared is None
         if shared is None:
             if not self._has_room():
                 return Share(await run(params))
@@ -112,11 +114,14 @@ class FanOut:
             output = await asyncio.shield(shared.task)
         finally:
             shared.num_waiting -= 1
+            shared.keeps_best &= not is_first
             if not shared.num_waiting and not shared.task.done():
                 shared.task.cancel()
                 self._forget(key, shared)
-        rank = shared.num_served % max(1, len(output.drafts))
-        shared.num_served += 1
+        # A twin that comes just after the run's end is faster than those that wait.
+        num_before = 0 if is_first else max(shared.num_served, int(shared.keeps_best))
+        rank = num_before % max(1, len(output.drafts))
+        shared.num_served = max(shared.num_served, num_before + 1)
         return Share(_only(output, rank), rank)
 
     async def stream(

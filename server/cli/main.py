@@ -16,6 +16,7 @@ from superdraft.ngram_models.errors import NgramModelError
 from superdraft.server.cli import lab
 from superdraft.server.cli.complete import complete
 from superdraft.server.cli.lazy import PASS_ON, add_commands
+from superdraft.server.cli.standard_error import make_stderr_harmless
 from superdraft.server.cli.writing.try_drafts import try_it
 from superdraft.server.errors import CommandError
 
@@ -65,6 +66,7 @@ def options(
 
 def main() -> None:
     """Entry point: expected errors become one line on stderr and exit code 2."""
+    make_stderr_harmless()
     try:
         app(prog_name="superdraft")
     except (CommandError, SuperdraftError, NgramModelError, ClientError) as error:

@@ -30,6 +30,7 @@ ALL_SCOPES: tuple[Scope, ...] = ("complete", "metrics", "admin")
 PREFIX = "sd-"  # lets people and secret scanners recognise a key
 MIN_LENGTH = 20
 RECHECK_S = 1.0
+SETTLE_S = 2.0  # an editor or a script that rewrites the file in place takes milliseconds
 _LOCK_TIMEOUT_S = 10
 _NAME = r"[A-Za-z0-9._-]{1,64}"
 
@@ -70,23 +71,33 @@ class ApiKeys:
     """The keys that are currently valid.
 
     If the file is damaged or removed while the server runs, the keys read last stay valid, and the log says so. The
-    server is never opened to everyone because of that.
+    server is never opened to everyone because of that. Who rewrites the file in place empties it first: so keys that
+    disappear or change count only when the file has not been written for `SETTLE_S`, or when they have been missing at
+    every check for as long, so that a file that is written all the time cannot keep a revoked key alive.
 
     Args:
         given: comma-separated `name=key` pairs, each with every scope; None: none.
         file: made by `superdraft keys new`; None: none.
         clock: monotonic seconds.
+        wall_clock: seconds since 1970, for the age of the file.
 
     Raises:
         SettingsError: a key is too short, a name occurs twice, or the file cannot be used.
     """
 
     def __init__(
-        self, given: str | None = None, file: Path | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        given: str | None = None,
+        file: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._given = _parse_given(given) if given is not None else []
         self._file = file
         self._clock = clock
+        self._wall_clock = wall_clock
+        self._problem: str | None = None
+        self._missing_since_s: float | None = None
         self._stamp = _stamp_of(file) if file is not None else None
         self._keys = _joined(self._given, read_keys(file) if file is not None else [])
         self._checked_s = clock()
@@ -119,16 +130,37 @@ class ApiKeys:
         if self._file is None or self._clock() - self._checked_s < RECHECK_S:
             return
         self._checked_s = self._clock()
-        stamp = _stamp_of(self._file)
+        stamp = _stamp_of(self._file)  # before reading: what is written meanwhile is read at the next check
         if stamp == self._stamp:
+            self._problem = self._missing_since_s = None
             return
-        self._stamp = stamp
         try:
-            self._keys = _joined(self._given, read_keys(self._file))
+            keys = _joined(self._given, read_keys(self._file))
         except SettingsError as error:
-            log.error("api_keys_not_reloaded", reason=str(error))
-        else:
-            log.info("api_keys_reloaded", keys=len(self._keys))
+            if self._problem != str(error):
+                log.error("api_keys_not_reloaded", reason=str(error))
+            self._problem, self._missing_since_s = str(error), None
+            return
+        if not set(self._keys) <= set(keys) and not self._may_lose_keys(self._file):
+            return
+        self._stamp, self._keys = stamp, keys
+        self._problem = self._missing_since_s = None
+        log.info("api_keys_reloaded", keys=len(keys))
+
+    def _may_lose_keys(self, file: Path) -> bool:
+        """Whether the file, which lacks keys or has changed some, is taken for complete."""
+        stamp = _stamp_of(file)  # after reading: the file may have been emptied just before
+        age_s = self._wall_clock() - stamp[0] / 1e9 if stamp is not None else 0.0
+        if not 0 <= age_s < SETTLE_S:  # of a file from the future, nobody can tell
+            return True
+        if self._missing_since_s is None:
+            self._missing_since_s = self._checked_s
+            log.warning(
+                "api_keys_missing",
+                reason=f"{file} was just written and lacks keys, or has changed some: they stay valid for "
+                f"{SETTLE_S:g} seconds, in case it is still being written.",
+            )
+        return self._checked_s - self._missing_since_s >= SETTLE_S
 
 
 def digest_of(key: str) -> str:

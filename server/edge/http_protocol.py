@@ -13,19 +13,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import h11
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from superdraft.server.edge.open_connections import OpenConnections
 from superdraft.server.edge.rate_limits import network_of
 from superdraft.server.edge.refusals import NO_RETRY, retry_after
 from superdraft.server.edge.security_headers import SAFE_HEADERS
 
 _LINGER_S = 2.0
+_MAX_REFUSED = 64  # refused connections that linger: they are beyond the limits, and use files all the same
 _MAX_HEAD_BYTES = 64 << 10
 _MAX_HEADER_FIELDS = 128  # several times what browsers and proxies send; each takes time wherever headers are searched
 _SMALL_BYTES = 256
-_MAX_SMALL_CHUNKS = 10_000  # each takes as much time as a large one, so a body of single bytes would take seconds
+_MAX_SMALL_CHUNKS = 2000  # each takes as much time as a large one, so a body of single bytes would take seconds
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
@@ -41,8 +45,8 @@ _NOT_HTTP = _answer(
     "400 Bad Request",
     "invalid_request_error",
     "invalid_http",
-    "This is not a valid HTTP/1.1 request, or it is over a limit: a head of 64 KiB with 128 fields, a body with 10000 "
-    "chunks of less than 256 bytes. Send the body with a Content-Length.",
+    "This is not a valid HTTP/1.1 request, or it is over a limit: a head or trailer of 64 KiB with 128 fields, a body "
+    "with 2000 chunks of less than 256 bytes. Send the body with a Content-Length.",
 )
 _TIMED_OUT = _answer(
     "408 Request Timeout",
@@ -68,28 +72,48 @@ _TOO_MANY_HERE = _answer(
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+def _check_fields(received: bytes) -> None:
+    """Refuse a head or a trailer, as far as it has been received, that is too large to be parsed."""
+    found = _END_OF_HEAD.search(received)
+    end = len(received) if found is None else found.start()
+    if end > _MAX_HEAD_BYTES or received.count(b"\n", 0, end) > _MAX_HEADER_FIELDS:
+        raise h11.RemoteProtocolError("the head or the trailer is too large")
+
+
+class _ChunkedReader(ChunkedReader):
+    """h11's reader of chunked bodies; it would parse a trailer of any number of fields."""
+
+    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        if self._reading_trailer:  # h11 calls again when this begins
+            received = bytes(buf)
+            if not received.startswith((b"\r\n", b"\n")):  # there is one; otherwise, the next request may follow
+                _check_fields(received)
+        return super().__call__(buf)
+
+
 class _Parser(h11.Connection):
     """A parser that refuses requests of very many small parts, whose parsing would hold up everybody."""
 
     _num_small = 0
 
+    @property
+    def has_unparsed(self) -> bool:
+        """Whether something has been received that is no event yet. `trailing_data` would copy all of it."""
+        return bool(self._receive_buffer)
+
     def next_event(self) -> Any:
         if self.their_state is h11.IDLE:
-            self._check_head(self.trailing_data[0])
+            _check_fields(self.trailing_data[0])
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._num_small = 0
+            if isinstance(self._reader, ChunkedReader):
+                self._reader = _ChunkedReader()
         elif isinstance(event, h11.Data) and len(event.data) < _SMALL_BYTES:
             self._num_small += 1
             if self._num_small > _MAX_SMALL_CHUNKS:
                 raise h11.RemoteProtocolError("too many small chunks")
         return event
-
-    def _check_head(self, received: bytes) -> None:
-        found = _END_OF_HEAD.search(received)
-        end = len(received) if found is None else found.start()
-        if end > _MAX_HEAD_BYTES or received.count(b"\n", 0, end) > _MAX_HEADER_FIELDS:
-            raise h11.RemoteProtocolError("the head is too large")
 
 
 class BoundedHttpProtocol(H11Protocol):
@@ -97,18 +121,20 @@ class BoundedHttpProtocol(H11Protocol):
 
     A request, head and body, must be complete `receive_timeout_s` after its first byte, however many pieces it comes
     in. For the first request of a connection, the time counts from when the connection was opened. A client that reads
-    nothing for as long is disconnected. When `max_connections` are open, or `max_connections_per_address` by clients of
-    one network, the one of them that has been idle longest is closed; if none is idle, the new one is answered 503.
+    nothing for as long is disconnected. When too many connections are open, another one is closed for a new one, or the
+    new one is answered 503: see `OpenConnections`.
 
     A client that is still sending when its connection is closed gets time to read the answer.
 
-    The limits are attributes of subclasses made by `bounded`, since uvicorn makes the objects.
+    The limits are attributes of subclasses made by `bounded`, since uvicorn makes the objects. So are the connections
+    that were refused and linger: they are not among the open ones, which give their places away when they linger.
     """
 
+    conn: _Parser
     receive_timeout_s: float
-    max_connections: int
-    max_connections_per_address: int
     proxies: Sequence[Network]
+    open_connections: OpenConnections
+    refused: "set[BoundedHttpProtocol]"
 
     def __init__(
         self,
@@ -123,7 +149,6 @@ class BoundedHttpProtocol(H11Protocol):
         self._stuck: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self.network: str | None = None
-        self.idle_since_s = self.loop.time()
 
     # Called by asyncio
 
@@ -133,21 +158,16 @@ class BoundedHttpProtocol(H11Protocol):
         peer = transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # detects clients that vanished
         self.network = None if self.client is None or self._is_proxy(self.client[0]) else network_of(self.client[0])
-        others = [each for each in self.connections if isinstance(each, BoundedHttpProtocol) and each is not self]
-        if self.network is not None:
-            same = [each for each in others if each.network == self.network]
-            if len(same) >= self.max_connections_per_address and not _make_room(same):
-                transport.write(_TOO_MANY_HERE)
-                transport.close()
-                return
-        if len(self.connections) > self.max_connections and not _make_room(others):
-            transport.write(_TOO_MANY)
-            transport.close()
+        limit = self.open_connections.add(self)
+        if limit is not None:
+            self._refuse(transport, _TOO_MANY_HERE if limit == "address" else _TOO_MANY)
             return
         self._receiving = self.loop.call_later(self.receive_timeout_s, self._on_receive_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
+        self.open_connections.remove(self)
+        self.refused.discard(self)
         self._stop_receive_timer()
         self._stop_write_timer()
         if self._lingering is not None:
@@ -160,6 +180,7 @@ class BoundedHttpProtocol(H11Protocol):
             return
         super().data_received(data)
         self._watch()
+        self.open_connections.note(self)
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the server writes."""
@@ -176,9 +197,9 @@ class BoundedHttpProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """An answer has been written."""
-        self.idle_since_s = self.loop.time()
         super().on_response_complete()
         self._watch()
+        self.open_connections.note(self)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn always passes the same text)
         """Answer what is not HTTP. uvicorn would use plain text, and fail if the request had been answered already."""
@@ -207,25 +228,54 @@ class BoundedHttpProtocol(H11Protocol):
     @property
     def is_sending(self) -> bool:
         """Whether the client may be sending something that will not be read."""
-        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.conn.trailing_data[0])
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or self.conn.has_unparsed
 
     def linger(self, transport: asyncio.Transport) -> None:
         """End the answer, and close when the client has closed, or after a moment."""
         if self._lingering is None:
             self._lingering = self.loop.call_later(_LINGER_S, transport.close)
             self.flow.resume_reading()
-            transport.write_eof()
+            try:
+                transport.write_eof()
+            except OSError:  # the client has reset the connection
+                transport.abort()
+            self.open_connections.note(self)
+
+    def _refuse(self, transport: asyncio.Transport, answer: bytes) -> None:
+        """Answer and close. Most clients send a request at once; closed before it is read, they would get a reset."""
+        self.connections.discard(self)
+        transport.write(answer)
+        if len(self.refused) < _MAX_REFUSED:
+            self.refused.add(self)
+            self.linger(transport)
+        else:
+            transport.close()
 
     @property
     def is_idle(self) -> bool:
         """Whether no part of a request is being received or answered."""
         is_answered = self.cycle is None or self.cycle.response_complete
-        return is_answered and not self.transport.is_closing() and not self.conn.trailing_data[0]
+        return is_answered and not self.transport.is_closing() and not self.conn.has_unparsed
+
+    @property
+    def is_dispensable(self) -> bool:
+        """Whether the connection may be closed for a new one."""
+        return self.is_idle or self.is_lingering
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a request, or the rest of one, is awaited, and not for long."""
+        return self._receiving is not None
+
+    def drop(self) -> None:
+        """Close the connection for a new one."""
+        self.connections.discard(self)
+        self.transport.abort()
 
     def _watch(self) -> None:
         """Run the receive timer while a request is arriving, from its first byte."""
         is_arriving = self.conn.their_state is h11.SEND_BODY
-        is_arriving |= self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        is_arriving |= self.conn.their_state is h11.IDLE and self.conn.has_unparsed
         if not is_arriving or self.transport.is_closing():
             self._stop_receive_timer()
         elif self._receiving is None:
@@ -278,17 +328,6 @@ class _PoliteTransport:
             self._transport.close()
 
 
-def _make_room(connections: Sequence[BoundedHttpProtocol]) -> bool:
-    """Close the connection that has been idle longest; False if none is idle."""
-    idle = [each for each in connections if each.is_idle or each.is_lingering]
-    if not idle:
-        return False
-    oldest = min(idle, key=lambda each: each.idle_since_s)
-    oldest.connections.discard(oldest)
-    oldest.transport.abort()
-    return True
-
-
 def bounded(
     receive_timeout_s: float,
     max_connections: int,
@@ -305,8 +344,8 @@ def bounded(
     """
     limits = {
         "receive_timeout_s": receive_timeout_s,
-        "max_connections": max_connections,
-        "max_connections_per_address": max_connections_per_address,
         "proxies": [ipaddress.ip_network(proxy) for proxy in proxies],
+        "open_connections": OpenConnections(max_connections, max_connections_per_address),
+        "refused": set(),
     }
     return type("BoundedHttpProtocol", (BoundedHttpProtocol,), limits)

@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import socket
+import threading
+from collections import Counter
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ from support.serving import eventually, serving
 
 from superdraft.server.app import create_app
 from superdraft.server.edge.api_keys import add_key
+from superdraft.server.edge.http_protocol import BoundedHttpProtocol
 from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings
 
@@ -110,6 +113,114 @@ def is_quiet(connection):
         return not connection.recv(1, socket.MSG_PEEK)
     except TimeoutError:
         return True
+
+
+def test_a_few_addresses_with_half_sent_requests_do_not_keep_out_others(serve):
+    url = serve(max_connections=8, max_connections_per_address=4, receive_timeout_s=600)
+    with contextlib.ExitStack() as stack:
+        half_open(stack, url, 4, "127.0.0.2")
+        half_open(stack, url, 4, "127.0.0.3")
+        for _ in range(3):
+            assert is_healthy(stack.enter_context(connect(url)))
+        with connect(url, "127.0.0.2") as refused:  # idle ones make room for them, of whom they are
+            assert is_healthy(refused)
+
+
+def test_a_server_that_ends_does_not_wait_for_half_sent_requests(engine, caplog):
+    app = create_app(Settings(receive_timeout_s=600), engine, model_name="tiny")
+    with contextlib.ExitStack() as stack, serving(app) as url:
+        half_open(stack, url, 3)
+        for _ in range(3):
+            stack.enter_context(connect(url)).sendall(HEAD + b"\r\n{")
+        assert is_healthy(stack.enter_context(connect(url)))
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """What connections of the server have received, in order."""
+    received = []
+    data_received = BoundedHttpProtocol.data_received
+    monkeypatch.setattr(
+        BoundedHttpProtocol, "data_received", lambda self, data: (data_received(self, data), received.append(data))
+    )
+    return received
+
+
+REQUEST = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [("max_connections_per_address", b"are open from this address"), ("max_connections", b"connections are open;")],
+)
+def test_who_is_refused_a_connection_reads_why_though_its_request_is_never_read(serve, limit, said):
+    url = serve(receive_timeout_s=600, **{limit: 3})
+    with contextlib.ExitStack() as stack:
+        half_open(stack, url, 3)
+        for _ in range(10):  # those that stay open take no place, and give none away
+            refused = stack.enter_context(connect(url))
+            refused.sendall(REQUEST)
+            assert said in all_of(refused)
+
+
+def test_those_who_are_refused_and_have_left_make_no_noise_in_the_log(serve, caplog):
+    url = serve(receive_timeout_s=600, max_connections_per_address=3)
+    with contextlib.ExitStack() as stack:
+        half_open(stack, url, 3)
+        for _ in range(100):
+            with connect(url):
+                pass
+        with connect(url) as last:
+            assert all_of(last).startswith(b"HTTP/1.1 503 ")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_few_refused_connections_wait_for_their_clients_and_not_for_long(serve, monkeypatch):
+    monkeypatch.setattr("superdraft.server.edge.http_protocol._MAX_REFUSED", 2)
+    monkeypatch.setattr("superdraft.server.edge.http_protocol._LINGER_S", 3.0)
+    url = serve(receive_timeout_s=600, max_connections_per_address=3)
+    with contextlib.ExitStack() as stack:
+        half_open(stack, url, 3)
+
+        def is_reset():
+            refused = stack.enter_context(connect(url))
+            refused.sendall(REQUEST)
+            with contextlib.suppress(ConnectionResetError):
+                return all_of(refused) == b""
+            return True
+
+        assert [is_reset() for _ in range(4)] == [False, False, True, True]
+        assert eventually(lambda: not is_reset(), PATIENCE_S)
+
+
+def test_a_rush_of_connections_lets_others_have_their_turn(serve, monkeypatch):
+    turns = []  # of the event loop, in which a connection was made
+    turn = 0
+    made = BoundedHttpProtocol.connection_made
+
+    def count_turns(loop):
+        nonlocal turn
+        turn += 1
+        if len(turns) < 200:
+            loop.call_soon(count_turns, loop)
+
+    def noted(self, transport):
+        made(self, transport)
+        if not turns:
+            count_turns(self.loop)
+            assert are_waiting.wait(PATIENCE_S)  # the event loop stands still, and connections queue up
+        turns.append(turn)
+
+    are_waiting = threading.Event()
+    monkeypatch.setattr(BoundedHttpProtocol, "connection_made", noted)
+    with contextlib.ExitStack() as stack:
+        url = serve()
+        for _ in range(200):
+            stack.enter_context(connect(url))
+        are_waiting.set()
+        assert eventually(lambda: len(turns) == 200, PATIENCE_S)
+    assert max(Counter(turns).values()) <= 16
 
 
 def test_an_address_with_an_idle_connection_gets_a_new_one_for_it(serve):
@@ -212,4 +323,24 @@ def test_a_body_of_very_many_small_chunks_is_refused(serve, engine, size, is_ref
         said = all_of(connection)
     assert said.startswith(b"HTTP/1.1 400 " if is_refused else b"HTTP/1.1 200 ")
     assert said.count(b"content-length: ") == 1
-    assert (b"10000 chunks" in said) == is_refused
+    assert (b"2000 chunks" in said) == is_refused
+
+
+@pytest.mark.parametrize(("fields", "status"), [(0, 200), (100, 200), (200, 400), (10_000, 400)])
+@pytest.mark.parametrize("pause", ["", "before the trailer", "within"])
+def test_a_trailer_of_thousands_of_fields_is_refused(serve, pieces, fields, status, pause):
+    head = b"POST /v1/drafts HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b'10\r\n{"prompt": "hi"}\r\n0\r\n'
+    trailer = b"a:b\r\n" * fields + b"\r\n"
+    # The head of what follows has as many fields as are allowed, and they are not the trailer's.
+    follows = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"a:b\r\n" * 125 + b"\r\n"
+    sent = head + body + trailer + follows
+    cut = {"": 0, "before the trailer": len(head + body), "within": len(head + body) + fields}[pause]
+    with connect(serve()) as connection:
+        connection.sendall(sent[:cut])
+        assert eventually(lambda: sum(map(len, pieces)) >= cut, PATIENCE_S)
+        with contextlib.suppress(ConnectionError):  # it may have been refused by now
+            connection.sendall(sent[cut:])
+        said = all_of(connection)
+    assert said.startswith(b"HTTP/1.1 %d " % status)
+    assert said.count(b"content-length: ") == (2 if status == 200 else 1)

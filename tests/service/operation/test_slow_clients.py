@@ -171,7 +171,7 @@ def test_when_none_of_them_is_idle_the_new_one_is_refused(engine, pieces):
         for _ in range(20):
             stack.enter_context(connect(url)).sendall(HEAD)
         assert eventually(lambda: len(pieces) == 20, PATIENCE_S)
-        with connect(url) as connection:  # says nothing: what is sent to a closed connection may undo the answer
+        with connect(url) as connection:
             assert all_of(connection).startswith(b"HTTP/1.1 503 ")
 
 

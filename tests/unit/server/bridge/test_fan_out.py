@@ -97,6 +97,31 @@ def test_later_twin_within_the_window_gets_the_next_draft_and_after_it_a_new_run
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_the_request_that_starts_a_run_gets_the_best_draft_though_a_twin_is_faster(leaves):
+    """The run's snapshots are of the best draft, and have gone to the request that started it."""
+
+    async def main():
+        fan_out, runner = FanOut(), Runner()
+        (first, *others) = await twins(fan_out, runner, 2)
+        runner.gate.set()
+        (run,) = fan_out._runs.values()
+        while not run.task.done():
+            await asyncio.sleep(0)
+        if leaves:
+            first.cancel()
+            await asyncio.wait({first})
+        faster = await fan_out.draft("k", ONE, runner)  # those that wait have not heard of the end yet
+        texts = [text_of(share) for share in await asyncio.gather(*others)]
+        if leaves:
+            assert {text_of(faster), *texts} == {" red0", " green0"}
+        else:
+            assert text_of(await first) == " red0"
+            assert {text_of(faster), *texts} == {" green0", " blue0"}
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("distinct", "texts"), [(6, "red green blue red"), (2, "red green red green")])
 def test_more_twins_than_distinct_drafts_start_over(distinct, texts):
     async def main():

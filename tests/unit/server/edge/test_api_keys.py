@@ -2,12 +2,16 @@
 
 import asyncio
 import errno
+import os
 import stat
 import subprocess
 import sys
+import time
 import tomllib
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from superdraft.server.cli import keys as cli_keys
@@ -120,9 +124,96 @@ def test_keys_are_rotated_without_a_restart(file):
     clock.now_s = 1.1
     assert keys.find(new).name == "new"
     file.write_text(file.read_text().partition("\n\n")[2])  # without the first table
+    long_ago(file)
     clock.now_s = 2.2
     assert keys.find(old) is None
     assert keys.find(new)
+
+
+def long_ago(file):
+    """The file counts as complete, since nobody has written to it for an hour."""
+    hour_ago_s = time.time() - 3600
+    os.utime(file, (hour_ago_s, hour_ago_s))
+
+
+@pytest.mark.parametrize(
+    ("num_lines", "event"),
+    [(0, "api_keys_missing"), (3, "api_keys_not_reloaded"), (5, "api_keys_missing"), (9, "api_keys_missing")],
+    ids=["nothing", "half a key", "one key", "all but a limit"],
+)
+def test_a_file_rewritten_in_place_loses_nothing(file, num_lines, event):
+    clock = Clock()
+    secrets = [add_key(file, name, ["complete"]) for name in ("a", "b")]
+    lines = file.read_text().replace("\n\n", "\nrate_limit = '9/minute'\n").splitlines(keepends=True)
+    assert len(lines) == 10
+    file.write_text("".join(lines))
+    keys = ApiKeys(file=file, clock=clock)
+    with capture_logs() as logs:
+        for _ in range(3):  # every other check sees the file while it is being written
+            for part in (lines[:num_lines], lines):
+                file.write_text("".join(part))
+                clock.now_s += 1.1
+                assert [keys.find(secret).rate_limit for secret in secrets] == ["9/minute"] * 2
+    assert [log["event"] for log in logs] == [event, "api_keys_reloaded"] * 3
+
+
+def test_an_emptied_file_revokes_every_key_when_it_stays_empty(file):
+    clock = Clock()
+    key = add_key(file, "a", ["complete"])
+    keys = ApiKeys(file=file, clock=clock)
+    file.write_text("")
+    with capture_logs() as logs:
+        for clock.now_s in (1.1, 2.2):
+            assert keys.find(key)
+        clock.now_s = 3.3
+        assert keys.find(key) is None
+    assert [log["event"] for log in logs] == ["api_keys_missing", "api_keys_reloaded"]
+    assert keys.are_required
+
+
+def test_a_revoked_key_is_refused_at_once_by_a_server_that_nobody_has_asked_for_a_while(file):
+    clock = Clock()
+    for moved_s in (-3600, 3600):  # by a clock that is wrong, too
+        key = add_key(file, f"a{moved_s}", ["complete"])
+        keys = ApiKeys(file=file, clock=clock)
+        file.write_text("")
+        os.utime(file, (time.time() + moved_s,) * 2)
+        clock.now_s += 100
+        assert keys.find(key) is None
+
+
+def test_a_file_that_is_written_all_the_time_does_not_keep_a_revoked_key_alive(file):
+    clock = Clock()
+    gone, stays = add_key(file, "gone", ["complete"]), add_key(file, "stays", ["complete"])
+    keys = ApiKeys(file=file, clock=clock)
+    text = file.read_text().partition("\n\n")[2]
+    found = []
+    for turn in range(5):
+        file.write_text(f"{text}# {turn}\n")
+        clock.now_s += 1.1
+        found.append(keys.find(gone) is not None)
+        assert keys.find(stays)
+    assert found == [True, True, False, False, False]
+
+
+def test_a_file_that_could_not_be_read_is_tried_again_though_it_is_the_same(file, monkeypatch):
+    clock = Clock()
+    key = add_key(file, "a", ["complete"])
+    keys = ApiKeys(file=file, clock=clock)
+    added = add_key(file, "b", ["complete"])
+
+    def denied(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with capture_logs() as logs:
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", denied)
+            for clock.now_s in (1.1, 2.2, 3.3):
+                assert keys.find(key)
+                assert keys.find(added) is None
+        clock.now_s = 4.4
+        assert keys.find(added)
+    assert [log["event"] for log in logs] == ["api_keys_not_reloaded", "api_keys_reloaded"]
 
 
 @pytest.mark.parametrize("damage", ["[[key", '[[key]]\nname = "x"\n', None])
@@ -139,6 +230,7 @@ def test_a_damaged_file_leaves_the_keys_as_they_were(file, damage):
     assert keys.find("anything else") is None
     clock.now_s = 4
     file.write_text("")  # but an empty one revokes them all
+    long_ago(file)
     assert keys.find(key) is None
     assert keys.are_required
 
