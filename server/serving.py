@@ -195,7 +195,8 @@ def allow_open_files(max_connections: int) -> int:
         return max_connections
     allowed = max(limit - _OTHER_FILES, limit // 2)
     log.warning(
-        "fewer connections may be open, since the system allows few open files",
+        "max_connections_lowered",
+        reason="the system allows too few open files",
         max_connections=allowed,
         instead_of=max_connections,
         open_files=limit,
