@@ -59,3 +59,14 @@ def test_tokens_of_white_space_may_spell_another_beginning(drafts_of):
     # Tokenizers split white space by what follows, so both spellings of two spaces may be right.
     script = {b"": {b"  ": 0.6, b" ": 0.4}, b" ": {b" ": 0.9, b"o": 0.1}, b"  ": {b"a": 0.9}}
     assert drafts_of(script, num_drafts=2, max_tokens=2) == ["  a", "  "]
+
+
+def test_drafts_that_differ_in_white_space_at_the_end_count_once(drafts_of):
+    script = {b"": {b"a": 0.6, b"b": 0.4}, b"a": {b"\n": 0.6, b" ": 0.4}, b"b": {b"o": 1.0}}
+    assert drafts_of(script, num_drafts=3, max_tokens=2) == ["a\n", "bo"]
+
+
+def test_an_ended_draft_of_blanks_is_left_out_beside_others(drafts_of):
+    script = {b"": {b" ": 0.6, b"b": 0.4}, b" ": {b"\n": 0.9}, b"b": {b"o": 0.9}}
+    assert drafts_of(script, num_drafts=2, max_tokens=2, single_line=True) == ["bo"]
+    assert drafts_of(script, num_drafts=1, max_tokens=2, single_line=True) == [" "]
