@@ -20,6 +20,7 @@ class Display:
         min_probability: drafts whose first word is less probable are withheld. It applies where scores are
             probabilities.
         is_tidy: drafts are tidied, and inside a line only those are shown that end where the text after them begins.
+            One that ends with the line was about to go on with the next one, and not with the text after the cursor.
     """
 
     gap: Gap
@@ -48,7 +49,7 @@ class Display:
     def _tidied(self, draft: DraftOutput) -> str:
         if not has_text_after(self.gap):
             return tidy(draft.text, self.gap.prefix, _last_token(draft))
-        is_fit = draft.finish_reason == "stop" and joins(draft.text, self.gap)
+        is_fit = draft.finish_reason == "stop" and not _ends_its_line(draft) and joins(draft.text, self.gap)
         return draft.text if is_fit and tidy(draft.text, self.gap.prefix) == draft.text.rstrip() else ""
 
 
@@ -67,6 +68,11 @@ def _last_token(draft: DraftOutput) -> str | None:
     """The last token of a draft that a limit ended; None if it ended by itself or has been cut already."""
     whole = "".join(draft.tokens).rstrip("\ufffd")
     return None if draft.finish_reason == "stop" or len(draft.text) < len(whole) else draft.tokens[-1]
+
+
+def _ends_its_line(draft: DraftOutput) -> bool:
+    """Whether a line break follows the text in the draft's tokens."""
+    return "".join(draft.tokens).startswith((draft.text + "\n", draft.text + "\r"))
 
 
 def scores_are_probabilities(params: GenerationParams) -> bool:
