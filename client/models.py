@@ -40,8 +40,8 @@ class Draft(Value):
             log-probabilities.
         token_logprobs: natural log. The first is exact, given the typed text. The others are exact if the draft has
             a row of its own, and approximate if its row is superposed.
-        finish_reason: "stop" (end of text or a stop string), "length" (`max_tokens`), or "improbable" (the next token
-            was too improbable, see `min_probability`).
+        finish_reason: "stop" (end of text, a stop string, or a place where a draft must end, such as the text after the
+            cursor), "length" (`max_tokens`, or the time was up), or "improbable" (see `min_probability`).
     """
 
     index: int

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Snapshot
 from superdraft.decoding.params import GenerationParams
@@ -20,6 +21,7 @@ class Display:
         min_probability: drafts whose first word is less probable are withheld. It applies where scores are
             probabilities.
         is_tidy: drafts are tidied, and inside a line only those are shown that end where the text after them begins.
+            One that ends with the line was about to go on with the next one, and not with the text after the cursor.
     """
 
     gap: Gap
@@ -37,10 +39,20 @@ class Display:
         return replace(output, drafts=_ranked(by_text.values()))
 
     def shown_so_far(self, snapshot: Snapshot, params: GenerationParams) -> Snapshot:
-        """A snapshot with the drafts to show. Inside a line there are none, since only a finished draft can fit."""
-        fits = not (self.is_tidy and has_text_after(self.gap))
-        drafts = tuple(draft for draft in snapshot.drafts if fits and self._is_probable(draft.score, params))
-        return replace(snapshot, drafts=drafts, stable_text=snapshot.stable_text if drafts else "")
+        """A snapshot with the drafts to show. Inside a line there are none, since only a finished draft can fit.
+
+        A draft is tidied as if it ended here, so that nothing appears that would vanish if it did. Its last word stays.
+        """
+        probable = (draft for draft in snapshot.drafts if self._is_probable(draft.score, params))
+        if not self.is_tidy:
+            drafts = tuple(probable)
+        elif has_text_after(self.gap):
+            drafts = ()
+        else:
+            texts = ((draft, tidy(draft.text, self.gap.prefix, _last_word(draft.text))) for draft in probable)
+            drafts = tuple(replace(draft, text=text) for draft, text in texts if text)
+        stable_text = commonprefix([snapshot.stable_text, drafts[0].text]) if drafts else ""  # noqa: RUF071 (no paths)
+        return replace(snapshot, drafts=drafts, stable_text=stable_text)
 
     def _is_probable(self, score: float, params: GenerationParams) -> bool:
         return not scores_are_probabilities(params) or math.exp(min(score, 0.0)) >= self.min_probability
@@ -48,7 +60,7 @@ class Display:
     def _tidied(self, draft: DraftOutput) -> str:
         if not has_text_after(self.gap):
             return tidy(draft.text, self.gap.prefix, _last_token(draft))
-        is_fit = draft.finish_reason == "stop" and joins(draft.text, self.gap)
+        is_fit = draft.finish_reason == "stop" and not _ends_its_line(draft) and joins(draft.text, self.gap)
         return draft.text if is_fit and tidy(draft.text, self.gap.prefix) == draft.text.rstrip() else ""
 
 
@@ -67,6 +79,15 @@ def _last_token(draft: DraftOutput) -> str | None:
     """The last token of a draft that a limit ended; None if it ended by itself or has been cut already."""
     whole = "".join(draft.tokens).rstrip("\ufffd")
     return None if draft.finish_reason == "stop" or len(draft.text) < len(whole) else draft.tokens[-1]
+
+
+def _last_word(text: str) -> str:
+    return (text.split() or [""])[-1]
+
+
+def _ends_its_line(draft: DraftOutput) -> bool:
+    """Whether a line break follows the text in the draft's tokens."""
+    return "".join(draft.tokens).startswith((draft.text + "\n", draft.text + "\r"))
 
 
 def scores_are_probabilities(params: GenerationParams) -> bool:

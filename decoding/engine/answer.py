@@ -53,11 +53,11 @@ def snapshot(sequence: Sequence) -> Snapshot:
     """The drafts of a request between two steps."""
     params = sequence.params
     drafts = all_drafts(sequence)
-    score = params.ranking_rule.score
-    ranked = rank(drafts, params.num_shown, score)
+    rule = params.ranking_rule
+    ranked = rank(drafts, params.num_shown, rule)
     return Snapshot(
         num_steps=max(branch.num_steps for branch in sequence.branches),
-        drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), score(draft)) for draft in ranked),
+        drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), rule.score(draft)) for draft in ranked),
         stable_text=_stable_text(sequence),
         rows_by_depth=tuple(sequence.rows_by_depth),
     )
@@ -140,19 +140,21 @@ def _num_reused(branch: Branch) -> int:
 
 
 def _shown_drafts(sequence: Sequence) -> list[_Shown]:
-    """The best drafts, each trimmed, no text twice, none below `min_score`."""
+    """The best drafts, each trimmed, none that reads like a better one, none below `min_score`."""
     params = sequence.params
     drafts = all_drafts(sequence)
-    score = params.ranking_rule.score
-    ranked = rank(drafts, len(drafts.alive) + len(drafts.finished), score)
+    rule = params.ranking_rule
+    ranked = rank(drafts, len(drafts.alive) + len(drafts.finished), rule)
     whole = _whole_draft(sequence)
     if whole is not None:  # whoever asks for a text wants a whole one first
         ranked.sort(key=lambda draft: (draft.path, draft.token_ids) != (whole.path, whole.token_ids))
     by_text: dict[str, _Shown] = {}
     for draft in ranked:
-        if params.min_score is None or score(draft) >= params.min_score:
-            shown = _cut(draft, score(draft), params)
-            by_text.setdefault(shown.text, shown)
+        if params.min_score is None or rule.score(draft) >= params.min_score:
+            shown = _cut(draft, rule.score(draft), params)
+            # Blanks at the end of a line or a text suggest nothing; but the spared draft has been streamed already.
+            ends_blank = shown.finish_reason == "stop" and not shown.text.strip() and draft is not whole
+            by_text.setdefault("" if ends_blank else rule.as_read(shown.text), shown)
     if len(by_text) > 1:
         by_text.pop("", None)
     return list(by_text.values())[: params.num_shown]

@@ -328,7 +328,18 @@ def select(branch: Branch, drafts: DraftSet, children: Children) -> DraftSet:
     num_drafts = params.drafts_per_branch
     if params.divides:
         num_drafts -= sum(other.drafts.num_shown for other in sequence.branches if other is not branch)
+        children = replace(children, starts=_starts(sequence.branches))
     return params.rule.select(drafts, children, sequence.extend, num_drafts)
+
+
+def _starts(branches: Sequence[Branch]) -> frozenset[bytes]:
+    """The texts with which the drafts of a request begin, each the text of one token.
+
+    Those that end in white space are left out: which tokens spell it depends on what follows.
+    """
+    drafts = (draft for branch in branches for draft in (*branch.drafts.alive, *branch.drafts.finished))
+    starts = {draft.pieces[0] for draft in drafts if draft.pieces}
+    return frozenset(start for start in starts if start == start.rstrip())
 
 
 def _only_child(branch: Branch, token_id: int, logprob: float) -> DraftSet:

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, Extend
+from superdraft.decoding.text.trimming import as_read
 
 MIN_START_PROBABILITY = 0.01
 """A new draft must be at least this probable, unless it is the only one."""
@@ -70,6 +71,10 @@ class Distinct:
             text += piece
             total += logprob
         return total
+
+    def as_read(self, text: str) -> str:
+        """The text without blank lines, and without white space at the end of lines, which a reader does not see."""
+        return as_read(text)
 
 
 def _may_begin(child: Draft, seen: set[bytes]) -> bool:

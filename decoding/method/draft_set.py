@@ -163,6 +163,8 @@ class Children:
         logprobs: ln p of the candidates under the language model, shape [k, m].
         scores: the children's scores, shape [k * m], parent after parent. A child with the score `-inf` is never made.
         order: indices into `scores`, best first, shape [k * m].
+        starts: the texts with which drafts of the request begin, after one token. A child that spells one of them with
+            several tokens is never made.
     """
 
     parents: Sequence[Draft]
@@ -170,6 +172,7 @@ class Children:
     logprobs: Sequence[Floats]
     scores: Floats
     order: NDArray[np.intp]
+    starts: frozenset[bytes] = frozenset()
 
     @classmethod
     def of(
@@ -195,7 +198,9 @@ class Children:
                 return
             parent, token = divmod(flat, num_tokens)
             logprob = float(self.logprobs[parent][token])
-            yield parent, extend(self.parents[parent], self.token_ids[parent][token], score, logprob)
+            child = extend(self.parents[parent], self.token_ids[parent][token], score, logprob)
+            if not child.pieces or len(child.text) <= len(child.pieces[0]) or child.text not in self.starts:
+                yield parent, child
 
 
 def best_first(scores: Floats) -> NDArray[np.intp]:

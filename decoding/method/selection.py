@@ -43,6 +43,9 @@ class SelectionRule(Protocol):
     def score(self, draft: Draft) -> float:
         """The value by which finished drafts are ranked; higher is better."""
 
+    def as_read(self, text: str) -> str:
+        """What tells the drafts of an answer apart: of those with the same, only the best is shown."""
+
 
 class Paper:
     """The paper's rule, as in the reference code: the k best of all children.
@@ -82,6 +85,10 @@ class Paper:
     def score(self, draft: Draft) -> float:
         """The length-normalised score, by which the reference code ranks drafts."""
         return draft.mean_logprob
+
+    def as_read(self, text: str) -> str:
+        """The whole text, as in the reference code."""
+        return text
 
 
 PAPER: SelectionRule = Paper()

@@ -1,4 +1,4 @@
-"""Trimming of drafts for display, and the common beginning of several drafts.
+"""Trimming of drafts for display, the common beginning of several drafts, and what a reader tells them apart by.
 
 Trimming only cuts off the end, so the displayed text still continues from the prompt's last character.
 """
@@ -10,6 +10,7 @@ from os.path import commonprefix
 from superdraft.decoding.text.tokenizer import valid_utf8_prefix
 from superdraft.decoding.text.words import last_word_start
 
+_BLANK_LINES = re.compile(r"[^\S\n]*\n(?:\s*\n)?")
 _LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
 _HYPHENS_AND_APOSTROPHES = "-\u2010\u2011'\u2019"
 _CONNECTORS = _HYPHENS_AND_APOSTROPHES + ".,:/@"
@@ -85,6 +86,14 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
 def stable_prefix(texts: Sequence[bytes]) -> str:
     """The common beginning of `texts`, in whole characters; "" if there are no texts."""
     return valid_utf8_prefix(commonprefix(list(texts)) or b"")  # noqa: RUF071 (texts, not paths)
+
+
+def as_read(text: str) -> str:
+    """What a reader tells a draft apart by: its text without white space at the end of its lines and blank lines.
+
+    A text of white space only stays as it is, since something else may follow.
+    """
+    return _BLANK_LINES.sub("\n", text.rstrip()) or text
 
 
 def tokens_within(token_bytes: Sequence[bytes], num_bytes: int) -> int:

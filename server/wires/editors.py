@@ -11,6 +11,7 @@ from superdraft.decoding.outputs import DraftOutput, GenerationOutput
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.text.fim import Budget, FimTokens, Gap, find_fim_tokens, gap_prompt
 from superdraft.decoding.text.gap_cut import LineEnd, cut_for_gap, has_text_after, line_end_of, with_line_ends
+from superdraft.decoding.text.trimming import as_read
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.display import Display
 from superdraft.server.service import DraftingRequest, Service
@@ -192,7 +193,7 @@ async def prepare_gap(service: Service, gap: Gap, max_tokens: int, max_context_t
 def with_cut_drafts(
     output: GenerationOutput, cut: Cut, line_end: LineEnd | None = None, seen: Cut = str
 ) -> GenerationOutput:
-    """The output with shortened drafts: distinct texts, at least one, and an empty text only if there is no other.
+    """The output with shortened drafts: at least one, none that reads like a better one, a blank one only if alone.
 
     Args:
         output: the engine's.
@@ -205,7 +206,9 @@ def with_cut_drafts(
         kept = cut(draft.text)
         text = kept if line_end is None else with_line_ends(kept, line_end)
         reason = draft.finish_reason if kept == draft.text else "stop"
-        by_sight.setdefault(seen(text), replace(draft, text=text, finish_reason=reason))
+        is_cut_to_blanks = kept != draft.text and not kept.strip()
+        sight = "" if is_cut_to_blanks else as_read(seen(text))
+        by_sight.setdefault(sight, replace(draft, text=text, finish_reason=reason))
     if len(by_sight) > 1:
         by_sight.pop("", None)
     drafts = tuple(replace(draft, index=index) for index, draft in enumerate(by_sight.values()))

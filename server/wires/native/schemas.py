@@ -139,8 +139,9 @@ class Draft(BaseModel):
         "the others are exact where the draft has a row of its own, and approximate where its row is superposed."
     )
     finish_reason: FinishReason = Field(
-        description="stop: end of text or a stop string. length: max_tokens. improbable: the draft had become less "
-        "probable than min_probability."
+        description="stop: end of text, a stop string, or the place where a draft must end: its line break with "
+        "single_line or inside a line, and the text after the cursor. length: max_tokens, or the time was up. "
+        "improbable: the draft had become less probable than min_probability."
     )
 
 

@@ -126,7 +126,8 @@ class Choice(BaseModel):
     text: str
     logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] = Field(
-        description="length: max_tokens. stop: end of text, a stop string, or the draft had become too improbable."
+        description="length: max_tokens. stop: end of text, a stop string, the draft's line break with single_line or "
+        "inside a line, the suffix, or the draft had become too improbable."
     )
     score: float
 

@@ -145,6 +145,20 @@ def test_drafts_that_are_equal_after_the_cut_count_once(make_client, engine, pat
 
 
 @pytest.mark.parametrize(
+    ("drafts", "shown"),
+    [
+        (("\n\ndef g():", "\ndef g():", "\n    b"), ["\n\ndef g():", "\n    b"]),  # they differ in blank lines only
+        (("a", "a ", "c"), ["a", "c"]),
+        ((" )", "c"), ["c"]),  # before the closing bracket, a blank is left
+    ],
+)
+def test_drafts_that_read_the_same_count_once(make_client, engine, drafts, shown):
+    engine.generate_with(*drafts)
+    answer = Wire("/v1/drafts").post(make_client(), "f(", ")\n", num_drafts=3).json()
+    assert [draft["text"] for draft in answer["drafts"]] == shown
+
+
+@pytest.mark.parametrize(
     ("prompt", "suffix", "texts", "told_apart", "is_single"),
     [
         ("f(", ")\nx", ("a\nb", "c\nd"), ["a\nb", "c\nd"], True),  # llama.vscode shows the first line

@@ -246,9 +246,11 @@ def test_a_model_with_fill_in_the_middle_suggests_inside_a_line_what_joins(make_
         ([" for", " all"], 0.7, "improbable"),
         ([" indeed", "."], 0.6, "stop"),  # a small letter follows
         ([" so", " "], 0.5, "length"),  # its end is in the text after it already
+        ([" well", "\n"], 0.4, "length"),  # it would begin a new line
+        ([" often", " for your mail.", "\n"], 0.3, "length"),
     )
-    assert texts(ask(client, trigger="automatic", suffix=" for your mail.\n")) == [" very much", " so"]
-    assert len(texts(ask(client, suffix=" for your mail.\n"))) == 5
+    assert texts(ask(client, trigger="automatic", suffix=" for your mail.\n")) == [" very much", " so", " often"]
+    assert len(texts(ask(client, suffix=" for your mail.\n"))) == 7
     assert engine.seen[-1].token_ids[0] == FIM["<|fim_prefix|>"]
 
 

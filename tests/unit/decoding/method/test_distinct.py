@@ -67,7 +67,7 @@ def test_a_draft_that_ends_keeps_its_place_and_one_without_text_takes_none():
     drafts = step(drafts, [{END: 0.9, CAT: 0.1}, {DOG: 0.6, CAT: 0.4}], 2)
     assert [draft.text for draft in drafts.alive] == [b" a dog"]
     assert [draft.text for draft in drafts.finished] == [b"", b" the"]  # by logprob
-    assert {draft.text for draft in rank(drafts, 2, RULE.score)} == {b" the", b" a dog"}
+    assert {draft.text for draft in rank(drafts, 2, RULE)} == {b" the", b" a dog"}
 
 
 def test_the_only_child_is_taken_even_if_it_is_improbable():

@@ -10,7 +10,7 @@ from support.oracle import OracleResult, oracle_answer, run_oracle
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, TokenAppender
 from superdraft.decoding.method.ranking import rank
 from superdraft.decoding.method.scoring import cut, interpolate, tempered_logprobs
-from superdraft.decoding.method.selection import PAPER
+from superdraft.decoding.method.selection import PAPER, RULES
 from superdraft.decoding.method.superposition import draft_weights
 
 VOCAB = 12
@@ -48,7 +48,7 @@ def weights_of(drafts: DraftSet) -> list[float]:
 
 
 def ranked(drafts: DraftSet, k: int) -> list[Draft]:
-    return rank(drafts, k, PAPER.score)
+    return rank(drafts, k, PAPER)
 
 
 def run_product(logits, ngram, *, k, m, tau, alpha, penalty) -> tuple[DraftSet, list[list[float]]]:
@@ -215,3 +215,9 @@ def test_ranking_is_by_score_per_token_without_empty_drafts():
 def test_ranking_shows_a_text_once():
     alive = (Draft((2,), b"ab", -0.8, 1, (0.0,)), Draft((0, 1), b"ab", -3.0, 2, (0.0, 0.0)))
     assert [draft.token_ids for draft in ranked(DraftSet(alive), 3)] == [(2,)]
+
+
+def test_the_paper_s_rule_keeps_drafts_that_differ_in_white_space_only():
+    drafts = DraftSet((Draft(text=b"a\n", logprob=-1.0), Draft(text=b"a\n\n", logprob=-2.0)))
+    assert [draft.text for draft in rank(drafts, 2, PAPER)] == [b"a\n", b"a\n\n"]
+    assert [draft.text for draft in rank(drafts, 2, RULES["distinct"])] == [b"a\n"]

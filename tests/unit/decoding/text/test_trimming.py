@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superdraft.decoding.text.trimming import stable_prefix, tokens_within, trim_text
+from superdraft.decoding.text.trimming import as_read, stable_prefix, tokens_within, trim_text
 
 PROSE = st.text(st.sampled_from("ab I.!?,-'\"\n\r 3。日é)…\u0301"), max_size=25) | st.text(max_size=15)
 
@@ -169,3 +169,26 @@ def test_tokens_that_cover_the_first_bytes_are_counted(num_bytes, expected):
 def test_a_token_without_bytes_counts_only_before_the_end():
     assert tokens_within([b"", b"a", b""], 1) == 2
     assert tokens_within([], 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("ding.\n\n", "ding."),
+        ("ding. ", "ding."),
+        ("\n\ndef f():", "\ndef f():"),
+        ("\n\n\ndef f():", "\ndef f():"),
+        ("a: \n    b", "a:\n\n    b"),
+        ("a\r\n \r\n\tb", "a\n\tb"),
+    ],
+)
+def test_texts_that_read_the_same(text, other):
+    assert as_read(text) == as_read(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [("a\n    b", "a\nb"), ("  a", "a"), ("a\nb", "a b"), ("a b", "a  b"), ("PM", "pm"), ("\n", "\n\n"), (" ", "")],
+)
+def test_texts_that_read_differently(text, other):
+    assert as_read(text) != as_read(other)
