@@ -45,7 +45,9 @@ def serving_held(num_slots=NUM_SLOTS, **settings):
     app = create_app(Settings(**settings), engine, model_name="tiny")
     with serving(app) as url:
         try:
-            yield url, engine, app.state.service.engine._admission
+            async_engine = app.state.service.engine
+            engine.num_heard_of = lambda: len(engine.seen) + async_engine._thread.num_commands
+            yield url, engine, async_engine._admission
         finally:
             engine.leave.release(10_000)
 
@@ -67,16 +69,18 @@ async def take_step(engine):
 async def arrivals(url, engine, admission, per_step, num_steps):
     """Requests that come whether or not others are answered: (status, steps, response) of each."""
     answers = []
-    num_ended = engine.num_ended
+    num_ended, num_heard_of = engine.num_ended, engine.num_heard_of()
 
     async def ask(http):
         begun = engine.num_steps
         response = await http.post("/v1/drafts", json={"prompt": "hi", "max_tokens": MAX_TOKENS})
         answers.append((response.status_code, engine.num_steps - begun, response))
 
-    def are_settled():  # each is answered or has a place
+    def are_settled():  # each is answered, or has a place and is known to the engine
         answered = Counter(status for status, _, _ in answers)
-        return answered[200] == engine.num_ended - num_ended and len(tasks) - len(answers) == admission.num_rows
+        num_in_engine = engine.num_heard_of() - num_heard_of - answered[200]
+        has_ended = answered[200] == engine.num_ended - num_ended
+        return has_ended and len(tasks) - len(answers) == admission.num_rows == num_in_engine
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=PATIENCE_S) as http:
