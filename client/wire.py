@@ -130,7 +130,7 @@ class Endpoint:
         url = base_url if base_url is not None else os.environ.get(URL_VARIABLE) or DEFAULT_URL
         key = (os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key) or None
         if key is not None and not _fits_header(key):
-            raise ValueError(f"api_key must be {_FITTING}")
+            raise ValueError(f"{API_KEY_VARIABLE if api_key is None else 'api_key'} must be {_FITTING}")
         headers = {name.lower(): value for name, value in dict(default_headers or {}).items()}
         for name, value in headers.items():
             if not _HEADER_NAME.fullmatch(name):
