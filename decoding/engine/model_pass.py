@@ -110,8 +110,8 @@ class Pass:
                 elif sequence.params.max_tokens:
                     index = sum(map(len, logits)) + len(firsts)
                     rows += [Row(branch, index) for branch in branches]
-                    firsts += [last.unsqueeze(0) for last in of_prompt]  # one: no token of it may be replaced
-        # The choice changes them in place, so those that are kept for other requests have to be copied.
+                    firsts += [last.unsqueeze(0) for last in of_prompt]  # one: without healing, all tokens are shared
+        # `choose` changes logits in place, so those that are kept for other requests have to be copied.
         own = torch.cat([*logits, *firsts]) if firsts else next(iter(logits), torch.empty(0, 0))
         rows += [Row(branch, len(own) + index) for index, branch in enumerate(known)]
         # A free place for a draft goes to the first branch that asks: the order must not depend on what is known.

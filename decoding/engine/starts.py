@@ -35,7 +35,7 @@ class Starts:
         tokenizer: the model's tokenizer.
         trees: run other tokenisations of the typed text.
         branching: gives drafts rows of their own.
-        step: the n-gram model's scores, and the change of a branch's drafts.
+        step: scores starts with the n-gram model, and replaces a branch's drafts.
     """
 
     def __init__(self, tokenizer: Tokenizer, trees: Trees, branching: Branching, step: DecodeStep) -> None:
