@@ -198,5 +198,7 @@ def describe(value: Any) -> str:
             return f"a string of {len(value)} characters"
         case list() | tuple():
             return f"a list of {len(value)}"
+        case dict():
+            return f"an object of {len(value)}"
         case _:
-            return "an object" if isinstance(value, dict) else type(value).__name__
+            return type(value).__name__
