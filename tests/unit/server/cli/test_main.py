@@ -175,7 +175,7 @@ def test_complete_reads_standard_input(run, fake_model, monkeypatch):
         (("complete", "hi", "--url", "http://127.0.0.1:1"), "No server answers at http://127.0.0.1:1"),
         (("serve", "--port", "99999"), "--port should be"),
         (("serve", "--log-level", "loud"), "--log-level should be"),
-        (("serve", "--kv-memory", "lots"), "--kv-memory could not parse"),
+        (("serve", "--kv-memory", "lots"), "--kv-memory must be a size such as 512MiB or 4GiB"),
         (("lab", "bench", "load", "--url", "http://127.0.0.1:1", "--model", "x"), "without --url"),
         (("serve", "--host", "no.such.host.invalid"), "no.such.host.invalid"),
     ],
