@@ -173,6 +173,13 @@ class Endpoint:
             raise InvalidAddressError(f"{self.base_url!r} is not a valid server address ({error}).") from None
         except httpx.StreamClosed:
             raise StreamBrokenError(READ_TOO_LATE) from None
+        except RuntimeError as error:
+            if str(error) != "Event loop is closed":
+                raise
+            # A kept connection of a loop that has ended, as between two calls of `asyncio.run`. It is dropped now, so a
+            # retry opens another.
+            message = f"The connection to {self.base_url} belongs to an event loop that has ended."
+            raise ConnectionFailedError(message) from None
         except httpx.DecodingError:
             raise InvalidAnswerError(f"The response of {self.base_url} cannot be decompressed.") from None
         except httpx.TransportError as error:

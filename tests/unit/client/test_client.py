@@ -232,6 +232,16 @@ def test_connection_that_breaks_before_the_answer_is_tried_again(face, pauses):
         in_turn(face, broken, max_retries=0).call("complete", "hi")
 
 
+def test_connection_of_an_event_loop_that_has_ended_is_replaced(pauses):
+    closed = RuntimeError("Event loop is closed")  # asyncio's own words, in the second of two `asyncio.run`
+    face = FACES["async"]
+    assert in_turn(face, closed, httpx.Response(200, json=ANSWER)).call("complete", "hi").id == "drafts-1"
+    with pytest.raises(ConnectionFailedError, match="event loop that has ended"):
+        in_turn(face, closed, max_retries=0).call("complete", "hi")
+    with pytest.raises(RuntimeError, match="has been closed"):
+        in_turn(face, RuntimeError("the client has been closed")).call("complete", "hi")
+
+
 def test_too_slow_is_not_tried_again(face, pauses):
     client = in_turn(face, httpx.ReadTimeout("slow"), timeout=2)
     with pytest.raises(RequestTimeoutError, match="2 s"):
