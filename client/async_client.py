@@ -176,6 +176,7 @@ class AsyncSuperdraft(ClientBase):
             stream = AsyncDraftsStream(response, reader, self._endpoint, timeout_s)
             async with aclosing(stream.snapshots):
                 yield stream
+            reader.is_closed = True
         finally:
             await response.aclose()
 

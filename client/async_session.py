@@ -90,6 +90,7 @@ class AsyncTypingSession:
             **drafts_options,
         }
         self._session_options = session_options
+        self._entered: TypingSession | None = None
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -97,13 +98,19 @@ class AsyncTypingSession:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._session = TypingSession(self._session_options, self._loop.time)
+        self._entered = TypingSession(self._session_options, self._loop.time)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def _session(self) -> TypingSession:
+        if self._entered is None:
+            raise RuntimeError("The session has not begun: use it in `async with AsyncTypingSession(...) as typing:`.")
+        return self._entered
 
     @property
     def text(self) -> str:
@@ -234,6 +241,8 @@ class AsyncTypingSession:
             actions = self._session.failed(send.request_id, error)
         except ValueError as error:  # the text cannot be encoded
             actions = self._session.failed(send.request_id, BadRequestError(str(error), status=400))
+        except Exception as error:  # the program's fault, such as a closed client; unseen, it would look like waiting
+            actions = self._session.failed(send.request_id, ClientError(f"{type(error).__name__}: {error}"))
         else:
             self._warnings = answer.warnings
             actions = self._session.answered(send.request_id, answer)

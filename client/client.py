@@ -170,6 +170,7 @@ class Superdraft(ClientBase):
         try:
             reader = StreamReader(call, response, self.base_url, self._with_feedback)
             yield DraftsStream(response, reader, self._endpoint, timeout_s)
+            reader.is_closed = True
         finally:
             response.close()
 

@@ -45,7 +45,9 @@ class ReportableAnswer(DraftsAnswer, Generic[ReceiptT]):
     def _report(self, call: Call[FeedbackReceipt]) -> ReceiptT:
         send = getattr(self, "_send", None)
         if send is None:
-            raise ClientError("This completion was not created by a client, so it cannot send feedback.")
+            raise ClientError(
+                "This completion came from JSON or is a copy, and has no client. Report with the client's `feedback`."
+            )
         return send(call)  # type: ignore[no-any-return]
 
 

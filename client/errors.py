@@ -17,6 +17,9 @@
         └── ServerError            server_error
 """
 
+from functools import partial
+from typing import Any
+
 
 class ClientError(Exception):
     """Base class of all exceptions that the client raises on purpose."""
@@ -75,6 +78,10 @@ class StatusError(ClientError):
         self.request_id = request_id
         self.should_retry = should_retry
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with the required keyword, so that a process pool can pass the error on."""
+        return partial(type(self), status=self.status), self.args, vars(self)
 
 
 class BadRequestError(StatusError):

@@ -62,7 +62,7 @@ class Usage(Value):
         cached_tokens: prompt tokens that an earlier request had run.
         forward_rows: model rows over all decode steps; drafts that share a row count once.
         rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
-        reused_drafts: drafts that went on where those of an earlier request went, and took no row.
+        reused_drafts: drafts that took no row, since an earlier request had decoded them.
         limited_by_load: whether drafts are shorter because the server had much to do.
     """
 

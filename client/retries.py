@@ -36,6 +36,10 @@ class RetryPolicy:
     first_delay_s: float = 0.2
     max_delay_s: float = 5.0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_retries, int) or self.max_retries < 0:
+            raise ValueError(f"max_retries must be an integer of at least 0, got {self.max_retries!r}")
+
     def delay_s(
         self, error: ClientError, num_retries: int, chance: Callable[[], float] = random.random
     ) -> float | None:

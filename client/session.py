@@ -69,6 +69,7 @@ class _InFlight:
     request_id: int
     text: str
     after: str
+    prompt: str
     sent_s: float
     is_invoked: bool
 
@@ -105,6 +106,7 @@ class TypingSession:
         self._num_failures = 0
         self._refused_text: str | None = None
         self._is_hidden = False
+        self._is_closed = False
         self.error: ClientError | None = None  # why the last request failed; None if it succeeded
 
     @property
@@ -162,11 +164,11 @@ class TypingSession:
     def ask(self) -> list[Action]:
         """Request drafts for the text at once, unless there are suggestions. For a user who asks for them."""
         now_s = self._clock()
-        self._is_hidden = False
+        self._is_hidden = self._is_closed
         actions = self._refresh(now_s)
         request = self._in_flight
         is_asked = request is not None and request.is_invoked and request.text == self.text
-        if self._display.suggestions or is_asked or self.text == "":
+        if self._display.suggestions or is_asked or self.text == "" or self._is_closed:
             return actions
         if request is not None:
             self._in_flight = None
@@ -224,13 +226,18 @@ class TypingSession:
     def failed(self, request_id: int, error: ClientError) -> list[Action]:
         """Process the failure of a `Send`. The next one is delayed: as the server asks, or longer after each failure.
 
-        A text that the server refused is not sent again.
+        A text that the server refused is not sent again; one that is too long for the model is sent without its
+        beginning.
         """
         now_s = self._clock()
         request = self._in_flight
         if request is None or request.request_id != request_id:
             return []
-        self._in_flight, self.error = None, error
+        self._in_flight = None
+        if isinstance(error, StatusError) and error.code == "context_length_exceeded" and len(request.prompt) > 1:
+            self._options = replace(self._options, max_prompt_chars=len(request.prompt) // 2)
+            return self._refresh(now_s, at_once=True)
+        self.error = error
         hold_s = min(_FIRST_HOLD_S * 2.0**self._num_failures, _MAX_HOLD_S)
         if isinstance(error, StatusError):
             if error.retry_after_s is not None:  # trusted after the first failure, a lower limit after that
@@ -250,16 +257,19 @@ class TypingSession:
         return actions
 
     def close(self) -> list[Action]:
-        """End the session: hide the suggestions, cancel a pending request, and return the last reports."""
+        """End the session: hide the suggestions, cancel a pending request, and return the last reports.
+
+        A closed session still follows the text, but shows and sends nothing.
+        """
         now_s = self._clock()
-        self._is_hidden = True
+        self._is_hidden = self._is_closed = True
         actions = self._refresh(now_s)
         self._log.close(now_s)
         return [*actions, *self._log.take_reports(now_s)]
 
     def _change(self, text: str, now_s: float, *, at_once: bool = False) -> list[Action]:
         self._display = replace(self._display, text=text)  # `_show` restores the selection
-        self._is_hidden = False
+        self._is_hidden = self._is_closed
         self._changed_s = now_s
         return self._refresh(now_s, at_once=at_once)
 
@@ -302,9 +312,10 @@ class TypingSession:
                 return []
             actions.append(Cancel(older.request_id))
         self._num_requests += 1
-        self._in_flight = _InFlight(self._num_requests, self.text, self._after, now_s, is_invoked)
+        prompt = self._prompt()
+        self._in_flight = _InFlight(self._num_requests, self.text, self._after, prompt, now_s, is_invoked)
         self._send_at_s = None
-        return [*actions, Send(self._num_requests, self._prompt(), self._after, is_invoked)]
+        return [*actions, Send(self._num_requests, prompt, self._after, is_invoked)]
 
     def _prompt(self) -> str:
         step = max(1, self._options.max_prompt_chars // 4)

@@ -9,7 +9,7 @@ import httpx
 from superdraft.client.errors import InvalidAnswerError, StreamBrokenError
 from superdraft.client.models import Snapshot, from_json
 from superdraft.client.sse import EventParser
-from superdraft.client.wire import DRAFTS_ROUTE, EVENT_STREAM, Call, broken, error_of
+from superdraft.client.wire import DRAFTS_ROUTE, EVENT_STREAM, READ_TOO_LATE, Call, broken, error_of
 
 _DONE = "[DONE]"
 
@@ -38,6 +38,7 @@ class StreamReader(Generic[T]):
         self._finish = finish
         self._parser = EventParser()
         self.answer: T | None = None
+        self.is_closed = False  # the caller has left the stream
 
     def feed(self, chunk: bytes) -> Iterator[Snapshot]:
         """Yield the snapshots that `chunk` completes. Once the last event arrives, its value is in `answer`.
@@ -74,7 +75,7 @@ class StreamReader(Generic[T]):
 
     def _check_complete(self) -> None:
         if self.answer is None:
-            raise StreamBrokenError(broken(self._base_url))
+            raise StreamBrokenError(READ_TOO_LATE if self.is_closed else broken(self._base_url))
 
 
 def _json_object(data: str) -> Mapping[str, Any]:

@@ -4,8 +4,9 @@ import contextlib
 import json
 import math
 import os
+import re
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -30,7 +31,9 @@ FEEDBACK_ROUTE = "/v1/feedback"
 MODELS_ROUTE = "/v1/models"
 SESSION_HEADER = "x-session-id"
 EVENT_STREAM = "text/event-stream"
+READ_TOO_LATE = "The stream is closed: read it before its `with` block ends."
 _HEADER_CHARACTERS = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 T = TypeVar("T")
 
@@ -122,13 +125,19 @@ class Endpoint:
             default_headers: further headers of every request.
 
         Raises:
-            ValueError: the key is not valid in a header, or the timeout is not a positive number.
+            ValueError: the key or a header is not valid in HTTP, or the timeout is not a positive number.
         """
         url = base_url if base_url is not None else os.environ.get(URL_VARIABLE) or DEFAULT_URL
         key = (os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key) or None
-        if key is not None and not (key.isascii() and key.isprintable()):
-            raise ValueError("api_key must consist of printable ASCII characters")
-        return cls(url.rstrip("/").removesuffix("/v1"), key, checked_timeout(timeout), dict(default_headers or {}))
+        if key is not None and not _fits_header(key):
+            raise ValueError(f"{API_KEY_VARIABLE if api_key is None else 'api_key'} must be {_FITTING}")
+        headers = {name.lower(): value for name, value in dict(default_headers or {}).items()}
+        for name, value in headers.items():
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"default_headers has {name!r}, which is not a valid name of a header")
+            if not _fits_header(value):
+                raise ValueError(f"The value of {name!r} in default_headers must be {_FITTING}")
+        return cls(url.rstrip("/").removesuffix("/v1"), key, checked_timeout(timeout), headers)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -161,7 +170,16 @@ class Endpoint:
         except httpx.TimeoutException:
             raise RequestTimeoutError(f"{self.base_url} did not respond within {timeout_s:g} s.") from None
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise InvalidAddressError(f"{self.base_url} is not a valid server address ({error}).") from None
+            raise InvalidAddressError(f"{self.base_url!r} is not a valid server address ({error}).") from None
+        except httpx.StreamClosed:
+            raise StreamBrokenError(READ_TOO_LATE) from None
+        except RuntimeError as error:
+            if str(error) != "Event loop is closed":
+                raise
+            # A kept connection of a loop that has ended, as between two calls of `asyncio.run`. It is dropped now, so a
+            # retry opens another.
+            message = f"The connection to {self.base_url} belongs to an event loop that has ended."
+            raise ConnectionFailedError(message) from None
         except httpx.DecodingError:
             raise InvalidAnswerError(f"The response of {self.base_url} cannot be decompressed.") from None
         except httpx.TransportError as error:
@@ -174,20 +192,38 @@ class Endpoint:
             raise ConnectionFailedError(message) from None
 
 
+_FITTING = "a string of printable ASCII characters without blanks around them"
+
+
+def _fits_header(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable() and value == value.strip()
+
+
 def _json_bytes(body: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        raise ValueError("A text in the request contains half a surrogate pair, which is not valid Unicode.") from None
+        return _json_of(body)
+    except (TypeError, ValueError, RecursionError):
+        for name, value in body.items():
+            try:
+                _json_of(value)
+            except UnicodeEncodeError:
+                raise ValueError(f"{name} contains half a surrogate pair, which is not valid Unicode.") from None
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ValueError(f"{name} cannot be sent as JSON: {error}.") from None
+        raise
+
+
+def _json_of(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def checked_timeout(timeout: float) -> float:
     """Return `timeout`, in seconds, if it is valid.
 
     Raises:
-        ValueError: it is not finite or not above 0.
+        ValueError: it is not a number, not finite or not above 0.
     """
-    if not math.isfinite(timeout) or timeout <= 0:
+    if not isinstance(timeout, int | float) or not math.isfinite(timeout) or timeout <= 0:
         raise ValueError(f"timeout must be a finite number of seconds above 0, got {timeout!r}")
     return timeout
 
@@ -201,7 +237,16 @@ def drafts_call(
     *,
     stream: bool = False,
 ) -> Call[Any]:
-    """`POST /v1/drafts`, read as a `kind`. The session id is also sent as a header, for proxies that read no bodies."""
+    """`POST /v1/drafts`, read as a `kind`. The session id is also sent as a header, for proxies that read no bodies.
+
+    Raises:
+        TypeError: the prompt is neither a text nor a sequence of token ids, or `stream` is among the options.
+    """
+    # Bytes would pass as token ids, and a stream as an answer that is not JSON.
+    if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
+        raise TypeError(f"prompt must be a string or a sequence of token ids, got {type(prompt).__name__}")
+    if "stream" in options:
+        raise TypeError("stream is not an option: for a stream, call the client's method `stream`")
     body: dict[str, Any] = {
         "prompt": prompt if isinstance(prompt, str) else list(prompt),
         "num_drafts": num_drafts,

@@ -1,5 +1,7 @@
 """Superposed Decoding: the method, and the engine that runs it on a causal language model.
 
+The method's five lines are at the top of `engine/decode.py`, their formulas in `method/`.
+
 The names below are all that a program needs to draft in its own process. Each is imported when it is first used, since
 torch takes seconds to import and looking for a model on disk does not need it.
 """

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 TREE_CELLS = 256
-"""Cells of each KV-cache slot beyond those of the longest text, for the drafts that share it; at most as many more."""
+"""Cells of each KV-cache slot beyond those of the longest text, for the drafts that share the slot; or as many as the
+longest text has, if that is fewer."""
 
 SPARE_CELLS = 64
-"""Those of them that are not promised to drafts: other tokenisations of the prompt's end use them."""
+"""How many of these cells are not promised to drafts: other tokenisations of the prompt's end use them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,9 +21,9 @@ class NgramScorer(Protocol[StateT]):
         """The length of the longest n-grams, in tokens."""
 
     def initial_state(self, token_ids: Sequence[int]) -> StateT:
-        """The state after the prompt `token_ids`, without the tokens that token healing took back.
+        """The state after these tokens of a prompt.
 
-        Called on the engine's thread, once per request and again if healing is abandoned.
+        Called on the engine's thread: once per request and, with token healing, once more for each stem.
         """
 
     def score(self, states: Sequence[StateT], candidates: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -67,8 +67,8 @@ class Usage:
             pass is not counted, but an alternative tokenisation of its end that had to be run is. A verification pass
             counts one row per token checked.
         rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
-        draft_rows: rows that these would have been with a row per draft.
-        reused_drafts: drafts that went on where those of an earlier request went, and took no row.
+        draft_rows: rows that the same steps would have taken with a row per draft.
+        reused_drafts: drafts that took no row, since an earlier request had decoded them.
         limited_by_load: whether drafts ended early because the engine had much to do.
     """
 

@@ -148,7 +148,9 @@ class GenerationParams:
         )
         _check(_is_within(self.temperature, 0, 2), "temperature", self.temperature, "a number from 0 to 2")
         _check(_is_within(self.top_p, 1e-6, 1), "top_p", self.top_p, "a number from 0.000001 to 1")
-        _check(seed is None or (_is_int(seed) and abs(seed) < 2**63), "seed", seed, "an integer of 64 bits, or null")
+        _check(
+            seed is None or (_is_int(seed) and -(2**63) <= seed < 2**63), "seed", seed, "an integer of 64 bits, or null"
+        )
         _check(
             reset is None or (_is_int(reset) and reset >= 1), "reset_every", reset, "an integer of at least 1, or null"
         )
@@ -173,7 +175,7 @@ class GenerationParams:
                 reset is None, "reset_every", reset, f"null with selection {self.selection}; use selection {PAPER.name}"
             )
         else:
-            chosen = f"strategy {self.strategy} and selection {self.selection}"
+            chosen = f"selection {self.selection}" if self.strategy == "superposed" else f"strategy {self.strategy}"
             _check(branches == 1, "max_branches", branches, f"1 with {chosen}")
             _check(low == 0, "min_probability", low, f"0 with {chosen}")
             _check(not self.elastic, "elastic", self.elastic, f"false with {chosen}")

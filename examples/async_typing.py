@@ -15,7 +15,7 @@ from superdraft.client.errors import ClientError
 KEY_PAUSE_S = 0.12
 
 
-async def type_slowly(url: str, text: str) -> str:
+async def type_slowly(url: str | None, text: str) -> str:
     """Type the text key by key, wait for a suggestion, accept it, and return the new text."""
     changed = asyncio.Event()
     async with AsyncSuperdraft(url) as client, AsyncTypingSession(client, changed.set, num_drafts=3) as typing:
@@ -37,7 +37,7 @@ async def type_slowly(url: str, text: str) -> str:
         return typing.text
 
 
-def main(url: str = "http://127.0.0.1:8000", text: str = "Thank you for y") -> None:
+def main(url: str | None = None, text: str = "Thank you for y") -> None:
     """Type the text and print the result."""
     print(asyncio.run(asyncio.wait_for(type_slowly(url, text), timeout=60)))
 

@@ -29,7 +29,7 @@ async def complete(client: AsyncSuperdraft, prompt: str) -> AsyncCompletion:
     return await client.complete(prompt, num_drafts=3, max_tokens=10)
 
 
-async def run(url: str, lines: TextIO, output: TextIO) -> int:
+async def run(url: str | None, lines: TextIO, output: TextIO) -> int:
     """Complete every line, write the answers in order, and return the number of failed prompts."""
     slots = asyncio.Semaphore(MAX_CONCURRENT)
 
@@ -51,5 +51,5 @@ async def run(url: str, lines: TextIO, output: TextIO) -> int:
 
 
 if __name__ == "__main__":
-    failed = asyncio.run(run(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000", sys.stdin, sys.stdout))
+    failed = asyncio.run(run(sys.argv[1] if len(sys.argv) > 1 else None, sys.stdin, sys.stdout))
     sys.exit(f"Prompts without drafts: {failed}" if failed else 0)

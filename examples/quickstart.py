@@ -12,7 +12,7 @@ from superdraft.client import Superdraft
 from superdraft.client.errors import ClientError, OverloadedError
 
 
-def main(url: str = "http://127.0.0.1:8000", prompt: str = "Thank you for your email. I will") -> None:
+def main(url: str | None = None, prompt: str = "Thank you for your email. I will") -> None:
     """Complete the prompt, report which draft was accepted, and complete the prompt again as a stream."""
     with Superdraft(url) as client:
         completion = client.complete(prompt, num_drafts=3, max_tokens=10)

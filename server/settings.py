@@ -8,18 +8,18 @@ packages read their own variables.
 
 import difflib
 import ipaddress
+import json
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import limits
-from pydantic import AfterValidator, ByteSize, Field, SecretBytes, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
-from pydantic_settings import SettingsError as SourceError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretBytes, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.params import SELECTIONS
@@ -65,6 +65,22 @@ def _network(text: str) -> str:
     except ValueError:
         raise ValueError('must be an IP address or a network, such as "10.0.0.7" or "10.0.0.0/24"') from None
     return text
+
+
+def _listed(value: Any) -> Any:
+    """The values of a list in the environment: separated by commas, or as JSON."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError("must be values separated by commas, or a JSON list") from None
+
+
+_OneOfMany = TypeVar("_OneOfMany")
+Several = Annotated[tuple[_OneOfMany, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -248,7 +264,7 @@ class Settings(BaseSettings):
     allow_unauthenticated: bool = Field(
         default=False, description="Allow other machines to connect although there are no API keys."
     )
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: Several[str] = Field(
         default=(),
         description="Host name, besides localhost, under which a local server without keys may be addressed. "
         "Repeatable.",
@@ -268,7 +284,7 @@ class Settings(BaseSettings):
     max_concurrent: int | None = Field(
         default=None, ge=1, description="Maximum number of running requests per caller. If not set, there is no limit."
     )
-    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+    cors_origins: Several[Annotated[str, AfterValidator(_origin)]] = Field(
         default=(), description="Origin whose web pages may send requests from a browser (CORS). Repeatable."
     )
     max_waiting: int = Field(
@@ -295,7 +311,7 @@ class Settings(BaseSettings):
         ge=1,
         description="Maximum number of open connections from one IPv4 address or IPv6 network of 64 bits.",
     )
-    proxy_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+    proxy_networks: Several[Annotated[str, AfterValidator(_network)]] = Field(
         default=(),
         description="Address or network of a proxy whose X-Forwarded-For names the client. Repeatable.",
     )
@@ -443,10 +459,7 @@ def _read_environment() -> dict[str, Any]:
             if "KUBERNETES_SERVICE_HOST" in os.environ and _SERVICE_LINK.search(name):
                 message += " If Kubernetes set it, for a Service, set enableServiceLinks: false in the pod's spec."
             raise SettingsError(message)
-    try:
-        return EnvSettingsSource(Settings)()
-    except SourceError as error:  # a value that should be JSON and is not
-        raise SettingsError(f"A {ENV_PREFIX} variable cannot be read: {error}.") from None
+    return EnvSettingsSource(Settings)()
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
@@ -460,4 +473,7 @@ def _describe(item: Mapping[str, Any], origins: Mapping[str, Origin]) -> str:
     source = f"{name} in {place}" if origin is not None and origin.kind == "file" else place
     field = Settings.model_fields.get(name)
     got = "" if field is None or is_secret(field.annotation) else f", got {item['input']!r}"
-    return f"{source} {item['msg'].removeprefix('Input ')}{got}"
+    problem = item["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    if item["type"].startswith("byte_size"):
+        problem = "must be a size such as 512MiB or 4GiB"
+    return f"{source} {problem}{got}"

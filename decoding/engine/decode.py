@@ -16,7 +16,8 @@ draw from the nucleus.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,8 +25,7 @@ import torch
 from torch import Tensor
 
 from superdraft.decoding.engine.faults import Faults
-from superdraft.decoding.engine.sequence import Branch
-from superdraft.decoding.engine.sequence import Sequence as Request
+from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.tree import Node
 from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError
@@ -59,8 +59,8 @@ class Row:
 class PromptRows:
     """Tokens of a request's prompt to run, and how many of the last ones have logits that are wanted."""
 
-    request: Request
-    token_ids: Sequence[int]
+    sequence: Sequence
+    token_ids: Seq[int]
     num_logits: int
 
 
@@ -81,7 +81,7 @@ class DecodeStep:
         self,
         runner: ModelRunner,
         trees: Trees,
-        suppressed_token_ids: Sequence[int],
+        suppressed_token_ids: Seq[int],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner = runner
@@ -90,7 +90,7 @@ class DecodeStep:
         self._clock = clock
 
     @torch.inference_mode()
-    def forward(self, branches: Sequence[Branch], prompts: Sequence[PromptRows] = ()) -> Tensor:
+    def forward(self, branches: Seq[Branch], prompts: Seq[PromptRows] = ()) -> Tensor:
         """Superpose and run the model, together with some tokens of prompts.
 
         Args:
@@ -109,7 +109,7 @@ class DecodeStep:
         superposed = superpose(embeddings[: len(last_tokens)], gammas)
         kept, stop = list(range(len(branches))), len(branches)
         for prompt in prompts:
-            segments.append(self._trees.prompt_rows(prompt.request, len(prompt.token_ids)))
+            segments.append(self._trees.prompt_rows(prompt.sequence, len(prompt.token_ids)))
             stop += len(prompt.token_ids)
             kept += range(stop - prompt.num_logits, stop)
         # 2. f(x~)
@@ -117,7 +117,7 @@ class DecodeStep:
         return self._runner.forward(segments, inputs, kept).float()
 
     @torch.inference_mode()
-    def choose(self, rows: Sequence[Row], logits: Tensor, faults: Faults, known: Sequence[Node] = ()) -> None:
+    def choose(self, rows: Seq[Row], logits: Tensor, faults: Faults, known: Seq[Node] = ()) -> None:
         """Cut, interpolate and select: the best children of each branch replace its alive drafts.
 
         Args:
@@ -133,7 +133,7 @@ class DecodeStep:
         # 5. the k best children
         self._select(rows, children, logits, candidates, faults)
 
-    def _cut(self, rows: Sequence[Row], logits: Tensor, known: Sequence[Node]) -> Candidates:
+    def _cut(self, rows: Seq[Row], logits: Tensor, known: Seq[Node]) -> Candidates:
         """Apply each request's logit bias, then cut to the largest m of the batch. Rows of real tokens are kept."""
         for row in {row.index: row for row in rows}.values():
             bias = row.branch.sequence.params.logit_bias
@@ -152,7 +152,7 @@ class DecodeStep:
                     self._trees.keep_logits(tree, row.key, logits[row.index])
         return candidates
 
-    def _interpolate(self, rows: Sequence[Row], candidates: Candidates, faults: Faults) -> dict[Branch, Children]:
+    def _interpolate(self, rows: Seq[Row], candidates: Candidates, faults: Faults) -> dict[Branch, Children]:
         """The children of every branch that does not sample.
 
         Branches with equal k and m are scored in one array operation.
@@ -187,7 +187,7 @@ class DecodeStep:
                 scored[branch] = self.ngram_logprobs(branch.sequence, alive, [shared] * len(alive))
         return scored
 
-    def ngram_logprobs(self, sequence: Request, drafts: Sequence[Draft], candidates: Sequence[Sequence[int]]) -> Floats:
+    def ngram_logprobs(self, sequence: Sequence, drafts: Seq[Draft], candidates: Seq[Seq[int]]) -> Floats:
         """The n-gram model's log-probabilities of each draft's candidates.
 
         Args:
@@ -216,7 +216,7 @@ class DecodeStep:
 
     def _select(
         self,
-        rows: Sequence[Row],
+        rows: Seq[Row],
         children: Mapping[Branch, Children],
         logits: Tensor,
         candidates: Candidates,
@@ -231,7 +231,7 @@ class DecodeStep:
                 elif branch in sampled:
                     self.settle(branch, _only_child(branch, *sampled[branch]))
 
-    def _sample(self, rows: Sequence[Row], logits: Tensor, candidates: Candidates) -> dict[Branch, tuple[int, float]]:
+    def _sample(self, rows: Seq[Row], logits: Tensor, candidates: Candidates) -> dict[Branch, tuple[int, float]]:
         """For each branch a token drawn from the nucleus (at temperature 0 the most probable one), and its ln p."""
         rows = [row for row in rows if candidates.are_numbers(row.index)]
         if not rows:
@@ -266,14 +266,14 @@ class DecodeStep:
         branch.num_steps += 1
 
 
-def no_token(request: Request, *, is_forbidden: bool) -> SuperdraftError:
+def no_token(sequence: Sequence, *, is_forbidden: bool) -> SuperdraftError:
     """The error of a request for which no next token can be chosen.
 
     Args:
-        request: the request.
+        sequence: the request.
         is_forbidden: the model's output is in order, but no token is left to choose from.
     """
-    if is_forbidden and request.params.logit_bias:
+    if is_forbidden and sequence.params.logit_bias:
         return InvalidRequestError("logit_bias forbids every token that could come next.", param="logit_bias")
     return SequenceFailedError("The model's output holds values that are not numbers; this request cannot go on.")
 
@@ -284,7 +284,7 @@ def _check_numbers(row: Row, candidates: Candidates) -> None:
 
 
 def _score(
-    group: Sequence[Row], token_ids: Mapping[Branch, list[int]], candidates: Candidates, ngram: Floats | None
+    group: Seq[Row], token_ids: Mapping[Branch, list[int]], candidates: Candidates, ngram: Floats | None
 ) -> dict[Branch, Children]:
     """The scored children of branches of one shape.
 
@@ -315,7 +315,7 @@ def _score(
     return children
 
 
-def _penalised(row: Row, token_ids: Sequence[int], logits: Floats) -> Floats:
+def _penalised(row: Row, token_ids: Seq[int], logits: Floats) -> Floats:
     """Each draft's own logits of the m candidates, shape [k, m]."""
     params = row.branch.sequence.params
     drafts = [draft.token_ids for draft in row.branch.drafts.alive]

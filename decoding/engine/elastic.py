@@ -13,10 +13,11 @@ plan  a draft grows                            drafts that grow
 ====  =======================================  =====================================
 
 The plan is the first with which the requests in the engine would be answered in time, at the measured cost of a step:
-within the target latency, and before their typists' next keys. A request that has been there for long does not wait for
-more than first words, nor do others wait for it that have no slot: how long whole drafts take is only a guess.
+within the target latency, and before their typists' next keys. How long whole drafts take is only a guess. So a request
+gets no more than first words once its typist's next key is near, or once it has held its slot for long while others
+wait for one.
 
-It says nothing about which tokens are chosen: with the same rows and tokens, the drafts are the same, whatever a
+A plan says nothing about which tokens are chosen: with the same rows and tokens, the drafts are the same, whatever a
 request's neighbours are.
 """
 
@@ -36,7 +37,7 @@ WHOLE_GAP_SHARE, WORDS_GAP_SHARE = 0.25, 0.4
 """The same parts of the usual time until a typist's next key."""
 
 _ROWS = (None, None, 2, 1)
-_WORD_TOKENS = 3.0  # that a first word takes, with the token that shows its end
+_WORD_TOKENS = 3.0  # tokens of a first word, and the one that shows that it has ended
 _DECAY = 0.98  # weight of a step relative to the one after it
 _PRIOR = np.array([0.004, 0.0005, 0.0005, 0.001])
 """Seconds per step, row, prompt token and request that begins: a small model on two cores."""
@@ -44,7 +45,7 @@ _PRIOR = np.array([0.004, 0.0005, 0.0005, 0.001])
 _PRIOR_WEIGHT = np.array([10.0, 1e3, 1e4, 1e2])
 _LARGEST_SURPRISE = 3.0  # a step that takes longer than this many times what was expected lost its core for a while
 _SMOOTHING = 1 / 16
-_USUAL_TOKENS = 8.0  # that a draft grows to if nothing limits it, before any has been seen
+_USUAL_TOKENS = 8.0  # tokens of a draft that nothing limits, as long as none has been seen
 _LONGEST_CHUNK_S = 0.1
 _FEWEST_CHUNK_TOKENS = 32
 
@@ -111,7 +112,7 @@ class ElasticWork:
             self._num_tokens += _SMOOTHING * (num_tokens - self._num_tokens)
 
     def chunk_tokens(self, most: int) -> int:
-        """Prompt tokens per step: no more than take a tenth of a second, so that time limits are looked at in time.
+        """Prompt tokens per step: as many as take a tenth of a second, so that time limits are checked often enough.
 
         Powers of two, since a prompt's logits depend a little on how it is cut.
         """
@@ -138,7 +139,7 @@ class ElasticWork:
         return len(_ROWS) - 1
 
     def must_give_way(self, running: Sequence, without_slot: Collection[Sequence], now_s: float) -> bool:
-        """Whether a request has had its slot for long, and another one has waited for one for long."""
+        """Whether a request has held its slot for long, while another one has waited for long for a slot."""
         long_s = WHOLE_SHARE * self._target_s
         is_old = running.start_s is not None and now_s - running.start_s > long_s
         return is_old and any(now_s - one.arrival_s > long_s for one in without_slot)
@@ -156,7 +157,7 @@ def _usual_gap_s(sequences: Collection[Sequence]) -> float:
 
 
 def is_late(sequence: Sequence, now_s: float) -> bool:
-    """Whether the typist's next key is due before long."""
+    """Whether the typist's next key is near."""
     gap_s = sequence.request.key_gap_s
     return gap_s is not None and now_s - sequence.arrival_s > WHOLE_GAP_SHARE * gap_s
 

@@ -55,7 +55,7 @@ class Pass:
         prompts = [_prompt_rows(sequence, num_tokens) for sequence, num_tokens in work.prompts]
         fed = [prompt for prompt in prompts if prompt.token_ids]
         logits: list[Tensor] = []
-        run = dict.fromkeys([*(branch.sequence for branch in running), *(prompt.request for prompt in fed)])
+        run = dict.fromkeys([*(branch.sequence for branch in running), *(prompt.sequence for prompt in fed)])
         with faults.ending(*run):
             if run:
                 sizes = [len(running), *(prompt.num_logits for prompt in fed)]
@@ -63,11 +63,11 @@ class Pass:
                 for branch in running:
                     branch.count_step()
         for prompt, own in zip(fed, logits[1:], strict=False):
-            with faults.ending(prompt.request):
+            with faults.ending(prompt.sequence):
                 if not are_numbers(own):
-                    raise no_token(prompt.request, is_forbidden=False)
-                self.trees.note_prompt(prompt.request, len(prompt.token_ids), own)
-        ready = [prompt.request for prompt in prompts if not prompt.request.num_unfed_tokens]
+                    raise no_token(prompt.sequence, is_forbidden=False)
+                self.trees.note_prompt(prompt.sequence, len(prompt.token_ids), own)
+        ready = [prompt.sequence for prompt in prompts if not prompt.sequence.num_unfed_tokens]
         known = {branch: node for branch, node in known.items() if faults.of(branch.sequence) is None}
         self._choose(
             rows if logits else [], logits[:1], [one for one in ready if faults.of(one) is None], known, faults
@@ -110,8 +110,8 @@ class Pass:
                 elif sequence.params.max_tokens:
                     index = sum(map(len, logits)) + len(firsts)
                     rows += [Row(branch, index) for branch in branches]
-                    firsts += [last.unsqueeze(0) for last in of_prompt]  # one: no token of it may be replaced
-        # The choice changes them in place, so those that are kept for other requests have to be copied.
+                    firsts += [last.unsqueeze(0) for last in of_prompt]  # one: without healing, all tokens are shared
+        # `choose` changes logits in place, so those that are kept for other requests have to be copied.
         own = torch.cat([*logits, *firsts]) if firsts else next(iter(logits), torch.empty(0, 0))
         rows += [Row(branch, len(own) + index) for index, branch in enumerate(known)]
         # A free place for a draft goes to the first branch that asks: the order must not depend on what is known.

@@ -32,8 +32,8 @@ class Scheduler:
     """Who has waited longest goes first. A step decodes a row of every running branch and runs some tokens of prompts.
 
     A typist has waited since the last drafts, even if later requests replaced the first one; everybody else since the
-    request came. So those who type fast do not keep the slots from the others. If typists are too many to be answered
-    before their next keys, only so many requests run as can be: otherwise nobody would see drafts.
+    request came. So those who type fast do not keep the slots from the others. If there are too many typists to answer
+    them all before their next keys, only as many requests run as can be answered: otherwise nobody would see drafts.
 
     A limited number of prompt tokens takes part in a step. All waiting prompts that fit are run together:
     typists send many prompts with one or two new tokens each, and one pass over the weights serves them all. A longer

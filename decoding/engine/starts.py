@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from superdraft.decoding.engine.branching import Branching
 from superdraft.decoding.engine.decode import DecodeStep, drafts_of, no_token, select
-from superdraft.decoding.engine.sequence import Branch
-from superdraft.decoding.engine.sequence import Sequence as Request
+from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.tree import num_common
 from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet
@@ -36,7 +35,7 @@ class Starts:
         tokenizer: the model's tokenizer.
         trees: run other tokenisations of the typed text.
         branching: gives drafts rows of their own.
-        step: the n-gram model's scores, and the change of a branch's drafts.
+        step: scores starts with the n-gram model, and replaces a branch's drafts.
     """
 
     def __init__(self, tokenizer: Tokenizer, trees: Trees, branching: Branching, step: DecodeStep) -> None:
@@ -48,7 +47,7 @@ class Starts:
         tokenizer.encode_inside("")  # prepares the tokenizer, which would delay the first request
 
     @torch.inference_mode()
-    def choose(self, sequence: Request, own: Sequence[Tensor]) -> None:
+    def choose(self, sequence: Sequence, own: Seq[Tensor]) -> None:
         """Choose the first tokens of each branch, and let it continue behind the stem that its drafts follow.
 
         Args:
@@ -83,7 +82,7 @@ class Starts:
         chosen = self._sampled(branch, covers) if branch.is_sampled else self._superposed(branch, covers)
         self._step.settle(branch, chosen)
 
-    def leave_out_tail(self, sequence: Request) -> None:
+    def leave_out_tail(self, sequence: Sequence) -> None:
         """Leave out the tokens of the prompt's tail that have not been run, if they do not matter.
 
         Inside a word they usually do not: hardly any text has the typed part of a word as a token of its own.
@@ -105,13 +104,13 @@ class Starts:
                 return
             covers.add(stem, own[length], _biased(own[length], sequence))
 
-    def covers(self, sequence: Request, own: Sequence[Tensor]) -> Covers:
+    def covers(self, sequence: Sequence, own: Seq[Tensor]) -> Covers:
         """The covers of a prompt's end without tokens between the shared ones and the start; `own` as in `choose`."""
         assert sequence.healing is not None
         biased = _biased(own[0], sequence)
         return Covers.of_prompt(sequence.healing, self._tokenizer, self._token_index, own[0], biased)
 
-    def _add_stems(self, branch: Branch, covers: Covers, own: Sequence[Tensor]) -> Runs:
+    def _add_stems(self, branch: Branch, covers: Covers, own: Seq[Tensor]) -> Runs:
         """Add the other stems whose covers may matter. Those of which nothing is known are run, one after another.
 
         Args:
@@ -153,12 +152,12 @@ class Starts:
         sequence.stem_cells.append(branch.cells)
         return logits
 
-    def _num_own(self, sequence: Request, path: tuple[int, ...]) -> int:
+    def _num_own(self, sequence: Sequence, path: tuple[int, ...]) -> int:
         """How many of the first tokens of a path are in the trunk."""
         assert sequence.healing is not None
         return min(len(sequence.trees[0].trunk) - sequence.num_shared, num_common(sequence.healing.tail, path))
 
-    def _is_run(self, sequence: Request, path: tuple[int, ...], runs: Runs) -> bool:
+    def _is_run(self, sequence: Sequence, path: tuple[int, ...], runs: Runs) -> bool:
         """Whether the tokens of a path have been run for this request."""
         return self._num_own(sequence, path) == len(path) or any(run[: len(path)] == path for run in runs)
 
@@ -232,12 +231,12 @@ class Starts:
         return tuple(alternatives)
 
 
-def _biased(logits: Tensor, sequence: Request) -> Tensor:
+def _biased(logits: Tensor, sequence: Sequence) -> Tensor:
     """The logits with the request's logit bias; the same tensor if it has none."""
     bias = sequence.params.logit_bias
     return apply_logit_bias(logits, bias) if bias else logits
 
 
-def _stems_of(starts: Sequence[Start]) -> list[int]:
+def _stems_of(starts: Seq[Start]) -> list[int]:
     """The indices of the stems of these starts, each once, in order."""
     return sorted({start.stem for start in starts})

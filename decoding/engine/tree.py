@@ -137,7 +137,7 @@ def text_keys(token_ids: Iterable[int], before: int = 0) -> list[int]:
 
     Args:
         token_ids: the text.
-        before: that of the text before it.
+        before: the last key of the text before it.
     """
     return list(accumulate(token_ids, lambda key, token_id: hash((key, token_id)), initial=before))[1:]
 

@@ -203,9 +203,9 @@ def _check_architecture(source: Source, trust_remote_code: bool) -> transformers
     reading = f"cannot read the config of model {source.shown!r}"
     unreadable: type[ModelLoadError] = BrokenModelError
     if source.path is None:
-        known = ", ".join(KNOWN_MODELS)
         reading = (
-            f"{source.name!r} is not a known model ({known}), a folder or a .gguf file, and cannot be read from the hub"
+            f"{source.name!r} is no model that `superdraft models list` shows, no folder and no .gguf file, and cannot "
+            "be read from the hub"
             if source.name == source.location
             else f"{source.name!r} ({source.location}) cannot be read from the hub"
         )

@@ -22,13 +22,13 @@ class Distinct:
     """
 
     name = "distinct"
-    # The first tokens are exact, and an n-gram model of general text was not found to improve them.
+    # The first tokens are exact, and an n-gram model of general text did not improve them.
     alpha = 0.0
-    # One of texts like those that are typed was, and one of other texts did not harm them at this weight.
+    # With this weight, a model of texts like those that are typed improved them, and one of other texts did no harm.
     named_alpha = 0.2
     tau = 1.0
     divides = True
-    # k begin a draft; the others replace starts with the same text.
+    # k of them begin drafts; the others stand in for those that have the same text as a better one.
     starts_per_draft: int | None = 2
 
     def select(self, drafts: DraftSet, children: Children, extend: Extend, num_drafts: int) -> DraftSet:

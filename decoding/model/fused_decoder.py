@@ -168,9 +168,9 @@ class FusedDecoder:
         norms, num_heads = self.layers[index].norms, self.num_heads
         heads = qkv.view(step.num_rows, step.num_tokens, -1, self.head_dim)
         if step.pairs is not None:
-            pairs, slots, positions = step.pairs
+            pairs, slots, cells = step.pairs
             queries = rotate_and_write(
-                heads, step.rotation, norms, self.epsilon, num_heads, pairs[index], slots, positions
+                heads, step.rotation, norms, self.epsilon, num_heads, pairs[index], slots, cells
             ).transpose(1, 2)
             keys, values = step.cache.layers[index].read()
         else:

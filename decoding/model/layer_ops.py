@@ -55,7 +55,7 @@ def rotate_and_write(
     num_heads: int,
     pairs: Tensor,
     slots: Tensor,
-    positions: Tensor,
+    cells: Tensor,
 ) -> Tensor:
     """`rotate`, then write keys and values into the cache in one operation.
 
@@ -65,14 +65,14 @@ def rotate_and_write(
         norms: weights for queries and keys, or None.
         epsilon: of the norms.
         num_heads: H.
-        pairs: a layer's keys and values, shape [2, num_slots, Hkv, max_len, Dh]; written in place.
+        pairs: a layer's keys and values, shape [2, num_slots, Hkv, num_cells, Dh]; written in place.
         slots: slots to write, shape [B, 1].
-        positions: their positions to write, shape [B, T].
+        cells: their cells to write, shape [B, T].
 
     Returns:
         Queries, shape [B, T, H, Dh].
     """
     qkv = rotate(qkv, rotation, norms, epsilon, num_heads)
     num_rows, num_tokens, _, head_dim = qkv.shape
-    pairs[:, slots, :, positions] = qkv[:, :, num_heads:].view(num_rows, num_tokens, 2, -1, head_dim)
+    pairs[:, slots, :, cells] = qkv[:, :, num_heads:].view(num_rows, num_tokens, 2, -1, head_dim)
     return qkv[:, :, :num_heads]

@@ -33,8 +33,8 @@ class TorchRunner:
     """Runs a transformers causal LM over the slots of a KV cache.
 
     Any architecture works that takes `inputs_embeds`, a `Cache`, a 4-D attention mask and position ids. When the runner
-    is built, a short check compares it with the plain, uncached model; a model that fails the check is refused. A
-    `CheckedConversion` that knows of an earlier check saves it.
+    is built, a short check compares it with the plain, uncached model; a model that fails the check is refused. If a
+    `CheckedConversion` remembers that the model has passed the check, there is none.
 
     The engine uses it as a `ModelRunner`. `prefill` and `decode` are short for a forward of texts that are alone in
     their slots; measurements use them.
@@ -363,9 +363,8 @@ class TorchRunner:
                 for twin in range(2)
             ]
             last = self.embed([ids[-1]] * len(rows))
-            for _ in range(
-                1 if self._graphs is None else 2
-            ):  # the first step of a shape is recorded, the next replayed
+            num_steps = 1 if self._graphs is None else 2  # the first step of a shape is recorded, the next replayed
+            for _ in range(num_steps):
                 got = torch.log_softmax(self.forward(rows, last, range(len(rows))).float(), dim=-1)
         except UnsupportedModelError:
             raise

@@ -66,6 +66,8 @@ def tidy(draft: str, before: str = "", last_token: str | None = None) -> str:
     goes_on = last_token is not None or len(text) < len(draft)
     if last_token is not None and text == draft:
         text, goes_on = _without_unfinished_end(text, last_token)
+        fault = _first_fault(text, before, in_english=in_english)  # " a .b" has none, but its beginning " a ." has
+        text, goes_on = text[:fault], goes_on or fault < len(text)
     if goes_on:
         edge = before[-1:] or " "  # it tells whether the draft begins a word
         text = _without_open_end(edge + text, in_english=in_english)[1:]

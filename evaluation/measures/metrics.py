@@ -52,6 +52,11 @@ def exact_match(drafts: Sequence[str], continuation: str, num_words: int) -> boo
     return most_words_right(drafts, continuation) >= num_words
 
 
+def mean(values: Sequence[float]) -> float:
+    """The mean; NaN without values."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
 def perplexity(logprobs: Sequence[float]) -> float:
     """Exp of the mean negative log-probability (natural log) of a draft's tokens; NaN for an empty draft."""
     return math.exp(-math.fsum(logprobs) / len(logprobs)) if logprobs else math.nan

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from superdraft.evaluation.cases.prompts import Prompt
-from superdraft.evaluation.measures.metrics import words_right
+from superdraft.evaluation.measures.metrics import mean, words_right
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.tables import markdown_table
 
@@ -85,7 +85,7 @@ def calibration(records: Sequence[PromptRecord], prompts: Sequence[Prompt]) -> C
     for low, high in itertools.pairwise(EDGES):
         own = [(p, right) for _, p, right in drafts if low <= p < high or p == high == 1.0]
         if own:
-            bins.append(Bin(_mean([p for p, _ in own]), _mean([float(right) for _, right in own]), len(own)))
+            bins.append(Bin(mean([p for p, _ in own]), mean([float(right) for _, right in own]), len(own)))
     error = math.fsum(one.num_drafts * abs(one.predicted - one.right) for one in bins) / len(drafts)
     return Calibration(tuple(bins), error, tuple(_cut(drafts, len(records), least) for least in THRESHOLDS))
 
@@ -95,14 +95,10 @@ def _cut(drafts: Sequence[tuple[int, float, bool]], num_prompts: int, least: flo
     return Cut(
         least,
         len(kept) / len(drafts),
-        _mean([float(right) for _, right in kept]),
+        mean([float(right) for _, right in kept]),
         len({number for number, _ in kept}) / num_prompts,
         len({number for number, right in kept if right}) / num_prompts,
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
 
 
 def calibration_tables(name: str, found: Calibration) -> str:

@@ -43,7 +43,7 @@ def prompt_figures(record: PromptRecord, prompt: Prompt, num_steps: int) -> dict
         "words_right": float(metrics.most_words_right(texts, continuation)),
         "distinct_starts": float(metrics.distinct_starts(texts)),
         "self_bleu": metrics.self_bleu(texts),
-        "mean_words": _mean([float(len(one)) for one in words]),
+        "mean_words": metrics.mean([float(len(one)) for one in words]),
         "num_drafts": float(len(texts)),
         "forward_rows": forward_rows(record, num_steps),
         "request_ms": 1000 * record.wall_s,
@@ -51,7 +51,7 @@ def prompt_figures(record: PromptRecord, prompt: Prompt, num_steps: int) -> dict
     for length in UNIQUENESS_LENGTHS:
         for order in UNIQUENESS_ORDERS:
             shares = [metrics.ngram_uniqueness(one[:length], order) for one in words if len(one) >= length]
-            figures[uniqueness_name(order, length)] = _mean(shares)
+            figures[uniqueness_name(order, length)] = metrics.mean(shares)
     return figures
 
 
@@ -71,13 +71,9 @@ def _perplexities(record: PromptRecord) -> dict[str, float]:
     known = [value for value in values if not math.isnan(value)]
     return {
         "perplexity_best": min(known, default=math.nan),
-        "perplexity_mean": _mean(known),
+        "perplexity_mean": metrics.mean(known),
         **{f"perplexity_by_rank/{rank}": value for rank, value in enumerate(values, 1)},
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
 
 
 def collect(

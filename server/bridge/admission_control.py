@@ -80,7 +80,7 @@ class AdmissionControl:
 
     @property
     def num_waiting(self) -> int:
-        """Requests in the queue, and those with a prompt there."""
+        """Requests with a prompt in the queue."""
         return sum(bool(group.waiting) for group in self._groups.values()) + len(self._heirs)
 
     @property

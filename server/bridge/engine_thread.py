@@ -246,7 +246,7 @@ class EngineThread:
             is_full = self._engine.num_waiting > 0 or not step.num_completed
             costs.observe_prefill(max(0.0, seconds - decode_s), step.num_completed, is_full=is_full)
         if step.num_rows:
-            # With prompts in every step, a step that is quicker than this is all that shows that rows have become so.
+            # If every step has prompts, only a step quicker than expected shows that rows have become cheaper.
             costs.observe_decode(num_rows, seconds if step.kind == "decode" else min(seconds, decode_s))
         costs.num_waiting = self._engine.num_waiting
         for output in outputs:

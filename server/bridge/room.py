@@ -135,7 +135,7 @@ class Room:
         return rows, num_requests
 
     def _delays_another(self, rows: int) -> bool:
-        """Whether a short request that would not be late would be with this many rows."""
+        """Whether this many rows would make a short request late that is in time now."""
         now, then, late_s = self.costs.pace(self.num_rows), self.costs.pace(rows), LATE_FACTOR * self._target_s
         return any(
             self._end_s(place, now) <= late_s < self._end_s(place, then)

@@ -103,7 +103,7 @@ class StepCosts:
             remaining = (1 - DECAY) ** num_completed
             self._recent_prefills = self._recent_prefills * remaining + 1
             self._recent_requests = self._recent_requests * remaining + num_completed
-        self.num_rounds += self._has_prefill  # nothing was there to decode after the one before
+        self.num_rounds += self._has_prefill  # the round before had nothing to decode
         self._has_prefill = True
 
     def observe_request(self) -> None:

@@ -169,7 +169,7 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
 
 def invalid_request(error: ValidationError) -> InvalidRequestError:
     """Pydantic's first error as a message with field, limit and value, which quotes no text of the caller."""
-    item = error.errors(include_url=False, include_context=False)[0]
+    item = error.errors(include_url=False)[0]
     path = [str(part)[:_MAX_QUOTED] for part in item["loc"]]
     param = path[0] if path else None
     where = ".".join(path) or "The body"
@@ -180,6 +180,8 @@ def invalid_request(error: ValidationError) -> InvalidRequestError:
             f"{where} is not a field of this request; /docs lists them.", param=param, code="unknown_field"
         )
     problem = _SUBJECT.sub("", item["msg"])
+    if item["type"] == "less_than":  # Pydantic's message has the limit of `seed`, 2**63, as a rounded float
+        problem = f"should be less than {item['ctx']['lt']}"
     return InvalidRequestError(f"{where} {problem}, got {describe(item['input'])}.", param=param)
 
 
@@ -196,5 +198,7 @@ def describe(value: Any) -> str:
             return f"a string of {len(value)} characters"
         case list() | tuple():
             return f"a list of {len(value)}"
+        case dict():
+            return f"an object of {len(value)}"
         case _:
-            return "an object" if isinstance(value, dict) else type(value).__name__
+            return type(value).__name__

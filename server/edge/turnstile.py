@@ -1,4 +1,4 @@
-"""Turning away part of what a caller sends who is refused all the time, before it costs much.
+"""Turnstile: of a caller who is refused all the time, most requests are turned away before they cost much.
 
 To refuse a request, its body is parsed and checked, its parameters are worked out, and it waits for its turn. That
 costs about as much as a tenth of an answer. Clients that do not heed refusals can send thousands of requests per
@@ -50,7 +50,7 @@ class Rate:
 
 
 class TurnstileMiddleware:
-    """ASGI middleware. Of what an address sends, so much is let through that `max_refused_per_s` may be refused.
+    """ASGI middleware. Of an address's requests, it lets so many through that about `max_refused_per_s` are refused.
 
     Args:
         app: the app behind it.

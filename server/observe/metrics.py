@@ -165,7 +165,7 @@ class Metrics:
         )
         self._reused = Counter(
             "superdraft_reused_drafts",
-            "Drafts that went on where those of an earlier request went, and took no row.",
+            "Drafts that an earlier request had decoded, and that took no row.",
             registry=registry,
         )
         self._ahead = Counter("superdraft_ahead", "Prompts run before anyone sent them.", registry=registry)

@@ -30,6 +30,8 @@ const handlers = {
   dismiss: () => session.dismiss(),
   answered: (requestId, answer) => session.answered(requestId, answer),
   refused: (requestId) => session.failed(requestId, new BadRequestError("refused", noDetails)),
+  too_long: (requestId) =>
+    session.failed(requestId, new BadRequestError("too long", { ...noDetails, code: "context_length_exceeded" })),
   broken: (requestId) => session.failed(requestId, new ConnectionFailedError("broken")),
   advance: () => session.advance(),
   close: () => session.close(),

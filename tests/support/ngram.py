@@ -2,12 +2,10 @@
 
 import sys
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import kenlm
 
-from superdraft.ngram_models.scoring.scorer import KenLMScorer
 from superdraft.ngram_models.store.manifest import (
     BINARY_FILE,
     CorpusSummary,
@@ -15,7 +13,6 @@ from superdraft.ngram_models.store.manifest import (
     TokenizerIdentity,
     file_sha256,
 )
-from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 
 # The corpus contains tokens 3 to 6. 0 and 2 end a text. 1 and 7 are in the vocabulary but not in the corpus.
 END_OF_TEXT_IDS = (0, 2)
@@ -126,10 +123,3 @@ def write_fake_tools(folder: Path) -> Path:
     write_tool(folder, "lmplz", FAKE_LMPLZ)
     write_tool(folder, "build_binary", FAKE_BUILD_BINARY)
     return folder
-
-
-@cache
-def shipped_scorer() -> KenLMScorer:
-    """The n-gram model included in Superdraft. Its words are token ids, so it can score those of any tokenizer."""
-    folder = find_ngram_model("smollm2-135m")
-    return open_scorer(folder, Manifest.read(folder))

@@ -78,6 +78,7 @@ export class TypingSession {
   #numFailures = 0;
   #refusedText: string | null = null;
   #isHidden = false;
+  #isClosed = false;
 
   /** `now` returns monotonic time in milliseconds. */
   constructor(options: Partial<SessionOptions> = {}, now: () => number = () => performance.now()) {
@@ -141,11 +142,11 @@ export class TypingSession {
   /** Request drafts for the text at once, unless there are suggestions. For a user who asks for them. */
   ask(): Action[] {
     const nowMs = this.#now();
-    this.#isHidden = false;
+    this.#isHidden = this.#isClosed;
     const actions = this.#refresh(nowMs);
     const request = this.#inFlight;
     const isAsked = request !== null && request.isInvoked && request.text === this.text;
-    if (this.#display.ghost !== null || isAsked || this.text === "") return actions;
+    if (this.#display.ghost !== null || isAsked || this.text === "" || this.#isClosed) return actions;
     if (request !== null) actions.push(this.#cancel(request));
     return [...actions, ...this.#send(nowMs, true)];
   }
@@ -182,7 +183,7 @@ export class TypingSession {
 
   /** Show what `dismiss` has hidden. */
   reveal(): Action[] {
-    this.#isHidden = false;
+    this.#isHidden = this.#isClosed;
     return this.#refresh(this.#now(), true);
   }
 
@@ -268,10 +269,13 @@ export class TypingSession {
     return actions;
   }
 
-  /** End the session: hide the suggestions, cancel a pending request, and return the last reports. */
+  /**
+   * End the session: hide the suggestions, cancel a pending request, and return the last reports. A closed session
+   * still follows the text, but shows and sends nothing.
+   */
   close(): Action[] {
     const nowMs = this.#now();
-    this.#isHidden = true;
+    this.#isHidden = this.#isClosed = true;
     const actions = this.#refresh(nowMs);
     this.#log.close(nowMs);
     return [...actions, ...this.#log.takeReports(nowMs)];
@@ -279,7 +283,7 @@ export class TypingSession {
 
   #change(text: string, nowMs: number, isAtOnce = false): Action[] {
     this.#display = { ...this.#display, text }; // `#show` restores the selection
-    this.#isHidden = false;
+    this.#isHidden = this.#isClosed;
     this.#changedMs = nowMs;
     return this.#refresh(nowMs, isAtOnce);
   }

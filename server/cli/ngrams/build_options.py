@@ -11,7 +11,7 @@ from superdraft.server.errors import CommandError
 
 Order = Annotated[int, typer.Option(help="Length of the longest n-gram, in tokens (2 to 6).")]
 Prune = Annotated[str, typer.Option(help="Leave out n-grams seen at most this often; one number per order.")]
-QuantizeBits = Annotated[int, typer.Option(help="Bits per probability (1 to 25); 0: full floats.")]
+QuantizeBits = Annotated[int, typer.Option(help="Bits per probability (1 to 25); 0: full floats for all.")]
 BackoffQuantizeBits = Annotated[int, typer.Option(help="Bits per back-off weight; 0: as --quantize-bits.")]
 Memory = Annotated[str, typer.Option(help="Memory for sorting, such as 4G, or 50% of the machine's.")]
 Tools = Annotated[Path | None, typer.Option(help="Folder of KenLM's lmplz and build_binary.")]

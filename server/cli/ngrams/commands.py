@@ -108,7 +108,7 @@ def build(
     order: Order = 6,
     prune: Prune = DEFAULT_PRUNE,
     quantize_bits: QuantizeBits = 8,
-    backoff_quantize_bits: BackoffQuantizeBits = 8,
+    backoff_quantize_bits: BackoffQuantizeBits = 0,
     memory: Memory = "4G",
     tools: Tools = None,
     licence: Licence = "unknown",

@@ -80,7 +80,7 @@ def distill(
     order: Order = 6,
     prune: Prune = DEFAULT_PRUNE,
     quantize_bits: QuantizeBits = 8,
-    backoff_quantize_bits: BackoffQuantizeBits = 8,
+    backoff_quantize_bits: BackoffQuantizeBits = 0,
     memory: Memory = "4G",
     tools: Tools = None,
     licence: Licence = "unknown",

@@ -42,6 +42,7 @@ export class TypingSession {
     #numFailures = 0;
     #refusedText = null;
     #isHidden = false;
+    #isClosed = false;
     /** `now` returns monotonic time in milliseconds. */
     constructor(options = {}, now = () => performance.now()) {
         this.#options = { ...DEFAULT_SESSION_OPTIONS, ...options };
@@ -99,11 +100,11 @@ export class TypingSession {
     /** Request drafts for the text at once, unless there are suggestions. For a user who asks for them. */
     ask() {
         const nowMs = this.#now();
-        this.#isHidden = false;
+        this.#isHidden = this.#isClosed;
         const actions = this.#refresh(nowMs);
         const request = this.#inFlight;
         const isAsked = request !== null && request.isInvoked && request.text === this.text;
-        if (this.#display.ghost !== null || isAsked || this.text === "")
+        if (this.#display.ghost !== null || isAsked || this.text === "" || this.#isClosed)
             return actions;
         if (request !== null)
             actions.push(this.#cancel(request));
@@ -138,7 +139,7 @@ export class TypingSession {
     }
     /** Show what `dismiss` has hidden. */
     reveal() {
-        this.#isHidden = false;
+        this.#isHidden = this.#isClosed;
         return this.#refresh(this.#now(), true);
     }
     /** Forget all answers and request new ones: the request's options or the server have changed. */
@@ -224,17 +225,20 @@ export class TypingSession {
             actions.push(...this.#send(nowMs));
         return actions;
     }
-    /** End the session: hide the suggestions, cancel a pending request, and return the last reports. */
+    /**
+     * End the session: hide the suggestions, cancel a pending request, and return the last reports. A closed session
+     * still follows the text, but shows and sends nothing.
+     */
     close() {
         const nowMs = this.#now();
-        this.#isHidden = true;
+        this.#isHidden = this.#isClosed = true;
         const actions = this.#refresh(nowMs);
         this.#log.close(nowMs);
         return [...actions, ...this.#log.takeReports(nowMs)];
     }
     #change(text, nowMs, isAtOnce = false) {
         this.#display = { ...this.#display, text }; // `#show` restores the selection
-        this.#isHidden = false;
+        this.#isHidden = this.#isClosed;
         this.#changedMs = nowMs;
         return this.#refresh(nowMs, isAtOnce);
     }

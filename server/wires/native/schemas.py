@@ -149,8 +149,8 @@ class DraftsUsage(BaseModel):
     """Work done. `forward_rows`: model rows of all decode steps, of which drafts that share a row take one.
 
     `rows_by_depth`: rows that fed the drafts' first tokens, their second ones, and so on. `reused_drafts`: drafts that
-    went on where those of an earlier request went, and took no row. `limited_by_load`: drafts are shorter, or fewer of
-    them grew, because the server had much to do.
+    took no row, since an earlier request had decoded them. `limited_by_load`: drafts are shorter, or fewer of them
+    grew, because the server had much to do.
 
     `cached_tokens` appears twice: by itself, and where OpenAI's clients look for it.
     """

@@ -95,6 +95,11 @@ def test_without_a_server_they_say_so(name):
     assert "Traceback" not in err
 
 
+def test_without_an_address_they_take_that_of_the_environment(url, monkeypatch):
+    monkeypatch.setenv("SUPERDRAFT_URL", url)
+    assert [run("quickstart.py")[0], run("async_typing.py")[0], run("batch.py", stdin='{"prompt": "hi"}')[0]] == [0] * 3
+
+
 def test_every_python_example_is_run_here():
     tested = Path(__file__).read_text()
     assert all(f'("{path.name}", ' in tested for path in EXAMPLES.glob("*.py"))

@@ -18,7 +18,7 @@ pytestmark = needs_node
 SCRIPT = Path(__file__).parents[2] / "node" / "replay_session.mjs"
 WORDS = ("the", "then", "there", "other", "on", "one", "once", "a", "and", "any")
 AFTER = ("", " other words", "\nThe next line.", "x" * 30)
-NUM_EVENTS = 400
+NUM_EVENTS, NUM_EVENTS_AFTER = 400, 20
 
 
 def answer_of(request_id: int, chance: random.Random) -> DraftsAnswer:
@@ -54,6 +54,8 @@ class Typist:
             self.advance_to(self.now_ms + self.chance.lognormvariate(5, 0.8))
             self.something()
         self.do("close")
+        for _ in range(NUM_EVENTS_AFTER):
+            self.something()
 
     def advance_to(self, until_ms: float) -> None:
         while (wake_s := self.session.wake_at_s) is not None and wake_s * 1000 <= until_ms:
@@ -84,7 +86,7 @@ class Typist:
                 self.pending.remove(request_id)
                 self.do("answered", request_id, answer_of(request_id, chance))
             case "fail" if self.pending:
-                self.do(chance.choice(("refused", "broken")), self.pending.pop())
+                self.do(chance.choice(("refused", "broken", "too_long")), self.pending.pop())
             case "along" | "fail":
                 return
             case _:
@@ -95,6 +97,9 @@ class Typist:
         match name:
             case "refused":
                 actions = session.failed(args[0], BadRequestError("refused", status=400))
+            case "too_long":
+                error = BadRequestError("too long", status=400, code="context_length_exceeded")
+                actions = session.failed(args[0], error)
             case "broken":
                 actions = session.failed(args[0], ConnectionFailedError("broken"))
             case _:

@@ -98,17 +98,30 @@ def test_cancelling_cancels_the_task():
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("error", [ConnectionFailedError("nobody"), ValueError("half a surrogate")])
-def test_failures_are_told(error):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionFailedError("nobody"), "nobody"),
+        (ValueError("half a surrogate"), "half a surrogate"),
+        (RuntimeError("the client has been closed"), "RuntimeError: the client has been closed"),
+    ],
+)
+def test_failures_are_told(error, told):
     async def run():
         async with typing({}) as (client, session):
             client.error = error
             session.edit("hi")
             await until(lambda: session.error)
-            assert str(session.error) == str(error)
+            assert str(session.error) == told
             assert not session.is_waiting
 
     asyncio.run(run())
+
+
+def test_a_session_that_has_not_begun_says_so():
+    session = AsyncTypingSession(ScriptedClient({}))
+    with pytest.raises(RuntimeError, match="async with"):
+        session.edit("hi")
 
 
 def test_reports_can_fail_or_be_left_out():

@@ -1,7 +1,10 @@
 """Both clients against scripted answers."""
 
 import asyncio
+import copy
 import json
+import pickle
+from decimal import Decimal
 
 import httpx
 import pytest
@@ -86,10 +89,33 @@ def test_session_goes_in_the_body_and_in_a_header(face, session_id, header):
     assert client.seen[0].headers["x-session-id"] == header
 
 
-@pytest.mark.parametrize("options", [{"prompt": "half \ud83e"}, {"prompt": "hi", "alpha": float("nan")}])
-def test_what_json_cannot_hold_is_refused_here(face, options):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "half \ud83e"}, "prompt contains half a surrogate"),
+        ({"prompt": "hi", "alpha": float("nan")}, "alpha cannot be sent as JSON"),
+        ({"prompt": "hi", "min_score": Decimal(-1)}, "min_score cannot be sent as JSON: .* Decimal"),
+        ({"prompt": "hi", "stop": b"\n"}, "stop cannot be sent as JSON: .* bytes"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_here(face, options, message):
     client = in_turn(face)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=message):
+        client.call("complete", **options)
+    assert client.seen == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": b"hi"}, "got bytes"),  # whose items are integers, as those of a prompt of token ids
+        ({"prompt": None}, "got NoneType"),
+        ({"prompt": "hi", "stream": True}, "method `stream`"),
+    ],
+)
+def test_arguments_that_would_be_misread_are_refused_here(face, options, message):
+    client = in_turn(face)
+    with pytest.raises(TypeError, match=message):
         client.call("complete", **options)
     assert client.seen == []
 
@@ -182,7 +208,7 @@ def test_completion_reports_what_was_done_with_it(face, event, options, extra):
 
 
 def test_completion_of_nobody_cannot_report():
-    with pytest.raises(ClientError, match="not created by a client"):
+    with pytest.raises(ClientError, match="has no client"):
         Completion.from_json(ANSWER).shown()
 
 
@@ -204,6 +230,16 @@ def test_connection_that_breaks_before_the_answer_is_tried_again(face, pauses):
     broken = httpx.Response(200, stream=Chunks(b"{", httpx.ReadError("reset")))
     with pytest.raises(ConnectionFailedError, match=r"broke before the response was complete \(reset\)"):
         in_turn(face, broken, max_retries=0).call("complete", "hi")
+
+
+def test_connection_of_an_event_loop_that_has_ended_is_replaced(pauses):
+    closed = RuntimeError("Event loop is closed")  # asyncio's own words, in the second of two `asyncio.run`
+    face = FACES["async"]
+    assert in_turn(face, closed, httpx.Response(200, json=ANSWER)).call("complete", "hi").id == "drafts-1"
+    with pytest.raises(ConnectionFailedError, match="event loop that has ended"):
+        in_turn(face, closed, max_retries=0).call("complete", "hi")
+    with pytest.raises(RuntimeError, match="has been closed"):
+        in_turn(face, RuntimeError("the client has been closed")).call("complete", "hi")
 
 
 def test_too_slow_is_not_tried_again(face, pauses):
@@ -257,6 +293,15 @@ def test_number_of_retries(face, pauses):
         assert len(client.seen) == attempts
 
 
+@pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_errors_can_be_passed_to_another_process(face, again):
+    with pytest.raises(OverloadedError) as caught:
+        answering(face, 429, {"error": ERROR}, {"retry-after-ms": "9000", "x-request-id": "req-1"}).call("models")
+    error = again(caught.value)
+    assert (type(error), str(error), vars(error)) == (OverloadedError, str(caught.value), vars(caught.value))
+    assert (error.status, error.retry_after_s, error.request_id) == (429, 9.0, "req-1")
+
+
 @pytest.mark.parametrize("url", ["server:8000", "ftp://server", "http://[::1"])
 def test_address_that_is_none(face, pauses, url):
     with pytest.raises(InvalidAddressError):
@@ -264,7 +309,7 @@ def test_address_that_is_none(face, pauses, url):
     assert pauses == []
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "5"])
 def test_timeout_must_be_positive(face, timeout):
     with pytest.raises(ValueError):
         face(timeout=timeout)
@@ -272,10 +317,32 @@ def test_timeout_must_be_positive(face, timeout):
         in_turn(face).call("complete", "hi", timeout=timeout)
 
 
-@pytest.mark.parametrize("api_key", ["käse", "a\r\nb: c"])
+@pytest.mark.parametrize("max_retries", [-1, "2", None])
+def test_number_of_retries_must_be_one(face, max_retries):
+    with pytest.raises(ValueError, match="max_retries"):
+        face(max_retries=max_retries)
+
+
+@pytest.mark.parametrize("api_key", ["käse", "a\r\nb: c", "key ", " "])
 def test_key_must_fit_a_header(face, api_key):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"^api_key must be a string of printable ASCII characters without blanks"):
         face(api_key=api_key)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"x-team": "käse"}, {"x-team": "a\nb"}, {"x-team": 1}, {"x team": "a"}, {"ü": "a"}]
+)
+def test_headers_must_be_valid(face, headers):
+    with pytest.raises(ValueError, match="default_headers"):
+        face(default_headers=headers)
+
+
+def test_a_header_replaces_the_keys_whatever_its_case(face):
+    client = in_turn(
+        face, httpx.Response(200, json=ANSWER), api_key="key", default_headers={"Authorization": "Basic x"}
+    )
+    client.call("complete", "hi")
+    assert client.seen[0].headers.get_list("authorization") == ["Basic x"]
 
 
 def test_both_clients_offer_the_same():

@@ -1,5 +1,6 @@
 """Both clients against scripted streams."""
 
+import asyncio
 import itertools
 import json
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 from support.clients import ANSWER, ERROR, EVENT_STREAM, FACES, SNAPSHOT, Chunks, answering, in_turn
 
+from superdraft.client import AsyncSuperdraft, Superdraft
 from superdraft.client.errors import (
     BadRequestError,
     InvalidAnswerError,
@@ -129,6 +131,25 @@ def test_refused_stream_is_an_ordinary_error_and_tried_again(face, pauses):
 def test_slow_stream_times_out(face):
     with pytest.raises(RequestTimeoutError, match=r"1.5 s"):
         streaming(face, sse(SNAPSHOT, end=""), httpx.ReadTimeout("slow")).stream(timeout=1.5)
+
+
+def test_a_stream_cannot_be_read_after_its_block():
+    def handler(request):
+        return httpx.Response(200, stream=Chunks(sse(ANSWER)), headers=EVENT_STREAM)
+
+    async def read_late():
+        async with AsyncSuperdraft(http_client=httpx.AsyncClient(transport=httpx.MockTransport(handler))) as client:
+            async with client.stream("hi") as stream:
+                pass
+            await stream.result()
+
+    with Superdraft(http_client=httpx.Client(transport=httpx.MockTransport(handler))) as client:
+        with client.stream("hi") as stream:
+            pass
+        with pytest.raises(StreamBrokenError, match="`with` block"):
+            stream.result()
+    with pytest.raises(StreamBrokenError, match="`with` block"):
+        asyncio.run(read_late())
 
 
 def test_leaving_early_closes_the_connection(face):

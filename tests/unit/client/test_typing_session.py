@@ -270,6 +270,25 @@ def test_refused_text_is_not_sent_again(error):
     assert len(bench.sent) == 2
 
 
+def test_text_too_long_for_the_model_is_sent_without_its_beginning():
+    bench = Bench(SessionOptions(max_prompt_chars=100))
+    bench.do("edit", "ab" * 60)
+    bench.wait(1)
+    sent = [bench.sent[-1].prompt]
+    for _ in range(2):
+        bench.do("failed", len(sent), BadRequestError("x", status=400, code="context_length_exceeded"))
+        sent.append(bench.sent[-1].prompt)  # at once
+    bench.reply("c")
+    assert [("ab" * 60).endswith(prompt) for prompt in sent] == [True] * 3
+    assert len(sent[0]) > 75
+    assert len(sent[1]) <= len(sent[0]) // 2
+    assert len(sent[2]) <= len(sent[1]) // 2
+    assert (bench.ghost, bench.session.error) == ("c", None)
+    bench.do("edit", "cd" * 60)  # the next text is short at once
+    bench.wait(5)
+    assert len(bench.sent[-1].prompt) <= len(sent[1]) // 2
+
+
 def test_server_says_when_to_come_back():
     bench = Bench()
     bench.do("edit", "a")
@@ -289,6 +308,16 @@ def test_closing_cancels_and_reports():
     assert [type(action) for action in bench.do("close")] == [Cancel, Report]
     assert bench.events == [("shown", "drafts-1", 0), ("dismissed", "drafts-1", 0)]
     assert bench.session.wake_at_s is None
+
+
+def test_a_closed_session_shows_and_sends_nothing():
+    bench = started("a", "bc")
+    bench.wait(1)
+    bench.do("close")
+    for method, *arguments in (["edit", "ab"], ["ask"], ["edit", "zzz"], ["ask"], ["accept"]):
+        assert bench.do(method, *arguments) == []
+        assert bench.session.display.suggestions == ()
+        assert bench.session.wake_at_s is None
 
 
 # Parts

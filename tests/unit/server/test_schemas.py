@@ -62,7 +62,7 @@ def test_floor(value):
         (None, "null"),
         ("secret", "a string of 6 characters"),
         (["secret"], "a list of 1"),
-        ({"secret": 1}, "an object"),
+        ({"secret": 1}, "an object of 1"),
     ],
 )
 def test_values_in_messages_quote_no_text(value, text):

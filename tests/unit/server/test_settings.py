@@ -67,12 +67,36 @@ def test_home_is_a_setting(monkeypatch, tmp_path):
         ({"port": 99999}, "--port should be less than or equal to 65535, got 99999"),
         ({"prompt_too_long": "cut"}, "--prompt-too-long should be 'error' or 'truncate_left', got 'cut'"),
         ({"default_alpha": 2}, "--default-alpha"),
+        ({"kv_memory": "lots"}, "--kv-memory must be a size such as 512MiB or 4GiB, got 'lots'"),
+        ({"kv_memory": "2zb"}, "--kv-memory must be a size such as 512MiB or 4GiB, got '2zb'"),
+        ({"rate_limit": "fast"}, "--rate-limit must be a number of requests per time"),
     ],
 )
 def test_wrong_flag_is_named(flags, message):
     with pytest.raises(SettingsError) as caught:
         load_settings(flags)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "text", ["drafts.example, b.example,", '["drafts.example", "b.example"]', "drafts.example,b.example"]
+)
+def test_lists_in_the_environment_are_separated_by_commas_or_json(monkeypatch, text):
+    monkeypatch.setenv("SUPERDRAFT_ALLOWED_HOSTS", text)
+    assert load_settings().allowed_hosts == ("drafts.example", "b.example")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("10.0.0.0/8,proxy", r"^SUPERDRAFT_PROXY_NETWORKS must be an IP address or a network"),
+        ("[1", r"^SUPERDRAFT_PROXY_NETWORKS must be values separated by commas, or a JSON list"),
+    ],
+)
+def test_wrong_lists_in_the_environment_are_errors(monkeypatch, text, message):
+    monkeypatch.setenv("SUPERDRAFT_PROXY_NETWORKS", text)
+    with pytest.raises(SettingsError, match=message):
+        load_settings()
 
 
 def test_wrong_variable_is_named(monkeypatch):
@@ -223,7 +247,7 @@ def test_what_config_show_prints_is_a_configuration_file(write):
 def test_secrets_are_masked(monkeypatch):
     class WithSecrets(Settings):
         api_key: SecretStr | None = None
-        api_keys: tuple[SecretStr, ...] = ()
+        api_keys: settings.Several[SecretStr] = ()
 
     monkeypatch.setattr(settings, "Settings", WithSecrets)
     monkeypatch.setenv("SUPERDRAFT_API_KEY", "hush")
@@ -232,7 +256,7 @@ def test_secrets_are_masked(monkeypatch):
     assert "hush" not in output
     assert re.search(r"# api_key is set, and secret +# environment SUPERDRAFT_API_KEY\n", output)
     assert load_settings().api_keys[1].get_secret_value() == "hush"
-    for wrong in ('[["hush"]]', '{"hush": 1}', "hush"):
+    for wrong in ('[["hush"]]', '[{"hush": 1}]', '["hush'):
         monkeypatch.setenv("SUPERDRAFT_API_KEYS", wrong)
         with pytest.raises(SettingsError, match=r"(?i)api_keys") as caught:
             load_settings()

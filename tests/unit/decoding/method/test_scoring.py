@@ -111,3 +111,19 @@ def test_bad_parameters_are_refused_by_name(name, value):
         GenerationParams(**{name: value})
     assert caught.value.param == {"verify_top": "logprobs"}.get(name, name)
     assert "must be" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [({"strategy": "sample"}, "strategy sample"), ({"selection": "paper"}, "selection paper")],
+)
+def test_a_refusal_names_what_the_request_chose(chosen, told):
+    with pytest.raises(InvalidRequestError, match=f"^max_branches must be 1 with {told}, got 2.$"):
+        GenerationParams(**chosen, max_branches=2)
+
+
+def test_a_seed_has_64_bits():
+    assert GenerationParams(seed=-(2**63)).seed == -(2**63)
+    for seed in (2**63, -(2**63) - 1):
+        with pytest.raises(InvalidRequestError, match="64 bits"):
+            GenerationParams(seed=seed)

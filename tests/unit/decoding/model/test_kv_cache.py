@@ -105,11 +105,6 @@ def test_views_of_a_row_equal_the_parts_that_update_writes_and_reads():
     assert uneven.row_views() is None
 
 
-def small_cache() -> SlotKVCache:
-    plan = CachePlan(num_slots=8, num_cells=16, bytes_per_position=0)
-    return SlotKVCache([LayerShape(1, 2, 2)], plan, torch.zeros(1))
-
-
 def test_a_row_sees_the_trunk_up_to_its_base_and_its_own_path():
     rows = [
         Segment(4, 3, 1, 3, (5,)),

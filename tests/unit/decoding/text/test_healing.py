@@ -44,7 +44,6 @@ TEXT = st.text(
     min_size=1,
     max_size=40,
 )
-ENDINGS = ["in the wor", "wor ", "wor   ", "wor\n    ", "\twor", "👍🏽", "日本語", "don't", "a", " ", "é", "x" * 50]
 
 
 def heal(text, tokenizer):

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from superdraft.decoding.text.tidying import ARTICLES, PREPOSITIONS, is_english, is_punctuation, tidy
@@ -93,6 +93,7 @@ def test_a_beginning_without_a_blank_end_or_nothing(draft, last_token):
 
 
 @given(DRAFTS, LAST_TOKENS)
+@example(" a .a", " the")
 def test_what_is_shown_has_no_doubled_words_and_no_spaced_full_stop(draft, last_token):
     text = ENGLISH + tidy(draft, ENGLISH, last_token)
     doubled = re.search(rf"\b({'|'.join(OPEN_WORDS)}) +\1\b", text)

@@ -143,7 +143,7 @@ def test_complete_asks_a_server(run):
         assert engine.seen[0].params.alpha == 0
 
 
-def test_complete_with_an_api_key(run, tmp_path):
+def test_complete_with_an_api_key(run, tmp_path, monkeypatch):
     key = tmp_path / "key"
     key.write_text("ann-0123456789-0123456789\n")
     settings = Settings(api_keys="ann=ann-0123456789-0123456789")
@@ -153,7 +153,10 @@ def test_complete_with_an_api_key(run, tmp_path):
         assert run(*command, "--api-key", "ann-0123456789-0123456789")[0] == 0
         code, out, _ = run(*command, "--api-key-file", str(key))
         assert (code, json.loads(out)["drafts"][0]["text"]) == (0, " red0")
-        assert "printable ASCII" in run(*command, "--api-key", "käse")[2]
+        assert "the API key must be a string of printable ASCII" in run(*command, "--api-key", "käse")[2]
+        monkeypatch.setenv("SUPERDRAFT_API_KEY", key.read_text())
+        code, _, err = run(*command)
+        assert (code, err.split(" must ")[0]) == (2, "superdraft: SUPERDRAFT_API_KEY")
 
 
 def test_complete_reads_standard_input(run, fake_model, monkeypatch):
@@ -172,7 +175,7 @@ def test_complete_reads_standard_input(run, fake_model, monkeypatch):
         (("complete", "hi", "--url", "http://127.0.0.1:1"), "No server answers at http://127.0.0.1:1"),
         (("serve", "--port", "99999"), "--port should be"),
         (("serve", "--log-level", "loud"), "--log-level should be"),
-        (("serve", "--kv-memory", "lots"), "--kv-memory could not parse"),
+        (("serve", "--kv-memory", "lots"), "--kv-memory must be a size such as 512MiB or 4GiB"),
         (("lab", "bench", "load", "--url", "http://127.0.0.1:1", "--model", "x"), "without --url"),
         (("serve", "--host", "no.such.host.invalid"), "no.such.host.invalid"),
     ],

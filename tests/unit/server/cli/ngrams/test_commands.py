@@ -87,7 +87,7 @@ def build(corpus, tools, *options, tokenizer="toy", output="mine"):
 
 
 def test_build_makes_a_named_model_and_list_shows_it(home, corpus, tools, model_loader):
-    result = build(corpus, tools, "--licence", "CC0-1.0", "--quantize-bits", "0", "--backoff-quantize-bits", "0")
+    result = build(corpus, tools, "--licence", "CC0-1.0", "--quantize-bits", "0")
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(home / "ngram" / "mine")
     vocabulary = CharacterTokenizer().get_vocab()
