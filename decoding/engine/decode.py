@@ -332,7 +332,7 @@ def select(branch: Branch, drafts: DraftSet, children: Children) -> DraftSet:
     return params.rule.select(drafts, children, sequence.extend, num_drafts)
 
 
-def _starts(branches: Sequence[Branch]) -> frozenset[bytes]:
+def _starts(branches: Seq[Branch]) -> frozenset[bytes]:
     """The texts with which the drafts of a request begin, each the text of one token.
 
     Those that end in white space are left out: which tokens spell it depends on what follows.
