@@ -21,6 +21,7 @@ from superdraft.server.edge import error_map
 from superdraft.server.edge.access import Access
 from superdraft.server.edge.api_keys import ApiKeys
 from superdraft.server.edge.host_check import HostCheckMiddleware
+from superdraft.server.edge.large_bodies import LargeBodies
 from superdraft.server.edge.rate_limits import CallerLimits
 from superdraft.server.edge.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
 from superdraft.server.edge.request_target import RequestTargetMiddleware
@@ -116,6 +117,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.settings = settings
+    app.state.large_bodies = LargeBodies()
     app.state.traces = traces or open_traces(settings)
     app.state.service = Service(
         settings=settings,
