@@ -15,7 +15,7 @@ from superdraft.client.pace import Pace
 from superdraft.client.suggestions import AnswerCache, Display, Suggestion
 from superdraft.client.telemetry import DisplayLog, Report
 
-_FIRST_HOLD_S, _MAX_HOLD_S = 0.5, 30.0
+_FIRST_HOLD_S, _MAX_HOLD_S = 0.5, 5.0
 
 
 @dataclass(frozen=True, slots=True)

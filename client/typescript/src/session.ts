@@ -13,7 +13,7 @@ import { AnswerCache, type Display, type Suggestion, display, shownWhileGrowing 
 import { DisplayLog, type Report, SHOWN_AFTER_MS } from "./telemetry.ts";
 
 const FIRST_HOLD_MS = 500;
-const MAX_HOLD_MS = 30_000;
+const MAX_HOLD_MS = 5_000;
 
 /**
  * Request drafts between `prompt` and `suffix`, then call `answered` or `failed` with this id, and `grown` before if

@@ -10,7 +10,7 @@ import { DEFAULT_SESSION_OPTIONS } from "./session_options.js";
 import { AnswerCache, display, shownWhileGrowing } from "./suggestions.js";
 import { DisplayLog, SHOWN_AFTER_MS } from "./telemetry.js";
 const FIRST_HOLD_MS = 500;
-const MAX_HOLD_MS = 30_000;
+const MAX_HOLD_MS = 5_000;
 /**
  * The typing session of one cursor in one text.
  *
