@@ -9,7 +9,7 @@ from support.serving import serving
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.server.app import create_app
-from superdraft.server.edge.api_keys import add_key
+from superdraft.server.edge.api_keys import RECHECK_S, SETTLE_S, add_key
 from superdraft.server.settings import Settings
 
 RED = "".join(f" red{i}" for i in range(12))
@@ -86,7 +86,7 @@ def test_a_new_key_is_requested_after_the_key_is_revoked(open_page, tmp_path):
         write(page, "Hello")
         expect_ghost(page, RED)
         keys.write_text("")
-        page.wait_for_timeout(1100)  # the file is checked once per second
+        page.wait_for_timeout(1000 * (SETTLE_S + RECHECK_S) + 200)
         page.keyboard.type("!")
         expect(page.get_by_label("API key", exact=True)).to_be_focused()
         expect_text(page, "Hello!")
