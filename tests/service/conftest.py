@@ -14,6 +14,7 @@ from support.serving import eventually, serving
 
 from superdraft.server.app import create_app
 from superdraft.server.bridge.output_stream import OutputStream
+from superdraft.server.edge.http_protocol import BoundedHttpProtocol
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
 
@@ -28,6 +29,17 @@ def _plain_log() -> None:
 def _one_row_a_request(monkeypatch) -> None:
     """Engines here have few slots, and tests count requests in them; who wants more rows asks for them."""
     monkeypatch.setenv("SUPERDRAFT_DEFAULT_MAX_BRANCHES", "1")
+
+
+@pytest.fixture
+def pieces(monkeypatch) -> list[bytes]:
+    """What connections of the server have received, in order."""
+    received: list[bytes] = []
+    data_received = BoundedHttpProtocol.data_received
+    monkeypatch.setattr(
+        BoundedHttpProtocol, "data_received", lambda self, data: (data_received(self, data), received.append(data))
+    )
+    return received
 
 
 @pytest.fixture

@@ -136,17 +136,6 @@ def test_a_server_that_ends_does_not_wait_for_half_sent_requests(engine, caplog)
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-@pytest.fixture
-def pieces(monkeypatch):
-    """What connections of the server have received, in order."""
-    received = []
-    data_received = BoundedHttpProtocol.data_received
-    monkeypatch.setattr(
-        BoundedHttpProtocol, "data_received", lambda self, data: (data_received(self, data), received.append(data))
-    )
-    return received
-
-
 REQUEST = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 

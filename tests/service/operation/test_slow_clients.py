@@ -13,7 +13,6 @@ from support.engine import FakeEngine
 from support.serving import eventually, raw_request, serving
 
 from superdraft.server.app import create_app
-from superdraft.server.edge.http_protocol import BoundedHttpProtocol
 from superdraft.server.settings import Settings
 
 TIMEOUT_S = 0.5
@@ -152,17 +151,6 @@ def test_when_too_many_are_open_the_longest_idle_makes_room(limited):
         assert httpx.post(f"{limited}/v1/drafts", json=BODY, timeout=PATIENCE_S).status_code == 200
         assert all_of(connections[0]) == b""
         assert is_healthy(connections[1])
-
-
-@pytest.fixture
-def pieces(monkeypatch):
-    """What connections of the server have received, in order."""
-    received = []
-    data_received = BoundedHttpProtocol.data_received
-    monkeypatch.setattr(
-        BoundedHttpProtocol, "data_received", lambda self, data: (data_received(self, data), received.append(data))
-    )
-    return received
 
 
 def test_when_none_of_them_is_idle_the_new_one_is_refused(engine, pieces):
