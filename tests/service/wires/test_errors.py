@@ -6,6 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from superdraft.server.edge import large_bodies
+from superdraft.server.edge.large_bodies import LARGE_BYTES
 from superdraft.server.wires.native.schemas import DraftsRequest
 from superdraft.server.wires.openai.schemas import CompletionRequest
 
@@ -89,6 +91,17 @@ def test_body_too_large(make_client, path):
     assert check_error(client.post(path, content=body), 413)["code"] == "body_too_large"
     pieces = iter([body[:60], body[60:]])
     check_error(client.post(path, content=pieces), 413)  # no content-length
+    assert client.post(path, json={"prompt": "x"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_large_bodies_have_turns(client, path, monkeypatch):
+    large = json.dumps({"prompt": "x", "pad": "y" * LARGE_BYTES}).encode()
+    assert client.post(path, content=large).status_code in (200, 400)  # an unknown field may be ignored
+    monkeypatch.setattr(large_bodies, "MAX_WAITING", 0)
+    refused = client.post(path, content=large)
+    assert check_error(refused, 429)["code"] == "overloaded"
+    assert refused.headers["x-should-retry"] == "false"
     assert client.post(path, json={"prompt": "x"}).status_code == 200
 
 
