@@ -162,7 +162,7 @@ class AsyncSuperdraft(ClientBase):
 
             async with client.stream("Thank you for") as stream:
                 async for snapshot in stream:
-                    print(snapshot.drafts[0].text)
+                    print([draft.text for draft in snapshot.drafts])
                 completion = await stream.result()
 
         Raises:

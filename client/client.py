@@ -158,7 +158,7 @@ class Superdraft(ClientBase):
 
             with client.stream("Thank you for") as stream:
                 for snapshot in stream:
-                    print(snapshot.drafts[0].text)
+                    print([draft.text for draft in snapshot.drafts])
                 completion = stream.result()
 
         Raises:

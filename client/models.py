@@ -94,7 +94,7 @@ class DraftsAnswer(Value):
     Attributes:
         id: identifies the completion in feedback.
         model: the model that was used.
-        drafts: the drafts; fewer than requested if there are not enough distinct ones.
+        drafts: the drafts; fewer than requested, perhaps none, if there are not enough distinct ones with text.
         usage: amount of work.
         timings: where the time went.
         warnings: remarks about the request, such as fields that had no effect.

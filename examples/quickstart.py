@@ -25,8 +25,9 @@ def main(url: str | None = None, prompt: str = "Thank you for your email. I will
 
         with client.stream(prompt, num_drafts=3, max_tokens=10) as stream:
             for snapshot in stream:
-                print(f"step {snapshot.step}: {snapshot.drafts[0].text!r}, of which {snapshot.stable_text!r} is final")
-            print("finished:", repr(stream.result().drafts[0].text))
+                texts = [draft.text for draft in snapshot.drafts]
+                print(f"step {snapshot.step}: {texts}; {snapshot.stable_text!r} is final")
+            print("finished:", [draft.text for draft in stream.result().drafts])
 
 
 if __name__ == "__main__":

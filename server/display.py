@@ -43,7 +43,7 @@ class Display:
 
         A draft is tidied as if it ended here, so that nothing appears that would vanish if it did. Its last word stays.
         """
-        probable = (draft for draft in snapshot.drafts if self._is_probable(draft.score, params))
+        probable = (draft for draft in snapshot.drafts if draft.text and self._is_probable(draft.score, params))
         if not self.is_tidy:
             drafts = tuple(probable)
         elif has_text_after(self.gap):
@@ -76,9 +76,10 @@ def _ranked(drafts: Iterable[DraftOutput]) -> tuple[DraftOutput, ...]:
 
 
 def _last_token(draft: DraftOutput) -> str | None:
-    """The last token of a draft that a limit ended; None if it ended by itself or has been cut already."""
+    """The last token of a draft that a limit ended; None if it ended by itself, has been cut already, or has none."""
     whole = "".join(draft.tokens).rstrip("\ufffd")
-    return None if draft.finish_reason == "stop" or len(draft.text) < len(whole) else draft.tokens[-1]
+    is_cut = draft.finish_reason == "stop" or len(draft.text) < len(whole)
+    return None if is_cut or not draft.tokens else draft.tokens[-1]
 
 
 def _last_word(text: str) -> str:

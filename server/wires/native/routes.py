@@ -1,6 +1,7 @@
 """The native wire: drafts with scores, work and timings, in one answer or as they grow."""
 
 import uuid
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -72,7 +73,7 @@ async def create_drafts(
         ngram_model=body.ngram_model,
         session_id=session_of(body, request.headers.get(SESSION_HEADER)),
         timeout_s=timeout_of(body, service.settings.max_timeout_ms),
-        cut=partial(_cut_for_gap, gap),
+        cut=partial(_cut, gap),
         display=display,
     )
     if not body.stream:
@@ -101,7 +102,8 @@ async def _prompt_of(body: DraftsRequest, gap: Gap, service: Service) -> tuple[P
     return prepared.prompt, list(prepared.warnings)
 
 
-def _cut_for_gap(gap: Gap, _id: str, output: GenerationOutput) -> GenerationOutput:
-    if not gap.suffix:
-        return output
-    return with_cut_drafts(output, lambda text: cut_for_gap(text, gap), line_end_of(gap))
+def _cut(gap: Gap, _id: str, output: GenerationOutput) -> GenerationOutput:
+    """The output with drafts that keep out of the text after the gap. One without text suggests nothing."""
+    if gap.suffix:
+        output = with_cut_drafts(output, lambda text: cut_for_gap(text, gap), line_end_of(gap))
+    return replace(output, drafts=tuple(draft for draft in output.drafts if draft.text))

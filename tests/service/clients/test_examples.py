@@ -37,7 +37,7 @@ def test_quickstart(url, engine):
     assert len([line for line in lines if "red" in line or "green" in line or "blue" in line]) >= 3
     assert "counted: True" in lines
     assert any(line.startswith("step ") for line in lines)
-    assert lines[-1].startswith("finished: ' red0")
+    assert lines[-1].startswith("finished: [' red0")
 
 
 def test_async_typing(url):

@@ -49,6 +49,23 @@ def test_without_a_trigger_all_drafts_are_as_decoded(client, drafts_of):
     assert texts(ask(client)) == [" for the", "."]
 
 
+@pytest.mark.parametrize("fields", [{}, {"trigger": "automatic"}, {"trigger": "invoked"}, {"suffix": "\n)"}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_draft_without_text_is_no_draft(client, drafts_of, fields, stream):
+    # Trimming left nothing of a word that a limit cut, or the text ended at once.
+    drafts_of(([], 0.9, "improbable"), ([], 0.8, "length"), ([], 0.7, "stop"))
+    response = client.post(PATH, json={"prompt": "x = ", **fields, "stream": stream})
+    assert response.status_code == 200
+    answer = parsed(response.content)[-1] if stream else response.json()
+    assert texts(answer) == []
+
+
+@pytest.mark.parametrize("trigger", [{}, {"trigger": "automatic"}])
+def test_a_request_out_of_time_before_its_first_token_has_no_drafts(client, trigger):
+    # The engine of this test has no drafts then, and a suffix takes the way of editors, who always get one.
+    assert texts(ask(client, suffix="\n)", max_tokens=0, **trigger)) == []
+
+
 def test_an_automatic_trigger_withholds_what_is_less_probable_than_the_servers_minimum(make_client, drafts_of):
     client = make_client(min_probability_shown=0.3)
     drafts_of(([" very", " much"], 0.3001), ([" for", " coming"], 0.2999))
