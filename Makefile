@@ -39,7 +39,7 @@ LLAMACPP_TESTS := tests/unit/decoding/model/llamacpp tests/unit/decoding/loading
 	tests/parity/test_gguf_families.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-llamacpp check lint types fmt bench bench-quick lmplz docs links clean boost FORCE
+.PHONY: help setup serve test test-llamacpp check lint types fmt bench lmplz docs links clean boost FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,9 +109,6 @@ fmt: $(VENV)/.stamp-lint  ## Format the code and apply the linter's automatic fi
 
 bench: $(VENV)/.stamp-server  ## Measure the cost of a superposed step
 	$(BIN)/superdraft lab bench step $(ARGS)
-
-bench-quick: $(VENV)/.stamp-server  ## Compare the engine's ratios with the recorded ones (ARGS="--record" updates the record)
-	$(BIN)/superdraft lab bench quick $(ARGS)
 
 lmplz: boost $(VENV)/.stamp-server  ## Build KenLM's lmplz and build_binary, which build n-gram models
 	$(BIN)/python -m superdraft.ngram_models.tools $(ARGS)

@@ -18,19 +18,18 @@ from typing import Annotated, Any
 import typer
 
 from superdraft.benchmarks.options import AsJson, MaxTokens, NumDrafts, ServerDtype, ServerModel, ServerUrl
-from superdraft.benchmarks.over_http.load import (
-    FIRST_CHARS,
-    KEY_PAUSE_S,
-    PAUSE_SIGMA,
-    THINKING_CHANCE,
-    THINKING_PAUSE_S,
-)
 from superdraft.benchmarks.over_http.local_server import serve_options, server_at
 from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Suggestion, Superdraft, TypingSession
 from superdraft.evaluation.cases.prompts import read_prompts
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
+
+KEY_PAUSE_S = 0.15  # median of a log-normal; one pause in ten is longer than 0.34 s or shorter than 0.07 s
+THINKING_PAUSE_S = 1.5  # median; after one word in five
+THINKING_CHANCE = 0.2
+PAUSE_SIGMA = 0.5
+FIRST_CHARS = 12  # length of a built-in text when the typist begins
 
 Ask = Callable[[str], tuple[DraftsAnswer, float]]
 """Requests drafts for a prompt; returns the answer and the seconds it took."""

@@ -1,4 +1,4 @@
-"""The benchmarks of latency, throughput and starts, and the comparison with recorded ratios."""
+"""The benchmarks of latency and starts."""
 
 import itertools
 import json
@@ -10,14 +10,11 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-import typer
 from support.engine import FakeEngine
 from support.serving import serving
 
 from superdraft.benchmarks import peers, summary
-from superdraft.benchmarks.in_process import quick
-from superdraft.benchmarks.over_http import latency, local_server, startup, throughput
-from superdraft.benchmarks.over_http.throughput import Rate, Run
+from superdraft.benchmarks.over_http import latency, local_server, startup
 from superdraft.server.app import create_app
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings
@@ -40,7 +37,6 @@ def fake_server(engine, monkeypatch):
             yield url
 
     monkeypatch.setattr(latency, "local_server", fake_local_server)
-    monkeypatch.setattr(throughput, "local_server", fake_local_server)
     return asked
 
 
@@ -124,49 +120,6 @@ def test_transformers_makes_all_its_tokens(tmp_path):
     assert draft("", [5, 6, 7]) == 15
 
 
-def test_throughput_asks_every_kind_of_weights(fake_server, engine, monkeypatch, capsys):
-    monkeypatch.setattr(throughput, "WARM_UP_S", 0.05)
-    engine.on_step = lambda: time.sleep(0.001)
-    options = {"model": "tiny", "clients": [2], "num_drafts": [3], "dtype": ["int4", "bfloat16"], "p95_ms": 60_000}
-    throughput.main(**options, rounds=1, seconds=0.2, as_json=True)
-    report = report_in(capsys.readouterr().out)
-    assert [options[:4] for options in fake_server] == [
-        ["--model", "tiny", "--dtype", "int4"],
-        ["--model", "tiny", "--dtype", "bfloat16"],
-    ]
-    runs = {(row["strategy"], row["dtype"], row["clients"]) for row in report["rows"]}
-    assert runs == set(itertools.product(("paper", "distinct", "sample"), ("int4", "bfloat16"), (1, 2)))
-    (row,) = report["within_limit"]
-    assert row["paper"]["requests_per_s"] > 0
-    assert row["distinct_ratio"]["median"] > 0
-
-
-def test_the_best_rate_keeps_the_limit():
-    def rates(*pairs):
-        return [Rate(per_s, p95_ms) for per_s, p95_ms in pairs]
-
-    found = {
-        Run("paper", 3, "int4", 4): rates((10, 300), (12, 310)),
-        Run("paper", 3, "bfloat16", 4): rates((8, 400), (8, 400)),
-        Run("paper", 3, "int4", 16): rates((20, 900), (22, 950)),
-        Run("sample", 3, "int4", 4): rates((5, 800), (5, 800)),
-        Run("sample", 3, "bfloat16", 16): rates((9, 1500), (9, float("inf"))),
-    }
-    four = throughput.compare(found, 4, 3, limit_ms=1000)
-    assert (four["paper"]["requests_per_s"], four["sample"]["requests_per_s"]) == (11, 5)
-    assert four["paper_ratio"]["median"] == pytest.approx(2.2)
-    sixteen = throughput.compare(found, 16, 3, limit_ms=1000)
-    assert sixteen["paper"]["clients"] == 16
-    assert sixteen["sample"]["clients"] == 4  # with 16 the limit is broken
-    strict = throughput.compare(found, 16, 3, limit_ms=500)
-    assert strict["sample"] is None
-    assert strict["distinct"] is None
-    assert "paper_ratio" not in strict
-    assert throughput.ladder(16) == [1, 2, 4, 8, 16]
-    assert throughput.ladder(6) == [1, 2, 4, 6]
-    assert "none within the limit" in throughput._described(None)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_memory_and_time_of_a_process():
     found = startup.memory_mb(os.getpid())
@@ -224,51 +177,6 @@ def test_a_server_that_does_not_start_in_time_is_quoted_in_whole_lines(monkeypat
     with pytest.raises(CommandError, match="did not start within 0 s") as caught:
         server.check_running()
     assert str(caught.value).splitlines()[1:] == lines[-local_server.LOG_LINES :]
-
-
-@pytest.fixture
-def recorded(monkeypatch, tmp_path):
-    """Contenders that all take one second, and their ratios recorded."""
-    seconds = {name: 1.0 for question in quick.QUESTIONS for name in (question.above, question.below)}
-    monkeypatch.setattr(quick, "RECORDED", tmp_path / "quick.json")
-    monkeypatch.setattr(quick, "_contenders", lambda: {name: lambda name=name: seconds[name] for name in seconds})
-    quick.main(rounds=3, record=True, as_json=True)
-    return seconds
-
-
-def test_every_contender_runs_with_the_default_model(default_model):
-    times = {name: run() for name, run in quick._contenders().items()}
-    assert set(times) == {name for question in quick.QUESTIONS for name in (question.above, question.below)}
-    assert all(took > 0 for took in times.values())
-
-
-def test_ratios_within_their_tolerance_pass(recorded, capsys):
-    recorded["superposed 3"] = 1.09
-    recorded["generate"] = 3.0  # what people use today may be slower than it was
-    quick.main(rounds=3, record=False, as_json=False)
-    assert "REGRESSION" not in capsys.readouterr().out
-
-
-def test_a_regression_fails_and_says_which(recorded, capsys):
-    recorded["superposed 3"] = 1.2
-    with pytest.raises(typer.Exit) as caught:
-        quick.main(rounds=3, record=False, as_json=False)
-    assert caught.value.exit_code == 1
-    told = "REGRESSION: superposed step, k = 3 / greedy step is 1.200, recorded 1.000, allowed 1.100 (10% more)."
-    assert told in capsys.readouterr().out
-
-
-def test_ratios_that_were_never_recorded_are_told(recorded):
-    quick.RECORDED.write_text('{"rows": []}')
-    with pytest.raises(CommandError, match=r"has no ratio for 'superposed step.*--record"):
-        quick.main(rounds=3, record=False, as_json=True)
-    quick.RECORDED.unlink()
-    with pytest.raises(CommandError, match="cannot be read"):
-        quick.main(rounds=3, record=False, as_json=True)
-
-
-def test_what_is_recorded_answers_every_question():
-    assert set(quick.read_recorded()) == {question.name for question in quick.QUESTIONS}
 
 
 def test_a_server_that_is_not_there_is_not_ready():

@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -91,7 +90,7 @@ def test_sub_commands_run_their_own_command_line(run, monkeypatch, tmp_path):
         "ngram",
         "lab",
         "lab bench",
-        "lab bench load",
+        "lab bench people",
         "lab eval",
         "lab eval keystrokes",
         "lab tune",
@@ -103,7 +102,7 @@ def test_sub_commands_run_their_own_command_line(run, monkeypatch, tmp_path):
     assert run("models", "no-such-command")[0] == 2
 
 
-@pytest.mark.parametrize("command", ["bench load --closed", "eval", "tune --prompts x"])
+@pytest.mark.parametrize("command", ["bench step --json", "eval", "tune --prompts x"])
 def test_commands_that_moved_say_where(run, command):
     name = command.split()[0]
     code, out, err = run(*command.split())
@@ -176,7 +175,7 @@ def test_complete_reads_standard_input(run, fake_model, monkeypatch):
         (("serve", "--port", "99999"), "--port should be"),
         (("serve", "--log-level", "loud"), "--log-level should be"),
         (("serve", "--kv-memory", "lots"), "--kv-memory must be a size such as 512MiB or 4GiB"),
-        (("lab", "bench", "load", "--url", "http://127.0.0.1:1", "--model", "x"), "without --url"),
+        (("lab", "bench", "replay", "--url", "http://127.0.0.1:1", "--model", "x"), "without --url"),
         (("serve", "--host", "no.such.host.invalid"), "no.such.host.invalid"),
     ],
 )
@@ -228,27 +227,6 @@ def test_unexpected_errors_are_not_hidden(monkeypatch):
 
 def test_control_characters_do_not_reach_the_terminal():
     assert cli_complete.shown("a\x1b[31m\tb\nc é") == "a\\x1b[31m\\tb\nc é"
-
-
-def test_bench_load_against_a_server(run):
-    engine = FakeEngine(max_model_len=2000, on_step=lambda: time.sleep(0.001))
-    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
-        options = ("--url", url, "--clients", "3", "--seconds", "0.5", "--strategy", "sample", "--json")
-        code, out, _ = run("lab", "bench", "load", *options)
-        assert code == 0
-        assert run("lab", "bench", "load", "--closed", *options)[0] == 0
-    (row,) = json.loads(out)["rows"]
-    assert row["clients"] == 3
-    assert row["sent"] == row["answered"] == sum(row["answers"].values()) > 0
-    assert {job.session_id for job in engine.seen} == {"load-0", "load-1", "load-2"}
-
-
-def test_bench_load_fails_when_an_answer_is_an_error(run):
-    engine = FakeEngine(max_model_len=1)  # no prompt fits
-    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
-        code, out, _ = run("lab", "bench", "load", "--url", url, "--clients", "1", "--seconds", "0.2", "--json")
-    assert code == 1
-    assert set(json.loads(out)["rows"][0]["answers"]) == {"400"}
 
 
 def test_serving_on_ray_without_ray_says_what_to_install(run, monkeypatch):
