@@ -74,34 +74,6 @@ Output = Annotated[
     ),
 ]
 
-# Gaps in source code
-Cases = Annotated[
-    Path | None,
-    typer.Option("--cases", help="JSON lines with prefix, suffix and reference (the rest of the line)."),
-]
-FromSource = Annotated[Path | None, typer.Option(help="Folder of source code to make cases from, instead of --cases.")]
-Kind = Annotated[
-    str,
-    typer.Option(
-        "--kind",
-        help="Cases to make from source code: indent (a new line), mid (inside a line) or word (inside a word).",
-    ),
-]
-CaseLimit = Annotated[
-    int | None, typer.Option(min=1, help="Maximum number of cases. If not set, all; 100 from source code.")
-]
-CaseSeed = Annotated[int, typer.Option(help="Seed of the choice of cases from source code.")]
-ContextLines = Annotated[
-    str | None,
-    typer.Option(
-        help="BEFORE,AFTER: numbers of lines to keep around the cursor's line, such as 50,20. If not set, all lines."
-    ),
-]
-GapTokens = Annotated[
-    int | None,
-    typer.Option("--max-tokens", "-n", min=2, help="New tokens per draft. If not set, the server's limit for editors."),
-]
-
 Advance = Callable[[str, int], None]
 """Called with a decoder's name and the number of prompts it has finished since the last call."""
 

@@ -1,10 +1,8 @@
 """Fill-in-the-middle (FIM): prompts for a gap in a text, built with the tokenizer's own special tokens.
 
-The *layout* is the place of the cursor's line in the prompt. Models are trained on prefixes cut at arbitrary places, so
-the line may end the prefix, as in llama.cpp. But then every key press changes the prefix, and the text after the cursor
-has to be run again. If the line, or its last piece, follows the middle token instead, as the beginning of the answer,
-everything before it stays unchanged and comes from the prefix cache. The last part of the prompt is a text whose end is
-healed (`PrefixedText`).
+The cursor's line follows the middle token, as the beginning of the answer. If it ended the prefix, as in llama.cpp,
+every key press would change the prefix, and the text after the cursor would have to be run again. Now everything before
+the line comes from the prefix cache. The line is a text whose end is healed (`PrefixedText`).
 
 Text from files is always plain text: if it spells a control token, it does not become one.
 
@@ -13,18 +11,9 @@ A model without these tokens gets only the text before the gap. `gap_cut` keeps 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from superdraft.decoding.prompt import PrefixedText
-
-Order = Literal["psm", "spm"]
-"""Order of the parts: prefix, suffix, middle; or suffix, prefix, middle."""
-
-Layout = Literal["line_in_prefix", "line_after_middle", "piece_after_middle"]
-"""Place of the cursor's line: at the end of the prefix; after the middle token; or divided, with only its last word and
-the blank before it (or its last run of blanks) after the middle token."""
-
-DEFAULT_LAYOUT: Layout = "line_after_middle"
 
 _PSM_NAMES = (  # prefix, suffix, middle
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma, Granite 4
@@ -86,12 +75,10 @@ class FimTokens:
     Attributes:
         prefix: precedes the text before the gap.
         suffix: precedes the text after the gap.
-        middle: precedes the answer; None: the answer continues the prefix.
+        middle: precedes the answer; None: the suffix comes first, and the answer continues the prefix.
         file_separator: precedes each file of a project, which begins with its path; None: the model has no such token.
         repo_name: precedes a project's name; None: the model has no such token.
         end_token_ids: tokens that end an answer, in addition to the model's end of text.
-        order: whether the text before the gap or the text after it comes first. If the suffix comes first, the text
-            before the gap directly precedes the answer, and all layouts are the same.
     """
 
     prefix: int
@@ -100,7 +87,6 @@ class FimTokens:
     file_separator: int | None
     repo_name: int | None
     end_token_ids: frozenset[int]
-    order: Order = "psm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,31 +153,24 @@ def find_fim_tokens(vocabulary: Mapping[str, int]) -> FimTokens | None:
     if names is None:
         return None
     prefix, suffix, *middle = (vocabulary[name] for name in names)
-    order: Order = "psm" if middle else "spm"
     file_separator, repo_name = _first_of(_FILE_SEPARATORS, vocabulary), _first_of(_REPO_NAMES, vocabulary)
     ends = {vocabulary[name] for name in _ENDS if name in vocabulary} | {prefix, suffix, *middle}
     ends |= {token for token in (file_separator, repo_name) if token is not None}
-    return FimTokens(
-        prefix, suffix, middle[0] if middle else None, file_separator, repo_name, frozenset(ends), order=order
-    )
+    return FimTokens(prefix, suffix, middle[0] if middle else None, file_separator, repo_name, frozenset(ends))
 
 
 def _first_of(names: Sequence[str], vocabulary: Mapping[str, int]) -> int | None:
     return next((vocabulary[name] for name in names if name in vocabulary), None)
 
 
-def gap_prompt(
-    gap: Gap, fim: FimTokens | None, tokenizer: FimTokenizer, budget: Budget, layout: Layout = DEFAULT_LAYOUT
-) -> GapPrompt:
+def gap_prompt(gap: Gap, fim: FimTokens | None, tokenizer: FimTokenizer, budget: Budget) -> GapPrompt:
     """The prompt for a gap, for a model with (`fim`) or without fill-in-the-middle tokens."""
     if fim is None:
         return prefix_prompt(gap, tokenizer, budget)
-    return fim_prompt(gap, fim, tokenizer, budget, layout)
+    return fim_prompt(gap, fim, tokenizer, budget)
 
 
-def fim_prompt(
-    gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, budget: Budget, layout: Layout = DEFAULT_LAYOUT
-) -> GapPrompt:
+def fim_prompt(gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, budget: Budget) -> GapPrompt:
     """The prompt for a fill-in-the-middle model.
 
     If the gap's text does not fit, the suffix gets a quarter of the room, or more if the prefix does not need the rest.
@@ -203,7 +182,7 @@ def fim_prompt(
     room = max(0, budget.max_tokens - len(start) - len(context) - 2 - len(middle))
     max_chars = room * _MAX_CHARS_PER_TOKEN
     prefix, suffix_text = gap.prefix[_num_to_cut(len(gap.prefix), max_chars, max_chars) :], gap.suffix[:max_chars]
-    text = _healed_text(prefix, fim.order, layout, room // 2, tokenizer)
+    text = _healed_text(prefix, fim, room // 2, tokenizer)
     num_text = len(tokenizer.encode_inside(text))
     before = tokenizer.encode_inside(prefix[: len(prefix) - len(text)])
     after = tokenizer.encode_inside(suffix_text)
@@ -224,32 +203,24 @@ def _in_order(fim: FimTokens, context: list[int], before: list[int], after: list
     """
     if fim.file_separator is None:
         context, before = [], [*context, *before]
-    if fim.order == "psm":
-        assert fim.middle is not None
-        return [*context, fim.prefix, *before, fim.suffix, *after, fim.middle]
     if fim.middle is None:
         return [*context, fim.suffix, *after, fim.prefix, *before]
-    return [*context, fim.prefix, fim.suffix, *after, fim.middle, *before]  # the spm order of StarCoder and Code Llama
+    return [*context, fim.prefix, *before, fim.suffix, *after, fim.middle]
 
 
-def _healed_text(prefix: str, order: Order, layout: Layout, max_tokens: int, tokenizer: FimTokenizer) -> str:
+def _healed_text(prefix: str, fim: FimTokens, max_tokens: int, tokenizer: FimTokenizer) -> str:
     """The end of the prefix that comes last in the prompt, as text.
 
-    If a line has more than `max_tokens`, this is only its last piece; if the piece has more, only the end of the piece.
-    The rest stays in the prefix, which may lose its beginning.
+    If a line has more than `max_tokens`, or the prefix precedes the answer anyway, this is only the last piece; if the
+    piece has more, only the end of the piece. The rest stays in the prefix, which may lose its beginning.
     """
 
     def fits(text: str) -> bool:
         is_short = len(text) <= max_tokens * _MAX_CHARS_PER_TOKEN
         return is_short and len(tokenizer.encode_inside(text)) <= max_tokens
 
-    if order == "spm":
-        text = prefix[_last_piece_start(prefix) :]
-    elif layout == "line_in_prefix":
-        return ""
-    else:
-        text = prefix[prefix.rfind("\n") + 1 :]
-    if layout == "piece_after_middle" or not fits(text):
+    text = prefix if fim.middle is None else prefix[prefix.rfind("\n") + 1 :]
+    if fim.middle is None or not fits(text):
         text = text[_last_piece_start(text) :]
     while not fits(text):
         text = text[(len(text) + 1) // 2 :]

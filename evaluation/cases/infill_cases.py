@@ -4,11 +4,11 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from superdraft.evaluation.cases.prompts import check_ids, read_rows
+from superdraft.evaluation.cases.prompts import Prompt, check_ids, read_rows
 from superdraft.server.errors import CommandError
 
 KINDS = ("indent", "mid", "word")
@@ -26,48 +26,42 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 _LONG_NAME = re.compile(r"[^\W\d]\w{3,}")
 
 
-@dataclass(frozen=True, slots=True)
-class InfillCase:
+def case_of(name: str, kind: str, prefix: str, reference: str, suffix: str) -> Prompt:
     """A gap in a text.
 
-    Attributes:
-        id: name, unique within a run.
+    Args:
+        name: unique within a run.
         kind: place of the cursor: one of `KINDS`, or the value in a file of cases.
         prefix: the text before the cursor.
-        suffix: the text after the line to complete, including its line break.
-        reference: the rest of that line.
+        reference: the rest of the cursor's line.
+        suffix: the text after that, including the line break.
     """
-
-    id: str
-    kind: str
-    prefix: str
-    suffix: str
-    reference: str
+    return Prompt(name, kind, prefix, reference, is_mid_word=True, suffix=suffix)
 
 
-def read_cases(path: Path, limit: int | None = None) -> list[InfillCase]:
+def read_cases(path: Path, limit: int | None = None) -> list[Prompt]:
     """Cases of a file of JSON lines with `prefix`, `suffix` and `reference`, and optionally `id` and `kind`.
 
     Raises:
         CommandError: the file cannot be read, a line lacks a field, or two cases have the same id.
     """
 
-    def parse(path: Path, number: int, row: dict[str, Any]) -> InfillCase:
-        texts = [row[name] for name in ("prefix", "suffix", "reference")]
-        if not all(isinstance(text, str) for text in texts) or not texts[2].strip():
+    def parse(path: Path, number: int, row: dict[str, Any]) -> Prompt:
+        texts = [row[name] for name in ("prefix", "reference", "suffix")]
+        if not all(isinstance(text, str) for text in texts) or not texts[1].strip():
             raise ValueError("reference")
-        return InfillCase(str(row.get("id", f"{path.stem}-{number}")), str(row.get("kind", path.stem)), *texts)
+        return case_of(str(row.get("id", f"{path.stem}-{number}")), str(row.get("kind", path.stem)), *texts)
 
     cases = read_rows([path], parse, limit)
     check_ids([case.id for case in cases])
     return cases
 
 
-def with_window(case: InfillCase, num_before: int, num_after: int) -> InfillCase:
+def with_window(case: Prompt, num_before: int, num_after: int) -> Prompt:
     """The case with fewer lines around the cursor's line: editors send a window, not the whole file."""
-    before = case.prefix.split("\n")[-(num_before + 1) :]
+    before = case.text.split("\n")[-(num_before + 1) :]
     after = case.suffix.split("\n")[: num_after + 1]  # the first one is the rest of the cursor's line
-    return replace(case, prefix="\n".join(before), suffix="\n".join(after))
+    return replace(case, text="\n".join(before), suffix="\n".join(after))
 
 
 def parse_window(text: str | None) -> tuple[int, int] | None:
@@ -86,7 +80,7 @@ def parse_window(text: str | None) -> tuple[int, int] | None:
 
 def chosen_cases(
     file: Path | None, source: Path | None, kind: str, limit: int | None, seed: int, window: tuple[int, int] | None
-) -> list[InfillCase]:
+) -> list[Prompt]:
     """The cases of a file, or cases made from source code.
 
     Args:
@@ -112,13 +106,14 @@ def chosen_cases(
     return cases if window is None else [with_window(case, *window) for case in cases]
 
 
-def write_cases(path: Path, cases: Sequence[InfillCase]) -> None:
+def write_cases(path: Path, cases: Sequence[Prompt]) -> None:
     """Write a file that `read_cases` reads."""
-    rows = ({name: getattr(case, name) for name in InfillCase.__slots__} for case in cases)
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    names = ("id", "kind", "prefix", "reference", "suffix")
+    rows = ((case.id, case.domain, case.text, case.reference, case.suffix) for case in cases)
+    path.write_text("".join(f"{json.dumps(dict(zip(names, row, strict=True)))}\n" for row in rows), encoding="utf-8")
 
 
-def cases_from_source(folder: Path, kind: str, limit: int, seed: int) -> list[InfillCase]:
+def cases_from_source(folder: Path, kind: str, limit: int, seed: int) -> list[Prompt]:
     """Cases from the source files below a folder; the same for the same files and seed.
 
     Lines have 10 to 80 characters without their indentation and are not comments. At most two are taken per file.
@@ -139,7 +134,7 @@ def cases_from_source(folder: Path, kind: str, limit: int, seed: int) -> list[In
     chance = random.Random(f"{seed} {kind}")  # noqa: S311 (the same cases in every run)
     files = sorted(_source_files(folder))
     chance.shuffle(files)
-    cases: list[InfillCase] = []
+    cases: list[Prompt] = []
     for file in files:
         cases += _cases_of_file(file.relative_to(folder).as_posix(), _read(file), kind, chance)
         if len(cases) >= limit:
@@ -169,22 +164,18 @@ def _read(file: Path) -> str:
     return text if len(text) <= _MAX_FILE_CHARACTERS else ""
 
 
-def _cases_of_file(name: str, text: str, kind: str, chance: random.Random) -> list[InfillCase]:
+def _cases_of_file(name: str, text: str, kind: str, chance: random.Random) -> list[Prompt]:
     lines = text.split("\n")
     numbers = [number for number, line in enumerate(lines) if number > 0 and _is_code(line)]
     chance.shuffle(numbers)
-    cases: list[InfillCase] = []
+    cases: list[Prompt] = []
     for number in numbers:
         column = _PLACES[kind](lines[number], chance)
         if column is None:
             continue
-        before, after = "\n".join(lines[:number]), "\n".join(lines[number + 1 :])
-        line = lines[number]
-        cases.append(
-            InfillCase(
-                f"{kind}:{name}:{number + 1}", kind, f"{before}\n{line[:column]}", f"\n{after}", line[column:].rstrip()
-            )
-        )
+        line, before, after = lines[number], "\n".join(lines[:number]), "\n".join(lines[number + 1 :])
+        label, prefix, reference = f"{kind}:{name}:{number + 1}", f"{before}\n{line[:column]}", line[column:].rstrip()
+        cases.append(case_of(label, kind, prefix, reference, f"\n{after}"))
         if len(cases) == LINES_PER_FILE:
             break
     return cases

@@ -24,7 +24,8 @@ class Prompt:
         domain: kind of text.
         text: the text before the cut.
         reference: the text after the cut, without the white space at the cut.
-        is_mid_word: the cut is inside a word.
+        is_mid_word: the cut is inside a word, or a gap: the reference follows as it is.
+        suffix: the text after the gap.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Prompt:
     text: str
     reference: str
     is_mid_word: bool = False
+    suffix: str = ""
 
     @property
     def continuation(self) -> str:

@@ -65,14 +65,9 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "trim": str,
     "min_score": float,
     "token_healing": _switch,
-    "layout": str,
     "document_start": _switch,
 }
-_NO_FIELDS = (
-    "penalty",
-    "layout",
-    "document_start",
-)  # not fields of requests: set in the library, for gaps, in the engine
+_NO_FIELDS = ("penalty", "document_start")  # not fields of requests: set in the library, in the engine
 OPTION_NAMES = ("ngram", *_LONG, *_TYPES)
 
 
@@ -136,8 +131,6 @@ class DecoderSpec:
         """
         body = self.request(settings.default_strategy)
         library = {name: value for name, value in self.options if name in _NO_FIELDS and name != "document_start"}
-        if "layout" in library:
-            raise CommandError(f"decoder {self.name!r}: layout is an option for gaps, in eval infill only.")
         try:
             params = replace(generation_params(body, drafting, token_healing=settings.token_healing), **library)
         except InvalidRequestError as error:

@@ -15,7 +15,6 @@ from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.prompt import PrefixedText, Prompt
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.decoders.decoder_spec import Sweep
@@ -30,14 +29,16 @@ class Ask:
     """A prompt to decode.
 
     Attributes:
-        prompt: the text before the cursor, or the server's prompt for a gap.
+        prompt: the text before the cursor.
         seed_key: source of the seed, so that results do not depend on the order of prompts.
         domain: kind of text.
+        suffix: the text after the cursor, for decoders of gaps.
     """
 
-    prompt: Prompt
+    prompt: str
     seed_key: str
     domain: str = ""
+    suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class EngineDecoder:
         self._engine.forget_prompts()  # what another decoder has drafted would cost this one nothing
         started_s = time.perf_counter()
         # Prompts that run together are padded to the longest one: similar lengths go together.
-        for index, ask in sorted(enumerate(asks), key=lambda entry: _length(entry[1].prompt)):
+        for index, ask in sorted(enumerate(asks), key=lambda entry: len(entry[1].prompt)):
             seed = zlib.crc32(f"{self._seed} {ask.seed_key}".encode())
             params = replace(self._params, seed=seed)
             self._engine.add_request(EngineRequest(str(index), ask.prompt, params, self._scorer_of(ask.domain)))
@@ -139,11 +140,6 @@ class EngineDecoder:
                     outputs[step_output.request_id] = step_output.output
         wall_s = (time.perf_counter() - started_s) / max(len(asks), 1)
         return [decoded_of(outputs[str(index)], wall_s) for index in range(len(asks))]
-
-
-def _length(prompt: Prompt) -> int:
-    """The approximate length of a prompt, for sorting."""
-    return len(prompt.token_ids) + len(prompt.text) if isinstance(prompt, PrefixedText) else len(prompt)
 
 
 def decoded_of(answer: GenerationOutput | DraftsAnswer, wall_s: float) -> Decoded:
@@ -180,7 +176,7 @@ class BeamDecoder:
         return decoded
 
     @torch.inference_mode()
-    def _decode_batch(self, asked: Sequence[Prompt]) -> list[Decoded]:
+    def _decode_batch(self, asked: Sequence[str]) -> list[Decoded]:
         started_s = time.perf_counter()
         k, max_tokens = self._params.num_drafts, self._params.max_tokens
         prompts = [prompt_token_ids(one, self._tokenizer, document_start=self._document_start) for one in asked]

@@ -4,9 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import httpx
 
 from superdraft.client import Superdraft
 from superdraft.client.errors import ClientError
@@ -89,7 +86,7 @@ class ServedDecoder:
         """
         return [self._decode(ask.prompt) for ask in asks]
 
-    def _decode(self, prompt: Any) -> Decoded:
+    def _decode(self, prompt: str) -> Decoded:
         started_s = time.perf_counter()
         try:
             answer = self._client.complete(prompt, self._num_drafts, self._max_tokens, **self._options)
@@ -116,18 +113,3 @@ def served_contender(
         settings = {"peer": peer.kind, "url": peer.url, "model": model, **asked, **(options or {})}
         decoder = ServedDecoder(client, num_drafts, max_tokens, options or {})
         yield Contender(peer.name, decoder, settings, max_tokens - 1)
-
-
-def served_model(peer: Peer, http: httpx.Client) -> str:
-    """The name of the model that a peer serves.
-
-    Raises:
-        CommandError: the peer does not answer.
-    """
-    try:
-        answer = http.get("/v1/models").raise_for_status().json()
-        return str(answer["data"][0]["id"])
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        raise CommandError(
-            f"--peer {peer.kind}={peer.url}: no model list at /v1/models ({type(error).__name__}). Is it running?"
-        ) from None

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from rich.table import Table
 
 from superdraft.evaluation.cases.prompts import Prompt
-from superdraft.evaluation.cases.word_list import WordList
 from superdraft.evaluation.decoders.decoder_spec import Sweep
 from superdraft.evaluation.decoders.decoders import Contender
 from superdraft.evaluation.measures.bootstrap import LEVEL, Interval
@@ -110,7 +109,7 @@ def decoder_result(
     contender: Contender,
     prompts: Sequence[Prompt],
     records: Sequence[PromptRecord],
-    words: WordList | None = None,
+    figures: Callable[[Sequence[PromptRecord], Sequence[Prompt], int], Figures] = collect,
 ) -> DecoderResult:
     """The result of one decoder on prompts with references.
 
@@ -118,15 +117,15 @@ def decoder_result(
         contender: the decoder.
         prompts: the prompts.
         records: their records, in the same order.
-        words: the words that joints are judged by; None: joints are not judged.
+        figures: computes the figures of records and prompts, with the decoder's number of decode steps.
     """
     domains = {}
     for domain in dict.fromkeys(prompt.domain for prompt in prompts):
         own = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
-        domains[domain] = collect([records[i] for i in own], [prompts[i] for i in own], contender.num_steps, words)
+        domains[domain] = figures([records[i] for i in own], [prompts[i] for i in own], contender.num_steps)
     return DecoderResult(
         contender.name,
-        collect(records, prompts, contender.num_steps, words),
+        figures(records, prompts, contender.num_steps),
         wall_s=total_wall_s(records),
         settings=contender.settings,
         domains=domains,

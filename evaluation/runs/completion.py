@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.options import all_files, decoder_specs, options_given, progress_of
 from superdraft.evaluation.reports import plots
-from superdraft.evaluation.reports.figures import intervals
+from superdraft.evaluation.reports.figures import collect, intervals
 from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import (
@@ -167,7 +168,8 @@ def _results(
         prompts = [placed[i][1] for i in own]
         if own:
             results[place] = [
-                decoder_result(one, prompts, [records[one.name][i] for i in own], known) for one in contenders
+                decoder_result(one, prompts, [records[one.name][i] for i in own], partial(collect, words=known))
+                for one in contenders
             ]
     return results
 

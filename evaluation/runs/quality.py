@@ -88,10 +88,10 @@ class QualityRun:
     def _drafted(self, name: str, chunk: Sequence[Prompt]) -> list[PromptRecord]:
         """A record per prompt: the stored one, or a new one that has only drafts yet."""
         file = self._files[name]
-        shas = [digest(f"{prompt.text}\0{prompt.continuation}") for prompt in chunk]
+        shas = [digest("\0".join((prompt.text, prompt.continuation, prompt.suffix))) for prompt in chunk]
         kept = [file.get(prompt.id, sha) for prompt, sha in zip(chunk, shas, strict=True)]
         missing = [prompt for prompt, record in zip(chunk, kept, strict=True) if record is None]
-        asks = [Ask(prompt.text, prompt.id, prompt.domain) for prompt in missing]
+        asks = [Ask(prompt.text, prompt.id, prompt.domain, prompt.suffix) for prompt in missing]
         decoded = iter(self._decoders[name].decoder.decode(asks))
         return [
             record or new_record(prompt.id, sha, next(decoded))

@@ -1,4 +1,4 @@
-"""`superdraft lab eval infill` on a tiny model, beside a running server and a stand-in for llama.cpp's."""
+"""`superdraft lab eval infill` of a running server and of a stand-in for llama.cpp's."""
 
 import contextlib
 import json
@@ -11,8 +11,6 @@ from support.models import save_tiny_coder
 from support.serving import serving
 
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.text.fim import gap_prompt
-from superdraft.evaluation.decoders import infill_server
 from superdraft.server.cli import main as cli
 from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
@@ -22,6 +20,7 @@ CASES = [
     {"id": "b", "prefix": "def add(a, b):\n    ret", "suffix": "\n", "reference": "urn a + b"},
 ]
 WARM_UPS = 2
+PEER = ("--peer", "llamacpp=http://127.0.0.1:9")
 
 
 @contextlib.contextmanager
@@ -50,30 +49,14 @@ def cases(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path, model):
+def run(monkeypatch, capsys, tmp_path):
     """Run the command: (exit code, results, standard error)."""
-    monkeypatch.setenv("SUPERDRAFT_DEFAULT_MAX_BRANCHES", "3")
-    monkeypatch.setattr(
-        "superdraft.evaluation.runs.infill.configure_logging", lambda *_: None
-    )  # it would stay for all tests
 
-    def call(*args, output="out"):
-        command = [
-            "superdraft",
-            "lab",
-            "eval",
-            "infill",
-            "--model",
-            model,
-            "--dtype",
-            "float32",
-            "-o",
-            str(tmp_path / output),
-        ]
-        monkeypatch.setattr(sys, "argv", [*command, *args])
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["superdraft", "lab", "eval", "infill", "-o", str(tmp_path / "out"), *args])
         with pytest.raises(SystemExit) as caught:
             cli.main()
-        path = tmp_path / output / "results.json"
+        path = tmp_path / "out" / "results.json"
         results = json.loads(path.read_text()) if path.exists() else None
         return caught.value.code or 0, results, capsys.readouterr().err
 
@@ -94,53 +77,23 @@ def seen(monkeypatch):
     return asked
 
 
-def test_what_is_measured_is_what_a_server_answers(run, cases, model, seen):
+def test_running_server_is_asked_as_editors_ask(run, cases, model, seen):
     settings = Settings(model=model, dtype="float32", device="cpu", num_threads=1, max_model_len=128, kv_memory="64MiB")
-    app = load_app(settings)
-    with serving(app) as url:
-        code, results, err = run("--cases", cases, "-n", "6", "--peer", f"superdraft={url}")
-    assert (code, err) == (0, "")
-    served, peer = results["decoders"].values()
-    ours, theirs = seen[: WARM_UPS + len(CASES)], seen[WARM_UPS + len(CASES) :]
-    assert ours == theirs
-    assert len(ours) == WARM_UPS + len(CASES)
-    assert ours[0][1].max_branches == 3
-    assert ours[0][1].token_healing
-    assert served["forward_rows"] > 0
-    assert peer["forward_rows"] is None  # the route does not tell
-    for name in ("exact_line", "first_word", "first_character", "keystroke_savings", "num_drafts"):
-        assert served[name] == peer[name], name
-    assert served["request_ms"] > 0
-    assert served["n"] == 2
-
-
-def test_variations_change_the_requests(run, cases, seen, monkeypatch):
-    layouts = []
-
-    def with_layout(gap, fim, tokenizer, budget, layout="none"):
-        layouts.append((gap.prefix, layout))
-        return gap_prompt(gap, fim, tokenizer, budget)
-
-    monkeypatch.setattr(infill_server, "gap_prompt", with_layout)
-    decoders = ("served", "served healing=off", "served layout=piece_after_middle,line_in_prefix k=1")
-    code, results, err = run("--cases", cases, *(part for text in decoders for part in ("--decoder", text)))
-    assert (code, err) == (0, "")
-    assert list(results["decoders"]) == [
-        "served",
-        "served healing=off",
-        "served k=1 layout=piece_after_middle",
-        "served k=1 layout=line_in_prefix",
-    ]
-    each = WARM_UPS + len(CASES)
-    assert [params.token_healing for _, params in seen] == [True] * each + [False] * each + [True] * 2 * each
-    assert [params.num_drafts for _, params in seen] == [3] * 2 * each + [1] * 2 * each
-    asked = [(case["prefix"], name) for name in ("piece_after_middle", "line_in_prefix") for case in CASES]
-    prefixes = {case["prefix"] for case in CASES}
-    assert [pair for pair in layouts if pair[0] in prefixes] == asked
-    # What is done is not done again.
-    before = len(seen)
-    assert run("--cases", cases, "--decoder", "served")[0] == 0
-    assert len(seen) == before
+    with serving(load_app(settings)) as url:
+        command = ("--cases", cases, "-n", "6", "--peer", f"superdraft={url}")
+        code, results, err = run(*command)
+        assert (code, err) == (0, "")
+        assert [params.num_drafts for _, params in seen] == [3] * (WARM_UPS + len(CASES))
+        assert seen[-1][1].token_healing
+        assert seen[-1][0].text == "    ret"
+        # What is done is not done again.
+        assert run(*command)[:2] == (0, results)
+        assert len(seen) == 2 * WARM_UPS + len(CASES)
+    (found,) = results["decoders"].values()
+    assert found["forward_rows"] is None  # the route does not tell
+    assert found["request_ms"] > 0
+    assert found["n"] == 2
+    assert found["settings"]["num_drafts"] == 3
 
 
 def test_llamacpps_server_gets_the_same_gaps(run, cases):
@@ -166,7 +119,7 @@ def test_llamacpps_server_gets_the_same_gaps(run, cases):
             pass
 
     with answering(Handler) as url:
-        code, results, err = run("--cases", cases, "--peer", f"llamacpp={url}", "--decoder", "none", "-n", "6")
+        code, results, err = run("--cases", cases, "--peer", f"llamacpp={url}", "-n", "6")
     assert (code, err) == (0, "")
     (found,) = results["decoders"].values()
     assert found["settings"] == {
@@ -190,20 +143,17 @@ def test_llamacpps_server_gets_the_same_gaps(run, cases):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "Name either a file of cases"),
-        (("--from-source", ".", "--cases", "x"), "Name either a file of cases"),
-        (("--cases", "none.jsonl"), "none.jsonl cannot be read"),
-        (("--from-source", ".", "--kind", "end"), "--kind must be one of indent, mid, word"),
-        (("--cases", "CASES", "--context-lines", "50"), "--context-lines must be BEFORE,AFTER"),
-        (("--cases", "CASES", "--decoder", "served document_start=off"), "got 'document_start'"),
-        (("--cases", "CASES", "--decoder", "greedy"), "gaps are filled by the decoder served"),
-        (("--cases", "CASES", "--decoder", "served tau=2"), "got 'tau'"),
-        (("--cases", "CASES", "--decoder", "served layout=upside_down"), "layout must be one of line_in_prefix"),
+        (("--cases", "CASES"), "--peer KIND=URL is missing"),
+        (PEER, "Name either a file of cases"),
+        ((*PEER, "--from-source", ".", "--cases", "x"), "Name either a file of cases"),
+        ((*PEER, "--cases", "none.jsonl"), "none.jsonl cannot be read"),
+        ((*PEER, "--from-source", ".", "--kind", "end"), "--kind must be one of indent, mid, word"),
+        ((*PEER, "--cases", "CASES", "--context-lines", "50"), "--context-lines must be BEFORE,AFTER"),
         (
             ("--cases", "CASES", "--peer", "openai=http://x"),
             "--peer must be KIND=URL with KIND one of superdraft, llamacpp",
         ),
-        (("--cases", "CASES", "--peer", "llamacpp=http://127.0.0.1:9"), "no model list at /v1/models"),
+        ((*PEER, "--cases", "CASES"), "no model list at /v1/models"),
     ],
 )
 def test_expected_errors_are_one_line(run, cases, args, message):

@@ -6,7 +6,7 @@ import pytest
 
 from superdraft.evaluation.cases.infill_cases import (
     KINDS,
-    InfillCase,
+    case_of,
     cases_from_source,
     chosen_cases,
     parse_window,
@@ -63,24 +63,26 @@ def test_a_case_and_its_line_are_the_file(folder, kind):
     assert len(cases) == 6  # two of each file
     assert {case.id.split(":")[1] for case in cases} == {"a.py", "b.py", "deep/c.js"}
     for case in cases:
-        assert case.prefix + case.reference + case.suffix == SOURCE
+        assert case.text + case.reference + case.suffix == SOURCE
+        assert case.continuation == case.reference
+        assert case.domain == kind
         assert case.suffix.startswith("\n")
         assert not case.reference.endswith((" ", "\n"))
-        line = case.prefix[case.prefix.rfind("\n") + 1 :] + case.reference
+        line = case.text[case.text.rfind("\n") + 1 :] + case.reference
         assert 10 <= len(line.strip()) <= 80
         assert not line.strip().startswith(("#", '"""'))
 
 
 def test_where_the_cursor_stands(folder):
     for case in cases_from_source(folder, "indent", 100, seed=0):
-        assert case.prefix[case.prefix.rfind("\n") :] == "\n    "
+        assert case.text[case.text.rfind("\n") :] == "\n    "
         assert not case.reference[0].isspace()
     for case in cases_from_source(folder, "mid", 100, seed=0):
-        line = case.prefix[case.prefix.rfind("\n") + 1 :]
+        line = case.text[case.text.rfind("\n") + 1 :]
         assert line.strip()
         assert not (line[-1].isalnum() and case.reference[0].isalnum())
     for case in cases_from_source(folder, "word", 100, seed=0):
-        assert case.prefix[-2:].isalnum()
+        assert case.text[-2:].isalnum()
         assert case.reference[0].isalnum()
 
 
@@ -98,7 +100,7 @@ def test_cases_are_read_as_they_were_written(folder, tmp_path):
     assert read_cases(tmp_path / "cases.jsonl") == cases
     bare = tmp_path / "bare.jsonl"
     bare.write_text(json.dumps({"prefix": "a = ", "suffix": "", "reference": "1"}))
-    assert read_cases(bare) == [InfillCase("bare-1", "bare", "a = ", "", "1")]
+    assert read_cases(bare) == [case_of("bare-1", "bare", "a = ", "1", "")]
 
 
 @pytest.mark.parametrize(
@@ -161,26 +163,26 @@ def test_figures_of_the_first_draft_and_of_any():
     def record(*texts, rows=None):
         return PromptRecord("p", "", tuple(DecodedDraft(text, (), 0.0, ()) for text in texts), rows, 0.5)
 
-    cases = [InfillCase(name, "indent", "", "", "return 1") for name in "ab"]
-    found = infill_figures(cases, [record("raise", "return 1", rows=9), record("return 2", rows=3)], 3)
+    cases = [case_of(name, "indent", "", "return 1", "") for name in "ab"]
+    found = infill_figures([record("raise", "return 1", rows=9), record("return 2", rows=3)], cases, 3)
     values = {name: ratios.sum(axis=0)[0] / ratios.sum(axis=0)[1] for name, ratios in found.items()}
     assert (values["exact_line/first"], values["exact_line/any"]) == (0, 0.5)
     assert (values["first_word/first"], values["first_word/any"]) == (0.5, 1)
     assert (values["first_character/first"], values["first_character/any"]) == (1, 1)
     assert values["keystroke_savings"] == (6 + 5) / 16
     assert (values["forward_rows"], values["request_ms"], values["num_drafts"]) == (2, 500, 1.5)
-    unknown = infill_figures(cases[:1], [record("return 1")], 3)["forward_rows"]
+    unknown = infill_figures([record("return 1")], cases[:1], 3)["forward_rows"]
     assert unknown.tolist() == [[0, 0]]
 
 
 def test_a_window_keeps_lines_on_both_sides():
-    case = InfillCase("a", "mid", "one\ntwo\n    thr", "\nfour\n\nfive\n", "ee")
+    case = case_of("a", "mid", "one\ntwo\n    thr", "ee", "\nfour\n\nfive\n")
     whole = with_window(case, 9, 9)
     assert whole == case
     narrow = with_window(case, 1, 2)
-    assert (narrow.prefix, narrow.suffix, narrow.reference) == ("two\n    thr", "\nfour\n", "ee")
+    assert (narrow.text, narrow.suffix, narrow.reference) == ("two\n    thr", "\nfour\n", "ee")
     none = with_window(case, 0, 0)
-    assert (none.prefix, none.suffix) == ("    thr", "")
+    assert (none.text, none.suffix) == ("    thr", "")
 
 
 def test_windows_are_two_numbers():
@@ -195,4 +197,4 @@ def test_cases_of_source_have_the_window_that_was_asked_for(folder):
     assert whole == cases_from_source(folder, "mid", 4, 0)
     narrow = chosen_cases(None, folder, "mid", 4, 0, (1, 1))
     assert narrow == [with_window(case, 1, 1) for case in whole]
-    assert all(case.prefix.count("\n") == case.suffix.count("\n") == 1 for case in narrow)
+    assert all(case.text.count("\n") == case.suffix.count("\n") == 1 for case in narrow)

@@ -1,8 +1,7 @@
-"""Prompts for a gap: each family's tokens, layouts, truncation, and the parts that typing leaves unchanged."""
+"""Prompts for a gap: each family's tokens, truncation, and the parts that typing leaves unchanged."""
 
 import itertools
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -14,8 +13,6 @@ from superdraft.decoding.text.fim import (
     Budget,
     ContextFile,
     Gap,
-    Layout,
-    Order,
     fim_prompt,
     find_fim_tokens,
     gap_prompt,
@@ -27,6 +24,7 @@ ROOMY = Budget(1000, 500)
 PLAIN = Tokenizer(tiny_tokenizer())
 QWEN = Tokenizer(tiny_fim_tokenizer(), 320)
 STARCODER = Tokenizer(tiny_fim_tokenizer(STARCODER_FIM), 320)
+CODESTRAL = Tokenizer(tiny_fim_tokenizer(CODESTRAL_FIM), 320)
 
 
 def shown(prompt, tokenizer=QWEN):
@@ -38,9 +36,8 @@ def length(prompt, tokenizer=QWEN):
     return len(prompt.token_ids) + len(tokenizer.encode_inside(prompt.text))
 
 
-def prompt_of(gap, budget=ROOMY, tokenizer=QWEN, layout="line_after_middle", order=None):
-    fim = find_fim_tokens(tokenizer.vocabulary)
-    return gap_prompt(gap, replace(fim, order=order or fim.order), tokenizer, budget, layout)
+def prompt_of(gap, budget=ROOMY, tokenizer=QWEN):
+    return gap_prompt(gap, find_fim_tokens(tokenizer.vocabulary), tokenizer, budget)
 
 
 class SentencePieceLike:
@@ -82,7 +79,7 @@ def test_every_family_is_found_by_its_own_names(names):
 def test_codestral_is_found_with_its_suffix_first():
     fim = find_fim_tokens({"[PREFIX]": 5, "[SUFFIX]": 6, "[MIDDLE]": 7})
     assert fim is not None
-    assert (fim.prefix, fim.suffix, fim.middle, fim.order) == (5, 6, None, "spm")
+    assert (fim.prefix, fim.suffix, fim.middle) == (5, 6, None)
     assert fim.end_token_ids == {5, 6, 7}
     assert find_fim_tokens({"[PREFIX]": 5, "[MIDDLE]": 7}) is None
 
@@ -105,52 +102,39 @@ def test_typed_line_comes_after_the_middle_token():
 
 
 @pytest.mark.parametrize(
-    ("layout", "order", "head", "text"),
+    ("prefix", "text"),
     [
-        ("line_in_prefix", "psm", "<|fim_prefix|>a\n  if b<|fim_suffix|>:\n<|fim_middle|>", ""),
-        ("line_after_middle", "psm", "<|fim_prefix|>a\n<|fim_suffix|>:\n<|fim_middle|>", "  if b"),
-        ("piece_after_middle", "psm", "<|fim_prefix|>a\n  if<|fim_suffix|>:\n<|fim_middle|>", " b"),
-        ("line_in_prefix", "spm", "<|fim_prefix|><|fim_suffix|>:\n<|fim_middle|>a\n  if", " b"),
-        ("line_after_middle", "spm", "<|fim_prefix|><|fim_suffix|>:\n<|fim_middle|>a\n  if", " b"),
-        ("piece_after_middle", "spm", "<|fim_prefix|><|fim_suffix|>:\n<|fim_middle|>a\n  if", " b"),
+        ("a\n  if b", "  if b"),
+        ("a\n        ", "        "),  # after an indent
+        ("retu", "retu"),
+        ("a b\n", ""),
+        ("a b\r\n", ""),
+        ("", ""),
     ],
 )
-def test_layout_determines_the_place_of_the_cursors_line(layout, order, head, text):
-    prompt = prompt_of(Gap("a\n  if b", ":\n"), layout=layout, order=order).prompt
-    assert shown(replace(prompt, text="")) == head
+def test_line_comes_last_and_is_healed(prefix, text):
+    prompt = prompt_of(Gap(prefix, ":\n")).prompt
     assert prompt.text == text
+    assert shown(prompt) == f"<|fim_prefix|>{prefix.removesuffix(text)}<|fim_suffix|>:\n<|fim_middle|>{text}"
 
 
 @pytest.mark.parametrize(
-    ("prefix", "order", "text"),
+    ("prefix", "text"),
     [
-        ("a\n        ", "psm", "        "),  # after an indent
-        ("a\n\t\t", "psm", "\t\t"),
-        ("a\n  x = ", "psm", " "),
-        ("a\n  x =   ", "psm", "   "),
-        ("a\n\tx\tretu", "psm", "\tretu"),
-        ("a\nretu", "psm", "retu"),
-        ("retu", "psm", "retu"),
-        ("a b\n", "psm", ""),
-        ("a b\r\n", "psm", ""),
-        ("", "psm", ""),
-        ("a\n        ", "spm", "\n        "),  # the line break is part of the same run
-        ("a b\r\n", "spm", "\r\n"),
-        ("a\nretu", "spm", "retu"),
-        ("", "spm", ""),
+        ("a\n  if b", " b"),
+        ("a\n  x = ", " "),
+        ("a\n  x =   ", "   "),
+        ("a\n\tx\tretu", "\tretu"),
+        ("a\nretu", "retu"),
+        ("a\n        ", "\n        "),  # the line break is part of the same run
+        ("a b\r\n", "\r\n"),
+        ("", ""),
     ],
 )
-def test_last_piece_is_a_word_with_its_blank_or_a_run_of_blanks(prefix, order, text):
-    assert prompt_of(Gap(prefix, "\n"), layout="piece_after_middle", order=order).prompt.text == text
-
-
-def test_every_layout_contains_the_same_text():
-    gap = Gap("x = 1\n    y = fo", " + 1\n")
-    for layout in get_args(Layout):
-        text = shown(prompt_of(gap, layout=layout).prompt)
-        before, _, rest = text.removeprefix("<|fim_prefix|>").partition("<|fim_suffix|>")
-        after, _, line = rest.partition("<|fim_middle|>")
-        assert (before + line, after) == (gap.prefix, gap.suffix)
+def test_last_piece_is_a_word_with_its_blank_or_a_run_of_blanks(prefix, text):
+    prompt = prompt_of(Gap(prefix, ":\n"), tokenizer=CODESTRAL).prompt
+    assert prompt.text == text
+    assert shown(prompt, CODESTRAL) == f"[SUFFIX]:\n[PREFIX]{prefix}"
 
 
 def test_long_line_stays_in_the_prefix_except_its_last_piece():
@@ -162,32 +146,30 @@ def test_long_line_stays_in_the_prefix_except_its_last_piece():
 
 
 def test_codestrals_prompt_begins_with_the_suffix_and_has_no_middle_token():
-    tokenizer = Tokenizer(tiny_fim_tokenizer(CODESTRAL_FIM), 320)
-    prompt = prompt_of(Gap("def f(a):\n    ret", " a\n", (ContextFile("b.py", "B"),)), tokenizer=tokenizer).prompt
-    assert shown(prompt, tokenizer) == "[SUFFIX] a\n[PREFIX]B\n\ndef f(a):\n    ret"
+    prompt = prompt_of(Gap("def f(a):\n    ret", " a\n", (ContextFile("b.py", "B"),)), tokenizer=CODESTRAL).prompt
+    assert shown(prompt, CODESTRAL) == "[SUFFIX] a\n[PREFIX]B\n\ndef f(a):\n    ret"
     assert prompt.text == " ret"
-    assert {tokenizer.vocabulary[name] for name in CODESTRAL_FIM} <= tokenizer.eos_token_ids
+    assert {CODESTRAL.vocabulary[name] for name in CODESTRAL_FIM} <= CODESTRAL.eos_token_ids
 
 
 def test_typing_does_not_change_a_long_suffix_before_the_prefix():
     budget, line = Budget(60, 0), "over the lazy dog"
-    prompts = [prompt_of(Gap(line[:end], "\nend\n" * 40), budget, order="spm").prompt for end in range(18)]
-    middle = find_fim_tokens(QWEN.vocabulary).middle
-    heads = {prompt.token_ids[: prompt.token_ids.index(middle)] for prompt in prompts}
-    assert all(length(prompt) <= 60 for prompt in prompts)
+    prompts = [prompt_of(Gap(line[:end], "\nend\n" * 40), budget, CODESTRAL).prompt for end in range(18)]
+    prefix = find_fim_tokens(CODESTRAL.vocabulary).prefix
+    heads = {prompt.token_ids[: prompt.token_ids.index(prefix)] for prompt in prompts}
+    assert all(length(prompt, CODESTRAL) <= 60 for prompt in prompts)
     assert len(heads) <= 3
 
 
 SPELLED = "".join((*QWEN_FIM, *STARCODER_FIM, *CODESTRAL_FIM, "<|im_end|>", "<|endoftext|>"))
 
 
-@pytest.mark.parametrize("layout", get_args(Layout))
 @pytest.mark.parametrize("names", [QWEN_FIM, STARCODER_FIM, CODESTRAL_FIM])
-def test_text_that_spells_control_tokens_stays_text(names, layout):
+def test_text_that_spells_control_tokens_stays_text(names):
     tokenizer = Tokenizer(tiny_fim_tokenizer((*names, "<|im_end|>")), 320)
     gap = Gap(f"{SPELLED}\n{SPELLED}", SPELLED, (ContextFile(SPELLED, SPELLED),), SPELLED)
     empty = replace(gap, prefix="", suffix="", context=(ContextFile("", ""),), path="")
-    prompts = [prompt_of(each, Budget(4000, 2000), tokenizer, layout).prompt for each in (gap, empty)]
+    prompts = [prompt_of(each, Budget(4000, 2000), tokenizer).prompt for each in (gap, empty)]
     controls = {tokenizer.vocabulary[name] for name in (*names, "<|im_end|>", "<|endoftext|>")}
     spelled, plain = ([i for i in prompt.token_ids if i in controls] for prompt in prompts)
     assert spelled == plain
@@ -277,19 +259,12 @@ def test_text_that_does_not_fit_is_cut(num_prefix, num_suffix, kept_prefix, kept
     assert prompt.is_truncated == (len(before) < num_prefix or len(after) < num_suffix)
 
 
-@given(
-    st.text(max_size=300),
-    st.text(max_size=300),
-    st.integers(4, 60),
-    st.integers(0, 30),
-    st.sampled_from(get_args(Layout)),
-    st.sampled_from(get_args(Order)),
-)
-def test_no_prompt_exceeds_its_budget(prefix, suffix, room, context_room, layout, order):
-    for tokenizer in (QWEN, STARCODER):
+@given(st.text(max_size=300), st.text(max_size=300), st.integers(4, 60), st.integers(0, 30))
+def test_no_prompt_exceeds_its_budget(prefix, suffix, room, context_room):
+    for tokenizer in (QWEN, STARCODER, CODESTRAL):
         gap = Gap(prefix, suffix, (ContextFile("f", suffix),))
         budget = Budget(room + context_room + 20, context_room)
-        prompt = prompt_of(gap, budget, tokenizer, layout, order)
+        prompt = prompt_of(gap, budget, tokenizer)
         assert length(prompt.prompt, tokenizer) <= budget.max_tokens
         assert prefix.endswith(prompt.prompt.text)
     plain = prefix_prompt(Gap(prefix), PLAIN, Budget(room, 0))
