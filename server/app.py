@@ -30,7 +30,7 @@ from superdraft.server.edge.turnstile import TurnstileMiddleware
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.observe.stats import Statistics
+from superdraft.server.observe.request_record import Statistics
 from superdraft.server.service import Service
 from superdraft.server.settings import Settings
 from superdraft.server.wires import api_page as routes_api_page

@@ -27,7 +27,7 @@ from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramChoice, NgramModels, Scorer
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.observe.stats import Statistics
+from superdraft.server.observe.request_record import Statistics
 from superdraft.server.settings import Settings, Strategy
 
 MODEL_ALIAS = "superdraft"  # editors send ids that start with "gpt" or "o" to the chat route, but not this one

@@ -25,7 +25,7 @@ from superdraft.server.bridge.session_order import SessionOrder
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.rate_limits import counted_caller
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.observe.stats import RequestRecord, current_record
+from superdraft.server.observe.request_record import RequestRecord, current_record
 
 LONG_TEXT_CHARS = 4096
 """Texts longer than this are encoded by a thread of their own. This much takes the default model's tokenizer one to two

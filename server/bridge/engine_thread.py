@@ -28,7 +28,7 @@ from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.bridge.places import Place
 from superdraft.server.bridge.step_costs import StepCosts
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.observe.stats import RequestRecord
+from superdraft.server.observe.request_record import RequestRecord
 
 MAX_CONSECUTIVE_FAILURES = 3
 STOPPING_MESSAGE = "The server is shutting down and takes no more requests; send this one again to another server."

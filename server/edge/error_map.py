@@ -32,7 +32,7 @@ from superdraft.server.edge.refusals import (
     UnauthorizedError,
     retry_after,
 )
-from superdraft.server.observe.stats import CLIENT_CLOSED_REQUEST, current_record
+from superdraft.server.observe.request_record import CLIENT_CLOSED_REQUEST, current_record
 
 log = structlog.get_logger(__name__)
 

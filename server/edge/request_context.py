@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from superdraft.server.edge.error_map import response_of
 from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.observe.metrics import OTHER_ROUTE, Metrics
-from superdraft.server.observe.stats import CLIENT_CLOSED_REQUEST, RequestRecord, Statistics, start_record
+from superdraft.server.observe.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, Statistics, start_record
 
 if TYPE_CHECKING:
     from superdraft.server.observe.traces import Traces

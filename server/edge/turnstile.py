@@ -18,7 +18,7 @@ from superdraft.server.edge.error_map import response_of
 from superdraft.server.edge.rate_limits import network_of
 from superdraft.server.edge.refusals import OverloadedError
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.observe.stats import current_record
+from superdraft.server.observe.request_record import current_record
 
 MAX_REFUSED_PER_S = 250.0
 """Refusals of one network address per second beyond which some requests are turned away: about a fifth of a core."""

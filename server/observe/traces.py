@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from superdraft.server.observe.metrics import OTHER_ROUTE
-from superdraft.server.observe.stats import RequestRecord
+from superdraft.server.observe.request_record import RequestRecord
 
 _PREFIX = "superdraft."
 _OTHER_METHOD = "_OTHER"  # OpenTelemetry's word for it

@@ -7,7 +7,14 @@ from typing import Literal, get_args
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from superdraft.server.observe.stats import OutcomeStats, RowStats, ServerStats, SlotStats, TokenStats, share_of
+from superdraft.server.observe.request_record import (
+    OutcomeStats,
+    RowStats,
+    ServerStats,
+    SlotStats,
+    TokenStats,
+    share_of,
+)
 from superdraft.server.service import Service
 from superdraft.server.settings import Strategy
 from superdraft.server.wires.common import ServiceDep

@@ -15,7 +15,7 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 from superdraft.server.observe.log_config import describe_exception
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.observe.stats import RequestRecord, Statistics, current_record, start_record
+from superdraft.server.observe.request_record import RequestRecord, Statistics, current_record, start_record
 
 ROOT = Path(__file__).parents[4]
 DASHBOARD = ROOT / "deploy/grafana/superdraft.json"
