@@ -30,7 +30,6 @@ from superdraft.server.edge.turnstile import TurnstileMiddleware
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.observe.request_record import Statistics
 from superdraft.server.service import Service
 from superdraft.server.settings import Settings
 from superdraft.server.wires import api_page as routes_api_page
@@ -99,7 +98,7 @@ def create_app(
     Raises:
         ModuleNotFoundError: requests are to be traced, and the extra `traces` is not installed.
     """
-    metrics, statistics = Metrics(), Statistics()
+    metrics = Metrics()
     metrics.watch(engine)
     admission = _admission(settings, engine, metrics)
     metrics.watch_admission(lambda: admission.num_waiting)
@@ -127,7 +126,6 @@ def create_app(
         feedback=Feedback(metrics, is_on=settings.feedback, file=settings.feedback_file),
         drafting=drafting or DraftingDefaults.of(settings, DEFAULT_ALPHA, DEFAULT_TAU, None),
         metrics=metrics,
-        statistics=statistics,
         fim=fim_tokens_of(engine, settings),
         fan_out=FanOut(min(settings.fan_out_drafts, settings.max_num_drafts) if settings.fan_out else 1),
     )
@@ -188,7 +186,6 @@ def _add_middleware(app: FastAPI, templates: frozenset[str], *, checks_host: boo
     app.add_middleware(
         RequestContextMiddleware,
         metrics=service.metrics,
-        statistics=service.statistics,
         templates=templates,
         traces=app.state.traces,
     )

@@ -27,7 +27,6 @@ from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramChoice, NgramModels, Scorer
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.observe.request_record import Statistics
 from superdraft.server.settings import Settings, Strategy
 
 MODEL_ALIAS = "superdraft"  # editors send ids that start with "gpt" or "o" to the chat route, but not this one
@@ -106,7 +105,6 @@ class Service:
         drafting: defaults of requests.
         created: when the model was loaded, in Unix seconds.
         metrics: for Prometheus.
-        statistics: about the requests of the last minutes.
         fim: the model's fill-in-the-middle tokens; None: it has none, or they are not used.
         fan_out: shares runs among twin requests.
         continued_drafts: tells which drafts a typist has seen before.
@@ -120,7 +118,6 @@ class Service:
     drafting: DraftingDefaults
     created: int = field(default_factory=lambda: int(time.time()))
     metrics: Metrics = field(default_factory=Metrics)
-    statistics: Statistics = field(default_factory=Statistics)
     fim: FimTokens | None = None
     fan_out: FanOut = field(default_factory=FanOut)
     continued_drafts: ContinuedDrafts = field(default_factory=ContinuedDrafts)

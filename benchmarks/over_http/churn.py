@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+from prometheus_client.parser import text_string_to_metric_families
 
 from superdraft.benchmarks.answers import different_prompts
 from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
@@ -22,6 +23,9 @@ from superdraft.benchmarks.typing_texts import TEXTS
 STRATEGIES = ("superposed", "sample", "greedy", "sample+superposed")
 MAX_PATIENCE_S = 0.2
 SETTLE_S = 30.0
+LOAD_METRICS = {
+    f"superdraft_{name}" for name in ("used_slots", "running_sequences", "waiting_sequences", "waiting_requests")
+}
 
 
 def main(
@@ -89,8 +93,8 @@ async def _left(http: httpx.AsyncClient) -> dict[str, int]:
     """Slots and requests in the server, once what was given up has ended."""
     deadline_s = time.perf_counter() + SETTLE_S
     while True:
-        stats = (await http.get("/v1/stats")).json()
-        left = {"used_slots": stats["slots"]["used"], "running": stats["running"], "waiting": stats["waiting"]}
+        families = text_string_to_metric_families((await http.get("/metrics")).text)
+        left = {family.name: int(family.samples[0].value) for family in families if family.name in LOAD_METRICS}
         if not any(left.values()) or time.perf_counter() >= deadline_s:
             return left
         await asyncio.sleep(0.1)

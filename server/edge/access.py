@@ -17,7 +17,7 @@ from superdraft.server.edge.rate_limits import CallerLimits, network_of
 from superdraft.server.edge.refusals import ForbiddenError, UnauthorizedError
 
 _OPEN_ROUTES = frozenset({"/health", "/ready", "/v1/health"})
-_SCOPES: Mapping[str, Scope] = {"/metrics": "metrics", "/v1/stats": "metrics"}
+_SCOPES: Mapping[str, Scope] = {"/metrics": "metrics"}
 
 _caller: ContextVar[str] = ContextVar("caller", default="")
 

@@ -14,16 +14,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from superdraft.server.edge.error_map import response_of
 from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.observe.metrics import OTHER_ROUTE, Metrics
-from superdraft.server.observe.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, Statistics, start_record
+from superdraft.server.observe.request_record import CLIENT_CLOSED_REQUEST, RequestRecord, start_record
 
 if TYPE_CHECKING:
     from superdraft.server.observe.traces import Traces
 
 REQUEST_ID_HEADER = "x-request-id"
 # Polled routes, and the files of a page.
-OPERATION_ROUTES = frozenset(
-    {"/health", "/ready", "/metrics", "/v1/stats", "/v1/health", "/static/{name:path}", "/docs/{name}"}
-)
+OPERATION_ROUTES = frozenset({"/health", "/ready", "/metrics", "/v1/health", "/static/{name:path}", "/docs/{name}"})
 _FIRST_ERROR_STATUS = 400
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -37,7 +35,6 @@ class RequestContextMiddleware:
     Args:
         app: the app behind it.
         metrics: where requests are counted.
-        statistics: where requests are counted, too.
         templates: paths of the app's routes, with parameters as `{name}`. The requested path itself is neither counted
             nor logged, since it is the client's text.
         traces: where requests are traced; None: they are not.
@@ -47,13 +44,11 @@ class RequestContextMiddleware:
         self,
         app: ASGIApp,
         metrics: Metrics,
-        statistics: Statistics,
         templates: frozenset[str],
         traces: "Traces | None" = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._statistics = statistics
         self._templates = templates
         self._traces = traces
 
@@ -97,7 +92,6 @@ class RequestContextMiddleware:
         if route in OPERATION_ROUTES:
             log.debug("request", **fields)
             return
-        self._statistics.add(record, status, seconds)
         if self._traces is not None:
             self._traces.add(
                 record,

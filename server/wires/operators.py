@@ -1,27 +1,16 @@
-"""Routes for operators and user interfaces: health, metrics, statistics, limits and n-gram models."""
+"""Routes for operators and user interfaces: health, metrics, limits and n-gram models."""
 
-import time
-from importlib.metadata import version
 from typing import Literal, get_args
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from superdraft.server.observe.request_record import (
-    OutcomeStats,
-    RowStats,
-    ServerStats,
-    SlotStats,
-    TokenStats,
-    share_of,
-)
-from superdraft.server.service import Service
 from superdraft.server.settings import Strategy
 from superdraft.server.wires.common import ServiceDep
 
 router = APIRouter()
 
-# Health, metrics and statistics
+# Health and metrics
 
 
 class Health(BaseModel):
@@ -66,38 +55,6 @@ def metrics(request: Request, service: ServiceDep) -> Response:  # not async: ru
     """All counters and measurements, for a Prometheus server."""
     body, content_type = service.metrics.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"content-type": content_type})
-
-
-@router.get("/v1/stats", tags=["Operation"], summary="Statistics for people")
-async def stats(service: ServiceDep) -> ServerStats:
-    """Load, outcomes, latency in the last minutes, and the savings from shared rows and prefixes."""
-    return _stats_of(service)
-
-
-def _stats_of(service: Service) -> ServerStats:
-    def total(name: str) -> int:
-        return round(service.metrics.total(name))
-
-    prompt, cached = total("superdraft_prompt_tokens_total"), total("superdraft_cached_tokens_total")
-    superposed, separate = total("superdraft_superposed_rows_total"), total("superdraft_separate_rows_total")
-    return ServerStats(
-        model=service.model_name,
-        version=version("superdraft"),
-        ready=service.engine.is_ready,
-        uptime_s=int(time.time()) - service.created,
-        slots=SlotStats(total=total("superdraft_slots"), used=total("superdraft_used_slots")),
-        running=total("superdraft_running_sequences"),
-        waiting=total("superdraft_waiting_requests") + total("superdraft_waiting_sequences"),
-        requests=OutcomeStats.model_validate(service.statistics.outcomes),
-        latency=service.statistics.latency(),
-        tokens=TokenStats(
-            prompt=prompt,
-            cached=cached,
-            completion=total("superdraft_completion_tokens_total"),
-            prefix_hit_share=share_of(cached, prompt),
-        ),
-        rows=RowStats(superposed=superposed, separate=separate, saved_share=share_of(separate - superposed, separate)),
-    )
 
 
 # Limits

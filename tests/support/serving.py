@@ -5,9 +5,12 @@ import json
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
+import httpx
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from superdraft.server.serving import HttpServer
 
@@ -52,6 +55,15 @@ def num_commands(app: FastAPI) -> int:
 def num_twins(app: FastAPI) -> int:
     """Number of requests that are waiting for a run that they may share."""
     return sum(run.num_waiting for run in app.state.service.fan_out._runs.values())
+
+
+def metrics_of(url: str) -> Counter[str]:
+    """The server's metrics, each sample summed over its labels."""
+    totals: Counter[str] = Counter()
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=60).text):
+        for sample in family.samples:
+            totals[sample.name] += sample.value
+    return totals
 
 
 def read_to_end(connection: socket.socket) -> bytes:

@@ -1,4 +1,4 @@
-"""Metrics, the log line, statistics and request ids, over the real engine without a model."""
+"""Metrics, the log line and request ids, over the real engine without a model."""
 
 import asyncio
 import contextlib
@@ -211,7 +211,7 @@ def test_log_line_of_what_failed_has_its_code(client, log):
 
 def test_machines_that_ask_all_the_time_are_not_logged(client, log):
     logging.getLogger().setLevel("INFO")
-    for path in ("/health", "/ready", "/metrics", "/v1/stats", "/docs/swagger-ui.css"):
+    for path in ("/health", "/ready", "/metrics", "/docs/swagger-ui.css"):
         assert client.get(path).status_code == 200
     assert log() == []
 
@@ -256,14 +256,14 @@ def test_prompts_are_in_no_log_and_no_metric(make_client, engine, monkeypatch, l
         drafts(client, prompt=SECRET, stream=True)
     logging.getLogger("asyncio").error(f"Task exception was never retrieved\nfuture: <Task {SECRET}>")
     captured = capsys.readouterr()
-    seen = captured.out + captured.err + client.get("/metrics").text + client.get("/v1/stats").text
+    seen = captured.out + captured.err + client.get("/metrics").text
     assert "Task exception was never retrieved" in seen
     assert "message withheld" in seen
     assert SECRET.lower() not in seen.lower()
     assert "spices" not in seen
 
 
-# Request ids and statistics
+# Request ids
 
 
 def test_errors_carry_the_request_id_in_body_and_header(client):
@@ -271,21 +271,3 @@ def test_errors_carry_the_request_id_in_body_and_header(client):
     assert (response.headers["x-request-id"], response.json()["request_id"]) == ("abc-1", "abc-1")
     for response in (client.get("/nothing"), client.post("/v1/drafts", content=b"{")):
         assert response.json()["request_id"] == response.headers["x-request-id"]
-
-
-def test_statistics_for_people(client):
-    fresh = client.get("/v1/stats").json()
-    assert (fresh["latency"]["p50_ms"], fresh["tokens"]["prefix_hit_share"], fresh["rows"]["saved_share"]) == (
-        None,
-    ) * 3
-    rows = sum(drafts(client).json()["usage"]["forward_rows"] for _ in range(3))
-    drafts(client, strategy="sample", num_drafts=2)
-    drafts(client, num_drafts=0)
-    stats = client.get("/v1/stats").json()
-    assert (stats["model"], stats["ready"], stats["slots"]) == ("tiny", True, {"total": 4, "used": 0})
-    assert (stats["running"], stats["waiting"]) == (0, 0)
-    assert stats["requests"] == {"answered": 4, "refused": 1, "shed": 0, "cancelled": 0, "failed": 0}
-    assert stats["latency"]["num_requests"] == 4
-    assert 0 < stats["latency"]["p50_ms"] <= stats["latency"]["p95_ms"]
-    assert 0.5 < stats["tokens"]["prefix_hit_share"] < 1
-    assert stats["rows"] == {"superposed": rows, "separate": 3 * rows, "saved_share": 0.6667}

@@ -14,7 +14,7 @@ import threading
 import httpx
 import pytest
 from support.models import tiny_model_folder
-from support.serving import eventually
+from support.serving import eventually, metrics_of
 
 from superdraft.benchmarks.over_http.replicas import last_event, replica_pids
 
@@ -135,16 +135,13 @@ def test_a_client_that_leaves_cancels_its_drafts(server):
     url, _ = server
     headers = {"x-session-id": "leaver"}
     with httpx.Client(base_url=url, headers=headers) as http:
-        before = http.get("/v1/stats", timeout=60).json()["requests"]["cancelled"]
+        before = metrics_of(url)["superdraft_cancelled_total"]
         body = {"prompt": "x", "max_tokens": 400, "logit_bias": {"0": -100}}
         with pytest.raises(httpx.ReadTimeout):
             http.post("/v1/drafts", json=body, timeout=0.3)
 
-        def stats():
-            return http.get("/v1/stats", timeout=60).json()
-
-        assert eventually(lambda: stats()["requests"]["cancelled"] == before + 1, 20)
-        assert eventually(lambda: stats()["slots"]["used"] == 0, 20)
+        assert eventually(lambda: metrics_of(url)["superdraft_cancelled_total"] == before + 1, 20)
+        assert eventually(lambda: metrics_of(url)["superdraft_used_slots"] == 0, 20)
 
 
 def test_a_killed_replicas_requests_are_told_so_and_it_comes_back(server):

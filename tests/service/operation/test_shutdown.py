@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.models import tiny_model_folder
-from support.serving import eventually
+from support.serving import eventually, metrics_of
 
 _SERVE = "from superdraft.server.cli.main import main; main()"
 # The engine's steps fail as soon as a file is there, and no request can be dropped.
@@ -69,8 +69,10 @@ class Server:
 
     def num_in_engine(self):
         """Requests that it has taken and not answered."""
-        stats = httpx.get(f"{self.url}/v1/stats", timeout=PATIENCE_S).json()
-        return stats["running"] + stats["waiting"]
+        totals = metrics_of(self.url)
+        return sum(
+            totals[f"superdraft_{name}"] for name in ("running_sequences", "waiting_sequences", "waiting_requests")
+        )
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Metrics and statistics: what is counted when, with which labels; the dashboard and the docs name what exists."""
+"""Metrics and records: what is counted when, with which labels; the dashboard and the docs name what exists."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 from superdraft.server.observe.log_config import describe_exception
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.observe.request_record import RequestRecord, Statistics, current_record, start_record
+from superdraft.server.observe.request_record import RequestRecord, current_record, start_record
 
 ROOT = Path(__file__).parents[4]
 DASHBOARD = ROOT / "deploy/grafana/superdraft.json"
@@ -262,7 +262,7 @@ def test_docs_list_every_metric_with_its_labels():
     assert documented == exported
 
 
-# Records and statistics
+# Records
 
 
 def test_records_of_two_requests_are_apart():
@@ -293,35 +293,6 @@ def test_record_sums_prompts_and_keeps_the_slowest_times():
         "decode_ms": 30.0,
         "ngram_ms": 7.0,
     }
-
-
-@pytest.mark.parametrize(
-    ("status", "outcome"),
-    [(200, "answered"), (404, "refused"), (429, "shed"), (503, "shed"), (499, "cancelled"), (500, "failed")],
-)
-def test_outcomes(status, outcome):
-    record = RequestRecord()
-    assert record.outcome(status) == outcome
-    record.fail(status, "code")
-    record.is_cancelled = True  # its other prompts were, when one failed
-    assert record.outcome(200) == outcome  # in mid-stream
-    assert RequestRecord(is_cancelled=True).outcome(200) == "cancelled"
-
-
-def test_percentiles_are_of_the_last_minutes_answered_requests():
-    now_s = 0.0
-    statistics = Statistics(lambda: now_s)
-    assert statistics.latency().p50_ms is None
-    done = RequestRecord(strategy="greedy")
-    statistics.add(done, 200, 9.0)
-    now_s = 301.0
-    for i in range(1, 21):
-        statistics.add(done, 200, i / 1000)
-    statistics.add(done, 500, 5.0)
-    statistics.add(RequestRecord(), 200, 5.0)  # never came to the engine
-    latency = statistics.latency()
-    assert (latency.num_requests, latency.p50_ms, latency.p95_ms) == (20, 10.0, 19.0)
-    assert statistics.outcomes == {"answered": 22, "failed": 1}
 
 
 # What exceptions may say in the log
