@@ -60,7 +60,10 @@ def build_engine(loaded: LoadedModel | LoadedGguf, config: EngineConfig, threads
             config.kv_memory_bytes,
             config.num_slots,
             convert=None if loaded.convert is None else _counted(loaded.convert, loaded.name, loaded.model, current),
+            is_checked=loaded.stored is not None and loaded.stored.has_passed,
         )
+    if loaded.stored is not None:
+        loaded.stored.record_pass()
     if threads_file is not None and runner.device.type == "cpu":
         with stage(f"Measuring how many threads are fastest for {loaded.name}"):
             choose_num_threads(runner, threads_file)

@@ -20,16 +20,17 @@ from superdraft.decoding.loading.hub import fetch_weights
 from superdraft.decoding.loading.model_size import ModelSize, loading_bytes, size_of
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.reading import (
-    conversion_of,
     kept_tokenizer,
     parsing_gguf_once,
     read_tokenizer,
     read_weights,
+    stored_conversion,
     tokenizer_stage,
     weights_stage,
 )
 from superdraft.decoding.loading.source import Source, check_weight_files, expanded, explained, locate
 from superdraft.decoding.loading.store import KNOWN_MODELS
+from superdraft.decoding.loading.stored_layers import StoredConversion
 from superdraft.decoding.loading.support import check_config, check_model_class
 from superdraft.decoding.memory import require_memory, shown
 from superdraft.decoding.model.linear import Conversion, WeightFormat
@@ -45,8 +46,10 @@ class LoadedModel:
         tokenizer: its tokenizer.
         name: the known name, the folder's or file's name, or the hub id.
         path: the folder or `.gguf` file it came from; None for a hub id.
-        convert: converts its linear layers to the requested weight format; None: they stay as they are. On a CPU, an
-            engine that converts them frees the dense ones, so the model can serve that engine alone.
+        convert: converts its linear layers to the requested weight format; None: they stay as they are. An engine that
+            converts them frees the dense ones, so the model can serve that engine alone.
+        stored: the same conversion if it keeps what it has converted, which also knows whether the model has passed
+            the runner's check before.
     """
 
     model: transformers.PreTrainedModel
@@ -54,6 +57,7 @@ class LoadedModel:
     name: str
     path: Path | None
     convert: Conversion | None = None
+    stored: StoredConversion | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def load_model(
         _fetch_weights(source)
     size = None if config is None else _size(config)
     if checks_memory and size is not None:
-        _check_memory(source, size, weight_format, is_on_gpu=target.type == "cuda")
+        _check_memory(source, size, weight_format)
     with weights_stage(source, size, weight_format):
         model = read_weights(source, weight_format.dtype, trust_remote_code)
     _check_vocabulary(model, tokenizer, source)
@@ -125,8 +129,8 @@ def load_model(
     model.requires_grad_(False).eval()
     check_config(model.config, source.name)  # again, for models that come with their own classes
     check_model_class(type(model), model.config, source.name)
-    convert = conversion_of(source, weight_format) if target.type == "cpu" else weight_format.convert
-    return LoadedModel(model, tokenizer, source.name, source.path, convert)
+    stored = stored_conversion(source, weight_format)
+    return LoadedModel(model, tokenizer, source.name, source.path, stored or weight_format.convert, stored)
 
 
 @parsing_gguf_once
@@ -239,14 +243,14 @@ def _size(config: transformers.PretrainedConfig) -> ModelSize | None:
         return None
 
 
-def _check_memory(source: Source, size: ModelSize, weight_format: WeightFormat, *, is_on_gpu: bool) -> None:
+def _check_memory(source: Source, size: ModelSize, weight_format: WeightFormat) -> None:
     """Refuse a model whose weights do not fit in the free memory while they are loaded.
 
     Raises:
         NotEnoughMemoryError: they do not.
     """
     is_gguf = source.gguf is not None and source.entry is None
-    needed = loading_bytes(size, weight_format.name, is_gguf=is_gguf, is_on_gpu=is_on_gpu)
+    needed = loading_bytes(size, weight_format.name, is_gguf=is_gguf)
     remedies = []
     if source.gguf is not None:
         file = shown(source.gguf.stat().st_size)

@@ -102,17 +102,16 @@ def served_bytes(size: ModelSize, dtype: str) -> int:
     return _dense_bytes(size, dtype)
 
 
-def loading_bytes(size: ModelSize, dtype: str, *, is_gguf: bool = False, is_on_gpu: bool = False) -> int:
+def loading_bytes(size: ModelSize, dtype: str, *, is_gguf: bool = False) -> int:
     """Most memory that a model's weights take while they are loaded.
 
     Args:
         size: of the model.
         dtype: name of a weight format.
         is_gguf: they are expanded from a GGUF file.
-        is_on_gpu: the model goes to a GPU, where its layers are converted.
     """
     dense = _dense_bytes(size, dtype)
-    converted = step_bytes(size) if dtype == "int4" and size.is_fused and not is_on_gpu else 0
+    converted = step_bytes(size) if dtype == "int4" and size.is_fused else 0
     return max(dense + converted, int(_EXPANDING * dense) if is_gguf else 0)
 
 

@@ -18,7 +18,7 @@ from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.source import Source, explained
 from superdraft.decoding.loading.stored_layers import StoredConversion
 from superdraft.decoding.memory import resident_bytes
-from superdraft.decoding.model.linear import Conversion, WeightFormat
+from superdraft.decoding.model.linear import WeightFormat
 from superdraft.decoding.progress import Stage, stage
 
 _TOKENIZER_FILES = (
@@ -162,9 +162,9 @@ def _check_complete(info: dict[str, Any], source: Source) -> None:
         )
 
 
-def conversion_of(source: Source, weight_format: WeightFormat) -> Conversion | None:
-    """The weight format's conversion; for a GGUF file in the cache, one that keeps the converted layers there."""
+def stored_conversion(source: Source, weight_format: WeightFormat) -> StoredConversion | None:
+    """The weight format's conversion, which keeps what it converts beside the weights; None: there is no such place."""
     if weight_format.convert is None or source.gguf is None:
-        return weight_format.convert
+        return None
     entry = ConvertedFiles(source.home).find(source.gguf, weight_format.dtype)
-    return weight_format.convert if entry is None else StoredConversion(weight_format.convert, entry)
+    return None if entry is None else StoredConversion(weight_format.convert, entry)

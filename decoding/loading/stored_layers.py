@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from superdraft.decoding.model import quantise
-from superdraft.decoding.model.linear import CheckedConversion, Conversion, DenseLinear, Linear
+from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear
 from superdraft.decoding.model.native import linear as native_linear
 from superdraft.decoding.model.native.linear import NativeLinear
 
@@ -29,7 +29,7 @@ _LAST_SAMPLE = 15  # of the rows of a weight
 _CHECKSUM = "checksum"
 
 
-class StoredConversion(CheckedConversion):
+class StoredConversion:
     """A conversion that looks for the converted layer in a folder first, and puts it there if it is missing.
 
     That the model has passed the runner's check is remembered there, too, for this code on these libraries.
@@ -46,11 +46,11 @@ class StoredConversion(CheckedConversion):
 
     @property
     def has_passed(self) -> bool:
-        """See `CheckedConversion`."""
+        """Whether the same weights passed the runner's check before, with this code."""
         return self._pass.is_file()
 
     def record_pass(self) -> None:
-        """See `CheckedConversion`."""
+        """Remember that the runner's check was passed."""
         with contextlib.suppress(OSError):  # without it, the next start checks again
             if self._folder.is_dir():
                 self._pass.touch()

@@ -73,8 +73,6 @@ class FusedDecoder:
         self.activation: Activation = nn.functional.silu if type(activation).__name__.startswith("SiLU") else activation
         self.rotary: nn.Module = decoder.rotary_emb
         self.layers: list[DecoderLayer] = [_fuse(layer) for layer in decoder.layers]
-        if decoder.norm.weight.is_cuda:
-            self._join()
         self.norm: Tensor = decoder.norm.weight
         self.head: Linear = DenseLinear(model.lm_head.weight, model.lm_head.bias)
 
@@ -101,34 +99,27 @@ class FusedDecoder:
             layer.gate_up, layer.down = converted(layer.gate_up), converted(layer.down)
         self.head = converted(self.head, is_head=True)
 
-    def _join(self) -> None:
-        """Join the weights now: a recorded step must not."""
-        for layer in self.layers:
-            for linear in (layer.qkv, layer.gate_up):
-                assert isinstance(linear, DenseLinear)
-                linear.weight  # noqa: B018
-
     def __call__(
         self,
         hidden: Tensor,
         positions: Tensor,
         masks: Tensor | dict[str, Tensor],
         cache: SlotKVCache,
-        kept: Tensor | None,
+        kept: Tensor,
     ) -> Tensor:
-        """Run one forward. The host reads no tensor, so a CUDA graph can capture a decode step.
+        """Run one forward.
 
         Args:
             hidden: input embeddings, shape [B, T, D].
             positions: shape [B, T].
             masks: additive attention mask, shape [B, 1, T, C], or one per layer type.
             cache: the KV cache, with the rows' cells selected.
-            kept: indices b * T + t of the rows whose logits to return, shape [N]; None: all.
+            kept: indices b * T + t of the rows whose logits to return, shape [N].
 
         Returns:
-            Logits, shape [N, V]; with `kept` None, [B, T, V].
+            Logits, shape [N, V].
         """
-        num_rows, num_tokens, width = hidden.shape
+        width = hidden.shape[-1]
         step = self._step(hidden, positions, masks, cache)
         hidden = hidden.reshape(-1, width)
         normed = torch.rms_norm(hidden, (width,), self.layers[0].input_norm, self.epsilon)
@@ -139,12 +130,8 @@ class FusedDecoder:
             change = layer.down(gate(layer.gate_up(normed), self.activation))
             if index < len(next_norms):
                 hidden, normed = add_and_norm(hidden, change, next_norms[index], self.epsilon)
-        hidden = hidden + change
-        if kept is not None:
-            hidden = hidden[kept]
-        normed = torch.rms_norm(hidden, (width,), self.norm, self.epsilon)
-        logits: Tensor = self.head(normed)
-        return logits if kept is not None else logits.view(num_rows, num_tokens, -1)
+        normed = torch.rms_norm((hidden + change)[kept], (width,), self.norm, self.epsilon)
+        return self.head(normed)
 
     def _step(self, hidden: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor], cache: SlotKVCache) -> _Step:
         num_rows, num_tokens, _ = hidden.shape

@@ -246,18 +246,6 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
             window.write_slots, window.cells = to_device(slots, device).unsqueeze(1), to_device(cells, device)
         return grid
 
-    def select_at(self, slots: Tensor, cells: Tensor, read_length: int) -> None:
-        """Select cells with device tensors only, so that the forward can be captured in a CUDA graph.
-
-        Args:
-            slots: shape [B].
-            cells: each row's own cell, shape [B, T].
-            read_length: cells of each slot to read.
-        """
-        window = self._window
-        window.read_length = read_length
-        window.slots, window.write_slots, window.cells = slots, slots.unsqueeze(1), cells
-
     def row_views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
         """Views for a forward in consecutive cells of one slot, made for all layers at once, in far fewer operations.
 

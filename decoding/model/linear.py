@@ -1,6 +1,5 @@
 """Linear layers, and the seam for formats that hold their weights in fewer bits."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,23 +75,6 @@ class Conversion(Protocol):
         Raises:
             UnsupportedModelError: the format does not work on this device.
         """
-
-
-class CheckedConversion(ABC):
-    """A conversion that remembers whether the model it is for has passed the runner's check."""
-
-    @property
-    @abstractmethod
-    def has_passed(self) -> bool:
-        """Whether the same weights passed it with the same code before."""
-
-    @abstractmethod
-    def record_pass(self) -> None:
-        """Remember that the check was passed."""
-
-    @abstractmethod
-    def __call__(self, linear: DenseLinear, *, is_head: bool = False) -> Linear:
-        """See `Conversion`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
 """Weight format int4: linear layers in 4 bits (8 for the output head).
 
 A decode step of a few rows takes as long as reading the weights, so fewer bits per weight make it faster. With more
-rows, arithmetic dominates, and 8-bit activations make that faster too: on a CPU the layers are those of `native`.
-Where there are no native kernels, torch's `_weight_int4pack_mm_for_cpu` and `_weight_int8pack_mm` are used; see
-`linear_cuda` for GPUs.
+rows, arithmetic dominates, and 8-bit activations make that faster too: the layers are those of `native`. Where there
+are no native kernels, torch's `_weight_int4pack_mm_for_cpu` and `_weight_int8pack_mm` are used.
 """
 
 import torch
@@ -64,10 +63,6 @@ class Int8Linear:
 
 def convert_int4(linear: DenseLinear, *, is_head: bool = False) -> Linear:
     """See `Conversion`: 8 bits for the output head, 4 for other layers, dense where the kernels rule out the shape."""
-    if linear.weight.device.type == "cuda":
-        from superdraft.decoding.model.linear_cuda import convert_int4_on_gpu  # it imports this module
-
-        return convert_int4_on_gpu(linear, is_head=is_head)
     num_outputs, num_inputs = linear.weight.shape
     if num_inputs % GROUP_SIZE:
         return linear

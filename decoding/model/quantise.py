@@ -10,7 +10,6 @@ _EXACT_MISFIT = 0.05  # of a step; bfloat16 rounds the eighth step by 0.016 of a
 _SAMPLE_GROUPS = 256
 # Rounded together: small enough that the temporaries stay in the processor's cache and reuse the same memory.
 _BLOCK_GROUPS = 2048
-_GPU_BLOCK_GROUPS = 1 << 18  # on a GPU the number of operations is what takes time
 _BLOCK_ROWS = 128
 
 
@@ -23,8 +22,8 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Levels -127..127, [N, K] int8; scales, [N] float32.
     """
-    scales = torch.empty(weight.shape[0], device=weight.device)
-    levels = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(weight.shape[0])
+    levels = torch.empty(weight.shape, dtype=torch.int8)
     blocks = (torch.split(tensor, _BLOCK_ROWS) for tensor in (weight.detach(), scales, levels))
     for rows, scale, level in zip(*blocks, strict=True):
         exact = rows.float()
@@ -45,8 +44,7 @@ def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Levels 0..15, [N, K] int32; scales, [N, K / 32]; zeros, the value of level 8, [N, K / 32].
     """
-    block_groups = _BLOCK_GROUPS if weight.device.type == "cpu" else _GPU_BLOCK_GROUPS
-    blocks = torch.split(weight.detach().reshape(-1, GROUP_SIZE), block_groups)
+    blocks = torch.split(weight.detach().reshape(-1, GROUP_SIZE), _BLOCK_GROUPS)
     parts = [_quantise_groups(groups.float()) for groups in blocks]
     levels, scales, zeros = (torch.cat(part).view(weight.shape[0], -1) for part in zip(*parts, strict=True))
     return levels, scales, zeros

@@ -74,16 +74,12 @@ class Grid:
     places: list[int]
 
 
-def grid_of(
-    segments: Sequence[Segment], device: torch.device, read_length: int | None = None
-) -> tuple[Grid, list[int], list[list[int]]]:
+def grid_of(segments: Sequence[Segment], device: torch.device) -> tuple[Grid, list[int], list[list[int]]]:
     """Arrange segments as a grid.
 
     Args:
         segments: the rows.
         device: where the grid's tensors are.
-        read_length: cells of each slot to read. B and T then are powers of two, so that few shapes occur; the last
-            slot is repeated. None: as many cells as the rows see, and a grid without repeated slots.
 
     Returns:
         The grid, its B slots, and each row's own cell, shape [B, T].
@@ -93,17 +89,13 @@ def grid_of(
         by_slot.setdefault(segment.slot, []).append(segment)
     slots, of_slots = list(by_slot), list(by_slot.values())
     width = max(sum(segment.count for segment in own) for own in of_slots)
-    num_repeated = 0
-    if read_length is None:
-        read_length = max(segment.furthest for segment in segments)
-    else:
-        width, num_repeated = _power_of_two(width), _power_of_two(len(slots)) - len(slots)
+    read_length = max(segment.furthest for segment in segments)
     positions, cells, bases = [], [], []
     # The cells of paths: where in the flattened grid, which cell, which position.
     rows: list[int] = []
     seen: list[int] = []
     seen_positions: list[int] = []
-    for row, own in enumerate(of_slots + of_slots[-1:] * num_repeated):
+    for row, own in enumerate(of_slots):
         per_row = [(segment, position) for segment in own for position in segment.positions]
         per_row += [per_row[-1]] * (width - len(per_row))
         positions.append([position for _, position in per_row])
@@ -125,9 +117,4 @@ def grid_of(
     for segment in segments:
         places += range(next_place[segment.slot], next_place[segment.slot] + segment.count)
         next_place[segment.slot] += segment.count
-    return Grid(at, distances, places), slots + slots[-1:] * num_repeated, cells
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is not less."""
-    return 1 << (number - 1).bit_length()
+    return Grid(at, distances, places), slots, cells

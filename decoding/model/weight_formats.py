@@ -32,13 +32,15 @@ def choose_weight_format(dtype: str, device: torch.device) -> WeightFormat:
         device: where the model will run.
 
     Raises:
-        ModelLoadError: no format has this name.
+        ModelLoadError: no format has this name, or it is not for this device.
     """
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "int4" if has_kernels() or _has_fast_bfloat16() else "float32"
     if dtype not in WEIGHT_FORMATS:
         *names, last = ("auto", *WEIGHT_FORMATS)
         raise ModelLoadError(f"dtype must be {', '.join(names)} or {last}, got {dtype!r}.")
+    if device.type == "cuda" and WEIGHT_FORMATS[dtype].convert is not None:
+        raise ModelLoadError(f"dtype {dtype} is for CPUs. On a GPU use bfloat16, got device {device}.")
     return WEIGHT_FORMATS[dtype]
 
 

@@ -46,7 +46,6 @@ def test_a_format_of_16_bits_takes_two_bytes_per_weight():
 def test_with_int4_all_layers_are_there_twice_while_they_are_converted():
     assert served_bytes(SIZE, "int4") == 500 + 100 + 2 * 110
     assert loading_bytes(SIZE, "int4") == 2 * 910 + 500 + 100
-    assert loading_bytes(SIZE, "int4", is_on_gpu=True) == 2 * 910
     assert loading_bytes(dataclasses.replace(SIZE, is_fused=False), "int4") == 2 * 910  # they go one by one
 
 

@@ -127,18 +127,3 @@ def test_a_row_sees_the_trunk_up_to_its_base_and_its_own_path():
     assert seen(0, 2) == {0: 4, 1: 3, 7: 2, 9: 1, 3: 0}
     assert seen(1, 0) == {0: 0}
     assert seen(1, 1) == seen(1, 2) == {0: 1, 1: 0}
-
-
-@pytest.mark.parametrize(("num_slots", "num_rows", "shape"), [(1, 1, (1, 1)), (3, 3, (4, 4)), (4, 2, (4, 2))])
-def test_a_grid_of_a_given_length_has_powers_of_two_slots_and_rows(num_slots, num_rows, shape):
-    rows = [Segment(slot, 2, 1, 2, (2 + row,)) for slot in range(num_slots) for row in range(num_rows)]
-    grid, slots, cells = grid_of(rows, torch.device("cpu"), 12)
-    assert grid.distances.shape == (*shape, 12)
-    assert slots == [*range(num_slots), *[num_slots - 1] * (shape[0] - num_slots)]
-    assert {len(own) for own in cells} == {shape[1]}
-    assert [grid.places[row] for row in range(num_rows)] == list(range(num_rows))
-    # What is repeated is the same row again, in the same cell: it may be written twice.
-    for row in range(shape[0]):
-        for column in range(num_rows, shape[1]):
-            assert torch.equal(grid.distances[row, column], grid.distances[row, num_rows - 1])
-            assert cells[row][column] == cells[row][num_rows - 1]

@@ -7,9 +7,10 @@ from typer.testing import CliRunner
 
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.errors import ModelLoadError
 from superdraft.decoding.loading.loader import load_model
 from superdraft.decoding.model.linear import DenseLinear, WeightFormat
-from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS
+from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS, choose_weight_format
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.cli.main import app
 
@@ -42,3 +43,13 @@ def test_the_help_of_serve_lists_every_format():
     result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "300"})
     *names, last = ("auto", *WEIGHT_FORMATS)
     assert f"{', '.join(names)} or {last}." in result.output
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32"])
+def test_a_gpu_gets_weights_that_stay_dense(dtype):
+    assert choose_weight_format(dtype, torch.device("cuda")).convert is None
+
+
+def test_int4_on_a_gpu_is_refused_with_the_remedy():
+    with pytest.raises(ModelLoadError, match=r"dtype int4 is for CPUs\. On a GPU use bfloat16, got device cuda:1"):
+        choose_weight_format("int4", torch.device("cuda:1"))
