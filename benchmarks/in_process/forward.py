@@ -12,7 +12,7 @@ from superdraft.benchmarks.options import AsJson, Dtype, Model
 from superdraft.benchmarks.summary import make_report, plain_table, print_report, tracked
 from superdraft.decoding import Engine, EngineConfig, load_engine
 from superdraft.decoding.loading.store import DEFAULT_MODEL
-from superdraft.decoding.model.native.decoder import PHASES
+from superdraft.decoding.model.native.structs import PHASES
 from superdraft.decoding.model.threads import candidates, num_cores
 from superdraft.decoding.model.torch_runner import TorchRunner
 

@@ -6,6 +6,8 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstddef>
+#include <iterator>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -68,6 +70,16 @@ struct Batch {
     int32_t num_threads;
 };
 
+// Python passes these structs as those of `structs.py`, with pointers of eight bytes and no other padding than at the end.
+static_assert(sizeof(Linear) == 40 && offsetof(Linear, num_outputs) == 24 && offsetof(Linear, bits) == 32);
+static_assert(sizeof(Layer) == 200 && offsetof(Layer, qkv) == 8 && offsetof(Layer, query_norm) == 48);
+static_assert(offsetof(Layer, output) == 64 && offsetof(Layer, mlp_norm) == 104 && offsetof(Layer, gate_up) == 112);
+static_assert(offsetof(Layer, down) == 152 && offsetof(Layer, window) == 192);
+static_assert(sizeof(Model) == 88 && offsetof(Model, head) == 16 && offsetof(Model, num_layers) == 56);
+static_assert(offsetof(Model, epsilon) == 76 && offsetof(Model, scaling) == 80);
+static_assert(sizeof(Batch) == 136 && offsetof(Batch, keys) == 72 && offsetof(Batch, seconds) == 96);
+static_assert(offsetof(Batch, slot_stride) == 104 && offsetof(Batch, num_rows) == 120);
+
 constexpr int kFewRows = 8;  // a segment of fewer rows is attended row by row
 constexpr int kQueriesAtOnce = 64;
 
@@ -127,6 +139,9 @@ void norm_and_rotate(float* head, int dim, const float* norm, float epsilon, con
     }
 }
 
+constexpr int kPhases = 9;  // of a layer
+constexpr int kHeadPhases = 2;
+
 // Threads meet here some 300 times per forward. OpenMP's own barrier puts threads to sleep as soon as the process has more
 // of them than cores, as it does once a second thread of the program has used OpenMP, and waking them takes longer than
 // most phases do.
@@ -161,7 +176,7 @@ class Forward {
           heads_width_(model.num_heads * model.head_dim),
           qkv_width_(heads_width_ + 2 * model.num_kv_heads * model.head_dim),
           partial_size_(num_groups_ * (model.head_dim + 2)),
-          counters_(new std::atomic<int>[model.num_layers * kPhases + 2]()) {
+          counters_(new std::atomic<int>[model.num_layers * kPhases + kHeadPhases]()) {
         plan_attention();
         const size_t rows = batch.num_rows;
         fit(memory.hidden, rows * model.width);
@@ -183,7 +198,6 @@ class Forward {
     }
 
    private:
-    static constexpr int kPhases = 9;  // of a layer
     using Clock = std::chrono::steady_clock;
 
     const Model& model_;
@@ -443,6 +457,13 @@ class Forward {
 }  // namespace
 
 #define SUPERDRAFT_API extern "C" __attribute__((visibility("default")))
+
+// Sizes and constants that Python relies on: `expected_layout` in `structs.py`.
+SUPERDRAFT_API void superdraft_layout(int32_t* to) {
+    const int32_t layout[] = {sizeof(Linear), sizeof(Layer), sizeof(Model), sizeof(Batch), kGroup, kPanel,
+                              kInt4Block, kInt8Block, kLanes, kQueryBlock, kPhases + kHeadPhases};
+    std::copy(std::begin(layout), std::end(layout), to);
+}
 
 SUPERDRAFT_API void* superdraft_new_memory() { return new Memory; }
 

@@ -11,81 +11,20 @@ from superdraft.decoding.model.fused_decoder import DecoderLayer, FusedDecoder
 from superdraft.decoding.model.kv_cache import SlotKVCache
 from superdraft.decoding.model.linear import Linear
 from superdraft.decoding.model.native.library import load_kernels
-from superdraft.decoding.model.native.linear import LinearStruct, NativeLinear, address
+from superdraft.decoding.model.native.linear import NativeLinear, address
+from superdraft.decoding.model.native.structs import (
+    LANES,
+    MAX_SHARED,
+    PHASES,
+    BatchStruct,
+    LayerStruct,
+    LinearStruct,
+    ModelStruct,
+)
 from superdraft.decoding.model.segments import Segment
 
-PHASES = (
-    "norms",
-    "products",
-    "rotary",
-    "attention",
-    "attention",
-    "products",
-    "norms",
-    "products",
-    "products",
-    "norms",
-    "head",
-)
-"""What a forward does between two meetings of its threads: the phases of a layer, then of the head."""
-
-_LANES = 16
 _FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 _UNLIMITED = 2**31 - 1
-_MAX_SHARED = 96  # queries that share keys and values: kQueryBlock in `attention.h`
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("input_norm", ctypes.c_void_p),
-        ("qkv", LinearStruct),
-        ("query_norm", ctypes.c_void_p),
-        ("key_norm", ctypes.c_void_p),
-        ("output", LinearStruct),
-        ("mlp_norm", ctypes.c_void_p),
-        ("gate_up", LinearStruct),
-        ("down", LinearStruct),
-        ("window", ctypes.c_int32),
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.c_void_p),
-        ("norm", ctypes.c_void_p),
-        ("head", LinearStruct),
-        ("num_layers", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("num_heads", ctypes.c_int32),
-        ("num_kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-        ("epsilon", ctypes.c_float),
-        ("scaling", ctypes.c_float),
-    )
-
-
-class _Batch(ctypes.Structure):
-    _fields_ = (
-        ("embeddings", ctypes.c_void_p),
-        ("cosines", ctypes.c_void_p),
-        ("sines", ctypes.c_void_p),
-        ("slots", ctypes.c_void_p),
-        ("starts", ctypes.c_void_p),
-        ("counts", ctypes.c_void_p),
-        ("bases", ctypes.c_void_p),
-        ("paths", ctypes.c_void_p),
-        ("kept", ctypes.c_void_p),
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("logits", ctypes.c_void_p),
-        ("seconds", ctypes.c_void_p),
-        ("slot_stride", ctypes.c_int64),
-        ("head_stride", ctypes.c_int64),
-        ("num_rows", ctypes.c_int32),
-        ("num_segments", ctypes.c_int32),
-        ("num_kept", ctypes.c_int32),
-        ("num_threads", ctypes.c_int32),
-    )
 
 
 class NativeDecoder:
@@ -107,7 +46,7 @@ class NativeDecoder:
         self._rotations = self._rotation(torch.arange(max_len)) if is_fixed else None
         self._addresses: tuple[SlotKVCache, Any, Any] | None = None
         self._kept_alive: list[Tensor] = []
-        layers = (_Layer * len(decoder.layers))()
+        layers = (LayerStruct * len(decoder.layers))()
         for struct, layer, window in zip(layers, decoder.layers, windows, strict=True):
             query_norm, key_norm = layer.norms or (None, None)
             struct.input_norm, struct.mlp_norm = self._floats(layer.input_norm), self._floats(layer.mlp_norm)
@@ -116,7 +55,7 @@ class NativeDecoder:
             struct.window = window or _UNLIMITED
         self._layers = layers
         self._width, self._num_logits = decoder.norm.shape[0], _native(decoder.head).shape[0]
-        self._model = _Model(
+        self._model = ModelStruct(
             layers=ctypes.addressof(layers),
             norm=self._floats(decoder.norm),
             head=_struct(decoder.head),
@@ -145,10 +84,11 @@ class NativeDecoder:
         linears = [linear for layer in decoder.layers for linear in _linears(layer)]
         return (
             all(isinstance(linear, NativeLinear) for linear in [*linears, decoder.head])
+            and _has_like_layers(decoder)
             and decoder.activation is nn.functional.silu
-            and decoder.head_dim % (2 * _LANES) == 0
+            and decoder.head_dim % (2 * LANES) == 0
             and decoder.num_heads % decoder.num_kv_heads == 0
-            and decoder.num_heads // decoder.num_kv_heads <= _MAX_SHARED
+            and decoder.num_heads // decoder.num_kv_heads <= MAX_SHARED
         )
 
     def __call__(
@@ -188,7 +128,7 @@ class NativeDecoder:
             assert all(part.stride() == keys.stride() for layer in cache.layers for part in (layer.keys, layer.values))
             self._addresses = cache, *_addresses(cache)
         logits = torch.empty(len(kept), self._num_logits)
-        batch = _Batch(
+        batch = BatchStruct(
             *(address(tensor) for tensor in (inputs, cosines, sines, *numbers)),
             *(ctypes.addressof(part) for part in self._addresses[1:]),
             logits=logits.data_ptr(),
@@ -224,6 +164,20 @@ class NativeDecoder:
 
 def _linears(layer: DecoderLayer) -> tuple[Linear, Linear, Linear, Linear]:
     return layer.qkv, layer.output, layer.gate_up, layer.down
+
+
+def _has_like_layers(decoder: FusedDecoder) -> bool:
+    """Whether every layer has the shapes that the kernels' working memory is made for."""
+    width, head_dim = decoder.norm.shape[0], decoder.head_dim
+    num_all = decoder.num_heads + 2 * decoder.num_kv_heads
+    inner = _native(decoder.layers[0].down).shape[1]
+    expected = [
+        (num_all * head_dim, width),
+        (width, decoder.num_heads * head_dim),
+        (2 * inner, width),
+        (width, inner),
+    ]
+    return all([_native(linear).shape for linear in _linears(layer)] == expected for layer in decoder.layers)
 
 
 def _native(linear: Linear) -> NativeLinear:

@@ -1,16 +1,19 @@
 """The compiled kernels: built with the system's C++ compiler when they are first needed, and kept.
 
 There is one library per instruction set (`VARIANTS`), not per machine, so an image can contain them all: `build` them
-into `BUNDLED`. Elsewhere they go into the user's cache. Parallel regions run on torch's OpenMP threads, because the
-libraries take OpenMP's functions from the process.
+into `BUNDLED`. Elsewhere they go into the user's cache. A library runs in this process, so it is loaded only from a
+folder that no other user can write to; one that cannot be loaded is built again. Parallel regions run on torch's OpenMP
+threads, because the libraries take OpenMP's functions from the process.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +21,10 @@ from pathlib import Path
 
 import torch
 
+from superdraft.decoding.durable import new_file
 from superdraft.decoding.home import superdraft_home
+from superdraft.decoding.model.native.structs import expected_layout
+from superdraft.decoding.model.quantise import GROUP_SIZE
 from superdraft.decoding.progress import stage
 
 _SOURCES = Path(__file__).parent
@@ -34,9 +40,12 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 """The compiler's options for each instruction set, the best first."""
 
 # Without -ffast-math: a row's sums must be taken in the same order in every batch.
-_OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+_OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+# GCC 12 finds fault with its own AVX-512 header, and notes that vectors are passed otherwise than before GCC 4.6.
+WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized")
 _COMPILERS = ("c++", "g++", "clang++")
 _BUILD_SECONDS = 300
+_DAMAGED = (OSError, AttributeError)
 
 
 class KernelsUnavailableError(Exception):
@@ -71,11 +80,39 @@ def load_kernels(variant: str | None = None) -> ctypes.CDLL:
         if not variants:
             raise KernelsUnavailableError(f"the kernels need AVX2, which this {platform.machine()} processor lacks")
         variant = variants[0]
-    name = library_name(variant)
     for folder in (BUNDLED, _cache_folder()):
-        if (folder / name).is_file():
-            return ctypes.CDLL(str(folder / name))
-    return ctypes.CDLL(str(build(variant, _cache_folder())))
+        library = folder / library_name(variant)
+        if library.is_file() and _is_safe(library) and _is_safe(folder):
+            with contextlib.suppress(*_DAMAGED):
+                return _opened(library)
+    built = build(variant, _cache_folder())
+    try:
+        return _opened(built)
+    except _DAMAGED as error:
+        raise KernelsUnavailableError(f"the kernels were built, but cannot be loaded: {error}") from error
+
+
+def _opened(library: Path) -> ctypes.CDLL:
+    """Load a library and compare what it was compiled with.
+
+    Raises:
+        OSError, AttributeError: it is damaged, or something else.
+        KernelsUnavailableError: it passes other structs than Python does.
+    """
+    kernels, expected = ctypes.CDLL(str(library)), expected_layout(GROUP_SIZE)
+    found = (ctypes.c_int32 * len(expected))()
+    kernels.superdraft_layout(found)
+    if list(found) != expected:
+        raise KernelsUnavailableError(f"{library} was compiled for other structs: {list(found)}, expected {expected}")
+    return kernels
+
+
+def _is_safe(path: Path) -> bool:
+    """Whether only this user and root can write to a file or folder. On Windows: yes."""
+    if os.name == "nt":
+        return True
+    facts = path.stat()
+    return facts.st_uid in (os.getuid(), 0) and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 @functools.cache
@@ -106,33 +143,38 @@ def build(variant: str, folder: Path) -> Path:
 
     Args:
         variant: a name in `VARIANTS`.
-        folder: it is created if it does not exist.
+        folder: it is created if it does not exist. What is in its place there is replaced.
 
     Returns:
         The library.
 
     Raises:
-        KernelsUnavailableError: there is no compiler, it failed, or the folder cannot be written.
+        KernelsUnavailableError: there is no compiler, it failed, or the folder cannot be written or is another user's.
     """
     compiler = next(filter(None, map(shutil.which, [*filter(None, [os.environ.get("CXX")]), *_COMPILERS])), None)
     if compiler is None:
         raise KernelsUnavailableError(f"no C++ compiler was found (looked for {', '.join(_COMPILERS)})")
     library = folder / library_name(variant)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Built beside its place and renamed, so that no process loads half a library.
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            objects, built = Path(scratch, "decoder.o"), Path(scratch, library.name)
-            options = [option for option in _OPTIONS if option != "-shared"]
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        if not _is_safe(folder):  # what others have put there is not loaded: it has another owner
+            folder.chmod(0o755)
+        with tempfile.TemporaryDirectory() as scratch, new_file(library) as partial:
+            objects = Path(scratch, "decoder.o")
             with stage("Compiling the kernels for this processor, once"):
-                _run([compiler, *options, *VARIANTS[variant], "-fopenmp", "-w", "-c", "-o", str(objects), str(_MAIN)])
+                _run([compiler, *compile_options(variant), "-c", "-o", str(objects), str(_MAIN)])
             # Linking with -fopenmp would load a second OpenMP, with threads of its own.
             openmp = [] if hasattr(ctypes.CDLL(None), "GOMP_parallel") else ["-fopenmp"]
-            _run([compiler, "-shared", *openmp, "-o", str(built), str(objects)])
-            built.replace(library)
+            _run([compiler, "-shared", *openmp, "-o", str(partial), str(objects)])
+            partial.chmod(0o755)
     except OSError as error:
         raise KernelsUnavailableError(f"the kernels could not be written to {folder}: {error}") from error
     return library
+
+
+def compile_options(variant: str) -> list[str]:
+    """The compiler's options for a variant, with its warnings on."""
+    return [*_OPTIONS, *VARIANTS[variant], *WARNINGS]
 
 
 def _run(command: list[str]) -> None:

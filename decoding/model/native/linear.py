@@ -10,23 +10,8 @@ import torch
 from torch import Tensor
 
 from superdraft.decoding.model.native.library import load_kernels
+from superdraft.decoding.model.native.structs import INT4_BLOCK, INT8_BLOCK, PANEL, LinearStruct
 from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
-
-_PANEL = 16
-_INT4_BLOCK, _INT8_BLOCK = 320, 512  # bytes of 16 outputs and 32 inputs
-
-
-class LinearStruct(ctypes.Structure):
-    """`Linear` in `products.h`."""
-
-    _fields_ = (
-        ("panels", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("num_outputs", ctypes.c_int32),
-        ("num_inputs", ctypes.c_int32),
-        ("bits", ctypes.c_int32),
-    )
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -52,16 +37,16 @@ class NativeLinear:
         self._kernels = load_kernels()
         num_outputs, num_inputs = weight.shape
         self.shape = (num_outputs, num_inputs)
-        num_panels = -(-num_outputs // _PANEL)
-        padding = (0, num_panels * _PANEL - num_outputs)
+        num_panels = -(-num_outputs // PANEL)
+        padding = (0, num_panels * PANEL - num_outputs)
         self._bias = None if bias is None else torch.nn.functional.pad(bias.detach().float(), padding)
         self._scales: Tensor | None = None
         num_blocks = num_panels * (num_inputs // GROUP_SIZE)
         if bits == 4:
-            self._panels = torch.empty(num_blocks * _INT4_BLOCK, dtype=torch.uint8)
+            self._panels = torch.empty(num_blocks * INT4_BLOCK, dtype=torch.uint8)
             self._pack_int4(weight)
         else:
-            self._panels = torch.empty(num_blocks * _INT8_BLOCK, dtype=torch.uint8)
+            self._panels = torch.empty(num_blocks * INT8_BLOCK, dtype=torch.uint8)
             levels, scales = quantise_int8(weight)
             self._scales = torch.nn.functional.pad(scales, padding)
             self._kernels.superdraft_pack_int8(
@@ -91,14 +76,14 @@ class NativeLinear:
             KernelsUnavailableError: there are no kernels for this machine.
         """
         num_outputs, num_inputs, bits = parts["sizes"].tolist()
-        num_panels = -(-num_outputs // _PANEL)
+        num_panels = -(-num_outputs // PANEL)
         num_blocks = num_panels * (num_inputs // GROUP_SIZE)
         layer = cls.__new__(cls)
         layer._kernels = load_kernels()
         layer._panels, layer._scales, layer._bias = parts["panels"], parts.get("scales"), parts.get("bias")
         found = [None if part is None else part.shape for part in (layer._panels, layer._scales, layer._bias)]
-        padded = (num_panels * _PANEL,)
-        expected = (num_blocks * (_INT4_BLOCK if bits == 4 else _INT8_BLOCK),)
+        padded = (num_panels * PANEL,)
+        expected = (num_blocks * (INT4_BLOCK if bits == 4 else INT8_BLOCK),)
         if (
             found[0] != expected
             or found[1] not in ((None,) if bits == 4 else (padded,))

@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from superdraft.decoding.model.native.linear import LinearStruct, NativeLinear, address
+from superdraft.decoding.model.native.linear import NativeLinear, address
+from superdraft.decoding.model.native.structs import LinearStruct
 
 _NUM_OUTPUTS, _NUM_INPUTS = 4096, 2048
 _COPIES = 24  # of 5 MB each: more than the caches of most processors hold

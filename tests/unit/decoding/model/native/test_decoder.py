@@ -131,4 +131,10 @@ def test_models_that_the_kernels_cannot_run():
         made = decoder(**options)
         made.convert(convert_int4)
         assert NativeDecoder.supports(made) is supported
+    uneven, wide = decoder(), decoder(intermediate_size=192)
+    for made in (uneven, wide):
+        made.convert(convert_int4)
+    # The kernels' memory is made for the first layer's width: a wider one would be written beyond its end.
+    uneven.layers[1].gate_up, uneven.layers[1].down = wide.layers[1].gate_up, wide.layers[1].down
+    assert not NativeDecoder.supports(uneven)
     assert isinstance(dense.head, DenseLinear)

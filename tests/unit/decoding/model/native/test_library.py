@@ -1,6 +1,10 @@
 """Building and finding the compiled kernels."""
 
+import os
+import shutil
 import stat
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,15 @@ def _fresh(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "BUNDLED", tmp_path / "bundled")
     monkeypatch.setattr(library, "load_kernels", load_kernels.__wrapped__)
     monkeypatch.setattr(library, "why_unavailable", library.why_unavailable.__wrapped__)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A library for this processor."""
+    variant = next(iter(library.supported_variants()), None)
+    if variant is None:
+        pytest.skip("this processor has no kernels")
+    return build(variant, tmp_path_factory.mktemp("whole"))
 
 
 def compiler(tmp_path, script: str) -> str:
@@ -36,11 +49,9 @@ def test_a_library_is_built_once_and_then_found(monkeypatch, tmp_path):
     assert library.load_kernels().superdraft_forward is not None
 
 
-def test_a_library_that_comes_with_the_package_is_preferred(monkeypatch, tmp_path):
-    variant = next(iter(library.supported_variants()), None)
-    if variant is None:
-        pytest.skip("this processor has no kernels")
-    build(variant, tmp_path / "bundled")
+def test_a_library_that_comes_with_the_package_is_preferred(monkeypatch, tmp_path, whole):
+    (tmp_path / "bundled").mkdir(mode=0o755)
+    shutil.copy(whole, tmp_path / "bundled")
     monkeypatch.setattr(library, "build", None)
     assert library.load_kernels() is not None
     assert not (tmp_path / "home").exists()
@@ -101,3 +112,98 @@ def test_an_image_for_another_processor_is_built_without_kernels(monkeypatch, tm
     monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
     with pytest.raises(SystemExit, match="unrecognized option"):
         building.main()
+
+
+@pytest.fixture
+def cached(whole, tmp_path):
+    """The same library in the cache."""
+    folder = tmp_path / "home" / "kernels"
+    folder.mkdir(parents=True, mode=0o755)
+    return shutil.copy(whole, folder)
+
+
+@pytest.fixture
+def builds(monkeypatch, whole):
+    """How often a library was built: by a copy."""
+    done = []
+
+    def fake(variant, folder):
+        done.append(folder)
+        return Path(shutil.copy(whole, folder / "built")).replace(folder / library_name(variant))  # never in place
+
+    monkeypatch.setattr(library, "build", fake)
+    return done
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"\x7fELF no library"])
+def test_a_library_that_cannot_be_loaded_is_built_again(cached, builds, content):
+    Path(cached).unlink()  # what this process has loaded must stay as it is
+    Path(cached).write_bytes(content)
+    assert library.load_kernels().superdraft_forward is not None
+    assert len(builds) == 1
+    assert library.load_kernels().superdraft_forward is not None
+    assert len(builds) == 1
+
+
+def test_another_library_in_its_place_stops_no_start(cached, builds):
+    Path(cached).unlink()
+    shutil.copy(_libm(), cached)  # the system does not load another file of the same name into the same process
+    assert "undefined symbol" in library.why_unavailable()
+    assert len(builds) == 1
+
+
+def _libm() -> str:
+    return next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libm.so" in line)
+
+
+def test_a_library_that_was_built_and_cannot_be_loaded_is_no_end_of_the_start(monkeypatch, tmp_path, whole):
+    def broken(variant, folder):
+        (tmp_path / "broken.so").write_bytes(b"\0" * 100)
+        return tmp_path / "broken.so"
+
+    monkeypatch.setattr(library, "build", broken)
+    assert "were built, but cannot be loaded" in library.why_unavailable()
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_others_can_write_is_not_loaded(cached, builds, what, mode):
+    path = Path(cached)
+    (path if what == "file" else path.parent).chmod(mode)
+    assert library.load_kernels() is not None
+    assert len(builds) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_others_own_is_not_loaded(cached, builds, what):
+    path = Path(cached)
+    os.chown(path if what == "file" else path.parent, 12345, -1)
+    assert library.load_kernels() is not None
+    assert len(builds) == 1
+
+
+def test_a_folder_that_others_can_write_is_closed_to_them_by_a_build(tmp_path, whole, monkeypatch):
+    monkeypatch.setenv(
+        "CXX", compiler(tmp_path, f'for last; do :; done; while [ "$1" != -o ]; do shift; done; cp {whole} "$2"')
+    )
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    built = build("avx2", folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(built.stat().st_mode) == 0o755
+
+
+def test_other_structs_than_pythons_are_noticed(cached, monkeypatch):
+    monkeypatch.setattr(library, "expected_layout", lambda group_size: [1] * 11)
+    assert "was compiled for other structs" in library.why_unavailable()
+
+
+@pytest.mark.parametrize("variant", library.VARIANTS)
+def test_the_sources_compile_without_warnings(variant):
+    compiler = shutil.which("g++")
+    if compiler is None or not library.is_x86_64():
+        pytest.skip("there is no g++ for x86-64")
+    command = [compiler, *library.compile_options(variant), "-Werror", "-fsyntax-only", str(library._MAIN)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
