@@ -26,7 +26,7 @@ FROM python:3.11-slim-bookworm AS builder
 # Package index for torch. The default has builds for the CPU. Empty: pip's own index, whose torch is for CUDA and
 # several gigabytes larger.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# Extras of Superdraft to install: "server", or "server,ray" for `superdraft serve --ray`.
+# Extras of Superdraft to install: "server", or "server,ray" for `superdraft serve --ray-replicas`.
 ARG EXTRAS=server
 
 # hadolint ignore=DL3008

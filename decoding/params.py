@@ -1,6 +1,7 @@
 """Parameters of one generation, checked once, then frozen."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.method.selection import PAPER, RULES, SelectionRule
@@ -9,7 +10,9 @@ DEFAULT_ALPHA = PAPER.alpha
 DEFAULT_TAU = PAPER.tau
 SELECTIONS = tuple(RULES)
 DEFAULT_MIN_DRAFT_TOKENS = 4
-STRATEGIES = ("superposed", "sample", "greedy", "sample+superposed")
+Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+DEFAULT_STRATEGY: Strategy = "superposed"
 TRIMS = ("none", "word", "sentence")
 
 
@@ -101,7 +104,7 @@ class GenerationParams:
     verify_top: int | None = None
     num_verified: int | None = None
     echo_logprobs: bool = False
-    strategy: str = "superposed"
+    strategy: str = DEFAULT_STRATEGY
     num_branches: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0

@@ -5,6 +5,6 @@ the host and the port.
 """
 
 from superdraft.server.ray_replicas.serve import application
-from superdraft.server.settings import load_settings
+from superdraft.server.settings_sources import load_settings
 
 app = application(load_settings())

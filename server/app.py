@@ -10,7 +10,6 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.engine_protocol import DecodingEngine
@@ -123,11 +122,11 @@ def create_app(
         engine=async_engine,
         model_name=settings.served_model_name or model_name,
         ngram_models=ngram_models or NgramModels(),
-        feedback=Feedback(metrics, is_on=settings.feedback, file=settings.feedback_file),
-        drafting=drafting or DraftingDefaults.of(settings, DEFAULT_ALPHA, DEFAULT_TAU, None),
+        feedback=Feedback(metrics, file=settings.feedback_file),
+        drafting=drafting or DraftingDefaults.of(settings),
         metrics=metrics,
         fim=fim_tokens_of(engine, settings),
-        fan_out=FanOut(min(settings.fan_out_drafts, settings.max_num_drafts) if settings.fan_out else 1),
+        fan_out=FanOut(min(settings.fan_out, settings.max_num_drafts)),
     )
     error_map.install(app)
     templates = _add_routes(app, access)

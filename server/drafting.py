@@ -9,6 +9,9 @@ from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU, GenerationPar
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.settings import Settings
 
+MIN_PROBABILITY = 0.01
+"""With the selection "distinct", less probable drafts stop growing unless a request says otherwise."""
+
 MAX_SHORT_TOKENS = 32
 """A request for more tokens wants a text rather than a suggestion: its best draft is not cut for being improbable."""
 
@@ -35,37 +38,15 @@ class DraftingDefaults:
     candidates_per_draft: int | None = None
 
     @classmethod
-    def of(cls, settings: Settings, alpha: float, tau: float, candidates_per_draft: int | None) -> "DraftingDefaults":
-        """The defaults from the settings and the tuning of the default n-gram model.
+    def of(cls, settings: Settings) -> "DraftingDefaults":
+        """The defaults that the settings give."""
+        return cls(settings.default_selection, settings.default_max_branches, MIN_PROBABILITY)
 
-        An operator who sets the weight of the n-gram model sets a parameter of the paper's method, as a request does,
-        so the default selection is then "paper". What was tuned for a model does not change the selection.
-        """
-        return cls(
-            selection=settings.default_selection or ("distinct" if settings.default_alpha is None else "paper"),
-            max_branches=settings.default_max_branches,
-            min_probability=settings.default_min_probability,
-            alpha=alpha,
-            tau=tau,
-            candidates_per_draft=candidates_per_draft,
-        )
-
-    def with_tuning(self, settings: Settings, tuning: Tuning | None) -> "DraftingDefaults":
-        """The defaults for a request that names an n-gram model.
-
-        Args:
-            settings: the operator's settings win over the tuning.
-            tuning: the named model's; None: the request names no model, or the model was not tuned.
-        """
+    def with_tuning(self, tuning: Tuning | None) -> "DraftingDefaults":
+        """The defaults with what was tuned for an n-gram model; None: nothing was. It changes no selection."""
         if tuning is None:
             return self
-        alpha, tau = settings.default_alpha, settings.default_tau
-        return replace(
-            self,
-            alpha=tuning.alpha if alpha is None else alpha,
-            tau=tuning.tau if tau is None else tau,
-            candidates_per_draft=tuning.candidates_per_draft,
-        )
+        return replace(self, alpha=tuning.alpha, tau=tuning.tau, candidates_per_draft=tuning.candidates_per_draft)
 
     def num_candidates(self, num_drafts: int) -> int | None:
         """The default m; None: the engine's.

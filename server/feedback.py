@@ -68,7 +68,6 @@ class Feedback:
 
     Args:
         metrics: where events are counted.
-        is_on: False: nothing is remembered, and no event is taken.
         file: where events are appended, as JSON lines; None: nowhere.
         clock: monotonic seconds.
     """
@@ -77,12 +76,10 @@ class Feedback:
         self,
         metrics: Metrics,
         *,
-        is_on: bool = True,
         file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
-        self._is_on = is_on
         self._file = file
         self._clock = clock
         self._callers: dict[str, _Completions] = {}
@@ -109,8 +106,6 @@ class Feedback:
             are_probabilities: whether exp(score) is the probability of a draft's first word.
             origins: the answer in which each draft appeared first, and its index there; None: all of them in this one.
         """
-        if not self._is_on:
-            return
         completions = self._callers.setdefault(caller, OrderedDict())
         completion = completions.setdefault(completion_id, _Completion(self._clock()))
         for place, draft in enumerate(drafts):
@@ -162,9 +157,6 @@ class Feedback:
             log.warning("feedback_not_recorded", reason=error.strerror)
 
     def _find(self, completion_id: str) -> _Completion:
-        if not self._is_on:
-            message = "This server takes no feedback; start it with --feedback."
-            raise NotFoundError(message, param="completion_id", code="feedback_off")
         self._forget()
         completions = self._callers.get(current_caller())
         completion = completions.get(completion_id) if completions is not None else None

@@ -17,8 +17,6 @@ from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.model.llamacpp.library import library
 from superdraft.decoding.model.native.library import has_kernels, why_unavailable
 from superdraft.decoding.model.threads import threads_file
-from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
-from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.ngram_models.store.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.drafting import DraftingDefaults
@@ -206,10 +204,7 @@ def drafting_defaults(settings: Settings, ngram_model: NgramModel | None) -> Dra
         settings: the server's settings.
         ngram_model: the default model; None: there is none.
     """
-    tuning = ngram_model.manifest.tuning if ngram_model is not None else None
-    alpha, tau = _defaults(settings, tuning)
-    num_candidates = None if tuning is None else tuning.candidates_per_draft
-    return DraftingDefaults.of(settings, alpha, tau, num_candidates)
+    return DraftingDefaults.of(settings).with_tuning(None if ngram_model is None else ngram_model.manifest.tuning)
 
 
 def choose_ngram_model(settings: Settings, fingerprint: str) -> NgramModel | None:
@@ -248,16 +243,5 @@ def open_ngram_models(settings: Settings, fingerprint: str, default: NgramModel 
     paths = {}
     if default is not None and named_model_folder(default.name, settings.home) != default.folder:
         paths[default.name] = default.folder  # the settings name it by path: its name alone would not find it
-    folders = ModelFolders(
-        fingerprint, home=settings.home, max_models=settings.max_ngram_models, paths=paths, first=default
-    )
+    folders = ModelFolders(fingerprint, home=settings.home, paths=paths, first=default)
     return NgramModels(default=None if default is None else default.name, folders=folders)
-
-
-def _defaults(settings: Settings, tuning: Tuning | None) -> tuple[float, float]:
-    alpha = tuning.alpha if tuning is not None else DEFAULT_ALPHA
-    tau = tuning.tau if tuning is not None else DEFAULT_TAU
-    return (
-        alpha if settings.default_alpha is None else settings.default_alpha,
-        tau if settings.default_tau is None else settings.default_tau,
-    )

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
-from superdraft.decoding.params import SELECTIONS, GenerationParams
+from superdraft.decoding.params import DEFAULT_STRATEGY, SELECTIONS, STRATEGIES, GenerationParams
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import FimTokens
@@ -27,7 +27,7 @@ from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramChoice, NgramModels, Scorer
 from superdraft.server.observe.metrics import Metrics
-from superdraft.server.settings import Settings, Strategy
+from superdraft.server.settings import Settings
 
 MODEL_ALIAS = "superdraft"  # editors send ids that start with "gpt" or "o" to the chat route, but not this one
 
@@ -133,7 +133,7 @@ class Service:
 
         They are `<model>:<strategy>` and `<model>:<selection>`; `<model>:paper` is Superposed Decoding as published.
         """
-        methods = {strategy: {"strategy": strategy} for strategy in get_args(Strategy)}
+        methods: dict[str, dict[str, str]] = {strategy: {"strategy": strategy} for strategy in STRATEGIES}
         methods |= {selection: {"strategy": "superposed", "selection": selection} for selection in SELECTIONS}
         return {f"{name}:{method}": sets for name in self.model_names for method, sets in methods.items()}
 
@@ -147,7 +147,7 @@ class Service:
         if alias is None and model is not None and model not in self.model_names:
             message = f"The model in the request is not served here; served: {', '.join(self.model_names)}."
             raise NotFoundError(message, param="model", code="model_not_found")
-        return alias or {"strategy": self.settings.default_strategy}
+        return alias or {"strategy": DEFAULT_STRATEGY}
 
     @property
     def _isolation(self) -> str:
@@ -207,7 +207,7 @@ class Service:
         method = self.method_of(request.model)
         if request.names_ngram_model:
             scorer = await self.ngram_models.choose(request.ngram_model)
-            drafting = self.drafting.with_tuning(self.settings, await self.ngram_models.tuning(request.ngram_model))
+            drafting = self.drafting.with_tuning(await self.ngram_models.tuning(request.ngram_model))
         else:
             scorer, drafting = await self.ngram_models.current_default(), self.drafting
         asked = {**method, "token_healing": self.settings.token_healing, **request.asked}
@@ -259,7 +259,7 @@ class Service:
     def _remember(
         self, request: DraftingRequest, params: GenerationParams, caller: str, prompt_index: int, share: Share
     ) -> None:
-        if request.takes_feedback and self.settings.feedback:
+        if request.takes_feedback:
             shown = share.output.drafts[: request.num_shown]
             (prompt, *_) = request.prompts.values()
             origins = None

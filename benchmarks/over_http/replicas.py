@@ -1,8 +1,7 @@
-"""Replicas on Ray Serve: whether sessions stay on one replica, and what is lost when replicas are killed or scaled.
+"""Replicas on Ray Serve: whether sessions stay on one replica, and what is lost when one is killed.
 
-Three phases. *Affinity*: sessions type key by key, with the header that names the session and without it. *Kill*: a
-working replica is killed (SIGKILL) under load. *Scale*: load adds a second and a third replica, and without load they
-are removed. Every request is counted by what its client saw.
+Two phases. *Affinity*: sessions type key by key, with the header that names the session and without it. *Kill*: a
+working replica is killed (SIGKILL) under load. Every request is counted by what its client saw.
 """
 
 import asyncio
@@ -39,12 +38,11 @@ NUM_KEYS = 12
 RECOVERY_TIMEOUT_S = 180.0
 CALM_S = 5.0  # seconds of load before and after each event
 POLL_S = 0.1
-UPSCALE_DELAY_S = 2.0
-DOWNSCALE_DELAY_S = 5.0
 
 _OPTIONS = (
-    "--ray",
-    *serve_options(num_slots=NUM_SLOTS, ray_replica_cpus=0.1, log_level="debug", log_format="json"),
+    *serve_options(
+        ray_replicas=NUM_REPLICAS, num_slots=NUM_SLOTS, ray_replica_cpus=0.1, log_level="debug", log_format="json"
+    ),
     *NEVER_REFUSE,
 )
 _REPLICA_HEADER = "x-superdraft-replica"
@@ -84,44 +82,30 @@ def main(
     kv_memory: Annotated[str, setting("kv_memory")] = "256MiB",
     as_json: AsJson = False,
 ) -> None:
-    """Kill, add and remove Ray Serve replicas under load. Exit code 1 if a request is lost that should not be."""
+    """Kill a Ray Serve replica under load. Exit code 1 if a request is lost that should not be."""
     options = [
         *_OPTIONS,
         *serve_options(model=model, dtype=dtype, ngram_model=ngram_model, kv_memory=kv_memory),
     ]
-    fixed = serve_options(ray_min_replicas=NUM_REPLICAS, ray_max_replicas=NUM_REPLICAS)
-    scaling = serve_options(
-        ray_min_replicas=1,
-        ray_max_replicas=NUM_REPLICAS,
-        ray_target_requests=2,
-        ray_upscale_delay_s=UPSCALE_DELAY_S,
-        ray_downscale_delay_s=DOWNSCALE_DELAY_S,
-    )
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "serve.log"
-        with local_server([*options, *fixed], log) as url:
+        with local_server(options, log) as url:
             affinity = [asyncio.run(_affinity(url, sessions, is_named)) for is_named in (True, False)]
             kill = asyncio.run(_kill(url, clients))
         kill["run_twice"] = _num_run_twice(log)
-        with local_server([*options, *scaling], log) as url:
-            scale = asyncio.run(_scale(url, clients))
-        scale["run_twice"] = _num_run_twice(log)
-    kept = _promises(affinity, kill, scale)
-    report = make_report(__doc__, {"serve_options": options}, affinity=affinity, kill=kill, scale=scale, kept=kept)
-    tables = [plain_table(affinity, "affinity"), plain_table([kill], "kill"), plain_table([scale], "scale")]
-    print_promises(report, tables, as_json)
+    kept = _promises(affinity, kill)
+    report = make_report(__doc__, {"serve_options": options}, affinity=affinity, kill=kill, kept=kept)
+    print_promises(report, [plain_table(affinity, "affinity"), plain_table([kill], "kill")], as_json)
 
 
-def _promises(affinity: Sequence[dict[str, Any]], kill: dict[str, Any], scale: dict[str, Any]) -> dict[str, bool]:
+def _promises(affinity: Sequence[dict[str, Any]], kill: dict[str, Any]) -> dict[str, bool]:
     """The promises, and whether each was kept."""
     return {
         "a session stays on its replica": affinity[0]["same_replica_share"] == 1.0,
         "affinity saves prompt tokens": affinity[0]["cached_share"] > affinity[1]["cached_share"],
         "kill: every request has one outcome": kill["sent"] == kill["ended"],
         "kill: every lost request gets an error object": set(kill["errors"]) <= {"replica_lost", "overloaded"},
-        "no request is run twice": kill["run_twice"] == scale["run_twice"] == 0,
-        "scale: no request is lost": scale["sent"] == scale["drafts"],
-        f"scale: 1 to {NUM_REPLICAS} to 1": scale["most_replicas"] == NUM_REPLICAS and scale["replicas_at_end"] == 1,
+        "no request is run twice": kill["run_twice"] == 0,
     }
 
 
@@ -175,35 +159,6 @@ async def _kill(url: str, num_clients: int) -> dict[str, Any]:
         recovered_s = max(outcomes.first_seen_s.values())
         await asyncio.sleep(CALM_S)
     return {**outcomes.row(), "replicas_before": len(before), "recovered_after_s": round(recovered_s - killed_s, 1)}
-
-
-# Scale
-
-
-async def _scale(url: str, num_clients: int) -> dict[str, Any]:
-    most, begun_s = 0, time.monotonic()
-    async with _load(url, num_clients) as busy:
-        while len(busy.first_seen_s) < NUM_REPLICAS and time.monotonic() < begun_s + RECOVERY_TIMEOUT_S:
-            await asyncio.sleep(POLL_S)
-        grown_s = time.monotonic()
-        most = len(busy.first_seen_s)
-        await asyncio.sleep(CALM_S)
-    calm_s = time.monotonic()
-    async with _load(url, 1) as calm:  # replicas are removed while requests arrive
-        while len(replica_pids()) > 1 and time.monotonic() < calm_s + RECOVERY_TIMEOUT_S:
-            await asyncio.sleep(POLL_S)
-        shrunk_s = time.monotonic()
-        await asyncio.sleep(CALM_S)
-        left = len(replica_pids())
-    busy.num_sent += calm.num_sent
-    busy.kinds += calm.kinds
-    return {
-        **busy.row(),
-        "most_replicas": most,
-        "replicas_at_end": left,
-        "grown_after_s": round(grown_s - begun_s, 1),
-        "shrunk_after_s": round(shrunk_s - calm_s, 1),
-    }
 
 
 # Load

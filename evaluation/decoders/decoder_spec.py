@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.params import DEFAULT_STRATEGY, GenerationParams
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.edge.error_map import invalid_request
 from superdraft.server.errors import CommandError
@@ -98,26 +98,24 @@ class DecoderSpec:
     options: tuple[tuple[str, Any], ...] = ()
     sweep: Sweep | None = None
 
-    def request(self, default_strategy: str) -> DraftsRequest:
+    def request(self) -> DraftsRequest:
         """The request that a client would send, with an empty prompt.
-
-        Args:
-            default_strategy: the server's strategy for requests that do not name one.
 
         Raises:
             CommandError: a value is out of range.
         """
         named = {} if self.ngram == "auto" else {"ngram_model": None if self.ngram == "none" else self.ngram}
         options = {name: value for name, value in self.options if name not in _NO_FIELDS}
-        fields = {"strategy": default_strategy, **_FIELDS[self.kind], **named, **options}
+        fields = {"strategy": DEFAULT_STRATEGY, **_FIELDS[self.kind], **named, **options}
         try:
             return DraftsRequest(prompt="", **fields)
         except ValidationError as error:
             raise CommandError(f"decoder {self.name!r}: {invalid_request(error)}") from None
 
-    def document_start(self, settings: Settings) -> bool:
-        """Whether the engine begins texts with the start-of-document token; the default is the server's setting."""
-        return bool(dict(self.options).get("document_start", settings.document_start))
+    @property
+    def document_start(self) -> bool:
+        """Whether the engine begins texts with the start-of-document token, as the server's does."""
+        return bool(dict(self.options).get("document_start", True))
 
     def params(self, drafting: DraftingDefaults, settings: Settings) -> GenerationParams:
         """The decoder's parameters, made from its request by the server's own code.
@@ -129,7 +127,7 @@ class DecoderSpec:
         Raises:
             CommandError: a value is out of range, or two values contradict each other.
         """
-        body = self.request(settings.default_strategy)
+        body = self.request()
         library = {name: value for name, value in self.options if name in _NO_FIELDS and name != "document_start"}
         try:
             params = replace(generation_params(body, drafting, token_healing=settings.token_healing), **library)

@@ -84,7 +84,7 @@ class NgramModels:
         named = [self.model(name) for name in self._names(choice) if name != AUTO]
         first = next((model for model in named if model is not None), None)
         tuning = None if first is None else first.manifest.tuning
-        return drafting_defaults(self._settings, self.model(AUTO)).with_tuning(self._settings, tuning)
+        return drafting_defaults(self._settings, self.model(AUTO)).with_tuning(tuning)
 
     def _names(self, choice: str) -> list[str]:
         domains = self._domains if _DOMAIN in choice else ("",)

@@ -16,7 +16,8 @@ from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders.decoders import BeamDecoder, Contender, Decoder, EngineDecoder
 from superdraft.evaluation.decoders.ngram_choice import NgramModels
 from superdraft.evaluation.measures.evaluator import Evaluator
-from superdraft.server.settings import Settings, load_settings
+from superdraft.server.settings import Settings
+from superdraft.server.settings_sources import load_settings
 
 NUM_SLOTS = 64
 _KV_MEMORY_BYTES = 3 * 1024**3
@@ -83,7 +84,7 @@ class Workbench:
         self._max_len = _longest(texts, tokenizer) + self._max_tokens + _SPARE_TOKENS
         self._config = self._engine_config(params)
         self._engines: dict[bool, Engine] = {}
-        self.engine = self._engine(specs[0].document_start(self.server_settings))
+        self.engine = self._engine(specs[0].document_start)
 
     @classmethod
     def of_prompts(
@@ -136,10 +137,10 @@ class Workbench:
                 self.loaded,
                 self.engine.tokenizer,
                 self.params(spec),
-                document_start=spec.document_start(self.server_settings),
+                document_start=spec.document_start,
             )
         return EngineDecoder(
-            self._engine(spec.document_start(self.server_settings)),
+            self._engine(spec.document_start),
             self.params(spec),
             lambda domain: self.ngram_models.scorer(spec.ngram, domain),
             self._seed,
@@ -161,7 +162,7 @@ class Workbench:
             "ngram": spec.ngram,
             "ngram_binaries": self.ngram_models.identity(spec.ngram),
             "seed": self._seed,
-            "document_start": spec.document_start(self.server_settings),
+            "document_start": spec.document_start,
             "params": asdict(self.params(spec)),
         }
 

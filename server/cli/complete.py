@@ -78,7 +78,7 @@ def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | N
 
     from superdraft.server.edge.error_map import invalid_request
     from superdraft.server.observe.log_config import configure_logging
-    from superdraft.server.settings import load_settings
+    from superdraft.server.settings_sources import load_settings
     from superdraft.server.wires.common import engine_prompt
     from superdraft.server.wires.native.mapping import drafts_response, generation_params, request_warnings
     from superdraft.server.wires.native.schemas import DraftsRequest

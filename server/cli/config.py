@@ -6,8 +6,9 @@ from typing import Any
 import typer
 from pydantic import ByteSize
 
-from superdraft.server import settings
 from superdraft.server.cli.settings_options import takes_settings
+from superdraft.server.settings import Settings
+from superdraft.server.settings_sources import is_secret, settings_and_origins, shown_bytes
 
 app = typer.Typer(help="Show the server's configuration.", no_args_is_help=True, add_completion=False)
 
@@ -24,14 +25,14 @@ def show(**flags: Any) -> None:
 
     Each value's origin is a comment. Settings without a value and secrets are comments, too.
     """
-    found, origins = settings.settings_and_origins(flags)
+    found, origins = settings_and_origins(flags)
     lines = {}
     for name, value in found.model_dump(mode="json").items():
         if isinstance(getattr(found, name), ByteSize):
-            lines[name] = f'{name} = "{settings.shown_bytes(value)}"'
+            lines[name] = f'{name} = "{shown_bytes(value)}"'
         elif value is None:
             lines[name] = f"# {name} is not set"
-        elif settings.is_secret(settings.Settings.model_fields[name].annotation):
+        elif is_secret(Settings.model_fields[name].annotation):
             lines[name] = f"# {name} is set, and secret"
         else:
             lines[name] = f"{name} = {json.dumps(value, ensure_ascii=False)}"

@@ -17,7 +17,8 @@ from superdraft.decoding.memory import free_bytes, shown
 from superdraft.ngram_models.errors import NgramModelError
 from superdraft.server.cli.settings_options import takes_settings
 from superdraft.server.errors import CommandError
-from superdraft.server.settings import Settings, load_settings
+from superdraft.server.settings import Settings
+from superdraft.server.settings_sources import load_settings
 
 if TYPE_CHECKING:
     from superdraft.decoding.text.tokenizer import Tokenizer
@@ -222,8 +223,6 @@ def check_start_token(settings: Settings) -> Finding:
     if own:
         named = ", ".join(f"{tokenizer.token_text(token_id)} ({token_id})" for token_id in own)
         return Finding(True, f"the tokenizer itself begins every text with {named}")
-    if not settings.document_start:
-        return Finding(True, "off; the first words of a text are predicted badly")
     token_id = tokenizer.start_token_id
     if token_id is None:
         return Finding(True, "the tokenizer has none; the first words of a text are predicted badly")

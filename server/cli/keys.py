@@ -27,7 +27,7 @@ def new(
 ) -> None:
     """Print a new key once and append its hash to the file of keys. A running server accepts it within a second."""
     from superdraft.server.edge.api_keys import ALL_SCOPES, add_key
-    from superdraft.server.settings import load_settings
+    from superdraft.server.settings_sources import load_settings
 
     file = api_keys_file or load_settings().api_keys_file
     if file is None:

@@ -40,7 +40,7 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
     """List good models by task, with what they need and what this machine would give."""
     from superdraft.decoding.loading.catalogue import CATALOGUE
     from superdraft.server.cli.machine import look_at_machine
-    from superdraft.server.settings import load_settings
+    from superdraft.server.settings_sources import load_settings
 
     settings = load_settings()
     machine, store = look_at_machine(settings), ModelStore(settings.home)

@@ -8,7 +8,7 @@ from superdraft.server.cli.settings_options import takes_settings
 from superdraft.server.edge.api_keys import ApiKeys
 from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.serving import bind, check_exposure, run_server
-from superdraft.server.settings import load_settings
+from superdraft.server.settings_sources import load_settings
 
 
 @takes_settings()
@@ -25,7 +25,7 @@ def main(**flags: Any) -> None:
         check_exposure(settings, listener.getsockname()[0])
         ApiKeys.of(settings)  # a bad file is told now, too
         sys.stderr.write(f"Loading {settings.model} ...\n")
-        if not settings.ray:
+        if settings.ray_replicas is None:
             run_server(settings, listener)
             return
         port = settings.port or listener.getsockname()[1]

@@ -11,25 +11,8 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 from typer.models import OptionInfo
 
-from superdraft.server.settings import Settings, shown_bytes
-
-_PANELS = {
-    "Model": "model home served_model_name runner gpu_layers device dtype trust_remote_code max_model_len kv_memory "
-    "memory_check num_slots num_threads max_prefill_tokens speculate prefix_isolation",
-    "Drafts": "default_strategy default_selection default_max_branches default_min_probability min_probability_shown "
-    "token_healing document_start special_tokens fim editor_max_tokens editor_min_probability_shown fan_out "
-    "fan_out_drafts feedback feedback_file",
-    "N-grams": "ngram_model max_ngram_models default_alpha default_tau",
-    "Network": "host port api_keys_file allow_unauthenticated allowed_hosts cors_origins max_connections "
-    "max_connections_per_address proxy_networks receive_timeout_s shutdown_grace_s",
-    "Limits": "target_latency_ms max_num_drafts max_batch_prompts max_request_tokens prompt_too_long max_body_bytes "
-    "max_timeout_ms rate_limit max_concurrent max_waiting queue_timeout_ms",
-    "Replicas": "ray ray_address ray_min_replicas ray_max_replicas ray_replica_cpus ray_replica_gpus "
-    "ray_target_requests ray_upscale_delay_s ray_downscale_delay_s",
-    "Logs and configuration": "log_level log_format traces",
-}
-"""The settings in the order and the panels of the help text."""
-_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}
+from superdraft.server.settings import Settings
+from superdraft.server.settings_sources import is_secret, shown_bytes
 
 _CONFIG = Annotated[
     Path | None,
@@ -50,11 +33,12 @@ def takes_settings(*names: str) -> Callable[[Command], Command]:
     Args:
         names: of settings; without any, the command takes all settings but the secret ones, and `--config`.
     """
-    fields = {name: Settings.model_fields[name] for name in names or _PANEL_OF}
+    every = Settings.model_fields
+    fields = {name: every[name] for name in names or every if not is_secret(every[name].annotation)}
     annotations: dict[str, Any] = {}
     for name, field in fields.items():
         option = setting(name)
-        option.rich_help_panel = None if names else _PANEL_OF[name]
+        option.rich_help_panel = None if names else _panel(field)
         default = _default(field)
         if default is not None:  # typer puts parentheses round a default that is not the parameter's own
             option.help = rf"{option.help}  \[default: {default}]"
@@ -86,6 +70,12 @@ def setting(name: str) -> OptionInfo:
         metavar="|".join(choices) if choices else None,
     )
     return option
+
+
+def _panel(field: FieldInfo) -> str:
+    """The panel of the help text in which a setting stands."""
+    assert isinstance(field.json_schema_extra, dict)
+    return str(field.json_schema_extra["panel"])
 
 
 def _plain(annotation: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Replicas on Ray Serve (`superdraft serve --ray`)."""
+"""Replicas on Ray Serve (`superdraft serve --ray-replicas`)."""

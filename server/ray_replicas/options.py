@@ -53,19 +53,6 @@ def prepare_environment(environment: MutableMapping[str, str]) -> None:
         environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def check_for_ray(settings: Settings) -> None:
-    """Check that the settings are possible with several replicas.
-
-    Raises:
-        SettingsError: they are not.
-    """
-    if settings.ray_max_replicas < settings.ray_min_replicas:
-        raise SettingsError(
-            f"--ray-max-replicas must not be less than --ray-min-replicas, got {settings.ray_max_replicas} and "
-            f"{settings.ray_min_replicas}."
-        )
-
-
 def replica_settings(settings: Settings) -> Settings:
     """The settings of a replica, which runs in another folder and shares its machine with others.
 
@@ -91,19 +78,13 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
     A replica gets more requests than it has slots, for two reasons. The replica refuses excess requests itself, at once
     and oldest first. And a keystroke that replaces an earlier one of its session must reach a full replica, too.
     """
-    num_slots = settings.num_slots or _DEFAULT_SLOTS
-    num_ongoing = places_of(num_slots) + settings.max_waiting + _OTHER_REQUESTS
+    num_replicas = settings.ray_replicas or 1
+    num_ongoing = places_of(settings.num_slots or _DEFAULT_SLOTS) + settings.max_waiting + _OTHER_REQUESTS
     return {
         "name": APP_NAME,
         "max_ongoing_requests": num_ongoing,
-        "max_queued_requests": num_ongoing * settings.ray_max_replicas,  # per proxy, while there is no replica
-        "autoscaling_config": {
-            "min_replicas": settings.ray_min_replicas,
-            "max_replicas": settings.ray_max_replicas,
-            "target_ongoing_requests": settings.ray_target_requests or max(1, num_slots // 2),
-            "upscale_delay_s": settings.ray_upscale_delay_s,
-            "downscale_delay_s": settings.ray_downscale_delay_s,
-        },
+        "max_queued_requests": num_ongoing * num_replicas,  # per proxy, while there is no replica
+        "num_replicas": num_replicas,
         "request_router_config": {"request_router_class": ROUTER},
         "graceful_shutdown_timeout_s": settings.shutdown_grace_s + _SLACK_S,
         "graceful_shutdown_wait_loop_s": _DRAIN_LOOK_S,

@@ -20,7 +20,6 @@ from superdraft.server.ray_replicas.metrics import AllReplicas, ReplicaMetrics
 from superdraft.server.ray_replicas.options import (
     APP_NAME,
     KEEP_ALIVE_S,
-    check_for_ray,
     check_ngram_models,
     deployment_options,
     ngram_digests,
@@ -76,12 +75,7 @@ class Replica:
 
 
 def application(settings: Settings) -> Any:
-    """The application for `serve.run`, `serve run` and `serve deploy`.
-
-    Raises:
-        SettingsError: the settings are not possible with several replicas.
-    """
-    check_for_ray(settings)
+    """The application for `serve.run`, `serve run` and `serve deploy`."""
     deployment = serve.deployment(**deployment_options(settings))(serve.ingress()(Replica))
     return deployment.bind(replica_settings(settings), ngram_digests(settings.home))
 
@@ -96,7 +90,6 @@ def serve_until_signal(settings: Settings) -> None:
     """Start Ray, or join the named cluster; serve until SIGTERM or Ctrl-C; then let running requests end.
 
     Raises:
-        SettingsError: the settings are not possible with several replicas.
         CommandError: the cluster cannot be reached, or no replica starts.
     """
     app = application(settings)
@@ -105,7 +98,7 @@ def serve_until_signal(settings: Settings) -> None:
             signal.signal(signum, _stop)
         with suppress(KeyboardInterrupt):
             _start(settings, app)
-            what = f"{settings.model} ({settings.ray_min_replicas} to {settings.ray_max_replicas} replicas on Ray)"
+            what = f"{settings.model} ({settings.ray_replicas} replicas on Ray)"
             banner(settings.host, settings.port, what)
             threading.Event().wait()
         serve.delete(APP_NAME)  # waits until the replicas' requests have ended; the proxies still answer

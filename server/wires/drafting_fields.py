@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import Field
 
-from superdraft.decoding.params import GenerationParams
-from superdraft.server.settings import Selection, Strategy
+from superdraft.decoding.params import DEFAULT_STRATEGY, GenerationParams, Strategy
+from superdraft.server.settings import Selection
 from superdraft.server.wires.common import Boolean, Integer, LogitBias, Number, Stop, WireRequest, bias_pairs
 
 _PARAMETERS = frozenset(field.name for field in fields(GenerationParams))
@@ -34,8 +34,8 @@ class DraftingFields(WireRequest):
     max_tokens: Integer = Field(default=16, ge=0, description="Maximum number of new tokens per draft.")
     stop: Stop = Field(default=(), description="A draft ends before the first of these strings.")
     strategy: Strategy = Field(
-        default="superposed",
-        description="How drafts are decoded; absent: the strategy of the model alias, else the server's default.",
+        default=DEFAULT_STRATEGY,
+        description="How drafts are decoded; absent: the strategy of the model alias, else superposed.",
     )
     selection: Selection | None = Field(
         default=None,

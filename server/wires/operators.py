@@ -5,8 +5,9 @@ from typing import Literal, get_args
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from superdraft.server.settings import Strategy
+from superdraft.decoding.params import DEFAULT_STRATEGY, Strategy
 from superdraft.server.wires.common import ServiceDep
+from superdraft.server.wires.native.schemas import MAX_TIMEOUT_MS
 
 router = APIRouter()
 
@@ -89,9 +90,9 @@ async def get_limits(service: ServiceDep) -> Limits:
         max_num_drafts=engine.config.max_num_drafts,
         max_branches=engine.config.max_num_rows,
         max_body_bytes=settings.max_body_bytes,
-        max_timeout_ms=settings.max_timeout_ms,
+        max_timeout_ms=MAX_TIMEOUT_MS,
         strategies=list(get_args(Strategy)),
-        default_strategy=settings.default_strategy,
+        default_strategy=DEFAULT_STRATEGY,
         token_healing=settings.token_healing,
         min_probability_shown=settings.min_probability_shown,
         sees_suffix=service.fim is not None,

@@ -66,7 +66,7 @@ def main(
 def _load(flags: dict[str, Any]) -> "FastAPI":
     from superdraft.server.observe.log_config import configure_logging
     from superdraft.server.serving import load_app
-    from superdraft.server.settings import load_settings
+    from superdraft.server.settings_sources import load_settings
 
     settings = load_settings(flags).model_copy(update={"api_keys": None, "api_keys_file": None})
     configure_logging("warning", settings.log_format)

@@ -99,18 +99,9 @@ def session_of(body: DraftsRequest, header: str | None) -> str | None:
     return header
 
 
-def timeout_of(body: DraftsRequest, max_timeout_ms: int) -> float | None:
-    """The request's own time limit, in seconds.
-
-    Raises:
-        InvalidRequestError: the time limit is over the server's.
-    """
-    if body.timeout_ms is None:
-        return None
-    if body.timeout_ms > max_timeout_ms:
-        message = f"timeout_ms must be at most {max_timeout_ms} on this server, got {body.timeout_ms}."
-        raise InvalidRequestError(message, param="timeout_ms")
-    return body.timeout_ms / 1000
+def timeout_of(body: DraftsRequest) -> float | None:
+    """The request's own time limit, in seconds."""
+    return None if body.timeout_ms is None else body.timeout_ms / 1000
 
 
 def request_warnings(body: DraftsRequest, params: GenerationParams, *, has_ngram_model: bool) -> list[str]:

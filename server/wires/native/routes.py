@@ -72,7 +72,7 @@ async def create_drafts(
         names_ngram_model=body.names_ngram_model,
         ngram_model=body.ngram_model,
         session_id=session_of(body, request.headers.get(SESSION_HEADER)),
-        timeout_s=timeout_of(body, service.settings.max_timeout_ms),
+        timeout_s=timeout_of(body),
         cut=partial(_cut, gap),
         display=display,
     )

@@ -17,6 +17,8 @@ SCORE = (
     "of the tokens' log-probabilities."
 )
 
+MAX_TIMEOUT_MS = 60_000
+
 # Wider than anyone needs, and narrow enough for sums and shares of weights to be exact numbers above 0.
 _MIN_WEIGHT, _MAX_WEIGHT = 0.001, 1000
 
@@ -102,7 +104,7 @@ class DraftsRequest(DraftingFields):
         default=None, min_length=1, max_length=128, description="A newer request of a session ends the older one."
     )
     timeout_ms: Integer | None = Field(
-        default=None, gt=0, description="Milliseconds after which the drafts so far are the answer."
+        default=None, gt=0, le=MAX_TIMEOUT_MS, description="Milliseconds after which the drafts so far are the answer."
     )
     stream: Boolean = Field(default=False, description="Server-sent events: the drafts after each step.")
 

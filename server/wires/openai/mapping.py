@@ -18,6 +18,7 @@ from superdraft.server.wires.openai.schemas import (
     Logprobs,
 )
 
+MAX_PROMPTS = 32  # of one request
 MIN_PENALISED_CANDIDATES = 16
 MIN_TOP_P = 1e-6  # OpenAI takes 0, for the most probable token alone
 _NO_DRAFT = DraftOutput(0, "", (), (), LOGPROB_FLOOR, (), "length", ())
@@ -70,19 +71,19 @@ def errors_in_request_terms(body: CompletionRequest) -> Iterator[None]:
         raise InvalidRequestError(str(error).replace(error.param, field), param=field) from None
 
 
-def check(body: CompletionRequest, max_prompts: int) -> None:
+def check(body: CompletionRequest) -> None:
     """Check the fields that the engine does not know.
 
     Raises:
-        InvalidRequestError: two fields contradict each other, or there are more than `max_prompts` prompts.
+        InvalidRequestError: two fields contradict each other, or there are more than MAX_PROMPTS prompts.
     """
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("stream_options is allowed only with stream.", param="stream_options")
     if body.num_drafts < body.n:
         message = f"best_of must be n or more (n is {body.n}), got {body.best_of}."
         raise InvalidRequestError(message, param="best_of")
-    if len(body.prompt) > max_prompts:
-        message = f"prompt holds {len(body.prompt)} prompts, and one request takes {max_prompts} at most; send several."
+    if len(body.prompt) > MAX_PROMPTS:
+        message = f"prompt holds {len(body.prompt)} prompts, and one request takes {MAX_PROMPTS} at most; send several."
         raise InvalidRequestError(message, param="prompt")
 
 

@@ -66,7 +66,7 @@ async def create_completion(
     if fields.get("segments") is not None and fields.get("prompt") is None:
         return await complete_segments(fields, request, service)
     body = _validated(fields)
-    check(body, service.settings.max_batch_prompts)
+    check(body)
     prompts, gap_warnings = await engine_prompts(body, service)
     drafting = _drafting_request(body, prompts, request, service)
     head: dict[str, Any] = {"id": drafting.id, "created": int(time.time()), "model": service.model_name}

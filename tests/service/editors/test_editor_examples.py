@@ -82,7 +82,7 @@ def test_minuet(client, engine):
     raw = post(client, path_of(options["end_point"]), body).text
     assert "".join(event["choices"][0]["text"] for event in editors.continue_events(raw))
     assert engine.seen[-1].params.max_tokens == 16
-    assert config["n_completions"] == Settings().fan_out_drafts
+    assert config["n_completions"] == Settings().fan_out
     assert set(config["virtualtext"]["keymap"]) == {"accept", "next", "prev", "dismiss"}
 
 

@@ -25,7 +25,7 @@ _TOKENIZERS = {
 def make_app(tokenizer, **settings):
     loaded = LoadedModel(tiny_model("llama", vocab_size=320), _TOKENIZERS[tokenizer](), "tiny", Path())
     config = EngineConfig(max_model_len=128, num_slots=4, kv_memory_bytes=2_000_000)
-    settings = {"fan_out": False, "editor_max_tokens": 6, **settings}
+    settings = {"fan_out": 1, "editor_max_tokens": 6, **settings}
     return create_app(Settings(**settings), build_engine(loaded, config), model_name="tiny")
 
 
@@ -145,7 +145,7 @@ def together(app, path, body, num):
 
 
 def test_minuets_three_equal_requests_are_one_run_and_three_different_drafts():
-    app = make_app("no fim", fan_out=True, default_max_branches=3)
+    app = make_app("no fim", fan_out=3, default_max_branches=3)
     texts = {
         "".join(event["choices"][0]["text"] for event in editors.continue_events(response.text))
         for response in together(app, "/v1/completions", editors.MINUET, 3)
@@ -170,7 +170,7 @@ def test_minuets_three_equal_requests_are_one_run_and_three_different_drafts():
     ],
 )
 def test_equal_requests_get_different_drafts_on_every_editors_route(path, body, read):
-    app = make_app("qwen", fan_out=True)
+    app = make_app("qwen", fan_out=3)
     texts = [read(response.json()) for response in together(app, path, body, 3)]
     assert len(set(texts)) == 3
     assert app.state.service.metrics.total("superdraft_queue_seconds_count") == 1

@@ -276,7 +276,7 @@ def real(request):
     engine.add_request = record
     vocabulary = Tokenizer(hf_tokenizer).vocabulary
     controls = {vocabulary[name]: name for name in (*names, "<|endoftext|>") if name in vocabulary}
-    with TestClient(create_app(Settings(fan_out=False, editor_max_tokens=2), engine, model_name="tiny")) as client:
+    with TestClient(create_app(Settings(fan_out=1, editor_max_tokens=2), engine, model_name="tiny")) as client:
         client.tokenizer = engine.tokenizer
         yield request.param, client, controls, prompts
 

@@ -87,8 +87,7 @@ def test_nothing_else_is_served(client, path):
 
 def test_limits_are_those_of_the_engine_and_the_settings(make_client, engine: FakeEngine):
     engine.config = EngineConfig(max_num_drafts=9, max_tokens=77, max_num_rows=5)
-    settings = {"token_healing": False, "default_strategy": "sample", "min_probability_shown": 0.3}
-    client = make_client(max_timeout_ms=1234, **settings)
+    client = make_client(token_healing=False, min_probability_shown=0.3)
     assert client.get("/v1/limits").json() == {
         "object": "limits",
         "model": "tiny",
@@ -97,9 +96,9 @@ def test_limits_are_those_of_the_engine_and_the_settings(make_client, engine: Fa
         "max_num_drafts": 9,
         "max_branches": 5,
         "max_body_bytes": 1024 * 1024,
-        "max_timeout_ms": 1234,
+        "max_timeout_ms": 60_000,
         "strategies": ["superposed", "sample", "greedy", "sample+superposed"],
-        "default_strategy": "sample",
+        "default_strategy": "superposed",
         "token_healing": False,
         "min_probability_shown": 0.3,
         "sees_suffix": False,

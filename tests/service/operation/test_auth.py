@@ -18,7 +18,8 @@ from superdraft.server.cli import serve as cli_serve
 from superdraft.server.edge.api_keys import add_key
 from superdraft.server.errors import CommandError
 from superdraft.server.observe.log_config import configure_logging
-from superdraft.server.settings import Settings, load_settings
+from superdraft.server.settings import Settings
+from superdraft.server.settings_sources import load_settings
 
 BODY = {"prompt": "hi", "max_tokens": 1}
 COMPLETING = ["/v1/completions", "/completions", "/v1/drafts", "/v1/fim/completions", "/infill", "/completion"]

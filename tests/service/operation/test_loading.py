@@ -37,9 +37,7 @@ def test_tuned_values_are_the_defaults(load):
     assert drafting.selection == "distinct"  # the values are for requests that ask for the paper's
 
 
-def test_settings_win_over_tuned_values_and_those_over_the_papers(load):
-    drafting = load(Tuning(alpha=0.2, tau=0.3, candidates_per_draft=12), default_alpha=0.7).drafting
-    assert (drafting.alpha, drafting.tau) == (0.7, 0.3)
+def test_without_tuned_values_the_papers_are_the_defaults(load):
     drafting = load(None).drafting
     assert (drafting.alpha, drafting.tau, drafting.candidates_per_draft) == (DEFAULT_ALPHA, DEFAULT_TAU, None)
     assert (drafting.selection, drafting.max_branches) == ("distinct", 1)  # no more rows than slots

@@ -1,4 +1,4 @@
-"""`superdraft serve --ray` in processes of its own, with a tiny model: two replicas, one of which is killed."""
+"""`superdraft serve --ray-replicas 2` in processes of its own, with a tiny model. One replica is killed."""
 
 import collections
 import contextlib
@@ -34,10 +34,21 @@ def server(tmp_path_factory):
     """The URL, and the process."""
     folder = tmp_path_factory.mktemp("ray")
     model = tiny_model_folder(folder, "llama", max_position_embeddings=2048, num_hidden_layers=24)  # slow enough
-    command = [sys.executable, "-c", _SERVE, "serve", "--ray", "--model", str(model), "--ngram-model", "none"]
+    command = [
+        sys.executable,
+        "-c",
+        _SERVE,
+        "serve",
+        "--ray-replicas",
+        "2",
+        "--model",
+        str(model),
+        "--ngram-model",
+        "none",
+    ]
     command += ["--port", "0", "--kv-memory", "64MiB", "--num-slots", "8", "--log-level", "warning"]
     command += ["--default-max-branches", "1"]  # then slots count requests
-    command += ["--ray-min-replicas", "2", "--ray-max-replicas", "2", "--ray-replica-cpus", "0.1"]
+    command += ["--ray-replicas", "2", "--ray-replica-cpus", "0.1"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SUPERDRAFT_", "RAY_"))}
     log = folder / "serve.log"
     with log.open("wb") as output:

@@ -20,6 +20,7 @@ from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
 from superdraft.server.wires import streaming
+from superdraft.server.wires.openai import mapping
 
 DRAFTING = DraftingDefaults(alpha=0.3, tau=0.8)
 
@@ -60,7 +61,7 @@ def read(content, with_usage=False):
 def tiny_client():
     engine, _ = tiny_engine()
     ngrams = NgramModels({"hash": HashScorer()}, default="hash")
-    app = create_app(Settings(fan_out=False), engine, model_name="tiny", ngram_models=ngrams, drafting=DRAFTING)
+    app = create_app(Settings(fan_out=1), engine, model_name="tiny", ngram_models=ngrams, drafting=DRAFTING)
     with TestClient(app) as client:
         client.forget_prompts = engine.forget_prompts  # while nothing runs
         yield client
@@ -114,7 +115,7 @@ def test_joined_deltas_are_the_unary_answer(tiny_client, prompt, one_text, n, mo
 
 @pytest.mark.usefixtures("kept_up_with")
 def test_one_draft_streams_as_it_grows(make_client):
-    events = parsed(ask(make_client(fan_out=False)).content)
+    events = parsed(ask(make_client(fan_out=1)).content)
     choices = [event["choices"][0] for event in events]
     assert [choice["text"] for choice in choices] == [" red0", " red1", " red2"]
     assert [choice["finish_reason"] for choice in choices] == [None, None, "length"]
@@ -222,10 +223,11 @@ def test_reader_that_leaves_cancels_every_prompt(app, url, engine, stepwise, pro
     assert engine.jobs == {}
 
 
-def test_reader_that_stops_reading_holds_nobody_and_misses_no_text(engine):
+def test_reader_that_stops_reading_holds_nobody_and_misses_no_text(engine, monkeypatch):
+    monkeypatch.setattr(mapping, "MAX_PROMPTS", 512)
     engine.max_model_len = 4096
     engine.on_step = lambda: time.sleep(0.0005)
-    app = create_app(Settings(max_batch_prompts=512, max_request_tokens=100_000), engine, model_name="tiny")
+    app = create_app(Settings(max_request_tokens=100_000), engine, model_name="tiny")
     prompts = ["h"] * 400
     with (
         serving(app) as url,

@@ -131,15 +131,6 @@ def test_wrong_fields_are_refused_and_not_counted(client, body, param):
     assert counted(client) == {}
 
 
-def test_feedback_can_be_switched_off(make_client):
-    client = make_client(feedback=False)
-    answer = send(client, drafts(client))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "feedback_off")
-    event = {"type": "view", "completion_id": "cmpl-1", "choice_index": 0}
-    assert client.post("/v1/events", json=event).status_code == 200
-    assert counted(client) == {}
-
-
 def test_nothing_of_a_prompt_is_in_metrics_or_logs(client, capfd):
     name = drafts(client, prompt=SECRET)
     send(client, name)

@@ -87,7 +87,7 @@ def test_event_of_a_fanned_out_draft_has_its_rank_in_the_run(make_client, engine
 
 
 def test_fan_out_is_off_by_a_setting_and_with_a_seed(make_client):
-    off = make_client(editor_max_tokens=2, fan_out=False)
+    off = make_client(editor_max_tokens=2, fan_out=1)
     texts = [ask(off)["choices"][0]["text"] for _ in range(2)]
     on = make_client(editor_max_tokens=2)
     texts += [ask(on, seed=1)["choices"][0]["text"] for _ in range(2)]

@@ -35,7 +35,7 @@ def test_a_draft_completes_its_word_if_it_is_the_true_one_and_no_longer():
 
 
 def test_both_kinds_are_the_same_request_but_for_healing():
-    drafting, settings = DraftingDefaults.of(Settings(), 0.54, 0.06, None), Settings()
+    drafting, settings = DraftingDefaults.of(Settings()), Settings()
     spec = single_decoder("served k=2")
     on, off = (with_healing(spec, heals).params(drafting, settings) for heals in (True, False))
     assert (on.token_healing, off.token_healing, on.num_drafts) == (True, False, 2)

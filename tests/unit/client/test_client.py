@@ -26,7 +26,7 @@ from superdraft.client.errors import (
     SupersededError,
 )
 from superdraft.client.wire import API_KEY_VARIABLE, URL_VARIABLE
-from superdraft.server.settings import CLIENT_VARIABLES, load_settings
+from superdraft.server.settings_sources import CLIENT_VARIABLES, load_settings
 
 
 @pytest.fixture(params=FACES)

@@ -18,16 +18,14 @@ def params(text, shared=SHARED):
 
 
 def test_served_is_the_default_request():
-    drafting = DraftingDefaults.of(Settings(), 0.54, 0.06, None)
+    drafting = DraftingDefaults.of(Settings())
     (spec,) = parse_decoders("served k=5 n=7", "auto", {})
     expected = generation_params(
         DraftsRequest(prompt="x", num_drafts=5, max_tokens=7), drafting, token_healing=Settings().token_healing
     )
     assert spec.params(drafting, Settings()) == expected
     assert (expected.selection, expected.max_branches, expected.token_healing) == ("distinct", 8, True)
-    sampling = Settings(default_strategy="sample", token_healing=False)
-    (params,) = [spec.params(drafting, sampling)]
-    assert (params.strategy, params.token_healing) == ("sample", False)
+    assert not spec.params(drafting, Settings(token_healing=False)).token_healing
 
 
 def test_healing_is_the_servers_unless_a_decoder_says_otherwise():
@@ -38,7 +36,7 @@ def test_healing_is_the_servers_unless_a_decoder_says_otherwise():
 
 
 def test_a_decoder_that_names_an_ngram_model_is_a_request_that_does():
-    drafting = DraftingDefaults.of(Settings(), 0.54, 0.06, None)
+    drafting = DraftingDefaults.of(Settings())
 
     def selection(text):
         (spec,) = parse_decoders(text, "auto", SHARED)
@@ -120,6 +118,5 @@ def test_errors(text, message):
 
 def test_who_begins_texts_with_the_token_of_a_document():
     specs = parse_decoders("served document_start=on,off", "auto", SHARED) + parse_decoders("served", "auto", SHARED)
-    assert [spec.document_start(Settings()) for spec in specs] == [True, False, True]
-    assert [spec.document_start(Settings(document_start=False)) for spec in specs] == [True, False, False]
+    assert [spec.document_start for spec in specs] == [True, False, True]
     assert len({spec.params(TUNED, Settings()) for spec in specs}) == 1  # it is the engine's, no request has it

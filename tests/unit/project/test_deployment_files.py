@@ -20,7 +20,8 @@ from superdraft.server.app import create_app
 from superdraft.server.errors import SettingsError
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.ray_replicas.options import ENVIRONMENT
-from superdraft.server.settings import Settings, load_settings
+from superdraft.server.settings import Settings
+from superdraft.server.settings_sources import load_settings
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = ROOT / "docker-compose.yml"

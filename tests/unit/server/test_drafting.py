@@ -2,6 +2,7 @@
 
 import pytest
 
+from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.drafting import MAX_SHORT_TOKENS, DraftingDefaults
 from superdraft.server.settings import Settings
 from superdraft.server.wires.native.mapping import generation_params
@@ -58,15 +59,9 @@ def test_what_a_request_sets_wins():
     assert params_of(min_draft_tokens=2).min_draft_tokens == 2
 
 
-@pytest.mark.parametrize(
-    ("settings", "tuned", "selection"),
-    [
-        ({}, None, "distinct"),
-        ({"default_alpha": 0.3}, None, "paper"),
-        ({}, 9, "distinct"),
-        ({"default_selection": "distinct", "default_alpha": 0.3}, 9, "distinct"),
-        ({"default_selection": "paper"}, None, "paper"),
-    ],
-)
-def test_an_operator_who_sets_the_ngram_weight_gets_the_selection_that_uses_it(settings, tuned, selection):
-    assert DraftingDefaults.of(Settings(**settings), 0.54, 0.06, tuned).selection == selection
+def test_what_was_tuned_for_an_ngram_model_changes_no_selection():
+    for selection in ("distinct", "paper"):
+        drafting = DraftingDefaults.of(Settings(default_selection=selection)).with_tuning(Tuning(0.2, 0.3, 12))
+        assert drafting.selection == selection
+        assert (drafting.alpha, drafting.tau, drafting.candidates_per_draft) == (0.2, 0.3, 12)
+    assert DraftingDefaults.of(Settings()).selection == "distinct"

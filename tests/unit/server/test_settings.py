@@ -10,10 +10,11 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from superdraft.server import settings
+from superdraft.server import settings_sources
 from superdraft.server.cli import config as cli_config
 from superdraft.server.errors import SettingsError
-from superdraft.server.settings import Origin, Settings, is_secret, load_settings, settings_and_origins
+from superdraft.server.settings import Settings, Several
+from superdraft.server.settings_sources import Origin, is_secret, load_settings, settings_and_origins, shown_bytes
 
 OPERATING = Path(__file__).parents[3] / "docs/operating.md"
 
@@ -66,7 +67,7 @@ def test_home_is_a_setting(monkeypatch, tmp_path):
     [
         ({"port": 99999}, "--port should be less than or equal to 65535, got 99999"),
         ({"prompt_too_long": "cut"}, "--prompt-too-long should be 'error' or 'truncate_left', got 'cut'"),
-        ({"default_alpha": 2}, "--default-alpha"),
+        ({"min_probability_shown": 2}, "--min-probability-shown"),
         ({"kv_memory": "lots"}, "--kv-memory must be a size such as 512MiB or 4GiB, got 'lots'"),
         ({"kv_memory": "2zb"}, "--kv-memory must be a size such as 512MiB or 4GiB, got '2zb'"),
         ({"rate_limit": "fast"}, "--rate-limit must be a number of requests per time"),
@@ -109,12 +110,6 @@ def test_engine_config_allows_k_squared_candidates():
     config = load_settings({"max_num_drafts": 40, "prompt_too_long": "truncate_left"}).engine_config()
     assert config.max_candidates_per_draft == 1600
     assert config.prompt_too_long == "truncate_left"
-
-
-def test_document_start_is_a_setting(monkeypatch):
-    assert load_settings().engine_config().document_start
-    monkeypatch.setenv("SUPERDRAFT_DOCUMENT_START", "false")
-    assert not load_settings().engine_config().document_start
 
 
 def test_memory_and_slots_reach_the_engine(monkeypatch):
@@ -223,14 +218,14 @@ def test_config_show_tells_values_and_origins(monkeypatch, write):
 
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1500, 10**9, 3 * 2**20, 2**40, 5 * 2**41])
 def test_sizes_are_shown_exactly(size):
-    assert load_settings({"kv_memory": settings.shown_bytes(size)}).kv_memory == size
+    assert load_settings({"kv_memory": shown_bytes(size)}).kv_memory == size
 
 
 def test_what_config_show_prints_is_a_configuration_file(write):
     flags = {
         "port": 7,
         "trust_remote_code": True,
-        "default_tau": 0.5,
+        "min_probability_shown": 0.5,
         "kv_memory": "3GiB",
         "served_model_name": 'a "ü"',
     }
@@ -247,9 +242,10 @@ def test_what_config_show_prints_is_a_configuration_file(write):
 def test_secrets_are_masked(monkeypatch):
     class WithSecrets(Settings):
         api_key: SecretStr | None = None
-        api_keys: settings.Several[SecretStr] = ()
+        api_keys: Several[SecretStr] = ()
 
-    monkeypatch.setattr(settings, "Settings", WithSecrets)
+    for module in (settings_sources, cli_config):
+        monkeypatch.setattr(module, "Settings", WithSecrets)
     monkeypatch.setenv("SUPERDRAFT_API_KEY", "hush")
     monkeypatch.setenv("SUPERDRAFT_API_KEYS", '["hush", "hush"]')
     output = shown()

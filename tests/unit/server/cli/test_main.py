@@ -233,7 +233,7 @@ def test_serving_on_ray_without_ray_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "superdraft.server.ray_replicas.serve", raising=False)
     monkeypatch.setattr(cli_serve.os, "environ", dict(os.environ))
-    code, out, err = run("serve", "--ray", "--port", "0")
+    code, out, err = run("serve", "--ray-replicas", "2", "--port", "0")
     assert (code, out) == (2, "")
     assert "pip install '.[ray]'" in err
 
@@ -311,7 +311,7 @@ def test_help_of_serve_has_a_panel_for_each_subject(run, monkeypatch):
         title: set(re.findall(r"^│ (--[a-z-]+)", text, re.MULTILINE))
         for title, text in zip(panels[1::2], panels[2::2], strict=True)
     }
-    expected = {"Model", "Drafts", "N-grams", "Network", "Limits", "Replicas", "Logs and configuration"}
+    expected = {"Model", "Drafts", "Network", "Limits", "Replicas", "Logs and configuration"}
     assert set(options) == expected | {"Options"}
     assert options["Options"] == {"--help"}
     assert {"--host", "--port", "--shutdown-grace-s"} <= options["Network"]
@@ -388,17 +388,16 @@ def test_doctor_tells_a_missing_model_and_a_taken_port(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "settings", "said"),
+    ("tokenizer", "said"),
     [
-        (byte_level(["ab"]), {}, "<|endoftext|> (0) begins every"),
-        (byte_level(["ab"]), {"document_start": False}, "off; the first words"),
-        (byte_level(["ab"], special=None), {}, "the tokenizer has none"),
-        (sentencepiece_like(), {"document_start": False}, "the tokenizer itself begins every text with <s> (1)"),
+        (byte_level(["ab"]), "<|endoftext|> (0) begins every"),
+        (byte_level(["ab"], special=None), "the tokenizer has none"),
+        (sentencepiece_like(), "the tokenizer itself begins every text with <s> (1)"),
     ],
 )
-def test_doctor_shows_the_token_that_begins_a_document(monkeypatch, tokenizer, settings, said):
+def test_doctor_shows_the_token_that_begins_a_document(monkeypatch, tokenizer, said):
     monkeypatch.setattr(doctor, "_tokenizer", lambda settings: tokenizer)
-    finding = doctor.check_start_token(Settings(**settings))
+    finding = doctor.check_start_token(Settings())
     assert finding.ok
     assert finding.detail.startswith(said)
 

@@ -6,7 +6,6 @@ from superdraft.decoding.model.kv_cache import MAX_DEFAULT_SLOTS
 from superdraft.server.bridge.places import places_of
 from superdraft.server.errors import SettingsError
 from superdraft.server.ray_replicas.options import (
-    check_for_ray,
     check_ngram_models,
     deployment_options,
     ngram_digests,
@@ -21,39 +20,19 @@ def test_more_requests_reach_a_replica_than_it_lets_in():
     options = deployment_options(settings)
     assert options["max_ongoing_requests"] > places_of(32) + 10  # so that it is the replica that refuses
     assert options["max_queued_requests"] >= options["max_ongoing_requests"]  # or a burst would be refused by Ray
-    assert options["autoscaling_config"]["target_ongoing_requests"] == 16
 
 
 def test_without_a_number_of_slots_the_engines_largest_default_is_taken():
     assert deployment_options(Settings()) == deployment_options(Settings(num_slots=MAX_DEFAULT_SLOTS))
 
 
-def test_scaling_and_draining_follow_the_settings():
-    settings = Settings(
-        ray_min_replicas=2,
-        ray_max_replicas=7,
-        ray_target_requests=3,
-        ray_upscale_delay_s=1.5,
-        ray_downscale_delay_s=60,
-        shutdown_grace_s=25,
-        ray_replica_cpus=4,
-        ray_replica_gpus=0.5,
-    )
+def test_replicas_and_draining_follow_the_settings():
+    settings = Settings(ray_replicas=7, shutdown_grace_s=25, ray_replica_cpus=4, ray_replica_gpus=0.5)
     options = deployment_options(settings)
-    assert options["autoscaling_config"] == {
-        "min_replicas": 2,
-        "max_replicas": 7,
-        "target_ongoing_requests": 3,
-        "upscale_delay_s": 1.5,
-        "downscale_delay_s": 60,
-    }
+    assert options["num_replicas"] == 7
+    assert deployment_options(Settings())["num_replicas"] == 1  # as `deploy/ray_app.py` may be started
     assert options["graceful_shutdown_timeout_s"] > 25
     assert options["ray_actor_options"] == {"num_cpus": 4, "num_gpus": 0.5}
-
-
-def test_fewer_replicas_at_most_than_at_least_are_refused():
-    with pytest.raises(SettingsError, match=r"--ray-max-replicas must not be less .* got 2 and 3"):
-        check_for_ray(Settings(ray_min_replicas=3, ray_max_replicas=2))
 
 
 def test_a_replica_finds_the_files_from_another_folder(tmp_path, monkeypatch):
