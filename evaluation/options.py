@@ -13,58 +13,31 @@ from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, parse_decod
 from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
 
-DECODERS = ["greedy", "served", "nucleus"]
 SERVED = ["served"]
 
-Files = Annotated[
-    list[Path] | None,
-    typer.Option("--prompts", help="JSON lines with prompt and reference. More files may follow."),
-]
-QuestionFiles = Annotated[
-    list[Path] | None,
-    typer.Option("--prompts", help="JSON lines with question and answers. More files may follow."),
-]
+Files = Annotated[list[Path] | None, typer.Option("--prompts", help="JSON lines. More files may follow.")]
 MoreFiles = Annotated[list[Path] | None, typer.Argument(help="More such files.", show_default=False)]
 Limit = Annotated[int | None, typer.Option(min=1, help="Maximum number of prompts, taken from the files in turns.")]
 Decoders = Annotated[
     list[str],
     typer.Option(
         "--decoder",
-        help="Decoder to compare: served, paper, nucleus, greedy, beam or nucleus+superposed, optionally with a name "
-        "and options: 'unhealed: served healing=off k=1,3'. The first is the baseline. Repeatable.",
+        help="Decoder to compare: served, paper, nucleus, greedy or nucleus+superposed, optionally with a name and "
+        "options: 'unhealed: served healing=off k=1,3'. The first is the baseline. none: only peers. Repeatable.",
     ),
-]
-ServedDecoders = Annotated[
-    list[str],
-    typer.Option("--decoder", help="Decoder, as in superdraft lab eval quality, or none (only peers). Repeatable."),
 ]
 Peers = Annotated[
     list[str] | None, typer.Option("--peer", help="Running server to compare with, as KIND=URL. Repeatable.")
 ]
 NumDrafts = Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Number of drafts per prompt.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=2, help="New tokens per draft.")]
-Seed = Annotated[int, typer.Option(help="Seed of the sampling decoders.")]
-Selection = Annotated[str | None, typer.Option(help="Rule that picks the drafts. If not set, the decoder's default.")]
-Tau = Annotated[
-    float | None,
-    typer.Option(help="Temperature of the language model's scores. If not set, tuned for the n-gram model."),
-]
-Candidates = Annotated[
-    int | None,
-    typer.Option(
-        "--candidates-per-draft",
-        "-m",
-        min=1,
-        help="Candidates per draft (m). If not set, tuned for the n-gram model, otherwise k squared.",
-    ),
-]
+Seed = Annotated[int, typer.Option(help="Seed of what is random.")]
 Ngram = Annotated[
     str, typer.Option("--ngram", help="N-gram model: auto, none, a name, or a mixture such as a=0.7,b=0.3.")
 ]
 Model = Annotated[str, setting("model")]
 Dtype = Annotated[str, setting("dtype")]
 Device = Annotated[str, setting("device")]
-TypedWords = Annotated[int, typer.Option(min=0, help="Number of words of each reference to type; 0: all.")]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -90,13 +63,8 @@ def all_files(first: Sequence[Path] | None, more: Sequence[Path] | None) -> tupl
     return files
 
 
-def options_given(**options: Any) -> dict[str, Sequence[Any]]:
-    """Decoder options of the command line, each as a list of values; those that are None are left out."""
-    return {name: value if isinstance(value, list) else [value] for name, value in options.items() if value is not None}
-
-
 def decoder_specs(
-    texts: Sequence[str], ngram: str, shared: Mapping[str, Sequence[Any]], others: Sequence[str] = ()
+    texts: Sequence[str], ngram: str, shared: Mapping[str, Any], others: Sequence[str] = ()
 ) -> tuple[DecoderSpec, ...]:
     """The decoders of --decoder; "none" means that only the others are measured.
 
@@ -121,9 +89,10 @@ def decoder_specs(
 
 
 @contextmanager
-def progress_of(names: Sequence[str], total: int, console: Console) -> Iterator[Advance]:
-    """A progress bar per name, on standard error."""
+def progress_of(names: Sequence[str], total: int) -> Iterator[Advance]:
+    """A progress bar per name, on standard error if that is a terminal."""
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks = {name: progress.add_task(name, total=total) for name in names}
         yield lambda name, count: progress.advance(tasks[name], count)

@@ -71,7 +71,7 @@ def single_decoder(text: str) -> DecoderSpec:
     Raises:
         CommandError: `text` names no decoder or several, or sets healing itself.
     """
-    (spec, *others) = parse_decoders(text, "auto", {"num_drafts": [3], "max_tokens": [10]})
+    (spec, *others) = parse_decoders(text, "auto", {"num_drafts": 3, "max_tokens": 10})
     if others:
         raise CommandError(f"--decoder {text!r} means {1 + len(others)} decoders; give one value per option.")
     if "token_healing" in dict(spec.options):

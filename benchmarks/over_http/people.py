@@ -26,7 +26,7 @@ from superdraft.benchmarks.over_http.local_server import http_client, serve_opti
 from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile, tracked
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
 from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
-from superdraft.evaluation.measures.suggestion_turns import accepted_length
+from superdraft.evaluation.measures.typing_simulation import accepted_length
 from superdraft.evaluation.reports.plots import curves
 
 PEOPLE = [1, 4, 8, 16]

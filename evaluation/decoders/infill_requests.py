@@ -45,7 +45,7 @@ class InfillDecoder:
             answer = self.http.post(ROUTE, json=body).raise_for_status().json()
             wall_s = time.perf_counter() - started_s
             answers = answer if isinstance(answer, list) else [answer]
-            drafts = tuple(DecodedDraft(str(one["content"]), (), 0.0, ()) for one in answers)
+            drafts = tuple(DecodedDraft(str(one["content"]), 0.0) for one in answers)
             num_predicted = int(answers[0]["tokens_predicted"])
         except httpx.HTTPStatusError as error:
             said = " ".join(error.response.text.split())[:200]

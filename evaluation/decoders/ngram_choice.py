@@ -1,16 +1,11 @@
 """N-gram models by the names that requests give them: one model, or several with weights."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.text.tokenizer import Tokenizer
-from superdraft.ngram_models.building.corpus import read_sequences
-from superdraft.ngram_models.building.encoder import Encoder
-from superdraft.ngram_models.scoring.frequency_table import FrequencyTableScorer
 from superdraft.ngram_models.scoring.mixture import mixed
-from superdraft.ngram_models.store.manifest import file_sha256
 from superdraft.ngram_models.store.registry import NgramModel, load_ngram_model
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.drafting import DraftingDefaults
@@ -19,16 +14,15 @@ from superdraft.server.loading import choose_ngram_model, drafting_defaults
 from superdraft.server.settings import Settings
 
 AUTO = "auto"
-FREQUENCIES = "frequencies:"
+NONE = "none"
 _DOMAIN = "{domain}"
 
 
 class NgramModels:
     """Loads n-gram models, each once.
 
-    A *choice* is "none", "auto" (the server's default), a name or path, "frequencies:FILE" (the paper's raw n-gram
-    frequencies of a corpus, counted here) or a mixture, `a=0.7,b=0.3`. `{domain}` in it stands for the domain of the
-    prompt.
+    A *choice* is "none", "auto" (the server's default), a name or path, or a mixture, `a=0.7,b=0.3`. `{domain}` in it
+    stands for the domain of the prompt.
 
     Args:
         settings: the server's, with the language model and the default n-gram model.
@@ -38,7 +32,6 @@ class NgramModels:
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer, domains: Sequence[str] = ()) -> None:
         self._settings = settings
-        self._tokenizer = tokenizer
         self._fingerprint = tokenizer_fingerprint(tokenizer.vocabulary)
         self._domains = domains
         self._loaded: dict[str, NgramModel | None] = {}
@@ -53,28 +46,14 @@ class NgramModels:
         """
         choice = choice.replace(_DOMAIN, domain)
         if choice not in self._scorers:
-            parts = [
-                (part, weight) for name, weight in _parse(choice).items() if (part := self._part(name)) is not None
-            ]
+            parts = [(model.scorer, weight) for name, weight in _parse(choice).items() if (model := self.model(name))]
             self._scorers[choice] = mixed(parts) if parts else None
         return self._scorers[choice]
 
-    def _part(self, name: str) -> NgramScorer[Any] | None:
-        if not name.startswith(FREQUENCIES):
-            model = self.model(name)
-            return None if model is None else model.scorer
-        ends = self._tokenizer.eos_token_ids
-        sequences = read_sequences(
-            [_corpus(name)], encode=Encoder(self._tokenizer.hf_tokenizer), end_of_text_id=min(ends, default=None)
-        )
-        return FrequencyTableScorer(sequences, end_of_text_ids=ends)
-
     def identity(self, choice: str) -> dict[str, str]:
-        """SHA-256 of the files behind a choice; a model that is rebuilt has another identity."""
-        names = self._names(choice)
-        models = {name: self.model(name) for name in names}
-        binaries = {name: model.manifest.binary_sha256 for name, model in models.items() if model is not None}
-        return binaries | {name: file_sha256(Path(_corpus(name))) for name in names if name.startswith(FREQUENCIES)}
+        """SHA-256 of the models behind a choice; a model that is rebuilt has another identity."""
+        models = {name: self.model(name) for name in self._names(choice)}
+        return {name: model.manifest.binary_sha256 for name, model in models.items() if model is not None}
 
     def drafting(self, choice: str) -> DraftingDefaults:
         """The server's defaults for a request with this choice.
@@ -91,31 +70,19 @@ class NgramModels:
         return [name for domain in domains for name in _parse(choice.replace(_DOMAIN, domain))]
 
     def model(self, name: str) -> NgramModel | None:
-        """One model by its name; None for "none" and "frequencies:FILE", which are not models on disk.
+        """One model by its name; None for "none".
 
         Raises:
             NgramModelError: it cannot be used.
         """
         if name not in self._loaded:
-            if name == "none" or name.startswith(FREQUENCIES):
+            if name == NONE:
                 self._loaded[name] = None
             elif name == AUTO:
                 self._loaded[name] = choose_ngram_model(self._settings, self._fingerprint)
             else:
                 self._loaded[name] = load_ngram_model(name, fingerprint=self._fingerprint, home=self._settings.home)
         return self._loaded[name]
-
-
-def _corpus(name: str) -> str:
-    """The corpus file in the name of a frequency table.
-
-    Raises:
-        CommandError: there is no such file.
-    """
-    path = name.removeprefix(FREQUENCIES)
-    if not Path(path).is_file():
-        raise CommandError(f"n-gram model {name!r}: there is no file {path!r} to count n-grams in.")
-    return path
 
 
 def _parse(choice: str) -> dict[str, float]:

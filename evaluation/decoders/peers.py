@@ -22,17 +22,15 @@ class Peer:
     Attributes:
         kind: "superdraft" or "llamacpp".
         url: URL of the server.
-        label: name in reports; empty: the kind and the URL.
     """
 
     kind: str
     url: str
-    label: str = ""
 
     @property
     def name(self) -> str:
         """Name in reports."""
-        return self.label or f"{self.kind} at {self.url}"
+        return f"{self.kind} at {self.url}"
 
 
 def parse_peer(text: str, kinds: Sequence[str]) -> Peer:
@@ -48,18 +46,6 @@ def parse_peer(text: str, kinds: Sequence[str]) -> Peer:
             f"{kinds[0]}=http://127.0.0.1:8000, got {text!r}."
         )
     return Peer(kind, url.rstrip("/"))
-
-
-def parse_named_peer(text: str) -> Peer:
-    """A Superdraft server from `NAME=URL`, under that name.
-
-    Raises:
-        CommandError: there is no name or no URL.
-    """
-    name, _, url = text.partition("=")
-    if not name.strip() or not url.startswith(("http://", "https://")):
-        raise CommandError(f"--peer must be NAME=URL, such as before=http://127.0.0.1:8000, got {text!r}.")
-    return Peer(SUPERDRAFT, url.rstrip("/"), name.strip())
 
 
 class ServedDecoder:
@@ -108,7 +94,7 @@ def served_contender(
         try:
             model = client.models()[0].id
         except ClientError as error:
-            raise CommandError(f"--peer {peer.label or peer.kind}={peer.url}: {error}") from None
+            raise CommandError(f"--peer {peer.kind}={peer.url}: {error}") from None
         asked = {"num_drafts": num_drafts, "max_tokens": max_tokens}
         settings = {"peer": peer.kind, "url": peer.url, "model": model, **asked, **(options or {})}
         decoder = ServedDecoder(client, num_drafts, max_tokens, options or {})

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.admission import prompt_token_ids
-from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import LoadedModel, load_model
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
-from superdraft.evaluation.decoders.decoders import BeamDecoder, Contender, Decoder, EngineDecoder
+from superdraft.evaluation.decoders.decoders import Contender, EngineDecoder
 from superdraft.evaluation.decoders.ngram_choice import NgramModels
 from superdraft.evaluation.measures.evaluator import Evaluator
 from superdraft.server.settings import Settings
@@ -82,9 +82,9 @@ class Workbench:
         params = [self.params(spec) for spec in specs]
         self._max_tokens = max(one.max_tokens for one in params)
         self._max_len = _longest(texts, tokenizer) + self._max_tokens + _SPARE_TOKENS
-        self._config = self._engine_config(params)
-        self._engines: dict[bool, Engine] = {}
-        self.engine = self._engine(specs[0].document_start)
+        # A conversion frees the dense weights, which the evaluator needs.
+        loaded = self.loaded if self.loaded.convert is None else self._load()
+        self.engine = build_engine(loaded, self._engine_config(params))
 
     @classmethod
     def of_prompts(
@@ -104,14 +104,6 @@ class Workbench:
             trust_remote_code=self.server_settings.trust_remote_code,
         )
 
-    def _engine(self, document_start: bool) -> Engine:
-        """The engine with this setting of document_start."""
-        if document_start not in self._engines:
-            # A conversion frees the dense weights, which the evaluator needs.
-            loaded = self.loaded if self.loaded.convert is None else self._load()
-            self._engines[document_start] = build_engine(loaded, replace(self._config, document_start=document_start))
-        return self._engines[document_start]
-
     def _engine_config(self, params: Sequence[GenerationParams]) -> EngineConfig:
         return replace(
             self.server_settings.engine_config(),
@@ -130,26 +122,15 @@ class Workbench:
         """A decoder's parameters, as the server makes them."""
         return spec.params(self.ngram_models.drafting(spec.ngram), self.server_settings)
 
-    def decoder(self, spec: DecoderSpec) -> Decoder:
+    def decoder(self, spec: DecoderSpec) -> EngineDecoder:
         """The decoder of a spec."""
-        if spec.kind == "beam":
-            return BeamDecoder(
-                self.loaded,
-                self.engine.tokenizer,
-                self.params(spec),
-                document_start=spec.document_start,
-            )
-        return EngineDecoder(
-            self._engine(spec.document_start),
-            self.params(spec),
-            lambda domain: self.ngram_models.scorer(spec.ngram, domain),
-            self._seed,
-        )
+        scorer = partial(self.ngram_models.scorer, spec.ngram)
+        return EngineDecoder(self.engine, self.params(spec), scorer, self._seed)
 
     def contenders(self, specs: Sequence[DecoderSpec]) -> list[Contender]:
         """The decoders with their names and settings."""
         return [
-            Contender(spec.name, self.decoder(spec), self.settings(spec), self.params(spec).max_tokens - 1, spec.sweep)
+            Contender(spec.name, self.decoder(spec), self.settings(spec), self.params(spec).max_tokens - 1, spec.series)
             for spec in specs
         ]
 
@@ -162,7 +143,6 @@ class Workbench:
             "ngram": spec.ngram,
             "ngram_binaries": self.ngram_models.identity(spec.ngram),
             "seed": self._seed,
-            "document_start": spec.document_start,
             "params": asdict(self.params(spec)),
         }
 

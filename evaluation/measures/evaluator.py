@@ -64,13 +64,6 @@ class ExactRunner(TorchRunner):
                 own += (logits[row, places, wanted] - normalisers[row, places]).tolist()
         return logprobs
 
-    @torch.inference_mode()
-    def draft_logits(self, prompt: TokenIds, drafts: Sequence[TokenIds]) -> list[Tensor]:
-        """Logits after each token of each draft, shape [tokens, V] per draft, float32."""
-        _, starts = self._fill([prompt], [drafts])
-        logits = self._continue(drafts, starts)
-        return [row[: len(ids)] for row, ids in zip(logits, drafts, strict=True)]
-
     def _fill(self, prompts: Sequence[TokenIds], drafts: Sequence[Sequence[TokenIds]]) -> tuple[Tensor, list[int]]:
         """Run each prompt into the slots of its drafts; logits after the prompts [P, V] and the slots' lengths."""
         firsts = list(accumulate(map(len, drafts), initial=0))[:-1]
@@ -95,17 +88,9 @@ def exact_runner(loaded: LoadedModel, max_len: int, num_slots: int) -> ExactRunn
     Raises:
         UnsupportedModelError: the model cannot be run with a KV cache in slots.
     """
-    return ExactRunner(loaded.model, max_len, position_bytes(loaded) * cells_per_slot(max_len) * num_slots, num_slots)
-
-
-def position_bytes(loaded: LoadedModel) -> int:
-    """Bytes of the KV cache per position.
-
-    Raises:
-        UnsupportedModelError: the model cannot be run with a KV cache in slots.
-    """
     item_bytes = torch.finfo(loaded.model.dtype).bits // 8
-    return plan_cache(probe_layer_shapes(loaded.model), item_bytes, 2**62, 1, 1).bytes_per_position
+    position_bytes = plan_cache(probe_layer_shapes(loaded.model), item_bytes, 2**62, 1, 1).bytes_per_position
+    return ExactRunner(loaded.model, max_len, position_bytes * cells_per_slot(max_len) * num_slots, num_slots)
 
 
 class Evaluator:

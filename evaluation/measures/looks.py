@@ -5,16 +5,13 @@ whether it is right or not. If its beginning is right, one key accepts the right
 or one who deletes what is wrong, does at best), which saves their other characters.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from superdraft.evaluation.measures.bootstrap import Interval, as_ratios, interval
-from superdraft.evaluation.measures.metrics import words_right
-
-_SEGMENT = re.compile(r"\s*\S+")
+from superdraft.evaluation.measures.typing_simulation import LIST
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,8 @@ class Minimum:
 
 def keys_saved(draft: str, continuation: str) -> int:
     """The characters of the draft's right words, less the key that accepts them; 0 if the first word is wrong."""
-    count = words_right(draft, continuation)
-    return len("".join(_SEGMENT.findall(draft)[:count])) - 1 if count else 0
+    num_characters, num_keys = LIST.accept([draft], continuation)
+    return num_characters - num_keys
 
 
 def effect_of(minimum: float, places: Sequence[Sequence[Look]], look_cost: float) -> Minimum:

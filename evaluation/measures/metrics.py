@@ -9,9 +9,6 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 MAX_BLEU_ORDER = 4
 START_WORDS = 3
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -107,12 +104,6 @@ def _ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + order]) for i in range(len(words) - order + 1))
 
 
-def ngram_uniqueness(words: Sequence[str], order: int) -> float:
-    """Share of different n-grams among all n-grams of one draft: 1 without repetitions, NaN if it is too short."""
-    counts = _ngrams(words, order)
-    return len(counts) / counts.total() if counts else math.nan
-
-
 def normalise_answer(text: str) -> str:
     """A text in lower case, without punctuation, articles and extra white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
@@ -127,24 +118,3 @@ def contains_answer(draft: str, answers: Sequence[str]) -> bool:
 def precision_at(drafts: Sequence[str], answers: Sequence[str], num_drafts: int) -> bool:
     """P@n of one question: whether any of the first n drafts contains an answer."""
     return any(contains_answer(draft, answers) for draft in drafts[:num_drafts])
-
-
-def coverage_accuracy(
-    scores: Sequence[float], is_right: Sequence[bool]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The coverage/accuracy curve: the share of drafts shown, and of right drafts among them, by lowest shown score.
-
-    Args:
-        scores: score of each draft.
-        is_right: whether each draft is right.
-
-    Returns:
-        Thresholds (all different scores, descending), the share of drafts with at least that score, and the share of
-        right drafts among them; each of shape [different scores].
-    """
-    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    sorted_scores = np.asarray(scores, dtype=np.float64)[order]
-    num_right = np.cumsum(np.asarray(is_right, dtype=np.float64)[order])
-    last_of_each = np.flatnonzero(np.append(np.diff(sorted_scores) != 0, True)) if len(order) else order
-    num_kept = last_of_each + 1.0
-    return sorted_scores[last_of_each], num_kept / max(len(order), 1), num_right[last_of_each] / num_kept

@@ -1,4 +1,15 @@
-"""Keystroke savings of a simulated typist who accepts every right suggestion."""
+"""Simulated typists: how many keys drafts save, by two rules.
+
+*The whole list*: at each word's end, the longest right beginning of any draft is accepted, for one key and one more for
+each draft above it in the list. If none is right, a word is typed with the white space before it.
+
+*The first k* (ChaI-TeA's saved@k and acceptance_rate@k, Goren et al., 2024, arXiv 2412.18377): a text is written in
+turns. At each turn the first k drafts are shown, and the longest one that matches the rest of the text is accepted as a
+whole, with one key. If none matches, a word is typed. A draft must end at the end of a word. Before a punctuation mark
+nothing is suggested: the mark is typed. If drafts may be accepted *in part*, one key accepts a draft up to the end of
+any of its words. In the published code such beginnings are suggestions of their own, which count towards k, and case
+does not matter. Here they belong to their draft, and case matters.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,6 +20,8 @@ from superdraft.evaluation.measures.metrics import words_right
 
 # A word with the white space before it, the unit of typing and accepting.
 _SEGMENT = re.compile(r"\s*\S+")
+_PUNCTUATION = tuple(".,!?")
+_TO_SPACE = re.compile(r"\S*")
 
 Suggest = Callable[[Sequence["TypedText"]], Sequence[Sequence[str]]]
 """Returns the drafts, best first, for each of some texts."""
@@ -24,74 +37,158 @@ class TypedText:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyCount:
-    """The number of keys to type one reference."""
+class Rule:
+    """How drafts are shown and accepted.
 
-    with_drafts: int
-    without_drafts: int
+    Attributes:
+        num_shown: k; None: the whole list.
+        in_part: with k, beginnings of drafts are accepted, too.
+    """
+
+    num_shown: int | None = None
+    in_part: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the rule in records and figures."""
+        return "list" if self.num_shown is None else f"{self.num_shown}{' in part' * self.in_part}"
+
+    def shown(self, drafts: Sequence[str]) -> list[str]:
+        """The drafts that count as shown."""
+        return [draft for draft in drafts[: self.num_shown] if draft.strip()]
+
+    def accept(self, drafts: Sequence[str], rest: str) -> tuple[int, int]:
+        """The characters that the best of these drafts brings towards the rest of a text, and the keys that it costs.
+
+        (0, 0) if none is accepted.
+        """
+        if self.num_shown is not None:
+            length = max((accepted_length(one, rest, in_part=self.in_part) for one in self.shown(drafts)), default=0)
+            return length, int(length > 0)
+        rights = [words_right(draft, rest) for draft in drafts]
+        most = max(rights, default=0)
+        return (len("".join(_SEGMENT.findall(rest)[:most])), 1 + rights.index(most)) if most else (0, 0)
+
+
+LIST = Rule()
+
+
+@dataclass(frozen=True, slots=True)
+class TypingCount:
+    """The counts of typing one text.
+
+    Attributes:
+        num_characters: characters of the text, which are its keys without drafts.
+        num_keys: keys with drafts.
+        num_accepted_characters: characters in accepted drafts.
+        num_accepted: accepted drafts.
+        num_turns: places with at least one draft shown.
+    """
+
+    num_characters: int
+    num_keys: int
+    num_accepted_characters: int
+    num_accepted: int
+    num_turns: int
+
+    @property
+    def saved(self) -> float:
+        """saved@k: an accepted draft costs one key, and a text needs at least one key."""
+        return (self.num_accepted_characters - self.num_accepted) / max(self.num_characters - 1, 1)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """acceptance_rate@k; 0 if no draft was shown."""
+        return self.num_accepted / self.num_turns if self.num_turns else 0.0
 
 
 class Typist:
-    """Types one reference: at each word boundary, accepts the longest right beginning of a draft, or types a word.
-
-    Accepting costs one key, and one more for each draft above in the list. A word costs its characters and the white
-    space before it.
+    """Types one reference.
 
     Args:
         prompt: the existing text, and the reference to type.
+        rule: how drafts are shown and accepted.
         max_words: maximum number of words to type; None: the whole reference.
     """
 
-    def __init__(self, prompt: Prompt, max_words: int | None = None) -> None:
+    def __init__(self, prompt: Prompt, rule: Rule = LIST, max_words: int | None = None) -> None:
         self._prompt = prompt
-        self._segments: list[str] = _SEGMENT.findall(prompt.continuation)[:max_words]
-        self._num_typed = 0
-        self._keys = 0
+        self._rule = rule
+        self._text = "".join(_SEGMENT.findall(prompt.continuation)[:max_words])
+        self._position = self._num_keys = self._num_accepted_characters = self._num_accepted = self._num_turns = 0
+        self._type_punctuation()
 
     @property
     def is_done(self) -> bool:
         """Whether everything is typed."""
-        return self._num_typed == len(self._segments)
+        return self._position == len(self._text)
 
     @property
-    def keys(self) -> KeyCount:
-        """The keys so far, and the keys of the whole text without drafts."""
-        return KeyCount(self._keys, sum(map(len, self._segments)))
-
-    @property
-    def typed_text(self) -> TypedText:
+    def place(self) -> TypedText:
         """The text that the next suggestions are for; undefined when done."""
-        typed = "".join(self._segments[: self._num_typed])
-        return TypedText(self._prompt, self._prompt.text + typed, self._num_typed)
+        typed = self._text[: self._position]
+        return TypedText(self._prompt, self._prompt.text + typed, len(typed.split()))
+
+    @property
+    def count(self) -> TypingCount:
+        """The counts so far."""
+        counts = (self._num_keys, self._num_accepted_characters, self._num_accepted, self._num_turns)
+        return TypingCount(len(self._text), *counts)
 
     def take(self, drafts: Sequence[str]) -> None:
-        """Accept the right beginning of one of these drafts, or type a word."""
-        rest = self._segments[self._num_typed :]
-        rights = [words_right(draft, "".join(rest)) for draft in drafts]
-        most = max(rights, default=0)
-        if most:
-            self._keys += 1 + rights.index(most)
-            self._num_typed += most
+        """Accept one of these drafts, or type a word."""
+        rest = self._text[self._position :]
+        length, num_keys = self._rule.accept(drafts, rest)
+        self._num_turns += bool(self._rule.shown(drafts))
+        if length:
+            self._num_accepted += 1
+            self._num_accepted_characters += length
+            self._num_keys += num_keys
+            self._position += length
         else:
-            self._keys += len(rest[0])
-            self._num_typed += 1
+            segment = _SEGMENT.match(rest)
+            self._type(len(segment[0]) if segment else len(rest))
+        self._type_punctuation()
+
+    def _type(self, length: int) -> None:
+        self._num_keys += length
+        self._position += length
+
+    def _type_punctuation(self) -> None:
+        """With the first k drafts: if a punctuation mark follows the cursor, type up to the next white space."""
+        if self._rule.num_shown is not None and self._text.startswith(_PUNCTUATION, self._position):
+            behind = _TO_SPACE.match(self._text, self._position)
+            assert behind is not None
+            self._type(behind.end() - self._position)
+
+
+def accepted_length(draft: str, rest: str, *, in_part: bool) -> int:
+    """The number of characters of a draft that are accepted before the rest of a text; 0 if it does not fit."""
+    ends = (match.end() for match in _SEGMENT.finditer(draft)) if in_part else ()
+    return next((end for end in (len(draft), *sorted(ends, reverse=True)) if fits(draft[:end], rest)), 0)
+
+
+def fits(draft: str, rest: str) -> bool:
+    """Whether the rest of a text begins with a draft that ends at the end of a word."""
+    if not rest.startswith(draft):
+        return False
+    behind = rest[len(draft) :]
+    return not behind or behind[0].isspace() or behind[0] in _PUNCTUATION or draft[-1:].isspace()
 
 
 def type_all(
-    prompts: Sequence[Prompt], first_drafts: Sequence[Sequence[str]], suggest: Suggest, max_words: int | None
-) -> list[KeyCount]:
+    prompts: Sequence[Prompt], suggest: Suggest, rule: Rule = LIST, max_words: int | None = None
+) -> list[TypingCount]:
     """Type the references of many prompts together; each round requests drafts for all unfinished ones.
 
     Args:
         prompts: prompts with the references to type.
-        first_drafts: the drafts at each prompt's end.
-        suggest: returns the drafts at all other places.
+        suggest: returns the drafts at each place.
+        rule: as in `Typist`.
         max_words: as in `Typist`.
     """
-    typists = [Typist(prompt, max_words) for prompt in prompts]
-    for typist, drafts in zip(typists, first_drafts, strict=True):
-        typist.take(drafts)
+    typists = [Typist(prompt, rule, max_words) for prompt in prompts]
     while waiting := [typist for typist in typists if not typist.is_done]:
-        for typist, drafts in zip(waiting, suggest([typist.typed_text for typist in waiting]), strict=True):
+        for typist, drafts in zip(waiting, suggest([typist.place for typist in waiting]), strict=True):
             typist.take(drafts)
-    return [typist.keys for typist in typists]
+    return [typist.count for typist in typists]

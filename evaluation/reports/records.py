@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from superdraft.evaluation.decoders.decoders import DecodedDraft
-from superdraft.evaluation.measures.suggestion_turns import TurnCount
-from superdraft.evaluation.measures.typing_simulation import KeyCount
+from superdraft.evaluation.measures.typing_simulation import TypingCount
+
+_FORMAT = 2  # of a record; files of another one have other names
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,7 @@ class PromptRecord:
         drafts: the drafts, best first.
         forward_rows: model rows of all decode steps, without the prompt's own pass; None: unknown.
         wall_s: the prompt's share of the decoding time.
-        keys: keys to type the reference; None: it was not typed.
-        turns: counts of writing the reference with different numbers of drafts shown.
+        counts: counts of typing the reference, by the names of the rules.
     """
 
     prompt_id: str
@@ -32,17 +32,12 @@ class PromptRecord:
     drafts: tuple[DecodedDraft, ...]
     forward_rows: int | None
     wall_s: float
-    keys: KeyCount | None = None
-    turns: tuple[TurnCount, ...] = ()
+    counts: Mapping[str, TypingCount] = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
         """The drafts' texts, best first."""
         return [draft.text for draft in self.drafts]
-
-    def turns_with(self, num_shown: int, in_part: bool) -> TurnCount | None:
-        """The counts with this many drafts shown; None if there are none."""
-        return next((one for one in self.turns if (one.num_shown, one.in_part) == (num_shown, in_part)), None)
 
 
 class RecordFile:
@@ -55,7 +50,7 @@ class RecordFile:
     """
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
-        header = json.dumps({"name": name, "settings": settings}, sort_keys=True)
+        header = json.dumps({"name": name, "settings": settings, "format": _FORMAT}, sort_keys=True)
         slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", name)[:60]
         self.path = folder / f"{slug}-{digest(header)}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,17 +87,9 @@ def _read(path: Path) -> Iterable[PromptRecord]:
             row = json.loads(line)
         except ValueError:  # an empty or incomplete line
             continue
-        drafts = tuple(_draft(draft) for draft in row.pop("drafts"))
-        keys, turns = row.pop("keys"), tuple(TurnCount(**count) for count in row.pop("turns", ()))
-        yield PromptRecord(drafts=drafts, keys=KeyCount(**keys) if keys else None, turns=turns, **row)
-
-
-def _draft(row: dict[str, Any]) -> DecodedDraft:
-    exact = row["exact_logprobs"]
-    return DecodedDraft(
-        text=row["text"],
-        token_ids=tuple(row["token_ids"]),
-        score=row["score"],
-        token_logprobs=tuple(row["token_logprobs"]),
-        exact_logprobs=None if exact is None else tuple(exact),
-    )
+        for draft in row["drafts"]:
+            exact = draft["exact_logprobs"]
+            draft["exact_logprobs"] = None if exact is None else tuple(exact)
+        row["drafts"] = tuple(DecodedDraft(**draft) for draft in row["drafts"])
+        row["counts"] = {name: TypingCount(**count) for name, count in row["counts"].items()}
+        yield PromptRecord(**row)

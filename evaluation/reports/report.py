@@ -1,179 +1,140 @@
-"""Reports: results.json, Markdown tables, and a table for the terminal."""
+"""Reports: results.json, the same as Markdown tables, and a table for the terminal."""
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from superdraft.evaluation.cases.prompts import Prompt
-from superdraft.evaluation.decoders.decoder_spec import Sweep
 from superdraft.evaluation.decoders.decoders import Contender
-from superdraft.evaluation.measures.bootstrap import LEVEL, Interval
-from superdraft.evaluation.reports.calibration import Calibration, calibration_tables
-from superdraft.evaluation.reports.figures import Figures, collect, differences, intervals, nested
+from superdraft.evaluation.measures.bootstrap import LEVEL, Interval, interval, paired_difference
+from superdraft.evaluation.reports.figures import Figures, collect
+from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.tables import format_interval, markdown_table
 
-# Always in results.json; null if not measured.
-ALWAYS = (
-    "perplexity_best",
-    "perplexity_mean",
-    "perplexity_by_rank",
-    "exact_match_any",
-    "keystroke_savings",
-    "distinct_starts",
-    "self_bleu",
-    "mean_words",
-    "forward_rows",
-)
-TITLES = {
-    "forward_rows": "rows",
-    "perplexity_best": "best ppl",
-    "perplexity_mean": "mean ppl",
-    "exact_match_any/1": "EM@1",
-    "exact_match_any/2": "EM@2",
-    "exact_match_any/3": "EM@3",
-    "exact_match_first/1": "EM@1, first draft",
-    "words_right": "words right",
-    "keystroke_savings": "keystrokes saved",
-    "distinct_starts": "distinct starts",
-    "self_bleu": "Self-BLEU",
-    "mean_words": "mean words",
-    "precision/1": "P@1",
-    "precision/2": "P@2",
-    "precision/3": "P@3",
-    "coverage": "coverage",
-    "num_drafts": "drafts",
-    "request_ms": "ms",
-    "saved_at/1": "saved@1",
-    "saved_at/3": "saved@3",
-    "acceptance_rate_at/1": "accepted@1",
-    "acceptance_rate_at/3": "accepted@3",
-    "saved_at_in_part/1": "saved@1, in part",
-    "saved_at_in_part/3": "saved@3, in part",
-    "acceptance_rate_at_in_part/1": "accepted@1, in part",
-    "acceptance_rate_at_in_part/3": "accepted@3, in part",
-    "broken_joints/first": "broken, first",
-    "broken_joints/drafts": "broken, drafts",
-    "broken_joints/any": "broken, any",
-    "exact_line/first": "line, first",
-    "exact_line/any": "line, any",
-    "first_word/first": "word, first",
-    "first_word/any": "word, any",
-    "first_character/first": "character, first",
-    "first_character/any": "character, any",
-}
 DOMAIN_FIGURES = (
     "exact_match_any/1",
     "keystroke_savings",
     "words_right",
-    "perplexity_best",
     "perplexity_mean",
     "distinct_starts",
+    "exact_line/any",
 )
+_UNKNOWN = Interval(math.nan, math.nan, math.nan)
+
+Bounds = Mapping[str, Interval]
+FiguresOf = Callable[[Sequence[PromptRecord], Sequence[Prompt], int], Figures]
+"""Computes figures of records, their prompts, and the number of decode steps of a draft that is not cut short."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderResult:
-    """The reported results of one decoder.
+    """The results of one decoder on a group of prompts.
 
     Attributes:
-        name: name of the decoder.
+        contender: the decoder.
+        num_prompts: number of prompts.
+        wall_s: decoding time of all prompts, without judging and typing.
         figures: one row per prompt.
         domains: the same for the prompts of each domain.
-        sweep: the series that the decoder belongs to, if any.
-        calibration: of its scores, if they are probabilities.
-        wall_s: decoding time of all prompts, without judging and typing.
-        settings: everything that the drafts depend on.
     """
 
-    name: str
-    figures: Figures
+    contender: Contender
+    num_prompts: int
     wall_s: float
-    settings: Mapping[str, Any]
+    figures: Figures
     domains: Mapping[str, Figures] = field(default_factory=dict)
-    sweep: Sweep | None = None
-    calibration: Calibration | None = None
+
+    @classmethod
+    def of(
+        cls,
+        contender: Contender,
+        prompts: Sequence[Prompt],
+        records: Sequence[PromptRecord],
+        figures: FiguresOf = collect,
+    ) -> "DecoderResult":
+        """The result from the records of the prompts, in the same order."""
+        domains = {}
+        for domain in dict.fromkeys(prompt.domain for prompt in prompts):
+            own = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
+            domains[domain] = figures([records[i] for i in own], [prompts[i] for i in own], contender.num_steps)
+        wall_s = round(sum(record.wall_s for record in records), 3)
+        return cls(contender, len(prompts), wall_s, figures(records, prompts, contender.num_steps), domains)
 
     @property
-    def num_prompts(self) -> int:
-        """Number of prompts or questions."""
-        return max(map(len, self.figures.values()), default=0)
+    def name(self) -> str:
+        """Name of the decoder."""
+        return self.contender.name
+
+    @property
+    def bounds(self) -> Bounds:
+        """All figures with their bounds."""
+        return bounds_of(self.figures)
 
 
-def decoder_result(
-    contender: Contender,
-    prompts: Sequence[Prompt],
-    records: Sequence[PromptRecord],
-    figures: Callable[[Sequence[PromptRecord], Sequence[Prompt], int], Figures] = collect,
-) -> DecoderResult:
-    """The result of one decoder on prompts with references.
-
-    Args:
-        contender: the decoder.
-        prompts: the prompts.
-        records: their records, in the same order.
-        figures: computes the figures of records and prompts, with the decoder's number of decode steps.
-    """
-    domains = {}
-    for domain in dict.fromkeys(prompt.domain for prompt in prompts):
-        own = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
-        domains[domain] = figures([records[i] for i in own], [prompts[i] for i in own], contender.num_steps)
-    return DecoderResult(
-        contender.name,
-        figures(records, prompts, contender.num_steps),
-        wall_s=total_wall_s(records),
-        settings=contender.settings,
-        domains=domains,
-        sweep=contender.sweep,
-    )
+def bounds_of(figures: Figures) -> Bounds:
+    """Figures with their bounds."""
+    return {name: interval(ratios) for name, ratios in figures.items()}
 
 
-def total_wall_s(records: Sequence[PromptRecord]) -> float:
-    """Decoding time of all records, in seconds."""
-    return round(sum(record.wall_s for record in records), 3)
+def differences(ours: Figures, theirs: Figures) -> Bounds:
+    """Our figures minus theirs, paired by prompt, for the figures that both have."""
+    return {name: paired_difference(ratios, theirs[name]) for name, ratios in ours.items() if name in theirs}
 
 
-def results_document(command: str, results: Sequence[DecoderResult], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of results.json.
+def write_report(
+    folder: Path,
+    command: str,
+    groups: Mapping[str, Sequence[DecoderResult]],
+    columns: Sequence[str],
+    about: Mapping[str, Any],
+    console: Console,
+) -> None:
+    """Write results.json and results.md, and print the figures without bounds.
 
     Args:
+        folder: the folder, which exists.
         command: name of the command.
-        results: the decoders; the first is the baseline of differences.
-        about: files, options, machine.
+        groups: the decoders' results on each group of prompts; the first decoder is the baseline of differences.
+        columns: figures in the tables; results.json has all figures.
+        about: files and options.
+        console: the terminal.
     """
-    baseline = results[0]
-    decoders = {}
-    for result in results:
-        entry = _with_bounds(intervals(result.figures))
-        decoders[result.name] = {
-            **dict.fromkeys(ALWAYS),
-            **entry,
-            "wall_s": result.wall_s,
-            "n": result.num_prompts,
-            "by_domain": {name: _with_bounds(intervals(figures)) for name, figures in result.domains.items()},
-            "difference_to_baseline": _with_bounds(differences(result.figures, baseline.figures)),
-            "settings": result.settings,
-        }
-        if result.calibration is not None:
-            decoders[result.name]["calibration"] = asdict(result.calibration)
-    return {"command": command, "baseline": baseline.name, "ci_level": LEVEL, **about, "decoders": decoders}
+    found = {name: {one.name: _document(one, results[0]) for one in results} for name, results in groups.items()}
+    head = {"command": command, "ci_level": LEVEL, **about, "machine": describe_machine()}
+    write_json(folder / "results.json", {**head, "groups": found})
+    blocks = [f"# {command.capitalize()}", f"{LEVEL:.0%} bootstrap confidence bounds over prompts in brackets."]
+    for name, results in groups.items():
+        blocks += [f"## {name.capitalize()}: {results[0].num_prompts} prompts", *_tables(results, columns)]
+        table = Table(f"{name}: {results[0].num_prompts} prompts", *(one.name for one in results))
+        for label, cells in _rows(columns, {one.name: one.bounds for one in results}):
+            table.add_row(label, *("" if math.isnan(one.value) else f"{one.value:.3g}" for one in cells))
+        console.print(table)
+    (folder / "results.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    console.print(f"{folder / 'results.md'} has the confidence bounds, differences and domains.")
 
 
-def _with_bounds(found: Mapping[str, Interval]) -> dict[str, Any]:
-    """Values and, under "ci", their confidence bounds in the same shape."""
-    values = nested({name: _number(one.value) for name, one in found.items()})
-    bounds = nested({name: [_number(one.low), _number(one.high)] for name, one in found.items()})
-    return {**values, "ci": bounds}
+def _document(result: DecoderResult, baseline: DecoderResult) -> dict[str, Any]:
+    return {
+        "n": result.num_prompts,
+        "wall_s": result.wall_s,
+        "figures": _numbers(result.bounds),
+        "difference_to_baseline": _numbers(differences(result.figures, baseline.figures)),
+        "by_domain": {name: _numbers(bounds_of(figures)) for name, figures in result.domains.items()},
+        "settings": result.contender.settings,
+    }
 
 
-def _number(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return round(value, 6) if math.isfinite(value) else None
+def _numbers(found: Bounds) -> dict[str, list[float] | None]:
+    """Each figure as value, lower and upper bound; None if it was not measured, as JSON has no NaN."""
+    numbers = {name: [round(value, 6) for value in (one.value, one.low, one.high)] for name, one in found.items()}
+    return {name: values if all(map(math.isfinite, values)) else None for name, values in numbers.items()}
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -183,54 +144,28 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def markdown(title: str, results: Sequence[DecoderResult], names: Sequence[str]) -> str:
-    """The tables: all prompts, differences to the first decoder, and domains.
-
-    Args:
-        title: the heading.
-        results: the decoders.
-        names: figures that get a column if they were measured.
-    """
-    found = {result.name: intervals(result.figures) for result in results}
-    columns = [name for name in names if any(name in one for one in found.values())]
-    blocks = [
-        f"# {title}",
-        f"{results[0].num_prompts} prompts; {LEVEL:.0%} bootstrap confidence bounds over prompts in brackets.",
-        _table(found, columns, {result.name: f"{result.wall_s:.1f}" for result in results}),
-    ]
+def _tables(results: Sequence[DecoderResult], names: Sequence[str]) -> list[str]:
+    """The tables of a group: all prompts, differences to the first decoder, and domains."""
+    blocks = [_table("", names, {one.name: one.bounds for one in results})]
     if len(results) > 1:
         paired = {one.name: differences(one.figures, results[0].figures) for one in results[1:]}
-        blocks += [f"## Difference to {results[0].name}", "Paired by prompt.", _table(paired, columns)]
+        blocks += [f"### Difference to {results[0].name}, paired by prompt", _table("", names, paired)]
     domains = list(results[0].domains)
     for name in DOMAIN_FIGURES if len(domains) > 1 else ():
-        if name in columns:
-            per_domain = {
-                one.name: {domain: intervals({name: one.domains[domain][name]})[name] for domain in domains}
-                for one in results
-                if name in one.figures
-            }
-            blocks += [f"## {TITLES[name]} by domain", _table(per_domain, domains)]
-    blocks += [calibration_tables(one.name, one.calibration) for one in results if one.calibration is not None]
-    return "\n\n".join(blocks) + "\n"
+        if name in names and name in results[0].figures:
+            found = {one.name: {domain: interval(one.domains[domain][name]) for domain in domains} for one in results}
+            blocks.append(_table(name, domains, found))
+    return blocks
 
 
-def summary_table(results: Sequence[DecoderResult], names: Sequence[str]) -> Table:
-    """The figures without bounds, for the terminal: a column per decoder, because there may be many figures."""
-    found = {result.name: intervals(result.figures) for result in results}
-    table = Table("", *found)
+def _table(corner: str, names: Sequence[str], decoders: Mapping[str, Bounds]) -> str:
+    head = [corner, *(name.replace("|", "\\|") for name in decoders)]
+    return markdown_table(head, [[label, *map(format_interval, cells)] for label, cells in _rows(names, decoders)])
+
+
+def _rows(names: Sequence[str], decoders: Mapping[str, Bounds]) -> Iterable[tuple[str, list[Interval]]]:
+    """A row per figure that was measured, with a cell per decoder."""
     for name in names:
-        values = [one[name].value if name in one else math.nan for one in found.values()]
-        if not all(map(math.isnan, values)):
-            table.add_row(TITLES.get(name, name), *("" if math.isnan(value) else f"{value:.3g}" for value in values))
-    return table
-
-
-def _table(
-    rows: Mapping[str, Mapping[str, Interval]], columns: Sequence[str], seconds: Mapping[str, str] | None = None
-) -> str:
-    head = ["decoder", *(TITLES.get(name, name) for name in columns), *(["seconds"] if seconds else [])]
-    lines = []
-    for label, cells in rows.items():
-        shown = [format_interval(cells[name]) if name in cells else "" for name in columns]
-        lines.append([label.replace("|", "\\|"), *shown, *([seconds[label]] if seconds else [])])
-    return markdown_table(head, lines)
+        cells = [found.get(name, _UNKNOWN) for found in decoders.values()]
+        if not all(math.isnan(one.value) for one in cells):
+            yield name, cells

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from superdraft.evaluation.options import progress_of
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import write_json
 from superdraft.evaluation.reports.tables import format_interval, markdown_table
-from superdraft.evaluation.runs.quality import QualityRun, Typing
+from superdraft.evaluation.runs.quality import NO_TYPING, QualityRun
 from superdraft.server.errors import CommandError
 
 MINIMA = tuple(step / 20 for step in range(17))  # 0, 0.05, ..., 0.8
@@ -54,33 +53,27 @@ def tune_display(
     Raises:
         CommandError: there is nothing to measure, or the server does not answer.
     """
-    console = Console()
     if events is not None:
         looks = looks_of_events(events)
     elif files and len(peers) == 1:
         prompts = read_prompts(files, limit)
-        looks = _looks_of_groups(prompts, _records(prompts, peers[0], asked, api_key, output, console))
+        looks = _looks_of_groups(prompts, _records(prompts, peers[0], asked, api_key, output))
     else:
         raise CommandError("--display needs --events FILE, or --prompts FILE and one --peer superdraft=URL.")
-    _report(output, looks, look_cost, console)
+    _report(output, looks, look_cost)
 
 
 def _records(
-    prompts: Sequence[Prompt],
-    peer: str,
-    asked: tuple[int, int],
-    api_key: str | None,
-    output: Path,
-    console: Console,
+    prompts: Sequence[Prompt], peer: str, asked: tuple[int, int], api_key: str | None, output: Path
 ) -> list[PromptRecord]:
     """The drafts that the server would show if it withheld none."""
     shows_all: DraftsOptions = {"trigger": "automatic", "min_probability_shown": 0.0}
-    with ExitStack() as stack:
-        server = parse_peer(peer, (SUPERDRAFT,))
-        contender = stack.enter_context(served_contender(server, api_key, *asked, shows_all))
-        advance = stack.enter_context(progress_of([contender.name], len(prompts), console))
-        run = QualityRun([contender], output / "records", typing=Typing(keys=False))
-        return run.run(prompts, advance)[contender.name]
+    server = parse_peer(peer, (SUPERDRAFT,))
+    with (
+        served_contender(server, api_key, *asked, shows_all) as contender,
+        progress_of([contender.name], len(prompts)) as advance,
+    ):
+        return QualityRun([contender], output / "records", typing=NO_TYPING).run(prompts, advance)[contender.name]
 
 
 def _looks_of_groups(prompts: Sequence[Prompt], records: Sequence[PromptRecord]) -> Looks:
@@ -116,7 +109,7 @@ def looks_of_events(path: Path) -> Looks:
     return {ALL: [[look] for look in shown.values()]}
 
 
-def _report(folder: Path, looks: Looks, look_cost: float, console: Console) -> None:
+def _report(folder: Path, looks: Looks, look_cost: float) -> None:
     """Write display.json and display.md, and print the choice."""
     effects = {name: [effect_of(minimum, places, look_cost) for minimum in MINIMA] for name, places in looks.items()}
     choice = best_of(effects[ALL])
@@ -134,7 +127,7 @@ def _report(folder: Path, looks: Looks, look_cost: float, console: Console) -> N
         title = f"## {name.capitalize()}: {len(places)} places, best {best_of(effects[name]).probability:g}"
         blocks += [title, markdown_table(HEAD, rows)]
     (folder / "display.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
-    table = Table(*HEAD)
+    console, table = Console(), Table(*HEAD)
     for one in effects[ALL]:
         table.add_row(*_row(one), style="bold" if one == choice else "")
     console.print(table)

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
@@ -15,13 +14,10 @@ from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.decoders.infill_requests import infill_contender
 from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
 from superdraft.evaluation.measures import infill_metrics as metrics
-from superdraft.evaluation.measures.bootstrap import as_ratios
-from superdraft.evaluation.options import progress_of
-from superdraft.evaluation.reports.figures import Figures, forward_rows
-from superdraft.evaluation.reports.folder import write_report
+from superdraft.evaluation.reports.figures import Figures, costs, means, shares
 from superdraft.evaluation.reports.records import PromptRecord
-from superdraft.evaluation.reports.report import decoder_result
-from superdraft.evaluation.runs.quality import QualityRun, Typing
+from superdraft.evaluation.reports.report import write_report
+from superdraft.evaluation.runs.quality import NO_TYPING, measured
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
@@ -87,13 +83,11 @@ def main(
     chosen = chosen_cases(cases, from_source, kind, limit, seed, window)
     with ExitStack() as stack:
         contenders = [stack.enter_context(infill_contender(one, key, num_drafts, max_tokens)) for one in peers]
-        advance = stack.enter_context(progress_of([one.name for one in contenders], len(chosen), console))
-        records = QualityRun(contenders, folder / "records", typing=Typing(keys=False)).run(chosen, advance)
-    results = [decoder_result(one, chosen, records[one.name], figures=infill_figures) for one in contenders]
+        groups = {"gaps": chosen}
+        results = measured(contenders, groups, folder / "records", typing=NO_TYPING, figures=infill_figures)
     about = {"cases": {"kind": kind, "seed": seed} if cases is None else cases.name, "context_lines": window}
     write_cases(folder / "cases.jsonl", chosen)
-    write_report(folder, "infill", "Infill", results, COLUMNS, about, console)
-    console.print(f"{folder / 'results.md'} has the confidence bounds and differences.")
+    write_report(folder, "infill", results, COLUMNS, about, console)
 
 
 def infill_figures(records: Sequence[PromptRecord], cases: Sequence[Prompt], num_steps: int) -> Figures:
@@ -104,20 +98,12 @@ def infill_figures(records: Sequence[PromptRecord], cases: Sequence[Prompt], num
         cases: their cases, in the same order.
         num_steps: decode steps of a draft that is not cut short.
     """
-    rows: list[dict[str, float]] = []
+    rows, saved = [], []
     for case, record in zip(cases, records, strict=True):
-        row = {
-            "forward_rows": forward_rows(record, num_steps),
-            "request_ms": 1000 * record.wall_s,
-            "num_drafts": float(len(record.drafts)),
-        }
+        row = costs(record, num_steps)
         for name, is_right in _CHECKS.items():
             right = [is_right(text, case.reference) for text in record.texts]
             row |= {f"{name}/first": float(any(right[:1])), f"{name}/any": float(any(right))}
         rows.append(row)
-    figures = {name: as_ratios(np.array([row[name] for row in rows])) for name in rows[0]}
-    saved = [
-        [metrics.keys_saved(record.texts, case.reference), len(case.reference)]
-        for case, record in zip(cases, records, strict=True)
-    ]
-    return {**figures, "keystroke_savings": np.array(saved, dtype=np.float64)}
+        saved.append((metrics.keys_saved(record.texts, case.reference), len(case.reference)))
+    return {**means(rows), "keystroke_savings": shares(saved)}

@@ -70,7 +70,7 @@ def main(
     server, key, console = parse_peer(peer, (SUPERDRAFT,)), read_key(api_key, api_key_file), Console()
     places = places_of(read_prompts(all_files(prompts, more), limit), seed)
     counts = {(kind, name): Count(kind, name) for kind in KINDS for name in SHOWN}
-    with Superdraft(server.url, key, TIMEOUT_S) as client, progress_of(["lines"], len(places), console) as advance:
+    with Superdraft(server.url, key, TIMEOUT_S) as client, progress_of(["lines"], len(places)) as advance:
         for place in places:
             for name, fields in SHOWN.items():
                 _add(counts[place.kind, name], place, _first_draft(client, place, max_tokens, fields))

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, Decoder
 from superdraft.evaluation.measures.evaluator import Evaluator
-from superdraft.evaluation.measures.suggestion_turns import count_turns
-from superdraft.evaluation.measures.typing_simulation import TypedText, type_all
-from superdraft.evaluation.options import Advance
+from superdraft.evaluation.measures.typing_simulation import LIST, Rule, TypedText, type_all
+from superdraft.evaluation.options import Advance, progress_of
+from superdraft.evaluation.reports.figures import collect
 from superdraft.evaluation.reports.records import PromptRecord, RecordFile, digest
+from superdraft.evaluation.reports.report import DecoderResult, FiguresOf
 
 CHUNK_SIZE = 128
 
@@ -22,14 +22,15 @@ class Typing:
     """How references are typed.
 
     Attributes:
-        keys: count keystrokes.
-        turns: count suggestion turns with the first 1, 3, ... drafts shown; empty: do not.
+        rules: what typists see and accept; each reference is typed once by each rule.
         max_words: maximum number of words per reference; None: all.
     """
 
-    keys: bool = True
-    turns: tuple[int, ...] = ()
+    rules: tuple[Rule, ...] = (LIST,)
     max_words: int | None = None
+
+
+NO_TYPING = Typing(())
 
 
 class QualityRun:
@@ -116,19 +117,14 @@ class QualityRun:
         }
 
     def _typed(self, name: str, chunk: Sequence[Prompt], records: list[PromptRecord]) -> list[PromptRecord]:
-        """The same records with keystrokes and suggestion turns."""
-        typing, decoder, done = self._typing, self._decoders[name], list(records)
+        """The same records with the counts of typing."""
+        decoder, done = self._decoders[name], list(records)
         decoder.remember(chunk, records)
-        if todo := [i for i, record in enumerate(done) if typing.keys and record.keys is None]:
-            prompts, first_drafts = [chunk[i] for i in todo], [done[i].texts for i in todo]
-            for i, keys in zip(todo, type_all(prompts, first_drafts, decoder.suggest, typing.max_words), strict=True):
-                done[i] = replace(done[i], keys=keys)
-        for num_shown, in_part in product(typing.turns, (False, True)):
-            todo = [i for i, record in enumerate(done) if record.turns_with(num_shown, in_part) is None]
-            prompts = [chunk[i] for i in todo]
-            found = count_turns(prompts, decoder.suggest, num_shown, typing.max_words, in_part=in_part)
+        for rule in self._typing.rules:
+            todo = [i for i, record in enumerate(done) if rule.name not in record.counts]
+            found = type_all([chunk[i] for i in todo], decoder.suggest, rule, self._typing.max_words)
             for i, count in zip(todo, found, strict=True):
-                done[i] = replace(done[i], turns=(*done[i].turns, count))
+                done[i] = replace(done[i], counts={**done[i].counts, rule.name: count})
         return done
 
 
@@ -150,6 +146,26 @@ class _Remembering:
         for place, decoded in zip(missing, self.decoder.decode(asks), strict=True):
             self.known[place.prompt.id, place.text] = [draft.text for draft in decoded.drafts]
         return [self.known[place.prompt.id, place.text] for place in places]
+
+
+def measured(
+    contenders: Sequence[Contender],
+    groups: Mapping[str, Sequence[Prompt]],
+    folder: Path,
+    *,
+    evaluator: Evaluator | None = None,
+    typing: Typing | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    figures: FiguresOf = collect,
+) -> dict[str, list[DecoderResult]]:
+    """The results of all decoders on each group of prompts, with a progress bar. Arguments as in `QualityRun`."""
+    run = QualityRun(contenders, folder, evaluator=evaluator, typing=typing, conditions=conditions)
+    with progress_of([one.name for one in contenders], sum(map(len, groups.values()))) as advance:
+        records = {name: run.run(prompts, advance) for name, prompts in groups.items()}
+    return {
+        name: [DecoderResult.of(one, prompts, records[name][one.name], figures) for one in contenders]
+        for name, prompts in groups.items()
+    }
 
 
 def new_record(prompt_id: str, prompt_sha: str, decoded: Decoded) -> PromptRecord:

@@ -16,9 +16,9 @@ from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import read_rows
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded
-from superdraft.evaluation.decoders.peers import parse_named_peer, served_contender
+from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
-from superdraft.evaluation.options import decoder_specs, options_given, progress_of
+from superdraft.evaluation.options import decoder_specs, progress_of
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
@@ -69,10 +69,8 @@ def main(
         Path,
         typer.Option("--texts", help="JSON lines with kind, place and text.", show_default="100 everyday texts"),
     ] = EVERYDAY,
-    decoder: options.ServedDecoders = options.SERVED,
-    peer: Annotated[
-        list[str] | None, typer.Option("--peer", help="Running server to compare with, as NAME=URL. Repeatable.")
-    ] = None,
+    decoder: options.Decoders = options.SERVED,
+    peer: options.Peers = None,
     seed: options.Seed = 0,
     ngram: options.Ngram = "auto",
     model: options.Model = DEFAULT_MODEL,
@@ -85,8 +83,8 @@ def main(
     ] = None,
 ) -> None:
     """Show three drafts for each of many texts, decoders side by side, as Markdown tables for people to read."""
-    peers = [parse_named_peer(text) for text in peer or ()]
-    shared = options_given(num_drafts=NUM_DRAFTS, max_tokens=MAX_TOKENS)
+    peers = [parse_peer(text, (SUPERDRAFT,)) for text in peer or ()]
+    shared = {"num_drafts": NUM_DRAFTS, "max_tokens": MAX_TOKENS}
     specs = decoder_specs(decoder, ngram, shared, [one.name for one in peers])
     key, console, texts = read_key(api_key, api_key_file), Console(), read_texts(file)
     with ExitStack() as stack:
@@ -95,7 +93,7 @@ def main(
             typed, kinds = [one.text for one in texts], list(dict.fromkeys(one.kind for one in texts))
             workbench = Workbench(ModelChoice(model, dtype, device), typed, specs, seed=seed, domains=kinds)
             contenders = [*workbench.contenders(specs), *contenders]
-        advance = stack.enter_context(progress_of([one.name for one in contenders], len(texts), console))
+        advance = stack.enter_context(progress_of([one.name for one in contenders], len(texts)))
         columns = [_column(contender, texts, partial(advance, contender.name, 1)) for contender in contenders]
     tables = "\n".join(tables_of(texts, columns))
     if output is None:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
@@ -18,14 +17,14 @@ from superdraft.evaluation.cases.prompts import Prompt, read_prompts
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval, paired_difference
-from superdraft.evaluation.options import all_files, progress_of
-from superdraft.evaluation.reports import plots
-from superdraft.evaluation.reports.figures import Figures, collect, intervals
+from superdraft.evaluation.measures.typing_simulation import LIST
+from superdraft.evaluation.options import all_files
+from superdraft.evaluation.reports.figures import Figures
 from superdraft.evaluation.reports.machine import describe_machine
-from superdraft.evaluation.reports.report import TITLES, write_json
+from superdraft.evaluation.reports.report import write_json
 from superdraft.evaluation.reports.tables import format_interval, markdown_table
 from superdraft.evaluation.runs.display_tuning import tune_display
-from superdraft.evaluation.runs.quality import QualityRun, Typing
+from superdraft.evaluation.runs.quality import NO_TYPING, Typing, measured
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
@@ -144,8 +143,8 @@ def main(
     ngram_model = bench.ngram_models.model(ngram)
     if ngram_model is None:
         raise CommandError(f"--ngram {ngram!r} is not an n-gram model that can be tuned. See superdraft ngram list.")
-    typing = Typing(keys=objective == "keystroke_savings")
-    measure = partial(_measure, bench, request, read, typing, output / "records", console)
+    typing = Typing((LIST,)) if objective == "keystroke_savings" else NO_TYPING
+    measure = partial(_measure, bench, request, read, typing, output / "records")
     rank = partial(ranked, objective=objective, max_perplexity=max_perplexity)
     finalists, others = search(settings, len(read), first_prompts, measure, rank)
     about = {
@@ -240,28 +239,22 @@ def _measure(
     all_prompts: Sequence[Prompt],
     typing: Typing,
     folder: Path,
-    console: Console,
     settings: Sequence[Tuning],
     num_prompts: int,
 ) -> list[Trial]:
     """Run settings on the first prompts."""
-    prompts = all_prompts[:num_prompts]
-    specs = [request.spec(setting) for setting in settings]
-    run = QualityRun(bench.contenders(specs), folder, evaluator=bench.open_evaluator(), typing=typing)
-    label = f"{len(specs)} settings, {len(prompts)} prompts"
-    with progress_of([label], len(specs) * len(prompts), console) as advance:
-        records = run.run(prompts, lambda _, count: advance(label, count))
-    trials = []
-    for setting, spec in zip(settings, specs, strict=True):
-        figures = collect(records[spec.name], prompts, request.max_tokens - 1)
-        trials.append(Trial(setting, figures, len(prompts), intervals(figures)))
-    return trials
+    groups = {"prompts": all_prompts[:num_prompts]}
+    contenders = bench.contenders([request.spec(setting) for setting in settings])
+    (results,) = measured(contenders, groups, folder, evaluator=bench.open_evaluator(), typing=typing).values()
+    return [
+        Trial(setting, one.figures, num_prompts, one.bounds) for setting, one in zip(settings, results, strict=True)
+    ]
 
 
 def _report(
     folder: Path, about: Mapping[str, Any], finalists: Sequence[Trial], others: Sequence[Trial], console: Console
 ) -> None:
-    """Write tuning.json, tuning.md and a plot, and print the choice."""
+    """Write tuning.json and tuning.md, and print the choice."""
     best, objective = finalists[0], about["objective"]
     without_ngram = next(trial for trial in finalists if trial.setting.alpha == 0)
     columns = [name for name in COLUMNS if name in best.found]
@@ -275,24 +268,16 @@ def _report(
         "machine": describe_machine(),
     }
     write_json(folder / "tuning.json", document)
-    head = ["setting", *(TITLES[name] for name in columns)]
     rows = [[trial.name, *(format_interval(trial.found[name]) for name in columns)] for trial in finalists]
     rows.append([f"best minus {without_ngram.name}", *(format_interval(gains[name]) for name in columns)])
+    table = markdown_table(["setting", *columns], rows)
     title = f"# Tuning of {about['model']} with {about['ngram_model']}"
     explanation = (
-        f"Best first by {TITLES[objective]}, among the settings whose mean perplexity is at most "
+        f"Best first by {objective}, among the settings whose mean perplexity is at most "
         f"{about['max_perplexity']:g} times the lowest; last round, {best.num_prompts} prompts."
     )
-    (folder / "tuning.md").write_text(f"{title}\n\n{explanation}\n\n{markdown_table(head, rows)}\n", encoding="utf-8")
-    points = [
-        (trial.found["perplexity_mean"].value, trial.found[objective].value, trial.setting.alpha)
-        for trial in (*others, *finalists)
-    ]
-    plots.scatter(folder / "tuning.png", points, ("mean ppl", TITLES[objective], "alpha"), len(finalists))
-    table = Table(*head)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    (folder / "tuning.md").write_text(f"{title}\n\n{explanation}\n\n{table}\n", encoding="utf-8")
+    console.print(table, soft_wrap=True)
     console.print(f"Choice: {best.name}")
 
 

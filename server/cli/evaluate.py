@@ -11,14 +11,10 @@ add_commands(
     app,
     {
         "quality": (f"{_RUNS}prompts", "Compare decoders: perplexity, hits, keystrokes saved, distinctness."),
-        "keystrokes": (f"{_RUNS}prompts", "Measure keystrokes saved, for several numbers of drafts."),
-        "diversity": (f"{_RUNS}prompts", "Measure how much the drafts of a prompt differ, and repeat themselves."),
-        "completion": (f"{_RUNS}completion", "Measure drafts after words and inside words, broken words included."),
+        "completion": (f"{_RUNS}prompts", "Measure drafts after words and inside words, broken words included."),
         "infill": (f"{_RUNS}infill", "Fill gaps in source code."),
         "lines": (f"{_RUNS}inside_lines", "Measure what a server shows inside lines."),
         "qa": (f"{_RUNS}questions", "Measure how often drafts answer questions: P@1, P@2, P@3."),
-        "coverage": (f"{_RUNS}questions", "Measure how often one of many drafts answers a question."),
-        "linearity": (f"{_RUNS}linearity", "Compare superposed forwards with weighted sums of separate ones."),
         "texts": (f"{_RUNS}texts", "Show drafts of everyday texts side by side, to be read."),
     },
 )

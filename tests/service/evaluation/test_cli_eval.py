@@ -14,18 +14,16 @@ from superdraft.server.cli import main as cli
 from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
-KEYS = {
+FIGURES = {
     "perplexity_best",
     "perplexity_mean",
-    "perplexity_by_rank",
-    "exact_match_any",
+    "perplexity_by_rank/1",
     "keystroke_savings",
     "distinct_starts",
     "self_bleu",
     "mean_words",
     "forward_rows",
-    "wall_s",
-    "n",
+    *(f"exact_match_any/{n}" for n in (1, 2, 3, 4, 5)),
 }
 TEXTS = (
     ("Thank you for your", "email. I will get back to you"),
@@ -96,34 +94,38 @@ def prompt_files(folder):
     return "--prompts", str(folder / "mail.jsonl"), str(folder / "chat.jsonl")
 
 
+def value(found, name):
+    """A figure of results.json without its bounds."""
+    return found["figures"][name] and found["figures"][name][0]
+
+
 def test_quality_writes_every_figure_with_its_bounds(run, files):
     # Without healing, whose steps would be counted too.
-    decoders = {name: name for name in ("greedy", "superposed", "nucleus", "beam")}
+    decoders = {name: name for name in ("greedy", "paper", "nucleus")}
     decoders["both"] = "nucleus+superposed branches=2 k=2"
     flags = [part for name, kind in decoders.items() for part in ("--decoder", f"{name}: {kind} healing=off")]
     code, results, err = run("lab", "eval", "quality", *prompt_files(files), *flags, "-n", "5", "--ngram", "none")
     assert (code, err) == (0, "")
-    assert list(results["decoders"]) == ["greedy", "superposed", "nucleus", "beam", "both"]
-    assert results["baseline"] == "greedy"
-    for found in results["decoders"].values():
-        assert found.keys() >= KEYS
-        assert found["n"] == 4
-        low, high = found["ci"]["perplexity_mean"]
-        assert 1 <= low <= found["perplexity_mean"] <= high
-        assert found["perplexity_best"] <= found["perplexity_mean"]
-        assert list(found["exact_match_any"]) == ["1", "2", "3", "4", "5"]
-        assert set(found["by_domain"]) == {"mail", "chat"}
-    rows = {name: found["forward_rows"] for name, found in results["decoders"].items()}
-    assert rows == {"greedy": 1, "superposed": 1, "nucleus": 3, "beam": 3, "both": 2}
-    superposed = results["decoders"]["superposed"]
-    assert superposed["perplexity_best"] <= superposed["perplexity_by_rank"][0]
-    assert results["decoders"]["greedy"]["self_bleu"] is None
-    assert results["decoders"]["greedy"]["difference_to_baseline"]["words_right"] == 0
+    (found,) = results["groups"].values()
+    assert list(found) == ["greedy", "paper", "nucleus", "both"]
+    for one in found.values():
+        assert one["figures"].keys() >= FIGURES
+        assert one["n"] == 4
+        mean, low, high = one["figures"]["perplexity_mean"]
+        assert 1 <= low <= mean <= high
+        assert value(one, "perplexity_best") <= mean
+        assert set(one["by_domain"]) == {"mail", "chat"}
+    rows = {name: value(one, "forward_rows") for name, one in found.items()}
+    assert rows == {"greedy": 1, "paper": 1, "nucleus": 3, "both": 2}
+    assert value(found["paper"], "perplexity_best") <= value(found["paper"], "perplexity_by_rank/1")
+    assert found["greedy"]["figures"]["self_bleu"] is None
+    assert found["paper"]["difference_to_baseline"]["words_right"][0] == pytest.approx(
+        value(found["paper"], "words_right") - value(found["greedy"], "words_right")
+    )
     table = (files / "out" / "results.md").read_text()
-    assert "| decoder | rows | best ppl |" in table
-    assert "## EM@1 by domain" in table
-    assert (files / "out" / "quality.png").stat().st_size > 1000
-    plot = (files / "out" / "quality_by_rows.svg").read_text()
+    assert "|  | greedy | paper | nucleus | both |" in table
+    assert "| exact_match_any/1 | greedy |" in table  # by domain
+    plot = (files / "out" / "rows_word_ends.svg").read_text()
     assert all(f">{name}<" in plot for name in decoders)  # texts, which a page can show in its own size
 
 
@@ -137,90 +139,46 @@ def test_what_is_done_is_not_done_again(run, files, monkeypatch):
         asked.append(len(asks))
         return decode(self, asks)
 
+    def quality(*args):
+        asked.clear()
+        command = ("lab", "eval", "quality", *prompt_files(files), "--decoder", "paper", "-n", "4", "--ngram", "none")
+        _, results, _ = run(*command, "--typed-words", "1", *args)
+        return results["groups"]["word ends"]["paper"]
+
     monkeypatch.setattr(EngineDecoder, "decode", count)
-    command = ("--decoder", "superposed", "-n", "4", "--ngram", "none")
-    _, first, _ = run("lab", "eval", "diversity", *prompt_files(files), "--limit", "3", *command)
-    assert sum(asked) == 3
-    assert first["decoders"]["superposed"]["perplexity_mean"] is None  # diversity needs no judge
-    asked.clear()
-    _, second, _ = run("lab", "eval", "diversity", *prompt_files(files), *command)
-    assert sum(asked) == 1
-    assert second["decoders"]["superposed"]["n"] == 4
-    _, third, _ = run("lab", "eval", "quality", *prompt_files(files), *command)
-    assert third["decoders"]["superposed"]["perplexity_mean"] > 1
-    assert third["decoders"]["superposed"]["wall_s"] == second["decoders"]["superposed"]["wall_s"]
-    asked.clear()
-    _, fourth, _ = run("lab", "eval", "quality", *prompt_files(files), *command)
+    first = quality("--limit", "3", "--evaluator", "none")
+    assert asked[0] == 3
+    assert "perplexity_by_rank/1" not in first["figures"]
+    second = quality("--evaluator", "none")
+    assert asked[0] == 1
+    assert second["n"] == 4
+    third = quality()  # judged, so its records are others
+    assert value(third, "perplexity_mean") > 1
+    assert sum(asked) >= 4
+    assert quality()["figures"] == third["figures"]
     assert sum(asked) == 0
-    assert fourth["decoders"] == third["decoders"]
-    run("lab", "eval", "quality", *prompt_files(files), *command, "--tau", "2", "--typed-words", "1")
+    quality("--typed-words", "2")
     assert sum(asked) >= 4  # other settings have records of their own
 
 
-def test_keystrokes_for_several_numbers_of_drafts(run, files):
-    code, results, _ = run(
-        "lab",
-        "eval",
-        "keystrokes",
-        *prompt_files(files),
-        "--decoder",
-        "greedy",
-        "--decoder",
-        "superposed",
-        "--ngram",
-        "none",
-    )
+def test_a_decoder_for_each_number_of_drafts(run, files):
+    decoders = ("--decoder", "greedy", "--decoder", "paper k=1,5", "--evaluator", "none")
+    code, results, _ = run("lab", "eval", "quality", *prompt_files(files), *decoders, "--ngram", "none")
     assert code == 0
-    assert list(results["decoders"]) == ["greedy", *(f"superposed num_drafts={k}" for k in (1, 3, 5))]
-    one, three, five = (results["decoders"][f"superposed num_drafts={k}"] for k in (1, 3, 5))
-    assert (one["n"], one["keystroke_savings"] is None) == (4, False)
-    assert five["settings"]["params"]["num_drafts"] == 5
-    assert three["exact_match_any"]["1"] <= 1
-    assert (files / "out" / "keystroke_savings_by_num_drafts.png").exists()
-
-
-def test_prompts_can_be_cut_to_several_lengths(run, files):
-    code, results, _ = run(
-        *("lab", "eval", "quality", *prompt_files(files), "--decoder", "greedy", "-n", "3"),
-        *("--prefix-words", "1", "--prefix-words", "3", "--typed-words", "1"),
-    )
-    assert code == 0
-    assert list(results["decoders"]) == ["greedy prefix_words=1", "greedy prefix_words=3"]
-    one, three = results["decoders"].values()
-    assert one["perplexity_mean"] != three["perplexity_mean"]
-    assert (files / "out" / "perplexity_best_by_prefix_words.png").exists()
+    found = results["groups"]["word ends"]
+    assert list(found) == ["greedy", "paper num_drafts=1", "paper num_drafts=5"]
+    assert found["paper num_drafts=5"]["settings"]["params"]["num_drafts"] == 5
+    assert value(found["paper num_drafts=1"], "keystroke_savings") is not None
 
 
 def test_questions(run, files):
     code, results, _ = run("lab", "eval", "qa", "--prompts", str(files / "questions.jsonl"), "-n", "4")
     assert code == 0
-    assert list(results["decoders"]["served"]["precision"]) == ["1", "2", "3"]
-    assert results["decoders"]["served"]["settings"]["params"]["alpha"] == 0
-    code, results, _ = run(
-        "lab",
-        "eval",
-        "coverage",
-        "--prompts",
-        str(files / "questions.jsonl"),
-        "-n",
-        "5",
-        "-k",
-        "4",
-        output=files / "coverage",
-    )
-    assert code == 0
-    rows = {name: found["forward_rows"] for name, found in results["decoders"].items()}
-    assert rows == {"nucleus": 4, "nucleus+superposed": 4}
-    assert results["decoders"]["nucleus+superposed"]["num_drafts"] > results["decoders"]["nucleus"]["num_drafts"]
-    assert (files / "coverage" / "accuracy_by_coverage.png").exists()
-
-
-def test_linearity(run, files):
-    code, results, _ = run("lab", "eval", "linearity", *prompt_files(files), "-n", "4", "-k", "2")
-    assert code == 0
-    assert [step["step"] for step in results["steps"]] == [1, 2, 3, 4]
-    assert all(-1 <= step["ci"][0] <= step["cosine"] <= step["ci"][1] <= 1.0001 for step in results["steps"])
-    assert results["n"] == 4
+    served = results["groups"]["questions"]["served"]
+    assert served["n"] == 2
+    shares = [value(served, f"precision/{n}") for n in (1, 2, 3)]
+    assert shares == sorted(shares)
+    assert served["settings"]["params"]["selection"] == "distinct"
 
 
 def test_tuning_writes_its_choice_where_it_is_asked_to(run, files, ngram_model):
@@ -232,7 +190,6 @@ def test_tuning_writes_its_choice_where_it_is_asked_to(run, files, ngram_model):
     assert tried == {(0.0, 0.1, 4), (0.0, 1.0, 4), (0.3, 0.1, 4), (0.3, 1.0, 4), (0.54, 0.06, 4)}
     assert results["num_prompts"] == 4
     assert "| best minus alpha=0 " in (files / "out" / "tuning.md").read_text()
-    assert (files / "out" / "tuning.png").exists()
     code, results, _ = run(
         "lab", "tune", *prompt_files(files), "--ngram", "mine", *options, "--write", result="tuning.json"
     )
@@ -243,21 +200,15 @@ def test_tuning_writes_its_choice_where_it_is_asked_to(run, files, ngram_model):
 def test_a_model_named_after_the_domain(run, files, ngram_model):
     other = ngram_model.with_name("mine-chat")
     ngram_model.rename(other)
-    code, _, err = run("lab", "eval", "diversity", *prompt_files(files), "--decoder", "superposed ngram=mine-{domain}")
+    decoder = ("--decoder", "paper ngram=mine-{domain}", "--evaluator", "none")
+    code, _, err = run("lab", "eval", "quality", *prompt_files(files), *decoder)
     assert code == 2
     assert "mine-mail" in err
     other.rename(ngram_model.with_name("mine-mail"))
-    code, results, _ = run(
-        "lab",
-        "eval",
-        "diversity",
-        "--prompts",
-        str(files / "mail.jsonl"),
-        "--decoder",
-        "superposed ngram=mine-{domain}",
-    )
+    code, results, _ = run("lab", "eval", "quality", "--prompts", str(files / "mail.jsonl"), *decoder)
     assert code == 0
-    assert results["decoders"]["superposed ngram=mine-{domain}"]["settings"]["ngram_binaries"].keys() == {"mine-mail"}
+    (found,) = results["groups"]["word ends"].values()
+    assert found["settings"]["ngram_binaries"].keys() == {"mine-mail"}
 
 
 def test_completion_reports_word_ends_and_inside_words(run, files, tmp_path):
@@ -270,51 +221,48 @@ def test_completion_reports_word_ends_and_inside_words(run, files, tmp_path):
         *("--decoder", "served", "--decoder", "unhealed: served healing=off", "-n", "4"),
     )
     assert (code, err) == (0, "")
-    assert list(results["places"]) == ["word ends", "inside words"]
-    ends, inside = (place["decoders"] for place in results["places"].values())
+    assert list(results["groups"]) == ["word ends", "inside words"]
+    ends, inside = results["groups"].values()
     assert list(ends) == list(inside) == ["served", "unhealed"]
     assert (ends["served"]["n"], inside["served"]["n"]) == (4, 1)
-    assert set(ends["served"]["saved_at"]) == set(ends["served"]["acceptance_rate_at"]) == {"1", "3"}
-    assert set(inside["unhealed"]["broken_joints"]) == {"first", "drafts", "any"}
-    assert inside["served"]["request_ms"] > 0
+    assert {f"{name}/{k}" for name in ("saved_at", "acceptance_rate_at") for k in ("1", "3", "3 in part")} <= set(
+        ends["served"]["figures"]
+    )
+    assert value(ends["served"], "keystroke_savings") is not None
+    assert {f"broken_joints/{of}" for of in ("first", "drafts", "any")} <= set(inside["unhealed"]["figures"])
+    assert value(inside["served"], "request_ms") > 0
     assert ends["served"]["settings"]["params"]["token_healing"]
     assert not ends["unhealed"]["settings"]["params"]["token_healing"]
     table = (files / "out" / "results.md").read_text()
-    assert "# Completion: word ends" in table
-    assert "| broken, first |" in table
-    assert (files / "out" / "completion_inside_words.png").stat().st_size > 1000
+    assert "## Word ends: 4 prompts" in table
+    assert "| broken_joints/first |" in table
+    assert (files / "out" / "rows_inside_words.svg").exists()
 
 
-def test_completion_behind_the_first_words_of_texts(run, files, model, monkeypatch):
+def test_completion_behind_the_first_words_of_texts(run, files, monkeypatch):
     from superdraft.decoding.engine.engine import Engine
 
     seen = []
     add_request = Engine.add_request
 
     def note(self, request):
-        seen.append((self.config.document_start, request.prompt))
+        seen.append(request.prompt)
         add_request(self, request)
 
     monkeypatch.setattr(Engine, "add_request", note)
     command = ("lab", "eval", "completion", *prompt_files(files), "-n", "4", "--first-words", "1,2,9")
-    code, results, err = run(*command, "--decoder", "on: served", "--decoder", "off: served document_start=off")
+    code, results, err = run(*command)
     assert (code, err) == (0, "")
-    assert list(results["places"]) == ["after 1 word", "after 2 words", "after 9 words"]
+    assert list(results["groups"]) == ["after 1 word", "after 2 words", "after 9 words"]
     for place, count in (("after 1 word", 4), ("after 2 words", 4), ("after 9 words", 3)):
-        decoders = results["places"][place]["decoders"]
-        assert list(decoders) == ["on", "off"]
-        assert [found["n"] for found in decoders.values()] == [count, count]
-        assert [found["settings"]["document_start"] for found in decoders.values()] == [True, False]
-        for found in decoders.values():
-            assert found["keystroke_savings"] is None
-            assert 0 <= found["exact_match_first"]["1"] <= found["exact_match_any"]["1"] <= 1
+        found = results["groups"][place]["served"]
+        assert found["n"] == count
+        assert "keystroke_savings" not in found["figures"]
+        assert 0 <= value(found, "exact_match_first/1") <= value(found, "exact_match_any/1") <= 1
     texts = {" ".join((*prompt.split(), *reference.split())[:n]) for prompt, reference in TEXTS for n in (1, 2, 9)}
-    assert {prompt for _, prompt in seen} <= texts
-    assert sorted(prompt for starts, prompt in seen if starts) == sorted(
-        prompt for starts, prompt in seen if not starts
-    )
-    assert len(seen) == 2 * 11
-    assert "| EM@1, first draft |" in (files / "out" / "results.md").read_text()
+    assert set(seen) <= texts
+    assert len(seen) == 11
+    assert "| exact_match_first/1 |" in (files / "out" / "results.md").read_text()
 
 
 def test_completion_of_a_running_server_equals_that_in_the_process(run, files, model, monkeypatch):
@@ -324,9 +272,10 @@ def test_completion_of_a_running_server_equals_that_in_the_process(run, files, m
         command = ("lab", "eval", "completion", *prompt_files(files), "-n", "4", "--peer", f"superdraft={url}")
         code, results, _ = run(*command)
     assert code == 0
-    served, peer = results["places"]["word ends"]["decoders"].values()
-    for name in ("words_right", "keystroke_savings", "saved_at", "broken_joints", "forward_rows", "mean_words"):
-        assert served[name] == peer[name], name
+    served, peer = results["groups"]["word ends"].values()
+    del served["figures"]["request_ms"], peer["figures"]["request_ms"]
+    assert served["figures"] == peer["figures"]
+    assert served["figures"].keys() >= {"words_right", "keystroke_savings", "saved_at/3", "broken_joints/any"}
     assert peer["settings"]["peer"] == "superdraft"
     code, _, err = run(*command, output=files / "gone")  # nobody is there any more
     assert code == 2
@@ -340,11 +289,11 @@ def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model)
     settings = Settings(model=model, dtype="float32", device="cpu", num_threads=1, max_model_len=128)
     app = load_app(settings)
     with serving(app) as url:
-        command = ("lab", "eval", "texts", "--texts", str(files / "texts.jsonl"), "--peer", f"there={url}")
+        command = ("lab", "eval", "texts", "--texts", str(files / "texts.jsonl"), "--peer", f"superdraft={url}")
         code, _, err = run(*command, "--decoder", "here: served", output=files / "drafts.md")
     assert (code, err) == (0, "")
     lines = (files / "drafts.md").read_text().splitlines()
-    assert lines[:3] == ["## Mail", "", "|  | text | here | there |"]
+    assert lines[:3] == ["## Mail", "", f"|  | text | here | superdraft at {url} |"]
     cells = [line.split(" | ") for line in lines[4:]]
     assert [row[1] for row in cells] == ["`Please conf`", "<code>Go on &#124;</code>", "`It is␣`"]
     assert all(" %" in row[2] and row[2] == row[3].removesuffix(" |") for row in cells)
@@ -371,7 +320,7 @@ def test_texts_of_a_running_server_equal_those_in_the_process(run, files, model)
             ("lab", "eval", "completion", "--prompts", "x", "--decoder", "none"),
             "--decoder none leaves nothing to measure",
         ),
-        (("lab", "eval", "texts", "--peer", "before=x"), "--peer must be NAME=URL"),
+        (("lab", "eval", "texts", "--peer", "before=x"), "--peer must be KIND=URL"),
         (("lab", "eval", "texts", "--texts", "none.jsonl"), "none.jsonl cannot be read"),
         (
             ("lab", "eval", "completion", "--prompts", "x", "--first-words", "1,0"),

@@ -89,9 +89,9 @@ def test_running_server_is_asked_as_editors_ask(run, cases, model, seen):
         # What is done is not done again.
         assert run(*command)[:2] == (0, results)
         assert len(seen) == 2 * WARM_UPS + len(CASES)
-    (found,) = results["decoders"].values()
-    assert found["forward_rows"] is None  # the route does not tell
-    assert found["request_ms"] > 0
+    (found,) = results["groups"]["gaps"].values()
+    assert found["figures"]["forward_rows"] is None  # the route does not tell
+    assert found["figures"]["request_ms"][0] > 0
     assert found["n"] == 2
     assert found["settings"]["num_drafts"] == 3
 
@@ -121,7 +121,7 @@ def test_llamacpps_server_gets_the_same_gaps(run, cases):
     with answering(Handler) as url:
         code, results, err = run("--cases", cases, "--peer", f"llamacpp={url}", "-n", "6")
     assert (code, err) == (0, "")
-    (found,) = results["decoders"].values()
+    (found,) = results["groups"]["gaps"].values()
     assert found["settings"] == {
         "peer": "llamacpp",
         "url": url,
@@ -129,7 +129,8 @@ def test_llamacpps_server_gets_the_same_gaps(run, cases):
         "num_drafts": 1,
         "max_tokens": 6,
     }
-    assert (found["exact_line"], found["forward_rows"]) == ({"first": 0.5, "any": 0.5}, 1)
+    names = ("exact_line/first", "exact_line/any", "forward_rows")
+    assert [found["figures"][name][0] for name in names] == [0.5, 0.5, 1]
     assert bodies[-1] == {
         "input_prefix": "def add(a, b):\n",
         "prompt": "    ret",

@@ -18,7 +18,7 @@ PROMPTS = {
     "behind punctuation": "We're meeting at noon,",
     "an indent": "def add(a, b):\n    ",
 }
-SHARED = {"num_drafts": [3], "max_tokens": [6]}
+SHARED = {"num_drafts": 3, "max_tokens": 6}
 
 
 @pytest.fixture(scope="module")

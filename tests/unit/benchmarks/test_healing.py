@@ -17,7 +17,7 @@ class Answers:
     """Gives the same drafts everywhere."""
 
     def __init__(self, texts):
-        self.drafts = tuple(DecodedDraft(text, (), 0.0, ()) for text in texts)
+        self.drafts = tuple(DecodedDraft(text, 0.0) for text in texts)
 
     def decode(self, asks):
         return [Decoded(self.drafts, 1, 0.0) for _ in asks]

@@ -1,14 +1,13 @@
 import pytest
 
-from superdraft.decoding.params import GenerationParams
-from superdraft.evaluation.decoders.decoder_spec import Sweep, parse_decoders
+from superdraft.evaluation.decoders.decoder_spec import parse_decoders
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings
 from superdraft.server.wires.native.mapping import generation_params
 from superdraft.server.wires.native.schemas import DraftsRequest
 
-SHARED = {"num_drafts": [3], "max_tokens": [10], "alpha": []}
+SHARED = {"num_drafts": 3, "max_tokens": 10}
 TUNED = DraftingDefaults(alpha=0.3, tau=0.2, candidates_per_draft=12)
 
 
@@ -44,17 +43,12 @@ def test_a_decoder_that_names_an_ngram_model_is_a_request_that_does():
 
     named = [selection(text) for text in ("served", "served ngram=none", "served ngram=mine", "served alpha=0.1")]
     assert named == ["distinct", "distinct", "distinct", "paper"]
-    assert selection("paper") == selection("superposed") == "paper"
-    assert selection("superposed selection=distinct max_branches=3") == "distinct"
-
-
-def test_the_librarys_penalty_is_no_field_of_a_request():
-    assert params("paper penalty=7").penalty == 7
-    assert params("paper").penalty == GenerationParams().penalty
+    assert selection("paper") == "paper"
+    assert selection("paper selection=distinct max_branches=3") == "distinct"
 
 
 def test_what_each_kind_means():
-    superposed = params("superposed")
+    superposed = params("paper")
     assert (superposed.strategy, superposed.num_drafts, superposed.alpha, superposed.candidates_per_draft) == (
         "superposed",
         3,
@@ -69,31 +63,29 @@ def test_what_each_kind_means():
 
 
 def test_options_win_over_shared_ones_and_those_over_tuned_ones():
-    shared = {**SHARED, "alpha": [0.5]}
-    assert params("superposed", shared).alpha == 0.5
-    assert params("superposed alpha=0.1 m=5 n=7", shared).alpha == 0.1
-    assert params("superposed m=5").candidates_per_draft == 5
-    assert params("superposed n=7").max_tokens == 7
+    shared = {**SHARED, "alpha": 0.5}
+    assert params("paper", shared).alpha == 0.5
+    assert params("paper alpha=0.1 m=5 n=7", shared).alpha == 0.1
+    assert params("paper m=5").candidates_per_draft == 5
+    assert params("paper n=7").max_tokens == 7
 
 
 def test_names_and_ngram_models():
-    (spec,) = parse_decoders("mine: superposed ngram=a=0.7,b=0.3", "auto", SHARED)
+    (spec,) = parse_decoders("mine: paper ngram=a=0.7,b=0.3", "auto", SHARED)
     assert (spec.name, spec.ngram) == ("mine", "a=0.7,b=0.3")
-    assert parse_decoders("superposed", "auto", SHARED)[0].ngram == "auto"
+    assert parse_decoders("paper", "auto", SHARED)[0].ngram == "auto"
     # Where no n-gram model has a say, none need be loaded.
-    assert [parse_decoders(text, "auto", SHARED)[0].ngram for text in ("greedy", "nucleus", "beam")] == ["none"] * 3
+    assert [parse_decoders(text, "auto", SHARED)[0].ngram for text in ("greedy", "nucleus")] == ["none"] * 2
 
 
 def test_several_values_make_several_decoders():
-    one, three = parse_decoders("superposed k=1,3", "auto", SHARED)
-    assert [spec.name for spec in (one, three)] == ["superposed num_drafts=1", "superposed num_drafts=3"]
+    one, three = parse_decoders("paper k=1,3", "auto", SHARED)
+    assert [spec.name for spec in (one, three)] == ["paper num_drafts=1", "paper num_drafts=3"]
     assert [spec.params(TUNED, Settings()).num_drafts for spec in (one, three)] == [1, 3]
-    assert three.sweep == Sweep("superposed", "num_drafts", 3.0)
+    assert one.series == three.series == "paper"
     low, high = parse_decoders("served alpha=0,0.5 trim=word", "auto", SHARED)
-    assert [spec.name for spec in (low, high)] == ["served trim=word alpha=0.0", "served trim=word alpha=0.5"]
-    swept = parse_decoders("nucleus", "auto", {**SHARED, "num_drafts": [1, 5]})
-    assert [spec.name for spec in swept] == ["nucleus num_drafts=1", "nucleus num_drafts=5"]
-    assert len(parse_decoders("greedy", "auto", {**SHARED, "num_drafts": [1, 5]})) == 1
+    assert [spec.name for spec in (low, high)] == ["served trim=word alpha=0", "served trim=word alpha=0.5"]
+    assert len(parse_decoders("greedy k=1,5", "auto", SHARED)) == 1
 
 
 @pytest.mark.parametrize(
@@ -101,22 +93,16 @@ def test_several_values_make_several_decoders():
     [
         ("magic", "'magic' is not a decoder; choose one of served, paper"),
         ("", "'' is not a decoder"),
-        ("superposed colour=red", "'colour=red' is not option=value"),
-        ("superposed alpha", "'alpha' is not option=value"),
-        ("superposed alpha=much", "'alpha=much' needs a number"),
-        ("served healing=maybe", "'healing=maybe' needs on or off"),
+        ("paper colour=red", "'colour=red' is not option=value"),
+        ("paper alpha", "'alpha' is not option=value"),
+        ("paper alpha=much", "decoder 'paper alpha=much': alpha must be a number"),
+        ("served healing=maybe", "token_healing should be a valid boolean"),
+        ("served prompt=x", "'prompt=x' is not option=value"),
         ("nucleus max_branches=2", "decoder 'nucleus max_branches=2': max_branches must be 1 with"),
-        ("superposed k=1,3 alpha=0,0.5", "only one option may have several values"),
-        ("superposed alpha=2", "decoder 'superposed alpha=2': alpha .* less than or equal to 1, got 2"),
-        ("beam k=1", "beam needs num_drafts of at least 2"),
+        ("paper k=1,3 alpha=0,0.5", "only one option may have several values"),
+        ("paper alpha=2", "decoder 'paper alpha=2': alpha .* less than or equal to 1, got 2"),
     ],
 )
 def test_errors(text, message):
     with pytest.raises(CommandError, match=message):
         params(text)
-
-
-def test_who_begins_texts_with_the_token_of_a_document():
-    specs = parse_decoders("served document_start=on,off", "auto", SHARED) + parse_decoders("served", "auto", SHARED)
-    assert [spec.document_start for spec in specs] == [True, False, True]
-    assert len({spec.params(TUNED, Settings()) for spec in specs}) == 1  # it is the engine's, no request has it

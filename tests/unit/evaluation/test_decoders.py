@@ -15,9 +15,8 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text import covers
 from superdraft.decoding.text.healing import plan_healing
 from superdraft.decoding.text.tokenizer import Tokenizer
-from superdraft.evaluation.decoders.decoders import Ask, BeamDecoder, EngineDecoder
-from superdraft.evaluation.measures.evaluator import Evaluator, exact_runner
-from superdraft.evaluation.runs.linearity import LinearityProbe
+from superdraft.evaluation.decoders.decoders import Ask, EngineDecoder
+from superdraft.evaluation.measures.evaluator import Evaluator
 
 PROMPTS = ["Thank you for your", "The quick brown fox jumps over", "Please find", "def add(a, b):\n    return"] * 3
 
@@ -64,35 +63,6 @@ def test_a_word_that_was_cut_is_healed_as_the_parameters_say():
     (plain,) = EngineDecoder(engine, replace(params, token_healing=False), lambda _: None).decode([ask])
     healed = engine.generate("Please find the rep", params)
     assert [draft.text for draft in cut.drafts] == texts(healed) != [draft.text for draft in plain.drafts]
-
-
-@torch.inference_mode()
-def test_beams_are_those_of_an_exhaustive_search():
-    model = loaded()
-    tokenizer = Tokenizer(model.tokenizer, model.model.config.vocab_size)
-    # With more beams than tokens, two steps of beam search leave nothing out.
-    (found,) = BeamDecoder(model, tokenizer, GenerationParams(num_drafts=300, max_tokens=2)).decode([Ask("We", "0")])
-    best = found.drafts[0]
-    prompt = torch.tensor([[tokenizer.start_token_id, *tokenizer.encode("We")]])
-    first = torch.log_softmax(model.model(prompt).logits[0, -1], -1)
-    both = torch.full((300, 300), -math.inf)
-    for token in range(1, 300):
-        row = model.model(torch.cat([prompt, torch.tensor([[token]])], 1)).logits[0, -1]
-        both[token] = first[token] + torch.log_softmax(row, -1)
-    both[:, 0] = -math.inf  # the end of text
-    top = int(both.argmax())
-    assert best.token_ids == (top // 300, top % 300)
-    assert best.score == pytest.approx(float(both.max()) / 2, abs=1e-4)
-    assert found.forward_rows == 300
-
-
-def test_beams_do_not_depend_on_padding():
-    model = loaded()
-    decoder = BeamDecoder(model, Tokenizer(model.tokenizer, 300), GenerationParams(num_drafts=3, max_tokens=5))
-    together = decoder.decode(asks())
-    for ask, found in zip(asks(), together, strict=True):
-        (alone,) = decoder.decode([ask])
-        assert [draft.token_ids for draft in alone.drafts] == [draft.token_ids for draft in found.drafts]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -150,19 +120,3 @@ def test_more_drafts_than_slots_are_judged_in_parts():
     assert [len(own) for own in found] == [159, 1]
     (single,) = evaluator.logprobs(["Thank you"], [[drafts[0][150]]])
     assert found[0][150] == pytest.approx(single[0], abs=1e-5)
-
-
-def test_linearity_of_one_draft_is_perfect_and_of_several_is_not():
-    model = loaded()
-    runner, tokenizer = exact_runner(model, 48, 24), Tokenizer(model.tokenizer, 300)
-
-    def similarities(k):
-        params = GenerationParams(num_drafts=k, max_tokens=8, alpha=0, tau=1.0)
-        return LinearityProbe(runner, tokenizer, params).similarities("The quick brown fox")
-
-    # A superposition of one draft is that draft: any other value shows a wrong row, position or weight.
-    assert similarities(1) == pytest.approx([1.0] * 8, abs=1e-4)
-    several = similarities(3)
-    assert several.shape == (8,)
-    assert (several < 0.9999).any()
-    assert (several > -1.0001).all()

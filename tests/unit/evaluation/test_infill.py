@@ -161,7 +161,7 @@ def test_keys_of_one_acceptance():
 
 def test_figures_of_the_first_draft_and_of_any():
     def record(*texts, rows=None):
-        return PromptRecord("p", "", tuple(DecodedDraft(text, (), 0.0, ()) for text in texts), rows, 0.5)
+        return PromptRecord("p", "", tuple(DecodedDraft(text, 0.0) for text in texts), rows, 0.5)
 
     cases = [case_of(name, "indent", "", "return 1", "") for name in "ab"]
     found = infill_figures([record("raise", "return 1", rows=9), record("return 2", rows=3)], cases, 3)

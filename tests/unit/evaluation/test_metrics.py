@@ -2,17 +2,14 @@
 
 import math
 
-import numpy as np
 import pytest
 
 from superdraft.evaluation.measures.metrics import (
     bleu,
     contains_answer,
-    coverage_accuracy,
     distinct_starts,
     exact_match,
     most_words_right,
-    ngram_uniqueness,
     normalise_answer,
     perplexity,
     precision_at,
@@ -96,14 +93,6 @@ def test_self_bleu():
     assert math.isnan(self_bleu([" a b"]))
 
 
-def test_ngram_uniqueness():
-    words = ["a", "b", "a", "b", "a"]
-    assert ngram_uniqueness(words, 1) == pytest.approx(2 / 5)
-    assert ngram_uniqueness(words, 2) == pytest.approx(2 / 4)
-    assert ngram_uniqueness(["a", "b", "c"], 2) == 1
-    assert math.isnan(ngram_uniqueness(["a"], 2))
-
-
 def test_answers_are_normalised():
     assert normalise_answer("  The  Dieppe (Seine-Maritime)! ") == "dieppe seinemaritime"
     assert normalise_answer("An a the") == ""
@@ -132,11 +121,3 @@ def test_precision_at():
     drafts = [" London", " Rome", " Paris"]
     assert [precision_at(drafts, ["paris"], n) for n in (1, 2, 3, 9)] == [False, False, True, True]
     assert not precision_at([], ["paris"], 3)
-
-
-def test_coverage_accuracy():
-    thresholds, coverage, accuracy = coverage_accuracy([-3, -1, -2, -2], [False, True, True, False])
-    assert thresholds.tolist() == [-1, -2, -3]
-    assert coverage.tolist() == [1 / 4, 3 / 4, 1]
-    np.testing.assert_allclose(accuracy, [1, 2 / 3, 1 / 2])  # drafts of equal score are shown or hidden together
-    assert [len(part) for part in coverage_accuracy([], [])] == [0, 0, 0]

@@ -8,7 +8,6 @@ from support.ngram import TINY_ARPA, tiny_manifest
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.decoders.ngram_choice import NgramModels
 from superdraft.ngram_models.errors import NgramModelNotFoundError
-from superdraft.ngram_models.scoring.frequency_table import PUBLISHED_WEIGHTS
 from superdraft.ngram_models.store.manifest import BINARY_FILE, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.errors import CommandError
@@ -90,22 +89,3 @@ def test_weights_must_be_positive_numbers(models, choice):
 def test_a_model_that_is_not_there(models):
     with pytest.raises(NgramModelNotFoundError):
         models.scorer("another", "")
-
-
-def test_raw_frequencies_of_a_corpus(models, tmp_path):
-    tokenizer = Tokenizer(tiny_tokenizer())
-    corpus = tmp_path / "chat.txt"
-    corpus.write_text("the dog\n\nthe fox\n\nthe fox\n", encoding="utf-8")
-    the, fox, cat = (tokenizer.encode(text) for text in ("the", " fox", " cat"))
-    scorer = models.scorer("frequencies:" + str(tmp_path / "{domain}.txt"), "chat")
-    assert scorer.order == 6
-    seen, unseen = scorer.score([scorer.initial_state(the)] * 2, [fox[:1], cat[:1]])
-    length = len(the)  # of the contexts that end in "the": each gives 2/3, if no other token begins as " fox" does
-    expected = sum(PUBLISHED_WEIGHTS[:length]) * 2 / 3
-    assert math.exp(seen[0]) == pytest.approx(expected)
-    assert unseen == [-math.inf]
-    choice = f"frequencies:{corpus}"
-    assert models.identity(choice) == {choice: file_sha256(corpus)}
-    assert models.drafting(choice).alpha == 0.54
-    with pytest.raises(CommandError, match="there is no file"):
-        models.scorer("frequencies:none.txt", "")

@@ -1,9 +1,9 @@
 from superdraft.evaluation.decoders.decoders import DecodedDraft
-from superdraft.evaluation.measures.typing_simulation import KeyCount
+from superdraft.evaluation.measures.typing_simulation import TypingCount
 from superdraft.evaluation.reports.records import PromptRecord, RecordFile
 
-DRAFT = DecodedDraft(" naïve\u2028word", (3, 4), -0.5, (-0.1, -0.9), (-0.2, -1.0))
-RECORD = PromptRecord("p1", "sha", (DRAFT,), 9, 0.25, KeyCount(7, 9))
+DRAFT = DecodedDraft(" naïve\u2028word", -0.5, (-0.2, -1.0))
+RECORD = PromptRecord("p1", "sha", (DRAFT,), 9, 0.25, {"list": TypingCount(9, 7, 3, 1, 2)})
 
 
 def test_records_come_back_as_they_were(tmp_path):

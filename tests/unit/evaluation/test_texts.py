@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from superdraft.evaluation.decoders.decoders import Contender, Decoded, DecodedDraft
-from superdraft.evaluation.decoders.peers import Peer, parse_named_peer
+from superdraft.evaluation.decoders.peers import Peer, parse_peer
 from superdraft.evaluation.runs.texts import (
     EVERYDAY,
     SHOWN_CHARACTERS,
@@ -30,7 +30,7 @@ PLACES = {"word end", "trailing space", "inside a word", "after punctuation", "l
 
 
 def decoded(*texts, score=LN_HALF):
-    return Decoded(tuple(DecodedDraft(text, (1,), score, (score,)) for text in texts), 1, 0.1)
+    return Decoded(tuple(DecodedDraft(text, score) for text in texts), 1, 0.1)
 
 
 def rendered(markdown):
@@ -142,9 +142,9 @@ def test_which_scores_are_probabilities():
     assert scores_are_probabilities(Contender("", None, {"peer": "superdraft"}, 15))
 
 
-def test_a_server_under_a_name():
-    peer = parse_named_peer("0.1.0=http://127.0.0.1:8101/")
-    assert (peer, peer.name) == (Peer("superdraft", "http://127.0.0.1:8101", "0.1.0"), "0.1.0")
-    for text in ("http://127.0.0.1:8101", "=http://x", "before=x"):
-        with pytest.raises(CommandError, match="--peer must be NAME=URL"):
-            parse_named_peer(text)
+def test_a_server_is_a_kind_and_a_url():
+    peer = parse_peer("superdraft=http://127.0.0.1:8101/", ("superdraft",))
+    assert (peer, peer.name) == (Peer("superdraft", "http://127.0.0.1:8101"), "superdraft at http://127.0.0.1:8101")
+    for text in ("http://127.0.0.1:8101", "=http://x", "superdraft=x", "before=http://x"):
+        with pytest.raises(CommandError, match="--peer must be KIND=URL with KIND one of superdraft"):
+            parse_peer(text, ("superdraft",))

@@ -92,7 +92,7 @@ def test_sub_commands_run_their_own_command_line(run, monkeypatch, tmp_path):
         "lab bench",
         "lab bench people",
         "lab eval",
-        "lab eval keystrokes",
+        "lab eval quality",
         "lab tune",
         "serve",
     ):
