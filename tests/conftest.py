@@ -4,12 +4,18 @@ import os
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from support.waiting import PATIENCE_S
 
 # Set before anything imports transformers: a test that contacts the hub must fail at once, not wait for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing, and other tests have the other cores
+
+# What httpx waits where a test says nothing. Its own five seconds can pass on a crowded machine.
+for phase in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 from support.engine import FakeEngine
 from support.playground import button, expect_ghost, text_area
 from support.serving import serving
+from support.waiting import PATIENCE_S
 
 from superdraft.server.app import create_app
 from superdraft.server.edge.api_keys import add_key
@@ -28,7 +29,7 @@ def copied(page, name):
 
 def run(command, **environment):
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
+        command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -10,7 +10,8 @@ import pytest
 from playwright.sync_api import expect
 from support.engine import FakeEngine
 from support.playground import button, drafts, expect_ghost, expect_text, text_area, write
-from support.serving import eventually, serving
+from support.serving import serving
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
@@ -182,7 +183,7 @@ def test_a_draft_that_fits_inside_a_line_is_shown_and_accepted_there(open_page, 
 
 def test_a_growing_draft_is_shown_and_grows_while_the_user_types_along(page, engine):
     steps = threading.Semaphore(0)
-    engine.on_step = lambda: steps.acquire(timeout=10)
+    engine.on_step = lambda: steps.acquire(timeout=PATIENCE_S)
     write(page, "a")
     expect(page.locator("#work")).to_have_class(re.compile("busy"))
     steps.release()
@@ -202,7 +203,7 @@ def test_a_growing_draft_is_shown_and_grows_while_the_user_types_along(page, eng
 
 def test_a_key_that_no_growing_draft_has_replaces_the_request(page, engine):
     steps = threading.Semaphore(0)
-    engine.on_step = lambda: steps.acquire(timeout=10)
+    engine.on_step = lambda: steps.acquire(timeout=PATIENCE_S)
     write(page, "a")
     steps.release()
     expect_ghost(page, " red0")

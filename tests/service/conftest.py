@@ -10,7 +10,8 @@ import structlog
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
-from support.serving import eventually, serving
+from support.serving import serving
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.server.app import create_app
 from superdraft.server.bridge.output_stream import OutputStream
@@ -78,7 +79,7 @@ def url(app) -> Iterator[str]:
 def stepwise(engine) -> Iterator[threading.Semaphore]:
     """The engine waits in every step until the test lets one go."""
     permits = threading.Semaphore(0)
-    engine.on_step = lambda: permits.acquire(timeout=10)
+    engine.on_step = lambda: permits.acquire(timeout=PATIENCE_S)
     yield permits
     engine.on_step = lambda: None
     permits.release(1000)
@@ -104,4 +105,4 @@ def kept_up_with(engine, monkeypatch) -> None:
 
     monkeypatch.setattr(OutputStream, "send", counted_send)
     monkeypatch.setattr(OutputStream, "take", counted_take)
-    engine.on_step = lambda: eventually(all_read, 10)
+    engine.on_step = lambda: eventually(all_read)

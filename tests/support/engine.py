@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from support.waiting import PATIENCE_S
+
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SuperdraftError, SupersededError
 from superdraft.decoding.outputs import (
@@ -140,7 +142,7 @@ class FakeEngine:
         self.threads.add(threading.current_thread().name)
         if self.gate is not None:
             self.at_gate.set()
-            self.gate.wait(timeout=60)
+            self.gate.wait(PATIENCE_S)
         self.on_step()
         outputs = [StepOutput(name, error=SupersededError("A newer request arrived.")) for name in self.superseded]
         self.superseded.clear()

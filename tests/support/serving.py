@@ -1,16 +1,16 @@
-"""Helpers to serve an app on a real socket and to wait for conditions."""
+"""An app on a real socket, and what clients and tests see of it."""
 
 import contextlib
 import json
 import socket
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.server.serving import HttpServer
 
@@ -25,14 +25,11 @@ def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            deadline = time.monotonic() + 60
-            while not server.started and time.monotonic() < deadline:
-                time.sleep(0.005)
-            assert server.started
+            assert eventually(lambda: server.started)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(timeout=60)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
 
@@ -74,13 +71,3 @@ def read_to_end(connection: socket.socket) -> bytes:
         assert piece, "the connection was closed"
         content += piece
     return content
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
-    """Wait until `condition` holds; return whether it did in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True

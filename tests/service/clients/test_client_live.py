@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 from support.clients import FACES
-from support.serving import eventually
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.client import AsyncSuperdraft, Superdraft
 from superdraft.client.errors import BadRequestError, NotFoundError, RequestTimeoutError, ServerError, SupersededError
@@ -105,7 +105,7 @@ def test_newer_request_of_a_session_takes_the_olders_place(url, slow):
     assert eventually(lambda: len(slow.seen) == 1)
     with Superdraft(url) as client:
         client.complete("hi there", max_tokens=2, session_id="window-1")
-    older.join(5)
+    older.join(PATIENCE_S)
     assert (outcome[0].status, outcome[0].should_retry) == (499, False)
     assert [job.session_id for job in slow.seen] == ["window-1"] * 2
 

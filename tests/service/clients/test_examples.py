@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.waiting import PATIENCE_S
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -23,7 +24,7 @@ def run(name, *args, stdin=""):
     command = [sys.executable, str(EXAMPLES / name), *args]
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=60, cwd=EXAMPLES.parent, env=environment
+        command, input=stdin, capture_output=True, text=True, timeout=PATIENCE_S, cwd=EXAMPLES.parent, env=environment
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -54,7 +55,7 @@ def in_terminal(name, *args, keys):
     if pid == 0:
         os.execve(sys.executable, [sys.executable, str(EXAMPLES / name), *args], {**os.environ, "TERM": "xterm"})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    written, waiting, deadline_s = "", list(keys), time.monotonic() + 30
+    written, waiting, deadline_s = "", list(keys), time.monotonic() + PATIENCE_S
     with contextlib.suppress(OSError):  # it has ended
         while time.monotonic() < deadline_s:
             if select.select([terminal], [], [], 0.05)[0]:

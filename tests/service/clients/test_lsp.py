@@ -15,6 +15,7 @@ from pygls.lsp.client import LanguageClient
 from support.engine import FakeEngine
 from support.models import tiny_model_folder
 from support.serving import serving
+from support.waiting import PATIENCE_S, until
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.server.app import create_app
@@ -104,22 +105,16 @@ async def editing(*args, options=None, encodings=None, root=None, awaits=1):
         )
         editor.server = await client.initialize_async(params)
         client.initialized(types.InitializedParams())
-        await until(lambda: len(editor.shown) + len(editor.logged) >= awaits, seconds=120)
+        await until(lambda: len(editor.shown) + len(editor.logged) >= awaits)
         yield editor
         await client.shutdown_async(None)
         client.exit(None)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert await client._server.wait() == 0
     finally:
         if client._server.returncode is None:
             client._server.kill()
         await client.stop()
-
-
-async def until(condition, seconds=20.0):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from support.engine import FakeEngine
-from support.serving import eventually, serving
+from support.serving import serving
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
@@ -61,7 +62,7 @@ def results(engine, tmp_path_factory):
             env={**os.environ, "SERVER_URL": url},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr

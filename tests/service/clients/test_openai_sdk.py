@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from support.serving import eventually, num_commands, num_twins, serving
+from support.serving import num_commands, num_twins, serving
+from support.waiting import eventually
 
 from superdraft.client import Superdraft
 from superdraft.decoding.errors import SequenceFailedError

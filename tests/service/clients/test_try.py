@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+from support.waiting import PATIENCE_S
+
 
 class Screen:
     """The user's side of a terminal."""
@@ -17,9 +19,9 @@ class Screen:
     def press(self, keys):
         os.write(self.descriptor, keys.encode())
 
-    def wait_for(self, text, timeout_s=20):
+    def wait_for(self, text):
         """Read until the program has written `text` since the last call."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         while text not in self.seen:
             assert time.monotonic() < deadline, self.seen
             if select.select([self.descriptor], [], [], 0.1)[0]:
@@ -47,7 +49,7 @@ def test_typing_taking_and_leaving(url):
         screen.wait_for("green0")
         screen.press("\t\x04")
         screen.wait_for("hi green0 green1 green2\r\n")
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
         process.wait()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from support.engine import FakeEngine
-from support.serving import eventually, serving
+from support.serving import serving
 from support.typescript import BUILT, NODE, SOURCES, needs_node
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.client.wire import DraftsOptions
 from superdraft.decoding.errors import SequenceFailedError
@@ -32,12 +33,12 @@ needs_compiler = pytest.mark.skipif(
 
 def compiled(*options: str | Path) -> subprocess.CompletedProcess[str]:
     command = [str(NODE), str(COMPILER), "--project", str(SOURCES), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_its_own_tests_pass():
     done = subprocess.run(
-        [NODE, "--test", TESTS / "session.test.mjs"], capture_output=True, text=True, timeout=120, check=False
+        [NODE, "--test", TESTS / "session.test.mjs"], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stdout
     assert "# fail 0" in done.stdout
@@ -82,7 +83,7 @@ def test_types(tmp_path, line, error):
         [NODE, COMPILER, *options, "--ignoreConfig", "--types", "", tmp_path / "use.ts"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert (done.returncode == 0) == (error is None), done.stdout
@@ -126,7 +127,7 @@ def results(engine):
             env={**os.environ, "SERVER_URL": url},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr

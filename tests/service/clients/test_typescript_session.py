@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.typescript import BUILT, NODE, needs_node
+from support.waiting import PATIENCE_S
 
 from superdraft.client import Cancel, Report, Send, SessionOptions, TypingSession
 from superdraft.client.errors import BadRequestError, ConnectionFailedError
@@ -138,7 +139,7 @@ def test_both_sessions_decide_alike(seed):
         input=json.dumps({"options": camel, "events": typist.events}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import re
 import httpx
 import pytest
 from starlette.testclient import TestClient
+from support.waiting import PATIENCE_S
 
 from superdraft.benchmarks.over_http.replay import Script, Typist, summary
 from superdraft.benchmarks.typing_texts import TEXTS
@@ -25,7 +26,7 @@ def test_typing_accepting_and_telemetry(url):
         ):
 
             async def ghost():
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     while session.display.ghost is None:
                         changed.clear()
                         await changed.wait()

@@ -11,6 +11,7 @@ import pytest
 import structlog
 from starlette.testclient import TestClient
 from support.decoding import tiny_engine
+from support.waiting import PATIENCE_S
 
 from superdraft.server import serving
 from superdraft.server.app import create_app
@@ -93,7 +94,7 @@ def test_one_key_cannot_end_the_session_of_another(locked, engine, keys):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE_S)
     assert answers == {"ann": 200, "bob": 200}
     assert {job.session_id for job in engine.seen} == {"ann s", "bob s"}
 

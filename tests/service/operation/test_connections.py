@@ -10,7 +10,8 @@ from collections import Counter
 import httpx
 import pytest
 import structlog
-from support.serving import eventually, serving
+from support.serving import serving
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.server.app import create_app
 from superdraft.server.edge.api_keys import add_key
@@ -18,7 +19,6 @@ from superdraft.server.edge.http_protocol import BoundedHttpProtocol
 from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings
 
-PATIENCE_S = 30
 HEAD = b"POST /v1/drafts HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n"
 
 
@@ -75,7 +75,7 @@ def test_who_never_stops_sending_is_cut_off(serve, monkeypatch):
                 return True
             return False
 
-        assert eventually(is_cut_off, PATIENCE_S)
+        assert eventually(is_cut_off)
 
 
 def is_healthy(connection):
@@ -103,7 +103,7 @@ def test_one_address_does_not_take_all_connections(serve):
             with connect(url) as more:
                 return b"from this address" in all_of(more) if not is_quiet(more) else False
 
-        assert eventually(is_refused, PATIENCE_S)
+        assert eventually(is_refused)
         assert is_healthy(stack.enter_context(connect(url, "127.0.0.2")))
 
 
@@ -180,7 +180,7 @@ def test_few_refused_connections_wait_for_their_clients_and_not_for_long(serve, 
             return True
 
         assert [is_reset() for _ in range(4)] == [False, False, True, True]
-        assert eventually(lambda: not is_reset(), PATIENCE_S)
+        assert eventually(lambda: not is_reset())
 
 
 def test_a_rush_of_connections_lets_others_have_their_turn(serve, monkeypatch):
@@ -208,7 +208,7 @@ def test_a_rush_of_connections_lets_others_have_their_turn(serve, monkeypatch):
         for _ in range(200):
             stack.enter_context(connect(url))
         are_waiting.set()
-        assert eventually(lambda: len(turns) == 200, PATIENCE_S)
+        assert eventually(lambda: len(turns) == 200)
     assert max(Counter(turns).values()) <= 16
 
 
@@ -327,7 +327,7 @@ def test_a_trailer_of_thousands_of_fields_is_refused(serve, pieces, fields, stat
     cut = {"": 0, "before the trailer": len(head + body), "within": len(head + body) + fields}[pause]
     with connect(serve()) as connection:
         connection.sendall(sent[:cut])
-        assert eventually(lambda: sum(map(len, pieces)) >= cut, PATIENCE_S)
+        assert eventually(lambda: sum(map(len, pieces)) >= cut)
         with contextlib.suppress(ConnectionError):  # it may have been refused by now
             connection.sendall(sent[cut:])
         said = all_of(connection)

@@ -6,7 +6,8 @@ import time
 
 import httpx
 import pytest
-from support.serving import eventually, num_commands, raw_request, serving
+from support.serving import num_commands, raw_request, serving
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.client import Superdraft
 from superdraft.server.app import create_app
@@ -42,21 +43,19 @@ def test_requests_at_the_same_time_get_their_own_answers(url):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE_S)
     assert texts == {i: "".join(f" red{j}" for j in range(i)) for i in range(1, 9)}
 
 
 def test_shutdown_gives_time_and_then_answers_with_a_retry_hint(engine):
     app = create_app(Settings(shutdown_grace_s=0.3), engine, model_name="tiny")
-    is_stopping = functools.partial(eventually, lambda: not app.state.service.engine.is_ready, 10)
+    is_stopping = functools.partial(eventually, lambda: not app.state.service.engine.is_ready)
     # The short request has all steps that it needs in no time, the long one never.
     engine.on_step = lambda: is_stopping() and len(engine.jobs) == 1 and time.sleep(0.02)
     answers = {}
 
     def ask(url, max_tokens):
-        answers[max_tokens] = httpx.post(
-            f"{url}/v1/drafts", json={"prompt": "hi", "max_tokens": max_tokens}, timeout=10
-        )
+        answers[max_tokens] = httpx.post(f"{url}/v1/drafts", json={"prompt": "hi", "max_tokens": max_tokens})
 
     with serving(app) as url:
         threads = [threading.Thread(target=ask, args=(url, max_tokens)) for max_tokens in (5, 50)]
@@ -64,7 +63,7 @@ def test_shutdown_gives_time_and_then_answers_with_a_retry_hint(engine):
             thread.start()
         assert eventually(lambda: len(engine.seen) + num_commands(app) == 2)
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE_S)
     assert answers[5].status_code == 200
     assert answers[50].status_code == 503
     assert answers[50].json()["error"]["code"] == "shutting_down"
@@ -77,7 +76,7 @@ def test_a_server_whose_engine_has_failed_answers_and_ends_by_itself(engine, app
     is_broken = threading.Event()
 
     def crash_when_broken():
-        is_broken.wait(timeout=10)
+        is_broken.wait(PATIENCE_S)
         raise RuntimeError("broken")
 
     engine.on_step = crash_when_broken
@@ -85,7 +84,7 @@ def test_a_server_whose_engine_has_failed_answers_and_ends_by_itself(engine, app
     answers = []
 
     def ask():
-        answers.append(httpx.post(f"{url}/v1/drafts", json={"prompt": "hi"}, timeout=10).status_code)
+        answers.append(httpx.post(f"{url}/v1/drafts", json={"prompt": "hi"}).status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(5)]
     for thread in threads:
@@ -93,15 +92,15 @@ def test_a_server_whose_engine_has_failed_answers_and_ends_by_itself(engine, app
     assert eventually(lambda: len(engine.seen) + num_commands(app) == 5)
     is_broken.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE_S)
     assert len(answers) == 5
     assert set(answers) <= {500, 503}  # 503: the engine had not taken the request
 
     def is_closed():
         try:
-            httpx.get(f"{url}/health", timeout=10)
+            httpx.get(f"{url}/health")
         except httpx.TransportError:
             return True
         return False
 
-    assert eventually(is_closed, 10)
+    assert eventually(is_closed)

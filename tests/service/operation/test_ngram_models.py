@@ -11,7 +11,8 @@ import httpx
 import pytest
 from support.decoding import tiny_engine
 from support.ngram_folders import damage, put_model, random_arpa
-from support.serving import eventually, serving
+from support.serving import serving
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity, Tuning
@@ -46,7 +47,7 @@ class SteppedEngine:
 
     def step(self):
         if self.hold_after is not None and self.num_steps >= self.hold_after:
-            assert self.go_on.wait(timeout=10)
+            assert self.go_on.wait(PATIENCE_S)
         time.sleep(self.step_s)
         outputs = self._engine.step()
         self.num_steps += 1
@@ -68,7 +69,7 @@ class World:
     def __init__(self, url, engine, home, tokenizer):
         self.engine, self.home = engine, home
         self._tokenizer = tokenizer
-        self._client = httpx.Client(base_url=url, timeout=20)
+        self._client = httpx.Client(base_url=url)
 
     def put(self, name, seed):
         arpa = random_arpa(seed, self._tokenizer.vocabulary_size)

@@ -17,7 +17,8 @@ from support.engine import FakeEngine
 from support.fake_runner import FakeRunner
 from support.models import VOCAB_SIZE, tiny_tokenizer
 from support.secret import SECRET, talk
-from support.serving import eventually, serving
+from support.serving import serving
+from support.waiting import eventually
 
 from superdraft.client import Superdraft
 from superdraft.decoding.config import EngineConfig

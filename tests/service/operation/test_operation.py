@@ -5,7 +5,7 @@ import logging
 import pytest
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
-from support.serving import eventually
+from support.waiting import eventually
 
 from superdraft.decoding.params import SELECTIONS
 from superdraft.server.app import create_app

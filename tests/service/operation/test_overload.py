@@ -1,4 +1,7 @@
-"""Four times as much as the server can do, against an engine of eight slots that takes its steps when it is told."""
+"""Four times as much as the server can do, against an engine of eight slots that takes its steps when it is told.
+
+Time is counted in these steps.
+"""
 
 import asyncio
 import contextlib
@@ -11,15 +14,15 @@ import anyio.to_thread
 import httpx
 import pytest
 from support.engine import FakeEngine, Step
-from support.serving import eventually, raw_request, serving
+from support.serving import raw_request, serving
 from support.slotted_engine import SlottedEngine
+from support.waiting import PATIENCE_S, eventually, until
 
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 
 NUM_SLOTS = 8
 MAX_TOKENS = 10  # steps, of which the first may find the engine in the middle of one: eight slots do 8 requests in 11
-PATIENCE_S = 60  # for what comes at once on an idle machine; time is counted in steps of the engine
 
 
 class HeldEngine(SlottedEngine):
@@ -52,14 +55,6 @@ def serving_held(num_slots=NUM_SLOTS, **settings):
             engine.leave.release(10_000)
 
 
-async def until(condition):
-    """Let answers come in until `condition` holds."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
-
-
 async def take_step(engine):
     num_steps = engine.num_steps
     engine.leave.release()
@@ -83,7 +78,7 @@ async def arrivals(url, engine, admission, per_step, num_steps):
         return has_ended and len(tasks) - len(answers) == admission.num_rows == num_in_engine
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=PATIENCE_S) as http:
+    async with httpx.AsyncClient(base_url=url, limits=limits) as http:
         tasks = []
         for step in range(num_steps):
             due = round(per_step * (step + 1)) - round(per_step * step)
@@ -137,7 +132,7 @@ def test_a_typist_is_never_refused_because_of_his_own_older_key_press():
             body = {"prompt": f"key {key}", "max_tokens": 50, "session_id": session}
             statuses[key] = (await http.post("/v1/drafts", json=body)).status_code
 
-        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
+        async with httpx.AsyncClient(base_url=url) as http:
             tasks = [asyncio.create_task(press(http, "other", "other"))]
             await until(lambda: admission.num_rows == 1)
             for key in range(6):
@@ -178,7 +173,7 @@ def test_more_than_can_be_answered_in_time_is_refused_although_there_are_slots(m
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[1:])
     engine.gate.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE_S)
     assert [answer.status_code for answer in answers[4:]] == [200] * 3
     assert engine.num_slots > 6
 
@@ -225,7 +220,7 @@ def test_every_route_says_that_the_server_is_full(make_client, engine, path, bod
     assert eventually(lambda: len(engine.seen) == 2)
     answer = client.post(path, json=body)
     for thread in busy:
-        thread.join(5)
+        thread.join(PATIENCE_S)
     assert answer.status_code == 429
     assert answer.headers["x-should-retry"] == "false"
     assert answer.json()["error"]["code"] == (429 if path == "/infill" else "overloaded")
@@ -250,7 +245,7 @@ def test_memory_stays_flat_under_a_flood_of_large_requests():
     body = {"prompt": "x" * 100_000, "max_tokens": 5}  # 60 MB in all
 
     async def flood(url, count):
-        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=url) as http:
             limit = asyncio.Semaphore(50)
 
             async def one():
@@ -296,4 +291,4 @@ def test_a_refusal_starts_one_task_and_no_thread(make_client, engine, monkeypatc
     assert not threads
     engine.gate.set()
     for thread in busy:
-        thread.join(5)
+        thread.join(PATIENCE_S)

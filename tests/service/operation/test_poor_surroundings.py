@@ -11,9 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.models import tiny_model_folder
-from support.serving import eventually
-
-PATIENCE_S = 180  # for what takes seconds on an idle machine
+from support.waiting import PATIENCE_S, eventually
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def served(model, stderr, prepare=lambda: None, **options):
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        assert eventually(lambda: answers(url) or process.poll() is not None, PATIENCE_S)
+        assert eventually(lambda: answers(url) or process.poll() is not None)
         assert process.poll() is None
         yield url
         process.terminate()
@@ -49,7 +47,7 @@ def served(model, stderr, prepare=lambda: None, **options):
 
 def answers(url):
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200
+        return httpx.get(f"{url}/health").status_code == 200
     return False
 
 
@@ -73,8 +71,8 @@ def stderr(request):
 def test_a_server_needs_no_stderr(model, stderr):
     with served(model, stderr, lambda: os.close(2) if stderr is None else None) as url:
         drafts = f"{url}/v1/drafts"
-        assert httpx.post(drafts, json={"prompt": "hi", "max_tokens": 1}, timeout=PATIENCE_S).status_code == 200
-        assert httpx.post(drafts, json={"prompt": 1}, timeout=PATIENCE_S).status_code == 400  # this one is logged
+        assert httpx.post(drafts, json={"prompt": "hi", "max_tokens": 1}).status_code == 200
+        assert httpx.post(drafts, json={"prompt": 1}).status_code == 400  # this one is logged
 
 
 def test_where_few_files_may_be_open_idle_connections_keep_nobody_out(model, tmp_path):
@@ -90,6 +88,6 @@ def test_where_few_files_may_be_open_idle_connections_keep_nobody_out(model, tmp
             stack.enter_context(
                 contextlib.closing(socket.create_connection((host, int(port)), PATIENCE_S, source_address=source))
             )
-        assert httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200
+        assert httpx.get(f"{url}/health").status_code == 200
     assert "max_connections=200 open_files=400" in log.read_text()
     assert "out of system resource" not in log.read_text()

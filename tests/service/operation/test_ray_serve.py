@@ -14,7 +14,8 @@ import threading
 import httpx
 import pytest
 from support.models import tiny_model_folder
-from support.serving import eventually, metrics_of
+from support.serving import metrics_of
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.benchmarks.over_http.replicas import last_event, replica_pids
 
@@ -54,17 +55,17 @@ def server(tmp_path_factory):
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
-        assert eventually(lambda: _URL.search(log.read_text()) or process.poll() is not None, 240)
+        assert eventually(lambda: _URL.search(log.read_text()) or process.poll() is not None)
         found = _URL.search(log.read_text())
         assert found, log.read_text()
         yield found[1], process
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(60)
+            process.wait(PATIENCE_S)
         process.kill()
         process.wait()
-    assert eventually(lambda: not replica_pids(), 10)
+    assert eventually(lambda: not replica_pids())
 
 
 class Clients:
@@ -80,7 +81,7 @@ class Clients:
     def _ask_on(self, number):
         # Requests without a session leave room for the sessions of other tests.
         headers = {"x-session-id": f"client {number}"}
-        with httpx.Client(base_url=self._url, timeout=60, headers=headers) as http:
+        with httpx.Client(base_url=self._url, headers=headers) as http:
             for turn in itertools.count():
                 if self._stopping.is_set():
                     return
@@ -105,7 +106,7 @@ class Clients:
     def __exit__(self, *_):
         self._stopping.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(PATIENCE_S)
         assert not any(thread.is_alive() for thread in self._threads)
         assert sum(self.ends.values()) == self.num_sent  # each request had one end
 
@@ -113,7 +114,7 @@ class Clients:
 def test_a_session_stays_on_its_replica_and_others_are_spread(server):
     url, _ = server
     by_session = collections.defaultdict(set)
-    with httpx.Client(base_url=url, timeout=60) as http:
+    with httpx.Client(base_url=url) as http:
         for turn, session in itertools.product(range(4), range(NUM_SESSIONS)):
             body = {"prompt": f"session {session}: {'x' * turn}", "max_tokens": 2}
             headers = {}
@@ -133,7 +134,7 @@ def test_a_session_stays_on_its_replica_and_others_are_spread(server):
 
 def test_errors_and_operators_routes_are_as_without_ray(server):
     url, _ = server
-    with httpx.Client(base_url=url, timeout=60) as http:
+    with httpx.Client(base_url=url) as http:
         assert http.get("/ready").json()["status"] == "ready"
         assert http.get("/no/such").json()["error"]["code"] == "route_not_found"
         refused = http.post("/v1/drafts", json={"prompt": "x", "num_drafts": 0}, headers={"x-request-id": "mine"})
@@ -151,19 +152,19 @@ def test_a_client_that_leaves_cancels_its_drafts(server):
         with pytest.raises(httpx.ReadTimeout):
             http.post("/v1/drafts", json=body, timeout=0.3)
 
-        assert eventually(lambda: metrics_of(url)["superdraft_cancelled_total"] == before + 1, 20)
-        assert eventually(lambda: metrics_of(url)["superdraft_used_slots"] == 0, 20)
+        assert eventually(lambda: metrics_of(url)["superdraft_cancelled_total"] == before + 1)
+        assert eventually(lambda: metrics_of(url)["superdraft_used_slots"] == 0)
 
 
 def test_a_killed_replicas_requests_are_told_so_and_it_comes_back(server):
     url, _ = server
     with Clients(url) as clients:
-        assert eventually(lambda: clients.ends["drafts"] >= 2 * NUM_CLIENTS, 120)
+        assert eventually(lambda: clients.ends["drafts"] >= 2 * NUM_CLIENTS)
         before = replica_pids()
         os.kill(before[0], signal.SIGKILL)
-        assert eventually(lambda: len(set(replica_pids()) - set(before)) == 1, 120)
+        assert eventually(lambda: len(set(replica_pids()) - set(before)) == 1)
         answered = clients.ends["drafts"]
-        assert eventually(lambda: clients.ends["drafts"] >= answered + NUM_CLIENTS, 120)
+        assert eventually(lambda: clients.ends["drafts"] >= answered + NUM_CLIENTS)
     assert set(clients.ends) <= {"drafts", "replica_lost"}
 
 
@@ -171,9 +172,9 @@ def test_sigterm_under_load(server):
     """The last test: it ends the server."""
     url, process = server
     with Clients(url) as clients:
-        assert eventually(lambda: clients.ends["drafts"] >= 2 * NUM_CLIENTS, 120)
+        assert eventually(lambda: clients.ends["drafts"] >= 2 * NUM_CLIENTS)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert clients.ends["replica_lost"] == 0  # what ran was finished; what came later was refused, or found nobody
     assert clients.ends["shutting_down"] > 0
     # The others came when the proxy had gone, or just as it went.

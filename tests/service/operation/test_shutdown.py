@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 from support.models import tiny_model_folder
-from support.serving import eventually, metrics_of
+from support.serving import metrics_of
+from support.waiting import PATIENCE_S, eventually
 
 _SERVE = "from superdraft.server.cli.main import main; main()"
 # The engine's steps fail as soon as a file is there, and no request can be dropped.
@@ -28,8 +29,6 @@ Engine.step, Engine.cancel = step, lambda self, request_id: False
 """
 _URL = re.compile(r"on (http://[^\s,]+), docs at")
 NUM_CLIENTS = 8
-# How long to wait for what must come at last; a crowded machine needs minutes for what takes it a second otherwise.
-PATIENCE_S = 180
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ class Server:
         def url():
             return _URL.search(self._log.read_text())
 
-        assert eventually(lambda: url() is not None or self.process.poll() is not None, PATIENCE_S)
+        assert eventually(lambda: url() is not None or self.process.poll() is not None)
         assert url(), self._log.read_text()
         self.url = url()[1]
         self.port = int(self.url.rpartition(":")[2])
@@ -107,7 +106,7 @@ class Clients:
             thread.start()
 
     def _ask_on(self, number):
-        with httpx.Client(base_url=self._url, timeout=PATIENCE_S, headers=self._headers) as http:
+        with httpx.Client(base_url=self._url, headers=self._headers) as http:
             for turn in range(self._num_turns):
                 if self._stopping.is_set():
                     return
@@ -139,15 +138,15 @@ class Clients:
 def test_sigterm_under_load(serve):
     server = serve(shutdown_grace_s=PATIENCE_S)
     keeper = Clients(server.url, max_tokens=500, once=True, number=1)  # runs until the others have heard 503
-    assert eventually(lambda: server.num_in_engine() == 1, PATIENCE_S)
+    assert eventually(lambda: server.num_in_engine() == 1)
     # Each request on a connection of its own: one that is kept may be closed just when the next request is sent on it.
     clients = Clients(server.url, max_tokens=20, headers={"connection": "close"})
-    assert eventually(lambda: clients.seen[200] >= NUM_CLIENTS, PATIENCE_S)
-    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as watcher:
+    assert eventually(lambda: clients.seen[200] >= NUM_CLIENTS)
+    with httpx.Client(base_url=server.url) as watcher:
         assert watcher.get("/ready").status_code == 200
         before, running = clients.seen[200], server.num_in_engine()
         server.process.send_signal(signal.SIGTERM)
-        assert eventually(lambda: watcher.get("/ready").status_code == 503, PATIENCE_S)  # it listens while drafts run
+        assert eventually(lambda: watcher.get("/ready").status_code == 503)  # it listens while drafts run
     clients.stop(asks_on=True)
     keeper.stop()
     assert server.process.wait(PATIENCE_S) == 0
@@ -165,8 +164,8 @@ def test_a_signal_while_the_model_loads_ends_it_without_a_traceback(model, tmp_p
     server = Server(model, tmp_path / "serve.log", code=slow + _SERVE)
     log = tmp_path / "serve.log"
     try:
-        assert eventually(lambda: log.read_text() == f"Loading {model} ...\n", PATIENCE_S)  # at once
-        assert eventually(lambda: _is_caught(server.process.pid, signal.SIGTERM), PATIENCE_S)
+        assert eventually(lambda: log.read_text() == f"Loading {model} ...\n")  # at once
+        assert eventually(lambda: _is_caught(server.process.pid, signal.SIGTERM))
         server.process.send_signal(signum)
         assert server.process.wait(PATIENCE_S) == code
     finally:
@@ -189,7 +188,7 @@ def test_ctrl_c_has_the_code_that_shells_expect(serve):
 def test_what_is_not_finished_in_time_is_told_so(serve):
     server = serve(shutdown_grace_s=0.2)
     clients = Clients(server.url, max_tokens=500, once=True)  # many seconds
-    assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS, PATIENCE_S)
+    assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS)
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(PATIENCE_S)
     clients.stop()
@@ -200,9 +199,9 @@ def test_what_is_not_finished_in_time_is_told_so(serve):
 def test_a_second_signal_ends_it_at_once(serve):
     server = serve(shutdown_grace_s=10 * PATIENCE_S)
     clients = Clients(server.url, max_tokens=500, once=True)
-    assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS, PATIENCE_S)
+    assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS)
     server.process.send_signal(signal.SIGTERM)
-    assert eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 503, PATIENCE_S)
+    assert eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
     assert server.process.poll() is None
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(PATIENCE_S)  # far less than the grace
@@ -214,9 +213,9 @@ def test_a_second_signal_ends_it_at_once(serve):
 def test_sigkill_and_restart_on_the_same_port(serve):
     server = serve()
     running = Clients(server.url, max_tokens=500, once=True, number=1)
-    assert eventually(lambda: server.num_in_engine() == 1, PATIENCE_S)
+    assert eventually(lambda: server.num_in_engine() == 1)
     clients = Clients(server.url, max_tokens=20)
-    assert eventually(lambda: clients.seen[200] >= NUM_CLIENTS, PATIENCE_S)
+    assert eventually(lambda: clients.seen[200] >= NUM_CLIENTS)
     server.process.kill()
     server.process.wait(PATIENCE_S)
     clients.stop(asks_on=True)
@@ -228,7 +227,7 @@ def test_sigkill_and_restart_on_the_same_port(serve):
     assert broken + clients.seen["ConnectError"] == NUM_CLIENTS
     again = serve(port=server.port)
     after = Clients(again.url, max_tokens=10)
-    assert eventually(lambda: after.seen[200] >= 3 * NUM_CLIENTS, PATIENCE_S)
+    assert eventually(lambda: after.seen[200] >= 3 * NUM_CLIENTS)
     after.stop()
     assert set(after.seen) == {200}
 
@@ -237,7 +236,7 @@ def test_a_dead_engine_ends_the_process_with_a_code(serve, tmp_path):
     trigger = tmp_path / "broken"
     server = serve(code=_SERVE_WITH_BROKEN_ENGINE.format(trigger=str(trigger)) + _SERVE)
     clients = Clients(server.url, max_tokens=500, once=True)
-    assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS, PATIENCE_S)
+    assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS)
     trigger.touch()
     assert server.process.wait(PATIENCE_S) == 1
     clients.stop()

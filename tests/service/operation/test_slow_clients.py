@@ -10,13 +10,13 @@ import time
 import httpx
 import pytest
 from support.engine import FakeEngine
-from support.serving import eventually, raw_request, serving
+from support.serving import raw_request, serving
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 
 TIMEOUT_S = 0.5
-PATIENCE_S = 60  # for what takes a moment on an idle machine
 HEAD = b"POST /v1/drafts HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n"
 BODY = {"prompt": "hi", "max_tokens": 1}
 
@@ -139,7 +139,7 @@ def test_a_connection_that_says_nothing_is_closed_without_a_word(limited):
 
 def test_a_request_that_is_here_may_take_its_time(limited, engine):
     engine.on_step = lambda: time.sleep(3 * TIMEOUT_S)
-    assert httpx.post(f"{limited}/v1/drafts", json=BODY, timeout=PATIENCE_S).status_code == 200
+    assert httpx.post(f"{limited}/v1/drafts", json=BODY).status_code == 200
 
 
 def test_when_too_many_are_open_the_longest_idle_makes_room(limited):
@@ -148,7 +148,7 @@ def test_when_too_many_are_open_the_longest_idle_makes_room(limited):
         for _ in range(20):
             connections.append(stack.enter_context(connect(limited)))
             assert is_healthy(connections[-1])
-        assert httpx.post(f"{limited}/v1/drafts", json=BODY, timeout=PATIENCE_S).status_code == 200
+        assert httpx.post(f"{limited}/v1/drafts", json=BODY).status_code == 200
         assert all_of(connections[0]) == b""
         assert is_healthy(connections[1])
 
@@ -158,7 +158,7 @@ def test_when_none_of_them_is_idle_the_new_one_is_refused(engine, pieces):
     with serving(app) as url, contextlib.ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(connect(url)).sendall(HEAD)
-        assert eventually(lambda: len(pieces) == 20, PATIENCE_S)
+        assert eventually(lambda: len(pieces) == 20)
         with connect(url) as connection:
             assert all_of(connection).startswith(b"HTTP/1.1 503 ")
 
@@ -167,12 +167,12 @@ def test_those_that_were_given_up_leave_room(limited):
     with contextlib.ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(connect(limited)).sendall(HEAD)
-        assert eventually(lambda: answers(limited), PATIENCE_S)
+        assert eventually(lambda: answers(limited))
 
 
 def answers(url):
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200
+        return httpx.get(f"{url}/health").status_code == 200
     return False
 
 
@@ -182,9 +182,9 @@ def test_a_reader_that_takes_nothing_is_cut_off(limited, engine):
     # Six echoes of the prompt are more than the system buffers, and none of them can be left out.
     wanted = {"prompt": "x" * 900_000, "echo": True, "n": 6, "max_tokens": 2, "stream": True}
     with contextlib.closing(raw_request(limited, "/v1/completions", **wanted)) as connection:
-        assert eventually(lambda: len(engine.seen) == 1, PATIENCE_S)
-        assert eventually(lambda: not engine.jobs, PATIENCE_S)  # the engine is done, whatever the reader does
-        assert eventually(lambda: finished in httpx.get(f"{limited}/metrics", timeout=PATIENCE_S).text, PATIENCE_S)
+        assert eventually(lambda: len(engine.seen) == 1)
+        assert eventually(lambda: not engine.jobs)  # the engine is done, whatever the reader does
+        assert eventually(lambda: finished in httpx.get(f"{limited}/metrics").text)
         assert len(all_of(connection)) < 6 * 900_000  # what is left in the buffers
 
 
@@ -197,7 +197,7 @@ def test_a_thousand_idle_connections_and_a_hundred_slow_ones_disturb_nobody():
 
         def median_work_s():
             """Processor time of a request, which what else runs on the machine does not lengthen."""
-            with httpx.Client(base_url=url, timeout=PATIENCE_S) as http:
+            with httpx.Client(base_url=url) as http:
                 times = []
                 for _ in range(60):
                     begun = time.process_time()

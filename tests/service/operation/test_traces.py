@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 from support.decoding import FailingScorer
 from support.engine import FakeEngine
 from support.secret import SECRET, talk
-from support.serving import eventually, num_commands, raw_request, serving
+from support.serving import num_commands, raw_request, serving
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
@@ -199,7 +200,8 @@ with TestClient(create_app(Settings(), FakeEngine(), model_name="tiny")) as clie
     assert client.post("/v1/drafts", json={PROMPT!r}).status_code == 200
 print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))])
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd="tests", capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd="tests", capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
 
 
@@ -217,7 +219,7 @@ class BrokenExporter(SpanExporter):
         self.calls += 1
         if self._let_go is None:
             raise OSError("no collector")
-        self._let_go.wait(timeout=60)
+        self._let_go.wait(PATIENCE_S)
         return SpanExportResult.SUCCESS
 
 

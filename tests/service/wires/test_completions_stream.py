@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from support.decoding import HashScorer, tiny_engine
 from support.rounded import nearly
-from support.serving import eventually, num_commands, num_twins, raw_request, read_to_end, serving
+from support.serving import num_commands, num_twins, raw_request, read_to_end, serving
 from support.sse import parsed
+from support.waiting import eventually
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
@@ -233,8 +234,8 @@ def test_reader_that_stops_reading_holds_nobody_and_misses_no_text(engine, monke
         serving(app) as url,
         raw_request(url, PATH, prompt=prompts, max_tokens=200, stream=True) as stalled,
     ):
-        assert eventually(lambda: len(engine.seen) == len(prompts), timeout_s=30)
-        assert eventually(lambda: not engine.jobs, timeout_s=30)  # 80,000 events for one who reads none of them
+        assert eventually(lambda: len(engine.seen) == len(prompts))
+        assert eventually(lambda: not engine.jobs)  # 80,000 events for one who reads none of them
         assert engine.cancelled == []
         assert TestClient(app).get("/health").status_code == 200
         content = b""
@@ -254,7 +255,7 @@ def in_flight_together(count, app, url, stepwise):
     """The answers to twins that are all there before the engine's second step."""
     body = {"prompt": "hi", "max_tokens": 6, "stream": True}
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        answers = [pool.submit(httpx.post, url + PATH, json=body, timeout=20) for _ in range(count)]
+        answers = [pool.submit(httpx.post, url + PATH, json=body) for _ in range(count)]
         assert eventually(lambda: num_twins(app) == count)
         stepwise.release(100)
         return [answer.result() for answer in answers]

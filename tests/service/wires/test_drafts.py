@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
-from support.serving import eventually, num_commands
+from support.serving import num_commands
+from support.waiting import eventually
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from support.serving import eventually
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.server.edge.api_keys import add_key
 
@@ -54,6 +54,6 @@ def test_concurrency_counts_a_request_until_its_answer_is_over(make_client, engi
     second = client.post("/v1/drafts", json=BODY)
     assert (second.status_code, second.json()["error"]["code"]) == (429, "too_many_concurrent_requests")
     stepwise.release(100)
-    thread.join(5)
+    thread.join(PATIENCE_S)
     assert statuses == [200]
     assert client.post("/v1/drafts", json=BODY).status_code == 200

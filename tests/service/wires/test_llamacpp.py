@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from support.serving import eventually, num_commands, num_twins, raw_request
+from support.serving import num_commands, num_twins, raw_request
+from support.waiting import eventually
 
 from superdraft.server.wires.editors import cut_dedent
 

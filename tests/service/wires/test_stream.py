@@ -9,8 +9,9 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 from support.decoding import tiny_engine
-from support.serving import eventually, num_commands, raw_request, serving
+from support.serving import num_commands, raw_request, serving
 from support.sse import parsed
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
@@ -115,13 +116,13 @@ def test_bug_while_rendering_is_an_event_that_tells_nothing(client, monkeypatch)
 
 def test_superseded_stream_ends_with_the_error(app, url, engine, stepwise):
     body = {"prompt": "hi", "session_id": "me"}
-    with httpx.stream("POST", url + PATH, json={**body, "stream": True}, timeout=10) as older:
+    with httpx.stream("POST", url + PATH, json={**body, "stream": True}) as older:
         newer = threading.Thread(target=httpx.post, args=(url + PATH,), kwargs={"json": body})
         newer.start()
         assert eventually(lambda: num_commands(app) == 1)
         stepwise.release(100)
         events = parsed(older.read())
-        newer.join(5)
+        newer.join(PATIENCE_S)
     assert events[-1]["error"]["code"] == "superseded"
     assert len(engine.seen) == 2
 

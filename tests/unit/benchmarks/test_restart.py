@@ -6,6 +6,7 @@ import time
 
 from support.engine import FakeEngine
 from support.serving import serving
+from support.waiting import PATIENCE_S, until
 
 from superdraft.benchmarks.over_http.restart import ANSWERED, BROKEN_OFF, NO_SERVER, OUTCOMES, SHUTTING_DOWN, Clients
 from superdraft.server.app import create_app
@@ -21,15 +22,13 @@ def test_every_request_has_one_outcome_whatever_becomes_of_the_server():
     async def scenario(url, stop_server):
         clients = Clients(url, COUNT, max_tokens=4)
         asking = [asyncio.create_task(clients.run(i)) for i in range(COUNT)]
-        await clients.all_answered(10)
+        await clients.all_answered(PATIENCE_S)
         before = clients.seen
         clients.start_counting()
         assert clients.seen.num_sent <= COUNT  # those that are on their way
-        await clients.all_answered(10)
+        await clients.all_answered(PATIENCE_S)
         await asyncio.to_thread(stop_server)
-        async with asyncio.timeout(10):
-            while clients.seen.outcomes[NO_SERVER] < COUNT:
-                await asyncio.sleep(0.01)
+        await until(lambda: clients.seen.outcomes[NO_SERVER] >= COUNT)
         clients.stop()
         await asyncio.gather(*asking)
         return before, clients.seen

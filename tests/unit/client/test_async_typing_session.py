@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 from support.typist import answer
+from support.waiting import until
 
 from superdraft.client import AsyncTypingSession, FeedbackReceipt
 from superdraft.client.errors import ConnectionFailedError, NotFoundError
@@ -36,12 +37,6 @@ class ScriptedClient:
         if self.error is not None:
             raise self.error
         return FeedbackReceipt(rank, True)
-
-
-async def until(condition):
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ import time
 from contextlib import redirect_stderr
 
 import pytest
+from support.waiting import eventually
 
 from superdraft.decoding import progress
 from superdraft.decoding.progress import Stage, stage
@@ -29,10 +30,7 @@ class Stream(io.StringIO):
         return self._is_terminal
 
     def wait_for(self, pattern: str) -> None:
-        end = time.monotonic() + 20
-        while re.search(pattern, self.getvalue()) is None:
-            assert time.monotonic() < end, pattern
-            time.sleep(0.005)
+        assert eventually(lambda: re.search(pattern, self.getvalue())), pattern
 
 
 def test_a_short_stage_says_nothing():

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 from support.engine import FakeEngine
+from support.waiting import PATIENCE_S
 
 from superdraft.client.wire import SESSION_HEADER
 from superdraft.decoding.model.native.library import BUNDLED
@@ -121,7 +122,7 @@ def test_the_image_is_healthy_when_it_is_ready(status, healthy):
     with HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         environment = {"SUPERDRAFT_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9"}  # nobody there
-        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=30)
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=PATIENCE_S)
     assert asked == ["/ready"], done.stderr
     assert asked[0] in paths_of_app()
     assert (done.returncode == 0) is healthy

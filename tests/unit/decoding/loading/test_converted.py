@@ -7,6 +7,7 @@ import pytest
 import torch
 from filelock import FileLock
 from support.gguf_files import write_gguf
+from support.waiting import PATIENCE_S
 
 from superdraft.decoding.loading import converted
 from superdraft.decoding.loading.converted import MAX_ENTRIES, ConvertedFiles
@@ -215,7 +216,7 @@ def test_a_process_waits_for_another_one_and_uses_its_entry(path, home, capfd):
         waiting.join(timeout=0.5)
         assert waiting.is_alive()
         (home / "later").rename(entry)
-    waiting.join(timeout=30)
+    waiting.join(PATIENCE_S)
     assert prepared == [entry]
     assert "waiting for it" in capfd.readouterr().err
 

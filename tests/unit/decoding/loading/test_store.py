@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import re
@@ -7,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
 from superdraft.decoding.home import superdraft_home
@@ -178,16 +180,16 @@ def test_an_interrupted_conversion_leaves_nothing_that_is_used(workshop, monkeyp
 
 
 RACER = """
-import sys, time
+import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+home, *sys.path[:0] = sys.argv[1:]
 from test_store import Workshop
-workshop = Workshop(Path(sys.argv[2]))
+workshop = Workshop(Path(home))
 convert = workshop.store._convert
-def slow(gguf, folder):
-    time.sleep(1)
+def held(gguf, folder):
+    sys.stdin.readline()
     convert(gguf, folder)
-workshop.store._convert = slow
+workshop.store._convert = held
 print("ready", flush=True)
 sys.stdin.readline()
 workshop.store.ensure("tiny")
@@ -196,25 +198,27 @@ print(workshop.conversions, flush=True)
 
 
 def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
-    command = [sys.executable, "-c", RACER, str(Path(__file__).parent), str(tmp_path)]
-    racers = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-        )
-        for _ in range(2)
-    ]
-    try:
-        assert [racer.stdout.readline() for racer in racers] == ["ready\n"] * 2
+    folder, log = Path(__file__).parent, tmp_path / "log"
+    command = [sys.executable, "-c", RACER, tmp_path, folder, folder.parents[2]]
+    with contextlib.ExitStack() as stack:
+        errors = stack.enter_context(log.open("w"))
+        racers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1
+                )
+            )
+            for _ in range(2)
+        ]
+        stack.callback(lambda: [racer.kill() for racer in racers])
+        assert [racer.stdout.readline() for racer in racers] == ["ready\n"] * 2, log.read_text()
         for racer in racers:
             racer.stdin.write("go\n")
-        outputs = [racer.communicate(timeout=30) for racer in racers]
-    finally:
+        assert eventually(lambda: "Another process is preparing tiny" in log.read_text())
         for racer in racers:
-            racer.kill()
-            racer.wait()
-    assert sorted(out for out, _ in outputs) == ["0\n", "1\n"]
-    waiter = next(err for out, err in outputs if out == "0\n")
-    assert "Another process is preparing tiny" in waiter
+            racer.stdin.write("convert\n")  # the other one does not read it
+        outputs = [racer.communicate(timeout=PATIENCE_S)[0] for racer in racers]
+    assert sorted(outputs) == ["0\n", "1\n"]
     assert Workshop(tmp_path).store.verify("tiny") is None
 
 

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.ngram import FAILING_TOOL, FAKE_BUILD_BINARY, FAKE_LMPLZ, FINGERPRINT, write_arpa, write_tool
+from support.waiting import PATIENCE_S, eventually
 
 from superdraft.ngram_models.building import programs
 from superdraft.ngram_models.building.build import BuildOptions, build_ngram_model
@@ -104,7 +104,7 @@ class Workshop:
         for program in ("lmplz", "build_binary"):
             (self.bin / f"{program}.json").unlink(missing_ok=True)
         with self.start(documents, **task) as process:
-            errors = process.communicate(timeout=60)[1]
+            errors = process.communicate(timeout=PATIENCE_S)[1]
         assert process.returncode == 0, errors
         return encoded.read_text().splitlines() if encoded.exists() else []
 
@@ -129,7 +129,7 @@ class Workshop:
         else:
             task["stop_at"] = stage
         with self.start(**task) as process:
-            wait_until(lambda: stopped.exists() or process.poll() is not None)
+            assert eventually(lambda: stopped.exists() or process.poll() is not None)
             assert process.poll() is None, process.stderr.read()
             try:
                 yield
@@ -143,13 +143,6 @@ class Workshop:
 
     def left(self):
         return sorted(path.name for path in self.folder.parent.iterdir())
-
-
-def wait_until(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "waited for 30 s"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -253,7 +246,7 @@ def test_a_build_killed_between_two_renames_gets_the_old_model_back(workshop):
 def test_a_failed_program_keeps_the_tokenised_corpus(workshop):
     write_tool(workshop.bin, "lmplz.then", FAILING_TOOL)
     with workshop.start() as process:
-        assert "lmplz failed with exit code 3" in process.communicate(timeout=60)[1]
+        assert "lmplz failed with exit code 3" in process.communicate(timeout=PATIENCE_S)[1]
     write_tool(workshop.bin, "lmplz.then", FAKE_LMPLZ)
     assert workshop.build() == []
     assert workshop.left() == ["mine"]
@@ -264,7 +257,7 @@ def test_a_damaged_shard_is_reported_and_never_taken_for_a_shorter_one(workshop)
     part = next(workshop.work().glob("shards/*.zst"))
     part.write_bytes(part.read_bytes()[:-3])
     with workshop.start() as process:
-        assert f"{part} is damaged" in process.communicate(timeout=60)[1]
+        assert f"{part} is damaged" in process.communicate(timeout=PATIENCE_S)[1]
     part.unlink()
     assert len(workshop.build()) == 1
     assert workshop.trained_on() == LINES
@@ -287,7 +280,7 @@ def test_lmplz_does_not_outlive_a_killed_build(workshop):
     with workshop.stopped_at("lmplz"):
         pid = int((workshop.bin / "lmplz.pid").read_text())
         os.kill(pid, 0)
-    wait_until(lambda: not is_running(pid))
+    assert eventually(lambda: not is_running(pid))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a program when its parent is killed")

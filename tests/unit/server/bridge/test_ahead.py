@@ -4,7 +4,8 @@ import asyncio
 import threading
 
 from support.engine import FakeEngine
-from support.engine_thread import run, until
+from support.engine_thread import run
+from support.waiting import until
 
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams

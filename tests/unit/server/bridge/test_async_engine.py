@@ -6,8 +6,9 @@ import time
 
 import pytest
 from support.engine import FakeEngine, FakeTokenizer, Step
-from support.engine_thread import run, until
+from support.engine_thread import run
 from support.fake_runner import fake_engine
+from support.waiting import PATIENCE_S, until
 
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SupersededError
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
@@ -391,7 +392,7 @@ def test_stop_twice_and_stop_before_start():
         await async_engine.stop(grace_s=1)
         assert not async_engine.has_failed
 
-    asyncio.run(asyncio.wait_for(main(), 10))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
 
 
 def test_idle_thread_sleeps():
@@ -451,7 +452,7 @@ class SlowTokenizer(FakeTokenizer):
             self.short.add(thread)
             return super().encode(text)
         self.long.append(thread)
-        assert self.gate.wait(timeout=10)
+        assert self.gate.wait(PATIENCE_S)
         if self.fault is not None:
             raise self.fault
         return super().encode(text)

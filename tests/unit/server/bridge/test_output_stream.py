@@ -8,7 +8,8 @@ import time
 
 import pytest
 from support.engine import FakeEngine
-from support.engine_thread import run, until
+from support.engine_thread import run
+from support.waiting import until
 
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SupersededError
 from superdraft.decoding.params import GenerationParams

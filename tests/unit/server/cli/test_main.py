@@ -16,6 +16,7 @@ from support.engine import FakeEngine
 from support.gguf_files import write_gguf
 from support.serving import serving
 from support.tokenizers import byte_level, sentencepiece_like
+from support.waiting import PATIENCE_S
 
 from superdraft.decoding.errors import UnknownModelError
 from superdraft.decoding.model import threads
@@ -258,7 +259,7 @@ sys.argv = ["superdraft", *{args!r}]
 from superdraft.server.cli.main import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S)
     assert "needs more packages" not in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == (2 if "--url" in args else 0)

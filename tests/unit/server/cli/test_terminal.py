@@ -11,6 +11,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 from support.typist import answer
+from support.waiting import PATIENCE_S, until
 
 from superdraft.client import AsyncTypingSession, FeedbackReceipt
 from superdraft.client.errors import ConnectionFailedError
@@ -43,12 +44,6 @@ def bar_of(shown):
     return "".join(fragment[1] for fragment in shown._bar())
 
 
-async def until(condition):
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 @contextlib.asynccontextmanager
 async def terminal(client, text="", output=None):
     """A running terminal and a way to press keys; it is left with Ctrl-D, and `written` is its result."""
@@ -58,7 +53,7 @@ async def terminal(client, text="", output=None):
         await asyncio.sleep(0)
         yield shown, keys.send_text
         keys.send_text("\x04")
-        shown.written = await asyncio.wait_for(running, 5)
+        shown.written = await asyncio.wait_for(running, PATIENCE_S)
 
 
 def run(scenario, client=None, **options):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+from support.waiting import PATIENCE_S
 from typer.testing import CliRunner
 
 from superdraft.server.cli import keys as cli_keys
@@ -100,7 +101,7 @@ for number in range(10):
 
 def test_keys_made_at_the_same_time_are_all_in_the_file(file):
     commands = [subprocess.Popen([sys.executable, "-c", ADD, str(file), name]) for name in ("a", "b")]
-    assert [command.wait(timeout=60) for command in commands] == [0, 0]
+    assert [command.wait(PATIENCE_S) for command in commands] == [0, 0]
     assert len(read_keys(file)) == 20
 
 

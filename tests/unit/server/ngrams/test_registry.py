@@ -10,6 +10,7 @@ import time
 import pytest
 from support.ngram import FINGERPRINT
 from support.ngram_folders import damage, put_model, tiny_with
+from support.waiting import PATIENCE_S
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelNotFoundError, TokenizerMismatchError
@@ -48,7 +49,7 @@ def logprob_of_3(scorer):
 
 
 def run(scenario):
-    return asyncio.run(asyncio.wait_for(scenario, 10))
+    return asyncio.run(asyncio.wait_for(scenario, PATIENCE_S))
 
 
 def test_a_model_that_is_added_is_found_and_loaded_once(tmp_path, opened):
@@ -265,7 +266,7 @@ def test_loading_blocks_neither_the_loop_nor_those_who_have_theirs(tmp_path, mon
     def gated(folder, manifest, **options):
         threads.append(threading.current_thread())
         if folder.name == "slow":
-            assert go_on.wait(timeout=10)
+            assert go_on.wait(PATIENCE_S)
         return plain(folder, manifest, **options)
 
     monkeypatch.setattr(ngram_folders, "open_scorer", gated)

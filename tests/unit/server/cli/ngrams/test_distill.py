@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from support.models import tiny_model_folder, tiny_tokenizer
 from support.ngram import write_fake_tools
+from support.waiting import eventually
 from typer.testing import CliRunner
 
 from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
@@ -104,11 +104,8 @@ def test_killed_and_started_again_gives_the_same_corpus(model, tools, home, tmp_
     stopped = tmp_path / "stopped"
     process = subprocess.Popen([sys.executable, "-c", STOPPING, str(stopped), *again], stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not stopped.exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        assert eventually(lambda: stopped.exists() or process.poll() is not None)
+        assert process.poll() is None
         with pytest.raises(CorpusError, match="Another process is sampling"):
             run(model, tools, "--seed", 3)
     finally:
