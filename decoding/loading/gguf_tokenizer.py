@@ -16,6 +16,8 @@ from superdraft.decoding.loading.quiet import quiet_transformers
 _MODEL_KEY = "tokenizer.ggml.model"
 _PRE_TOKENIZER_KEY = "tokenizer.ggml.pre"
 _TOKENS_KEY = "tokenizer.ggml.tokens"
+_TYPES_KEY = "tokenizer.ggml.token_type"
+_NO_TEXT = frozenset({gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.UNUSED})
 _SPECIAL_KEYS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -85,9 +87,9 @@ def load_gguf_tokenizer(path: Path) -> transformers.PreTrainedTokenizerBase:
     """Load the tokenizer of a GGUF file, corrected where transformers does not follow the file.
 
     transformers splits text for some byte-level vocabularies, and in some versions for all of them, as GPT-2 does. It
-    adds GPT-2's end-of-text token to vocabularies that do not have it, and does not add the token that begins a text
-    where the file leaves that to the kind of vocabulary. A kind of splitting that is unknown here and to transformers
-    is reported on stderr.
+    adds GPT-2's end-of-text token to vocabularies that do not have it, does not add the token that begins a text where
+    the file leaves that to the kind of vocabulary, and takes unused tokens (`[PAD151665]`) for text. A kind of
+    splitting that is unknown here and to transformers is reported on stderr.
 
     Args:
         path: the `.gguf` file.
@@ -95,9 +97,8 @@ def load_gguf_tokenizer(path: Path) -> transformers.PreTrainedTokenizerBase:
     with quiet_transformers():
         found = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     fields = gguf.GGUFReader(path).fields
-    num_tokens = len(fields[_TOKENS_KEY].data)
     description = json.loads(found.backend_tokenizer.to_str())
-    description["added_tokens"] = [token for token in description["added_tokens"] if token["id"] < num_tokens]
+    description["added_tokens"] = _marked(description["added_tokens"], found.get_vocab(), fields)
     backend = Backend.from_str(json.dumps(description))
     specials = {
         name: backend.id_to_token(int(fields[key].contents())) for name, key in _SPECIAL_KEYS.items() if key in fields
@@ -112,6 +113,26 @@ def load_gguf_tokenizer(path: Path) -> transformers.PreTrainedTokenizerBase:
         clean_up_tokenization_spaces=False,  # else spaces before punctuation are lost when text is decoded
         **specials,
     )
+
+
+def _marked(
+    added: list[dict[str, Any]], vocabulary: Mapping[str, int], fields: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The added tokens that the file has, and the tokens that it marks as no text, these as special ones."""
+    by_id = {token["id"]: token for token in added if token["id"] < len(fields[_TOKENS_KEY].data)}
+    for token_id, kind in enumerate(_value(fields, _TYPES_KEY, ())):
+        if kind in _NO_TEXT:
+            content = fields[_TOKENS_KEY].contents(token_id)
+            if vocabulary.get(content) == token_id:
+                form = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+                by_id[token_id] = {
+                    "id": token_id,
+                    "content": content,
+                    **form,
+                    **by_id.get(token_id, {}),
+                    "special": True,
+                }
+    return [by_id[token_id] for token_id in sorted(by_id)]
 
 
 def _value(fields: Mapping[str, Any], key: str, default: Any = None) -> Any:

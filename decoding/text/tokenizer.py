@@ -19,8 +19,20 @@ from superdraft.decoding.text.cuts import LongTextRules, last_cut
 from superdraft.decoding.text.fim import find_fim_tokens
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_CONTROL_TOKEN = re.compile(r"<[|｜].*[|｜]>|</?[A-Za-z_]+>")  # noqa: RUF001 (DeepSeek's bars are full-width)
-"""Added tokens of this form are control tokens, even if the vocabulary marks them as ordinary (Qwen)."""
+_CONTROL_TOKEN = re.compile(
+    r"<[|｜].*[|｜]>|</?(?P<name>[^\W\d][\w-]*)>|\[/?[^\W\d][\w-]*\]"  # noqa: RUF001 (DeepSeek's bars are full-width)
+)
+"""Added tokens of this form are control tokens, even if the vocabulary marks them as ordinary: Qwen's `<tool_call>`,
+`<start_of_image>` in Gemma's GGUF files. The tags of HTML are text."""
+
+_TAGS = (
+    "a article aside b blockquote body br button caption code col dd div dl dt em fieldset figcaption figure footer "
+    "form h1 h2 h3 h4 h5 h6 head header hr html i iframe img input label legend li link main meta nav ol optgroup "
+    "option p pre q s script section select small span strong style sub sup svg table tbody td textarea tfoot th thead "
+    "title tr u ul"
+)
+_HTML = frozenset(_TAGS.split())
+"""Elements of HTML whose tags a vocabulary may have as tokens (Gemma)."""
 
 _QWEN = "<|object_ref_start|>"
 """In the vocabulary of Qwen 2.5 and later. These models need an ordinary token in front of a text. The first token
@@ -45,6 +57,12 @@ def _byte_level_alphabet() -> dict[str, int]:
     others = (byte for byte in range(256) if byte not in set(printable))
     alphabet.update({chr(256 + i): byte for i, byte in enumerate(others)})
     return alphabet
+
+
+def _is_control(token: str) -> bool:
+    """Whether an added token has the form of a control token."""
+    match = _CONTROL_TOKEN.fullmatch(token)
+    return match is not None and (match["name"] or "").lower() not in _HTML
 
 
 def _decoder_types(node: Any) -> Iterable[str]:
@@ -110,9 +128,10 @@ class Tokenizer:
 
     @cached_property
     def _special_ids(self) -> set[int]:
+        """Tokens that are no text: control tokens, unknown and unused ones, whether or not they end a text."""
         added = self.hf_tokenizer.added_tokens_decoder
         # Qwen's vocabulary marks its fill-in-the-middle tokens as ordinary.
-        specials = {i for i, token in added.items() if token.special}
+        specials = {i for i, token in added.items() if token.special or _is_control(token.content)}
         return set(self.hf_tokenizer.all_special_ids) | specials | self._fim_ids
 
     @cached_property
@@ -242,10 +261,12 @@ class Tokenizer:
         if backend is None:
             return None
         description = json.loads(backend.to_str())
+        vocabulary = description["model"]["vocab"]
+        texts = [token for token in description["added_tokens"] if token["id"] not in self._special_ids]
+        if isinstance(vocabulary, dict):  # else the library numbers them anew, without the gaps of the others
+            vocabulary.update({token["content"]: token["id"] for token in texts})
         description["added_tokens"] = [
-            token
-            for token in description["added_tokens"]
-            if token["id"] not in self._special_ids and not _CONTROL_TOKEN.fullmatch(token["content"])
+            token for token in texts if isinstance(vocabulary, dict) or token["id"] < len(vocabulary)
         ]
         description["post_processor"] = None
         return Backend.from_str(json.dumps(description))

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import gguf
 import pytest
 import transformers
 from support.gguf_export import export_vocabulary
@@ -140,6 +141,27 @@ def test_an_unknown_kind_is_reported_and_split_as_gpt2(kind, tmp_path, capfd):
     said = capfd.readouterr().err
     assert said.startswith(f"new.gguf: how its tokenizer splits text ({kind}) is unknown; ")
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("pre", ["qwen2", None])
+def test_what_the_file_marks_as_no_text_is_never_drafted(pre, tmp_path, monkeypatch):
+    wanted = gemma() if pre is None else original(pre)
+    names = wanted.convert_ids_to_tokens(range(len(wanted)))
+    first = names.index("Hello")  # in qwen2's vocabulary no merges lead to it
+    no_text = [gguf.TokenType.UNUSED, gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN]
+    kinds = dict(zip(names[first : first + 3], no_text, strict=True))
+    add_types = gguf.GGUFWriter.add_token_types
+
+    def with_others(writer, types):
+        return add_types(writer, [kinds.get(token, kind) for token, kind in zip(names, types, strict=True)])
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_token_types", with_others)
+    tokenizer = Tokenizer(load_gguf_tokenizer(export_vocabulary(tmp_path / "marked.gguf", wanted, pre)))
+    marked = {first, first + 1, first + 2}
+    assert marked == set(tokenizer.suppressed_token_ids) - set(Tokenizer(wanted).suppressed_token_ids)
+    assert all(tokenizer.token_bytes[token_id] == b"" for token_id in marked)
+    if pre is not None:  # text that spells such a token is text all the same
+        assert tokenizer.encode_inside("Hello") == Tokenizer(wanted).encode_inside("Hello") != [first]
 
 
 def test_a_vocabulary_without_gpt2s_token_does_not_get_it(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.models import tiny_tokenizer
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from superdraft.decoding.errors import UnsupportedModelError
@@ -60,6 +60,30 @@ def test_special_and_padding_ids_are_suppressed_but_ends_of_text_are_not():
     padding = set(range(len(vocabulary), 280))
     assert set(SENTENCEPIECE.suppressed_token_ids) == {vocabulary["<unk>"], vocabulary["<s>"]} | padding
     assert SENTENCEPIECE.decode([vocabulary["<s>"], *padding]) == ""
+
+
+CONTROL = [
+    *("<|im_start|>", "<\uff5cUser\uff5c>", "<tool_call>", "</think>", "<start_of_image>", "<unused7>", "<fim-prefix>"),
+    *("<mask>", "[multimodal]", "[INST]", "[/INST]", "[PAD151665]", "</bbox>"),
+]
+TEXT = ["\n\n\n", "\t\t", "        ", "<table>", "</td>", "<h1>", "</S>", "<=", "[]", "[0]", "->", "word"]
+
+
+def test_added_tokens_of_a_control_tokens_form_are_suppressed_and_those_of_text_are_not():
+    backend = tiny_tokenizer()
+    backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in (*CONTROL, *TEXT)])
+    backend.add_special_tokens({"additional_special_tokens": ["marked"]})
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.vocabulary
+    assert {ids[name] for name in (*CONTROL, "marked")} == set(tokenizer.suppressed_token_ids)
+    for name in CONTROL:
+        assert tokenizer.token_bytes[ids[name]] == b""
+        assert tokenizer.token_text(ids[name]) == name
+        assert ids[name] not in tokenizer.encode_inside(f"a{name}b")  # a file may spell it
+    for name in TEXT:
+        assert ids[name] in tokenizer.draftable_ids
+        assert tokenizer.token_bytes[ids[name]] == name.encode()
+        assert ids[name] in tokenizer.encode_inside(f"a{name}b")
 
 
 def test_the_models_own_ends_are_added():
