@@ -14,6 +14,7 @@ Nodes outlive their request. A prompt that goes on where a draft went finds keys
 on as an earlier one did needs no row of the model.
 """
 
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -132,12 +133,16 @@ class Tree:
         return length, tuple(cells)
 
 
-def text_keys(token_ids: Iterable[int], before: int = 0) -> list[int]:
+_SEED = secrets.randbits(60)
+"""Else everybody could compute keys, and make two texts that share one: Python's hashes of numbers have no salt."""
+
+
+def text_keys(token_ids: Iterable[int], before: int = _SEED) -> list[int]:
     """A number for each beginning of a text, which no other text is likely to share (64 bits).
 
     Args:
         token_ids: the text.
-        before: the last key of the text before it.
+        before: the last key of the text before it; by default there is none, and a random number of this process.
     """
     return list(accumulate(token_ids, lambda key, token_id: hash((key, token_id)), initial=before))[1:]
 

@@ -1,6 +1,8 @@
 """Token trees on a fake model: what a request finds in a warm slot, what is copied, run and kept, and what is not."""
 
+import importlib.util
 import random
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +12,7 @@ from support.decoding import FailingScorer, HashScorer, run_all
 from support.fake_runner import FakeRunner, fake_engine
 from support.requests import some_request
 
+import superdraft.decoding.engine.tree as tree_module
 from superdraft.decoding.engine.decode import KEPT_DEPTH
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.engine.kept_logits import KeptLogits
@@ -333,6 +336,20 @@ def test_cells_are_taken_in_order_behind_a_gap_then_those_that_no_path_needs():
     assert (set(tree.nodes), set(tree.stems)) == ({1}, {4})
     with pytest.raises(AssertionError, match="fewer cells than its request was promised"):
         tree.take(36, [first])
+
+
+def test_nobody_outside_a_process_knows_its_keys():
+    """Else callers who share a tree could send texts whose keys collide with those of another's text."""
+    processes = []
+    for _ in range(2):
+        spec = importlib.util.spec_from_file_location("process", tree_module.__file__)
+        processes.append(importlib.util.module_from_spec(spec))
+        sys.modules["process"] = processes[-1]  # dataclasses look there
+        spec.loader.exec_module(processes[-1])
+    del sys.modules["process"]
+    one, other = (process.text_keys(PROMPT) for process in processes)
+    assert not set(one) & set(other)
+    assert one == [*processes[0].text_keys(PROMPT[:5]), *processes[0].text_keys(PROMPT[5:], one[4])]
 
 
 def test_nodes_are_found_behind_any_beginning_of_the_trunk_until_the_trunk_reaches_their_cells():
