@@ -1,18 +1,22 @@
 """Pieces of the wire formats that need no server."""
 
+import json
 import math
 
 import pytest
 from pydantic import ValidationError
+from support.engine import FakeEngine
 
 from superdraft.decoding.errors import EngineStoppedError, PromptTooLongError, SupersededError
 from superdraft.decoding.outputs import TokenLogprob
+from superdraft.server.app import create_app
 from superdraft.server.edge.error_map import describe, failure_of
+from superdraft.server.settings import Settings
 from superdraft.server.wires.common import LOGPROB_FLOOR, bias_pairs, floored
 from superdraft.server.wires.llamacpp import InfillRequest
-from superdraft.server.wires.native.schemas import DraftsRequest
+from superdraft.server.wires.native.schemas import DraftsRequest, DraftsResponse
 from superdraft.server.wires.openai.mapping import legacy_logprobs
-from superdraft.server.wires.openai.schemas import CompletionRequest
+from superdraft.server.wires.openai.schemas import CompletionRequest, CompletionResponse
 from superdraft.server.wires.tabby import TabbyRequest
 
 
@@ -114,3 +118,29 @@ def test_one_table_answers_an_error_with_status_and_headers():
     unknown = failure_of(KeyError("secret"))
     assert unknown.status == 500
     assert "secret" not in unknown.detail.message
+
+
+EXAMPLES = [
+    pytest.param(model, example, id=model.__name__)
+    for model in (DraftsRequest, DraftsResponse, CompletionRequest, CompletionResponse)
+    for example in model.model_config["json_schema_extra"]["examples"]
+]
+
+
+def same_keys(example, value):
+    if isinstance(example, dict):
+        return set(example) == set(value) and all(same_keys(example[key], value[key]) for key in example)
+    if isinstance(example, list):
+        return len(example) == len(value) and all(map(same_keys, example, value))
+    return True
+
+
+@pytest.mark.parametrize(("model", "example"), EXAMPLES)
+def test_an_example_of_the_api_page_has_the_fields_of_its_schema_and_no_others(model, example):
+    dumped = model.model_validate(example).model_dump(exclude_unset=True)
+    assert same_keys(example, dumped)
+
+
+def test_all_examples_of_the_api_page_are_looked_at():
+    page = json.dumps(create_app(Settings(), FakeEngine(), model_name="tiny").openapi())
+    assert page.count('"examples": ') == len(EXAMPLES)
