@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,11 +9,11 @@ import structlog
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
+from support.readers import wait_for_readers
 from support.serving import serving
-from support.waiting import PATIENCE_S, eventually
+from support.waiting import PATIENCE_S
 
 from superdraft.server.app import create_app
-from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.edge.http_protocol import BoundedHttpProtocol
 from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
@@ -88,21 +87,4 @@ def stepwise(engine) -> Iterator[threading.Semaphore]:
 @pytest.fixture
 def kept_up_with(engine, monkeypatch) -> None:
     """The engine waits in every step until all outputs are read, so that none takes the place of another."""
-    unread = Counter()
-    send, take = OutputStream.send, OutputStream.take
-
-    def counted_send(self, output):
-        unread[self] += 1
-        send(self, output)
-
-    def counted_take(self):
-        output = take(self)
-        unread[self] -= output is not None
-        return output
-
-    def all_read():
-        return not any(count for stream, count in list(unread.items()) if not stream.is_over)
-
-    monkeypatch.setattr(OutputStream, "send", counted_send)
-    monkeypatch.setattr(OutputStream, "take", counted_take)
-    engine.on_step = lambda: eventually(all_read)
+    wait_for_readers(engine, monkeypatch)

@@ -159,6 +159,12 @@ class FakeEngine:
             del self.jobs[job.request_id]
         return outputs
 
+    def never_end(self) -> None:
+        """As `on_step`: no request comes to its end by itself."""
+        time.sleep(0.001)
+        for job in list(self.jobs.values()):
+            job.num_steps = min(job.num_steps, 1)
+
     def snapshot_of(self, job: Job) -> Snapshot:
         drafts = [self._draft(i, job) for i in range(min(job.params.num_drafts, self.max_distinct_drafts))]
         snapshots = tuple(DraftSnapshot(draft.text, float("-inf") if draft.index else draft.score) for draft in drafts)

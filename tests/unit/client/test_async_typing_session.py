@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 from support.typist import answer
-from support.waiting import until
+from support.waiting import PATIENCE_S, until
 
 from superdraft.client import AsyncTypingSession, FeedbackReceipt
 from superdraft.client.errors import ConnectionFailedError, NotFoundError
@@ -145,7 +145,7 @@ def test_leaving_waits_for_reports_but_not_for_ever():
             await until(lambda: session.display.ghost)
             client.feedback = hang
             session.dismiss()
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(PATIENCE_S):
                 await session.close(timeout_s=0.05)
 
     asyncio.run(run())

@@ -1,6 +1,5 @@
 """Bytes of tokens, end-of-text and suppressed ids, text without broken characters."""
 
-import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.models import tiny_tokenizer
+from support.waiting import eventually
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
@@ -143,23 +143,23 @@ def test_any_cut_of_a_text_shows_only_whole_characters(text, cut):
 
 @pytest.mark.parametrize("encode", ["encode", "encode_inside", "encode_document"])
 def test_other_threads_run_while_a_long_text_is_encoded(encode):
-    text = "we are a b " * 100_000
+    text = "we are a b " * 30_000
 
-    def longest_pause() -> float:
-        """Of this thread, as a share of the time that encoding takes."""
+    def num_turns() -> int:
+        """Of this thread while another one encodes. If encoding kept others out, there were the first and the last."""
         encoding = threading.Thread(target=getattr(BYTE_LEVEL, encode), args=(text,))
-        times = [time.perf_counter()]
         encoding.start()
+        turns = 0
         while encoding.is_alive():
             time.sleep(0.001)
-            times.append(time.perf_counter())
-        return max(after - before for before, after in itertools.pairwise(times)) / (times[-1] - times[0])
+            turns += 1
+        return turns
 
-    assert any(longest_pause() < 0.5 for _ in range(5))  # other processes may be in the way
+    assert eventually(lambda: num_turns() > 5)  # other processes may be in the way
 
 
 def test_threads_may_encode_at_once():
-    texts = [f"we are {i} a b " * (1 if i % 2 else 1000) for i in range(200)]
+    texts = [f"we are {i} a b " * (1 if i % 2 else 1000) for i in range(60)]
 
     def both(text):
         return BYTE_LEVEL.encode(text), BYTE_LEVEL.encode_inside(text)

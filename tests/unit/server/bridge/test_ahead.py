@@ -66,7 +66,7 @@ def test_a_request_ends_it_within_one_step_and_is_answered():
         async_engine.look_ahead(likely())
         await until(lambda: engine.seen)
         answer = asyncio.create_task(async_engine.generate(EngineRequest("real", "x", PARAMS)))
-        await asyncio.sleep(0.05)  # the thread waits inside the step
+        await until(lambda: async_engine._thread.num_commands == 1)  # the thread waits inside the step
         engine.gate.set()
         return await answer
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-import time
+from types import SimpleNamespace
 
 import pytest
 from support.engine import FakeEngine, FakeTokenizer, Step
@@ -102,9 +102,9 @@ def test_cancelled_before_the_engine_saw_it():
         running = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", SHORT)))
         await until(lambda: engine.seen)  # the thread now hangs in step
         waiting = asyncio.create_task(async_engine.generate(EngineRequest("b", "x", LONG)))
-        await asyncio.sleep(0.01)
+        await until(lambda: async_engine._thread.num_commands == 1)
         waiting.cancel()
-        await asyncio.sleep(0.01)
+        await until(lambda: async_engine._thread.num_commands == 2)
         engine.gate.set()
         await until(lambda: engine.cancelled == ["b"])
         return await running, waiting.cancelled()
@@ -352,7 +352,7 @@ def test_stop_lets_running_requests_finish_and_takes_no_more():
     async def scenario(async_engine):
         running = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG)))
         await until(lambda: engine.seen)
-        stopping = asyncio.create_task(async_engine.stop(grace_s=10))
+        stopping = asyncio.create_task(async_engine.stop(grace_s=PATIENCE_S))
         await asyncio.sleep(0)
         assert not async_engine.is_ready
         with pytest.raises(EngineStoppedError):
@@ -371,9 +371,9 @@ def test_stop_without_patience_answers_everyone():
         running = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG)))
         await until(lambda: engine.seen)
         queued = asyncio.create_task(async_engine.generate(EngineRequest("b", "x", LONG)))
-        await asyncio.sleep(0.01)
+        await until(lambda: async_engine._thread.num_commands == 1)
         stopping = asyncio.create_task(async_engine.stop(grace_s=0))
-        await asyncio.sleep(0.01)
+        await until(lambda: not async_engine.is_ready)
         engine.gate.set()
         await stopping
         return await asyncio.gather(running, queued, return_exceptions=True)
@@ -408,13 +408,15 @@ def test_idle_thread_sleeps():
     assert before == after == 2
 
 
-def test_what_happens_between_steps_counts_as_part_of_a_round():
+def test_what_happens_between_steps_counts_as_part_of_a_round(monkeypatch):
     """Else a server that spends its time on taking requests would promise answers that it cannot give."""
+    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+    monkeypatch.setattr("superdraft.server.bridge.engine_thread.time", clock)
     engine = FakeEngine(last_step=Step("decode", 0.0001))
     plain = engine.add_request
 
     def slow_add(request):
-        time.sleep(0.05)
+        clock.now_s += 0.05
         plain(request)
 
     engine.add_request = slow_add
@@ -426,11 +428,11 @@ def test_what_happens_between_steps_counts_as_part_of_a_round():
         params = GenerationParams(strategy="greedy", max_tokens=1)
         for number in range(3):
             await bridge.generate(EngineRequest(str(number), "hi", params))
-            await asyncio.sleep(0.05)  # idle time does not count
+            clock.now_s += 5  # idle time does not count
         await bridge.stop(0)
 
     asyncio.run(scenario())
-    assert 0.05 <= control.costs.decode_s(1) < 0.1
+    assert control.costs.decode_s(1) == pytest.approx(0.05)
 
 
 # Long texts
@@ -575,7 +577,7 @@ def test_stopping_while_a_text_is_encoded(slow):
     async def scenario(async_engine):
         waiting = [start(async_engine, name, TEXT) for name in "ab"]
         await until(lambda: slow.tokenizer.long)
-        stopping = asyncio.create_task(async_engine.stop(grace_s=10))
+        stopping = asyncio.create_task(async_engine.stop(grace_s=PATIENCE_S))
         await until(lambda: not async_engine.is_ready)
         slow.tokenizer.gate.set()
         await stopping

@@ -6,6 +6,8 @@ import pytest
 from pydantic import BaseModel
 from starlette.requests import Request
 from support.engine import FakeEngine, Job
+from support.virtual_time import VirtualTimeLoop
+from support.waiting import PATIENCE_S
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.decoding.params import GenerationParams
@@ -78,7 +80,7 @@ def test_first_request_does_not_wait_for_twins():
     async def main():
         runner = Runner()
         runner.gate.set()
-        share = await asyncio.wait_for(FanOut(window_s=60).draft("k", ONE, runner), timeout=0.1)
+        share = await asyncio.wait_for(FanOut(window_s=10 * PATIENCE_S).draft("k", ONE, runner), PATIENCE_S)
         assert text_of(share) == " red0"
 
     asyncio.run(main())
@@ -94,7 +96,8 @@ def test_later_twin_within_the_window_gets_the_next_draft_and_after_it_a_new_run
         assert text_of(await fan_out.draft("k", ONE, runner)) == " red0"
         assert len(runner.started) == 2
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as loop:
+        loop.run(main())
 
 
 @pytest.mark.parametrize("leaves", [False, True])

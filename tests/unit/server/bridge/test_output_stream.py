@@ -9,7 +9,8 @@ import time
 import pytest
 from support.engine import FakeEngine
 from support.engine_thread import run
-from support.waiting import until
+from support.readers import wait_for_readers
+from support.waiting import PATIENCE_S, until
 
 from superdraft.decoding.errors import EngineStoppedError, InvalidRequestError, SequenceFailedError, SupersededError
 from superdraft.decoding.params import GenerationParams
@@ -21,8 +22,22 @@ LONG = GenerationParams(max_tokens=50)
 STREAMED = GenerationParams(max_tokens=4, snapshots=True)
 
 
-def test_stream_is_snapshots_and_one_terminal_output():
-    engine = FakeEngine(on_step=lambda: time.sleep(0.01))
+async def all_sent(async_engine, engine):
+    """Wait until the outputs of all requests so far have come to the event loop."""
+    await until(lambda: not engine.jobs)
+    await async_engine.generate(EngineRequest("later", "x", SHORT))
+
+
+@pytest.fixture
+def endless():
+    engine = FakeEngine()
+    engine.on_step = engine.never_end
+    return engine
+
+
+def test_stream_is_snapshots_and_one_terminal_output(monkeypatch):
+    engine = FakeEngine()
+    wait_for_readers(engine, monkeypatch)
 
     async def scenario(async_engine):
         outputs = await async_engine.stream(EngineRequest("a", "x", STREAMED))
@@ -39,8 +54,7 @@ def test_slow_reader_gets_the_latest_output_alone():
 
     async def scenario(async_engine):
         outputs = await async_engine.stream(EngineRequest("a", "x", STREAMED))
-        await until(lambda: not engine.jobs)
-        await asyncio.sleep(0.01)
+        await all_sent(async_engine, engine)
         return [output async for output in outputs]
 
     (only,) = run(engine, scenario)
@@ -76,17 +90,20 @@ def test_error_is_the_streams_last_output():
 
 @pytest.mark.parametrize("num_read", [0, 2])
 def test_closing_a_stream_cancels_at_the_next_step(num_read):
-    engine = FakeEngine(on_step=lambda: time.sleep(0.005))
+    leave = threading.Semaphore(0)
+    engine = FakeEngine(on_step=lambda: leave.acquire(timeout=PATIENCE_S))
 
     async def scenario(async_engine):
         outputs = await async_engine.stream(EngineRequest("a", "x", GenerationParams(max_tokens=50, snapshots=True)))
         for _ in range(num_read):
+            leave.release()
             assert not (await anext(outputs)).is_terminal
-        steps = engine.seen[0].num_steps
         outputs.close()
         outputs.close()
+        assert async_engine._thread.num_commands == 1
+        leave.release(100)
         await until(lambda: engine.cancelled == ["a"])
-        assert engine.seen[0].num_steps <= steps + 2
+        assert engine.seen[0].num_steps <= num_read + 1
         assert await anext(outputs, "over") == "over"
 
     run(engine, scenario)
@@ -101,8 +118,7 @@ def test_closing_a_stream_after_its_end_cancels_nothing():
         assert [output async for output in read]
         read.close()
         unread = await async_engine.stream(EngineRequest("b", "x", STREAMED))
-        await until(lambda: not engine.jobs)
-        await asyncio.sleep(0.01)
+        await all_sent(async_engine, engine)
         unread.close()
         await async_engine.generate(EngineRequest("c", "x", SHORT))
 
@@ -117,9 +133,9 @@ def test_late_cancel_spares_a_newer_request_of_the_same_id():
         first = asyncio.create_task(async_engine.generate(EngineRequest("same", "x", SHORT)))
         await until(lambda: engine.seen)
         refused = asyncio.create_task(async_engine.stream(EngineRequest("same", "x", SHORT)))
-        await asyncio.sleep(0.01)
+        await until(lambda: async_engine._thread.num_commands == 1)
         refused.cancel()
-        await asyncio.sleep(0.01)
+        await until(lambda: async_engine._thread.num_commands == 2)
         engine.gate.set()
         return await first
 
@@ -128,11 +144,12 @@ def test_late_cancel_spares_a_newer_request_of_the_same_id():
 
 
 def test_session_and_timeout_reach_the_engine():
-    engine = FakeEngine(on_step=lambda: time.sleep(0.002))
+    engine = FakeEngine(gate=threading.Event(), on_step=lambda: time.sleep(0.002))
 
     async def scenario(async_engine):
         older = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG, session_id="me")))
-        await until(lambda: engine.seen)
+        await until(engine.at_gate.is_set)
+        asyncio.get_running_loop().call_later(0.01, engine.gate.set)
         newer = async_engine.generate(EngineRequest("b", "x", LONG, session_id="me", timeout_s=0.02))
         return await asyncio.gather(older, newer, return_exceptions=True)
 
@@ -159,8 +176,8 @@ def test_time_runs_while_a_request_waits_for_the_engine():
     assert [output.warnings for output in outputs] == [(), ("The time limit was reached.",), ()]
 
 
-def test_stop_ends_streams_and_empties_the_engine():
-    engine = FakeEngine(on_step=lambda: time.sleep(0.005))
+def test_stop_ends_streams_and_empties_the_engine(endless):
+    engine = endless
 
     async def scenario(async_engine):
         outputs = await async_engine.stream(EngineRequest("a", "x", GenerationParams(max_tokens=60, snapshots=True)))
@@ -208,8 +225,9 @@ def test_random_churn_ends_every_request_once():
     assert all(ended[kind] for kind in ("closed", "error", "output", "cancelled"))
 
 
-def test_merged_streams_come_in_turn_and_end_when_all_have():
-    engine = FakeEngine(on_step=lambda: time.sleep(0.01))
+def test_merged_streams_come_in_turn_and_end_when_all_have(monkeypatch):
+    engine = FakeEngine()
+    wait_for_readers(engine, monkeypatch)
 
     async def scenario(async_engine):
         merged = await open_all([async_engine.stream(EngineRequest(name, "x", STREAMED)) for name in "abc"])
@@ -227,22 +245,20 @@ def test_slow_reader_of_merged_streams_gets_the_latest_of_each():
 
     async def scenario(async_engine):
         merged = await open_all([async_engine.stream(EngineRequest(name, "x", STREAMED)) for name in "abc"])
-        await until(lambda: not engine.jobs)
-        await asyncio.sleep(0.01)
+        await all_sent(async_engine, engine)
         return [output.request_id async for output in merged if output.is_terminal]
 
     assert sorted(run(engine, scenario)) == ["a", "b", "c"]
 
 
-def test_reader_slower_than_its_first_stream_still_hears_of_the_others():
-    engine = FakeEngine(on_step=lambda: time.sleep(0.001))
-    endless = GenerationParams(max_tokens=60, snapshots=True)
+def test_reader_slower_than_its_first_stream_still_hears_of_the_others(endless):
+    engine = endless
 
     async def scenario(async_engine):
-        merged = await open_all([async_engine.stream(EngineRequest(name, "x", endless)) for name in "ab"])
+        merged = await open_all([async_engine.stream(EngineRequest(name, "x", STREAMED)) for name in "ab"])
         heard = []
         for _ in range(4):
-            await asyncio.sleep(0.01)  # each has something new by now
+            await until(lambda: all(stream._latest for stream in merged._streams))
             heard.append((await anext(merged)).request_id)
         merged.close()
         return heard
@@ -250,8 +266,8 @@ def test_reader_slower_than_its_first_stream_still_hears_of_the_others():
     assert sorted(run(engine, scenario)) == ["a", "a", "b", "b"]
 
 
-def test_closing_merged_streams_cancels_all():
-    engine = FakeEngine(on_step=lambda: time.sleep(0.005))
+def test_closing_merged_streams_cancels_all(endless):
+    engine = endless
 
     async def scenario(async_engine):
         merged = await open_all([async_engine.stream(EngineRequest(name, "x", LONG)) for name in "abc"])
@@ -263,8 +279,8 @@ def test_closing_merged_streams_cancels_all():
     run(engine, scenario)
 
 
-def test_refusal_of_one_ends_the_others_that_were_taken():
-    engine = FakeEngine(on_step=lambda: time.sleep(0.005))
+def test_refusal_of_one_ends_the_others_that_were_taken(endless):
+    engine = endless
 
     async def scenario(async_engine):
         with pytest.raises(InvalidRequestError):

@@ -5,12 +5,11 @@ import gc
 import math
 import shutil
 import threading
-import time
 
 import pytest
 from support.ngram import FINGERPRINT
 from support.ngram_folders import damage, put_model, tiny_with
-from support.waiting import PATIENCE_S
+from support.waiting import PATIENCE_S, until
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelNotFoundError, TokenizerMismatchError
@@ -275,11 +274,9 @@ def test_loading_blocks_neither_the_loop_nor_those_who_have_theirs(tmp_path, mon
     async def scenario():
         await folders.get("fast")
         waiting = [asyncio.create_task(folders.get("slow")) for _ in range(2)]
-        await asyncio.sleep(0.01)
-        started_s = time.monotonic()
+        await until(lambda: len(threads) == 2)
         for _ in range(20):
-            await folders.get("fast")
-        assert time.monotonic() - started_s < 5  # behind the slow one they would wait for 10
+            await folders.get("fast")  # behind the slow one it would not come
         waiting[0].cancel()  # its client went away; the other one still wants the model
         await asyncio.sleep(0)
         go_on.set()
