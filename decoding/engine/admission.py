@@ -45,8 +45,8 @@ class Admission:
     def __post_init__(self) -> None:
         # Prepares the tokenizer, which would delay the first request. Later it does not change, so that threads may
         # share it.
-        self.tokenizer.fewest_tokens("")
         self.tokenizer.encode("")
+        self.tokenizer.encode_document("")
 
     def prepare(self, request: EngineRequest) -> EngineRequest:
         """Check a request and encode its prompt. Any thread may call this; `admit` does, if nobody has before.
@@ -56,15 +56,12 @@ class Admission:
 
         Raises:
             InvalidRequestError: the prompt or a parameter is outside the limits.
-            PromptTooLongError: the text is so long that prompt and drafts cannot fit in the context.
         """
         prompt, params, tokenizer = request.prompt, request.params, self.tokenizer
         if isinstance(prompt, PromptTokens):
             return request
         self._check_limits(params)
         check_logit_bias(params.logit_bias, tokenizer.vocab_size)
-        if self.config.prompt_too_long == "error":
-            _refuse_long_text(prompt, tokenizer, params.max_tokens, self.max_model_len)
         min_tokens = self.max_model_len - params.max_tokens + 1
         tokens = tokenise(prompt, tokenizer, document_start=self.config.document_start, min_tokens=min_tokens)
         return replace(request, prompt=tokens)
@@ -104,7 +101,7 @@ class Admission:
 
     def _check_limits(self, params: GenerationParams) -> None:
         config = self.config
-        rows = "num_branches" if params.samples else "max_branches"
+        rows = "num_branches" if params.strategy.startswith("sample") else "max_branches"
         limits = (
             ("num_drafts", params.num_drafts, config.max_num_drafts),
             (rows, params.num_rows, config.max_num_rows),
@@ -121,7 +118,7 @@ class Admission:
         """Refuse a request whose drafts would need more than all slots."""
         num_needed = self.num_needed(num_prompt_tokens, params.num_rows, params.max_tokens)
         if num_needed > self.num_slots:
-            name = "num_branches" if params.samples else "max_branches"
+            name = "num_branches" if params.strategy.startswith("sample") else "max_branches"
             raise InvalidRequestError(
                 f"{params.num_rows} rows of {params.max_tokens} tokens after a prompt of {num_prompt_tokens} tokens "
                 f"need {num_needed} KV-cache slots, this server has {self.num_slots}. Lower {name} or max_tokens.",
@@ -251,17 +248,6 @@ def fit_to_context(
     return replace(tokens, token_ids=kept, num_start=num_start, num_fixed=num_front), [
         f"The {omitted} of the prompt {were} left out: only {room} tokens fit beside max_tokens."
     ]
-
-
-def _refuse_long_text(prompt: Prompt, tokenizer: Tokenizer, max_tokens: int, max_model_len: int) -> None:
-    """Raise PromptTooLongError if a prompt's text is too long whatever its tokens are, without encoding it."""
-    text = prompt.text if isinstance(prompt, PrefixedText) else prompt
-    if not isinstance(text, str):
-        return
-    _check_unicode(text)
-    fewest = tokenizer.fewest_tokens(text)
-    if fewest > max_model_len - max_tokens:
-        raise _too_long(fewest, max_tokens, max_model_len, is_exact=False)
 
 
 def _too_long(num_tokens: int, max_tokens: int, max_model_len: int, *, is_exact: bool) -> PromptTooLongError:

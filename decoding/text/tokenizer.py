@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
 from superdraft.decoding.errors import UnsupportedModelError
-from superdraft.decoding.text.cuts import LongTextRules, last_cut
 from superdraft.decoding.text.fim import find_fim_tokens
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -41,7 +41,19 @@ either. In Qwen2.5-Coder-0.5B, tokens 16 to 31 of code cost 4.2 nats each after 
 and 2.7 with nothing in front; tokens 1 to 3 of prose 7.8, 5.5 and 7.9."""
 
 _PART_CHARS = 4096
-"""Characters of a long text to encode at a time."""
+"""Shorter texts are encoded by the thread that asks, without letting Python's other threads run."""
+
+_WINDOW_CHARS_PER_TOKEN, _WINDOW_GROWTH = 6, 4
+"""Of a long text, this many characters per token needed are encoded first, more than English and code have. If they are
+too few, because the text has longer tokens (runs of blanks, say), four times as many, and so on."""
+
+_HEAD_CHARS = 256
+"""Special tokens that a long text spells within this many characters stay in front of it."""
+
+_MARGIN_TOKENS = 64
+"""Tokens after a cut that may differ from those of the whole text, and characters to look for a blank in."""
+
+_WORD_START = re.compile(r"(?<=\S)(?=[ \n])")
 
 _SHORT_CHARS, _NUM_SHORT_TEXTS = 64, 32768
 """Texts whose tokens are kept: token healing asks for the same ones at every key of a word."""
@@ -180,6 +192,9 @@ class Tokenizer:
     def encode_end(self, text: str, min_tokens: int, *, is_plain: bool) -> tuple[list[int], list[int]] | None:
         """The last tokens of a long text, without encoding the text before them.
 
+        They are those of the whole text, unless the text has nowhere a blank near the place where it is cut: then the
+        tokens after that place may be others for the same characters.
+
         Args:
             text: the text.
             min_tokens: how many of the last tokens are needed.
@@ -188,28 +203,17 @@ class Tokenizer:
 
         Returns:
             The special tokens that the text's tokens begin with, and at least `min_tokens` of its last tokens. None if
-            all of the text has to be encoded: it is short, or there is no place where it may be cut.
+            all of the text has to be encoded, because it is short.
         """
-        cuts = self._rules.cuts
-        if cuts is None or len(text) <= max(min_tokens, _PART_CHARS) or not self._rules.can_cut(text):
-            return None
-        head = "" if is_plain else self._special_head(text)
-        if head is None:
-            return None
-        parts: list[list[int]] = []
-        end, num_tokens = len(text), 0
-        while num_tokens < min_tokens:
-            start = last_cut(text, cuts, end - _PART_CHARS) if end > _PART_CHARS else 0
-            if start <= len(head):
-                return None
-            parts.append(self._encode_part(text[start:end], is_plain))
-            end, num_tokens = start, num_tokens + len(parts[-1])
-        front = [] if is_plain else self.encode(head)
-        return front, [token_id for part in reversed(parts) for token_id in part]
-
-    def fewest_tokens(self, text: str) -> int:
-        """A lower bound of a text's number of tokens, from the length of the longest token; 0 if that is unknown."""
-        return self._rules.fewest_tokens(text)
+        size = _WINDOW_CHARS_PER_TOKEN * (min_tokens + _MARGIN_TOKENS)
+        while size < len(text):
+            cut = len(text) - size
+            blank = _WORD_START.search(text, cut, cut + _MARGIN_TOKENS)
+            _, token_ids = self._divided(text[blank.start() if blank else cut :], is_plain)
+            if len(token_ids) >= min_tokens + _MARGIN_TOKENS:
+                return self._divided(text[:_HEAD_CHARS], is_plain)[0], token_ids[_MARGIN_TOKENS:]
+            size *= _WINDOW_GROWTH
+        return None
 
     def encode_all_inside(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_inside` for many texts."""
@@ -284,31 +288,13 @@ class Tokenizer:
         # Takes one thread, too, and lets Python's other threads run meanwhile.
         return tuple(self._plain_backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
-    def _encode_part(self, text: str, is_plain: bool) -> list[int]:
+    def _divided(self, text: str, is_plain: bool) -> tuple[list[int], list[int]]:
+        """The special tokens that a text's tokens begin with, added by the tokenizer or spelled there; the others."""
         if is_plain:
-            return self._encode_plain([text])[0]
-        return list(self.hf_tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-    @cached_property
-    def _rules(self) -> LongTextRules:
-        """What is known about long texts; nothing if the tokenizer is a slow one."""
-        backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return LongTextRules()
-        return LongTextRules.of(json.loads(backend.to_str()), _byte_level_alphabet())
-
-    def _special_head(self, text: str) -> str | None:
-        """The beginning of a text that spells special tokens, with characters that have no token.
-
-        None if the tokenizer also adds special tokens at the end of a text.
-        """
-        if self.encode("a") != [*self.encode(""), *self._encode_part("a", is_plain=False)]:
-            return None
-        added = self.hf_tokenizer.added_tokens_decoder.items()
-        specials = sorted((str(token) for i, token in added if i in self._special_ids), key=len, reverse=True)
-        without_token = [chr(byte) for byte in self._rules.dropped_bytes if byte < 128]
-        found = re.match(f"(?:{'|'.join(map(re.escape, specials + without_token))})*", text)
-        return found[0] if found else ""
+            return [], self._encode_plain([text])[0]
+        token_ids = self.encode(text)
+        front = list(takewhile(lambda token_id: not self.token_bytes[token_id], token_ids))
+        return front, token_ids[len(front) :]
 
     def _after_splice(self, token_ids: list[int]) -> list[int] | None:
         """The tokens after the splice character; None if it shares a token with the text."""

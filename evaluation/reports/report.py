@@ -113,6 +113,7 @@ def write_report(
     for name, results in groups.items():
         blocks += [f"## {name.capitalize()}: {results[0].num_prompts} prompts", *_tables(results, columns)]
         table = Table(f"{name}: {results[0].num_prompts} prompts", *(one.name for one in results))
+        table.columns[0].overflow = "fold"
         for label, cells in _rows(columns, {one.name: one.bounds for one in results}):
             table.add_row(label, *("" if math.isnan(one.value) else f"{one.value:.3g}" for one in cells))
         console.print(table)
