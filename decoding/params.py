@@ -13,7 +13,8 @@ DEFAULT_MIN_DRAFT_TOKENS = 4
 Strategy = Literal["superposed", "sample", "greedy", "sample+superposed"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 DEFAULT_STRATEGY: Strategy = "superposed"
-TRIMS = ("none", "word", "sentence")
+Trim = Literal["none", "word", "sentence"]
+TRIMS: tuple[Trim, ...] = get_args(Trim)
 
 
 def _check(ok: bool, param: str, value: object, limit: str) -> None:
@@ -104,7 +105,7 @@ class GenerationParams:
     verify_top: int | None = None
     num_verified: int | None = None
     echo_logprobs: bool = False
-    strategy: str = DEFAULT_STRATEGY
+    strategy: Strategy = DEFAULT_STRATEGY
     num_branches: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -115,7 +116,7 @@ class GenerationParams:
     presence_penalty: float = 0.0
     token_healing: bool = False
     single_line: bool = False
-    trim: str = "none"
+    trim: Trim = "none"
     min_score: float | None = None
     elastic: bool = False
     snapshots: bool = False
@@ -146,9 +147,7 @@ class GenerationParams:
         n, reset, seed = self.num_branches, self.reset_every, self.seed
         _check(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
         _check(n is None or (_is_int(n) and n >= 1), "num_branches", n, "an integer of at least 1, or null")
-        _check(
-            n in (None, 1) or self.strategy.startswith("sample"), "num_branches", n, f"1 with strategy {self.strategy}"
-        )
+        _check(n in (None, 1) or self.samples, "num_branches", n, f"1 with strategy {self.strategy}")
         _check(_is_within(self.temperature, 0, 2), "temperature", self.temperature, "a number from 0 to 2")
         _check(_is_within(self.top_p, 1e-6, 1), "top_p", self.top_p, "a number from 0.000001 to 1")
         _check(
@@ -184,6 +183,16 @@ class GenerationParams:
             _check(not self.elastic, "elastic", self.elastic, f"false with {chosen}")
 
     @property
+    def samples(self) -> bool:
+        """Whether branches begin with nucleus samples, `num_branches` of them."""
+        return self.strategy in ("sample", "sample+superposed")
+
+    @property
+    def superposes(self) -> bool:
+        """Whether drafts share rows."""
+        return self.strategy in ("superposed", "sample+superposed")
+
+    @property
     def rule(self) -> SelectionRule:
         """The selection rule."""
         return RULES[self.selection]
@@ -199,6 +208,11 @@ class GenerationParams:
         return self.strategy == "superposed" and self.rule.divides
 
     @property
+    def scores_are_probabilities(self) -> bool:
+        """Whether exp(score) is the probability of a draft's first word."""
+        return self.ranking_rule.scores_are_probabilities
+
+    @property
     def sampling_temperature(self) -> float:
         """The temperature of the next sampled token. The strategy "greedy" samples at temperature 0."""
         return 0.0 if self.strategy == "greedy" else self.temperature
@@ -211,12 +225,12 @@ class GenerationParams:
     @property
     def uses_ngrams(self) -> bool:
         """Whether an n-gram model takes part in the scores."""
-        return self.alpha > 0 and self.strategy.endswith("superposed")
+        return self.alpha > 0 and self.superposes
 
     @property
     def num_rows(self) -> int:
         """The most branches of the request, that is, model rows per decode step."""
-        if not self.strategy.startswith("sample"):
+        if not self.samples:
             return min(self.max_branches, self.num_drafts)
         return self.num_drafts if self.num_branches is None else self.num_branches
 
@@ -230,12 +244,12 @@ class GenerationParams:
     @property
     def num_shown(self) -> int:
         """The most drafts of the answer."""
-        return self.num_rows * self.drafts_per_branch if self.strategy.startswith("sample") else self.drafts_per_branch
+        return self.num_rows * self.drafts_per_branch if self.samples else self.drafts_per_branch
 
     @property
     def drafts_per_branch(self) -> int:
         """The most drafts that share a branch: k, or 1 for "sample" and "greedy"."""
-        return self.num_drafts if self.strategy.endswith("superposed") else 1
+        return self.num_drafts if self.superposes else 1
 
     @property
     def num_candidates(self) -> int:

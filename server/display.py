@@ -55,7 +55,7 @@ class Display:
         return replace(snapshot, drafts=drafts, stable_text=stable_text)
 
     def _is_probable(self, score: float, params: GenerationParams) -> bool:
-        return not scores_are_probabilities(params) or math.exp(min(score, 0.0)) >= self.min_probability
+        return not params.scores_are_probabilities or math.exp(min(score, 0.0)) >= self.min_probability
 
     def _tidied(self, draft: DraftOutput) -> str:
         if not has_text_after(self.gap):
@@ -66,7 +66,7 @@ class Display:
 
 def display_warnings(min_probability: float | None, params: GenerationParams) -> list[str]:
     """A warning if a request sets a minimum and its scores are no probabilities."""
-    if not min_probability or scores_are_probabilities(params):
+    if not min_probability or params.scores_are_probabilities:
         return []
     return ["min_probability_shown has no effect: only with selection distinct are scores probabilities."]
 
@@ -89,8 +89,3 @@ def _last_word(text: str) -> str:
 def _ends_its_line(draft: DraftOutput) -> bool:
     """Whether a line break follows the text in the draft's tokens."""
     return "".join(draft.tokens).startswith((draft.text + "\n", draft.text + "\r"))
-
-
-def scores_are_probabilities(params: GenerationParams) -> bool:
-    """Whether exp(score) is the probability of a draft's first word."""
-    return params.strategy == "superposed" and params.selection == "distinct"

@@ -20,7 +20,7 @@ from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.fan_out import FanOut, Share
 from superdraft.server.bridge.output_stream import MergedOutputs, OutputStream, open_all
 from superdraft.server.continued_drafts import ContinuedDrafts
-from superdraft.server.display import Display, scores_are_probabilities
+from superdraft.server.display import Display
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
@@ -272,7 +272,7 @@ class Service:
                 shown,
                 first_index=prompt_index * (request.num_shown or 0),
                 first_rank=share.rank,
-                are_probabilities=scores_are_probabilities(params),
+                are_probabilities=params.scores_are_probabilities,
                 origins=origins,
             )
 

@@ -101,7 +101,7 @@ class Admission:
 
     def _check_limits(self, params: GenerationParams) -> None:
         config = self.config
-        rows = "num_branches" if params.strategy.startswith("sample") else "max_branches"
+        rows = "num_branches" if params.samples else "max_branches"
         limits = (
             ("num_drafts", params.num_drafts, config.max_num_drafts),
             (rows, params.num_rows, config.max_num_rows),
@@ -118,7 +118,7 @@ class Admission:
         """Refuse a request whose drafts would need more than all slots."""
         num_needed = self.num_needed(num_prompt_tokens, params.num_rows, params.max_tokens)
         if num_needed > self.num_slots:
-            name = "num_branches" if params.strategy.startswith("sample") else "max_branches"
+            name = "num_branches" if params.samples else "max_branches"
             raise InvalidRequestError(
                 f"{params.num_rows} rows of {params.max_tokens} tokens after a prompt of {num_prompt_tokens} tokens "
                 f"need {num_needed} KV-cache slots, this server has {self.num_slots}. Lower {name} or max_tokens.",

@@ -175,12 +175,14 @@ class Starts:
         self._trees.follow(branch, base, cells)
 
     def _superposed(self, branch: Branch, covers: Covers) -> DraftSet:
-        """The k best starts by the request's selection rule. The parents are the stems."""
+        """The k best starts by the request's selection rule, none if none is canonical. The parents are the stems."""
         params = branch.sequence.params
         num, per_draft = params.num_candidates, params.rule.starts_per_draft
         if per_draft is not None:
             num = min(num, per_draft * params.num_drafts)
         starts = covers.starts(num)
+        if not starts:
+            return DraftSet((), ())
         if params.num_rows == 1:  # a row holds one tokenisation of the typed text: take the most probable one
             best = starts[: params.num_drafts]
             weights = {stem: sum(math.exp(one.logprob) for one in best if one.stem == stem) for stem in _stems_of(best)}
@@ -202,9 +204,11 @@ class Starts:
         return select(branch, DraftSet(tuple(roots)), children)
 
     def _sampled(self, branch: Branch, covers: Covers) -> DraftSet:
-        """One start, drawn from all covers. At temperature 0 it is the most probable one."""
+        """One start, drawn from all covers; none if none is canonical. At temperature 0 it is the most probable one."""
         params, start = branch.sequence.params, None
         while start is None:  # the start that was drawn may turn out not to be canonical
+            if not math.isfinite(covers.log_total):
+                return DraftSet((), ())
             shares = torch.from_numpy(covers.shares())
             uniforms = torch.tensor([branch.rng.random()], dtype=torch.float64)
             temperature, top_p = params.sampling_temperature, params.top_p

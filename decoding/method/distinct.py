@@ -27,6 +27,7 @@ class Distinct:
     # With this weight, a model of texts like those that are typed improved them, and one of other texts did no harm.
     named_alpha = 0.2
     tau = 1.0
+    scores_are_probabilities = True
     divides = True
     # k of them begin drafts; the others stand in for those that have the same text as a better one.
     starts_per_draft: int | None = 2

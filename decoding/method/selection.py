@@ -18,6 +18,7 @@ class SelectionRule(Protocol):
         alpha: default weight of the n-gram model.
         named_alpha: default weight of an n-gram model that the request names.
         tau: default temperature of the language model.
+        scores_are_probabilities: whether exp(score) is the probability of a draft's first word.
         divides: whether drafts may get rows of their own (`max_branches`) and end early (`min_probability`).
         starts_per_draft: with token healing, the starts per draft among which the first step chooses; None: m starts
             in all.
@@ -27,6 +28,7 @@ class SelectionRule(Protocol):
     alpha: float
     named_alpha: float
     tau: float
+    scores_are_probabilities: bool
     divides: bool
     starts_per_draft: int | None
 
@@ -57,6 +59,7 @@ class Paper:
     name = "paper"
     alpha = named_alpha = 0.54  # as published for Llama-2-7B
     tau = 0.06
+    scores_are_probabilities = False
     divides = False
     starts_per_draft: int | None = None
 

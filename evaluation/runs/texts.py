@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.method.selection import RULES
 from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import read_rows
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded
@@ -137,7 +138,9 @@ def scores_are_probabilities(contender: Contender) -> bool:
     A running server does not tell how it drafts; the default is assumed.
     """
     params: Mapping[str, Any] | None = contender.settings.get("params")
-    return params is None or (params["strategy"], params["selection"]) == ("superposed", "distinct")
+    return params is None or (
+        params["strategy"] == "superposed" and RULES[params["selection"]].scores_are_probabilities
+    )
 
 
 def tables_of(texts: Sequence[EverydayText], columns: Sequence[Column]) -> list[str]:

@@ -99,7 +99,7 @@ class DraftingFields(WireRequest):
             named["token_healing"] = False
         return {name: value for name, value in named.items() if value is not None} | own
 
-    def strategy_warnings(self, strategy: str) -> list[str]:
+    def strategy_warnings(self, strategy: Strategy) -> list[str]:
         """A warning for each field that the request sets although its strategy does not use it.
 
         Such fields are not errors, since clients send them by habit. Values that change nothing give no warning.

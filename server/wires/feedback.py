@@ -10,7 +10,7 @@ from superdraft.server.observe.metrics import DraftEvent
 from superdraft.server.wires.common import ERROR_RESPONSES, Integer, Number, ServiceDep, WireRequest
 from superdraft.server.wires.json_body import documented, json_body
 
-_MAX_ELAPSED_MS = 24 * 3600 * 1000
+MAX_ELAPSED_MS = 24 * 3600 * 1000
 
 router = APIRouter(tags=["Superdraft"])
 
@@ -24,7 +24,7 @@ class FeedbackRequest(WireRequest):
     event: DraftEvent
     index: Integer = Field(default=0, ge=0, description="Index of the draft or choice in the answer.")
     elapsed_ms: Number | None = Field(
-        default=None, ge=0, le=_MAX_ELAPSED_MS, description="Milliseconds since the draft was shown."
+        default=None, ge=0, le=MAX_ELAPSED_MS, description="Milliseconds since the draft was shown."
     )
 
 

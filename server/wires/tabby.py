@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, FailFast, Field, ValidationError
+from pydantic import BaseModel, FailFast, Field, ValidationError, field_validator
 
 from superdraft.decoding.text.fim import ContextFile, Gap
 from superdraft.server.bridge.fan_out import twin_key
@@ -28,6 +28,7 @@ from superdraft.server.wires.common import (
     at_most,
 )
 from superdraft.server.wires.editors import asked, fill, shown_from
+from superdraft.server.wires.feedback import MAX_ELAPSED_MS
 from superdraft.server.wires.json_body import documented, json_body
 
 # Schemas
@@ -73,6 +74,14 @@ class TabbyRequest(WireRequest):
     temperature: Number = 1.0
     seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**64)
     min_probability_shown: Number | None = MIN_PROBABILITY_SHOWN
+    mode: str = "standard"
+
+    @field_validator("mode")
+    @classmethod
+    def _completes(cls, mode: str) -> str:
+        if mode != "standard":  # a client could take a completion for code that is to replace its own
+            raise ValueError('must be "standard": this server completes text, and edits none')
+        return mode
 
 
 class TabbyEvent(WireRequest):
@@ -173,6 +182,6 @@ async def events(service: ServiceDep, body: Annotated[TabbyEvent, Depends(json_b
             body.completion_id,
             _MEANINGS[body.type],
             body.choice_index,
-            elapsed_s=None if body.elapsed is None else max(0.0, body.elapsed / 1000),
+            elapsed_s=None if body.elapsed is None else min(max(0.0, body.elapsed), MAX_ELAPSED_MS) / 1000,
         )
     return Response()

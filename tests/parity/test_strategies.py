@@ -12,6 +12,7 @@ from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.method.draft_set import DraftSet
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
+from superdraft.decoding.text.healing import CanonicalCheck
 
 ARCHITECTURES = ("llama", "gpt2", "gemma3_text", "mistral")
 PROMPT = "Thank you for your email. I will get"
@@ -342,3 +343,15 @@ def test_a_branch_that_ended_takes_no_row_while_its_siblings_go_on():
     assert engine.num_used_slots == 1
     output = run_all(engine)["a"].output
     assert [draft.finish_reason for draft in output.drafts].count("stop") == 1
+
+
+@pytest.mark.parametrize("strategy", ["superposed", "sample", "sample+superposed", "greedy"])
+@pytest.mark.parametrize("max_branches", [1, 3])
+def test_a_typed_text_that_no_canonical_token_continues_has_no_drafts(monkeypatch, strategy, max_branches):
+    engine, model = tiny_engine()
+    model.get_output_embeddings().weight.data.zero_()  # each start is so improbable that it is checked only when taken
+    monkeypatch.setattr(CanonicalCheck, "__call__", lambda _self, _front, token_ids: [False] * len(token_ids))
+    options = {"selection": "distinct", "max_branches": max_branches} if strategy == "superposed" else {}
+    wanted = GenerationParams(strategy=strategy, token_healing=True, num_drafts=2, max_tokens=4, seed=1, **options)
+    assert engine.generate("Thank you for the re", wanted).drafts == ()
+    assert engine.generate("Thank you for the re", params(num_drafts=2)).drafts  # the engine goes on

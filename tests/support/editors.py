@@ -39,6 +39,8 @@ LLAMA_VIM = {
         "tokens_cached",
     ],
 }
+# Version 0.1, with `n_cmpl`; the time is that of a place's first request.
+LLAMA_VIM_SEVERAL = LLAMA_VIM | {"id_slot": 0, "n_cmpl": 3, "top_p": 0.9, "t_max_predict_ms": 250}
 LLAMA_VIM_WARM_UP = {
     "input_prefix": "",
     "input_suffix": "",
@@ -212,6 +214,19 @@ class LlamaVimAnswer(BaseModel):
             for unit in ("n", "ms", "per_token_ms", "per_second"):
                 assert isinstance(fields.pop(f"timings/{name}_{unit}"), int | float)
         return cls.model_validate(fields)
+
+
+def llama_vim_ring(raw: str, n_cmpl: int) -> list[str]:
+    """What version 0.1 cycles through at a place: a ring that forgets the oldest, without texts that it has already."""
+    assert re.match(r"\s*[{[]", raw)
+    assert re.search(r'"content"\s*:"', raw)
+    answers = json.loads(raw)
+    ring: list[str] = []
+    for answer in [answers] if isinstance(answers, dict) else answers:
+        content = LlamaVimAnswer.read(json.dumps(answer, separators=(",", ":"))).content
+        if content not in ring:
+            ring = [*ring, content][-n_cmpl:]
+    return ring
 
 
 def continue_events(raw: str) -> list[dict[str, Any]]:

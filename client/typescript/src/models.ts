@@ -22,8 +22,9 @@ export interface Draft {
 
 /**
  * Amount of work. `forward_rows` counts model rows over all decode steps; drafts that share a row count once.
- * `rows_by_depth`: rows that fed the drafts' first tokens, their second ones, and so on. `limited_by_load`: drafts are
- * shorter, or fewer of them grew, because the server had much to do.
+ * `rows_by_depth`: rows that fed the drafts' first tokens, their second ones, and so on. `reused_drafts`: drafts that
+ * took no row, since an earlier request had decoded them. `limited_by_load`: drafts are shorter, or fewer of them grew,
+ * because the server had much to do.
  */
 export interface Usage {
   prompt_tokens: number;
@@ -32,6 +33,7 @@ export interface Usage {
   cached_tokens: number;
   forward_rows: number;
   rows_by_depth: number[];
+  reused_drafts: number;
   limited_by_load: boolean;
 }
 

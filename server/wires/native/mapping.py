@@ -112,11 +112,10 @@ def request_warnings(body: DraftsRequest, params: GenerationParams, *, has_ngram
         params: those that it runs with.
         has_ngram_model: whether there is an n-gram model to score with.
     """
-    strategy = params.strategy
-    warnings = [*body.strategy_warnings(strategy), *display_warnings(body.min_probability_shown, params)]
-    if body.alpha and not has_ngram_model and strategy.endswith("superposed"):
+    warnings = [*body.strategy_warnings(params.strategy), *display_warnings(body.min_probability_shown, params)]
+    if body.alpha and not has_ngram_model and params.superposes:
         warnings.append("alpha has no effect: the request runs without an n-gram model.")
-    if body.ngram_model is not None and body.alpha == 0 and strategy.endswith("superposed"):
+    if body.ngram_model is not None and body.alpha == 0 and params.superposes:
         warnings.append("ngram_model has no effect with alpha 0.")
     if body.token_healing and not isinstance(body.prompt, str):
         warnings.append("token_healing has no effect: the prompt is given as token ids.")

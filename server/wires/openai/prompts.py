@@ -67,6 +67,6 @@ def cut_drafts(body: CompletionRequest, gap: Gap, output: GenerationOutput) -> G
 
 
 def echo_texts(body: CompletionRequest, service: Service) -> list[str]:
-    """The text before the drafts of each prompt; empty without `echo`."""
+    """The text before the drafts of each prompt, whose token ids the engine has checked; empty without `echo`."""
     decode = service.engine.tokenizer.decode
     return ["" if not body.echo else prompt if isinstance(prompt, str) else decode(prompt) for prompt in body.prompt]

@@ -70,17 +70,17 @@ async def create_completion(
     prompts, gap_warnings = await engine_prompts(body, service)
     drafting = _drafting_request(body, prompts, request, service)
     head: dict[str, Any] = {"id": drafting.id, "created": int(time.time()), "model": service.model_name}
-    echoes, limit = echo_texts(body, service), service.engine.config.max_tokens
+    limit = service.engine.config.max_tokens
     with errors_in_request_terms(body):
         if body.stream:
             streamed = await unless_client_gone(request, service.stream(drafting))
             warnings = request_warnings(body, streamed.params, limit) + gap_warnings
-            render = CompletionStream(head, body, list(drafting.prompts), echoes, warnings)
+            render = CompletionStream(head, body, list(drafting.prompts), echo_texts(body, service), warnings)
             return EventStream(streamed.outputs, render, _warnings_header(warnings))
         drafted = await unless_client_gone(request, service.draft(drafting))
     warnings = request_warnings(body, drafted.params, limit) + gap_warnings
     choices = []
-    for i, (echo, output) in enumerate(zip(echoes, drafted.outputs, strict=True)):
+    for i, (echo, output) in enumerate(zip(echo_texts(body, service), drafted.outputs, strict=True)):
         choices += choices_of(body, i, echo, output)
         add_warnings(warnings, output)
     response.headers.update(_warnings_header(warnings))

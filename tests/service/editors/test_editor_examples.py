@@ -89,7 +89,9 @@ def test_minuet(client, engine):
 def test_llama_vim(client):
     config = llama_vim()
     path = path_of(config["endpoint_fim"])
-    assert editors.LlamaVimAnswer.read(post(client, path, editors.LLAMA_VIM | {"n_predict": 16}).text).content
+    asked = {name: config[name] for name in ("n_predict", "n_cmpl")}
+    raw = post(client, path, editors.LLAMA_VIM_SEVERAL | asked).text
+    assert len(editors.llama_vim_ring(raw, config["n_cmpl"])) == 3
 
 
 def test_llama_vscode(client):

@@ -46,6 +46,13 @@ def test_llama_vim(client):
     assert answer.content
 
 
+@pytest.mark.parametrize("n_cmpl", [1, 3])
+def test_llama_vim_cycles_through_as_many_drafts_as_it_asks_for(client, n_cmpl):
+    raw = post(client, "/infill", editors.LLAMA_VIM_SEVERAL | {"n_cmpl": n_cmpl, "t_max_predict_ms": 0}).text
+    ring = editors.llama_vim_ring(raw, n_cmpl)
+    assert len(ring) == n_cmpl
+
+
 @pytest.mark.parametrize("body", [editors.LLAMA_VIM_WARM_UP, editors.LLAMA_VSCODE_WARM_UP])
 def test_warm_up_runs_the_prompt_only_and_helps_the_next_request(client, body):
     post(client, "/infill", body)

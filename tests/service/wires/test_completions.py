@@ -88,6 +88,11 @@ def test_prompts_as_token_ids(client, engine, prompt, fed):
     assert [job.token_ids for job in engine.seen] == fed
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_of_token_ids_that_the_model_does_not_have_is_refused(client, stream):
+    assert refusal(client, prompt=[999_999_999], echo=True, stream=stream)["param"] == "prompt"
+
+
 def test_echo_of_token_ids_is_their_text(client):
     assert ask(client, prompt=[104, 105], echo=True)["choices"][0]["text"] == "hi red0 red1"
 

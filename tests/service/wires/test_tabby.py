@@ -55,6 +55,7 @@ def test_drafts_stop_before_the_suffix(make_client):
         ({"segments": "hi"}, "segments"),
         ({"temperature": "hot"}, "temperature"),
         ({"user": "x" * 257}, "user"),
+        ({"mode": "next_edit_suggestion"}, "mode"),
     ],
 )
 def test_wrong_fields_are_refused(client, body, param):
@@ -69,6 +70,20 @@ def test_events_are_counted_by_rank(client, kind, event):
     response = client.post("/v1/events?select_kind=line", json=body)
     assert (response.status_code, response.content) == (200, b"")
     assert counted(client) == {(event, 0): 1}
+
+
+def test_edits_are_refused_in_words_and_completions_are_not(client):
+    body = {"segments": {"prefix": "hi", "edit_history": {"original_code": "h"}}, "mode": "next_edit_suggestion"}
+    assert 'must be "standard"' in client.post(PATH, json=body).json()["error"]["message"]
+    assert ask(client, mode="standard", seed=1)["choices"] == ask(client, mode=None, seed=1)["choices"]
+
+
+@pytest.mark.parametrize(("elapsed", "seconds"), [(1e308, 86_400.0), (-5, 0.0), (250, 0.25)])
+def test_no_event_ruins_the_sum_of_all(client, elapsed, seconds):
+    client.post("/v1/events", json={"type": "view", "completion_id": ask(client)["id"], "elapsed": elapsed})
+    name = 'superdraft_draft_event_seconds_sum{event="shown"}'
+    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(name)]
+    assert float(line.split()[-1]) == seconds
 
 
 def test_event_of_an_unknown_completion_is_let_pass(client):
