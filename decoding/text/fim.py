@@ -47,7 +47,8 @@ better at none of 23 places and worse at 3."""
 
 _CHARS_PER_TOKEN = 4  # approximately, in English and in code
 _MAX_CHARS_PER_TOKEN = 16
-"""Text has fewer characters per token. Text further from the gap than this cannot fit and is not even encoded."""
+"""Text further from the gap than this, per token of room, is not even encoded. Nearly all text has far fewer; of long
+runs of blanks, which may have more, some are left out that would have fitted."""
 
 
 class FimTokenizer(Protocol):
