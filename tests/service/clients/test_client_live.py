@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from support.clients import FACES
-from support.waiting import PATIENCE_S, eventually
+from support.serving import num_commands
+from support.waiting import PATIENCE_S, eventually, until
 
 from superdraft.client import AsyncSuperdraft, Superdraft
 from superdraft.client.errors import BadRequestError, NotFoundError, RequestTimeoutError, ServerError, SupersededError
@@ -20,8 +21,8 @@ def face(request, url):
 
 
 @pytest.fixture
-def slow(engine):
-    engine.on_step = lambda: time.sleep(0.02)  # a second, for fifty tokens
+def endless(engine):
+    engine.on_step = engine.never_end
     return engine
 
 
@@ -33,7 +34,8 @@ def test_complete(face):
     assert completion.model == "tiny"
 
 
-def test_stream_grows_into_the_answer(face, slow):
+@pytest.mark.usefixtures("kept_up_with")
+def test_stream_grows_into_the_answer(face):
     snapshots, completion = face.stream(num_drafts=2, max_tokens=5)
     assert snapshots
     assert all(completion.drafts[0].text.startswith(snapshot.drafts[0].text) for snapshot in snapshots)
@@ -55,7 +57,6 @@ def test_error_in_mid_stream(face, engine):
         for job in engine.jobs.values():
             if job.num_steps == 2:
                 engine.fail[job.request_id] = SequenceFailedError("No numbers.")
-        time.sleep(0.02)
 
     engine.on_step = fail_after_two_steps
     with pytest.raises(ServerError, match="No numbers") as caught:
@@ -63,36 +64,39 @@ def test_error_in_mid_stream(face, engine):
     assert caught.value.code == "sequence_failed"
 
 
-def test_leaving_a_stream_ends_its_request(face, slow):
+def test_leaving_a_stream_ends_its_request(face, endless):
     face.stream(most=1, max_tokens=50)
-    assert eventually(lambda: slow.cancelled == [slow.seen[0].request_id])
-    assert slow.jobs == {}
+    assert eventually(lambda: endless.cancelled == [endless.seen[0].request_id])
+    assert endless.jobs == {}
 
 
-def test_timeout_ends_the_request(face, slow):
-    slow.on_step = lambda: time.sleep(0.1)
-    with pytest.raises(RequestTimeoutError):
-        face.call("complete", "hi", max_tokens=50, timeout=1)
-    assert eventually(lambda: slow.cancelled == [slow.seen[0].request_id])
-    assert len(slow.seen) == 1
+def test_timeout_ends_the_request(face, endless):
+    num_calls, timeout_s = 0, 0.25
+    while not endless.seen:  # a shorter time may be over before the engine has the request
+        num_calls, timeout_s = num_calls + 1, 2 * timeout_s
+        with pytest.raises(RequestTimeoutError):
+            face.call("complete", "hi", max_tokens=50, timeout=timeout_s)
+    assert eventually(lambda: endless.cancelled == [job.request_id for job in endless.seen])
+    assert len(endless.seen) <= num_calls
 
 
-def test_cancelled_task_ends_its_request(url, slow):
+def test_cancelled_task_ends_its_request(url, endless):
     async def run():
         async with AsyncSuperdraft(url) as client:
             task = asyncio.create_task(client.complete("hi", max_tokens=50))
-            while not slow.seen:
-                await asyncio.sleep(0.005)
+            await until(lambda: endless.seen)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            await until(lambda: endless.cancelled)
+            endless.on_step = lambda: None
             return await client.complete("hi", max_tokens=1)  # the client goes on
 
     assert asyncio.run(run()).drafts
-    assert eventually(lambda: slow.cancelled == [slow.seen[0].request_id])
+    assert endless.cancelled == [endless.seen[0].request_id]
 
 
-def test_newer_request_of_a_session_takes_the_olders_place(url, slow):
+def test_newer_request_of_a_session_takes_the_olders_place(app, url, engine, stepwise):
     outcome = []
 
     def ask_older():
@@ -102,12 +106,15 @@ def test_newer_request_of_a_session_takes_the_olders_place(url, slow):
 
     older = threading.Thread(target=ask_older)
     older.start()
-    assert eventually(lambda: len(slow.seen) == 1)
-    with Superdraft(url) as client:
-        client.complete("hi there", max_tokens=2, session_id="window-1")
+    assert eventually(lambda: len(engine.seen) == 1)
+    with Superdraft(url) as client, ThreadPoolExecutor() as pool:
+        newer = pool.submit(client.complete, "hi there", max_tokens=2, session_id="window-1")
+        assert eventually(lambda: num_commands(app) == 1)
+        stepwise.release(100)
+        assert newer.result().drafts
     older.join(PATIENCE_S)
     assert (outcome[0].status, outcome[0].should_retry) == (499, False)
-    assert [job.session_id for job in slow.seen] == ["window-1"] * 2
+    assert [job.session_id for job in engine.seen] == ["window-1"] * 2
 
 
 def test_feedback_is_counted_once(face, url):

@@ -29,8 +29,8 @@ def run(name, *args, stdin=""):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_quickstart(url, engine):
-    engine.on_step = lambda: time.sleep(0.02)  # so that there are snapshots to see
+@pytest.mark.usefixtures("kept_up_with")
+def test_quickstart(url):
     code, out, err = run("quickstart.py", url, "hi")
     assert (code, err) == (0, "")
     lines = out.splitlines()

@@ -14,12 +14,11 @@ from pygls.exceptions import JsonRpcException
 from pygls.lsp.client import LanguageClient
 from support.engine import FakeEngine
 from support.models import tiny_model_folder
-from support.serving import serving
+from support.serving import num_commands, serving
 from support.waiting import PATIENCE_S, until
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.server.app import create_app
-from superdraft.server.language_server.typing import CANCEL_GRACE_S
 from superdraft.server.settings import Settings
 
 URI = "file:///work/project/src/mail.py"
@@ -256,7 +255,7 @@ def test_request_of_a_key_press_is_under_way_before_the_editor_asks(engine, url)
 
 
 @pytest.mark.parametrize("types_on", [False, True])
-def test_cancelled_request_ends_unless_the_user_types_on(engine, url, stepwise, types_on):
+def test_cancelled_request_ends_unless_the_user_types_on(app, engine, url, stepwise, types_on):
     async def run():
         async with editing("--url", url) as editor:
             editor.open("Thank you")
@@ -271,10 +270,9 @@ def test_cancelled_request_ends_unless_the_user_types_on(engine, url, stepwise, 
                 stepwise.release(1000)
                 assert (await request).items[0].insert_text == "for your email"
             else:
-                await asyncio.sleep(2 * CANCEL_GRACE_S)
-                stepwise.release(1)
-                await until(lambda: engine.cancelled)
+                await until(lambda: num_commands(app) == 1)
                 stepwise.release(1000)
+                await until(lambda: engine.cancelled)
 
     asyncio.run(run())
 

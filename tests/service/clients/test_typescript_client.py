@@ -7,11 +7,11 @@ need `npm ci` in client/typescript, or TYPESCRIPT_NODE_MODULES naming a folder t
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from support.engine import FakeEngine
+from support.readers import wait_for_readers
 from support.serving import serving
 from support.typescript import BUILT, NODE, SOURCES, needs_node
 from support.waiting import PATIENCE_S, eventually
@@ -107,13 +107,22 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def results(engine):
+def module_patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def results(module_patch, engine):
     """What the script got, by task. Prompts are tokens of one character: "fail" makes the engine fail half-way; "abort"
     and "leave" never end by themselves.
     """
 
+    wait_for_readers(engine, module_patch)
+    keep_up = engine.on_step
+
     def step():
-        time.sleep(0.02)
+        keep_up()
         for job in engine.jobs.values():
             if job.token_ids == tuple(b"fail") and job.num_steps == 2:
                 engine.fail[job.request_id] = SequenceFailedError("No numbers.")

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -145,9 +144,9 @@ CHECKS = {
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CURL.iterdir()))
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+@pytest.mark.usefixtures("kept_up_with")
 def test_curl_examples_run(engine, name):
     key = "0123456789-0123456789"
-    engine.on_step = lambda: time.sleep(0.01)  # else a stream's snapshots are overtaken by its answer
     with serving(create_app(Settings(api_keys=f"ann={key}"), engine, model_name="tiny")) as url:
         for given in (key, ""):
             environment = os.environ | {"SUPERDRAFT_URL": url, "SUPERDRAFT_API_KEY": given}

@@ -3,7 +3,6 @@
 import gc
 import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import httpx
 import pytest
 from support.decoding import tiny_engine
 from support.ngram_folders import damage, put_model, random_arpa
-from support.serving import serving
+from support.serving import num_commands, serving
 from support.waiting import PATIENCE_S, eventually
 
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
@@ -38,7 +37,6 @@ class SteppedEngine:
         self._engine = engine
         self.num_steps = 0
         self.most_slots = 0
-        self.step_s = 0.0
         self.hold_after = None
         self.go_on = threading.Event()
 
@@ -48,7 +46,6 @@ class SteppedEngine:
     def step(self):
         if self.hold_after is not None and self.num_steps >= self.hold_after:
             assert self.go_on.wait(PATIENCE_S)
-        time.sleep(self.step_s)
         outputs = self._engine.step()
         self.num_steps += 1
         self.most_slots = max(self.most_slots, self._engine.num_used_slots)
@@ -66,8 +63,8 @@ def ids(drafts):
 class World:
     """A server, its engine, and its models on disk."""
 
-    def __init__(self, url, engine, home, tokenizer):
-        self.engine, self.home = engine, home
+    def __init__(self, app, url, engine, home, tokenizer):
+        self.app, self.engine, self.home = app, engine, home
         self._tokenizer = tokenizer
         self._client = httpx.Client(base_url=url)
 
@@ -104,8 +101,9 @@ def world(tmp_path):
     tokenizer = TokenizerIdentity("tiny", tokenizer_fingerprint(vocabulary), len(vocabulary), (0,))
     engine = SteppedEngine(plain)
     models = NgramModels(folders=ModelFolders(tokenizer.fingerprint, home=tmp_path, max_models=2, check_interval_s=0))
-    with serving(create_app(Settings(), engine, model_name="tiny", ngram_models=models)) as url:
-        world = World(url, engine, tmp_path, tokenizer)
+    app = create_app(Settings(), engine, model_name="tiny", ngram_models=models)
+    with serving(app) as url:
+        world = World(app, url, engine, tmp_path, tokenizer)
         yield world
         engine.go_on.set()
         world.close()
@@ -116,9 +114,12 @@ def test_a_batch_of_other_ngram_models_equals_each_alone(world):
     world.put("code", 2)
     alone = [world.drafts(**choice) for choice in CHOICES]
     assert len({str(ids(drafts)) for drafts in alone}) == len(CHOICES)  # else the comparison would show nothing
-    world.engine.step_s, world.engine.most_slots = 0.02, 0
+    world.engine.hold_after, world.engine.most_slots = world.engine.num_steps, 0
     with ThreadPoolExecutor(len(CHOICES)) as pool:
-        together = list(pool.map(lambda choice: world.drafts(**choice), CHOICES))
+        running = [pool.submit(world.drafts, **choice) for choice in CHOICES]
+        assert eventually(lambda: num_commands(world.app) == len(CHOICES) - 1)  # the engine holds one, in a step
+        world.engine.go_on.set()
+        together = [answer.result() for answer in running]
     assert world.engine.most_slots >= 4
     for in_batch, by_itself in zip(together, alone, strict=True):
         assert ids(in_batch) == ids(by_itself)
@@ -145,7 +146,7 @@ def test_a_running_sequence_keeps_the_model_that_is_replaced_or_deleted(world, c
             world.put("mail", 3)
             next_one = pool.submit(world.drafts, ngram_model="mail")  # loads while the engine is in its step
             assert eventually(lambda: {card["name"]: card["loaded"] for card in world.listed()["data"]}["mail"])
-            time.sleep(0.05)
+            assert eventually(lambda: num_commands(world.app) == 1)
         if "delete" in change:
             shutil.rmtree(world.home / "ngram" / "mail")
             assert world.refused(404, ngram_model="mail")["code"] == "ngram_model_not_found"

@@ -1,12 +1,13 @@
 """Metrics, the log line and request ids, over the real engine without a model."""
 
 import asyncio
-import contextlib
 import io
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -17,10 +18,9 @@ from support.engine import FakeEngine
 from support.fake_runner import FakeRunner
 from support.models import VOCAB_SIZE, tiny_tokenizer
 from support.secret import SECRET, talk
-from support.serving import serving
-from support.waiting import eventually
+from support.serving import num_commands, raw_request, serving
+from support.waiting import PATIENCE_S, eventually
 
-from superdraft.client import Superdraft
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -30,19 +30,25 @@ from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings
 
 
-class SlowRunner(FakeRunner):
-    """Sleeps in each decode step."""
+class HeldRunner(FakeRunner):
+    """Sleeps in each decode step, and waits until it may go on."""
 
     delay_s = 0.0
 
+    def __init__(self, num_slots):
+        super().__init__(num_slots=num_slots)
+        self.go_on = threading.Event()
+        self.go_on.set()
+
     def forward(self, segments, embeddings, kept):
         time.sleep(self.delay_s)
+        assert self.go_on.wait(PATIENCE_S)
         return super().forward(segments, embeddings, kept)
 
 
 @pytest.fixture
 def engine() -> Engine:
-    return Engine(SlowRunner(num_slots=4), Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig())
+    return Engine(HeldRunner(num_slots=4), Tokenizer(tiny_tokenizer(), VOCAB_SIZE), EngineConfig())
 
 
 @pytest.fixture
@@ -132,37 +138,42 @@ def test_apps_do_not_share_their_metrics(make_client):
 
 
 def test_cancellations_are_counted_by_reason(engine):
-    engine._runner.delay_s = 0.03
-    app = create_app(Settings(shutdown_grace_s=0.2), engine, model_name="tiny")
+    runner = engine._runner
+    runner.delay_s = 0.03
+    app = create_app(Settings(shutdown_grace_s=0), engine, model_name="tiny")
 
     def cancelled(reason):
         return app.state.service.metrics.registry.get_sample_value("superdraft_cancelled_total", {"reason": reason})
 
-    with serving(app) as url, Superdraft(url) as client:
-        assert client.complete("Hi", max_tokens=40, timeout_ms=50).drafts
+    with serving(app) as url, ThreadPoolExecutor() as pool:
+        assert _complete(url, max_tokens=40, timeout_ms=50) == 200
         assert cancelled("deadline") == 1
-        with contextlib.suppress(Exception), Superdraft(url, timeout=0.1) as impatient:
-            impatient.complete("Hi", max_tokens=50)
+        runner.delay_s = 0
+
+        runner.go_on.clear()
+        with raw_request(url, "/v1/drafts", prompt="Hi", max_tokens=50):
+            assert eventually(lambda: engine.num_running == 1)
+        assert eventually(lambda: num_commands(app) == 1)
+        runner.go_on.set()
         assert eventually(lambda: cancelled("client_gone") == 1)
-        engine._runner.delay_s = 0.5  # nothing ends before what the test does next, on a busy machine either
 
-        async def type_on():
-            started = [asyncio.create_task(asyncio.to_thread(_complete, url, session_id="s", max_tokens=8))]
-            await asyncio.to_thread(eventually, lambda: engine.num_running == 1)
-            started.append(asyncio.create_task(asyncio.to_thread(_complete, url, session_id="s", max_tokens=2)))
-            return await asyncio.gather(*started)
-
-        assert asyncio.run(type_on()) == [499, 200]
+        runner.go_on.clear()
+        older = pool.submit(_complete, url, session_id="s", max_tokens=8)
+        assert eventually(lambda: engine.num_running == 1)
+        newer = pool.submit(_complete, url, session_id="s", max_tokens=2)
+        assert eventually(lambda: num_commands(app) == 1)
+        runner.go_on.set()
+        assert (older.result(), newer.result()) == (499, 200)
         assert cancelled("superseded") == 1
-        async_engine = app.state.service.engine
 
-        async def shut_down():
-            late = asyncio.create_task(asyncio.to_thread(_complete, url, max_tokens=50))
-            await asyncio.to_thread(eventually, lambda: engine.num_running == 1)
-            await async_engine.stop(grace_s=0.05)
-            return await late, await asyncio.to_thread(_complete, url)
-
-        assert asyncio.run(shut_down()) == (503, 503)
+        runner.go_on.clear()
+        late = pool.submit(_complete, url, max_tokens=50)
+        assert eventually(lambda: engine.num_running == 1)
+        stopping = pool.submit(asyncio.run, app.state.service.engine.stop(grace_s=0))
+        assert eventually(lambda: not app.state.service.engine.is_ready)
+        runner.go_on.set()
+        stopping.result()
+        assert (late.result(), _complete(url)) == (503, 503)
         assert cancelled("shutdown") == 1
         assert app.state.service.metrics.registry.get_sample_value("superdraft_shed_total", {"reason": "shutdown"}) == 1
 

@@ -208,8 +208,7 @@ def test_a_request_for_more_work_than_one_may_ask_for_is_refused(make_client, en
     ],
 )
 def test_every_route_says_that_the_server_is_full(make_client, engine, path, body):
-    engine.num_slots = 2
-    engine.on_step = lambda: time.sleep(0.1)
+    engine.num_slots, engine.gate = 2, threading.Event()
     client = make_client(max_waiting=0)
     busy = [
         threading.Thread(target=client.post, args=("/v1/drafts",), kwargs={"json": {"prompt": text, "max_tokens": 8}})
@@ -217,8 +216,9 @@ def test_every_route_says_that_the_server_is_full(make_client, engine, path, bod
     ]
     for thread in busy:
         thread.start()
-    assert eventually(lambda: len(engine.seen) == 2)
+    assert eventually(lambda: client.app.state.service.engine._admission.num_rows == 2)
     answer = client.post(path, json=body)
+    engine.gate.set()
     for thread in busy:
         thread.join(PATIENCE_S)
     assert answer.status_code == 429

@@ -163,7 +163,7 @@ def test_warnings_are_in_the_header_and_the_last_choice(client, engine):
     ],
 )
 def test_refusals_are_ordinary_errors_and_leave_nothing_behind(client, engine, body, status, param):
-    engine.on_step = lambda: time.sleep(0.02)
+    engine.on_step = engine.never_end
     response = client.post(PATH, json={"prompt": "hi", "stream": True, **body})
     assert response.status_code == status
     assert response.json()["error"]["param"] == param
