@@ -7,13 +7,10 @@ import typer
 from superdraft.server.cli.settings_options import setting
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-NumDrafts = Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Number of drafts.")]
 NumDraftsEach = Annotated[
     list[int], typer.Option("--num-drafts", "-k", min=1, help="Number of drafts to measure with. Repeatable.")
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens per draft.")]
-Model = Annotated[str, setting("model")]
-Dtype = Annotated[str, setting("dtype")]
 
 ServerUrl = Annotated[
     str | None, typer.Option("--url", help="URL of a running server. If not set, a server is started here.")

@@ -14,6 +14,8 @@ from superdraft.evaluation.reports.machine import describe_machine
 
 T = TypeVar("T")
 
+Row = Mapping[str, Any]
+
 _WIDTH = 150  # of tables that are not printed to a terminal
 
 
@@ -46,64 +48,61 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[st
     return spread([above / below for above, below in zip(numerators, denominators, strict=True)], digits=3)
 
 
-def shown(values: Mapping[str, float], digits: int = 2) -> tuple[str, str]:
-    """A `spread` as two cells of a table: the median, and the quartiles."""
-    return f"{values['median']:.{digits}f}", f"{values['p25']:.{digits}f} - {values['p75']:.{digits}f}"
-
-
 def tracked(values: Iterable[T], what: str, *, total: int | None = None, transient: bool = False) -> Iterable[T]:
     """The values, with a progress bar on standard error; a transient one is removed at the end."""
     return track(values, what, total, console=Console(stderr=True), transient=transient)
 
 
-def make_report(doc: str | None, settings: Mapping[str, Any], **content: Any) -> dict[str, Any]:
-    """A report: what was measured, on which machine, and with which settings.
+def report(
+    doc: str | None,
+    settings: Mapping[str, Any],
+    as_json: bool,
+    *,
+    kept: Mapping[str, bool] | None = None,
+    **content: Sequence[Row] | Row,
+) -> None:
+    """Print what was measured, on which machine, and with which settings: as JSON or as tables.
 
     Args:
         doc: the docstring of the benchmark's module; its first line is the title.
         settings: of the benchmark.
-        content: the results.
-    """
-    title = (doc or "").partition("\n")[0]
-    return {"title": title, "machine": describe_machine(), "settings": settings, **content}
-
-
-def print_report(report: Mapping[str, Any], tables: Iterable[Table], as_json: bool, notes: Iterable[str] = ()) -> None:
-    """Print the report as JSON, or its tables and notes with the machine and the settings below them."""
-    if as_json:
-        print(json.dumps(report, indent=2))  # noqa: T201 (standard output is the product here)
-        return
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDTH
-    for table in tables:
-        console.print(table)
-    for note in notes:
-        console.print(note, markup=False, highlight=False)
-    console.print({"machine": report["machine"], "settings": report["settings"]})
-
-
-def plain_table(rows: Sequence[Mapping[str, Any]], title: str | None = None, heads: Sequence[str] = ()) -> Table:
-    """A table with a column for each field of the rows, called `heads` or else by the fields' names."""
-    table = Table(*(heads or [name.replace("_", " ") for name in rows[0]]), title=title)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    return table
-
-
-def count_text(counts: Mapping[str, int]) -> str:
-    """Counts in one line: `200: 12, 503: 1`."""
-    return ", ".join(f"{name}: {count}" for name, count in counts.items())
-
-
-def print_promises(report: Mapping[str, Any], tables: Iterable[Table], as_json: bool) -> None:
-    """Print a report with a note on each promise: whether it was kept, according to the report's `kept`.
+        as_json: print JSON.
+        kept: the server's promises, and whether it kept each.
+        content: the tables by name, each a list of rows or one row.
 
     Raises:
         typer.Exit: with code 1, if a promise was broken.
     """
-    kept = report["kept"]
-    notes = [f"{'kept ' if is_kept else 'BROKEN'}  {promise}" for promise, is_kept in kept.items()]
-    print_report(report, tables, as_json, notes)
-    if not all(kept.values()):
+    machine, promises = describe_machine(), {} if kept is None else {"kept": kept}
+    if as_json:
+        title = (doc or "").partition("\n")[0]
+        document = {"title": title, "machine": machine, "settings": settings, **content, **promises}
+        print(json.dumps(document, indent=2))  # noqa: T201 (standard output is the product here)
+    else:
+        console = Console()
+        if not console.is_terminal:
+            console.width = _WIDTH
+        for name, rows in content.items():
+            console.print(_table([rows] if isinstance(rows, Mapping) else rows, name if len(content) > 1 else None))
+        for promise, is_kept in (kept or {}).items():
+            console.print(f"{'kept ' if is_kept else 'BROKEN'}  {promise}", markup=False, highlight=False)
+        console.print({"machine": machine, "settings": settings})
+    if not all((kept or {}).values()):
         raise typer.Exit(1)
+
+
+def _table(rows: Sequence[Row], title: str | None) -> Table:
+    """A table with a column for each field of the rows."""
+    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    """Counts as `200: 12, 503: 1`, a value with its bounds as `0.5 [0.4, 0.6]`; nothing for None."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {count}" for name, count in value.items())
+    if isinstance(value, list):
+        return f"{value[0]} {value[1:]}"
+    return "" if value is None else str(value)

@@ -13,12 +13,13 @@ from unittest import mock
 
 import typer
 
-from superdraft.benchmarks.options import AsJson, Dtype, Model, NumDraftsEach
-from superdraft.benchmarks.summary import make_report, plain_table, print_report
+from superdraft.benchmarks.options import AsJson, NumDraftsEach
+from superdraft.benchmarks.summary import report
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding import Engine, EngineConfig, EngineRequest, GenerationParams, load_engine
 from superdraft.decoding.engine.decode import DecodeStep
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation.options import Dtype, Model
 
 PROMPT_CHARS = 40
 TOKENS_PER_RUN = 10
@@ -45,7 +46,7 @@ def main(
         for num in requests
     ]
     settings = {"model": model, "dtype": dtype, "selection": "paper", "alpha": 0, "tokens_per_run": TOKENS_PER_RUN}
-    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows)], as_json)
+    report(__doc__, settings, as_json, rows=rows)
 
 
 def measure(engine: Engine, num_requests: int, params: GenerationParams, num_runs: int) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from superdraft.benchmarks.options import AsJson, Dtype, Model
-from superdraft.benchmarks.summary import make_report, plain_table, print_report, tracked
+from superdraft.benchmarks.options import AsJson
+from superdraft.benchmarks.summary import report, tracked
 from superdraft.decoding import Engine, EngineConfig, load_engine
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.model.native.structs import PHASES
 from superdraft.decoding.model.threads import candidates, num_cores
 from superdraft.decoding.model.torch_runner import TorchRunner
+from superdraft.evaluation.options import Dtype, Model
 
 NUM_ROWS = [1, 3, 8, 16, 64]
 LENGTHS = [64, 1900]
@@ -50,7 +51,7 @@ def main(
     runner = engine._runner
     assert isinstance(runner, TorchRunner)
     settings = {"model": model, "dtype": dtype, "forward": runner.forward_name, "runs": runs}
-    print_report(make_report(__doc__, settings, rows=found), [plain_table(found)], as_json)
+    report(__doc__, settings, as_json, rows=found)
 
 
 def measure(engine: Engine, num_threads: int, what: str, size: int, length: int, num_runs: int) -> dict[str, Any]:

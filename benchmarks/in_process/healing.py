@@ -13,10 +13,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.table import Table
 
-from superdraft.benchmarks.options import AsJson, Dtype, Model
-from superdraft.benchmarks.summary import make_report, print_report, tracked
+from superdraft.benchmarks.options import AsJson
+from superdraft.benchmarks.summary import report, tracked
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.text.words import is_word_character
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
@@ -24,7 +23,7 @@ from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, parse_decod
 from superdraft.evaluation.decoders.decoders import Ask, Decoder
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval, interval
-from superdraft.evaluation.options import Limit
+from superdraft.evaluation.options import Dtype, Limit, Model
 from superdraft.server.errors import CommandError
 
 PROMPTS_AT_ONCE = 128
@@ -62,7 +61,7 @@ def main(
         "prompts": [path.name for path in prompts],
     }
     rows = rows_of([one.domain for one in asked], healed, unhealed)
-    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
+    report(__doc__, settings, as_json, rows=rows)
 
 
 def single_decoder(text: str) -> DecoderSpec:
@@ -122,13 +121,11 @@ def rows_of(domains: Sequence[str], healed: Counts, unhealed: Counts) -> list[di
         mask = np.ones(len(names), dtype=bool) if domain == ALL else names == domain
         row: dict[str, Any] = {"domain": domain, "num_prompts": int(mask.sum())}
         for kind, counts in (("healed", healed[mask]), ("unhealed", unhealed[mask])):
-            row[kind] = {
-                "drafts": _bounds(interval(counts[:, :2])),
-                "first": _bounds(interval(_per_prompt(counts[:, 2]))),
-                "any": _bounds(interval(_per_prompt(counts[:, 3]))),
-            }
-        without = row["unhealed"]["drafts"][0]
-        row["times"] = round(row["healed"]["drafts"][0] / without, 2) if without else None
+            row[f"drafts_{kind}"] = _bounds(interval(counts[:, :2]))
+            row[f"first_{kind}"] = _bounds(interval(_per_prompt(counts[:, 2])))
+            row[f"any_{kind}"] = _bounds(interval(_per_prompt(counts[:, 3])))
+        without = row["drafts_unhealed"][0]
+        row["times"] = round(row["drafts_healed"][0] / without, 2) if without else None
         rows.append(row)
     return rows
 
@@ -139,19 +136,3 @@ def _per_prompt(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _bounds(figure: Interval) -> list[float]:
     return [round(value, 4) for value in (figure.value, figure.low, figure.high)]
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    kinds = ("healed", "unhealed")
-    heads = [f"{figure} {kind}" for figure in ("drafts", "first", "any") for kind in kinds]
-    table = Table("domain", "prompts", *heads, "times")
-    for row in rows:
-        cells = [
-            "{:.3f} [{:.3f}, {:.3f}]".format(*row[kind][figure])
-            for figure in ("drafts", "first", "any")
-            for kind in kinds
-        ]
-        table.add_row(
-            row["domain"], str(row["num_prompts"]), *cells, "-" if row["times"] is None else str(row["times"])
-        )
-    return table

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
 from superdraft.benchmarks.options import AsJson
-from superdraft.benchmarks.summary import make_report, percentile, print_report
+from superdraft.benchmarks.summary import percentile, report
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.loader import load_tokenizer
 from superdraft.ngram_models.building.corpus import read_sequences
@@ -52,7 +51,7 @@ def main(
             rows.append({"ngram_model": name, "mb": round(manifest.binary_bytes / 1e6, 1), "k": k, "m": m})
             rows[-1] |= measure(open_scorer(folder, manifest), _steps(tokens, manifest.order, k, m), steps)
     settings = {"text": str(text or "built in"), "steps": steps}
-    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
+    report(__doc__, settings, as_json, rows=rows)
 
 
 def measure(scorer: KenLMScorer, steps: Iterator[Step], num_steps: int) -> dict[str, float]:
@@ -105,11 +104,3 @@ def _steps(tokens: list[int], order: int, k: int, m: int) -> Iterator[Step]:
         chosen = [tokens[place] for place in places]
         candidates = [[token_id, *source.choices(tokens, k=m - 1)] for token_id in chosen]
         yield contexts, candidates, chosen
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(Column("model", overflow="fold"), "MB", "k, m", "us per step", "95 %", "per candidate")
-    for row in rows:
-        times = [str(row[key]) for key in ("step_us", "step_us_p95", "step_us_per_candidate")]
-        table.add_row(row["ngram_model"], str(row["mb"]), f"{row['k']}, {row['m']}", *times)
-    return table

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from superdraft.benchmarks.options import AsJson, Dtype, Model
-from superdraft.benchmarks.summary import make_report, plain_table, print_report, tracked
+from superdraft.benchmarks.options import AsJson
+from superdraft.benchmarks.summary import report, tracked
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.loader import load_model
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.model.torch_runner import TorchRunner
+from superdraft.evaluation.options import Dtype, Model
 
 _TEXTS_AT_ONCE = 8
 
@@ -56,7 +57,7 @@ def main(
         for name, loss in losses.items()
     ]
     settings = {"model": model, "dtype": dtype, "texts": len(samples), "predicted_tokens": count}
-    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows)], as_json)
+    report(__doc__, settings, as_json, rows=rows)
 
 
 def by_prompts(runner: TorchRunner, texts: list[list[int]]) -> float:

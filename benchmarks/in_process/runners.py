@@ -19,13 +19,13 @@ import numpy as np
 import torch
 import typer
 
-from superdraft.benchmarks.options import AsJson, Model
-from superdraft.benchmarks.peers import gguf_file
-from superdraft.benchmarks.summary import make_report, plain_table, print_report, tracked
+from superdraft.benchmarks.options import AsJson
+from superdraft.benchmarks.summary import report, spread, tracked
 from superdraft.decoding import Engine, EngineConfig
 from superdraft.decoding.build import build_engine
-from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS, ModelStore
 from superdraft.decoding.model.segments import Segment
+from superdraft.evaluation.options import Model
 from superdraft.server.errors import CommandError
 from superdraft.server.loading import load_language_model
 from superdraft.server.settings import Settings
@@ -72,11 +72,8 @@ def main(
         with ProcessPoolExecutor(1, mp_context=spawn) as process:
             found.append(process.submit(measure, name, model, rows, lengths, kept, num_threads, runs).result())
     settings = {"model": model, "num_threads": num_threads, "prompt_tokens": PROMPT_TOKENS, "runs": runs, "kept": kept}
-    tables = [
-        plain_table([row["load"] for row in found]),
-        plain_table([step for row in found for step in row["steps"]]),
-    ]
-    print_report(make_report(__doc__, settings, rows=found), tables, as_json)
+    load, steps = [row["load"] for row in found], [step for row in found for step in row["steps"]]
+    report(__doc__, settings, as_json, load=load, steps=steps)
 
 
 def measure(
@@ -99,18 +96,9 @@ def measure(
         subject.keep(num_kept, max(lengths))
         for length, num_rows in product(lengths, rows):
             times = list(_step_ms(subject.prepare(length, num_rows), num_runs))
-            quartiles = statistics.quantiles(times, n=4)
-            steps.append(
-                {
-                    "runner": name,
-                    "kept": num_kept,
-                    "length": length,
-                    "rows": num_rows,
-                    "ms": round(quartiles[1], 2),
-                    "p25": round(quartiles[0], 2),
-                    "p75": round(quartiles[2], 2),
-                }
-            )
+            found = spread(times)
+            what = {"runner": name, "kept": num_kept, "length": length, "rows": num_rows}
+            steps.append(what | {"ms": found["median"], "p25": found["p25"], "p75": found["p75"]})
     load |= {"mb_after": _memory_mb("VmRSS"), "peak_mb": _memory_mb("VmHWM")}
     return {"load": load, "steps": steps}
 
@@ -215,6 +203,21 @@ class _Alone:
             tokens = np.full(count, _TOKEN, dtype=np.int32)
             wanted = [count - 1] if start + count == num_tokens else []
             self._context.run(tokens, list(range(start, start + count)), [sequence] * count, wanted)
+
+
+def gguf_file(model: str) -> Path:
+    """The GGUF file of a known model, or `model` itself if it is a GGUF file.
+
+    Raises:
+        CommandError: there is no such file.
+    """
+    if model in KNOWN_MODELS:
+        return ModelStore().ensure(model) / KNOWN_MODELS[model].gguf_name
+    if Path(model).suffix == ".gguf" and Path(model).is_file():
+        return Path(model)
+    raise CommandError(
+        f"llama.cpp reads GGUF files, and {model} is not one. Name a .gguf file, or leave llama.cpp out."
+    )
 
 
 def _memory_mb(what: str) -> int | None:

@@ -8,14 +8,14 @@ import statistics
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from superdraft.benchmarks.options import AsJson, Model, NumDraftsEach
-from superdraft.benchmarks.summary import make_report, percentile, print_report
+from superdraft.benchmarks.options import AsJson, NumDraftsEach
+from superdraft.benchmarks.summary import ratio, report
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
+from superdraft.evaluation.options import Model
 from superdraft.server.loading import load_service
 from superdraft.server.settings import Settings
 
@@ -53,7 +53,7 @@ def main(
         "prompt_tokens": len(service.engine.tokenizer.encode(PROMPT)),
         "tokens_per_run": TOKENS_PER_RUN,
     }
-    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
+    report(__doc__, settings, as_json, rows=rows)
 
 
 def measure(engine: Engine, variants: Variants, num_runs: int) -> list[dict[str, Any]]:
@@ -73,30 +73,16 @@ def measure(engine: Engine, variants: Variants, num_runs: int) -> list[dict[str,
     baseline = next(iter(step_ms.values()))
     rows = []
     for name, times in step_ms.items():
-        ratios = [ours / theirs for ours, theirs in zip(times, baseline, strict=True)]
+        ratios = ratio(times, baseline)
         rows.append(
             {
                 "decoder": name,
                 "step_ms_median": round(statistics.median(times), 3),
                 "ratio": round(statistics.median(times) / statistics.median(baseline), 3),
-                "ratio_p25": round(percentile(ratios, 25), 3),
-                "ratio_p75": round(percentile(ratios, 75), 3),
+                "ratio_p25": ratios["p25"],
+                "ratio_p75": ratios["p75"],
                 "ngram_share": round(statistics.median(ngram_share[name]), 4),
                 "runs": len(times),
             }
         )
     return rows
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("decoder", "ms per step", "ratio to greedy", "25-75 % of runs", "n-gram share", "runs")
-    for row in rows:
-        table.add_row(
-            row["decoder"],
-            f"{row['step_ms_median']:.2f}",
-            f"{row['ratio']:.3f}",
-            f"{row['ratio_p25']:.3f} - {row['ratio_p75']:.3f}",
-            f"{row['ngram_share']:.2%}",
-            str(row["runs"]),
-        )
-    return table

@@ -18,8 +18,9 @@ import httpx
 import typer
 
 from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel, ServerNumThreads
+from superdraft.benchmarks.over_http.clients import in_turn
 from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
-from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile, tracked
+from superdraft.benchmarks.summary import report, rounded_percentile, tracked
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
 from superdraft.evaluation.measures.metrics import exact_match
 from superdraft.evaluation.reports.plots import curves
@@ -68,30 +69,28 @@ def main(
     if plot is not None:
         _draw(plot, rows)
     settings = {"prompts": [path.name for path in prompts], "seconds": seconds, "request": body, "serve": options}
-    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows)], as_json)
+    report(__doc__, settings, as_json, rows=rows)
 
 
 async def run(url: str, cases: Sequence[Prompt], num_clients: int, seconds: float, body: dict[str, Any]) -> Answers:
     """Let clients send requests for some time, in the order of the texts."""
-    answers, end_s = Answers(), time.perf_counter() + seconds
-    waiting = itertools.cycle(cases)
+    answers, waiting = Answers(), itertools.cycle(cases)
     async with http_client(url) as http:
 
-        async def client() -> None:
-            while time.perf_counter() < end_s:
-                case = next(waiting)
-                begun_s = time.perf_counter()
-                answer = await http.post("/v1/drafts", json={"prompt": case.text, **body})
-                if answer.status_code == httpx.codes.OK:
-                    found = answer.json()
-                    texts = [draft["text"] for draft in found["drafts"]]
-                    is_right = bool(exact_match(texts, case.continuation, 1))
-                    answers.drafted.append((1e3 * (time.perf_counter() - begun_s), found["usage"], is_right))
-                else:
-                    answers.num_refused += 1
-                    await asyncio.sleep(RETRY_S)
+        async def send(_: int) -> None:
+            case = next(waiting)
+            begun_s = time.perf_counter()
+            answer = await http.post("/v1/drafts", json={"prompt": case.text, **body})
+            if answer.status_code == httpx.codes.OK:
+                found = answer.json()
+                texts = [draft["text"] for draft in found["drafts"]]
+                is_right = bool(exact_match(texts, case.continuation, 1))
+                answers.drafted.append((1e3 * (time.perf_counter() - begun_s), found["usage"], is_right))
+            else:
+                answers.num_refused += 1
+                await asyncio.sleep(RETRY_S)
 
-        await asyncio.gather(*(client() for _ in range(num_clients)))
+        await in_turn(num_clients, send, seconds)
     return answers
 
 

@@ -1,82 +1,71 @@
 """Latency of drafts over HTTP for a single user, compared with transformers and llama.cpp.
 
 Prompts of 15 tokens, k drafts of 10. All contenders get each prompt in turns, in another order every round, and every
-prompt once, so that no cache knows it. The server runs in another process and is asked over HTTP; the others run in
-this process, without HTTP. Then a text is typed key by key: each key press requests drafts and waits for them, and the
-text before it is in the server's prefix cache.
+prompt once, so that no cache knows it. Servers run in other processes and are asked over HTTP; transformers runs in
+this process, without HTTP.
 """
 
 import os
 import random
 import time
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import httpx
+import torch
 import typer
-from rich.table import Table
 
-from superdraft.benchmarks.options import AsJson, Model, NumDrafts, ServerDtype, ServerNumThreads
+from superdraft.benchmarks.options import AsJson, ServerDtype, ServerNumThreads
 from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, local_server, serve_options
-from superdraft.benchmarks.peers import INSTALL_LLAMA_CPP, Contender, llama_cpp_peer, transformers_peer
-from superdraft.benchmarks.summary import (
-    make_report,
-    percentile,
-    plain_table,
-    print_report,
-    ratio,
-    shown,
-    spread,
-    tracked,
-)
+from superdraft.benchmarks.summary import ratio, report, spread, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
-from superdraft.decoding.loading.loader import load_tokenizer
+from superdraft.decoding.loading.loader import load_model, load_tokenizer
 from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.decoders.peers import LLAMA_CPP, parse_peer
+from superdraft.evaluation.options import Model, NumDrafts
 from superdraft.server.errors import CommandError
 
 PROMPT_TOKENS = 15
 NEW_TOKENS = 10
-KEY_PRESS_TOKENS = 8
 WARM_UP_ROUNDS = 3
 PAUSE_S = 0.03  # until threads that spin while they wait for work have stopped
 OURS = "superdraft, over HTTP"
 PUBLISHED = "superdraft, selection paper"
-PEERS = ["transformers", "llama.cpp"]
+TRANSFORMERS = "transformers"
+PEERS = [TRANSFORMERS]
+_TOP_P = 0.9
 
 Prompt = tuple[str, list[int]]
+
+Contender = Callable[[str, list[int]], int]
+"""Makes drafts for a prompt, given as text and as token ids; returns their number of tokens."""
 
 
 def main(
     model: Model = DEFAULT_MODEL,
     num_drafts: NumDrafts = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Prompts to time, each with every contender.")] = 40,
-    keys: Annotated[int, typer.Option(min=1, help="Key presses to time.")] = 200,
     peer: Annotated[
         list[str],
-        typer.Option(help="Contender: transformers, llama.cpp, a server as llamacpp=URL, or none. Repeatable."),
+        typer.Option(help=f"Contender: {TRANSFORMERS}, a server as llamacpp=URL, or none. Repeatable."),
     ] = PEERS,
     peer_threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of transformers and llama.cpp. If not set, all cores.")
+        int | None, typer.Option(min=1, help="CPU threads of transformers. If not set, all cores.")
     ] = None,
     dtype: ServerDtype = None,
     num_threads: ServerNumThreads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time drafts over HTTP, in turns with transformers and llama.cpp (which must be installed), then key presses."""
+    """Time drafts over HTTP, in turns with transformers and llama.cpp's server."""
     peer_threads = peer_threads or os.cpu_count() or 1
-    servers = [parse_peer(name, (LLAMA_CPP,)).url for name in peer if "=" in name]
-    names = [name for name in peer if name != "none" and "=" not in name]
-    contenders = _peers(model, num_drafts, names, peer_threads)
-    contenders |= {f"llama.cpp's server at {url}, one draft": _llama_cpp_server(url) for url in servers}
+    contenders = _peers(peer, model, num_drafts, peer_threads)
     prompts = cut_prompts(model, rounds + WARM_UP_ROUNDS)
     options = serve_options(model=model, dtype=dtype, num_threads=num_threads)
     with local_server(options) as url, httpx.Client(base_url=url, timeout=ANSWER_TIMEOUT_S) as http:
         published = _ours(http, num_drafts, selection="paper")
         contenders = {OURS: _ours(http, num_drafts), PUBLISHED: published, **contenders}
         times_ms, num_tokens = take_turns(contenders, prompts)
-        key_ms = type_keys(http, num_drafts, keys)
     settings = {
         "num_drafts": num_drafts,
         "prompt_tokens": PROMPT_TOKENS,
@@ -84,16 +73,49 @@ def main(
         "rounds": rounds,
         "peer_threads": peer_threads,
         "serve_options": options,
-        "llama_cpp_build": INSTALL_LLAMA_CPP,
     }
-    report = make_report(
-        __doc__,
-        settings,
-        rows=[{"contender": name, "ms": spread(times), "tokens": num_tokens[name]} for name, times in times_ms.items()],
-        ratios=[{"contender": name, **found} for name, found in ratios(times_ms).items()],
-        key_presses=_key_figures(key_ms),
-    )
-    print_report(report, _tables(report), as_json)
+    rows = [
+        {"contender": name, "ms": spread(times), "tokens": num_tokens[name], "to_ours": ratio(times, times_ms[OURS])}
+        for name, times in times_ms.items()
+    ]
+    report(__doc__, settings, as_json, rows=rows)
+
+
+def _peers(names: Sequence[str], model: str, num_drafts: int, num_threads: int) -> dict[str, Contender]:
+    found: dict[str, Contender] = {}
+    for name in names:
+        if name == TRANSFORMERS:
+            for dtype in ("float32", "bfloat16"):
+                found[f"{name} {dtype}, {num_drafts} drafts"] = _transformers(model, dtype, num_threads, num_drafts)
+        elif name != "none":
+            url = parse_peer(name, (LLAMA_CPP,)).url
+            found[f"llama.cpp's server at {url}, one draft"] = _llama_cpp_server(url)
+    return found
+
+
+def _transformers(model: str, dtype: str, num_threads: int, num_drafts: int) -> Contender:
+    """Nucleus sampling of all drafts in one batch, with transformers' own KV cache. Sets torch's number of threads."""
+    torch.set_num_threads(num_threads)
+    loaded = load_model(model, device="cpu", dtype=dtype)
+
+    @torch.inference_mode()
+    def draft(_: str, token_ids: list[int]) -> int:
+        output = loaded.model.generate(
+            torch.tensor([token_ids]),
+            attention_mask=torch.ones(1, len(token_ids), dtype=torch.long),
+            do_sample=True,
+            top_p=_TOP_P,
+            top_k=0,
+            num_return_sequences=num_drafts,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            pad_token_id=loaded.tokenizer.eos_token_id,
+        )
+        new = output[:, len(token_ids) :]
+        loaded.tokenizer.batch_decode(new)
+        return int(new.numel())
+
+    return draft
 
 
 def _llama_cpp_server(url: str) -> Contender:
@@ -106,21 +128,6 @@ def _llama_cpp_server(url: str) -> Contender:
         return int(response.json()["tokens_predicted"])
 
     return draft
-
-
-def _peers(model: str, num_drafts: int, names: list[str], num_threads: int) -> dict[str, Contender]:
-    unknown = sorted(set(names) - set(PEERS))
-    if unknown:
-        raise CommandError(f"--peer must be {', '.join(PEERS)}, llamacpp=URL or none, got {unknown[0]}.")
-    found: dict[str, Contender] = {}
-    if "llama.cpp" in names:  # first, because it may not be installed
-        found["llama.cpp, one draft"] = llama_cpp_peer(model, num_threads, 1, NEW_TOKENS)
-        found[f"llama.cpp, {num_drafts} drafts in turn"] = llama_cpp_peer(model, num_threads, num_drafts, NEW_TOKENS)
-    if "transformers" in names:
-        for dtype in ("float32", "bfloat16"):
-            name = f"transformers {dtype}, {num_drafts} drafts"
-            found[name] = transformers_peer(model, dtype, num_threads, num_drafts, NEW_TOKENS)
-    return found
 
 
 def cut_prompts(model: str, count: int) -> list[Prompt]:
@@ -165,45 +172,6 @@ def take_turns(
     return times_ms, num_tokens
 
 
-def ratios(times_ms: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """The other contenders' times divided by ours."""
-    ours = times_ms[OURS]
-    return {name: ratio(times, ours) for name, times in times_ms.items() if name != OURS}
-
-
-def type_keys(http: httpx.Client, num_drafts: int, count: int) -> list[float]:
-    """Milliseconds from a key press to its drafts, for `count` key presses; the first of each text is not timed."""
-    times_ms: list[float] = []
-    for prompt, is_new in tracked(_keys(count), "typing", total=count):
-        time.sleep(PAUSE_S)
-        body = {"prompt": prompt, "num_drafts": num_drafts, "max_tokens": KEY_PRESS_TOKENS, "session_id": "latency"}
-        started_s = time.perf_counter()
-        http.post("/v1/drafts", json=body).raise_for_status()
-        if not is_new:
-            times_ms.append((time.perf_counter() - started_s) * 1000)
-    return times_ms
-
-
-def _key_figures(times_ms: list[float]) -> dict[str, float]:
-    return {
-        "count": len(times_ms),
-        "new_tokens": KEY_PRESS_TOKENS,
-        "p50_ms": round(percentile(times_ms, 50), 1),
-        "p95_ms": round(percentile(times_ms, 95), 1),
-    }
-
-
-def _keys(count: int) -> Iterator[tuple[str, bool]]:
-    """Texts before the cursor, and whether each is the first of its text; `count` others follow a key press."""
-    share = -(-count // len(TEXTS))
-    for text in TEXTS:
-        first = len(text) // 4
-        last = first + min(share, count)
-        count -= last - first
-        for end in range(first, last + 1):
-            yield text[:end], end == first
-
-
 def _ours(http: httpx.Client, num_drafts: int, **extra: object) -> Contender:
     """Our server as a contender. Token healing is off, so that it runs the same prompt tokens as the others.
 
@@ -216,13 +184,3 @@ def _ours(http: httpx.Client, num_drafts: int, **extra: object) -> Contender:
         return int(response.json()["usage"]["completion_tokens"])
 
     return draft
-
-
-def _tables(report: dict[str, Any]) -> list[Table]:
-    latency = Table("contender", "ms", "25-75 % of rounds", "tokens", "ratio to ours", "25-75 % of rounds")
-    found = {row["contender"]: row for row in report["ratios"]}
-    for row in report["rows"]:
-        name = row["contender"]
-        times = shown(found[name]) if name in found else ("1", "")
-        latency.add_row(name, *shown(row["ms"], 1), str(row["tokens"]), *times)
-    return [latency, plain_table([report["key_presses"]], heads=("key presses", "new tokens", "p50 ms", "p95 ms"))]

@@ -14,15 +14,10 @@ from typing import Annotated
 import httpx
 import typer
 
-from superdraft.benchmarks.answers import Answers, different_prompts
 from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
+from superdraft.benchmarks.over_http.clients import Answers, different_prompts, in_turn
 from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
-from superdraft.benchmarks.summary import (
-    count_text,
-    make_report,
-    plain_table,
-    print_promises,
-)
+from superdraft.benchmarks.summary import report
 from superdraft.server.cli.settings_options import setting
 from superdraft.server.settings import Settings
 
@@ -63,9 +58,7 @@ def main(
         "as many immediately after it": recovery["accepted_per_s"] >= MIN_RECOVERED * saturation["accepted_per_s"],
     }
     settings = {"factor": factor, "num_slots": num_slots, "serve_options": options}
-    report = make_report(__doc__, settings, phases=rows, kept=kept)
-    cells = [{**row, "answers": count_text(row["answers"])} for row in rows]
-    print_promises(report, [plain_table(cells)], as_json)
+    report(__doc__, settings, as_json, kept=kept, phases=rows)
 
 
 async def _phases(
@@ -73,12 +66,12 @@ async def _phases(
 ) -> list[tuple[str, Answers, float]]:
     async with http_client(url) as http:
         prompts = different_prompts()
-        await saturate(http, prompts, WARM_UP_S, num_clients)
-        saturation = await saturate(http, prompts, baseline_s, num_clients)
+        await _saturate(http, prompts, WARM_UP_S, num_clients)
+        saturation = await _saturate(http, prompts, baseline_s, num_clients)
         per_s = len(saturation.accepted_ms) / baseline_s
         once = await _arrivals(http, prompts, baseline_s, per_s)
         overload = await _arrivals(http, prompts, seconds, factor * per_s)
-        recovery = await saturate(http, prompts, baseline_s, num_clients)
+        recovery = await _saturate(http, prompts, baseline_s, num_clients)
     return [
         ("saturation", saturation, baseline_s),
         ("1x", once, baseline_s),
@@ -87,15 +80,10 @@ async def _phases(
     ]
 
 
-async def saturate(http: httpx.AsyncClient, prompts: Iterator[str], seconds: float, num_clients: int) -> Answers:
+async def _saturate(http: httpx.AsyncClient, prompts: Iterator[str], seconds: float, num_clients: int) -> Answers:
     """Clients that send the next request as soon as the last one is answered."""
-    answers, deadline_s = Answers(), time.perf_counter() + seconds
-
-    async def send_in_turn() -> None:
-        while time.perf_counter() < deadline_s:
-            await answers.ask(http, next(prompts))
-
-    await asyncio.gather(*(send_in_turn() for _ in range(num_clients)))
+    answers = Answers()
+    await in_turn(num_clients, lambda _: answers.ask(http, next(prompts)), seconds)
     return answers
 
 

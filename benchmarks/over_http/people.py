@@ -13,26 +13,25 @@ import random
 import statistics
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import httpx
 import typer
 
-from superdraft.benchmarks.options import AsJson, MaxTokens, NumDrafts, ServerDtype, ServerModel, ServerNumThreads
+from superdraft.benchmarks.options import AsJson, MaxTokens, ServerDtype, ServerModel, ServerNumThreads
 from superdraft.benchmarks.over_http.local_server import http_client, serve_options, server_at
-from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile, tracked
+from superdraft.benchmarks.summary import report, rounded_percentile, tracked
+from superdraft.benchmarks.typist import PAUSE_SIGMA, Pauses, best_draft
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
 from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
-from superdraft.evaluation.measures.typing_simulation import accepted_length
+from superdraft.evaluation.options import NumDrafts
 from superdraft.evaluation.reports.plots import curves
 
 PEOPLE = [1, 4, 8, 16]
-KEY_PAUSE_S, PAUSE_SIGMA = 0.19, 0.5
-"""Of the log-normal pauses between keys: one in ten is longer than 0.36 s or shorter than 0.1 s."""
-
+KEY_PAUSE_S = 0.19  # median; one pause in ten is longer than 0.36 s or shorter than 0.1 s
 WARM_UP_S = 2.0
 _SOON_MS = (150, 300)
 
@@ -52,28 +51,15 @@ class Answer:
     is_known: bool = False
 
 
-class Server(Protocol):
-    """Requests drafts of a kind of server."""
-
-    async def ask(self, http: httpx.AsyncClient, text: str, person: str) -> Answer | None:
-        """The answer for the text before the cursor; None: the server refused it."""
+Ask = Callable[[httpx.AsyncClient, str, str], Awaitable[Answer | None]]
+"""Requests drafts for the text before the cursor of a person, who has a name; None: the server refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class SuperdraftServer:
-    """`POST /v1/drafts`, with a session per person."""
+def superdraft(num_drafts: int, max_tokens: int) -> Ask:
+    """Requests to `POST /v1/drafts`, with a session per person."""
 
-    num_drafts: int
-    max_tokens: int
-
-    async def ask(self, http: httpx.AsyncClient, text: str, person: str) -> Answer | None:
-        """See `Server`."""
-        body = {
-            "prompt": text,
-            "num_drafts": self.num_drafts,
-            "max_tokens": self.max_tokens,
-            "session_id": person,
-        }
+    async def ask(http: httpx.AsyncClient, text: str, person: str) -> Answer | None:
+        body = {"prompt": text, "num_drafts": num_drafts, "max_tokens": max_tokens, "session_id": person}
         response = await http.post("/v1/drafts", json=body)
         if not response.is_success:
             return None
@@ -82,18 +68,18 @@ class SuperdraftServer:
         num_run = usage["forward_rows"] + usage["prompt_tokens"] - usage["cached_tokens"]
         return Answer([draft["text"] for draft in answer["drafts"]], usage["forward_rows"], num_run == 0)
 
+    return ask
 
-@dataclass(frozen=True, slots=True)
-class LlamaCppServer:
-    """llama.cpp's `POST /completion`: one draft, with its prompt cache."""
 
-    max_tokens: int
+def llama_cpp(max_tokens: int) -> Ask:
+    """Requests to llama.cpp's `POST /completion`: one draft, with its prompt cache."""
 
-    async def ask(self, http: httpx.AsyncClient, text: str, person: str) -> Answer | None:  # noqa: ARG002 (no sessions)
-        """See `Server`."""
-        body = {"prompt": text, "n_predict": self.max_tokens, "temperature": 0, "cache_prompt": True}
+    async def ask(http: httpx.AsyncClient, text: str, _person: str) -> Answer | None:
+        body = {"prompt": text, "n_predict": max_tokens, "temperature": 0, "cache_prompt": True}
         response = await http.post("/completion", json=body)
         return Answer([response.json()["content"]]) if response.is_success else None
+
+    return ask
 
 
 @dataclass(slots=True)
@@ -145,24 +131,25 @@ class Person:
     """Somebody who types.
 
     Args:
-        server: that answers.
-        http: to reach it.
+        ask: requests drafts.
+        http: to reach the server.
         cases: what to type, each text behind its prompt.
         tally: where to note what happens.
         chance: of the pauses.
     """
 
     def __init__(
-        self, server: Server, http: httpx.AsyncClient, cases: Iterator[Prompt], tally: Tally, chance: random.Random
+        self, ask: Ask, http: httpx.AsyncClient, cases: Iterator[Prompt], tally: Tally, chance: random.Random
     ) -> None:
-        self._server, self._http, self._cases, self._tally, self._chance = server, http, cases, tally, chance
+        self._ask_server, self._http, self._cases, self._tally = ask, http, cases, tally
+        self._pauses = Pauses(chance, KEY_PAUSE_S)
         self._name = f"person-{uuid.uuid4().hex}"
         self._drafts: list[str] = []
         self._shown_ms: float | None = None
 
     async def type(self, end_s: float) -> None:
         """Type texts until a time of `time.perf_counter`."""
-        await asyncio.sleep(self._chance.random() * KEY_PAUSE_S)
+        await asyncio.sleep(self._pauses.chance.random() * KEY_PAUSE_S)
         while True:
             case = next(self._cases)
             text, position = case.continuation, 0
@@ -174,21 +161,15 @@ class Person:
 
     async def _press(self, before: str, text: str, position: int) -> int:
         """Press a key, which types a character or accepts a draft, then look until the next one; the new position."""
-        tally, rest = self._tally, text[position:]
-        lengths = [accepted_length(draft, rest, in_part=True) for draft in self._drafts]
-        gains = [length - index - 1 for index, length in enumerate(lengths)]
-        best = gains.index(max(gains)) if gains else 0
-        if gains and gains[best] > 0:
-            num_typed = lengths[best]
-            tally.num_extra_keys += best
-        else:
-            num_typed = 1
-        position += num_typed
-        tally.num_characters += num_typed
+        tally = self._tally
+        num_above, num_accepted = best_draft(self._drafts, text[position:], in_part=True)
+        tally.num_extra_keys += num_above
+        position += num_accepted or 1
+        tally.num_characters += num_accepted or 1
         is_inside = text[position - 1 : position].isalnum() and text[position : position + 1].isalnum()
         self._drafts, self._shown_ms = [], None
         asking = asyncio.create_task(self._ask(before + text[:position]))
-        await asyncio.sleep(self._chance.lognormvariate(0, PAUSE_SIGMA) * KEY_PAUSE_S)
+        await asyncio.sleep(self._pauses.after(text[:position]))
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asking
@@ -198,7 +179,7 @@ class Person:
     async def _ask(self, text: str) -> None:
         begun_s = time.perf_counter()
         try:
-            answer = await self._server.ask(self._http, text, self._name)
+            answer = await self._ask_server(self._http, text, self._name)
         except httpx.HTTPError:
             answer = None
         if answer is None:
@@ -233,10 +214,10 @@ def main(
     rows = []
     for number, one in tracked(list(itertools.product(people, [None, *peers])), "people"):
         is_peer = one is not None and one.kind == LLAMA_CPP
-        server = LlamaCppServer(max_tokens) if is_peer else SuperdraftServer(num_drafts, max_tokens)
+        ask = llama_cpp(max_tokens) if is_peer else superdraft(num_drafts, max_tokens)
         # A server that has seen a text answers faster, so each run has a new one.
         with server_at(None if one is None else one.url, options if one is None else []) as url:
-            tally = asyncio.run(run(server, url, cases, number, seconds, seed))
+            tally = asyncio.run(run(ask, url, cases, number, seconds, seed))
         rows.append(tally.row("this version" if one is None else one.name, number))
     if plot is not None:
         series = {
@@ -256,12 +237,10 @@ def main(
         "serve": options,
         "seed": seed,
     }
-    print_report(make_report(__doc__, settings, rows=rows), [plain_table(rows)], as_json)
+    report(__doc__, settings, as_json, rows=rows)
 
 
-async def run(
-    server: Server, url: str, cases: Sequence[Prompt], num_people: int, seconds: float, seed: int = 0
-) -> Tally:
+async def run(ask: Ask, url: str, cases: Sequence[Prompt], num_people: int, seconds: float, seed: int = 0) -> Tally:
     """Let people type for some time, after a short time that does not count."""
     async with http_client(url) as http:
         chance = random.Random(f"{seed} {num_people}")  # noqa: S311 (the same texts and pauses in every run)
@@ -269,7 +248,7 @@ async def run(
         for limit_s in (WARM_UP_S, seconds):
             tally, end_s = Tally(), time.perf_counter() + limit_s
             crowd = [
-                Person(server, http, order, tally, random.Random(chance.random()))  # noqa: S311
+                Person(ask, http, order, tally, random.Random(chance.random()))  # noqa: S311
                 for _ in range(num_people)
             ]
             await asyncio.gather(*(person.type(end_s) for person in crowd))

@@ -10,25 +10,25 @@ import statistics
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from superdraft.benchmarks.options import AsJson, MaxTokens, NumDrafts, ServerDtype, ServerModel, ServerUrl
+from superdraft.benchmarks.options import AsJson, MaxTokens, ServerDtype, ServerModel, ServerUrl
 from superdraft.benchmarks.over_http.local_server import serve_options, server_at
-from superdraft.benchmarks.summary import make_report, plain_table, print_report, rounded_percentile, tracked
+from superdraft.benchmarks.summary import report, rounded_percentile, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
-from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Suggestion, Superdraft, TypingSession
+from superdraft.benchmarks.typist import Pauses, best_draft
+from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Superdraft, TypingSession
 from superdraft.evaluation.cases.prompts import read_prompts
+from superdraft.evaluation.options import NumDrafts
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 
 KEY_PAUSE_S = 0.15  # median of a log-normal; one pause in ten is longer than 0.34 s or shorter than 0.07 s
 THINKING_PAUSE_S = 1.5  # median; after one word in five
-THINKING_CHANCE = 0.2
-PAUSE_SIGMA = 0.5
 FIRST_CHARS = 12  # length of a built-in text when the typist begins
 
 Ask = Callable[[str], tuple[DraftsAnswer, float]]
@@ -93,7 +93,8 @@ class Typist:
         self.tally = Tally()
         self._ask = ask
         self._accepts = accepts
-        self._chance = random.Random(0)  # noqa: S311 (the same pauses in every run)
+        chance = random.Random(0)  # noqa: S311 (the same pauses in every run)
+        self._pauses = Pauses(chance, KEY_PAUSE_S, THINKING_PAUSE_S)
         self._max_keys = math.inf if max_keys is None else max_keys
         self._now_s = 0.0
         self._session = TypingSession(options, lambda: self._now_s)
@@ -106,7 +107,7 @@ class Typist:
         self._waits_since_s = None
         self._do(self._session.edit(script.text[: script.num_given]))
         while len(self._session.text) < len(script.text) and self.tally.num_keys < self._max_keys:
-            self._wait(self._pause_s())
+            self._wait(self._pauses.after(self._session.text))
             self._press(script.text)
         self._wait(THINKING_PAUSE_S)
 
@@ -114,21 +115,18 @@ class Typist:
         """Close the session and count its last reports."""
         self._do(self._session.close())
 
-    def _pause_s(self) -> float:
-        thinks = self._session.text.endswith(" ") and self._chance.random() < THINKING_CHANCE
-        return self._chance.lognormvariate(0, PAUSE_SIGMA) * (THINKING_PAUSE_S if thinks else KEY_PAUSE_S)
-
     def _press(self, text: str) -> None:
         session, tally = self._session, self.tally
         typed, ghost = session.text, session.display.ghost
         rest = text[len(typed) :]
         tally.num_keys += 1
         self._waits_since_s = None
-        taken = _matching_part(ghost, rest) if self._accepts and ghost is not None else ""
-        if taken:
-            self._do(session.accept() if ghost is not None and taken == ghost.text else session.accept_word())
+        parts = (ghost.text, ghost.first_word) if self._accepts and ghost is not None else ()
+        is_word, length = best_draft(parts, rest, in_part=False)
+        if length:
+            self._do(session.accept_word() if is_word else session.accept())
             tally.num_accepted += 1
-            tally.num_accepted_characters += len(taken)
+            tally.num_accepted_characters += length
         else:
             self._do(session.edit(typed + rest[0]))
         found = session.display.ghost is not None
@@ -180,15 +178,6 @@ class Typist:
             self._waits_since_s = None
 
 
-def _matching_part(ghost: Suggestion, rest: str) -> str:
-    """The ghost text or else its first word, if it matches whole words of the rest and saves a key; empty otherwise."""
-    for text in (ghost.text, ghost.first_word):
-        after = rest[len(text) : len(text) + 1]
-        if rest.startswith(text) and len(text) > 1 and not (text[-1].isalnum() and after.isalnum()):
-            return text
-    return ""
-
-
 Prompts = Annotated[
     list[Path] | None,
     typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable. If not set, built-in texts."),
@@ -223,8 +212,9 @@ def main(
         ask = _asker(client, num_drafts, max_tokens, latency_ms)
         options = SessionOptions(requests_per_key=requests_per_key)
         typist = Typist(ask, accepts=accept, max_keys=keys, options=options)
-        for script in tracked(_until(scripts, typist, keys), "typing"):
-            typist.type(script)
+        for script in tracked(scripts, "typing"):
+            if typist.tally.num_keys < keys:
+                typist.type(script)
         typist.close()
     figures = summary(typist.tally)
     settings = {
@@ -240,8 +230,7 @@ def main(
         "key_pause_median_s": KEY_PAUSE_S,
         "thinking_pause_median_s": THINKING_PAUSE_S,
     }
-    table = plain_table([{"figure": name, "value": value} for name, value in figures.items()])
-    print_report(make_report(__doc__, settings, **figures), [table], as_json)
+    report(__doc__, settings, as_json, figures=figures)
     if typist.tally.num_inconsistent:
         raise typer.Exit(1)
 
@@ -264,13 +253,6 @@ def prompt_scripts(paths: Sequence[Path], keys_each: int) -> list[Script]:
     return [
         Script(prompt.text + prompt.continuation[:keys_each], len(prompt.text)) for prompt in read_prompts(list(paths))
     ]
-
-
-def _until(scripts: list[Script], typist: Typist, num_keys: int) -> Iterator[Script]:
-    for script in scripts:
-        if typist.tally.num_keys >= num_keys:
-            return
-        yield script
 
 
 def summary(tally: Tally) -> dict[str, Any]:

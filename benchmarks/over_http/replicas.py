@@ -24,8 +24,9 @@ import httpx
 import typer
 
 from superdraft.benchmarks.options import AsJson, ServerDtype, ServerModel
+from superdraft.benchmarks.over_http.clients import load
 from superdraft.benchmarks.over_http.local_server import NEVER_REFUSE, http_client, local_server, serve_options
-from superdraft.benchmarks.summary import make_report, plain_table, print_promises
+from superdraft.benchmarks.summary import report
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
@@ -94,8 +95,7 @@ def main(
             kill = asyncio.run(_kill(url, clients))
         kill["run_twice"] = _num_run_twice(log)
     kept = _promises(affinity, kill)
-    report = make_report(__doc__, {"serve_options": options}, affinity=affinity, kill=kill, kept=kept)
-    print_promises(report, [plain_table(affinity, "affinity"), plain_table([kill], "kill")], as_json)
+    report(__doc__, {"serve_options": options}, as_json, kept=kept, affinity=affinity, kill=kill)
 
 
 def _promises(affinity: Sequence[dict[str, Any]], kill: dict[str, Any]) -> dict[str, bool]:
@@ -167,21 +167,15 @@ async def _kill(url: str, num_clients: int) -> dict[str, Any]:
 @asynccontextmanager
 async def _load(url: str, num_clients: int) -> AsyncIterator[Outcomes]:
     """Clients that send the next request as soon as they are answered; every other client requests streams."""
-    outcomes, stopping = Outcomes(), asyncio.Event()
-
-    async def send_in_turn(http: httpx.AsyncClient, number: int) -> None:
-        for turn in itertools.count():
-            if stopping.is_set():
-                return
-            await _ask(http, f"{number} {turn}: {TEXTS[number % len(TEXTS)][:60]}", number % 2 == 1, outcomes)
-
+    outcomes, turns = Outcomes(), itertools.count()
     async with http_client(url) as http:
-        clients = [asyncio.create_task(send_in_turn(http, number)) for number in range(num_clients)]
-        try:
+
+        async def send(number: int) -> None:
+            prompt = f"{number} {next(turns)}: {TEXTS[number % len(TEXTS)][:60]}"
+            await _ask(http, prompt, number % 2 == 1, outcomes)
+
+        async with load(num_clients, send):
             yield outcomes
-        finally:
-            stopping.set()
-            await asyncio.gather(*clients)
 
 
 async def _ask(http: httpx.AsyncClient, prompt: str, is_stream: bool, outcomes: Outcomes) -> None:

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.table import Table
 
-from superdraft.benchmarks.options import AsJson, Model, ServerDtype, ServerKvMemory
+from superdraft.benchmarks.options import AsJson, ServerDtype, ServerKvMemory
 from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, serve_options, starting_server
-from superdraft.benchmarks.summary import make_report, print_report, tracked
+from superdraft.benchmarks.summary import report, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.evaluation.options import Model
 from superdraft.server.errors import CommandError
 
 POLL_S = 0.03
@@ -43,7 +43,7 @@ def main(
     starts = [start_once(options) for _ in tracked(range(runs), "starting")]
     rows = [_row(measure, [start[measure] for start in starts]) for measure in starts[0]]
     settings = {"runs": runs, "requests": NUM_REQUESTS, "serve_options": options}
-    print_report(make_report(__doc__, settings, rows=rows), [_table(rows)], as_json)
+    report(__doc__, settings, as_json, rows=rows)
 
 
 def start_once(options: list[str]) -> dict[str, float]:
@@ -96,10 +96,3 @@ def _free_port() -> int:
 def _row(measure: str, values: list[float]) -> dict[str, Any]:
     found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {"measure": measure, **{name: round(value, 2) for name, value in found.items()}}
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("measure", "median", "minimum", "maximum")
-    for row in rows:
-        table.add_row(row["measure"].replace("_", " "), *(str(row[name]) for name in ("median", "min", "max")))
-    return table

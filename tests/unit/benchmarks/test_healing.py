@@ -49,15 +49,15 @@ def test_shares_are_of_all_drafts_and_of_prompts_by_domain_and_together():
     healed = np.array([[3, 3, 1, 1], [1, 1, 1, 1], [0, 4, 0, 0]], dtype=float)
     unhealed = np.array([[1, 4, 0, 1], [0, 2, 0, 0], [0, 2, 0, 0]], dtype=float)
     blog, chat, together = rows_of(["chat", "chat", "blog"], healed, unhealed)
-    assert (blog["domain"], blog["num_prompts"], blog["healed"]["drafts"][0], blog["times"]) == ("blog", 1, 0.0, None)
-    assert (chat["domain"], chat["num_prompts"], chat["healed"]["drafts"][0]) == ("chat", 2, 1.0)
+    assert (blog["domain"], blog["num_prompts"], blog["drafts_healed"][0], blog["times"]) == ("blog", 1, 0.0, None)
+    assert (chat["domain"], chat["num_prompts"], chat["drafts_healed"][0]) == ("chat", 2, 1.0)
     assert (together["domain"], together["num_prompts"]) == ("all", 3)
-    assert together["healed"]["drafts"][0] == 0.5
-    assert together["unhealed"]["drafts"][0] == 0.125
+    assert together["drafts_healed"][0] == 0.5
+    assert together["drafts_unhealed"][0] == 0.125
     assert together["times"] == 4.0
-    assert together["healed"]["first"][0] == pytest.approx(2 / 3, abs=1e-4)
-    assert together["unhealed"]["any"][0] == pytest.approx(1 / 3, abs=1e-4)
-    low, high = together["healed"]["drafts"][1:]
+    assert together["first_healed"][0] == pytest.approx(2 / 3, abs=1e-4)
+    assert together["any_unhealed"][0] == pytest.approx(1 / 3, abs=1e-4)
+    low, high = together["drafts_healed"][1:]
     assert low < 0.5 < high
 
 

@@ -36,7 +36,7 @@ def fast_typist(monkeypatch):
 def typed(server):
     """Let a person type the text once."""
     tally, cases = Tally(), iter([CASE])
-    person = Person(server, None, cases, tally, random.Random(0))
+    person = Person(server.ask, None, cases, tally, random.Random(0))
     with pytest.raises(RuntimeError, match="StopIteration"):  # the texts have ended
         asyncio.run(person.type(time.perf_counter() + 60))
     return tally
@@ -84,6 +84,6 @@ def test_people_type_different_texts_at_the_same_time(monkeypatch):
     monkeypatch.setattr(people, "WARM_UP_S", 0.5)
     cases = [Prompt(str(number), "mail", f"text {number}", "some words to type") for number in range(8)]
     server = Server(lambda text: [])
-    tally = asyncio.run(run(server, "http://127.0.0.1:9", cases, 3, 0.5))
+    tally = asyncio.run(run(server.ask, "http://127.0.0.1:9", cases, 3, 0.5))
     assert len({text.split(" some")[0] for text in server.asked}) >= 3
     assert 3 < len(tally.shown) < len(server.asked)

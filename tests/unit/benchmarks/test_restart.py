@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import time
 
+import httpx
 from support.engine import FakeEngine
 from support.serving import serving
 from support.waiting import PATIENCE_S, until
 
-from superdraft.benchmarks.over_http.restart import ANSWERED, BROKEN_OFF, NO_SERVER, OUTCOMES, SHUTTING_DOWN, Clients
+from superdraft.benchmarks.over_http.clients import load
+from superdraft.benchmarks.over_http.restart import NO_SERVER, NOT_BROKEN_OFF, Clients
 from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 
@@ -20,24 +22,24 @@ def test_every_request_has_one_outcome_whatever_becomes_of_the_server():
     app = create_app(Settings(), engine, model_name="tiny")
 
     async def scenario(url, stop_server):
-        clients = Clients(url, COUNT, max_tokens=4)
-        asking = [asyncio.create_task(clients.run(i)) for i in range(COUNT)]
-        await clients.all_answered(PATIENCE_S)
-        before = clients.seen
-        clients.start_counting()
-        assert clients.seen.num_sent <= COUNT  # those that are on their way
-        await clients.all_answered(PATIENCE_S)
-        await asyncio.to_thread(stop_server)
-        await until(lambda: clients.seen.outcomes[NO_SERVER] >= COUNT)
-        clients.stop()
-        await asyncio.gather(*asking)
-        return before, clients.seen
+        async with httpx.AsyncClient(base_url=url) as http:
+            clients = Clients(http, max_tokens=4)
+            async with load(COUNT, clients.send):
+                await clients.all_answered(COUNT, PATIENCE_S)
+                before = set(clients.answers.outcomes)
+                clients.start_counting()
+                assert clients.answers.num_sent <= COUNT  # those that are on their way
+                await clients.all_answered(COUNT, PATIENCE_S)
+                await asyncio.to_thread(stop_server)
+                await until(lambda: clients.answers.outcomes[NO_SERVER] >= COUNT)
+        return before, clients
 
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(serving(app))
-        before, seen = asyncio.run(scenario(url, stack.close))
-    assert set(before.outcomes) == {ANSWERED}
-    assert seen.outcomes.total() == seen.num_sent
-    assert seen.outcomes[ANSWERED] >= COUNT
-    assert set(seen.outcomes) <= {ANSWERED, SHUTTING_DOWN, BROKEN_OFF, NO_SERVER} < set(OUTCOMES)
-    assert seen.longest_gap_s > 0
+        before, clients = asyncio.run(scenario(url, stack.close))
+    assert before == {"200"}
+    outcomes = clients.answers.outcomes
+    assert outcomes.total() == clients.answers.num_sent
+    assert outcomes["200"] >= COUNT
+    assert len(clients.answered_s) == outcomes["200"] + 1  # and the time at which counting began
+    assert set(outcomes) - NOT_BROKEN_OFF <= {"ReadError", "RemoteProtocolError"}

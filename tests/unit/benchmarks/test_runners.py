@@ -34,11 +34,15 @@ def test_steps_prompts_and_loading_are_measured(gguf, name):
 def test_each_runner_has_a_process_of_its_own(gguf, capsys):
     runners.main(gguf, [runners.TORCH] * 2, rows=[1], lengths=[9], kept=0, num_threads=1, runs=1, as_json=True)
     out = capsys.readouterr().out
-    found = json.loads(out[out.index("{\n") :])["rows"]
-    assert [row["load"]["runner"] for row in found] == [runners.TORCH] * 2
-    assert all(row["load"]["imports_mb"] < row["load"]["mb_after"] for row in found)
+    found = json.loads(out[out.index("{\n") :])
+    assert (
+        [row["runner"] for row in found["load"]] == [step["runner"] for step in found["steps"]] == [runners.TORCH] * 2
+    )
+    assert all(row["imports_mb"] < row["mb_after"] for row in found["load"])
 
 
 def test_an_unknown_runner_is_refused(gguf):
     with pytest.raises(CommandError, match=r"^--runner must be one of torch, llamacpp, llama\.cpp alone, got 'vllm'"):
         runners.main(gguf, ["vllm"])
+    with pytest.raises(CommandError, match="reads GGUF files"):
+        runners.gguf_file("some/folder")

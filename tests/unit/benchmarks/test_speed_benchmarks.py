@@ -1,19 +1,18 @@
 """The benchmarks of latency and starts."""
 
-import itertools
 import json
 import os
 import sys
-import time
 import types
 from contextlib import contextmanager
 
 import httpx
 import pytest
 from support.engine import FakeEngine
+from support.models import tiny_model_folder
 from support.serving import serving
 
-from superdraft.benchmarks import peers, summary
+from superdraft.benchmarks import summary
 from superdraft.benchmarks.over_http import latency, local_server, startup
 from superdraft.server.app import create_app
 from superdraft.server.errors import CommandError
@@ -53,13 +52,14 @@ def test_percentiles_and_ratios():
 
 
 def test_all_contenders_answer_every_prompt_and_the_first_rounds_do_not_count(monkeypatch):
-    monkeypatch.setattr(latency, "PAUSE_S", 0)
-    seen = []
+    seen, now_s = [], [0.0]
+    clock = types.SimpleNamespace(perf_counter=lambda: now_s[0], sleep=lambda _: None)
+    monkeypatch.setattr(latency, "time", clock)
 
     def contender(name, seconds):
         def draft(text, token_ids):
             seen.append((name, text, token_ids))
-            time.sleep(seconds)
+            now_s[0] += seconds
             return 30
 
         return draft
@@ -70,29 +70,21 @@ def test_all_contenders_answer_every_prompt_and_the_first_rounds_do_not_count(mo
     assert {name: len(times) for name, times in times_ms.items()} == {latency.OURS: 4, "theirs": 4}
     assert num_tokens == {latency.OURS: 30, "theirs": 30}
     assert sorted(seen) == sorted((name, *prompt) for prompt in prompts for name in ("ours", "theirs"))
-    found = latency.ratios(times_ms)
-    assert list(found) == ["theirs"]
-    assert found["theirs"]["median"] > 1.5
+    assert summary.ratio(times_ms["theirs"], times_ms[latency.OURS])["median"] == pytest.approx(3)
 
 
-def test_latency_is_measured_over_http(fake_server, engine, monkeypatch, capsys):
+def test_latency_is_measured_over_http(fake_server, monkeypatch, capsys):
     monkeypatch.setattr(latency, "PAUSE_S", 0)
     prompts = [(f"prompt {number}", [number]) for number in range(latency.WARM_UP_ROUNDS + 2)]
     monkeypatch.setattr(latency, "cut_prompts", lambda model, count: prompts[:count])
-    options = {"model": "tiny", "num_drafts": 3, "rounds": 2, "peer": ["none"], "peer_threads": 2}
-    latency.main(**options, keys=12, num_threads=1, as_json=True)
-    report = report_in(capsys.readouterr().out)
+    options = {"model": "tiny", "num_drafts": 3, "rounds": 2, "peer": ["none"], "peer_threads": 2, "num_threads": 1}
+    latency.main(**options, as_json=True)
+    ours, published = report_in(capsys.readouterr().out)["rows"]
     assert fake_server == [["--model", "tiny", "--num-threads", "1"]]
-    tokens = {row["contender"]: row["tokens"] for row in report["rows"]}
-    assert tokens == {latency.OURS: 30, latency.PUBLISHED: 30}
-    assert report["key_presses"]["count"] == 12
-    assert 0 < report["key_presses"]["p50_ms"] <= report["key_presses"]["p95_ms"]
-    typed = [job for job in engine.seen if job.session_id == "latency"]
-    assert {job.params.max_tokens for job in typed} == {latency.KEY_PRESS_TOKENS}
-    steps = [len(after.token_ids) - len(before.token_ids) for before, after in itertools.pairwise(typed)]
-    assert steps.count(1) == 12  # every timed key press adds one character to the text before
-    latency.main(**options, keys=1, as_json=False)
-    assert "key presses" in capsys.readouterr().out
+    assert (ours["contender"], ours["tokens"], ours["to_ours"]["median"]) == (latency.OURS, 30, 1.0)
+    assert (published["contender"], published["tokens"]) == (latency.PUBLISHED, 30)
+    latency.main(**options, as_json=False)
+    assert "to ours" in capsys.readouterr().out
 
 
 def test_prompts_have_the_tokens_that_they_are_said_to_have(default_model):
@@ -103,21 +95,16 @@ def test_prompts_have_the_tokens_that_they_are_said_to_have(default_model):
         latency.cut_prompts("smollm2-135m", 100_000)
 
 
-def test_a_missing_peer_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    with pytest.raises(CommandError, match=r"GGML_AMX=OFF.* pip install llama-cpp-python"):
-        latency._peers("smollm2-135m", 3, ["llama.cpp"], 2)
-    with pytest.raises(CommandError, match=r"must be transformers, llama\.cpp, llamacpp=URL or none, got vllm"):
-        latency._peers("smollm2-135m", 3, ["vllm"], 2)
-    with pytest.raises(CommandError, match="reads GGUF files"):
-        peers.gguf_file("some/folder")
-
-
 def test_transformers_makes_all_its_tokens(tmp_path):
-    from support.models import tiny_model_folder
+    draft = latency._transformers(str(tiny_model_folder(tmp_path, "llama")), "float32", 1, 3)
+    assert draft("", [5, 6, 7]) == 3 * latency.NEW_TOKENS
 
-    draft = peers.transformers_peer(str(tiny_model_folder(tmp_path, "llama")), "float32", 1, 3, 5)
-    assert draft("", [5, 6, 7]) == 15
+
+def test_other_peers_are_servers():
+    with pytest.raises(CommandError, match="KIND=URL with KIND one of llamacpp"):
+        latency._peers(["vllm"], "smollm2-135m", 3, 2)
+    assert latency._peers(["none"], "smollm2-135m", 3, 2) == {}
+    assert list(latency._peers(["llamacpp=http://x:1"], "", 3, 2)) == ["llama.cpp's server at http://x:1, one draft"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

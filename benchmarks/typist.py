@@ -1,0 +1,51 @@
+"""A simulated typist: the pauses between keys, and what is accepted of the drafts on the screen."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from superdraft.evaluation.measures.typing_simulation import accepted_length
+
+PAUSE_SIGMA = 0.5
+"""Of log-normal pauses: one in ten is longer than 1.9 times the median, one in ten shorter than 0.53 times."""
+
+THINKING_CHANCE = 0.2
+
+
+@dataclass(slots=True)
+class Pauses:
+    """Pauses between keys.
+
+    Attributes:
+        chance: decides.
+        median_s: of usual pauses, in seconds.
+        thinking_s: median after one word in five; None: the typist does not stop to think.
+    """
+
+    chance: random.Random
+    median_s: float
+    thinking_s: float | None = None
+
+    def after(self, text: str) -> float:
+        """Seconds until the next key, once this text is typed."""
+        median_s = self.median_s
+        if self.thinking_s is not None and text.endswith(" ") and self.chance.random() < THINKING_CHANCE:
+            median_s = self.thinking_s
+        return self.chance.lognormvariate(0, PAUSE_SIGMA) * median_s
+
+
+def best_draft(drafts: Sequence[str], rest: str, *, in_part: bool) -> tuple[int, int]:
+    """The draft whose acceptance saves most keys: one key accepts it, and one more for each draft above in the list.
+
+    Args:
+        drafts: what is on the screen, best first.
+        rest: of the text that is being typed.
+        in_part: a draft may be accepted up to the end of any of its words.
+
+    Returns:
+        Its place in the list and how many of its characters are accepted, (0, 0) if no draft saves a key.
+    """
+    lengths = [accepted_length(draft, rest, in_part=in_part) for draft in drafts]
+    gains = [length - index - 1 for index, length in enumerate(lengths)]
+    best = gains.index(max(gains)) if gains else 0
+    return (best, lengths[best]) if gains and gains[best] > 0 else (0, 0)
