@@ -74,7 +74,7 @@ def work_folder(model: Path) -> Iterator[WorkFolder]:
     Raises:
         NgramBuildError: another process is building this model, or `model` exists and is not a model.
     """
-    _refuse_to_replace_other_things(model)
+    refuse_to_replace_other_things(model)
     folder = WorkFolder(model.parent / f".{model.name}{_SUFFIX}", model)
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.path / "lock", blocking=False)
@@ -109,7 +109,12 @@ def _keep_finished_parts(folder: WorkFolder) -> None:
         shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _refuse_to_replace_other_things(folder: Path) -> None:
+def refuse_to_replace_other_things(folder: Path) -> None:
+    """Check that a new model may be put at `folder`.
+
+    Raises:
+        NgramBuildError: there is something else.
+    """
     is_model = (folder / MANIFEST_FILE).is_file()
     if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
         raise NgramBuildError(f"{folder} exists and is not an n-gram model. Choose another name or remove it.")

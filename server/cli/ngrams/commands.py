@@ -1,7 +1,6 @@
 """`superdraft ngram`: build, list, inspect and verify n-gram models."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,15 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from superdraft.ngram_models.building.build import BuildOptions, Stage, build_ngram_model
-from superdraft.ngram_models.building.build import Progress as BuildProgress
+from superdraft.ngram_models.building.build import BuildOptions, build_ngram_model
 from superdraft.ngram_models.building.corpus import (
     DEFAULT_ROW_TOKENS,
     DEFAULT_TEXT_FIELD,
-    Document,
     corpus_size,
     encode_documents,
     read_documents,
@@ -42,7 +38,9 @@ from superdraft.server.cli.ngrams.build_options import (
     Prune,
     QuantizeBits,
     Tools,
+    build_progress,
     command_errors,
+    show_built,
 )
 from superdraft.server.cli.ngrams.distill import distill
 from superdraft.server.ngrams.options import output_folder, prune_counts, tokenizer_identity
@@ -51,12 +49,6 @@ app = typer.Typer(
     help="Build n-gram models, list, inspect and verify them.", no_args_is_help=True, add_completion=False
 )
 app.command("distill")(distill)
-
-_STAGES: dict[Stage, str] = {
-    "read": "tokenising the corpus",
-    "estimate": "estimating (lmplz)",
-    "pack": "packing (build_binary)",
-}
 
 Name = Annotated[str, typer.Argument(help="Name of the model, or path of its folder.")]
 Corpus = Annotated[
@@ -127,7 +119,8 @@ def build(
         if size is not None:
             check_disk_space(folder.parent, approximate_tokens(size.unpacked_bytes), order, options.prune)
         loaded = _tokenizer(tokenizer)
-        with _progress_bar(size.bytes_on_disk if size is not None else None) as (on_read, progress):
+        num_bytes = None if size is None else size.bytes_on_disk
+        with build_progress("tokenising the corpus", num_bytes) as (on_read, progress):
             all_documents = read_documents(corpus, row_tokens=row_tokens, text_field=text_field, on_read=on_read)
             documents = HeldOutTail(all_documents, held_out)
             manifest = build_ngram_model(
@@ -141,7 +134,10 @@ def build(
                 licence=licence,
                 progress=progress,
             )
-        _report(folder, manifest, documents.tail, loaded)
+        show_built(folder, manifest)
+        if documents.tail:
+            sequences = encode_documents(documents.tail, loaded.encoder, loaded.end_of_text_id)
+            typer.echo(_perplexity(open_scorer(folder, manifest), sequences, "held-out tokens"))
 
 
 @app.command("inspect")
@@ -171,11 +167,7 @@ def inspect_model(
             sequences = read_sequences(
                 [path], encode=loaded.encoder, end_of_text_id=loaded.end_of_text_id, text_field=text_field
             )
-            result = measure_perplexity(scorer, sequences)
-            typer.echo(
-                f"\nperplexity {result.perplexity:.3f} on {result.num_tokens:,} tokens of {path}, "
-                f"{result.num_unknown:,} of them unknown"
-            )
+            typer.echo("\n" + _perplexity(scorer, sequences, f"tokens of {path}"))
         for words in phrase or []:
             _show_continuations(words, scorer, manifest, loaded, top)
 
@@ -203,20 +195,9 @@ def _tokenizer(spec: str) -> _LoadedTokenizer:
     return _LoadedTokenizer(hf_tokenizer, Encoder(hf_tokenizer), identity)
 
 
-def _report(folder: Path, manifest: Manifest, held_out: Sequence[Document], loaded: _LoadedTokenizer) -> None:
-    corpus = manifest.corpus
-    typer.echo(folder)
-    typer.echo(
-        f"order {manifest.order}, {manifest.binary_bytes:,} bytes, "
-        f"from {corpus.num_tokens:,} tokens in {corpus.num_documents:,} documents"
-    )
-    if held_out:
-        sequences = encode_documents(held_out, loaded.encoder, loaded.end_of_text_id)
-        result = measure_perplexity(open_scorer(folder, manifest), sequences)
-        typer.echo(
-            f"perplexity {result.perplexity:.3f} on {result.num_tokens:,} held-out tokens, "
-            f"{result.num_unknown:,} of them unknown"
-        )
+def _perplexity(scorer: KenLMScorer, sequences: Iterable[Sequence[int]], what: str) -> str:
+    result = measure_perplexity(scorer, sequences)
+    return f"perplexity {result.perplexity:.3f} on {result.num_tokens:,} {what}, {result.num_unknown:,} of them unknown"
 
 
 def _describe(folder: Path, manifest: Manifest) -> None:
@@ -253,27 +234,3 @@ def _show_continuations(
         text = "(end of text)" if ends else repr(loaded.hf_tokenizer.decode([continuation.token_id]))
         table.add_row(text, str(continuation.token_id), f"{continuation.probability:.4f}")
     Console().print(table)
-
-
-@contextmanager
-def _progress_bar(num_bytes: int | None) -> Iterator[tuple[Callable[[int], None], BuildProgress]]:
-    """A progress bar; yields callbacks for bytes read from the corpus and for the progress of a stage."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[tokens]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[Stage, TaskID] = {"read": bar.add_task(_STAGES["read"], total=num_bytes, tokens="")}
-
-        def show(stage: Stage, num_tokens: int) -> None:
-            if stage not in tasks:
-                for task in tasks.values():
-                    bar.stop_task(task)
-                # KenLM's programs do not report their progress.
-                tasks[stage] = bar.add_task(_STAGES[stage], total=None, tokens="")
-            bar.update(tasks[stage], tokens=f"{num_tokens:,} tokens")
-
-        yield lambda num_bytes: bar.advance(tasks["read"], num_bytes), show

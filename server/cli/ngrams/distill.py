@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from superdraft.ngram_models.building.build import BuildOptions, Stage, build_ngram_model
+from superdraft.ngram_models.building.build import BuildOptions, build_ngram_model
 from superdraft.ngram_models.building.disk_space import check_disk_space
 from superdraft.ngram_models.building.sampled_corpus import SampledCorpus, ShardShape, open_sampled_corpus
-from superdraft.ngram_models.store.manifest import MANIFEST_FILE
+from superdraft.ngram_models.building.work_folder import refuse_to_replace_other_things
 from superdraft.ngram_models.tools import find_tools
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.cli.ngrams.build_options import (
@@ -28,7 +28,9 @@ from superdraft.server.cli.ngrams.build_options import (
     Prune,
     QuantizeBits,
     Tools,
+    build_progress,
     command_errors,
+    show_built,
 )
 from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
@@ -44,39 +46,56 @@ app = typer.Typer(
 )
 
 _CPU_BATCH, _GPU_BATCH = 64, 1024
-_STAGES: dict[Stage, str] = {"read": "counting", "estimate": "estimating (lmplz)", "pack": "packing (build_binary)"}
+
+
+Model = Annotated[str, typer.Argument(help="Language model to sample from, as in superdraft serve.")]
+Output = Annotated[str, typer.Option("--output", "-o", help="Name of the n-gram model, or path of its folder.")]
+Rows = Annotated[int, typer.Option(min=1, help="Number of rows to sample; a row holds one or more texts.")]
+RowTokens = Annotated[int, typer.Option(min=2, help="Tokens per row; longer texts are cut off.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"Rows sampled together. If not set, {_CPU_BATCH} on a CPU and {_GPU_BATCH} on a GPU."),
+]
+Temperature = Annotated[float, typer.Option(min=0, max=2, help="Sampling temperature; 0 picks the most likely tokens.")]
+TopP = Annotated[
+    float, typer.Option(min=1e-6, max=1, help="Sample from the smallest set of tokens with this total probability.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed; the same seed samples the same rows.")]
+Prompts = Annotated[
+    Path | None, typer.Option(help="File of beginnings, one per line; each text starts with a random one.")
+]
+Dtype = Annotated[str, typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16.")]
+Work = Annotated[
+    Path | None, typer.Option(help="Folder to keep the samples in. If not set, they are removed after the build.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampling:
+    """What is sampled; `prompts` are token ids."""
+
+    rows: int
+    row_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    prompts: Sequence[Sequence[int]]
 
 
 @app.command()
 def distill(
-    model: Annotated[str, typer.Argument(help="Language model to sample from, as in superdraft serve.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Name of the n-gram model, or path of its folder.")],
-    rows: Annotated[
-        int, typer.Option(min=1, help="Number of rows to sample; a row holds one or more texts.")
-    ] = 131_072,
-    row_tokens: Annotated[int, typer.Option(min=2, help="Tokens per row; longer texts are cut off.")] = 256,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help=f"Rows sampled together. If not set, {_CPU_BATCH} on a CPU and {_GPU_BATCH} on a GPU."
-        ),
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0, max=2, help="Sampling temperature; 0 picks the most likely tokens.")
-    ] = 1.0,
-    top_p: Annotated[
-        float,
-        typer.Option(min=1e-6, max=1, help="Sample from the smallest set of tokens with this total probability."),
-    ] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed samples the same rows.")] = 0,
-    prompts: Annotated[
-        Path | None, typer.Option(help="File of beginnings, one per line; each text starts with a random one.")
-    ] = None,
+    model: Model,
+    output: Output,
+    rows: Rows = 131_072,
+    row_tokens: RowTokens = 256,
+    batch: Batch = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 0.95,
+    seed: Seed = 0,
+    prompts: Prompts = None,
     device: Annotated[str, setting("device")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16.")] = "auto",
-    work: Annotated[
-        Path | None, typer.Option(help="Folder to keep the samples in. If not set, they are removed after the build.")
-    ] = None,
+    dtype: Dtype = "auto",
+    work: Work = None,
     order: Order = 6,
     prune: Prune = DEFAULT_PRUNE,
     quantize_bits: QuantizeBits = 8,
@@ -91,26 +110,18 @@ def distill(
     """
     with command_errors():
         options = BuildOptions(order, prune_counts(prune), quantize_bits or None, backoff_quantize_bits or None, memory)
-        folder = output_folder(output)
-        if folder.exists() and not (folder / MANIFEST_FILE).is_file():
-            raise CommandError(f"{folder} exists and is not an n-gram model. Choose another name or remove it.")
-        programs = find_tools(tools)
+        folder, programs = output_folder(output), find_tools(tools)
+        refuse_to_replace_other_things(folder)
         check_disk_space(folder.parent, rows * row_tokens, order, options.prune)
         loaded, tokenizer = _load(model, device, dtype)
-        identity = tokenizer_identity(loaded.name, tokenizer)
-        batch = min(rows, batch or (_CPU_BATCH if loaded.model.device.type == "cpu" else _GPU_BATCH))
-        sampler, settings = _sampler(
-            loaded, tokenizer, (batch, row_tokens), (temperature, top_p), _read_prompts(prompts, tokenizer, row_tokens)
-        )
-        shape = ShardShape(batch, row_tokens, identity.vocabulary_size)
-        samples = work or folder.parent / f".{folder.name}.samples"
-        with open_sampled_corpus(samples, {**settings, "seed": seed}, shape) as corpus:
-            _sample(sampler, corpus, shape, rows, seed)
-            with _build_progress() as progress:
+        beginnings = _read_prompts(prompts, tokenizer, row_tokens)
+        sampling = _Sampling(rows, row_tokens, temperature, top_p, seed, beginnings)
+        with _sampled(loaded, tokenizer, sampling, batch, work or folder.parent / f".{folder.name}.samples") as corpus:
+            with build_progress("counting") as (_, progress):
                 manifest = build_ngram_model(
                     corpus.read(rows),
                     folder,
-                    tokenizer=identity,
+                    tokenizer=tokenizer_identity(loaded.name, tokenizer),
                     tools=programs,
                     options=options,
                     description=f"{rows:,} samples of {row_tokens} tokens from {loaded.name} at temperature "
@@ -120,11 +131,31 @@ def distill(
                 )
             if work is None:
                 corpus.remove()
-        typer.echo(folder)
-        typer.echo(
-            f"order {manifest.order}, {manifest.binary_bytes:,} bytes, from {manifest.corpus.num_tokens:,} tokens "
-            f"in {manifest.corpus.num_documents:,} documents"
-        )
+        show_built(folder, manifest)
+
+
+@contextmanager
+def _sampled(
+    loaded: "LoadedModel", tokenizer: "Tokenizer", sampling: _Sampling, batch: int | None, folder: Path
+) -> Iterator[SampledCorpus]:
+    """The corpus in a folder, with everything sampled that is missing there."""
+    from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler, weights_fingerprint
+
+    batch = min(sampling.rows, batch or (_CPU_BATCH if loaded.model.device.type == "cpu" else _GPU_BATCH))
+    config = SamplerConfig(batch, sampling.row_tokens, sampling.temperature, sampling.top_p)
+    settings = {
+        "weights": weights_fingerprint(loaded.model),
+        "dtype": str(loaded.model.dtype),
+        "tokenizer": tokenizer_fingerprint(tokenizer.vocabulary),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "prompts": hashlib.sha256(json.dumps(sampling.prompts).encode()).hexdigest(),
+        "seed": sampling.seed,
+    }
+    shape = ShardShape(batch, sampling.row_tokens, tokenizer_identity(loaded.name, tokenizer).vocabulary_size)
+    with open_sampled_corpus(folder, settings, shape) as corpus:
+        _sample(TextSampler(loaded, config, sampling.prompts), corpus, shape, sampling.rows, sampling.seed)
+        yield corpus
 
 
 def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]":
@@ -164,27 +195,6 @@ def _read_prompts(path: Path | None, tokenizer: "Tokenizer", row_tokens: int) ->
     return prompts
 
 
-def _sampler(
-    loaded: "LoadedModel",
-    tokenizer: "Tokenizer",
-    shape: tuple[int, int],
-    choice: tuple[float, float],
-    prompts: Sequence[Sequence[int]],
-) -> "tuple[TextSampler, dict[str, object]]":
-    """The sampler, and everything that its samples depend on besides the seed and the shape."""
-    from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler, weights_fingerprint
-
-    settings: dict[str, object] = {
-        "weights": weights_fingerprint(loaded.model),
-        "dtype": str(loaded.model.dtype),
-        "tokenizer": tokenizer_fingerprint(tokenizer.vocabulary),
-        "temperature": choice[0],
-        "top_p": choice[1],
-        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
-    }
-    return TextSampler(loaded, SamplerConfig(*shape, *choice), prompts), settings
-
-
 def _sample(sampler: "TextSampler", corpus: SampledCorpus, shape: ShardShape, num_rows: int, seed: int) -> None:
     """Sample the missing shards."""
     console = Console(stderr=True)
@@ -209,21 +219,3 @@ def _sample(sampler: "TextSampler", corpus: SampledCorpus, shape: ShardShape, nu
 
         for index in missing:
             corpus.write(index, sampler.sample(seed, index, on_tokens).ravel().tolist())
-
-
-@contextmanager
-def _build_progress() -> Iterator["_StageBar"]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.fields[tokens]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        yield _StageBar(bar)
-
-
-class _StageBar:
-    """Shows the stage of a build and its number of tokens in one line."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task = bar.add_task(_STAGES["read"], total=None, tokens="")
-
-    def __call__(self, stage: Stage, num_tokens: int) -> None:
-        self._bar.update(self._task, description=_STAGES[stage], tokens=f"{num_tokens:,} tokens")
