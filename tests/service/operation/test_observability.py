@@ -140,7 +140,7 @@ def test_apps_do_not_share_their_metrics(make_client):
 def test_cancellations_are_counted_by_reason(engine):
     runner = engine._runner
     runner.delay_s = 0.03
-    app = create_app(Settings(shutdown_grace_s=0), engine, model_name="tiny")
+    app = create_app(Settings(shutdown_grace_s=0, speculate="off"), engine, model_name="tiny")
 
     def cancelled(reason):
         return app.state.service.metrics.registry.get_sample_value("superdraft_cancelled_total", {"reason": reason})
