@@ -106,17 +106,17 @@ ENTRYPOINT ["superdraft"]
 CMD ["serve"]
 
 
-# The default model, verified and converted, without the file it was converted from.
+# The default model, verified and expanded, without the file it was expanded from.
 FROM runtime AS model
 RUN SUPERDRAFT_HOME=/tmp/home superdraft models pull smollm2-135m \
-    && rm /tmp/home/models/smollm2-135m/*.gguf
+    && mv /tmp/home/models/smollm2-135m/*/ /tmp/smollm2-135m
 
 
 FROM runtime AS with-model-0
 
 
 FROM runtime AS with-model-1
-COPY --from=model /tmp/home/models/smollm2-135m /opt/models/smollm2-135m
+COPY --from=model /tmp/smollm2-135m /opt/models/smollm2-135m
 ENV SUPERDRAFT_MODEL=/opt/models/smollm2-135m \
     HF_HUB_OFFLINE=1
 

@@ -1,5 +1,6 @@
 """Engines from a model's name, or from a loaded model."""
 
+import logging
 from pathlib import Path
 
 import transformers
@@ -7,40 +8,100 @@ from torch import nn
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.errors import BrokenModelError
-from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_model
+from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
+from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel
+from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.memory import free_bytes, shown
+from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear
-from superdraft.decoding.model.threads import choose_num_threads, num_cores
+from superdraft.decoding.model.native.library import why_unavailable
+from superdraft.decoding.model.threads import choose_num_threads, num_cores, threads_file
 from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.progress import Stage, stage
+from superdraft.decoding.runner_choice import ModelOptions, load, load_for_torch
 from superdraft.decoding.text.tokenizer import Tokenizer
+
+_logger = logging.getLogger(__name__)
 
 
 def load_engine(
-    model: str = "smollm2-135m", config: EngineConfig | None = None, *, device: str = "auto", dtype: str = "auto"
+    model: str = DEFAULT_MODEL,
+    config: EngineConfig | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    runner: str = "auto",
+    num_threads: int | None = None,
 ) -> Engine:
-    """Load a model and build an engine for it.
+    """Load a model and build an engine for it: the one that `superdraft serve` would have.
 
     Args:
-        model: a known name (`superdraft models list`), a folder with safetensors weights, a `.gguf` file, or the id of
-            a model on the hub. A model that is not on this machine is downloaded.
+        model: see `ModelOptions`, also for the other arguments.
         config: the engine's settings; None: the defaults.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: the weight format: "auto", "float32", "bfloat16", "float16", "int4".
+        runner: "auto", "torch" or "llamacpp".
+        num_threads: on the CPU; None: the fastest number, measured once.
 
     Raises:
         ModelLoadError: the model is unknown or broken, or Superposed Decoding cannot run on it.
     """
-    return build_engine(load_model(model, device=device, dtype=dtype), config or EngineConfig())
+    options = ModelOptions(model=model, device=device, dtype=dtype, runner=runner, num_threads=num_threads)
+    _, engine = open_engine(options, config or EngineConfig())
+    return engine
 
 
-def build_engine(loaded: LoadedModel | LoadedGguf, config: EngineConfig, threads_file: Path | None = None) -> Engine:
+def open_engine(options: ModelOptions, config: EngineConfig) -> tuple[str, Engine]:
+    """Load a model and build an engine for it.
+
+    With the runner `auto`, torch runs a GGUF file that llama.cpp cannot run this way.
+
+    Returns:
+        The model's own name, and the engine.
+
+    Raises:
+        ModelLoadError: the model cannot be used.
+    """
+    loaded = load(options)
+    try:
+        return loaded.name, _open(loaded, options, config)
+    except UnsupportedModelError as error:
+        if options.runner != "auto" or not isinstance(loaded, LoadedGguf):
+            raise
+        _logger.warning("torch runs %s, because llama.cpp cannot: %s", options.model, error)
+    return loaded.name, _open(load_for_torch(options), options, config)
+
+
+def _open(loaded: LoadedModel | LoadedGguf, options: ModelOptions, config: EngineConfig) -> Engine:
+    is_on_cpu = isinstance(loaded, LoadedModel) and loaded.model.device.type == "cpu"
+    if is_on_cpu and options.dtype in ("auto", "int4") and (problem := why_unavailable()):
+        _logger.warning("torch's own kernels are used, which are slower: %s", problem)
+    engine = build_engine(loaded, config, threads_file(options.home) if options.num_threads is None else None)
+    if is_on_cpu and options.checks_memory:
+        _warn_of_cache(engine)
+    return engine
+
+
+def _warn_of_cache(engine: Engine) -> None:
+    """Log it if the KV cache, whose memory is used only as it fills, will not fit when it is full."""
+    free = free_bytes()
+    full = engine.num_slots * cells_per_slot(engine.max_model_len) * engine.kv_bytes_per_position
+    if free is not None and full > free:
+        _logger.warning(
+            "the KV cache does not fit in the free memory when it is full: it takes %s, and %s are free. Lower "
+            "--kv-memory or --num-slots",
+            shown(full),
+            shown(free),
+        )
+
+
+def build_engine(loaded: LoadedModel | LoadedGguf, config: EngineConfig, remembered: Path | None = None) -> Engine:
     """Build an engine for a loaded model, with the runner that it is for.
 
     Args:
         loaded: the model. A conversion to another weight format frees its dense weights.
         config: the engine's settings.
-        threads_file: for a `LoadedModel` on a CPU: measure how many threads it runs fastest with, set torch to that
+        remembered: for a `LoadedModel` on a CPU: measure how many threads it runs fastest with, set torch to that
             number, and remember it in this file. None: torch's number stays.
 
     Raises:
@@ -64,9 +125,9 @@ def build_engine(loaded: LoadedModel | LoadedGguf, config: EngineConfig, threads
         )
     if loaded.stored is not None:
         loaded.stored.record_pass()
-    if threads_file is not None and runner.device.type == "cpu":
+    if remembered is not None and runner.device.type == "cpu":
         with stage(f"Measuring how many threads are fastest for {loaded.name}"):
-            choose_num_threads(runner, threads_file)
+            choose_num_threads(runner, remembered)
     return Engine(runner, tokenizer, config)
 
 

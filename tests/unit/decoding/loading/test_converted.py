@@ -1,14 +1,18 @@
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
+from support.crashes import crash_at_every_step
 from support.gguf_files import write_gguf
 from support.waiting import PATIENCE_S
 
+from superdraft.decoding.durable import facts
+from superdraft.decoding.errors import BrokenModelError
 from superdraft.decoding.loading import converted
 from superdraft.decoding.loading.converted import MAX_ENTRIES, ConvertedFiles
 from superdraft.decoding.loading.loader import load_gguf, load_model
@@ -88,18 +92,6 @@ def test_a_file_replaced_in_place_is_expanded_again(path, home, keeps_time):
     assert torch.equal(after, logits(path, path))
 
 
-def test_a_sample_covers_the_beginning_the_end_and_what_lies_between(tmp_path, monkeypatch):
-    monkeypatch.setattr(converted, "_SMALL_BYTES", 1000)
-    file = tmp_path / "file"
-    size = 10 * converted._BLOCK_BYTES
-    file.write_bytes(bytes(size))
-    found = {converted._sample(file, 100, 4)}
-    for place in (0, 99, size - 1, size // 2 - 1):
-        file.write_bytes(bytes(place) + b"x" + bytes(size - place - 1))
-        found.add(converted._sample(file, 100, 4))
-    assert len(found) == 5
-
-
 def _truncate(entry: Path) -> None:
     weights = next(entry.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-5])
@@ -135,17 +127,16 @@ def test_a_damaged_entry_is_prepared_again(path, home, damage, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_weights_that_cannot_be_read_are_prepared_again(path, home, capfd):
-    before = logits(path, home)
+def test_weights_that_cannot_be_read_say_what_to_remove(path, home):
+    logits(path, home)
     (entry,) = entries(home)
     weights = next(entry.glob("*.safetensors"))
     weights.write_bytes(b"\xff" * weights.stat().st_size)
-    (entry / "superdraft.json").unlink()
-    converted._write_marker(entry)  # so that only reading tells
-    capfd.readouterr()
-    assert torch.equal(logits(path, home), before)
-    assert f"{entry} is damaged and prepared again: " in capfd.readouterr().err
-    assert torch.equal(logits(path, home), before)
+    marker = entry / "superdraft.json"
+    files = {name: facts(entry / name) for name in json.loads(marker.read_text())}
+    marker.write_text(json.dumps(files))  # so that only reading tells
+    with pytest.raises(BrokenModelError, match=f"cannot load the weights .*If {entry} is damaged, remove it"):
+        logits(path, home)
 
 
 def _kept_nothing(home: Path) -> bool:
@@ -173,7 +164,7 @@ def test_a_failed_write_leaves_nothing_behind(path, home):
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("No space left on device")
 
-    assert ConvertedFiles(home, convert=convert).ensure(path, torch.float32) is None
+    assert ConvertedFiles(home / "converted", convert=convert).ensure(path, torch.float32) is None
     assert _kept_nothing(home)
 
 
@@ -182,7 +173,7 @@ def test_a_file_replaced_while_it_is_read_is_not_kept(path, home, capfd):
         (folder / "model.safetensors").write_bytes(b"of the file before")
         replaced(gguf)
 
-    assert ConvertedFiles(home, convert=convert).ensure(path, torch.float32) is None
+    assert ConvertedFiles(home / "converted", convert=convert).ensure(path, torch.float32) is None
     assert "replaced" in capfd.readouterr().err
     assert _kept_nothing(home)
 
@@ -193,7 +184,7 @@ def _quick(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
 
 def test_the_entries_used_last_are_kept(tmp_path, home):
     files = [write_gguf(tmp_path / f"{number}.gguf", pre=f"kind-{number}") for number in range(MAX_ENTRIES + 1)]
-    cache = ConvertedFiles(home, convert=_quick)
+    cache = ConvertedFiles(home / "converted", convert=_quick)
     for number, file in enumerate(files[:-1]):
         os.utime(cache.ensure(file, torch.float32) / "superdraft.json", (number, number))
     assert cache.find(files[0], torch.float32) is not None  # the oldest until now
@@ -202,14 +193,14 @@ def test_the_entries_used_last_are_kept(tmp_path, home):
 
 
 def test_a_process_waits_for_another_one_and_uses_its_entry(path, home, capfd):
-    cache = ConvertedFiles(home, convert=_quick)
+    cache = ConvertedFiles(home / "converted", convert=_quick)
     entry = cache.ensure(path, torch.float32)
     entry.rename(home / "later")
     prepared = []
     with FileLock(home / "converted" / f".{entry.name}.lock"):
 
         def wait() -> None:
-            prepared.append(ConvertedFiles(home, convert=None).ensure(path, torch.float32))
+            prepared.append(ConvertedFiles(home / "converted", convert=None).ensure(path, torch.float32))
 
         waiting = threading.Thread(target=wait)
         waiting.start()
@@ -238,6 +229,31 @@ def test_llama_cpp_s_runner_keeps_the_tokenizer_alone(path, home, monkeypatch):
         second = load_gguf(str(path), home=home).tokenizer
     text = "def f(x):\n    return 12 + x  # naïve"
     assert first.encode(text) == second.encode(text)
-    (entry / "tokenizer.json").write_text("{}")
+    (entry / "tokenizer.json").write_text("{}")  # is prepared again
     assert load_gguf(str(path), home=home).tokenizer.encode(text) == first.encode(text)
     assert load_gguf(str(path), home=path).tokenizer.encode(text) == first.encode(text)  # a file: nothing is kept
+
+
+@pytest.mark.parametrize("has_power", [True, False])
+def test_a_crash_at_any_step_of_an_expansion_leaves_a_whole_entry_or_none(path, home, has_power):
+    def convert(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
+        for name in ("model-1.safetensors", "model-2.safetensors", "config.json"):
+            (folder / name).write_bytes(name.encode() * 1000)
+
+    cache = ConvertedFiles(home / "converted", convert=convert)
+
+    def is_whole(entry: Path) -> bool:
+        return all(
+            (entry / name).read_bytes() == name.encode() * 1000
+            for name in ("model-1.safetensors", "model-2.safetensors", "config.json")
+        )
+
+    def check() -> None:
+        found = cache.find(path, torch.float32)
+        assert found is None or is_whole(found)
+        assert is_whole(cache.ensure(path, torch.float32))
+        shutil.rmtree(home / "converted")
+
+    home.mkdir()
+    work = lambda: cache.ensure(path, torch.float32)  # noqa: E731
+    assert crash_at_every_step(home, work, check, has_power=has_power) >= 8

@@ -214,10 +214,11 @@ def test_a_long_start_says_what_it_does(llama, tmp_path, monkeypatch):
     stages = Stages()
     monkeypatch.setattr(reading, "stage", stages.record)
     load_model(str(llama), device="cpu", dtype="float32")
-    assert stages.names == ["Reading the tokenizer of llama", "Reading llama"]
-    assert stages.ended[1].total == 4 * size_of(tiny_model("llama").config).num_weights
+    assert stages.names == [*["Reading the tokenizer of llama"] * 2, "Reading llama"]
+    assert stages.ended[2].total == 4 * size_of(tiny_model("llama").config).num_weights
     load_model(str(write_gguf(tmp_path / "tiny.gguf")), device="cpu", dtype="float32")
-    assert stages.names[2:] == ["Reading the tokenizer of tiny", "Expanding tiny.gguf"]
+    reading_tokenizer = "Reading the tokenizer of tiny"
+    assert stages.names[3:] == [reading_tokenizer, "Expanding tiny.gguf", reading_tokenizer, "Reading tiny"]
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_a_name_of_the_catalogue_is_read_from_the_hubs_cache(hub_cache, monkeypa
     loaded = load_model("smollm2-360m", device="cpu", dtype="float32")
     assert (loaded.name, loaded.path, fetched) == ("smollm2-360m", None, ["HuggingFaceTB/SmolLM2-360M"])
     assert len(loaded.model.model.layers) == 2
-    loader.fetch("smollm2-360m")
+    assert loader.fetch("smollm2-360m") == hub_cache
     assert fetched[1:] == ["HuggingFaceTB/SmolLM2-360M"]
     assert cached_folder("HuggingFaceTB/SmolLM2-360M") == hub_cache
     (hub_cache / "model.safetensors").unlink()
@@ -334,9 +335,10 @@ def test_architectures_it_cannot_run_on_are_refused_before_weights_are_read(tmp_
     assert re.search(message, found), found
 
 
-def test_the_default_model_by_name(default_model):
+def test_the_default_model_by_name(default_gguf):
     loaded = load_model("smollm2-135m", device="cpu")
-    assert (loaded.name, loaded.path) == ("smollm2-135m", default_model)
+    assert (loaded.name, loaded.path) == ("smollm2-135m", default_gguf)
+    assert (loaded.stored is None) == (loaded.convert is None)  # its layers in 4 bits are kept
     assert loaded.model.generation_config.eos_token_id == [2, 0]
     tokenizer = loaded.tokenizer
     assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

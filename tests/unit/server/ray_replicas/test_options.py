@@ -38,6 +38,7 @@ def test_replicas_and_draining_follow_the_settings():
 def test_a_replica_finds_the_files_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-model" / "config.json").touch()
     (tmp_path / "my-ngrams").mkdir()
     settings = Settings(home="here", api_keys_file="keys.toml", model="my-model", ngram_model="./my-ngrams")
     found = replica_settings(settings)

@@ -8,7 +8,6 @@ import torch
 from support.gguf_files import write_gguf
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, NotEnoughMemoryError, UnsupportedModelError
-from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS
 from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.model.llamacpp import library as library_module
 from superdraft.decoding.model.llamacpp import runner as runner_module
@@ -36,9 +35,9 @@ def tiny(tmp_path):
     return write_gguf(tmp_path / "tiny.gguf")
 
 
-def test_an_embedding_gives_the_logits_of_its_token_to_the_last_bit(llama_cpp, default_model):
+def test_an_embedding_gives_the_logits_of_its_token_to_the_last_bit(llama_cpp, default_gguf):
     """On the real default model, with its quantised embedding matrix."""
-    runner = make_runner(default_model / KNOWN_MODELS[DEFAULT_MODEL].gguf_name)
+    runner = make_runner(default_gguf)
     ids = [1, 504, 2000, 300, 17, 345, 900, 12]
     sequence = runner.cache.borrow()
     of_tokens = runner._context.run(np.array(ids, dtype=np.int32), list(range(8)), [sequence] * 8, list(range(8)))

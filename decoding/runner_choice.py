@@ -1,0 +1,144 @@
+"""The runner that a model gets: torch, with our kernels where there are some, or llama.cpp for a GGUF file."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from superdraft.decoding.errors import ModelLoadError, NotEnoughMemoryError
+from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_gguf, load_model
+from superdraft.decoding.loading.source import resolve
+from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.model.llamacpp.library import library
+from superdraft.decoding.model.native.library import has_kernels
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """A model, and where and how it runs.
+
+    Attributes:
+        model: a name in the catalogue (`superdraft models list`), a folder with safetensors weights, a `.gguf` file, or
+            the id of a model on the hub. A model that is not on this machine is downloaded.
+        home: folder of the known models and of what is made once; None: see `superdraft_home`.
+        runner: "torch"; "llamacpp", for a `.gguf` file or a known model's own; "auto": torch where there are kernels
+            for the processor and memory suffices, else llama.cpp for a `.gguf` file, if it is installed.
+        device: for torch: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
+        dtype: for torch: name of a weight format, or "auto"; see `choose_weight_format`.
+        num_threads: on the CPU; None: torch measures which number is fastest, llama.cpp takes all cores.
+        gpu_layers: for llama.cpp: layers that a GPU runs; None: all of them, if it was built for a GPU.
+        trust_remote_code: run Python code that comes with the model.
+        checks_memory: refuse a model that does not fit in the free memory, before its weights are read.
+    """
+
+    model: str = DEFAULT_MODEL
+    home: Path | None = None
+    runner: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    num_threads: int | None = None
+    gpu_layers: int | None = None
+    trust_remote_code: bool = False
+    checks_memory: bool = True
+
+
+def load(options: ModelOptions) -> LoadedModel | LoadedGguf:
+    """Load the model for the runner that it gets. Sets torch's number of threads if the options have one.
+
+    Raises:
+        ModelLoadError: the model cannot be used, or not with these options.
+    """
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    if gguf_for_llama_cpp(options) is not None or options.runner == "llamacpp":
+        return _load_gguf(options)
+    if options.gpu_layers is not None:
+        raise ModelLoadError("gpu_layers is for --runner llamacpp; with torch, --device says where the model runs.")
+    try:
+        return load_for_torch(options)
+    except NotEnoughMemoryError as error:
+        if gguf_for_llama_cpp(options, is_short_of_memory=True) is None:
+            raise
+        _logger.warning("llama.cpp runs %s, because torch has too little memory: %s", options.model, error)
+    return _load_gguf(options)
+
+
+def load_for_torch(options: ModelOptions) -> LoadedModel:
+    """Load the model for torch.
+
+    Raises:
+        ModelLoadError: the model cannot be used.
+    """
+    return load_model(
+        options.model,
+        home=options.home,
+        device=options.device,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+        checks_memory=options.checks_memory,
+    )
+
+
+def gguf_for_llama_cpp(options: ModelOptions, *, is_short_of_memory: bool = False) -> Path | None:
+    """The `.gguf` file that llama.cpp is to run; None: something else runs, or another model.
+
+    The runner `auto` takes torch for what has a name, where the options are torch's own, where llama.cpp would leave a
+    GPU idle that torch can use, and on processors for which there are kernels: steps are two to six times as fast with
+    them (`superdraft lab bench runners`). The choice for a file is logged.
+
+    Args:
+        options: the model and how it runs.
+        is_short_of_memory: torch has too little.
+
+    Raises:
+        ModelLoadError: there is no such model.
+    """
+    source = resolve(options.model, options.home)
+    if options.runner == "llamacpp":
+        return source.gguf
+    if options.runner == "torch" or source.gguf is None or source.is_known:
+        return None
+    reason = _reason_for_torch(options, is_short_of_memory)
+    if reason is None:
+        _logger.info("llama.cpp runs %s", options.model)
+        return source.gguf
+    _logger.info("torch runs %s: %s", options.model, reason)
+    return None
+
+
+def _reason_for_torch(options: ModelOptions, is_short_of_memory: bool) -> str | None:
+    """Why torch is to run a `.gguf` file; None: llama.cpp is."""
+    if options.dtype != "auto" or options.device not in ("auto", "cpu"):
+        return "dtype and device are options for torch"
+    torch_has_gpu = options.device == "auto" and torch.cuda.is_available()
+    if has_kernels() and not (options.gpu_layers or torch_has_gpu or is_short_of_memory):
+        return "there are faster kernels for this processor"
+    try:
+        llama_cpp = library()
+    except ModelLoadError as error:
+        return f"{error} (pip install '.[llamacpp]' in the folder of Superdraft's sources)"
+    if torch_has_gpu and not llama_cpp.llama_supports_gpu_offload():
+        return "llama-cpp-python was built without a GPU"
+    return None
+
+
+def _load_gguf(options: ModelOptions) -> LoadedGguf:
+    if options.dtype != "auto":
+        raise ModelLoadError(
+            f"with --runner llamacpp the weights are those of the file, so dtype must be auto, got {options.dtype!r}."
+        )
+    if options.device not in ("auto", "cpu"):
+        raise ModelLoadError(
+            f"with --runner llamacpp, --gpu-layers says what a GPU runs; device must be auto or cpu, got "
+            f"{options.device!r}."
+        )
+    return load_gguf(
+        options.model,
+        home=options.home,
+        num_threads=options.num_threads,
+        gpu_layers=0 if options.device == "cpu" else options.gpu_layers,
+        checks_memory=options.checks_memory,
+    )
