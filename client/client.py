@@ -1,27 +1,18 @@
 """Synchronous client."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Self, TypeVar
 
 import httpx
 
-from superdraft.client.completion import ClientBase, ClientOptions, Completion, reporting_through
+from superdraft.client.completion import Completion
+from superdraft.client.core import ClientBase
 from superdraft.client.errors import ClientError
 from superdraft.client.models import FeedbackReceipt, Model, Snapshot
 from superdraft.client.stream_reader import StreamReader
-from superdraft.client.wire import (
-    Call,
-    DraftsOptions,
-    Endpoint,
-    drafts_call,
-    feedback_call,
-    models_call,
-    read_answer,
-    status_error,
-)
+from superdraft.client.wire import Call, read_answer, status_error
 
 T = TypeVar("T")
 
@@ -29,14 +20,9 @@ T = TypeVar("T")
 class DraftsStream:
     """A stream of growing drafts: iterate over it, or over `snapshots`, then call `result`."""
 
-    def __init__(
-        self, response: httpx.Response, reader: StreamReader[Completion], endpoint: Endpoint, timeout_s: float
-    ) -> None:
-        self._response = response
+    def __init__(self, snapshots: Iterator[Snapshot], reader: StreamReader[Completion]) -> None:
+        self.snapshots = snapshots
         self._reader = reader
-        self._endpoint = endpoint
-        self._timeout_s = timeout_s
-        self.snapshots = self._read()
 
     def __iter__(self) -> Iterator[Snapshot]:
         return self.snapshots
@@ -52,47 +38,21 @@ class DraftsStream:
             pass
         return self._reader.end()
 
-    def _read(self) -> Iterator[Snapshot]:
-        with self._endpoint.translating(self._timeout_s, streams=True):
-            for chunk in self._response.iter_bytes():
-                yield from self._reader.feed(chunk)
-        self._reader.end()
 
-
-class Superdraft(ClientBase):
+class Superdraft(
+    ClientBase[httpx.Client, Completion, AbstractContextManager[DraftsStream], tuple[Model, ...], FeedbackReceipt]
+):
     """A connection to a Superdraft server. Close it, or use it in a `with` statement.
 
-    Args:
-        base_url: for example "http://127.0.0.1:8000"; a trailing "/v1" is ignored. None: the environment variable
-            SUPERDRAFT_URL, or else a server on this machine, port 8000.
-        api_key: sent as a bearer token. None: the environment variable SUPERDRAFT_API_KEY; "": no key.
-        timeout: seconds to wait for the connection, and then for each part of the response.
-        max_retries: how often a failed request is retried, see `RetryPolicy`; 0: never.
-        default_headers: sent with every request, for example for a proxy.
-        http_client: an httpx.Client for the connections, with its own proxies, certificates and limits.
-            It stays open when this client is closed. None: one of the client's own.
+    Its arguments are those of `ClientBase`.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        timeout: float = 30.0,
-        max_retries: int = 2,
-        *,
-        default_headers: Mapping[str, str] | None = None,
-        http_client: httpx.Client | None = None,
-    ) -> None:
-        super().__init__(base_url, api_key, timeout, max_retries, default_headers)
-        self._owns_http = http_client is None
-        self._http = http_client or httpx.Client(timeout=timeout)
+    _kind, _http_kind = Completion, httpx.Client
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -100,106 +60,24 @@ class Superdraft(ClientBase):
         if self._owns_http:
             self._http.close()
 
-    def with_options(self, **changes: Unpack[ClientOptions]) -> "Superdraft":
-        """Return a client with other settings and the same connections, which this one closes.
-
-        ::
-
-            client.with_options(timeout=2, max_retries=0).complete("Thank you for")
-
-        Args:
-            changes: `api_key`, `timeout`, `max_retries`, or `default_headers`, which are added to this client's.
-        """
-        return Superdraft(**self._options(changes), http_client=self._http)
-
-    def complete(
-        self,
-        prompt: str | Sequence[int],
-        num_drafts: int = 3,
-        max_tokens: int = 16,
-        *,
-        timeout: float | None = None,
-        max_retries: int | None = None,
-        **options: Unpack[DraftsOptions],
-    ) -> Completion:
-        """Return the best `num_drafts` continuations of `prompt`, or fewer if there are not enough distinct ones.
-
-        Args:
-            prompt: text or token ids.
-            num_drafts: k.
-            max_tokens: maximum number of new tokens per draft.
-            timeout: seconds; overrides the client's timeout for this request.
-            max_retries: overrides the client's setting for this request.
-            options: other fields of `POST /v1/drafts`, see `DraftsOptions`.
-
-        Raises:
-            ConnectionFailedError: no server answers at the base URL, or the connection broke.
-            RequestTimeoutError: the server did not respond within the timeout.
-            StatusError: the server responded with an error; see the subclasses.
-            InvalidAnswerError: the response is not one of a Superdraft server.
-        """
-        call = drafts_call(prompt, num_drafts, max_tokens, options, Completion)
-        return self._with_feedback(self._ask(call, timeout, max_retries))
-
     @contextmanager
-    def stream(
-        self,
-        prompt: str | Sequence[int],
-        num_drafts: int = 3,
-        max_tokens: int = 16,
-        *,
-        timeout: float | None = None,
-        max_retries: int | None = None,
-        **options: Unpack[DraftsOptions],
-    ) -> Iterator[DraftsStream]:
-        """Stream the drafts of `complete` while they grow. Leaving the `with` block early cancels the request.
-
-        ::
-
-            with client.stream("Thank you for") as stream:
-                for snapshot in stream:
-                    print([draft.text for draft in snapshot.drafts])
-                completion = stream.result()
-
-        Raises:
-            ClientError: as in `complete`. Failures before the response begins are retried in the same way.
-        """
-        call = drafts_call(prompt, num_drafts, max_tokens, options, Completion, stream=True)
+    def _stream(self, call: Call[Completion], timeout: float | None, max_retries: int | None) -> Iterator[DraftsStream]:
         timeout_s = self._timeout_s(timeout)
         response = self._open(call, timeout_s, max_retries, stream=True)
         try:
-            reader = StreamReader(call, response, self.base_url, self._with_feedback)
-            yield DraftsStream(response, reader, self._endpoint, timeout_s)
+            reader = StreamReader(call, response, self.base_url)
+            yield DraftsStream(self._snapshots(response, reader, timeout_s), reader)
             reader.is_closed = True
         finally:
             response.close()
 
-    def models(self) -> tuple[Model, ...]:
-        """List the values that the option `model` accepts.
-
-        Raises:
-            ClientError: as in `complete`.
-        """
-        return self._ask(models_call())
-
-    def feedback(
-        self,
-        completion_id: str,
-        event: str,
-        rank: int = 0,
-        *,
-        elapsed_ms: float | None = None,
-    ) -> FeedbackReceipt:
-        """Report an event like `Completion.shown`, `accepted` and `dismissed`, given only the completion's id.
-
-        Raises:
-            ClientError: as in `complete`.
-        """
-        return self._ask(feedback_call(completion_id, event, rank, elapsed_ms))
-
-    def _with_feedback(self, completion: Completion) -> Completion:
-        reporting_through(completion, self._ask)
-        return completion
+    def _snapshots(
+        self, response: httpx.Response, reader: StreamReader[Completion], timeout_s: float
+    ) -> Iterator[Snapshot]:
+        with self._endpoint.translating(timeout_s, streams=True):
+            for chunk in response.iter_bytes():
+                yield from reader.feed(chunk)
+        reader.end()
 
     def _ask(self, call: Call[T], timeout: float | None = None, max_retries: int | None = None) -> T:
         response = self._open(call, self._timeout_s(timeout), max_retries, stream=False)
@@ -207,7 +85,7 @@ class Superdraft(ClientBase):
 
     def _open(self, call: Call[Any], timeout_s: float, max_retries: int | None, *, stream: bool) -> httpx.Response:
         """Send a call, with retries, and return the successful response; with `stream`, its body is still unread."""
-        attempts = self._attempts(max_retries)
+        policy, num_retries = self._retries(max_retries), 0
         while True:
             try:
                 with self._endpoint.translating(timeout_s):
@@ -218,5 +96,8 @@ class Superdraft(ClientBase):
                     response.read()
                 raise status_error(response)
             except ClientError as error:
-                delay_s = attempts.delay_after(error)
+                delay_s = policy.delay_s(error, num_retries)
+                if delay_s is None:
+                    raise
             time.sleep(delay_s)
+            num_retries += 1

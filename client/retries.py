@@ -57,26 +57,6 @@ class RetryPolicy:
         return min(self.first_delay_s * 2.0**num_retries, self.max_delay_s) * (1 - chance() / 4)
 
 
-class Attempts:
-    """The attempts at sending one request."""
-
-    def __init__(self, policy: RetryPolicy) -> None:
-        self._policy = policy
-        self._num_retries = 0
-
-    def delay_after(self, error: ClientError) -> float:
-        """Return the seconds to wait before the next attempt.
-
-        Raises:
-            ClientError: `error` itself, if the request should not be retried.
-        """
-        delay_s = self._policy.delay_s(error, self._num_retries)
-        if delay_s is None:
-            raise error
-        self._num_retries += 1
-        return delay_s
-
-
 def _is_temporary(error: ClientError) -> bool:
     if isinstance(error, StatusError):
         if error.should_retry is not None:

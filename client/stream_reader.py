@@ -1,7 +1,7 @@
 """Reader for a stream of drafts, fed with bytes."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -23,10 +23,9 @@ class StreamReader(Generic[T]):
         call: the request; its `read` parses the last event.
         response: the response that the bytes belong to; only its headers and status are used.
         base_url: the server's URL, for error messages.
-        finish: applied to the value of the last event.
     """
 
-    def __init__(self, call: Call[T], response: httpx.Response, base_url: str, finish: Callable[[T], T]) -> None:
+    def __init__(self, call: Call[T], response: httpx.Response, base_url: str) -> None:
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != EVENT_STREAM:
             raise InvalidAnswerError(
@@ -35,7 +34,6 @@ class StreamReader(Generic[T]):
         self._call = call
         self._response = response
         self._base_url = base_url
-        self._finish = finish
         self._parser = EventParser()
         self.answer: T | None = None
         self.is_closed = False  # the caller has left the stream
@@ -59,7 +57,7 @@ class StreamReader(Generic[T]):
                 case "drafts.snapshot":
                     yield from_json(Snapshot, event, DRAFTS_ROUTE)
                 case "drafts":
-                    self.answer = self._finish(self._call.read(event))
+                    self.answer = self._call.read(event)
                 case _:  # an event type of a later version
                     continue
 

@@ -21,7 +21,7 @@ from superdraft.client.errors import (
     StreamBrokenError,
     error_class,
 )
-from superdraft.client.models import DraftsAnswer, FeedbackReceipt, Model, from_json
+from superdraft.client.models import FeedbackReceipt, Model, from_json
 from superdraft.client.retries import retry_after_s, should_retry
 
 URL_VARIABLE, API_KEY_VARIABLE = "SUPERDRAFT_URL", "SUPERDRAFT_API_KEY"
@@ -233,11 +233,13 @@ def drafts_call(
     num_drafts: int,
     max_tokens: int,
     options: DraftsOptions,
-    kind: type[DraftsAnswer],
+    read: Callable[[Any], T],
     *,
     stream: bool = False,
-) -> Call[Any]:
-    """`POST /v1/drafts`, read as a `kind`. The session id is also sent as a header, for proxies that read no bodies.
+) -> Call[T]:
+    """`POST /v1/drafts`, whose answer `read` converts.
+
+    The session id is also sent as a header, for proxies that read no bodies.
 
     Raises:
         TypeError: the prompt is neither a text nor a sequence of token ids, or `stream` is among the options.
@@ -259,7 +261,7 @@ def drafts_call(
     if stream:
         body["stream"] = True
         headers["accept"] = EVENT_STREAM
-    return Call("POST", DRAFTS_ROUTE, kind.from_json, body, headers)
+    return Call("POST", DRAFTS_ROUTE, read, body, headers)
 
 
 def feedback_call(completion_id: str, event: str, rank: int, elapsed_ms: float | None = None) -> Call[FeedbackReceipt]:

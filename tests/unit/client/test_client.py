@@ -352,7 +352,9 @@ def test_both_clients_offer_the_same():
         return {name for name in dir(kind) if not name.startswith("_")}
 
     assert public(Superdraft) == public(AsyncSuperdraft)
-    assert asyncio.iscoroutinefunction(AsyncSuperdraft.complete)
+    answer = AsyncSuperdraft().complete("hi")
+    assert asyncio.iscoroutine(answer)
+    answer.close()
 
 
 # Settings of a client
