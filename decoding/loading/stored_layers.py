@@ -7,7 +7,6 @@ layer is stored under a hash of a sample of its dense weights, so it is found ag
 import contextlib
 import functools
 import hashlib
-import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from superdraft.decoding.durable import new_file
 from superdraft.decoding.model import quantise
 from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear
 from superdraft.decoding.model.native import linear as native_linear
@@ -140,12 +140,6 @@ def _read(path: Path, linear: DenseLinear) -> NativeLinear | None:
 
 
 def _write(path: Path, layer: NativeLinear) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError, SafetensorError):
+    with contextlib.suppress(OSError, SafetensorError), new_file(path) as partial:
         parts = layer.parts()
         save_file(parts | {_CHECKSUM: torch.tensor(_checksum(parts))}, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)

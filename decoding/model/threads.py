@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from superdraft.decoding.durable import new_file
 from superdraft.decoding.home import superdraft_home
 from superdraft.decoding.model.torch_runner import TorchRunner
 
@@ -42,9 +43,8 @@ def choose_num_threads(runner: TorchRunner, remembered: Path) -> int:
             return _use(num_threads)
         with contextlib.suppress(OSError):  # without the file, the next start measures again
             remembered.parent.mkdir(parents=True, exist_ok=True)
-            fresh = remembered.with_suffix(f".{os.getpid()}")
-            fresh.write_text(json.dumps(known | {key: num_threads}, indent=2) + "\n")
-            fresh.replace(remembered)
+            with new_file(remembered) as fresh:
+                fresh.write_text(json.dumps(known | {key: num_threads}, indent=2) + "\n")
     return _use(num_threads)
 
 

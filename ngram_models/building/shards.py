@@ -7,7 +7,6 @@ matches. A changed corpus changes the digests, even if it is read from the stand
 
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import zstandard
 from superdraft.ngram_models.building.corpus import Document, Text, encode_documents
 from superdraft.ngram_models.building.encoder import Encoder
 from superdraft.ngram_models.building.packed_files import open_unpacked
+from superdraft.ngram_models.building.work_folder import force
 from superdraft.ngram_models.errors import CorpusError, NgramBuildError
 from superdraft.ngram_models.store.manifest import TokenizerIdentity
 from superdraft.ngram_models.vocabulary import CUT, WordTable, split_at_end_of_text
@@ -147,8 +147,7 @@ def training_lines(shards: Iterable[Shard], report: Callable[[int], None]) -> It
 
 def rename_durably(partial: Path, final: Path) -> Path:
     """Rename a finished file after syncing its content, so that the new name never points to incomplete data."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    force(partial)
     return partial.rename(final)
 
 

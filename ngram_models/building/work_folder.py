@@ -1,5 +1,6 @@
 """Work folder of a build: one per model, locked, and kept if the build is killed."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,10 +50,13 @@ class WorkFolder:
         return self.path / "old"
 
     def publish(self) -> None:
-        """Move the new model into place. A model that was there before is moved to `old`."""
+        """Move the new model into place, once it is on the disk. A model that was there before is moved to `old`."""
+        for path in (*self.new.iterdir(), self.new):
+            force(path)
         if self.model.exists():
             self.model.rename(self.old)
         self.new.rename(self.model)
+        force(self.model.parent)
 
     def start(self) -> None:
         """Clean up after a run that was killed, and create the sub-folders."""
@@ -63,6 +67,15 @@ class WorkFolder:
             shutil.rmtree(folder, ignore_errors=True)
         for folder in (self.shards, self.new, self.temporary):
             folder.mkdir(exist_ok=True)
+
+
+def force(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk: a power cut may otherwise leave zeros."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 @contextmanager

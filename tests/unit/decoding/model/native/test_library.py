@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.crashes import crash_at_every_step
 
 from superdraft.decoding.model.native import __main__ as building
 from superdraft.decoding.model.native import library
@@ -207,3 +208,21 @@ def test_the_sources_compile_without_warnings(variant):
     command = [compiler, *library.compile_options(variant), "-Werror", "-fsyntax-only", str(library._MAIN)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("has_power", [True, False])
+def test_a_crash_at_any_step_of_a_build_leaves_a_whole_library_or_none(tmp_path, whole, monkeypatch, has_power):
+    script = f'while [ "$1" != -o ]; do shift; done; cp {whole} "$2"'
+    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    home = tmp_path / "home"
+    variant = library.supported_variants()[0]
+
+    def check():
+        found = home / "kernels" / library_name(variant)
+        if found.exists():
+            assert found.read_bytes() == whole.read_bytes()
+        assert build(variant, home / "kernels").read_bytes() == whole.read_bytes()
+        shutil.rmtree(home / "kernels")
+
+    home.mkdir()
+    assert crash_at_every_step(home, lambda: build(variant, home / "kernels"), check, has_power=has_power) >= 5
