@@ -19,13 +19,9 @@ from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.edge import error_map
 from superdraft.server.edge.access import Access
 from superdraft.server.edge.api_keys import ApiKeys
-from superdraft.server.edge.host_check import HostCheckMiddleware
-from superdraft.server.edge.large_bodies import LargeBodies
-from superdraft.server.edge.rate_limits import CallerLimits
+from superdraft.server.edge.browsers import BrowsersMiddleware
+from superdraft.server.edge.rate_limits import CallerLimits, TurnstileMiddleware
 from superdraft.server.edge.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
-from superdraft.server.edge.request_target import RequestTargetMiddleware
-from superdraft.server.edge.security_headers import SecurityHeadersMiddleware
-from superdraft.server.edge.turnstile import TurnstileMiddleware
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.observe.metrics import Metrics
@@ -80,7 +76,6 @@ def create_app(
     model_name: str,
     ngram_models: NgramModels | None = None,
     drafting: DraftingDefaults | None = None,
-    is_local: bool = False,
     traces: "Traces | None" = None,
 ) -> FastAPI:
     """An app that serves `engine`. The engine's thread lives as long as the app's lifespan.
@@ -91,7 +86,6 @@ def create_app(
         model_name: the name in answers; `settings.served_model_name` wins over it.
         ngram_models: the models that requests may name; None: there are none.
         drafting: defaults of requests; None: those of the settings.
-        is_local: only this machine can reach the server. Without API keys, it then answers only to local host names.
         traces: where requests are traced, closed at the end of the lifespan; None: as the settings say.
 
     Raises:
@@ -115,7 +109,6 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.settings = settings
-    app.state.large_bodies = LargeBodies()
     app.state.traces = traces or open_traces(settings)
     app.state.service = Service(
         settings=settings,
@@ -130,7 +123,7 @@ def create_app(
     )
     error_map.install(app)
     templates = _add_routes(app, access)
-    _add_middleware(app, templates, checks_host=is_local and not access.keys.are_required)
+    _add_middleware(app, templates, is_guarded=bool(settings.allowed_hosts) or not access.keys.are_required)
     return app
 
 
@@ -172,23 +165,22 @@ def _add_routes(app: FastAPI, access: Access) -> frozenset[str]:
     return frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
 
 
-def _add_middleware(app: FastAPI, templates: frozenset[str], *, checks_host: bool) -> None:
+def _add_middleware(app: FastAPI, templates: frozenset[str], *, is_guarded: bool) -> None:
     """Add all middleware. The one added last is the outermost: it also sees what the others refuse."""
     service: Service = app.state.service
     settings = service.settings
     app.add_middleware(TurnstileMiddleware, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
-    if checks_host:
-        app.add_middleware(HostCheckMiddleware, allowed=settings.allowed_hosts)
-    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(
+        BrowsersMiddleware, is_guarded=is_guarded, hosts=settings.allowed_hosts, origins=settings.cors_origins
+    )
     app.add_middleware(
         RequestContextMiddleware,
         metrics=service.metrics,
         templates=templates,
         traces=app.state.traces,
     )
-    app.add_middleware(RequestTargetMiddleware)
 
 
 def _admission(settings: Settings, engine: DecodingEngine, metrics: Metrics) -> AdmissionControl:

@@ -52,7 +52,7 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
 
 def _load_and_serve(settings: Settings, listener: socket.socket) -> None:
     with _garbage_collection_paused():
-        app = load_app(settings, is_local=_is_loopback(listener.getsockname()[0]))
+        app = load_app(settings)
     max_connections = allow_open_files(settings.max_connections)
     gc.collect()
     gc.freeze()  # objects of the libraries stay anyway; searching them for garbage would stop everything for 0.3 s
@@ -123,8 +123,8 @@ def check_exposure(settings: Settings, address: str) -> None:
     )
 
 
-def load_app(settings: Settings, *, is_local: bool = False) -> FastAPI:
-    """Load the model and make the app. `is_local`: as in `create_app`."""
+def load_app(settings: Settings) -> FastAPI:
+    """Load the model and make the app."""
     from superdraft.server.app import create_app, open_traces  # late: torch takes seconds, the port is checked before
     from superdraft.server.loading import load_service
 
@@ -136,7 +136,6 @@ def load_app(settings: Settings, *, is_local: bool = False) -> FastAPI:
         model_name=loaded.model_name,
         ngram_models=loaded.ngram_models,
         drafting=loaded.drafting,
-        is_local=is_local,
         traces=traces,
     )
 
@@ -225,12 +224,7 @@ class HttpServer(uvicorn.Server):
         settings = service.settings
         self._engine, self._grace_s = service.engine, settings.shutdown_grace_s
         self._on_started = on_started
-        self._protocol = bounded(
-            settings.receive_timeout_s,
-            settings.max_connections if max_connections is None else max_connections,
-            settings.max_connections_per_address,
-            settings.proxy_networks,
-        )
+        self._protocol = bounded(settings.receive_timeout_s, max_connections or settings.max_connections)
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -225,19 +225,17 @@ class Settings(BaseSettings):
     )
     allowed_hosts: Several[str] = network_field(
         default=(),
-        description="Host name, besides localhost, under which a local server without keys may be addressed. "
-        "Repeatable.",
+        description="Host name, besides localhost and names without a dot, under which a server without keys may be "
+        "addressed. Repeatable.",
     )
     cors_origins: Several[Annotated[str, AfterValidator(_origin)]] = network_field(
         default=(), description="Origin whose web pages may send requests from a browser (CORS). Repeatable."
     )
     max_connections: int = network_field(
-        default=2000, ge=1, description="Maximum number of open connections; beyond it the longest idle is closed."
-    )
-    max_connections_per_address: int = network_field(
-        default=256,
+        default=2000,
         ge=1,
-        description="Maximum number of open connections from one IPv4 address or IPv6 network of 64 bits.",
+        description="Maximum number of open connections; beyond it the one that has waited longest for a request is "
+        "closed.",
     )
     proxy_networks: Several[Annotated[str, AfterValidator(_network)]] = network_field(
         default=(),
@@ -267,7 +265,7 @@ class Settings(BaseSettings):
         "tokens.",
     )
     max_body_bytes: ByteSize = limit_field(
-        default=ByteSize(1024 * 1024), ge=1, description="Maximum size of a request's body."
+        default=ByteSize(512 * 1024), ge=1, description="Maximum size of a request's body."
     )
     rate_limit: RateLimit | None = limit_field(
         default=None, description="Maximum request rate per caller, such as 600/minute. If not set, there is no limit."

@@ -13,7 +13,6 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from superdraft.server.edge.error_map import BodyTooLargeError, MalformedBodyError, describe, invalid_request
-from superdraft.server.edge.large_bodies import LargeBodies
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
@@ -21,17 +20,15 @@ SchemaT = TypeVar("SchemaT", bound=BaseModel)
 def json_body(schema: type[SchemaT]) -> Callable[[Request], Awaitable[SchemaT]]:
     """A FastAPI dependency that reads the body as a `schema`.
 
-    The dependency raises BodyTooLargeError, OverloadedError, MalformedBodyError and InvalidRequestError.
+    The dependency raises BodyTooLargeError, MalformedBodyError and InvalidRequestError.
     """
 
     async def read(request: Request) -> SchemaT:
         body = await _read_body(request, request.app.state.settings.max_body_bytes)
-        large_bodies: LargeBodies = request.app.state.large_bodies
-        async with large_bodies.turn(len(body)):
-            try:
-                return schema.model_validate(_parse_object(body))
-            except ValidationError as error:
-                raise invalid_request(error) from None
+        try:
+            return schema.model_validate(_parse_object(body))
+        except ValidationError as error:
+            raise invalid_request(error) from None
 
     return read
 

@@ -95,7 +95,7 @@ def test_limits_are_those_of_the_engine_and_the_settings(make_client, engine: Fa
         "max_tokens": 77,
         "max_num_drafts": 9,
         "max_branches": 5,
-        "max_body_bytes": 1024 * 1024,
+        "max_body_bytes": 512 * 1024,
         "max_timeout_ms": 60_000,
         "strategies": ["superposed", "sample", "greedy", "sample+superposed"],
         "default_strategy": "superposed",

@@ -5,7 +5,6 @@ import json
 import logging
 import threading
 import time
-from unittest.mock import MagicMock
 
 import pytest
 import structlog
@@ -192,38 +191,86 @@ def test_every_answer_has_the_safe_headers(client, path):
     assert "server" not in headers
 
 
-# Names that are not this machine's
+# What pages may send
 
 
 @pytest.fixture
-def local(engine):
-    def ask(host, path="/v1/models", keys_file=None, **more):
-        settings = Settings(api_keys_file=keys_file, allowed_hosts=("Drafts.example",))
-        app = create_app(settings, engine, model_name="tiny", is_local=True)
-        with TestClient(app, headers={"host": host, **more}) as client:
-            return client.get(path)
+def ask(engine):
+    """Sends a request to a server, by default one without keys. Returns the answer."""
+
+    def ask(host="localhost", path="/v1/models", *, method="GET", content=None, settings=None, **headers):
+        app = create_app(Settings(**(settings or {})), engine, model_name="tiny")
+        with TestClient(app, headers={"host": host}) as client:
+            return client.request(
+                method, path, content=content, headers={name.replace("_", "-"): text for name, text in headers.items()}
+            )
 
     return ask
 
 
 NAMES = ("localhost", "localhost:8000", "LOCALHOST.", "a.localhost:1", "127.0.0.1:8000", "[::1]:8000", "10.0.0.7", "")
+FOREIGN = ("evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[::1", "a b")
 
 
-@pytest.mark.parametrize("host", [*NAMES, "drafts.example:443"])
-def test_this_machines_names_and_allowed_ones_are_answered(local, host):
-    assert local(host).status_code == 200
+@pytest.mark.parametrize("host", [*NAMES, "workstation:8000", "drafts.example:443"])
+def test_this_machines_names_and_allowed_ones_are_answered(ask, host):
+    assert ask(host, settings={"allowed_hosts": ("Drafts.example",)}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[::1", "a b"]
-)
-def test_a_site_cannot_take_the_server_for_its_own(local, keys, host):
+@pytest.mark.parametrize("settings", [{}, {"host": "0.0.0.0", "allow_unauthenticated": True}], ids=["local", "public"])
+@pytest.mark.parametrize("host", FOREIGN)
+def test_a_site_cannot_take_a_server_without_keys_for_its_own(ask, host, settings):
     for path in ("/v1/models", "/metrics", "/docs", "/health"):
-        refused = local(host, path)
+        refused = ask(host, path, settings=settings)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "host_not_allowed")
         assert refused.headers["x-request-id"] == refused.json()["request_id"]
         assert refused.headers["x-content-type-options"] == "nosniff"
-    assert local(host, keys_file=keys[0], **bearer(keys[1]["ann"])).status_code == 200  # no page has the key
+
+
+def test_with_keys_hosts_are_checked_where_some_are_named(ask, keys):
+    for allowed_hosts, status in (((), 200), (("drafts.example",), 403)):  # no page has the key
+        settings = {"api_keys_file": keys[0], "allowed_hosts": allowed_hosts}
+        assert ask("evil.example", settings=settings, **bearer(keys[1]["ann"])).status_code == status
+
+
+PAGE = {"origin": "https://evil.example", "sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"}
+JSON = {"content_type": "application/json; charset=utf-8"}
+DRAFTS = {"path": "/v1/drafts", "method": "POST", "content": json.dumps(BODY)}
+ALLOWED = {"cors_origins": ("https://evil.example",)}
+
+
+@pytest.mark.parametrize(
+    ("headers", "settings", "status"),
+    [
+        (PAGE, {}, 403),
+        (PAGE | JSON, {}, 403),
+        (PAGE, ALLOWED, 200),
+        (PAGE | {"sec_fetch_mode": "navigate", "content_type": "text/plain"}, {}, 403),  # a form
+        # A browser that names no site: it asks before it sends JSON to another one, and is told no.
+        ({"origin": "https://evil.example", "content_type": "text/plain"}, {}, 403),
+        ({"origin": "null"}, {}, 403),
+        ({"origin": "http://localhost", "sec_fetch_site": "same-origin"} | JSON, {}, 200),
+        ({"content_type": "application/x-www-form-urlencoded"}, {}, 200),  # curl, which is no browser
+    ],
+)
+def test_pages_of_other_sites_cannot_make_a_server_without_keys_work(ask, engine, headers, settings, status):
+    answer = ask(**DRAFTS, settings=settings, **headers)
+    assert answer.status_code == status
+    assert len(engine.seen) == (status == 200)
+    if status == 403:
+        assert answer.json()["error"]["code"] == "cross_site"
+
+
+def test_other_sites_may_link_to_the_pages(ask):
+    page = PAGE | {"sec_fetch_mode": "navigate"}
+    assert ask(path="/", **page).status_code == 200
+    assert ask(path="/v1/models", **PAGE).status_code == 403
+
+
+def test_with_keys_other_sites_are_not_refused(ask, keys):
+    settings = {"api_keys_file": keys[0]}
+    assert ask(**DRAFTS, settings=settings, **PAGE, **bearer(keys[1]["ann"])).status_code == 200
+    assert ask(**DRAFTS, settings=settings, **PAGE).status_code == 401
 
 
 # Where it listens
@@ -241,16 +288,6 @@ def test_a_public_address_needs_keys_or_a_word(address):
 def test_this_machine_does_not(address):
     assert ipaddress.ip_address(address).is_loopback
     serving.check_exposure(Settings(), address)
-
-
-@pytest.mark.parametrize(("host", "is_local"), [("127.0.0.1", True), ("0.0.0.0", False)])
-def test_the_app_is_told_whether_only_this_machine_reaches_it(monkeypatch, host, is_local):
-    monkeypatch.setattr("superdraft.server.loading.load_service", lambda _: MagicMock())
-    create = MagicMock(side_effect=InterruptedError)
-    monkeypatch.setattr("superdraft.server.app.create_app", create)
-    with serving.bind(host, 0) as listener, pytest.raises(InterruptedError):
-        serving.run_server(Settings(host=host), listener)
-    assert create.call_args.kwargs["is_local"] is is_local
 
 
 def test_a_port_that_was_taken_during_loading_is_told(monkeypatch):

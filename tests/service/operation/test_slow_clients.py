@@ -24,7 +24,7 @@ BODY = {"prompt": "hi", "max_tokens": 1}
 
 @pytest.fixture
 def limited(engine):
-    settings = Settings(receive_timeout_s=TIMEOUT_S, max_connections=20)
+    settings = Settings(receive_timeout_s=TIMEOUT_S, max_connections=20, max_body_bytes=1 << 20)
     with serving(create_app(settings, engine, model_name="tiny")) as url:
         yield url
 
@@ -161,15 +161,6 @@ def test_when_too_many_are_open_the_longest_idle_makes_room(patient):
         assert is_healthy(connections[1])
 
 
-def test_when_none_of_them_is_idle_the_new_one_is_refused(patient, pieces):
-    with contextlib.ExitStack() as stack:
-        for _ in range(20):
-            stack.enter_context(connect(patient)).sendall(HEAD)
-        assert eventually(lambda: len(pieces) == 20)
-        with connect(patient) as connection:
-            assert all_of(connection).startswith(b"HTTP/1.1 503 ")
-
-
 def test_those_that_were_given_up_leave_room(limited):
     with contextlib.ExitStack() as stack:
         for _ in range(20):
@@ -199,7 +190,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(engine):
 def test_a_thousand_idle_connections_and_a_hundred_slow_ones_disturb_nobody():
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 3000:  # both ends are in this process
         pytest.skip("the limit of open files is too low")
-    app = create_app(Settings(max_connections_per_address=2000), FakeEngine(), model_name="tiny")
+    app = create_app(Settings(), FakeEngine(), model_name="tiny")
     with calls_of_new_threads() as calls, serving(app) as url, contextlib.ExitStack() as stack:
 
         def median_work():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from prometheus_client import generate_latest
+from starlette.testclient import TestClient
 from support.engine import FakeEngine
 from support.waiting import PATIENCE_S
 
@@ -169,11 +170,18 @@ def test_every_file_that_compose_mounts_is_there():
             assert source in compose["volumes"] or (ROOT / source).exists(), source
 
 
-def test_prometheus_asks_the_server_for_its_metrics():
+def test_prometheus_may_ask_the_server_for_its_metrics_and_other_sites_may_not(monkeypatch):
     (job,) = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"superdraft:{Settings().port}"]}]
-    assert "superdraft" in compose["services"]
-    assert job.get("metrics_path", "/metrics") in paths_of_app()
+    settings = settings_of(compose["services"]["superdraft"]["environment"], monkeypatch)
+    assert settings.allowed_hosts == ("superdraft",)
+    with TestClient(create_app(settings, FakeEngine(), model_name="tiny")) as client:
+        path = job.get("metrics_path", "/metrics")
+        statuses = [
+            client.get(path, headers={"host": f"{name}:8000"}).status_code
+            for name in ("superdraft", "localhost", "evil.example")
+        ]
+    assert statuses == [200, 200, 403]
 
 
 def test_grafana_finds_prometheus_and_the_dashboard():

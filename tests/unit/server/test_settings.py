@@ -213,7 +213,7 @@ def test_config_show_tells_values_and_origins(monkeypatch, write):
     assert re.fullmatch(r'host = "127.0.0.1" +# default', lines["host"])
     assert re.fullmatch(r"# home is not set +# default", lines["home"])
     assert re.fullmatch(r'kv_memory = "4GiB" +# default', lines["kv_memory"])
-    assert re.fullmatch(r'max_body_bytes = "1MiB" +# default', lines["max_body_bytes"])
+    assert re.fullmatch(r'max_body_bytes = "512KiB" +# default', lines["max_body_bytes"])
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1500, 10**9, 3 * 2**20, 2**40, 5 * 2**41])

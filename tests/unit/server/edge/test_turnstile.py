@@ -6,7 +6,7 @@ import json
 import pytest
 from support.virtual_time import VirtualTimeLoop
 
-from superdraft.server.edge.turnstile import HOLD_S, MAX_REFUSED_PER_S, Rate, TurnstileMiddleware
+from superdraft.server.edge.rate_limits import HOLD_S, MAX_REFUSED_PER_S, Rate, TurnstileMiddleware
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.request_record import current_record, start_record
 
