@@ -13,6 +13,15 @@ OpenEngine = Callable[[], AbstractAsyncContextManager[httpx.AsyncBaseTransport]]
 _ENGINE_URL = "http://superdraft.local"  # a name for messages; nothing is looked up
 
 
+def origin_of(url: str) -> tuple[str, str, int | None]:
+    """The scheme, the host and the port of a URL, unless it is the scheme's own; empty if it is no URL."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return "", "", None
+    return parsed.scheme, parsed.host, parsed.port
+
+
 class Connection:
     """A client for drafts, once it is open.
 

@@ -13,7 +13,7 @@ class EditorOptions:
 
     Attributes:
         url: URL of a server; None: that of the command line, or else the engine in this process.
-        api_key: API key of the server; None: that of the command line.
+        api_key: API key of the server; None: that of the command line, if it names this server.
         model: name of a model that the server knows; None: the served one.
         num_drafts: suggestions to choose from.
         max_tokens: maximum number of new tokens per suggestion.

@@ -5,6 +5,7 @@ Texts of documents are in no log and in no message.
 
 import asyncio
 import logging
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -12,7 +13,8 @@ from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
 from superdraft.client.errors import ClientError
-from superdraft.server.language_server.connection import Connection, OpenEngine
+from superdraft.client.wire import API_KEY_VARIABLE, URL_VARIABLE
+from superdraft.server.language_server.connection import Connection, OpenEngine, origin_of
 from superdraft.server.language_server.documents import Documents, divided, divided_after, path_in
 from superdraft.server.language_server.notices import Notices
 from superdraft.server.language_server.options import EditorOptions, read_options
@@ -64,14 +66,34 @@ class DraftsServer(LanguageServer):
     async def connect(self) -> None:
         """Open the connection. Failures are shown, and the next request tries again where that makes sense."""
         url = self.options.url or self._url
-        connection = Connection(url, self.options.api_key or self._api_key, self._open_engine)
-        self._connection = connection
+        self._connection = connection = Connection(url, self._key_for(url), self._open_engine)
         if url is None:
             self.log("Loading the model ...")
         try:
             self.log(f"Drafts come from {await connection.open()}.")
         except (ClientError, ValueError) as error:
             self.notices.fault(str(error))
+
+    def _key_for(self, url: str | None) -> str | None:
+        """The key to send to a server.
+
+        The user's own goes only to the server that the user names, on the command line or in the environment. The
+        editor's options may be those of a repository, which could name any server.
+
+        Returns:
+            The key; an empty one: none. None: that of the environment, if there is one.
+        """
+        if self.options.api_key is not None or url is None:
+            return self.options.api_key
+        named = [known for known in (self._url, os.environ.get(URL_VARIABLE)) if known]
+        if origin_of(url) in map(origin_of, named):
+            return self._api_key
+        if self._api_key is not None or os.environ.get(API_KEY_VARIABLE):
+            self.log(
+                "The API key is not sent to the URL in the editor's options, which the command line does not name. Set "
+                f"apiKey in the options, start superdraft lsp --url with it, or set {URL_VARIABLE}."
+            )
+        return ""
 
     async def suggest(self, params: types.InlineCompletionParams) -> list[types.InlineCompletionItem]:
         """The items for a position; none before the connection is open."""

@@ -79,6 +79,8 @@ const tasks = {
   badStream: () => failure(() => client.stream("hi", { num_drafts: 0 })),
   notFound: () => failure(() => client.feedback("none", "shown")),
   brokenStream: () => failure(async () => (await client.stream("fail", hello)).result()),
+  redirected: () =>
+    failure(() => new Superdraft(process.env.REDIRECTING_URL, { apiKey: "k", maxRetries: 0 }).complete("hi", hello)),
   unreachable: () => failure(() => new Superdraft("http://127.0.0.1:9", { maxRetries: 0 }).limits()),
   timeout: () => failure(() => faked(["never"], { timeoutMs: 50 }).client.limits()),
   otherServer: () => failure(() => faked([() => new Response("<html>")]).client.limits()),

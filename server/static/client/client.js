@@ -93,6 +93,7 @@ export class Superdraft {
                         headers: { ...this.#options.headers, ...(body !== null && { "content-type": "application/json" }) },
                         body: body === null ? null : JSON.stringify(body),
                         signal: exchange.signal,
+                        redirect: "error", // it would send the text and the key to another place
                     });
                     if (exchange.response.ok)
                         return;

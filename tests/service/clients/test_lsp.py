@@ -340,6 +340,27 @@ def test_wrong_key_is_told(engine):
         asyncio.run(run(url))
 
 
+def test_the_users_key_goes_only_to_the_server_that_the_user_names(engine, monkeypatch, unused_url):
+    """The editor's options may be those of a repository."""
+    app = create_app(Settings(api_keys=f"me={RIGHT_KEY}"), engine, model_name="tiny")
+
+    async def run(url):
+        async with editing("--url", unused_url, "--api-key", RIGHT_KEY, options={"url": url}, awaits=2) as editor:
+            (message,) = editor.shown
+            assert "requires an API key" in message  # none came
+            assert "is not sent to the URL in the editor's options" in editor.logged[0]
+            assert RIGHT_KEY not in editor.logged[0]
+        monkeypatch.setenv("SUPERDRAFT_API_KEY", RIGHT_KEY)
+        async with editing(options={"url": url}, awaits=2) as editor:
+            assert "requires an API key" in editor.shown[0]
+        monkeypatch.setenv("SUPERDRAFT_URL", f"{url}/v1")
+        async with editing(options={"url": f"{url}/"}) as editor:
+            assert editor.logged == ["Drafts come from tiny."]
+
+    with serving(app) as url:
+        asyncio.run(run(url))
+
+
 def test_options_of_the_editor(engine, url, unused_url):
     options = {
         "url": url,

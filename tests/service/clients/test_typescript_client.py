@@ -4,9 +4,13 @@ The built modules are committed, because the server's page loads them and servin
 need `npm ci` in client/typescript, or TYPESCRIPT_NODE_MODULES naming a folder that has the package `typescript`.
 """
 
+import contextlib
 import json
 import os
 import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -106,6 +110,27 @@ def engine():
     return FakeEngine()
 
 
+@contextlib.contextmanager
+def redirecting(url: str) -> Iterator[str]:
+    """A server that sends every request elsewhere, with its body."""
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(307)
+            self.send_header("location", url + self.path)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def module_patch():
     with pytest.MonkeyPatch.context() as patch:
@@ -130,10 +155,10 @@ def results(module_patch, engine):
                 job.num_steps = min(job.num_steps, 2)
 
     engine.on_step = step
-    with serving(create_app(Settings(), engine, model_name="tiny")) as url:
+    with serving(create_app(Settings(), engine, model_name="tiny")) as url, redirecting(url) as other_url:
         done = subprocess.run(
             [NODE, TESTS / "client.mjs", (BUILT / "index.js").as_uri()],
-            env={**os.environ, "SERVER_URL": url},
+            env={**os.environ, "SERVER_URL": url, "REDIRECTING_URL": other_url},
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
@@ -190,6 +215,7 @@ def test_errors_of_the_server(results, task, name, code):
     ("task", "name"),
     [
         ("unreachable", "ConnectionFailedError"),
+        ("redirected", "ConnectionFailedError"),  # neither the text nor the key goes elsewhere
         ("timeout", "RequestTimeoutError"),
         ("otherServer", "InvalidAnswerError"),
         ("otherStream", "InvalidAnswerError"),
