@@ -289,10 +289,10 @@ def _context_ids(gap: Gap, fim: FimTokens, tokenizer: FimTokenizer, room: int) -
 def _fitting(
     context: Sequence[ContextFile], encode: Callable[[ContextFile], list[int]], room: int
 ) -> list[tuple[ContextFile, list[int]]]:
-    """The last files that together fit into `room` tokens, each complete, with their tokens."""
+    """The last files that together fit into `room` tokens, each complete and with its path, with their tokens."""
     fitting = []
     for file in reversed(context):
-        if len(file.text) > room * _MAX_CHARS_PER_TOKEN:
+        if len(file.path) + len(file.text) > room * _MAX_CHARS_PER_TOKEN:
             break
         token_ids = encode(file)
         room -= len(token_ids)

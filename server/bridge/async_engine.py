@@ -6,8 +6,10 @@ so that drafts do not wait for that.
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
@@ -26,6 +28,8 @@ from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.rate_limits import counted_caller
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.request_record import RequestRecord, current_record
+
+T = TypeVar("T")
 
 LONG_TEXT_CHARS = 4096
 """Texts longer than this are encoded by a thread of their own. This much takes the default model's tokenizer one to two
@@ -159,6 +163,11 @@ class AsyncEngine:
             return await asyncio.get_running_loop().run_in_executor(self._encoder, self._engine.prepare, request)
         except Exception as fault:
             raise request_error(fault, engine_request_id=request.request_id) from None
+
+    async def encoded(self, encode: Callable[[], T]) -> T:
+        """What `encode` returns, run by the thread that encodes long texts. Not run if cancelled before its turn."""
+        self._check_accepting()
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, encode)
 
     def _count_unsent(self, fault: BaseException, record: RequestRecord) -> None:
         """Count a request that was admitted and did not reach the engine."""

@@ -1,1 +1,1 @@
-"""The edge of the server: HTTP limits, host names, API keys, rate limits, and errors as HTTP answers."""
+"""The edge of the server: limits of connections and callers, what pages may send, API keys, errors as HTTP answers."""

@@ -10,7 +10,7 @@ from superdraft.client.errors import ClientError
 
 OpenEngine = Callable[[], AbstractAsyncContextManager[httpx.AsyncBaseTransport]]
 
-_ENGINE_URL = "http://superdraft.local"  # a name for messages; nothing is looked up
+_ENGINE_URL = "http://superdraft"  # a name for messages; nothing is looked up
 
 
 def origin_of(url: str) -> tuple[str, str, int | None]:

@@ -30,6 +30,7 @@ MAX_TOKEN_ID = 2**31 - 1
 MAX_LOGIT_BIASES = 1024
 MAX_STOPS = 256  # each takes time at every step, whatever its length
 MAX_SNIPPETS = 256  # per list; several times what editors send
+MAX_PATH_CHARS = 1024  # of a file; each is encoded whole, before the request is admitted
 MAX_DIGITS = 40  # of an integer; clients that want no limit send large ones for max_tokens
 MAX_FIELDS = 256  # of an object, unknown ones included
 LOGPROB_FLOOR = -9999.0  # JSON has no -inf

@@ -1,8 +1,8 @@
 """Shared by the editors' wires: a place in a text becomes a prompt, and the drafts for it become suggestions."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -162,7 +162,7 @@ async def fill(
         SuperdraftError: raised by the engine.
         ClientGoneError: the client left.
     """
-    prepared = await prepare_gap(service, gap, request.asked["max_tokens"], service.engine.max_model_len // 2)
+    prepared = await prepare_gap(http, service, gap, request.asked["max_tokens"], service.engine.max_model_len // 2)
     if has_text_after(gap):
         request = replace(request, asked={**request.asked, "single_line": True})
     output = await complete(
@@ -171,19 +171,27 @@ async def fill(
     return Filled(output, prepared.is_truncated, [*prepared.warnings, *output.warnings])
 
 
-async def prepare_gap(service: Service, gap: Gap, max_tokens: int, max_context_tokens: int = 0) -> PreparedGap:
-    """The prompt for a gap, with room for a draft of `max_tokens`.
+async def prepare_gap(
+    http: Request, service: Service, gap: Gap, max_tokens: int, max_context_tokens: int = 0
+) -> PreparedGap:
+    """The prompt for a gap, with room for a draft of `max_tokens`. A client that leaves ends the wait for it.
 
     Args:
+        http: its body has been read.
         service: the served model. Without fill-in-the-middle tokens, or with these turned off, it sees only the prefix.
         gap: the place to fill.
         max_tokens: of each draft.
         max_context_tokens: for the gap's context.
+
+    Raises:
+        EngineStoppedError: the server is shutting down.
+        ClientGoneError: the client left.
     """
     engine = service.engine
     budget = Budget(max(0, engine.max_model_len - max_tokens), max_context_tokens)
     # Not on the event loop: an editor may send a hundred thousand characters.
-    prompt = await asyncio.to_thread(gap_prompt, gap, service.fim, engine.tokenizer, budget)
+    encode = partial(gap_prompt, gap, service.fim, engine.tokenizer, budget)
+    prompt = await unless_client_gone(http, engine.encoded(encode))
     warnings = [NOT_SEEN] if service.fim is None and gap.suffix else []
     if prompt.is_truncated:
         warnings.append(f"{TOO_LONG}: their far ends were left out.")

@@ -24,6 +24,7 @@ from superdraft.server.edge.error_map import failure_of
 from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import (
+    MAX_PATH_CHARS,
     MAX_SNIPPETS,
     MIN_PROBABILITY_SHOWN,
     SPECIAL_TOKENS,
@@ -61,6 +62,8 @@ def _extra(value: Any) -> tuple[ContextFile, ...]:
         text, name = (chunk.get("text"), chunk.get("filename")) if isinstance(chunk, dict) else (None, None)
         if not isinstance(text, str) or not isinstance(name, str | None):
             raise ValueError('must be a list of {"text": string, "filename": string}, the filename being optional')
+        if len(name or "") > MAX_PATH_CHARS:
+            raise ValueError(f"must have filenames of at most {MAX_PATH_CHARS} characters")
         files.append(ContextFile(name or "", text))
     return tuple(files)
 
@@ -70,7 +73,7 @@ _EXTRA_SCHEMA = {
     "maxItems": MAX_SNIPPETS,
     "items": {
         "type": "object",
-        "properties": {"text": {"type": "string"}, "filename": {"type": "string"}},
+        "properties": {"text": {"type": "string"}, "filename": {"type": "string", "maxLength": MAX_PATH_CHARS}},
         "required": ["text"],
     },
 }

@@ -19,6 +19,7 @@ from superdraft.server.observe.metrics import DraftEvent
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import (
     ERROR_RESPONSES,
+    MAX_PATH_CHARS,
     MAX_SNIPPETS,
     MIN_PROBABILITY_SHOWN,
     Integer,
@@ -37,7 +38,7 @@ from superdraft.server.wires.json_body import documented, json_body
 class TabbySnippet(WireRequest):
     """A piece of code from another place."""
 
-    filepath: str = ""
+    filepath: str = Field(default="", max_length=MAX_PATH_CHARS)
     body: str
 
 
@@ -49,7 +50,7 @@ class TabbySegments(WireRequest):
 
     prefix: str
     suffix: str = ""
-    filepath: str = ""
+    filepath: str = Field(default="", max_length=MAX_PATH_CHARS)
     declarations: TabbySnippets = ()
     relevant_snippets_from_changed_files: TabbySnippets = ()
     relevant_snippets_from_recently_opened_files: TabbySnippets = ()

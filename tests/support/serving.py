@@ -54,12 +54,12 @@ def num_twins(app: FastAPI) -> int:
     return sum(run.num_waiting for run in app.state.service.fan_out._runs.values())
 
 
-def metrics_of(url: str) -> Counter[str]:
-    """The server's metrics, each sample summed over its labels."""
+def metrics_of(url: str, **labels: str) -> Counter[str]:
+    """The server's metrics, each summed over its samples that have these labels."""
     totals: Counter[str] = Counter()
     for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=60).text):
         for sample in family.samples:
-            totals[sample.name] += sample.value
+            totals[sample.name] += sample.value if labels.items() <= sample.labels.items() else 0
     return totals
 
 

@@ -58,7 +58,7 @@ async def create_drafts(
     drafts_id = f"drafts-{uuid.uuid4().hex}"
     gap = gap_of(body)
     display = display_of(body, gap, service.settings.min_probability_shown)
-    prompt, own_warnings = await _prompt_of(body, gap, service)
+    prompt, own_warnings = await _prompt_of(body, gap, request, service)
     asks = asked(body, gap)
     if is_silent(body, gap, sees_suffix=service.fim is not None):
         asks["max_tokens"] = 0  # only runs the prompt, for the requests to come
@@ -94,11 +94,11 @@ async def create_drafts(
     return EventStream(streamed.outputs, render)
 
 
-async def _prompt_of(body: DraftsRequest, gap: Gap, service: Service) -> tuple[Prompt, list[str]]:
+async def _prompt_of(body: DraftsRequest, gap: Gap, request: Request, service: Service) -> tuple[Prompt, list[str]]:
     """The engine's prompt, and warnings about it."""
     if not (body.suffix or body.path):
         return engine_prompt(body.prompt, special_tokens=False), []
-    prepared = await prepare_gap(service, gap, body.max_tokens)
+    prepared = await prepare_gap(request, service, gap, body.max_tokens)
     return prepared.prompt, list(prepared.warnings)
 
 

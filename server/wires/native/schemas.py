@@ -7,7 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from superdraft.decoding.outputs import FinishReason
 from superdraft.server.ngrams.registry import NgramChoice
 from superdraft.server.wires import examples
-from superdraft.server.wires.common import Boolean, Integer, Number, OnePrompt, PromptTokensDetails, without_nulls
+from superdraft.server.wires.common import (
+    MAX_PATH_CHARS,
+    Boolean,
+    Integer,
+    Number,
+    OnePrompt,
+    PromptTokensDetails,
+    without_nulls,
+)
 from superdraft.server.wires.drafting_fields import DraftingFields
 
 SCORE = (
@@ -51,7 +59,7 @@ class DraftsRequest(DraftingFields):
     suffix: str = Field(default="", description="The text after the cursor, which drafts do not repeat.")
     path: str = Field(
         default="",
-        max_length=1024,
+        max_length=MAX_PATH_CHARS,
         description="Name of the file with the cursor, for models that are trained on file names. Text prompts only.",
     )
     trigger: Literal["automatic", "invoked"] | None = Field(

@@ -1,5 +1,7 @@
 """Engine prompts of a completion: the request's own, or with `suffix` the two sides of a gap."""
 
+from fastapi import Request
+
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.prompt import Prompt
@@ -11,11 +13,12 @@ from superdraft.server.wires.editors import TOO_LONG, prepare_gap, with_cut_draf
 from superdraft.server.wires.openai.schemas import CompletionRequest
 
 
-async def engine_prompts(body: CompletionRequest, service: Service) -> tuple[list[Prompt], list[str]]:
+async def engine_prompts(body: CompletionRequest, request: Request, service: Service) -> tuple[list[Prompt], list[str]]:
     """The engine's prompt for each of the request's, and warnings about them.
 
     Raises:
         InvalidRequestError: there is a `suffix`, and a field that cannot be combined with it.
+        ClientGoneError: the client left.
         PromptTooLongError: the text around a gap does not fit, and the settings do not allow it to be shortened.
     """
     gaps = gaps_of(body)
@@ -25,7 +28,7 @@ async def engine_prompts(body: CompletionRequest, service: Service) -> tuple[lis
     prompts: list[Prompt] = []
     warnings: list[str] = []
     for gap in gaps:
-        prepared = await prepare_gap(service, gap, body.max_tokens)
+        prepared = await prepare_gap(request, service, gap, body.max_tokens)
         if prepared.is_truncated and service.settings.prompt_too_long == "error":
             limit = service.engine.max_model_len
             raise PromptTooLongError(

@@ -67,7 +67,7 @@ async def create_completion(
         return await complete_segments(fields, request, service)
     body = _validated(fields)
     check(body)
-    prompts, gap_warnings = await engine_prompts(body, service)
+    prompts, gap_warnings = await engine_prompts(body, request, service)
     drafting = _drafting_request(body, prompts, request, service)
     head: dict[str, Any] = {"id": drafting.id, "created": int(time.time()), "model": service.model_name}
     limit = service.engine.config.max_tokens

@@ -1,5 +1,7 @@
 """A text with a gap on the five wires that take one, for models with tokens for gaps and for models without."""
 
+import json
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -8,7 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 from support.engine import FakeEngine, FakeTokenizer
 from support.models import CODESTRAL_FIM, QWEN_FIM, tiny_fim_tokenizer, tiny_model, tiny_tokenizer
+from support.serving import metrics_of, raw_request, serving
 from support.sse import parsed
+from support.waiting import eventually
 
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
@@ -333,3 +337,69 @@ def test_cursors_line_is_text_and_all_before_it_stays_while_it_is_typed(real, wi
     if name != "codestral":  # a run of blanks and a word begin at different places there
         assert len({prompt.token_ids for prompt in last}) == 1
         assert last[-1].text.endswith("\t\tretur")
+
+
+TOO_LONG_NAME = "1" * 1025
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/infill", {"input_prefix": "a", "input_suffix": "", "input_extra": "EXTRA"}, "input_extra"),
+        ("/v1/completions", {"segments": {"prefix": "a", "filepath": TOO_LONG_NAME}}, "segments"),
+        ("/v1/completions", {"segments": {"prefix": "a", "declarations": "SNIPPETS"}}, "segments"),
+        ("/v1/drafts", {"prompt": "a", "path": TOO_LONG_NAME}, "path"),
+    ],
+)
+def test_names_of_files_are_limited_on_every_wire(make_client, engine, path, body, param):
+    client = make_client(editor_max_tokens=1)
+    engine.generate_with(" b", " c", " d")
+    lists = {
+        "EXTRA": [{"text": "b", "filename": TOO_LONG_NAME}],
+        "SNIPPETS": [{"body": "b", "filepath": TOO_LONG_NAME}],
+    }
+    text = json.dumps(body)
+    for name, entries in lists.items():
+        text = text.replace(f'"{name}"', json.dumps(entries))
+    refused = client.post(path, content=text)
+    assert refused.status_code == 400
+    assert param in refused.json()["error"]["message"]
+    assert "1024 characters" in refused.json()["error"]["message"]
+    assert client.post(path, content=text.replace(TOO_LONG_NAME, TOO_LONG_NAME[1:])).status_code == 200
+
+
+class OneByOne(GapTokenizer):
+    """Notes which thread encodes, and waits for leave where the text says so."""
+
+    def __init__(self):
+        self.threads, self.texts = [], []
+        self.leave = threading.Event()
+
+    def encode_inside(self, text):
+        self.threads.append(threading.current_thread().name)
+        self.texts.append(text)
+        if "wait" in text:
+            assert self.leave.wait(30)
+        return super().encode_inside(text)
+
+
+@every_wire
+def test_gaps_are_encoded_one_at_a_time_and_not_for_clients_who_have_left(wire):
+    tokenizer = OneByOne()
+    engine = ScriptedEngine(tokenizer=tokenizer)
+    engine.generate_with(" b", " c", " d")
+    app = create_app(Settings(fan_out=1, editor_max_tokens=2), engine, model_name="tiny")
+    path = "/v1/completions" if wire.path == "tabby" else wire.path
+    with serving(app) as url:
+        first = raw_request(url, path, **wire.body("wait", "b"))
+        assert eventually(lambda: "wait" in "".join(tokenizer.texts))
+        leaving = [raw_request(url, path, **wire.body("gone", "b")) for _ in range(3)]
+        assert eventually(lambda: app.state.service.engine._encoder._work_queue.qsize() == 3)
+        for connection in leaving:
+            connection.close()
+        assert eventually(lambda: metrics_of(url, status="499")["superdraft_requests_total"] == 3)
+        tokenizer.leave.set()
+        assert b"200 OK" in first.recv(100)
+        first.close()
+    assert "gone" not in "".join(tokenizer.texts)
+    assert tokenizer.threads[0].startswith("superdraft-encoder")

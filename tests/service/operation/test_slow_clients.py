@@ -24,7 +24,7 @@ BODY = {"prompt": "hi", "max_tokens": 1}
 
 @pytest.fixture
 def limited(engine):
-    settings = Settings(receive_timeout_s=TIMEOUT_S, max_connections=20, max_body_bytes=1 << 20)
+    settings = Settings(receive_timeout_s=TIMEOUT_S, max_connections=20)
     with serving(create_app(settings, engine, model_name="tiny")) as url:
         yield url
 
@@ -175,7 +175,7 @@ def answers(url):
 
 
 def test_a_reader_that_takes_nothing_is_cut_off(engine):
-    app = create_app(Settings(receive_timeout_s=6 * TIMEOUT_S), engine, model_name="tiny")  # it is sent a megabyte
+    app = create_app(Settings(receive_timeout_s=6 * TIMEOUT_S, max_body_bytes=1 << 20), engine, model_name="tiny")
     engine.max_model_len = 1_000_000
     finished = 'superdraft_requests_total{route="/v1/completions"'
     # Six echoes of the prompt are more than the system buffers, and none of them can be left out.

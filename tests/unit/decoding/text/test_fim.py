@@ -213,6 +213,27 @@ def test_files_come_first_with_their_names():
     )
 
 
+def test_a_path_counts_as_much_as_text_and_is_not_encoded_if_it_cannot_fit():
+    class Counting:
+        vocabulary, start_token_id = QWEN.vocabulary, QWEN.start_token_id
+        num_chars = 0
+
+        def encode(self, text):
+            return QWEN.encode(text)
+
+        def encode_inside(self, text):
+            self.num_chars += len(text)
+            return QWEN.encode_inside(text)
+
+    for context, num_chars in (
+        ((ContextFile("a.py", "A = 1\n"), ContextFile("1" * 1_000_000, "")), 100),
+        ((ContextFile("a.py", "A = 1\n"), ContextFile("1" * 4000, "1" * 5000)), 100),
+    ):
+        tokenizer = Counting()
+        prompt_of(Gap("x", "", context), tokenizer=tokenizer)
+        assert tokenizer.num_chars < num_chars
+
+
 def test_name_of_a_file_is_told_where_there_is_little_text():
     gap = Gap("fn ma", "", path="src/main.rs")
     assert shown(prompt_of(gap).prompt).startswith("<|repo_name|>project\n<|file_sep|>src/main.rs\n<|fim_prefix|>")
