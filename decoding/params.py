@@ -1,7 +1,9 @@
 """Parameters of one generation, checked once, then frozen."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.method.selection import PAPER, RULES, SelectionRule
@@ -16,6 +18,34 @@ DEFAULT_STRATEGY: Strategy = "superposed"
 Trim = Literal["none", "word", "sentence"]
 TRIMS: tuple[Trim, ...] = get_args(Trim)
 
+RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "alpha": (0, 1),
+    "tau": (0.001, 100),
+    "penalty": (0, 1e6),
+    "min_probability": (0, 1),
+    "temperature": (0, 2),
+    "top_p": (1e-6, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+}
+"""The least and the largest value of each parameter that is a number."""
+
+LEAST: Final[Mapping[str, int]] = {
+    "num_drafts": 1,
+    "max_tokens": 0,
+    "candidates_per_draft": 1,
+    "max_branches": 1,
+    "min_draft_tokens": 1,
+    "num_verified": 1,
+    "num_branches": 1,
+    "reset_every": 1,
+}
+"""The least value of each parameter that is a count."""
+
+_OPTIONAL = frozenset({"candidates_per_draft", "num_verified", "num_branches", "reset_every"})
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
+MAX_BIAS = 100
+
 
 def _check(ok: bool, param: str, value: object, limit: str) -> None:
     if not ok:
@@ -26,8 +56,8 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _plain(number: float) -> str:
+    return f"{number:f}".rstrip("0").rstrip(".")
 
 
 def _is_within(value: object, low: float, high: float) -> bool:
@@ -122,56 +152,40 @@ class GenerationParams:
     snapshots: bool = False
 
     def __post_init__(self) -> None:
-        k, m = self.num_drafts, self.candidates_per_draft
-        _check(_is_int(k) and k >= 1, "num_drafts", k, "an integer of at least 1")
-        _check(
-            _is_int(self.max_tokens) and self.max_tokens >= 0, "max_tokens", self.max_tokens, "an integer of at least 0"
-        )
-        _check(_is_number(self.alpha) and 0 <= self.alpha <= 1, "alpha", self.alpha, "a number from 0 to 1")
-        _check(_is_number(self.tau) and 0.001 <= self.tau <= 100, "tau", self.tau, "a number from 0.001 to 100")
-        _check(m is None or (_is_int(m) and m >= 1), "candidates_per_draft", m, "an integer of at least 1, or null")
-        _check(_is_number(self.penalty) and 0 <= self.penalty <= 1e6, "penalty", self.penalty, "a number from 0 to 1e6")
-        _check(self.selection in RULES, "selection", self.selection, f"one of {', '.join(RULES)}")
-        _check(all(isinstance(s, str) and s for s in self.stop), "stop", list(self.stop), "strings that are not empty")
-        top = self.verify_top
-        _check(top is None or (_is_int(top) and 0 <= top <= 20), "logprobs", top, "an integer from 0 to 20, or null")
-        num = self.num_verified
-        _check(num is None or (_is_int(num) and num >= 1), "num_verified", num, "an integer of at least 1, or null")
-        self._check_sampling()
+        for name, (low, high) in RANGES.items():
+            if not _is_within(value := getattr(self, name), low, high):
+                _check(False, name, value, f"a number from {_plain(low)} to {_plain(high)}")
+        for name, least in LEAST.items():
+            value, is_optional = getattr(self, name), name in _OPTIONAL
+            if not (_is_int(value) and value >= least) and not (value is None and is_optional):
+                _check(False, name, value, f"an integer of at least {least}{', or null' if is_optional else ''}")
+        for name, choices in (("selection", tuple(RULES)), ("strategy", STRATEGIES), ("trim", TRIMS)):
+            value = getattr(self, name)
+            _check(value in choices, name, value, f"one of {', '.join(choices)}")
+        self._check_drafts()
+        self._check_strategy()
         self._check_selection()
-        _check(self.trim in TRIMS, "trim", self.trim, f"one of {', '.join(TRIMS)}")
-        low = self.min_score
-        _check(low is None or (_is_number(low) and low <= 0), "min_score", low, "a number of at most 0, or null")
 
-    def _check_sampling(self) -> None:
-        n, reset, seed = self.num_branches, self.reset_every, self.seed
-        _check(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
-        _check(n is None or (_is_int(n) and n >= 1), "num_branches", n, "an integer of at least 1, or null")
-        _check(n in (None, 1) or self.samples, "num_branches", n, f"1 with strategy {self.strategy}")
-        _check(_is_within(self.temperature, 0, 2), "temperature", self.temperature, "a number from 0 to 2")
-        _check(_is_within(self.top_p, 1e-6, 1), "top_p", self.top_p, "a number from 0.000001 to 1")
-        _check(
-            seed is None or (_is_int(seed) and -(2**63) <= seed < 2**63), "seed", seed, "an integer of 64 bits, or null"
-        )
-        _check(
-            reset is None or (_is_int(reset) and reset >= 1), "reset_every", reset, "an integer of at least 1, or null"
-        )
-        _check(
-            reset is None or self.strategy == "superposed", "reset_every", reset, f"null with strategy {self.strategy}"
-        )
-        for name in ("frequency_penalty", "presence_penalty"):
-            _check(_is_within(getattr(self, name), -2, 2), name, getattr(self, name), "a number from -2 to 2")
+    def _check_drafts(self) -> None:
+        _check(all(isinstance(s, str) and s for s in self.stop), "stop", list(self.stop), "strings that are not empty")
+        top, low, seed = self.verify_top, self.min_score, self.seed
+        _check(top is None or (_is_int(top) and 0 <= top <= 20), "logprobs", top, "an integer from 0 to 20, or null")
+        _check(low is None or _is_within(low, -math.inf, 0), "min_score", low, "a number of at most 0, or null")
+        is_seed = seed is None or (_is_int(seed) and MIN_SEED <= seed <= MAX_SEED)
+        _check(is_seed, "seed", seed, "an integer of 64 bits, or null")
         for token_id, bias in self.logit_bias:
             _check(_is_int(token_id) and token_id >= 0, "logit_bias", token_id, "keyed by token ids")
-            _check(_is_within(bias, -100, 100), "logit_bias", bias, "a number from -100 to 100 for each token id")
+            is_bias = _is_within(bias, -MAX_BIAS, MAX_BIAS)
+            _check(is_bias, "logit_bias", bias, f"a number from {-MAX_BIAS} to {MAX_BIAS} for each token id")
+
+    def _check_strategy(self) -> None:
+        n, reset, strategy = self.num_branches, self.reset_every, self.strategy
+        _check(n in (None, 1) or self.samples, "num_branches", n, f"1 with strategy {strategy}")
+        _check(reset is None or strategy == "superposed", "reset_every", reset, f"null with strategy {strategy}")
 
     def _check_selection(self) -> None:
         """Check that `max_branches` and `min_probability` are used only with a rule that divides rows."""
         branches, low, reset = self.max_branches, self.min_probability, self.reset_every
-        _check(_is_int(branches) and branches >= 1, "max_branches", branches, "an integer of at least 1")
-        _check(_is_within(low, 0, 1), "min_probability", low, "a number from 0 to 1")
-        least = self.min_draft_tokens
-        _check(_is_int(least) and least >= 1, "min_draft_tokens", least, "an integer of at least 1")
         if self.divides:
             _check(
                 reset is None, "reset_every", reset, f"null with selection {self.selection}; use selection {PAPER.name}"

@@ -91,88 +91,46 @@ class Metrics:
         self._add_request_metrics()
         self._add_engine_metrics()
 
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"superdraft_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(f"superdraft_{name}", text, labels, buckets=buckets, registry=self.registry)
+
     def _add_request_metrics(self) -> None:
-        registry = self.registry
-        self._requests = Counter(
-            "superdraft_requests", "HTTP requests.", ["route", "status", "strategy"], registry=registry
-        )
-        self._request_s = Histogram(
-            "superdraft_request_seconds",
-            "From a request's head to the end of its answer.",
-            ["route", "strategy"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._shed = Counter(
-            "superdraft_shed", "Requests refused because of the server's load or state.", ["reason"], registry=registry
-        )
-        self._draft_events = Counter(
-            "superdraft_draft_events", "What users did with drafts.", ["event", "rank"], registry=registry
-        )
-        self._draft_event_s = Histogram(
-            "superdraft_draft_event_seconds",
-            "From showing a draft to its user's reaction.",
-            ["event"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
+        counter, histogram = self._counter, self._histogram
+        self._requests = counter("requests", "HTTP requests.", "route", "status", "strategy")
+        text = "From a request's head to the end of its answer."
+        self._request_s = histogram("request_seconds", text, "route", "strategy")
+        self._shed = counter("shed", "Requests refused because of the server's load or state.", "reason")
+        self._draft_events = counter("draft_events", "What users did with drafts.", "event", "rank")
+        text = "From showing a draft to its user's reaction."
+        self._draft_event_s = histogram("draft_event_seconds", text, "event")
 
     def _add_engine_metrics(self) -> None:
-        registry = self.registry
-        self._cancelled = Counter(
-            "superdraft_cancelled", "Prompts whose drafts were not finished.", ["reason"], registry=registry
-        )
+        counter, histogram = self._counter, self._histogram
+        self._cancelled = counter("cancelled", "Prompts whose drafts were not finished.", "reason")
         for reason in _CANCEL_REASONS:
             self._cancelled.labels(reason)
-        self._queue_s = Histogram(
-            "superdraft_queue_seconds", "A prompt's wait for a slot.", buckets=_SECONDS, registry=registry
-        )
-        self._first_draft_s = Histogram(
-            "superdraft_first_draft_seconds",
-            "From a prompt's arrival at the engine to the first token of its drafts.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        steps = Histogram("superdraft_step_seconds", "Engine steps.", ["kind"], buckets=_SECONDS, registry=registry)
+        self._queue_s = histogram("queue_seconds", "A prompt's wait for a slot.")
+        text = "From a prompt's arrival at the engine to the first token of its drafts."
+        self._first_draft_s = histogram("first_draft_seconds", text)
+        steps = histogram("step_seconds", "Engine steps.", "kind")
         self._step_s = {kind: steps.labels(kind) for kind in ("prefill", "decode", "warm_up")}
-        self._forward_rows = Histogram(
-            "superdraft_forward_rows",
-            "Model rows of a prompt's drafts.",
-            ["strategy"],
-            buckets=_ROWS,
-            registry=registry,
-        )
-        self._prompt_tokens = Counter("superdraft_prompt_tokens", "Tokens of prompts.", registry=registry)
-        self._cached_tokens = Counter(
-            "superdraft_cached_tokens", "Prompt tokens reused from an earlier prompt.", registry=registry
-        )
-        self._completion_tokens = Counter("superdraft_completion_tokens", "Tokens of drafts.", registry=registry)
-        self._ngram_s = Counter("superdraft_ngram_seconds", "Time spent in the n-gram models.", registry=registry)
-        self._superposed_rows = Counter(
-            "superdraft_superposed_rows", "Model rows of superposed drafts.", registry=registry
-        )
-        self._separate_rows = Counter(
-            "superdraft_separate_rows",
-            "Model rows that the same drafts would have needed with one row each.",
-            registry=registry,
-        )
-
-        self._rows_by_depth = Counter(
-            "superdraft_rows_by_depth",
-            "Model rows that fed the drafts' first tokens, their second ones, and so on.",
-            ["depth"],
-            registry=registry,
-        )
-        self._reused = Counter(
-            "superdraft_reused_drafts",
-            "Drafts that an earlier request had decoded, and that took no row.",
-            registry=registry,
-        )
-        self._ahead = Counter("superdraft_ahead", "Prompts run before anyone sent them.", registry=registry)
-        self._ahead_rows = Counter("superdraft_ahead_rows", "Model rows of their drafts.", registry=registry)
-        self._limited = Counter(
-            "superdraft_limited_by_load", "Prompts whose drafts are shorter because of the load.", registry=registry
-        )
+        self._forward_rows = histogram("forward_rows", "Model rows of a prompt's drafts.", "strategy", buckets=_ROWS)
+        self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts.")
+        self._cached_tokens = counter("cached_tokens", "Prompt tokens reused from an earlier prompt.")
+        self._completion_tokens = counter("completion_tokens", "Tokens of drafts.")
+        self._ngram_s = counter("ngram_seconds", "Time spent in the n-gram models.")
+        self._superposed_rows = counter("superposed_rows", "Model rows of superposed drafts.")
+        text = "Model rows that the same drafts would have needed with one row each."
+        self._separate_rows = counter("separate_rows", text)
+        text = "Model rows that fed the drafts' first tokens, their second ones, and so on."
+        self._rows_by_depth = counter("rows_by_depth", text, "depth")
+        self._reused = counter("reused_drafts", "Drafts that an earlier request had decoded, and that took no row.")
+        self._ahead = counter("ahead", "Prompts run before anyone sent them.")
+        self._ahead_rows = counter("ahead_rows", "Model rows of their drafts.")
+        self._limited = counter("limited_by_load", "Prompts whose drafts are shorter because of the load.")
 
     def count_ahead(self) -> None:
         """Count a prompt that is run before anyone has sent it."""

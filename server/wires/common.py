@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -18,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from superdraft.decoding.outputs import DraftOutput
+from superdraft.decoding.params import MAX_BIAS
 from superdraft.decoding.prompt import PlainText
 from superdraft.server.edge.error_map import ErrorResponse
 from superdraft.server.edge.refusals import ClientGoneError
@@ -159,7 +162,7 @@ Number = Annotated[float, BeforeValidator(_refuse_lookalikes), Field(allow_inf_n
 Integer = Annotated[int, BeforeValidator(_refuse_long_integers), BeforeValidator(_refuse_lookalikes)]
 Boolean = Annotated[bool, Field(strict=True)]
 LogitBias = Annotated[
-    dict[str, Annotated[Number, Field(ge=-100, le=100)]],
+    dict[str, Annotated[Number, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
     Field(max_length=MAX_LOGIT_BIASES),
     AfterValidator(_keyed_by_token_ids),
     at_most(MAX_LOGIT_BIASES, "entries"),
@@ -232,6 +235,13 @@ class PromptTokensDetails(BaseModel):
     """Part of `usage`: prompt tokens whose keys and values came from an earlier request."""
 
     cached_tokens: int
+
+
+NO_DRAFT = DraftOutput(0, "", (), (), LOGPROB_FLOOR, (), "length", ())
+"""The answer to a request whose time was over before its first token, on routes that always answer with a draft."""
+
+WITHHELD = replace(NO_DRAFT, finish_reason="stop")
+"""The answer there if no draft is probable enough: an editor shows nothing."""
 
 
 def floored(logprob: float) -> float:

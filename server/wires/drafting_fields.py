@@ -1,11 +1,11 @@
 """Fields of requests for drafts that the native and the OpenAI wire share, and the engine parameters made of them."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from superdraft.decoding.params import DEFAULT_STRATEGY, GenerationParams, Strategy
+from superdraft.decoding.params import DEFAULT_STRATEGY, LEAST, MAX_SEED, MIN_SEED, RANGES, GenerationParams, Strategy
 from superdraft.server.settings import Selection
 from superdraft.server.wires.common import Boolean, Integer, LogitBias, Number, Stop, WireRequest, bias_pairs
 
@@ -27,11 +27,21 @@ _USED_BY = {
 }
 
 
+def bounds(parameter: str) -> Any:
+    """The constraints of a field that becomes this engine parameter."""
+    if parameter in LEAST:
+        return Field(ge=LEAST[parameter])
+    least, most = RANGES[parameter]
+    return Field(ge=least, le=most)
+
+
 class DraftingFields(WireRequest):
     """The shared fields. One that has the name of an engine parameter becomes that parameter, unless it is null."""
 
     model: str | None = Field(default=None, description="Absent: the served model.")
-    max_tokens: Integer = Field(default=16, ge=0, description="Maximum number of new tokens per draft.")
+    max_tokens: Annotated[Integer, bounds("max_tokens")] = Field(
+        default=16, description="Maximum number of new tokens per draft."
+    )
     stop: Stop = Field(default=(), description="A draft ends before the first of these strings.")
     strategy: Strategy = Field(
         default=DEFAULT_STRATEGY,
@@ -42,15 +52,12 @@ class DraftingFields(WireRequest):
         description="Rule by which superposed decoding keeps drafts; absent: that of the model alias, else the "
         "server's default.",
     )
-    max_branches: Integer | None = Field(
+    max_branches: Annotated[Integer | None, bounds("max_branches")] = Field(
         default=None,
-        ge=1,
         description="Most model rows for the drafts, with selection distinct; absent: the server's default.",
     )
-    min_probability: Number | None = Field(
+    min_probability: Annotated[Number | None, bounds("min_probability")] = Field(
         default=None,
-        ge=0,
-        le=1,
         description="Drafts less probable than this stop growing, with selection distinct; absent: the server's "
         "default.",
     )
@@ -59,23 +66,23 @@ class DraftingFields(WireRequest):
         description="Whether drafts may end sooner, and fewer of them grow, while the server has much to do; absent: "
         "true with selection distinct.",
     )
-    temperature: Number = Field(
-        default=1.0, ge=0, le=2, description="For the sampling strategies; 0 takes the most probable token."
+    temperature: Annotated[Number, bounds("temperature")] = Field(
+        default=1.0, description="For the sampling strategies; 0 takes the most probable token."
     )
-    top_p: Number = Field(
-        default=1.0, ge=1e-6, le=1, description="Probability of the nucleus, for the sampling strategies."
+    top_p: Annotated[Number, bounds("top_p")] = Field(
+        default=1.0, description="Probability of the nucleus, for the sampling strategies."
     )
     seed: Integer | None = Field(
-        default=None, ge=-(2**63), lt=2**63, description="For sampling and resets; absent: a new one each time."
+        default=None, ge=MIN_SEED, le=MAX_SEED, description="For sampling and resets; absent: a new one each time."
     )
     logit_bias: LogitBias = Field(
         default={}, description="{token id: number added to the token's logit}; -100 forbids the token."
     )
-    frequency_penalty: Number = Field(
-        default=0.0, ge=-2, le=2, description="Subtracted from a token's logit for each time the draft contains it."
+    frequency_penalty: Annotated[Number, bounds("frequency_penalty")] = Field(
+        default=0.0, description="Subtracted from a token's logit for each time the draft contains it."
     )
-    presence_penalty: Number = Field(
-        default=0.0, ge=-2, le=2, description="Subtracted from a token's logit once if the draft contains it."
+    presence_penalty: Annotated[Number, bounds("presence_penalty")] = Field(
+        default=0.0, description="Subtracted from a token's logit once if the draft contains it."
     )
     token_healing: Boolean | None = Field(
         default=None,

@@ -16,7 +16,7 @@ from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.display import Display
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.settings import Settings
-from superdraft.server.wires.common import unless_client_gone
+from superdraft.server.wires.common import NO_DRAFT, WITHHELD, unless_client_gone
 
 Cut = Callable[[str], str]
 
@@ -25,12 +25,6 @@ NOT_SEEN = (
     "The model has not seen the text after the gap: it has no tokens for filling gaps, or --no-fim turns them off. "
     "Drafts only keep out of that text."
 )
-
-_NO_DRAFT = DraftOutput(0, "", (), (), 0.0, (), "length")
-"""The answer to a request whose time was over before its first token: editors' routes always answer with a draft."""
-
-_WITHHELD = replace(_NO_DRAFT, finish_reason="stop")
-"""The answer if no draft is probable enough: an editor shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +135,7 @@ async def complete(
     )
     drafted = await unless_client_gone(http, service.draft(drafting))
     output = drafted.outputs[0]
-    return output if output.drafts else replace(output, drafts=(_WITHHELD,))
+    return output if output.drafts else replace(output, drafts=(WITHHELD,))
 
 
 async def fill(
@@ -220,7 +214,7 @@ def with_cut_drafts(
     if len(by_sight) > 1:
         by_sight.pop("", None)
     drafts = tuple(replace(draft, index=index) for index, draft in enumerate(by_sight.values()))
-    return replace(output, drafts=drafts or (_NO_DRAFT,))
+    return replace(output, drafts=drafts or (NO_DRAFT,))
 
 
 def cut_dedent(text: str, num_columns: int) -> str:

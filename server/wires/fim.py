@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.params import MAX_SEED, MIN_SEED
 from superdraft.decoding.text.fim import Gap
 from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.service import DraftingRequest
@@ -43,8 +44,10 @@ class FimRequest(WireRequest):
     stop: TolerantStop = ()
     stream: Boolean = False
     temperature: Number = Field(default=1.0, description="For the sampling strategies.")
-    random_seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="For the sampling strategies.")
-    seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63, description="Another name for random_seed.")
+    random_seed: Integer | None = Field(
+        default=None, ge=MIN_SEED, le=MAX_SEED, description="For the sampling strategies."
+    )
+    seed: Integer | None = Field(default=None, ge=MIN_SEED, le=MAX_SEED, description="Another name for random_seed.")
     min_probability_shown: Number | None = MIN_PROBABILITY_SHOWN
 
 

@@ -18,6 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput
+from superdraft.decoding.params import MAX_SEED
 from superdraft.decoding.text.fim import ContextFile, Gap
 from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.edge.error_map import failure_of
@@ -119,7 +120,7 @@ class LlamaCppRequest(WireRequest):
     )
     temperature: Number = Field(default=1.0, description="For the sampling strategies.")
     seed: Integer = Field(
-        default=-1, lt=2**63, description="For the sampling strategies; negative: a new one each time."
+        default=-1, le=MAX_SEED, description="For the sampling strategies; negative: a new one each time."
     )
     min_probability_shown: Number | None = MIN_PROBABILITY_SHOWN
 

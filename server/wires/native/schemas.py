@@ -16,7 +16,7 @@ from superdraft.server.wires.common import (
     PromptTokensDetails,
     without_nulls,
 )
-from superdraft.server.wires.drafting_fields import DraftingFields
+from superdraft.server.wires.drafting_fields import DraftingFields, bounds
 
 SCORE = (
     "The number that drafts are ranked by. Selection distinct: ln of the language model's probability that the text "
@@ -75,32 +75,30 @@ class DraftsRequest(DraftingFields):
         description="Withhold drafts whose first word is less probable, with selection distinct; absent: the server's "
         "default where trigger is automatic, else 0.",
     )
-    num_drafts: Integer = Field(default=3, ge=1, description="k; the answer may hold fewer distinct drafts.")
-    alpha: Number | None = Field(
-        default=None, ge=0, le=1, description="Weight of the n-gram model; absent: the server's default."
+    num_drafts: Annotated[Integer, bounds("num_drafts")] = Field(
+        default=3, description="k; the answer may hold fewer distinct drafts."
     )
-    tau: Number | None = Field(
-        default=None,
-        ge=0.001,
-        le=100,
-        description="Temperature of the language model's distribution; absent: the server's default.",
+    alpha: Annotated[Number | None, bounds("alpha")] = Field(
+        default=None, description="Weight of the n-gram model; absent: the server's default."
     )
-    candidates_per_draft: Integer | None = Field(
-        default=None, ge=1, description="m, the next tokens considered for every draft; absent: k squared."
+    tau: Annotated[Number | None, bounds("tau")] = Field(
+        default=None, description="Temperature of the language model's distribution; absent: the server's default."
+    )
+    candidates_per_draft: Annotated[Integer | None, bounds("candidates_per_draft")] = Field(
+        default=None, description="m, the next tokens considered for every draft; absent: k squared."
     )
     ngram_model: Annotated[NgramChoice, PlainValidator(_ngram_model), WithJsonSchema(_NGRAM_SCHEMA)] = Field(
         default=None,
         description="A model's name, or {name: weight} of several; null: none; absent: the server's default.",
     )
-    min_draft_tokens: Integer | None = Field(
-        default=None, ge=1, description="min_probability cuts no draft to fewer tokens than this; absent: 4."
+    min_draft_tokens: Annotated[Integer | None, bounds("min_draft_tokens")] = Field(
+        default=None, description="min_probability cuts no draft to fewer tokens than this; absent: 4."
     )
-    num_branches: Integer | None = Field(
-        default=None, ge=1, description="Model rows of the sampling strategies; absent: as many as num_drafts."
+    num_branches: Annotated[Integer | None, bounds("num_branches")] = Field(
+        default=None, description="Model rows of the sampling strategies; absent: as many as num_drafts."
     )
-    reset_every: Integer | None = Field(
+    reset_every: Annotated[Integer | None, bounds("reset_every")] = Field(
         default=None,
-        ge=1,
         description="With strategy superposed: every this many steps, draw one draft and continue from it alone.",
     )
     trim: Literal["none", "word", "sentence"] = Field(

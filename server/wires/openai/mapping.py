@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 from superdraft.decoding.errors import InvalidRequestError
@@ -10,7 +9,7 @@ from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogp
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.display import display_warnings
-from superdraft.server.wires.common import LOGPROB_FLOOR, PromptTokensDetails, floored
+from superdraft.server.wires.common import NO_DRAFT, WITHHELD, PromptTokensDetails, floored
 from superdraft.server.wires.openai.schemas import (
     Choice,
     CompletionRequest,
@@ -21,8 +20,6 @@ from superdraft.server.wires.openai.schemas import (
 MAX_PROMPTS = 32  # of one request
 MIN_PENALISED_CANDIDATES = 16
 MIN_TOP_P = 1e-6  # OpenAI takes 0, for the most probable token alone
-_NO_DRAFT = DraftOutput(0, "", (), (), LOGPROB_FLOOR, (), "length", ())
-_WITHHELD = replace(_NO_DRAFT, finish_reason="stop")
 
 
 def asked(body: CompletionRequest, engine: AsyncEngine) -> dict[str, Any]:
@@ -120,7 +117,7 @@ def choices_of(body: CompletionRequest, prompt_index: int, prompt_text: str, out
         output: the engine's output for this prompt.
     """
     choices = []
-    for draft in output.drafts[: body.n] or (_WITHHELD if body.min_probability_shown else _NO_DRAFT,):
+    for draft in output.drafts[: body.n] or (WITHHELD if body.min_probability_shown else NO_DRAFT,):
         text = prompt_text + draft.text
         logprobs = None
         if body.logprobs is not None:

@@ -90,14 +90,14 @@ def test_half_sent_requests_do_not_keep_out_others(serve):
             assert one_answer_of(connection).startswith(b"HTTP/1.1 400 ")
 
 
-def test_whoever_is_refused_a_connection_reads_why(serve, engine, stepwise, monkeypatch):
+def test_whoever_is_refused_a_connection_reads_why(serve, pieces, stepwise, monkeypatch):
     monkeypatch.setattr("superdraft.server.edge.http_protocol._MAX_REFUSED", 2)
     monkeypatch.setattr("superdraft.server.edge.http_protocol._LAST_WORDS_S", 60)
     url = serve(max_connections=3)
     with contextlib.ExitStack() as stack:
         for _ in range(3):  # none of them waits: all are being answered
             stack.enter_context(raw_request(url, "/v1/drafts", prompt="hi", max_tokens=20))
-        assert eventually(lambda: len(engine.seen) == 3)
+        assert eventually(lambda: len(pieces) == 3)
         for _ in range(2):
             refused = stack.enter_context(connect(url))
             refused.sendall(REQUEST)  # it is never read

@@ -308,7 +308,7 @@ def test_wrong_values_are_400_and_name_the_field(client, field, value):
         ("temperature", 2.5, "temperature should be less than or equal to 2, got 2.5."),
         ("user", "x" * 257, "user should have at most 256 characters, got a string of 257 characters."),
         ("model", 1, "model should be a valid string, got 1."),
-        ("seed", 2**63, "seed should be less than 9223372036854775808, got a larger integer."),
+        ("seed", 2**63, "seed should be less than or equal to 9223372036854775807, got a larger integer."),
     ],
 )
 def test_message_names_limit_and_value(client, field, value, message):
