@@ -12,10 +12,6 @@ NumDraftsEach = Annotated[
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens per draft.")]
 
-ServerUrl = Annotated[
-    str | None, typer.Option("--url", help="URL of a running server. If not set, a server is started here.")
-]
-
 # Options of a server that the benchmark starts; None: as in `superdraft serve`.
 ServerModel = Annotated[str | None, setting("model")]
 ServerDtype = Annotated[str | None, setting("dtype")]

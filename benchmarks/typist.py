@@ -9,8 +9,6 @@ from superdraft.evaluation.measures.typing_simulation import accepted_length
 PAUSE_SIGMA = 0.5
 """Of log-normal pauses: one in ten is longer than 1.9 times the median, one in ten shorter than 0.53 times."""
 
-THINKING_CHANCE = 0.2
-
 
 @dataclass(slots=True)
 class Pauses:
@@ -18,20 +16,15 @@ class Pauses:
 
     Attributes:
         chance: decides.
-        median_s: of usual pauses, in seconds.
-        thinking_s: median after one word in five; None: the typist does not stop to think.
+        median_s: in seconds.
     """
 
     chance: random.Random
     median_s: float
-    thinking_s: float | None = None
 
-    def after(self, text: str) -> float:
-        """Seconds until the next key, once this text is typed."""
-        median_s = self.median_s
-        if self.thinking_s is not None and text.endswith(" ") and self.chance.random() < THINKING_CHANCE:
-            median_s = self.thinking_s
-        return self.chance.lognormvariate(0, PAUSE_SIGMA) * median_s
+    def next_s(self) -> float:
+        """Seconds until the next key."""
+        return self.chance.lognormvariate(0, PAUSE_SIGMA) * self.median_s
 
 
 def best_draft(drafts: Sequence[str], rest: str, *, in_part: bool) -> tuple[int, int]:

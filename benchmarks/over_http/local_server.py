@@ -139,24 +139,3 @@ def local_server(options: Sequence[str], log: Path | None = None) -> Iterator[st
             yield server.url
         finally:
             server.stop()
-
-
-@contextlib.contextmanager
-def server_at(url: str | None, options: Sequence[str], more: Sequence[str] = ()) -> Iterator[str]:
-    """The server at a URL, or one that is started for the context; yields its URL.
-
-    Args:
-        url: of a running server; None: one is started.
-        options: those of `superdraft serve` that the user gave.
-        more: further ones for a server that is started.
-
-    Raises:
-        CommandError: there is both a URL and an option, or the server did not start.
-    """
-    if url is None:
-        with local_server([*options, *more]) as started:
-            yield started
-    elif options:
-        raise CommandError(f"{options[0]} is for a server that is started here, without --url.")
-    else:
-        yield url

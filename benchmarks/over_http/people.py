@@ -22,7 +22,7 @@ import httpx
 import typer
 
 from superdraft.benchmarks.options import AsJson, MaxTokens, ServerDtype, ServerModel, ServerNumThreads
-from superdraft.benchmarks.over_http.local_server import http_client, serve_options, server_at
+from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
 from superdraft.benchmarks.summary import report, rounded_percentile, tracked
 from superdraft.benchmarks.typist import PAUSE_SIGMA, Pauses, best_draft
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
@@ -169,7 +169,7 @@ class Person:
         is_inside = text[position - 1 : position].isalnum() and text[position : position + 1].isalnum()
         self._drafts, self._shown_ms = [], None
         asking = asyncio.create_task(self._ask(before + text[:position]))
-        await asyncio.sleep(self._pauses.after(text[:position]))
+        await asyncio.sleep(self._pauses.next_s())
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asking
@@ -216,7 +216,7 @@ def main(
         is_peer = one is not None and one.kind == LLAMA_CPP
         ask = llama_cpp(max_tokens) if is_peer else superdraft(num_drafts, max_tokens)
         # A server that has seen a text answers faster, so each run has a new one.
-        with server_at(None if one is None else one.url, options if one is None else []) as url:
+        with local_server(options) if one is None else contextlib.nullcontext(one.url) as url:
             tally = asyncio.run(run(ask, url, cases, number, seconds, seed))
         rows.append(tally.row("this version" if one is None else one.name, number))
     if plot is not None:

@@ -6,9 +6,9 @@ import re
 import httpx
 import pytest
 from starlette.testclient import TestClient
+from support.replay import Script, Typist, summary
 from support.waiting import PATIENCE_S, eventually
 
-from superdraft.benchmarks.over_http.replay import Script, Typist, summary
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.client import AsyncSuperdraft, AsyncTypingSession, DraftsAnswer
 from superdraft.server.serving import load_app

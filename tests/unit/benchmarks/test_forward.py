@@ -1,4 +1,4 @@
-"""`superdraft lab bench forward` and `rounding`."""
+"""`superdraft lab bench forward`."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.models import tiny_model_folder
 
-from superdraft.benchmarks.in_process import forward, rounding
+from superdraft.benchmarks.in_process import forward
 from superdraft.decoding import EngineConfig, load_engine
 from superdraft.decoding.model.linear_int4 import has_kernels
 
@@ -56,16 +56,3 @@ def test_the_time_of_phases_is_that_of_the_runs_measured(folder):
     assert float(seconds.sum()) == 0
     engine._runner.prefill([0], [[5] * 20], [0])
     assert bool((seconds > 0).all())
-
-
-def test_rounding_costs_something_and_steps_agree_with_prompts(folder, tmp_path, capsys):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("The quick brown fox jumps over the lazy dog.\nx\n" + "We are meeting at noon. " * 9 + "\n")
-    rounding.main(texts, folder, "int4", num_tokens=40, limit=3, as_json=True)
-    found = report(capsys)
-    float32, prompts, steps = (row["perplexity"] for row in found["rows"])
-    assert found["settings"]["texts"] == 2  # one token predicts nothing
-    assert prompts != float32
-    assert prompts == pytest.approx(steps, rel=0.05)
-    rounding.main(texts, folder, "float32", num_tokens=40, limit=3, as_json=True)
-    assert {row["worse_by_percent"] for row in report(capsys)["rows"]} == {0.0}

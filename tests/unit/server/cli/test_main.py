@@ -176,7 +176,6 @@ def test_complete_reads_standard_input(run, fake_model, monkeypatch):
         (("serve", "--port", "99999"), "--port should be"),
         (("serve", "--log-level", "loud"), "--log-level should be"),
         (("serve", "--kv-memory", "lots"), "--kv-memory must be a size such as 512MiB or 4GiB"),
-        (("lab", "bench", "replay", "--url", "http://127.0.0.1:1", "--model", "x"), "without --url"),
         (("serve", "--host", "no.such.host.invalid"), "no.such.host.invalid"),
     ],
 )
@@ -451,40 +450,6 @@ def test_doctor_knows_the_catalogue(monkeypatch, tmp_path):
     finding = doctor.check_model(Settings(model="smollm2-360m", home=tmp_path))
     assert "HuggingFaceTB/SmolLM2-360M; it is fetched from the hub" in finding.detail
     assert not doctor.check_start_token(Settings(model="smollm2-360m", home=tmp_path)).ok
-
-
-def test_bench_replay_types_prompts(run, tmp_path):
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "hi", "reference": "red0 and more of it"}\n{"prompt": "hi,", "reference": "red0"}\n')
-    engine = FakeEngine()
-    with capture_logs(), serving(create_app(Settings(), engine, model_name="tiny")) as url:
-        options = ("--url", url, "--prompts", str(prompts), "--latency-ms", "50", "--json", "-n", "1")
-
-        def replay(*more):
-            code, out, _ = run("lab", "bench", "replay", *options, *more)
-            assert code == 0
-            return json.loads(out)["figures"]
-
-        report = replay("--keys", "100", "--keys-each", "10")
-        assert replay("--keys", "100", "--keys-each", "10") == report  # the clock is its own
-        accepting = replay("--accept")
-    assert report["key_presses"] == 10 + len(" red0")
-    assert 0 < report["requests"] <= len(engine.seen)
-    assert report["answered_locally"] > 0
-    assert report["inconsistent"] == report["accepted"] == 0
-    assert report["first_suggestion_ms_median"] >= 50
-    assert accepting["accepted_characters"] == len(" red0")  # at the other text's first key there was no answer yet
-    assert len({job.session_id for job in engine.seen}) == 3  # one a run
-
-
-def test_bench_replay_tells_a_suggestion_that_does_not_fit(run, monkeypatch):
-    from superdraft.client.suggestions import AnswerCache, Suggestion
-
-    wrong = (Suggestion("drafts-0", 0, "nonsense", 0.0, 0),)
-    monkeypatch.setattr(AnswerCache, "find", lambda cache, text, after="": wrong if len(cache) else None)
-    monkeypatch.setattr("superdraft.benchmarks.over_http.replay.FIRST_CHARS", 1)
-    with serving(create_app(Settings(), FakeEngine(), model_name="tiny")) as url:
-        assert run("lab", "bench", "replay", "--url", url, "--keys", "20", "--json")[0] == 1
 
 
 def test_try_needs_a_terminal(run):

@@ -1,35 +1,21 @@
-"""Requests that a typing session sends while texts are typed key by key, with human pauses, on a simulated clock.
+"""A typing session into which texts are typed key by key, with human pauses, on a simulated clock.
 
 The session's clock advances by the pauses between keys and by the time each answer took, so that an hour of typing
-takes only as long as its requests. With a fixed latency every run is the same.
+takes only as long as its requests.
 """
 
 import math
 import random
-import statistics
-import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from superdraft.benchmarks.options import AsJson, MaxTokens, ServerDtype, ServerModel, ServerUrl
-from superdraft.benchmarks.over_http.local_server import serve_options, server_at
-from superdraft.benchmarks.summary import report, rounded_percentile, tracked
-from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.benchmarks.typist import Pauses, best_draft
-from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, Superdraft, TypingSession
-from superdraft.evaluation.cases.prompts import read_prompts
-from superdraft.evaluation.options import NumDrafts
-from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
+from superdraft.client import Cancel, DraftsAnswer, Report, Send, SessionOptions, TypingSession
 
 KEY_PAUSE_S = 0.15  # median of a log-normal; one pause in ten is longer than 0.34 s or shorter than 0.07 s
-THINKING_PAUSE_S = 1.5  # median; after one word in five
-FIRST_CHARS = 12  # length of a built-in text when the typist begins
+THINKING_CHANCE, THINKING_PAUSE_S = 0.2, 1.5  # median; after one word in five
 
 Ask = Callable[[str], tuple[DraftsAnswer, float]]
 """Requests drafts for a prompt; returns the answer and the seconds it took."""
@@ -93,8 +79,9 @@ class Typist:
         self.tally = Tally()
         self._ask = ask
         self._accepts = accepts
-        chance = random.Random(0)  # noqa: S311 (the same pauses in every run)
-        self._pauses = Pauses(chance, KEY_PAUSE_S, THINKING_PAUSE_S)
+        chance = random.Random(0)  # the same pauses in every run
+        self._chance = chance
+        self._pauses = Pauses(chance, KEY_PAUSE_S), Pauses(chance, THINKING_PAUSE_S)
         self._max_keys = math.inf if max_keys is None else max_keys
         self._now_s = 0.0
         self._session = TypingSession(options, lambda: self._now_s)
@@ -107,7 +94,8 @@ class Typist:
         self._waits_since_s = None
         self._do(self._session.edit(script.text[: script.num_given]))
         while len(self._session.text) < len(script.text) and self.tally.num_keys < self._max_keys:
-            self._wait(self._pauses.after(self._session.text))
+            thinks = self._session.text.endswith(" ") and self._chance.random() < THINKING_CHANCE
+            self._wait(self._pauses[thinks].next_s())
             self._press(script.text)
         self._wait(THINKING_PAUSE_S)
 
@@ -178,86 +166,8 @@ class Typist:
             self._waits_since_s = None
 
 
-Prompts = Annotated[
-    list[Path] | None,
-    typer.Option("--prompts", help="JSON lines with prompt and reference. Repeatable. If not set, built-in texts."),
-]
-Latency = Annotated[
-    float | None, typer.Option(min=0, help="Latency of every answer, in ms. If not set, the measured latency.")
-]
-RequestsPerKey = Annotated[float, typer.Option(min=0.01, help="Maximum average number of requests per key press.")]
-
-
-def main(
-    prompts: Prompts = None,
-    keys: Annotated[int, typer.Option(min=1, help="Total number of key presses.")] = 500,
-    keys_each: Annotated[int, typer.Option(min=1, help="Maximum number of key presses per prompt.")] = 60,
-    num_drafts: NumDrafts = 3,
-    max_tokens: MaxTokens = 10,
-    latency_ms: Latency = None,
-    requests_per_key: RequestsPerKey = 0.3,
-    accept: Annotated[bool, typer.Option("--accept", help="Accept the best draft whenever it is right.")] = False,
-    url: ServerUrl = None,
-    api_key: ApiKey = None,
-    api_key_file: ApiKeyFile = None,
-    model: ServerModel = None,
-    dtype: ServerDtype = None,
-    as_json: AsJson = False,
-) -> None:
-    """Type texts through the client's typing session. Exit code 1 if a suggestion did not fit the text."""
-    scripts = prompt_scripts(prompts, keys_each) if prompts else [Script(text, FIRST_CHARS) for text in TEXTS]
-    key = read_key(api_key, api_key_file)
-    serve = serve_options(model=model, dtype=dtype)
-    with server_at(url, serve) as base_url, Superdraft(base_url, key) as client:
-        ask = _asker(client, num_drafts, max_tokens, latency_ms)
-        options = SessionOptions(requests_per_key=requests_per_key)
-        typist = Typist(ask, accepts=accept, max_keys=keys, options=options)
-        for script in tracked(scripts, "typing"):
-            if typist.tally.num_keys < keys:
-                typist.type(script)
-        typist.close()
-    figures = summary(typist.tally)
-    settings = {
-        "server": url or "started here, on the same processors",
-        "serve_options": serve,
-        "prompts": [path.name for path in prompts] if prompts else "built in",
-        "keys_each": keys_each,
-        "num_drafts": num_drafts,
-        "max_tokens": max_tokens,
-        "latency_ms": "as measured" if latency_ms is None else latency_ms,
-        "budget_per_key": requests_per_key,
-        "accepts": accept,
-        "key_pause_median_s": KEY_PAUSE_S,
-        "thinking_pause_median_s": THINKING_PAUSE_S,
-    }
-    report(__doc__, settings, as_json, figures=figures)
-    if typist.tally.num_inconsistent:
-        raise typer.Exit(1)
-
-
-def _asker(client: Superdraft, num_drafts: int, max_tokens: int, latency_ms: float | None) -> Ask:
-    """Requests of one session to a server, which take the given time or else the time measured."""
-    session_id = f"replay-{uuid.uuid4().hex}"  # unique: another run against the same server must not end ours
-
-    def ask(prompt: str) -> tuple[DraftsAnswer, float]:
-        started_s = time.perf_counter()
-        answer = client.complete(prompt, num_drafts, max_tokens, session_id=session_id)
-        seconds = time.perf_counter() - started_s
-        return answer, seconds if latency_ms is None else latency_ms / 1000
-
-    return ask
-
-
-def prompt_scripts(paths: Sequence[Path], keys_each: int) -> list[Script]:
-    """The prompts of files, with the first characters of their references to type."""
-    return [
-        Script(prompt.text + prompt.continuation[:keys_each], len(prompt.text)) for prompt in read_prompts(list(paths))
-    ]
-
-
 def summary(tally: Tally) -> dict[str, Any]:
     """The figures of a run."""
-    waits = tally.waits_ms
     keys = max(tally.num_keys, 1)
     return {
         "key_presses": tally.num_keys,
@@ -266,8 +176,6 @@ def summary(tally: Tally) -> dict[str, Any]:
         "cancelled": tally.num_cancelled,
         "answered_locally": round(tally.num_local / keys, 3),
         "suggestion_before_next_key": round(tally.num_seen / keys, 3),
-        "first_suggestion_ms_median": round(statistics.median(waits), 1) if waits else None,
-        "first_suggestion_ms_p90": rounded_percentile(waits, 90),
         "inconsistent": tally.num_inconsistent,
         "accepted": tally.num_accepted,
         "accepted_characters": tally.num_accepted_characters,
