@@ -43,6 +43,19 @@ def pieces(monkeypatch) -> list[bytes]:
 
 
 @pytest.fixture
+def connections(monkeypatch) -> list[BoundedHttpProtocol]:
+    """The server's ends of all connections, in order."""
+    made: list[BoundedHttpProtocol] = []
+    connection_made = BoundedHttpProtocol.connection_made
+    monkeypatch.setattr(
+        BoundedHttpProtocol,
+        "connection_made",
+        lambda self, transport: (connection_made(self, transport), made.append(self)),
+    )
+    return made
+
+
+@pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine()
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from support.waiting import PATIENCE_S, eventually
 
+from superdraft.server.edge.http_protocol import BoundedHttpProtocol
 from superdraft.server.serving import HttpServer
 
 
@@ -42,6 +43,19 @@ def raw_request(url: str, path: str, **body: object) -> socket.socket:
     connection.connect((host, int(port)))
     connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
     return connection
+
+
+def expire(connection: BoundedHttpProtocol, timer_name: str) -> None:
+    """Let a timer of a server's connection end now, and wait until it has."""
+    timer, is_over = getattr(connection, timer_name), threading.Event()
+
+    def end() -> None:
+        timer._run()
+        timer.cancel()
+        is_over.set()
+
+    connection.loop.call_soon_threadsafe(end)
+    assert is_over.wait(PATIENCE_S)
 
 
 def num_commands(app: FastAPI) -> int:

@@ -10,14 +10,16 @@ from support.replay import Script, Typist, summary
 from support.waiting import PATIENCE_S, eventually
 
 from superdraft.benchmarks.typing_texts import TEXTS
-from superdraft.client import AsyncSuperdraft, AsyncTypingSession, DraftsAnswer
+from superdraft.client import AsyncSuperdraft, AsyncTypingSession, DraftsAnswer, telemetry
 from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
 
 REPLAYED_LATENCY_S = 0.08
 
 
-def test_typing_accepting_and_telemetry(url):
+def test_typing_accepting_and_telemetry(url, monkeypatch):
+    monkeypatch.setattr(telemetry, "SHOWN_AFTER_S", 2 * PATIENCE_S)
+
     async def run():
         changed = asyncio.Event()
         async with (
@@ -40,6 +42,7 @@ def test_typing_accepting_and_telemetry(url):
             assert session.display.ghost.text == " red1 red2"
             session.accept_word()
             session.accept()
+            monkeypatch.setattr(telemetry, "SHOWN_AFTER_S", 0.0)  # the next draft counts as soon as it appears
             assert session.text == "hi x red0 red1 red2"
             assert await ghost() == " red0 red1 red2"
             assert await asyncio.to_thread(eventually, lambda: reported(url).get("shown") == "2")

@@ -22,6 +22,7 @@ from superdraft.server.app import create_app
 from superdraft.server.settings import Settings
 
 NUM_SLOTS = 8
+MANY_TOKENS = 500
 MAX_TOKENS = 10  # steps, of which the first may find the engine in the middle of one: eight slots do 8 requests in 11
 
 
@@ -96,7 +97,7 @@ async def arrivals(url, engine, admission, per_step, num_steps):
 
 def test_overload_is_refused_at_once_and_does_not_slow_down_what_is_accepted():
     capacity, num_steps = NUM_SLOTS / MAX_TOKENS, 60
-    with serving_held() as (url, engine, admission):
+    with serving_held(queue_timeout_ms=25) as (url, engine, admission):
         full = asyncio.run(arrivals(url, engine, admission, 0.8 * capacity, num_steps))
         flood = asyncio.run(arrivals(url, engine, admission, 4 * capacity, num_steps))
         after = asyncio.run(arrivals(url, engine, admission, 0.5 * capacity, num_steps))
@@ -129,7 +130,7 @@ def test_a_typist_is_never_refused_because_of_his_own_older_key_press():
         admission.enter = noted_enter
 
         async def press(http, key, session):
-            body = {"prompt": f"key {key}", "max_tokens": 50, "session_id": session}
+            body = {"prompt": f"key {key}", "max_tokens": MANY_TOKENS, "session_id": session}
             statuses[key] = (await http.post("/v1/drafts", json=body)).status_code
 
         async with httpx.AsyncClient(base_url=url) as http:
@@ -142,23 +143,24 @@ def test_a_typist_is_never_refused_because_of_his_own_older_key_press():
                     await take_step(engine)
             while bytes(engine.seen[-1].token_ids) != b"key 5":
                 await take_step(engine)
-                await asyncio.sleep(0.02)  # the key before it has steps for a second of this
-            engine.leave.release(100)
+                await asyncio.sleep(0.02)  # the key before it has steps for ten seconds of this
+            engine.leave.release(2 * MANY_TOKENS)
             await asyncio.gather(*tasks)
         return [statuses[key] for key in range(6)], statuses["other"]
 
     for keys_a_step in (1, 2, 6):
         with serving_held(num_slots=2) as (url, engine, admission):
+            engine.max_model_len = 2 * MANY_TOKENS
             mine, other = asyncio.run(type_keys(url, engine, admission, keys_a_step))
             assert mine == [499] * 5 + [200]
             assert other == 200
 
 
 def test_more_than_can_be_answered_in_time_is_refused_although_there_are_slots(make_client, engine):
-    engine.last_step = Step("decode", 0.03)  # at most 0.9 s for ten tokens of three requests, and some for prompts
+    engine.last_step = Step("decode", 30)  # at most 900 s for ten tokens of three requests, and some for prompts
     engine.gate = threading.Event()
     engine.gate.set()
-    client, answers = make_client(target_latency_ms=1100), []
+    client, answers = make_client(target_latency_ms=1_100_000, queue_timeout_ms=25), []
 
     def ask(prompt):
         answers.append(client.post("/v1/drafts", json={"prompt": prompt, "max_tokens": 10, "elastic": False}))

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from support.counting import calls_of_new_threads
 from support.engine import FakeEngine
-from support.serving import raw_request, serving
+from support.serving import expire, raw_request, serving
 from support.waiting import PATIENCE_S, eventually
 
 from superdraft.server.app import create_app
@@ -32,7 +32,8 @@ def limited(engine):
 @pytest.fixture
 def patient(engine):
     """A server that gives requests time to arrive."""
-    with serving(create_app(Settings(receive_timeout_s=600, max_connections=20), engine, model_name="tiny")) as url:
+    settings = Settings(receive_timeout_s=600, max_connections=20, max_body_bytes=1 << 20)
+    with serving(create_app(settings, engine, model_name="tiny")) as url:
         yield url
 
 
@@ -132,11 +133,13 @@ def test_a_body_that_breaks_behind_its_answer_closes_the_connection(patient, cap
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_a_slow_head_on_a_used_connection_is_given_up_too(limited):
-    with connect(limited) as connection:
+def test_a_slow_head_on_a_used_connection_is_given_up_too(patient, connections):
+    with connect(patient) as connection:
         assert is_healthy(connection)
-        time.sleep(1.5 * TIMEOUT_S)  # idle between two requests is fine
+        assert eventually(lambda: not connections[0].is_receiving)  # no time limit between two requests
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        assert eventually(lambda: connections[0].is_receiving)
+        expire(connections[0], "_receiving")
         assert all_of(connection).startswith(b"HTTP/1.1 408 ")
 
 
@@ -145,9 +148,11 @@ def test_a_connection_that_says_nothing_is_closed_without_a_word(limited):
         assert all_of(connection) == b""
 
 
-def test_a_request_that_is_here_may_take_its_time(limited, engine):
-    engine.on_step = lambda: time.sleep(3 * TIMEOUT_S)
-    assert httpx.post(f"{limited}/v1/drafts", json=BODY).status_code == 200
+def test_a_request_that_is_here_may_take_its_time(patient, engine, connections):
+    were_receiving = []
+    engine.on_step = lambda: were_receiving.append(connections[0].is_receiving)
+    assert httpx.post(f"{patient}/v1/drafts", json=BODY).status_code == 200
+    assert were_receiving == [False]
 
 
 def test_when_too_many_are_open_the_longest_idle_makes_room(patient):
@@ -174,16 +179,17 @@ def answers(url):
     return False
 
 
-def test_a_reader_that_takes_nothing_is_cut_off(engine):
-    app = create_app(Settings(receive_timeout_s=6 * TIMEOUT_S, max_body_bytes=1 << 20), engine, model_name="tiny")
+def test_a_reader_that_takes_nothing_is_cut_off(patient, engine, connections):
     engine.max_model_len = 1_000_000
     finished = 'superdraft_requests_total{route="/v1/completions"'
     # Six echoes of the prompt are more than the system buffers, and none of them can be left out.
     wanted = {"prompt": "x" * 900_000, "echo": True, "n": 6, "max_tokens": 2, "stream": True}
-    with serving(app) as url, contextlib.closing(raw_request(url, "/v1/completions", **wanted)) as connection:
+    with contextlib.closing(raw_request(patient, "/v1/completions", **wanted)) as connection:
         assert eventually(lambda: len(engine.seen) == 1)
         assert eventually(lambda: not engine.jobs)  # the engine is done, whatever the reader does
-        assert eventually(lambda: finished in httpx.get(f"{url}/metrics").text)
+        assert eventually(lambda: connections[0]._stuck is not None)
+        expire(connections[0], "_stuck")
+        assert eventually(lambda: finished in httpx.get(f"{patient}/metrics").text)
         assert len(all_of(connection)) < 6 * 900_000  # what is left in the buffers
 
 
