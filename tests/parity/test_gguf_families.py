@@ -12,6 +12,8 @@ from support.gguf_export import export_gguf
 from support.models import tiny_model, tiny_tokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from superdraft.decoding.build import build_engine
+from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
 from superdraft.decoding.loading.gguf_config import llama3_factors
 from superdraft.decoding.loading.loader import load_model
@@ -158,13 +160,14 @@ def test_a_start_from_the_cache_gives_the_same_logits(family, dtype):
 
 
 def test_a_start_from_the_cache_checks_and_converts_nothing_again(family, monkeypatch):
-    runner_of(family.q8, "int4")
+    config = EngineConfig(max_model_len=200, kv_memory_bytes=10_000_000, num_slots=2)
+    build_engine(load_model(str(family.q8), device="cpu", dtype="int4"), config)
     loaded = load_model(str(family.q8), device="cpu", dtype="int4")
     if not has_kernels():
         pytest.skip("there are no kernels for this machine")
     monkeypatch.setattr(TorchRunner, "_self_check", lambda _: pytest.fail("checked again"))
     monkeypatch.setattr(loaded.convert, "_convert", lambda *_, **__: pytest.fail("converted again"))
-    TorchRunner(loaded.model, 200, 10_000_000, 2, convert=loaded.convert)
+    build_engine(loaded, config)
 
 
 def test_llamacpp_runs_the_same_files(family):
