@@ -25,38 +25,7 @@ from tabby import ask_tabby
 _SETTINGS = Path(__file__).parents[1] / "editors"
 _ADDRESS = "http://127.0.0.1:8012"
 
-_LLAMA_VIM = """
-vim.cmd('filetype plugin indent on')
-vim.opt.runtimepath:prepend({plugin})
-vim.cmd.source({settings})
-vim.cmd.runtime('plugin/llama.vim')
-"""
-
-_MINUET = """
-vim.cmd('filetype plugin indent on')
-vim.opt.runtimepath:prepend({plugin})
-dofile({settings})
-vim.cmd('Minuet virtualtext enable')
-"""
-
-_LSP = """
-vim.cmd('filetype plugin indent on')
-vim.api.nvim_create_autocmd('FileType', {{ pattern = 'python', callback = function()
-  vim.lsp.start({{ name = 'superdraft', cmd = {{ {python}, '-c', {run}, 'lsp', '--url', {url} }} }})
-end }})
-function _G.Items()
-  local client
-  vim.wait(30000, function()
-    client = vim.lsp.get_clients({{ name = 'superdraft' }})[1]
-    return client ~= nil and client.initialized
-  end)
-  vim.wait(3000)  -- the language server connects to the server
-  local params = vim.lsp.util.make_position_params(0, client.offset_encoding)
-  params.context = {{ triggerKind = 2 }}
-  local answer = client:request_sync('textDocument/inlineCompletion', params, 30000)
-  return vim.json.encode(vim.tbl_map(function(item) return item.insertText end, answer.result.items))
-end
-"""
+_HERE = Path(__file__).parent
 _RUN = "from superdraft.server.cli.main import main; main()"
 
 
@@ -93,16 +62,18 @@ def _items(editor: Neovim) -> list[str]:
 
 def _init(given: argparse.Namespace) -> str:
     if given.editor == "lsp":
-        return _LSP.format(python=_lua(sys.executable), run=_lua(_RUN), url=_lua(given.url))
-    name, init = ("llama.vim", _LLAMA_VIM) if given.editor == "llama.vim" else ("minuet.lua", _MINUET)
+        return _lua("lsp.lua", PYTHON=sys.executable, RUN=_RUN, URL=given.url)
+    name = "llama.vim" if given.editor == "llama.vim" else "minuet.lua"
     settings = (_SETTINGS / name).read_text().replace(urlsplit(_ADDRESS).netloc, urlsplit(given.url).netloc)
-    copy = Path(f"/tmp/{name}-{urlsplit(given.url).port}")  # noqa: S108
+    copy = Path(f"/tmp/{urlsplit(given.url).port}-{name}")  # noqa: S108
     copy.write_text(settings)
-    return init.format(plugin=_lua(str(given.plugin)), settings=_lua(str(copy)))
+    return _lua("plugin.lua", PLUGIN=str(given.plugin), SETTINGS=str(copy))
 
 
-def _lua(text: str) -> str:
-    return json.dumps(text)
+def _lua(script: str, **values: str) -> str:
+    """A script of this folder, with these values as its variables."""
+    lines = [f"local {name} = {json.dumps(value)}\n" for name, value in values.items()]
+    return "".join([*lines, (_HERE / script).read_text()])
 
 
 if __name__ == "__main__":

@@ -128,6 +128,11 @@ def test_the_documentation_shows_the_file_as_it_is(path):
     assert indented in (ROOT / "docs" / "editors.md").read_text()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.lua")), ids=lambda path: path.name)
+def test_scripts_for_neovim_are_lua(path):
+    assert lua_ast.parse(path.read_text()).body.body
+
+
 def answers(text):
     return [json.loads(line) for line in text.splitlines()]
 
