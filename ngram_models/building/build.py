@@ -125,36 +125,24 @@ def build_ngram_model(
         arpa = _estimate(shards, work, tools, options, report)
         report("pack", corpus.num_tokens)
         _pack(arpa, work, tools, options)
-        manifest = _manifest(folder.name, tokenizer, corpus, licence, tools, options, arpa, work.new / BINARY_FILE)
+        binary = work.new / BINARY_FILE
+        manifest = Manifest(
+            name=folder.name,
+            order=options.order,
+            tokenizer=tokenizer,
+            corpus=corpus,
+            licence=licence,
+            binary_sha256=file_sha256(binary),
+            binary_bytes=binary.stat().st_size,
+            prune=options.prune[: options.order],
+            quantize_bits=options.quantize_bits,
+            backoff_quantize_bits=options.backoff_quantize_bits or options.quantize_bits,
+            build_tool=f"{tools.version}: lmplz, build_binary",
+            ngram_counts=_ngram_counts(arpa),
+        )
         manifest.write(work.new)
         work.publish()
     return manifest
-
-
-def _manifest(
-    name: str,
-    tokenizer: TokenizerIdentity,
-    corpus: CorpusSummary,
-    licence: str,
-    tools: Tools,
-    options: BuildOptions,
-    arpa: Path,
-    binary: Path,
-) -> Manifest:
-    return Manifest(
-        name=name,
-        order=options.order,
-        tokenizer=tokenizer,
-        corpus=corpus,
-        licence=licence,
-        binary_sha256=file_sha256(binary),
-        binary_bytes=binary.stat().st_size,
-        prune=options.prune[: options.order],
-        quantize_bits=options.quantize_bits,
-        backoff_quantize_bits=options.backoff_quantize_bits or options.quantize_bits,
-        build_tool=f"{tools.version}: lmplz, build_binary",
-        ngram_counts=_ngram_counts(arpa),
-    )
 
 
 def estimate_command(tools: Tools, options: BuildOptions, temporary: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """Inspection of a model: likely continuations of a phrase, and integrity checks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 
@@ -10,18 +9,10 @@ from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.ngram_models.store.registry import open_scorer
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """A possible next token and its probability."""
-
-    token_id: int
-    probability: float
-
-
 def top_continuations(
     scorer: KenLMScorer, manifest: Manifest, token_ids: Sequence[int], num_continuations: int
-) -> list[Continuation]:
-    """Most probable next tokens after a phrase, best first.
+) -> list[tuple[int, float]]:
+    """Most probable next tokens after a phrase with their probabilities, best first.
 
     KenLM cannot list the n-grams that begin with a context, so the whole vocabulary is scored. Tokens that are not in
     the corpus are left out. All end-of-text tokens are one word of the model; the smallest id represents them.
@@ -40,7 +31,7 @@ def top_continuations(
     ]
     (scores,) = scorer.score([scorer.initial_state(token_ids)], [candidates])
     ranked = sorted(zip(scores, candidates, strict=True), key=lambda pair: (-pair[0], pair[1]))
-    return [Continuation(token_id, exp(score)) for score, token_id in ranked[:num_continuations]]
+    return [(token_id, exp(score)) for score, token_id in ranked[:num_continuations]]
 
 
 def verify_model(folder: Path, fingerprint: str | None = None) -> Iterator[str]:

@@ -229,8 +229,8 @@ def _show_continuations(
 ) -> None:
     (token_ids,) = loaded.encoder([phrase])
     table = Table("token", "id", "probability", title=f"after {phrase!r}", title_justify="left")
-    for continuation in top_continuations(scorer, manifest, token_ids, num_continuations):
-        ends = continuation.token_id in manifest.tokenizer.end_of_text_ids
-        text = "(end of text)" if ends else repr(loaded.hf_tokenizer.decode([continuation.token_id]))
-        table.add_row(text, str(continuation.token_id), f"{continuation.probability:.4f}")
+    for token_id, probability in top_continuations(scorer, manifest, token_ids, num_continuations):
+        ends = token_id in manifest.tokenizer.end_of_text_ids
+        text = "(end of text)" if ends else repr(loaded.hf_tokenizer.decode([token_id]))
+        table.add_row(text, str(token_id), f"{probability:.4f}")
     Console().print(table)

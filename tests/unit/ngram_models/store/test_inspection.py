@@ -22,15 +22,15 @@ def manifest(folder):
 
 def test_the_best_continuations_come_first_with_their_probabilities(folder, manifest):
     best = top_continuations(open_scorer(folder, manifest), manifest, [3, 4], 2)
-    assert [continuation.token_id for continuation in best] == [5, 3]
+    assert [token_id for token_id, _ in best] == [5, 3]
     # By hand: 3 4 -> 5 is a trigram; the probability of 3 uses the back-off weights of "3 4" and "4".
-    assert [continuation.probability for continuation in best] == pytest.approx([10**-0.03, 10 ** (-0.15 - 0.3 - 0.7)])
+    assert [probability for _, probability in best] == pytest.approx([10**-0.03, 10 ** (-0.15 - 0.3 - 0.7)])
 
 
 def test_ends_of_text_are_one_continuation_and_unknown_tokens_are_left_out(folder, manifest):
     everything = top_continuations(open_scorer(folder, manifest), manifest, [5], VOCABULARY_SIZE)
-    assert sorted(continuation.token_id for continuation in everything) == [0, 3, 4, 5, 6]
-    assert math.fsum(continuation.probability for continuation in everything) < 1 + 1e-6
+    assert sorted(token_id for token_id, _ in everything) == [0, 3, 4, 5, 6]
+    assert math.fsum(probability for _, probability in everything) < 1 + 1e-6
 
 
 def test_a_whole_model_passes_every_check(folder, manifest):
