@@ -1,10 +1,36 @@
 """Options that an editor sends as `initializationOptions`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 from superdraft.client import SessionOptions
+
+
+class _Kind(NamedTuple):
+    """What an option's value must be."""
+
+    rule: str
+    is_valid: Callable[[Any], bool]
+
+
+def _is_number(value: Any, kind: type = int) -> bool:
+    return isinstance(value, int | kind) and not isinstance(value, bool)
+
+
+_TEXT = _Kind("a string that is not empty", lambda value: isinstance(value, str) and value != "")
+_COUNT = _Kind("a whole number of at least 1", lambda value: _is_number(value) and value >= 1)
+_LENGTH = _Kind("a whole number of at least 0", lambda value: _is_number(value) and value >= 0)
+_SHARE = _Kind("a number above 0 and at most 1", lambda value: _is_number(value, float) and 0 < value <= 1)
+_SWITCH = _Kind("true or false", lambda value: isinstance(value, bool))
+_TEXTS = _Kind(
+    "a list of strings",
+    lambda value: isinstance(value, list | tuple) and all(isinstance(item, str) for item in value),
+)
+
+
+def _option(default: Any, kind: _Kind) -> Any:
+    return field(default=default, metadata={"kind": kind})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +52,18 @@ class EditorOptions:
         languages: ids of the languages to make suggestions in; empty: all.
     """
 
-    url: str | None = None
-    api_key: str | None = None
-    model: str | None = None
-    num_drafts: int = 3
-    max_tokens: int = 16
-    single_line: bool = False
-    report: bool = True
-    requests_per_key: float = 0.3
-    max_delay_ms: int = 500
-    max_prefix_chars: int = 4000
-    max_suffix_chars: int = 2000
-    languages: tuple[str, ...] = ()
+    url: str | None = _option(None, _TEXT)
+    api_key: str | None = _option(None, _TEXT)
+    model: str | None = _option(None, _TEXT)
+    num_drafts: int = _option(3, _COUNT)
+    max_tokens: int = _option(16, _COUNT)
+    single_line: bool = _option(False, _SWITCH)
+    report: bool = _option(True, _SWITCH)
+    requests_per_key: float = _option(0.3, _SHARE)
+    max_delay_ms: int = _option(500, _LENGTH)
+    max_prefix_chars: int = _option(4000, _COUNT)
+    max_suffix_chars: int = _option(2000, _LENGTH)
+    languages: tuple[str, ...] = _option((), _TEXTS)
 
     @property
     def session_options(self) -> SessionOptions:
@@ -50,30 +76,12 @@ class EditorOptions:
         )
 
 
-_KINDS: dict[str, tuple[str, str]] = {
-    "url": ("url", "text"),
-    "apiKey": ("api_key", "text"),
-    "model": ("model", "text"),
-    "numDrafts": ("num_drafts", "count"),
-    "maxTokens": ("max_tokens", "count"),
-    "singleLine": ("single_line", "switch"),
-    "report": ("report", "switch"),
-    "requestsPerKey": ("requests_per_key", "share"),
-    "maxDelayMs": ("max_delay_ms", "duration"),
-    "maxPrefixChars": ("max_prefix_chars", "count"),
-    "maxSuffixChars": ("max_suffix_chars", "duration"),
-    "languages": ("languages", "texts"),
-}
-"""The option and the kind of its value, by the name in JSON."""
+def _json_name(name: str) -> str:
+    first, *more = name.split("_")
+    return first + "".join(map(str.capitalize, more))
 
-_RULES = {
-    "text": "a string that is not empty",
-    "count": "a whole number of at least 1",
-    "duration": "a whole number of at least 0",
-    "share": "a number above 0 and at most 1",
-    "switch": "true or false",
-    "texts": "a list of strings",
-}
+
+_FIELDS = {_json_name(option.name): option for option in fields(EditorOptions)}
 
 
 def read_options(sent: Any) -> tuple[EditorOptions, list[str]]:
@@ -89,29 +97,15 @@ def read_options(sent: Any) -> tuple[EditorOptions, list[str]]:
     values: dict[str, Any] = {}
     faults = []
     for name, value in sent.items():
-        if name not in _KINDS:
-            faults.append(f"initializationOptions has no {name}; there are {', '.join(_KINDS)}.")
+        if name not in _FIELDS:
+            faults.append(f"initializationOptions has no {name}; there are {', '.join(_FIELDS)}.")
         elif value is not None:
-            field, kind = _KINDS[name]
-            if _is_valid(value, kind):
-                values[field] = tuple(value) if kind == "texts" else value
+            kind = _FIELDS[name].metadata["kind"]
+            if kind.is_valid(value):
+                values[_FIELDS[name].name] = tuple(value) if kind is _TEXTS else value
             else:
-                faults.append(f"initializationOptions: {name} must be {_RULES[kind]}, got {_shown(name, value)}.")
+                faults.append(f"initializationOptions: {name} must be {kind.rule}, got {_shown(name, value)}.")
     return EditorOptions(**values), faults
-
-
-def _is_valid(value: Any, kind: str) -> bool:
-    if kind == "switch":
-        return isinstance(value, bool)
-    if kind == "text":
-        return isinstance(value, str) and value != ""
-    if kind == "texts":
-        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-    if isinstance(value, bool):
-        return False
-    if kind == "share":
-        return isinstance(value, int | float) and 0 < value <= 1
-    return isinstance(value, int) and value >= (1 if kind == "count" else 0)
 
 
 def _shown(name: str, value: Any) -> str:

@@ -6,8 +6,10 @@ Texts of documents are in no log and in no message.
 import asyncio
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
@@ -63,7 +65,7 @@ class DraftsServer(LanguageServer):
         sync = types.TextDocumentSyncKind.Incremental
         self.protocol._workspace = Documents(old.root_uri, sync, folders, old.position_encoding)
 
-    async def connect(self) -> None:
+    async def connect(self, _: types.InitializedParams) -> None:
         """Open the connection. Failures are shown, and the next request tries again where that makes sense."""
         url = self.options.url or self._url
         self._connection = connection = Connection(url, self._key_for(url), self._open_engine)
@@ -95,17 +97,17 @@ class DraftsServer(LanguageServer):
             )
         return ""
 
-    async def suggest(self, params: types.InlineCompletionParams) -> list[types.InlineCompletionItem]:
+    async def suggest(self, params: types.InlineCompletionParams) -> types.InlineCompletionList:
         """The items for a position; none before the connection is open."""
         uri = params.text_document.uri
         document = self.workspace.get_text_document(uri)
         typing = await self._typing(uri)
         if typing is None:
-            return []
+            return types.InlineCompletionList([])
         before, after = divided(document, params.position)
         is_invoked = params.context.trigger_kind == types.InlineCompletionTriggerKind.Invoked
         found = await typing.suggestions(before, after, is_invoked=is_invoked)
-        return inline_items(found, uri, params.position)
+        return types.InlineCompletionList(inline_items(found, uri, params.position))
 
     async def _typing(self, uri: str) -> DocumentTyping | None:
         document = self.workspace.get_text_document(uri)
@@ -142,14 +144,17 @@ class DraftsServer(LanguageServer):
         if (typing := self._typings.get(uri)) is not None:
             typing.session.select(completion_id, rank)
 
-    async def close_document(self, uri: str) -> None:
+    async def closed(self, params: types.DidCloseTextDocumentParams) -> None:
         """End a document's typing session."""
+        await self._end(params.text_document.uri)
+
+    async def _end(self, uri: str) -> None:
         if (typing := self._typings.pop(uri, None)) is not None:
             await typing.close()
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, _: None) -> None:
         """End all sessions, send their last reports, and close the connection."""
-        await asyncio.gather(*(self.close_document(uri) for uri in list(self._typings)))
+        await asyncio.gather(*(self._end(uri) for uri in list(self._typings)))
         if self._connection is not None:
             await self._connection.close()
 
@@ -157,15 +162,19 @@ class DraftsServer(LanguageServer):
 def make_server(url: str | None, api_key: str | None, open_engine: OpenEngine) -> DraftsServer:
     """A language server with its features; see `DraftsServer`."""
     server = DraftsServer(url, api_key, open_engine)
-    server.feature(types.INITIALIZE)(_initialize)
-    server.feature(types.INITIALIZED)(_initialized)
-    server.feature(types.SHUTDOWN)(_shut_down)
-    server.feature(types.TEXT_DOCUMENT_DID_CHANGE)(_did_change)
-    server.feature(types.TEXT_DOCUMENT_DID_CLOSE)(_did_close)
+    features: dict[str, Callable[..., Any]] = {
+        types.INITIALIZE: server.set_up,
+        types.INITIALIZED: server.connect,
+        types.SHUTDOWN: server.disconnect,
+        types.TEXT_DOCUMENT_DID_CHANGE: server.follow,
+        types.TEXT_DOCUMENT_DID_CLOSE: server.closed,
+    }
+    for name, method in features.items():
+        server.feature(name)(partial(method))  # pygls sets attributes, which a method does not take
     options = types.InlineCompletionOptions()  # without them pygls does not announce the feature
-    server.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION, options)(_inline_completion)
-    server.command(ACCEPTED)(_accepted)
-    server.command(SHOWN)(_shown)
+    server.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION, options)(partial(server.suggest))
+    server.command(ACCEPTED)(partial(server.accepted))
+    server.command(SHOWN)(partial(server.shown))
     return server
 
 
@@ -173,35 +182,3 @@ def run(server: DraftsServer, stdin: BinaryIO, stdout: BinaryIO) -> None:
     """Serve an editor until it ends the connection."""
     logging.getLogger("pygls").setLevel(logging.CRITICAL + 1)  # its records quote whole messages
     server.start_io(stdin, stdout)
-
-
-def _initialize(ls: DraftsServer, params: types.InitializeParams) -> None:
-    ls.set_up(params)
-
-
-async def _initialized(ls: DraftsServer, params: types.InitializedParams) -> None:  # noqa: ARG001
-    await ls.connect()
-
-
-async def _shut_down(ls: DraftsServer, params: None) -> None:  # noqa: ARG001
-    await ls.disconnect()
-
-
-def _did_change(ls: DraftsServer, params: types.DidChangeTextDocumentParams) -> None:
-    ls.follow(params)
-
-
-async def _did_close(ls: DraftsServer, params: types.DidCloseTextDocumentParams) -> None:
-    await ls.close_document(params.text_document.uri)
-
-
-async def _inline_completion(ls: DraftsServer, params: types.InlineCompletionParams) -> types.InlineCompletionList:
-    return types.InlineCompletionList(await ls.suggest(params))
-
-
-def _accepted(ls: DraftsServer, uri: str, completion_id: str, rank: int) -> None:
-    ls.accepted(uri, completion_id, rank)
-
-
-def _shown(ls: DraftsServer, uri: str, completion_id: str, rank: int) -> None:
-    ls.shown(uri, completion_id, rank)

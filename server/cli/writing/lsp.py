@@ -75,29 +75,17 @@ def _load(flags: dict[str, Any]) -> "FastAPI":
 
 async def _in_thread(work: Callable[[], T]) -> T:
     """Run `work` in a thread that does not keep the process alive when the editor leaves."""
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
+    result: concurrent.futures.Future[T] = concurrent.futures.Future()
+    result.set_running_or_notify_cancel()  # from now on, an editor that leaves cannot cancel it
 
-    def tell(result: concurrent.futures.Future[T]) -> None:
-        if done.cancelled():
-            return
-        if (error := result.exception()) is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result.result())
-
-    def run_and_tell() -> None:
-        result: concurrent.futures.Future[T] = concurrent.futures.Future()
+    def run() -> None:
         try:
             result.set_result(work())
         except Exception as error:
             result.set_exception(error)
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(tell, result)
 
-    threading.Thread(target=run_and_tell, daemon=True).start()
-    outcome: T = await done
-    return outcome
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(result)
 
 
 def _take_stdout() -> BinaryIO:
