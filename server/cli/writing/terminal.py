@@ -1,7 +1,6 @@
 """The text area of `superdraft try`, with suggestions. Needs prompt_toolkit."""
 
 from collections.abc import Callable
-from typing import Any, Unpack
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
@@ -15,8 +14,7 @@ from prompt_toolkit.layout.utils import explode_text_fragments
 from prompt_toolkit.output import Output
 from prompt_toolkit.styles import Style
 
-from superdraft.client.async_session import AsyncTypingSession, TypingClient
-from superdraft.client.wire import DraftsOptions
+from superdraft.client.async_session import AsyncTypingSession
 
 _GHOST_HINTS = "Tab take · Ctrl-→ word · Alt-] Alt-[ others · Esc hide · Ctrl-D quit"
 _HINTS = "Alt-\\ ask for drafts · Ctrl-D quit"
@@ -145,30 +143,3 @@ def _handler(action: Callable[[], None]) -> Callable[[KeyPressEvent], None]:
         action()
 
     return handle
-
-
-async def run_terminal(
-    client: TypingClient,
-    text: str = "",
-    *,
-    num_drafts: int = 3,
-    max_tokens: int = 10,
-    report: bool = True,
-    **drafts_options: Unpack[DraftsOptions],
-) -> str:
-    """Let the user write in the terminal with suggestions from a server; returns the text.
-
-    Args:
-        client: client of the server (see `AsyncTypingSession`).
-        text: initial text.
-        num_drafts: drafts per request.
-        max_tokens: new tokens per draft.
-        report: report to the server which drafts were shown, accepted and dismissed.
-        drafts_options: further options of each request.
-    """
-
-    def make_session(on_change: Callable[[], None]) -> AsyncTypingSession:
-        options: dict[str, Any] = {"report": report, "num_drafts": num_drafts, "max_tokens": max_tokens}
-        return AsyncTypingSession(client, on_change, **options, **drafts_options)
-
-    return await Terminal(make_session, text).run()

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -28,8 +29,8 @@ def try_it(
     ] = True,
 ) -> None:
     """Write in the terminal, with drafts from a running server as you type."""
-    from superdraft.client import AsyncSuperdraft
-    from superdraft.server.cli.writing.terminal import run_terminal
+    from superdraft.client import AsyncSuperdraft, AsyncTypingSession
+    from superdraft.server.cli.writing.terminal import Terminal
 
     key = read_key(api_key, api_key_file)
     if not is_terminal():
@@ -38,9 +39,19 @@ def try_it(
     async def run() -> str:
         async with AsyncSuperdraft(url, key, max_retries=0) as client:
             await client.models()  # fails on a wrong address or key before the terminal changes
-            return await run_terminal(
-                client, text, num_drafts=num_drafts, max_tokens=max_tokens, report=report, model=model, single_line=True
-            )
+
+            def session(on_change: Callable[[], None]) -> AsyncTypingSession:
+                return AsyncTypingSession(
+                    client,
+                    on_change,
+                    num_drafts=num_drafts,
+                    max_tokens=max_tokens,
+                    report=report,
+                    model=model,
+                    single_line=True,
+                )
+
+            return await Terminal(session, text).run()
 
     written = asyncio.run(run())
     if written:
