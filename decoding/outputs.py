@@ -156,3 +156,27 @@ class StepOutput:
     def is_terminal(self) -> bool:
         """Whether this is the last output for the request."""
         return self.snapshot is None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """Figures of one engine step, for metrics and benchmarks.
+
+    Attributes:
+        kind: "prefill" if prompts took part, else "decode"; "warm_up" if all that it ran was for later requests; None:
+            it only gave out answers.
+        num_rows: rows of drafts.
+        num_prompt_tokens: tokens of prompts.
+        num_completed: prompts that were complete after it, and were not before.
+        seconds: duration of the whole step.
+        first_draft_s: for each request whose drafts got their first token in this step, the seconds since it was added.
+        num_expired: requests that reached their time limit in this step.
+    """
+
+    kind: Literal["prefill", "decode", "warm_up"] | None
+    num_rows: int
+    num_prompt_tokens: int
+    num_completed: int
+    seconds: float
+    first_draft_s: tuple[float, ...]
+    num_expired: int

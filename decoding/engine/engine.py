@@ -24,7 +24,6 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from superdraft.decoding.config import EngineConfig
@@ -43,7 +42,7 @@ from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError,
 from superdraft.decoding.method.draft_set import DraftSet
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.ngram import NgramScorer
-from superdraft.decoding.outputs import GenerationOutput, StepOutput
+from superdraft.decoding.outputs import GenerationOutput, StepOutput, StepReport
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.request import EngineRequest
@@ -52,30 +51,6 @@ from superdraft.decoding.text.tokenizer import Tokenizer
 MAX_SESSIONS = 4096
 LONGEST_WAIT_S = 10.0
 """A typing session whose wait would be longer has paused."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """Figures of one engine step, for metrics and benchmarks.
-
-    Attributes:
-        kind: "prefill" if prompts took part, else "decode"; "warm_up" if all that it ran was for later requests; None:
-            it only gave out answers.
-        num_rows: rows of drafts.
-        num_prompt_tokens: tokens of prompts.
-        num_completed: prompts that were complete after it, and were not before.
-        seconds: duration of the whole step.
-        first_draft_s: for each request whose drafts got their first token in this step, the seconds since it was added.
-        num_expired: requests that reached their time limit in this step.
-    """
-
-    kind: Literal["prefill", "decode", "warm_up"] | None
-    num_rows: int
-    num_prompt_tokens: int
-    num_completed: int
-    seconds: float
-    first_draft_s: tuple[float, ...]
-    num_expired: int
 
 
 class Engine:

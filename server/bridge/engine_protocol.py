@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.outputs import StepOutput
+from superdraft.decoding.outputs import StepOutput, StepReport
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import FimTokenizer
+from superdraft.server.observe.metrics import WatchedEngine
 
 
 class EngineTokenizer(FimTokenizer, Protocol):
@@ -20,27 +21,7 @@ class EngineTokenizer(FimTokenizer, Protocol):
         """The text of these token ids."""
 
 
-class EngineStep(Protocol):
-    """An engine's report of a step."""
-
-    @property
-    def kind(self) -> str | None:
-        """What it ran: "prefill" if prompts took part, else "decode"; "warm_up" for nobody yet; None: nothing."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of drafts in it."""
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the step."""
-
-    @property
-    def num_completed(self) -> int:
-        """Prompts that were completed in it."""
-
-
-class DecodingEngine(Protocol):
+class DecodingEngine(WatchedEngine, Protocol):
     """Runs requests step by step. Any thread may read the attributes and call `prepare`; the rest is for one thread."""
 
     @property
@@ -56,14 +37,6 @@ class DecodingEngine(Protocol):
         """Most tokens of a prompt and a draft together."""
 
     @property
-    def num_slots(self) -> int:
-        """Most requests that can run at once."""
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests whose prompts have no slot yet."""
-
-    @property
     def has_unfinished(self) -> bool:
         """Whether `step` has anything to do."""
 
@@ -72,7 +45,7 @@ class DecodingEngine(Protocol):
         """Whether a request with `is_ahead` would take no other request's place."""
 
     @property
-    def last_step(self) -> EngineStep:
+    def last_step(self) -> StepReport:
         """The latest step. For the engine's thread only."""
 
     def prepare(self, request: EngineRequest) -> EngineRequest:

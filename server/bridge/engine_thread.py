@@ -236,7 +236,7 @@ class EngineThread:
     def _step(self) -> None:
         num_rows = sum(request.place.num_rows for request in self._requests.values())
         outputs = self._engine.step()
-        self._metrics.observe_step()
+        self._metrics.observe_step(self._engine.last_step)
         step, costs, now_s = self._engine.last_step, self._costs, time.monotonic()
         # What came before the step counts too: taking requests, handing over answers, waiting for the event loop.
         seconds = max(step.seconds, now_s - self._busy_since_s)

@@ -4,14 +4,14 @@ Each app has a registry of its own. Every label has few values: routes are templ
 choose freely is a label. Gauges are read on request, so they cost nothing between requests.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from superdraft.decoding.outputs import GenerationOutput
+from superdraft.decoding.outputs import GenerationOutput, StepReport
 from superdraft.decoding.params import GenerationParams
 
 CancelReason = Literal["client_gone", "superseded", "deadline", "shutdown"]
@@ -26,29 +26,8 @@ MAX_DEPTH = 16  # rows that fed later tokens count as these
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-class ReportedStep(Protocol):
-    """An engine's report on its latest step; see `superdraft.decoding.engine.engine.StepReport`."""
-
-    @property
-    def kind(self) -> str | None:
-        """What the model ran: "prefill", "decode", "warm_up" or None."""
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the step."""
-
-    @property
-    def first_draft_s(self) -> Sequence[float]:
-        """For each request whose drafts got their first token: seconds since it was added."""
-
-    @property
-    def num_expired(self) -> int:
-        """Requests that reached their time limit."""
-
-
-@runtime_checkable
 class WatchedEngine(Protocol):
-    """The observable state of an engine. Any thread may read it, except `last_step`."""
+    """The observable state of an engine. Any thread may read it."""
 
     @property
     def num_slots(self) -> int:
@@ -70,10 +49,6 @@ class WatchedEngine(Protocol):
     def num_foreseen(self) -> int:
         """Requests so far whose whole prompt had been run ahead of them."""
 
-    @property
-    def last_step(self) -> ReportedStep:
-        """The latest step."""
-
 
 class Metrics:
     """The metrics of one app. Any thread may call any method.
@@ -86,7 +61,6 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.shown: Collector = self.registry
-        self._engine: WatchedEngine | None = None
         ProcessCollector(registry=self.registry)
         self._add_request_metrics()
         self._add_engine_metrics()
@@ -140,11 +114,8 @@ class Metrics:
         """Count the model rows of a step that nobody has asked for."""
         self._ahead_rows.inc(num_rows)
 
-    def watch(self, engine: object) -> None:
-        """Show the engine's load and its steps, if it reports them. Engines in tests may not."""
-        if not isinstance(engine, WatchedEngine):
-            return
-        self._engine = watched = engine
+    def watch(self, watched: WatchedEngine) -> None:
+        """Show an engine's load."""
         for name, text, read in (
             ("superdraft_slots", "KV-cache slots.", lambda: watched.num_slots),
             ("superdraft_used_slots", "KV-cache slots in use.", lambda: watched.num_used_slots),
@@ -178,11 +149,8 @@ class Metrics:
         self._requests.labels(route, status, strategy).inc()
         self._request_s.labels(route, strategy).observe(seconds)
 
-    def observe_step(self) -> None:
-        """Count the watched engine's latest step. For the engine's thread only."""
-        if self._engine is None:
-            return
-        step = self._engine.last_step
+    def observe_step(self, step: StepReport) -> None:
+        """Count a step of the engine."""
         if step.kind is not None:
             self._step_s[step.kind].observe(step.seconds)
         for seconds in step.first_draft_s:

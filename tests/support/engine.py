@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from support.waiting import PATIENCE_S
 
@@ -16,6 +16,7 @@ from superdraft.decoding.outputs import (
     GenerationOutput,
     Snapshot,
     StepOutput,
+    StepReport,
     Timings,
     TokenLogprob,
     Usage,
@@ -44,12 +45,8 @@ class FakeTokenizer:
         return "".join(chr(i) for i in token_ids)
 
 
-@dataclass(frozen=True)
-class Step:
-    kind: str
-    seconds: float
-    num_rows: int = 1
-    num_completed: int = 0
+def step_report(seconds: float = 0.0, kind: Literal["prefill", "decode"] = "decode") -> StepReport:
+    return StepReport(kind, 1, 0, 0, seconds, (), 0)
 
 
 @dataclass
@@ -96,8 +93,16 @@ class FakeEngine:
     threads: set[str] = field(default_factory=set)
     has_room_ahead: bool = False
     num_foreseen: int = 0
-    last_step: Step = Step("decode", 0.0)
+    last_step: StepReport = field(default_factory=step_report)
     num_waiting: int = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self.jobs)
+
+    @property
+    def num_used_slots(self) -> int:
+        return len(self.jobs)
 
     @property
     def has_unfinished(self) -> bool:

@@ -13,7 +13,7 @@ from collections import Counter
 import anyio.to_thread
 import httpx
 import pytest
-from support.engine import FakeEngine, Step
+from support.engine import FakeEngine, step_report
 from support.serving import raw_request, serving
 from support.slotted_engine import SlottedEngine
 from support.waiting import PATIENCE_S, eventually, until
@@ -157,7 +157,7 @@ def test_a_typist_is_never_refused_because_of_his_own_older_key_press():
 
 
 def test_more_than_can_be_answered_in_time_is_refused_although_there_are_slots(make_client, engine):
-    engine.last_step = Step("decode", 30)  # at most 900 s for ten tokens of three requests, and some for prompts
+    engine.last_step = step_report(30)  # at most 900 s for ten tokens of three requests, and some for prompts
     engine.gate = threading.Event()
     engine.gate.set()
     client, answers = make_client(target_latency_ms=1_100_000, queue_timeout_ms=25), []

@@ -5,7 +5,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from support.engine import FakeEngine, FakeTokenizer, Step
+from support.engine import FakeEngine, FakeTokenizer, step_report
 from support.engine_thread import run
 from support.fake_runner import fake_engine
 from support.waiting import PATIENCE_S, until
@@ -412,7 +412,7 @@ def test_what_happens_between_steps_counts_as_part_of_a_round(monkeypatch):
     """Else a server that spends its time on taking requests would promise answers that it cannot give."""
     clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
     monkeypatch.setattr("superdraft.server.bridge.engine_thread.time", clock)
-    engine = FakeEngine(last_step=Step("decode", 0.0001))
+    engine = FakeEngine(last_step=step_report(0.0001))
     plain = engine.add_request
 
     def slow_add(request):

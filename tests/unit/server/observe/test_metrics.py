@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.decoding import run_all
-from support.engine import FakeEngine
 from support.fake_runner import fake_engine
 
 from superdraft.decoding.outputs import GenerationOutput, Timings, Usage
@@ -41,7 +40,7 @@ def everything() -> Metrics:
     metrics.watch_admission(lambda: 3)
     engine.add_request(EngineRequest("a", PROMPT, GenerationParams(max_tokens=2)))
     engine.step()
-    metrics.observe_step()
+    metrics.observe_step(engine.last_step)
     metrics.observe_request("/v1/drafts", 200, "superposed", 0.1)
     metrics.observe_generation(GenerationParams(), answer())
     metrics.count_shed("queue_full")
@@ -124,14 +123,14 @@ def test_steps_are_timed_by_kind_and_first_drafts_once_a_prompt():
     clock.now_s = 1.25
     while engine.has_unfinished:
         engine.step()
-        metrics.observe_step()
+        metrics.observe_step(engine.last_step)
     get = metrics.registry.get_sample_value
     assert get("superdraft_step_seconds_count", {"kind": "prefill"}) == 1
     assert get("superdraft_step_seconds_count", {"kind": "decode"}) == 2
     assert get("superdraft_first_draft_seconds_count") == 1  # a warm-up has no draft
     assert get("superdraft_first_draft_seconds_sum") == pytest.approx(0.25)
     engine.step()  # nothing to do
-    metrics.observe_step()
+    metrics.observe_step(engine.last_step)
     assert metrics.total("superdraft_step_seconds_count") == 3
 
 
@@ -141,10 +140,10 @@ def test_requests_out_of_time_count_as_cancelled():
         timeout_s = 1.0 if name < "c" else None
         engine.add_request(EngineRequest(name, PROMPT, GenerationParams(max_tokens=9), timeout_s=timeout_s))
     engine.step()
-    metrics.observe_step()
+    metrics.observe_step(engine.last_step)
     clock.now_s = 2.0
     engine.step()
-    metrics.observe_step()
+    metrics.observe_step(engine.last_step)
     assert metrics.registry.get_sample_value("superdraft_cancelled_total", {"reason": "deadline"}) == 2
     run_all(engine)
 
@@ -166,14 +165,6 @@ def test_gauges_show_the_engine_when_asked():
     assert metrics.registry.get_sample_value("superdraft_waiting_requests") == 3
     run_all(engine)
     assert gauges() == [2, 0, 0, 0]
-
-
-def test_an_engine_that_tells_nothing_has_no_gauges_and_no_steps():
-    metrics = Metrics()
-    metrics.watch(FakeEngine())
-    metrics.observe_step()
-    assert metrics.registry.get_sample_value("superdraft_slots") is None
-    assert metrics.total("superdraft_step_seconds_count") == 0
 
 
 def test_ranks_are_few():
