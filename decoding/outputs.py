@@ -171,6 +171,7 @@ class StepReport:
         seconds: duration of the whole step.
         first_draft_s: for each request whose drafts got their first token in this step, the seconds since it was added.
         num_expired: requests that reached their time limit in this step.
+        num_waiting: requests whose prompts wait for a later step.
     """
 
     kind: Literal["prefill", "decode", "warm_up"] | None
@@ -180,3 +181,4 @@ class StepReport:
     seconds: float
     first_draft_s: tuple[float, ...]
     num_expired: int
+    num_waiting: int = 0

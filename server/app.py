@@ -190,6 +190,7 @@ def _admission(settings: Settings, engine: DecodingEngine, metrics: Metrics) -> 
         settings.queue_timeout_ms / 1000,
         settings.target_latency_ms / 1000,
         metrics.count_shed,
+        engine.load,
     )
 
 

@@ -31,8 +31,8 @@ from superdraft.decoding.engine.admission import Admission
 from superdraft.decoding.engine.answer import answer, snapshot
 from superdraft.decoding.engine.branching import Branching
 from superdraft.decoding.engine.decode import DecodeStep
-from superdraft.decoding.engine.elastic import ElasticWork, is_late, limit
 from superdraft.decoding.engine.faults import Faults
+from superdraft.decoding.engine.load import Load, is_late, limit
 from superdraft.decoding.engine.model_pass import Pass
 from superdraft.decoding.engine.scheduler import Scheduler, Work
 from superdraft.decoding.engine.sequence import Sequence
@@ -67,6 +67,7 @@ class Engine:
         config: limits.
         max_model_len: the most tokens of a prompt and a draft together.
         num_slots: KV-cache slots, that is, requests that can run at once.
+        load: what steps cost, for any thread to ask.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Engine:
         self._clock = clock
         self._trees = Trees(runner)
         self._admission = Admission(tokenizer, config, self.max_model_len, self.num_slots, self._trees.num_needed)
-        self._elastic = ElasticWork(math.inf if config.target_latency_s is None else config.target_latency_s)
+        self.load = Load(math.inf if config.target_latency_s is None else config.target_latency_s)
         decode_step = DecodeStep(runner, self._trees, tokenizer.suppressed_token_ids, clock)
         branching = Branching(self._trees, decode_step)
         starts = Starts(tokenizer, self._trees, branching, decode_step)
@@ -96,6 +97,7 @@ class Engine:
         self._unanswered: OrderedDict[str, float] = OrderedDict()  # sessions, each with when its wait began
         self._ended: list[StepOutput] = []
         self._begun: list[Sequence] = []
+        self._busy_since_s = 0.0  # when the present round began: the step before has ended, or the first request came
         self._last_step = StepReport(None, 0, 0, 0, 0.0, (), 0)
 
     @property
@@ -169,6 +171,8 @@ class Engine:
             raise InvalidRequestError(
                 f"The request {request.request_id!r} has not ended yet. Use another id.", param="request_id"
             )
+        if not self.has_unfinished:
+            self._busy_since_s = self._clock()
         sequence = self._admission.admit(request)
         sequence.arrival_s = self._clock()
         sequence.deadline_s = None if request.timeout_s is None else sequence.arrival_s + request.timeout_s
@@ -181,6 +185,7 @@ class Engine:
         self._sequences[request.request_id] = sequence
         self._num_ahead += request.is_ahead
         self._scheduler.add(sequence)
+        self.load.num_waiting += not request.is_warm_up
 
     def cancel(self, request_id: str) -> bool:
         """Drop a request at once; it gets no further output. Returns whether it was unfinished."""
@@ -211,16 +216,17 @@ class Engine:
         expired = self._expire()
         outputs += expired
         outputs += self._limit_work()
-        chunk_tokens = self._elastic.chunk_tokens(self.config.max_prefill_tokens)
-        most_running = self._elastic.most_running(self._drafting)
+        chunk_tokens = self.load.chunk_tokens(self.config.max_prefill_tokens)
+        most_running = self.load.most_running(self._drafting)
         num_rows, faults = 0, Faults()
         work = self._scheduler.schedule(started_s, chunk_tokens, faults, most_running)
         if work is not None:
             num_rows = self._pass.run(work, faults)
             outputs += self._grown(work, faults, started_s)
         self._last_step = step = self._report_of(work, num_rows, started_s, len(expired))
-        if step.kind in ("prefill", "decode"):
-            self._elastic.observe(step.num_rows, step.num_prompt_tokens, len(step.first_draft_s), step.seconds)
+        now_s = self._clock()
+        self.load.observe(step, now_s - self._busy_since_s)
+        self._busy_since_s = now_s
         return outputs
 
     def generate(
@@ -267,10 +273,10 @@ class Engine:
     def _limit_work(self) -> list[StepOutput]:
         """End drafts that may not grow any further under this load, and answer the requests that are done by that."""
         drafting, now_s = self._drafting, self._clock()
-        plan, is_shared = self._elastic.plan(drafting), len(drafting) > 1
+        plan, is_shared = self.load.plan(drafting), len(drafting) > 1
         without_slot, outputs = self._scheduler.without_slot, []
         for sequence in list(self._scheduler.running):
-            ends = is_late(sequence, now_s) or self._elastic.must_give_way(sequence, without_slot, now_s)
+            ends = is_late(sequence, now_s) or self.load.must_give_way(sequence, without_slot, now_s)
             limit(sequence, max(plan, int(is_shared and ends)))
             if sequence.is_done:
                 outputs.append(self._end(sequence))
@@ -316,7 +322,9 @@ class Engine:
         begun, self._begun = self._begun, []
         first_draft_s = tuple(now_s - sequence.arrival_s for sequence in begun if sequence.branches[0].num_steps)
         seconds = now_s - started_s
-        return StepReport(kind, num_rows, num_prompt_tokens, num_completed, seconds, first_draft_s, num_expired)
+        return StepReport(
+            kind, num_rows, num_prompt_tokens, num_completed, seconds, first_draft_s, num_expired, self.num_waiting
+        )
 
     def _expire(self) -> list[StepOutput]:
         """Answer the requests that reached their time limit with the drafts they have so far."""
@@ -350,7 +358,7 @@ class Engine:
         if error is None:
             if sequence.request.session_id is not None:
                 self._unanswered.pop(sequence.request.session_id, None)
-            self._elastic.observe_answer(sequence)
+            self.load.observe_answer(sequence)
             return StepOutput(sequence.request_id, output=output)
         if not isinstance(error, SuperdraftError):
             failure = SequenceFailedError(

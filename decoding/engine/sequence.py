@@ -34,7 +34,7 @@ class Branch:
         num_steps: tokens that each alive draft has.
         num_exact: how many of the drafts' first tokens have keys and values of real tokens, not of superposed inputs.
         num_rows: rows that were run for it, and for the branch that it was forked from.
-        is_limited: whether it ended early because of the load (`elastic`).
+        is_limited: whether it ended early because of the load (`load`).
     """
 
     sequence: "Sequence"

@@ -28,10 +28,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from superdraft.decoding.engine.load import Load
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
 from superdraft.server.bridge.places import Group, Place, Waiter
 from superdraft.server.bridge.room import Room
-from superdraft.server.bridge.step_costs import StepCosts
 from superdraft.server.edge.refusals import OverloadedError
 
 _RETRY_S = (1.0, 60.0)  # least and most that a refused client is told to wait
@@ -51,9 +51,7 @@ class AdmissionControl:
         queue_timeout_s: seconds in the queue after which a request is refused.
         target_latency_s: seconds that a request may spend in the engine.
         on_shed: called with the reason for every request that is refused.
-
-    Attributes:
-        costs: of the engine's steps; the engine's thread keeps them up to date.
+        load: the engine's, which says what steps cost.
     """
 
     def __init__(
@@ -63,9 +61,9 @@ class AdmissionControl:
         queue_timeout_s: float = 0.025,
         target_latency_s: float = math.inf,
         on_shed: Callable[[str], None] = lambda _: None,
+        load: Load | None = None,
     ) -> None:
-        self._room = Room(num_places, target_latency_s)
-        self.costs: StepCosts = self._room.costs
+        self._room = Room(num_places, target_latency_s, load or Load())
         self._max_waiting = max_waiting
         self._queue_timeout_s = queue_timeout_s
         self._on_shed = on_shed

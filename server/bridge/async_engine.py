@@ -67,7 +67,7 @@ class AsyncEngine:
         self._order = SessionOrder()
         # One thread: encoding takes no more than one core from the model.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="superdraft-encoder")
-        self._thread = EngineThread(engine, self._metrics, self._admission.costs)
+        self._thread = EngineThread(engine, self._metrics)
 
     @property
     def is_ready(self) -> bool:

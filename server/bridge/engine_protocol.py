@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine.load import Load
 from superdraft.decoding.outputs import StepOutput, StepReport
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import FimTokenizer
@@ -35,6 +36,10 @@ class DecodingEngine(WatchedEngine, Protocol):
     @property
     def max_model_len(self) -> int:
         """Most tokens of a prompt and a draft together."""
+
+    @property
+    def load(self) -> Load:
+        """What its steps cost. Any thread may ask."""
 
     @property
     def has_unfinished(self) -> bool:

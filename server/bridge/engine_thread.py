@@ -26,7 +26,6 @@ from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
 from superdraft.server.bridge.output_stream import OutputStream
 from superdraft.server.bridge.places import Place
-from superdraft.server.bridge.step_costs import StepCosts
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.request_record import RequestRecord
 
@@ -84,20 +83,17 @@ class EngineThread:
     Args:
         engine: nothing else uses it.
         metrics: where requests and steps are counted.
-        costs: of the engine's steps; kept up to date.
     """
 
-    def __init__(self, engine: DecodingEngine, metrics: Metrics, costs: StepCosts) -> None:
+    def __init__(self, engine: DecodingEngine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._costs = costs
         self._commands: queue.SimpleQueue[Add | Cancel | LookAhead | _Stop] = queue.SimpleQueue()
         self._gate = threading.Lock()  # closes `_accepting` and the queue together
         self._accepting = False
         self._ahead = Ahead(engine, metrics)
         self._requests: dict[str, Add] = {}
         self._failures = 0
-        self._busy_since_s = 0.0  # on time.monotonic: when the present round began
         self._deadline: float | None = None
         self._thread = threading.Thread(target=self._run, name="superdraft-engine", daemon=True)
 
@@ -185,9 +181,7 @@ class EngineThread:
     def _take_commands(self, *, wait: bool) -> None:
         """Carry out the queued commands; with `wait`, sleep until there is one."""
         if wait and self._deadline is None:
-            command = self._commands.get()
-            self._busy_since_s = time.monotonic()
-            self._carry_out(command)
+            self._carry_out(self._commands.get())
         while not self._commands.empty():
             self._carry_out(self._commands.get())
 
@@ -225,8 +219,6 @@ class EngineThread:
                 self._engine.cancel(request_id)  # it may have been added in part
         else:
             self._requests[request_id] = command
-            if not command.request.is_warm_up:
-                self._costs.observe_request()
             command.stream.accept()
 
     def _refuse(self, command: Add, fault: Exception) -> None:
@@ -234,21 +226,8 @@ class EngineThread:
         command.stream.refuse(request_error(fault, engine_request_id=command.request.request_id))
 
     def _step(self) -> None:
-        num_rows = sum(request.place.num_rows for request in self._requests.values())
         outputs = self._engine.step()
         self._metrics.observe_step(self._engine.last_step)
-        step, costs, now_s = self._engine.last_step, self._costs, time.monotonic()
-        # What came before the step counts too: taking requests, handing over answers, waiting for the event loop.
-        seconds = max(step.seconds, now_s - self._busy_since_s)
-        self._busy_since_s = now_s
-        decode_s = costs.decode_s(num_rows) if step.num_rows else 0.0
-        if step.kind == "prefill":
-            is_full = self._engine.num_waiting > 0 or not step.num_completed
-            costs.observe_prefill(max(0.0, seconds - decode_s), step.num_completed, is_full=is_full)
-        if step.num_rows:
-            # If every step has prompts, only a step quicker than expected shows that rows have become cheaper.
-            costs.observe_decode(num_rows, seconds if step.kind == "decode" else min(seconds, decode_s))
-        costs.num_waiting = self._engine.num_waiting
         for output in outputs:
             self._deliver(output)
         if self._requests and not self._engine.has_unfinished:

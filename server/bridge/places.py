@@ -40,7 +40,7 @@ class Place:
         is_added: whether the engine has heard of it.
         begun_s: when the prompt was admitted.
         is_warm_up: nobody waits for it, and it gives way to all others.
-        last_round: the engine's round in which it should be finished.
+        last_step: the engine's step in which it should be finished.
     """
 
     leave: Callable[["Place"], None]
@@ -55,7 +55,7 @@ class Place:
     is_long: bool = False
     is_warm_up: bool = False
     begun_s: float = 0.0
-    last_round: float = 0.0
+    last_step: float = 0.0
 
     def release(self) -> None:
         """Give the place back. Any thread may call this, more than once."""

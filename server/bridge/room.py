@@ -1,14 +1,16 @@
 """Room in the engine: which prompts fit into its slots and are answered in time beside those that are there."""
 
+from superdraft.decoding.engine.load import Load
 from superdraft.server.bridge.fair_shares import FairShares
 from superdraft.server.bridge.places import Group, Place
-from superdraft.server.bridge.step_costs import Pace, StepCosts
 
 LONG_FACTOR = 2
-"""A request is long if it takes more than this part of the target alone; long requests slow down by this much."""
+"""A request is long if it takes more than this part of the target alone. Long requests slow down by this much if they
+could not be answered within the target even alone."""
 
 LATE_FACTOR = 1.2
-"""A request may be delayed by others up to this many times the target: else nobody could go in beside a full load."""
+"""A request may be delayed by others up to this many times the target, if it could be answered within the target alone:
+else nobody could go in beside a full load."""
 
 _GROUP_SHARE = 8
 """A request that has rows leaves this part of the places, at least one, to others. Warm-ups have no more than this."""
@@ -20,17 +22,17 @@ class Room:
     Args:
         num_places: slots to give away; None: no limit.
         target_s: seconds that a request may spend in the engine.
+        load: the engine's, which says what steps cost.
 
     Attributes:
-        costs: of the engine's steps; the engine's thread keeps them up to date.
         shares: of callers and sessions.
         num_rows: of the prompts in the engine or on their way to it.
         num_slots: theirs.
         num_changes: counts whatever may make room.
     """
 
-    def __init__(self, num_places: int | None, target_s: float) -> None:
-        self.costs = StepCosts()
+    def __init__(self, num_places: int | None, target_s: float, load: Load) -> None:
+        self._load = load
         self.shares = FairShares(0 if num_places is None else num_places // 2)
         self.num_rows = self.num_slots = self.num_changes = 0
         self._num_places = num_places
@@ -42,8 +44,8 @@ class Room:
         group = place.group
         place.is_long = self.is_long(place)
         place.begun_s = place.loop.time()
-        num_rounds = self._num_prefills(self._num_prompts + 1) + place.num_tokens
-        place.last_round = self.costs.num_rounds + num_rounds
+        num_steps = self._num_prefills(self._num_prompts + 1) + place.num_tokens
+        place.last_step = self._load.num_steps + num_steps
         self._places.add(place)
         self._count(group, place, 1)
 
@@ -64,7 +66,7 @@ class Room:
     @property
     def stamp(self) -> tuple[int, int]:
         """Changes when a prompt may fit that did not fit before."""
-        return self.num_changes, self.costs.num_rounds
+        return self.num_changes, self._load.num_steps
 
     def is_next(self, place: Place) -> bool:
         """Whether others must not overtake this one: its room will be free soon.
@@ -105,14 +107,13 @@ class Room:
 
     def first_end_s(self) -> float:
         """Seconds until the first of the prompts is answered; 0 if there are none."""
-        pace = self.costs.pace(self.num_rows)
-        return min((self._rest_s(place, pace) for place in self._places), default=0.0)
+        step_s = self._load.usual_s(self.num_rows)
+        return min((self._rest_s(place, step_s) for place in self._places), default=0.0)
 
     def _has_room(self, place: Place, rows: int, slots: int, num_prompts: int) -> bool:
         """Whether a short request fits, and is answered in time, beside these rows and behind so many prompts."""
         assert self._num_places is not None
-        pace, num_prefills = self.costs.pace(rows + place.num_rows), self._num_prefills(num_prompts + 1)
-        is_in_time = pace.stay_s(num_prefills, place.num_tokens) <= self._target_s
+        is_in_time = self._stay_s(place, rows + place.num_rows, num_prompts + 1) <= self._target_s
         return slots + place.num_slots <= self._num_places and is_in_time
 
     def _has_room_among_long_ones(self, place: Place) -> bool:
@@ -120,8 +121,11 @@ class Room:
         others = [each for each in self._places if each.is_long]
         rows = sum(each.num_rows for each in others) + place.num_rows
         slots = sum(each.num_slots for each in others) + place.num_slots
-        pace, num_prefills = self.costs.pace(rows, has_prompts=False), self._num_prefills(self._num_prompts + 1)
-        is_in_time = pace.stay_s(num_prefills, place.num_tokens) <= LONG_FACTOR * self._alone_s(place)
+        # Each of the others brings about one prompt meanwhile. Those of short requests are not counted.
+        prompts_s = self._num_prefills(len(others)) * (self._load.prompt_step_s(rows) - self._load.seconds(rows))
+        stay_s = self._stay_s(place, rows, self._num_prompts + 1, step_s=self._load.seconds(rows)) + prompts_s
+        alone_s = self._alone_s(place)
+        is_in_time = stay_s <= (LONG_FACTOR * alone_s if alone_s > self._target_s else LATE_FACTOR * self._target_s)
         return slots <= max(1, self._num_places // LONG_FACTOR) and (is_in_time or not others)
 
     def _kept_for_others(self, place: Place) -> tuple[int, int]:
@@ -136,27 +140,43 @@ class Room:
 
     def _delays_another(self, rows: int) -> bool:
         """Whether this many rows would make a short request late that is in time now."""
-        now, then, late_s = self.costs.pace(self.num_rows), self.costs.pace(rows), LATE_FACTOR * self._target_s
+        now_s, then_s, late_s = (
+            self._load.usual_s(self.num_rows),
+            self._load.usual_s(rows),
+            LATE_FACTOR * self._target_s,
+        )
         return any(
-            self._end_s(place, now) <= late_s < self._end_s(place, then)
+            self._end_s(place, now_s) <= late_s < self._end_s(place, then_s)
             for place in self._places
             if not place.is_long and not place.is_warm_up
         )
 
-    def _end_s(self, place: Place, pace: Pace) -> float:
-        """Seconds from a prompt's admission to its answer, at this pace from now on."""
-        return place.loop.time() - place.begun_s + self._rest_s(place, pace)
+    def _end_s(self, place: Place, step_s: float) -> float:
+        """Seconds from a prompt's admission to its answer, if steps take this long from now on."""
+        return place.loop.time() - place.begun_s + self._rest_s(place, step_s)
 
-    def _rest_s(self, place: Place, pace: Pace) -> float:
-        return max(0.0, place.last_round - self.costs.num_rounds) * pace.round_s
+    def _rest_s(self, place: Place, step_s: float) -> float:
+        return max(0.0, place.last_step - self._load.num_steps) * step_s
 
     def _alone_s(self, place: Place) -> float:
-        return self.costs.pace_alone(place.num_rows).stay_s(self._num_prefills(1), place.num_tokens)
+        return self._stay_s(place, place.num_rows, 1, step_s=self._load.seconds(place.num_rows))
+
+    def _stay_s(self, place: Place, rows: int, num_prompts: int, step_s: float | None = None) -> float:
+        """Seconds from a prompt's admission to its answer.
+
+        Args:
+            place: the prompt's.
+            rows: in the engine.
+            num_prompts: that have not been run, this one included.
+            step_s: seconds of a step without these prompts; None: as many others come as now.
+        """
+        decode_s = self._load.usual_s(rows) if step_s is None else step_s
+        return self._num_prefills(num_prompts) * self._load.prompt_step_s(rows) + place.num_tokens * decode_s
 
     @property
     def _num_prompts(self) -> int:
         """Prompts in the engine and on their way there that have not been run."""
-        return self.costs.num_waiting + sum(not place.is_added for place in self._places)
+        return self._load.num_waiting + sum(not place.is_added for place in self._places)
 
     def _num_prefills(self, num_prompts: int) -> float:
-        return num_prompts * self.costs.prefills_per_request
+        return num_prompts * self._load.steps_per_prompt

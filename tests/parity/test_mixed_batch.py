@@ -87,7 +87,7 @@ def test_every_kind_of_request_in_one_batch_gives_the_drafts_that_it_gives_alone
     alone = answers_alone(VARIANTS)
     assert len({tuple(draft.token_ids for draft in output.drafts) for output in alone}) == len(alone)
     engine, model = tiny_engine(**LIMITS)
-    monkeypatch.setattr(engine._elastic, "chunk_tokens", lambda most: most)  # all prompts in one forward
+    monkeypatch.setattr(engine.load, "chunk_tokens", lambda most: most)  # all prompts in one forward
     for warm in (False, True):  # in the second round the prompts are known, so no token of them is run
         num_tokens = engine.num_prefilled_tokens
         for number, (wanted, scorer) in enumerate(VARIANTS):
@@ -159,7 +159,7 @@ def test_a_faulty_scorer_ends_its_own_request_among_others_of_the_same_shape(cha
 def run_poisoned(engine: Engine, at: int, row: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, StepOutput]:
     """Answer all variants; the forward with this number gives NaN in this row, if there is one."""
     forward, num_rows = engine._runner.forward, []
-    monkeypatch.setattr(engine._elastic, "chunk_tokens", lambda most: most)  # all prompts in one forward
+    monkeypatch.setattr(engine.load, "chunk_tokens", lambda most: most)  # all prompts in one forward
 
     def poisoned(*args: object) -> torch.Tensor:
         logits = forward(*args)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from support.waiting import PATIENCE_S
 
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.engine.load import Load
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SuperdraftError, SupersededError
 from superdraft.decoding.outputs import (
     DraftOutput,
@@ -95,6 +96,7 @@ class FakeEngine:
     num_foreseen: int = 0
     last_step: StepReport = field(default_factory=step_report)
     num_waiting: int = 0
+    load: Load = field(default_factory=Load)
 
     @property
     def num_running(self) -> int:
@@ -151,6 +153,7 @@ class FakeEngine:
         self.on_step()
         outputs = [StepOutput(name, error=SupersededError("A newer request arrived.")) for name in self.superseded]
         self.superseded.clear()
+        self.load.observe(self.last_step, self.last_step.seconds)
         for job in list(self.jobs.values()):
             job.num_steps += 1
             if error := self.fail.get(job.request_id):

@@ -2,10 +2,13 @@
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
+from support.engine import step_report
 from support.virtual_time import VirtualTimeLoop
 
+from superdraft.decoding.engine.load import Load
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
 from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.bridge.places import places_of
@@ -307,9 +310,13 @@ def test_no_place_is_lost_or_given_twice(seed, sessions, most_rows):
 
 def test_a_request_goes_in_beside_warm_ups_as_if_it_were_alone():
     async def scenario():
-        control = AdmissionControl(16, queue_timeout_s=0.01, target_latency_s=1.0)
-        for _ in range(100):
-            control.costs.observe_decode(1, 0.5)  # ten tokens take five seconds
+        load = Load()
+        for _ in range(200):
+            for num_rows in (1, 2, 3):
+                report = replace(step_report(0.07 * num_rows), num_rows=num_rows)
+                load.observe(report, report.seconds)
+        # Ten tokens take 0.7 s, and those of two requests 1.4 s.
+        control = AdmissionControl(16, queue_timeout_s=0.01, target_latency_s=1.0, load=load)
         warm_up = await control.enter(Request(), num_tokens=0, is_warm_up=True)
         place = await control.enter(Request(), num_tokens=10)
         with pytest.raises(OverloadedError):

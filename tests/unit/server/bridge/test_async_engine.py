@@ -2,10 +2,9 @@
 
 import asyncio
 import threading
-from types import SimpleNamespace
 
 import pytest
-from support.engine import FakeEngine, FakeTokenizer, step_report
+from support.engine import FakeEngine, FakeTokenizer
 from support.engine_thread import run
 from support.fake_runner import fake_engine
 from support.waiting import PATIENCE_S, until
@@ -15,7 +14,6 @@ from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import PlainText, PrefixedText
 from superdraft.decoding.request import EngineRequest
-from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.bridge.async_engine import LONG_TEXT_CHARS, AsyncEngine
 
 SHORT = GenerationParams(max_tokens=2)
@@ -406,33 +404,6 @@ def test_idle_thread_sleeps():
 
     before, after = run(FakeEngine(on_step=lambda: steps.append(1)), scenario)
     assert before == after == 2
-
-
-def test_what_happens_between_steps_counts_as_part_of_a_round(monkeypatch):
-    """Else a server that spends its time on taking requests would promise answers that it cannot give."""
-    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
-    monkeypatch.setattr("superdraft.server.bridge.engine_thread.time", clock)
-    engine = FakeEngine(last_step=step_report(0.0001))
-    plain = engine.add_request
-
-    def slow_add(request):
-        clock.now_s += 0.05
-        plain(request)
-
-    engine.add_request = slow_add
-    control = AdmissionControl()
-
-    async def scenario():
-        bridge = AsyncEngine(engine, admission=control)
-        bridge.start()
-        params = GenerationParams(strategy="greedy", max_tokens=1)
-        for number in range(3):
-            await bridge.generate(EngineRequest(str(number), "hi", params))
-            clock.now_s += 5  # idle time does not count
-        await bridge.stop(0)
-
-    asyncio.run(scenario())
-    assert control.costs.decode_s(1) == pytest.approx(0.05)
 
 
 # Long texts

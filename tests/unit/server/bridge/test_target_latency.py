@@ -7,7 +7,9 @@ from collections import defaultdict
 import pytest
 from support.virtual_time import VirtualTimeLoop
 
+from superdraft.decoding.engine.load import Load
 from superdraft.decoding.errors import SupersededError
+from superdraft.decoding.outputs import StepReport
 from superdraft.server.bridge.admission_control import AdmissionControl
 from superdraft.server.edge.refusals import OverloadedError
 
@@ -23,7 +25,7 @@ def step_s(rows):
 
 
 class Machine:
-    """Admission control, and an engine that runs one prompt between two decode steps.
+    """Admission control, and an engine of which a step runs one prompt beside the drafts.
 
     Attributes:
         slowness: factor of all costs, by the time in seconds.
@@ -33,7 +35,8 @@ class Machine:
 
     def __init__(self, target_s=TARGET_S, slowness=lambda _: 1.0):
         self.slowness = slowness
-        self.control = AdmissionControl(NUM_PLACES, target_latency_s=target_s)
+        self.load = Load()
+        self.control = AdmissionControl(NUM_PLACES, target_latency_s=target_s, load=self.load)
         self.answers, self.refused_s = defaultdict(list), []
         self._prompts, self._drafts = [], {}  # places with tokens left
         self._ends, self._work = {}, asyncio.Event()
@@ -45,12 +48,14 @@ class Machine:
                 await self._work.wait()
             rows = sum(place.num_rows for place in [*self._prompts, *self._drafts])
             if self._prompts:
-                seconds = await self._spend(PREFILL_S)
-                self.control.costs.observe_prefill(seconds, 1, is_full=len(self._prompts) > 1)
                 place = self._prompts.pop(0)
-                self.control.costs.num_waiting -= 1
                 self._drafts[place] = place.num_tokens
-            self.control.costs.observe_decode(rows, await self._spend(step_s(rows)))
+                seconds = await self._spend(PREFILL_S + step_s(rows))
+                report = StepReport("prefill", rows, 40, 1, seconds, (0.0,), 0, len(self._prompts))
+            else:
+                seconds = await self._spend(step_s(rows))
+                report = StepReport("decode", rows, 0, 0, seconds, (), 0)
+            self.load.observe(report, seconds)
             self._drafts = {place: left - 1 for place, left in self._drafts.items()}
             for place in [place for place, left in self._drafts.items() if left <= 0]:
                 del self._drafts[place]
@@ -82,7 +87,7 @@ class Machine:
         self._prompts.append(place)
         self._work.set()
         place.is_added = True
-        self.control.costs.observe_request()
+        self.load.num_waiting += 1
         await self._ends[place]
 
     async def arrivals(self, name, per_s, seconds, **how):
@@ -218,19 +223,21 @@ def test_a_long_request_begins_although_short_ones_fill_the_machine():
 
 
 def test_a_refusal_says_when_the_next_answer_is_due():
+    def full(load):
+        return AdmissionControl(2, queue_timeout_s=0.01, target_latency_s=TARGET_S, load=load)
+
     async def main():
-        control = AdmissionControl(2, queue_timeout_s=0.01, target_latency_s=TARGET_S)
-        for _ in range(100):
-            control.costs.observe_decode(2, 0.1)
+        load = Load()
+        for _ in range(400):
+            load.observe(StepReport("decode", 2, 0, 0, 0.1, (), 0), 0.1)
+        control = full(load)
         for _ in range(2):
             await control.enter(object(), num_tokens=400 // 100)
         soon = await asyncio.gather(control.enter(object()), return_exceptions=True)
-        control = AdmissionControl(2, queue_timeout_s=0.01, target_latency_s=TARGET_S)
-        for _ in range(100):
-            control.costs.observe_decode(2, 0.1)
+        control = full(load)
         await control.enter(object(), num_rows=2, num_slots=2, num_tokens=400)
         for _ in range(100):
-            control.costs.observe_decode(2, 0.1)
+            load.observe(StepReport("decode", 2, 0, 0, 0.1, (), 0), 0.1)
         late = await asyncio.gather(control.enter(object()), return_exceptions=True)
         return [error.headers["retry-after"] for error in (*soon, *late)]
 

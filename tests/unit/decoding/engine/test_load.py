@@ -1,4 +1,4 @@
-"""Elastic work: what a step costs, which plan follows from it, and what requests get."""
+"""Load: what a step costs, which plan follows from it, and what requests get."""
 
 import random
 from collections import Counter
@@ -7,9 +7,10 @@ import pytest
 from support.decoding import run_all
 from support.fake_runner import ManualClock, fake_engine
 
-from superdraft.decoding.engine.elastic import ElasticWork, StepCost
 from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.engine.load import Load, StepCost
 from superdraft.decoding.errors import InvalidRequestError
+from superdraft.decoding.outputs import StepReport
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
@@ -53,6 +54,14 @@ def outputs_of(
     return [output.output for _, output in sorted(run_all(engine).items(), key=lambda item: int(item[0]))]
 
 
+def observe(load: Load, times: int, seconds: float, num_rows: int = 0, num_begun: int = 0, **figures: int) -> None:
+    kind = "prefill" if figures.get("num_prompt_tokens") else "decode"
+    figures = {"num_prompt_tokens": 0, "num_completed": 0, "num_expired": 0} | figures
+    step = StepReport(kind, num_rows, seconds=seconds, first_draft_s=(0.0,) * num_begun, **figures)
+    for _ in range(times):
+        load.observe(step, seconds)
+
+
 def test_the_cost_of_a_step_is_found_from_noisy_steps():
     cost, chance = StepCost(), random.Random(0)
     for _ in range(600):
@@ -65,13 +74,90 @@ def test_the_cost_of_a_step_is_found_from_noisy_steps():
 
 
 def test_a_chunk_of_a_prompt_takes_at_most_a_tenth_of_a_second():
-    work = ElasticWork(1.0)
-    for _ in range(400):
-        work.observe(0, 128, 0, 128 * 0.002)
-    assert work.chunk_tokens(256) == 32
-    for _ in range(400):
-        work.observe(0, 128, 0, 128 * 0.0001)
-    assert work.chunk_tokens(256) == 256
+    load = Load(1.0)
+    observe(load, 400, 128 * 0.002, num_prompt_tokens=128)
+    assert load.chunk_tokens(256) == 32
+    observe(load, 400, 128 * 0.0001, num_prompt_tokens=128)
+    assert load.chunk_tokens(256) == 256
+
+
+def test_few_rows_say_little_about_many_and_a_crowd_is_soon_known():
+    """Where each request has a step of its own, a crowd must not look as if it could not be answered."""
+    load, chance = Load(), random.Random(0)
+
+    def true_s(rows):
+        return 0.01 + 0.001 * rows
+
+    for _ in range(1000):  # always with prompts, whose part in the cost could be that of the rows
+        rows = chance.randint(1, 3)
+        observe(load, 1, true_s(rows) + 0.002, num_rows=rows, num_prompt_tokens=4, num_begun=1, num_completed=1)
+    assert true_s(1) == pytest.approx(load.seconds(1), rel=0.3)
+    assert load.seconds(60) <= 1.5 * true_s(60)
+    for _ in range(30):
+        rows = chance.randint(40, 60)
+        observe(load, 1, true_s(rows), num_rows=rows)
+    assert load.seconds(50) == pytest.approx(true_s(50), rel=0.1)
+
+
+def test_a_cost_that_was_once_high_does_not_stay():
+    load = Load()
+    observe(load, 200, 1.0, num_rows=40)
+    observe(load, 100, 0.02, num_rows=4)
+    assert load.seconds(4) == pytest.approx(0.02, rel=0.3)  # so more are let in, and their steps are measured
+    for rows in (8, 16, 32, 40):
+        assert load.seconds(rows) <= rows * 0.025  # what few rows cost each is the most that many do
+        observe(load, 50, 0.018 + 0.0005 * rows, num_rows=rows)
+    assert load.seconds(40) == pytest.approx(0.038, rel=0.1)
+
+
+def test_the_cost_follows_a_change_at_once():
+    load = Load()
+    observe(load, 200, 0.02, num_rows=8)
+    observe(load, 50, 0.08, num_rows=8)
+    assert load.seconds(8) == pytest.approx(0.08, rel=0.25)
+
+
+def test_a_step_that_took_all_who_waited_does_not_make_a_crowd_look_late():
+    load = Load()
+    observe(load, 500, 0.05, num_prompt_tokens=4, num_completed=1)  # each request came alone
+    assert load.steps_per_prompt <= 0.5
+    observe(load, 1, 0.2, num_prompt_tokens=160, num_completed=40)
+    assert load.steps_per_prompt <= 0.05
+    observe(load, 500, 0.05, num_prompt_tokens=4, num_completed=1)
+    assert load.steps_per_prompt <= 0.05
+
+
+def test_steps_that_left_some_waiting_show_how_many_a_step_takes():
+    load = Load()
+    observe(load, 100, 0.2, num_prompt_tokens=40, num_completed=10, num_waiting=1)
+    assert load.steps_per_prompt == pytest.approx(0.1, rel=0.01)
+    assert load.num_waiting == 1
+    for _ in range(100):  # long prompts, of which each takes three steps
+        for num_completed in (0, 0, 1):
+            observe(load, 1, 0.2, num_prompt_tokens=128, num_completed=num_completed, num_waiting=1)
+    assert load.steps_per_prompt == pytest.approx(3, rel=0.2)
+
+
+def test_steps_with_prompts_and_steps_as_they_are_on_average():
+    load = Load()
+    for _ in range(300):  # a prompt step in every other one
+        observe(load, 1, 0.02 + 0.05, num_rows=4, num_prompt_tokens=50, num_completed=1)
+        observe(load, 1, 0.02, num_rows=4)
+    assert load.prompt_step_s(4) == pytest.approx(0.07, rel=0.1)
+    assert load.usual_s(4) == pytest.approx(0.045, rel=0.1)
+    assert load.seconds(4) == pytest.approx(0.02, rel=0.1)
+
+
+def test_what_happens_between_steps_counts_and_idle_time_does_not():
+    """Else a server that spends its time on taking requests would promise answers that it cannot give."""
+    engine, clock = slow_engine(None, 0.001)
+    for number in range(100):
+        clock.now_s += 5.0  # idle
+        engine.add_request(EngineRequest(str(number), [number % 50, *PROMPT], params(max_tokens=4)))
+        while engine.has_unfinished:
+            engine.step()
+            clock.now_s += 0.05 * engine.has_unfinished  # handing over, taking requests
+    assert 0.02 <= engine.load.seconds(3) <= 0.06
 
 
 def test_who_is_alone_gets_everything_however_slow_the_machine_is():
@@ -82,7 +168,7 @@ def test_who_is_alone_gets_everything_however_slow_the_machine_is():
 
 def test_under_load_drafts_end_sooner_then_fewer_grow_and_the_answer_says_so():
     rows = []
-    for seconds_per_row in (0.0001, 0.01, 0.2):
+    for seconds_per_row in (0.0001, 0.002, 0.2):
         found = outputs_of(16, 2.0, seconds_per_row)
         rows.append(sum(output.usage.forward_rows for output in found))
         assert any(output.usage.limited_by_load for output in found) == (seconds_per_row > 0.0001)
