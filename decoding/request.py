@@ -21,8 +21,9 @@ class EngineRequest:
             no session.
         key_gap_s: the usual seconds until the session's next request, after which this one's answer is of no use; None:
             unknown.
-        timeout_s: seconds after which the request is answered with the drafts so far; None: no limit.
-        draft_timeout_s: the same, counted from the drafts' first tokens on, so that the prompt does not count.
+        deadline_s: when the request is answered with the drafts so far, on the engine's clock; None: no limit.
+        draft_timeout_s: seconds after which it is answered at the latest, from the drafts' first tokens on, so that the
+            prompt does not count; None: no limit.
         is_ahead: nobody has sent it yet, but somebody is likely to: it must not take a tree from other requests.
         is_warm_up: it only runs its prompt, so that later requests find it; it gives way to all others.
         isolation: requests share kept prompts only if this is equal.
@@ -35,7 +36,7 @@ class EngineRequest:
     _: KW_ONLY
     session_id: str | None = None
     key_gap_s: float | None = None
-    timeout_s: float | None = None
+    deadline_s: float | None = None
     draft_timeout_s: float | None = None
     is_ahead: bool = False
     is_warm_up: bool = False

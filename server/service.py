@@ -50,8 +50,8 @@ class DraftingRequest:
         ngram_model: which one, if the request names one; None: no n-gram model.
         twin_key: see `bridge.fan_out.twin_key`; None: the request shares no run. Only for a single prompt.
         session_id: a newer request of the session ends this one.
-        timeout_s: seconds after which the drafts so far are the answer; None: no limit.
-        draft_timeout_s: the same, counted from the drafts' first tokens on.
+        deadline_s: when the drafts so far are the answer, on time.monotonic; None: no limit.
+        draft_timeout_s: seconds after which they are, counted from their first tokens on; None: no limit.
         is_warm_up: it only runs its prompts, for later requests.
         cut: shortens the drafts that a request id got.
         display: selects and tidies them after that; None: all are shown as they are.
@@ -68,7 +68,7 @@ class DraftingRequest:
     ngram_model: NgramChoice = None
     twin_key: str | None = None
     session_id: str | None = None
-    timeout_s: float | None = None
+    deadline_s: float | None = None
     draft_timeout_s: float | None = None
     is_warm_up: bool = False
     cut: Callable[[str, GenerationOutput], GenerationOutput] = lambda _, output: output
@@ -254,7 +254,7 @@ class Service:
             return
         text = type(prompt)(prompt + output.drafts[0].text)
         (run,) = _runs(replace(request, prompts={f"{request_id}-ahead": text}), params, scorer, self._isolation)
-        self.engine.look_ahead(replace(run, session_id=None, timeout_s=None, draft_timeout_s=None))
+        self.engine.look_ahead(replace(run, session_id=None, deadline_s=None, draft_timeout_s=None))
 
     def _remember(
         self, request: DraftingRequest, params: GenerationParams, caller: str, prompt_index: int, share: Share
@@ -295,7 +295,7 @@ def _runs(
             params,
             scorer,
             session_id=request.session_id,
-            timeout_s=request.timeout_s,
+            deadline_s=request.deadline_s,
             draft_timeout_s=request.draft_timeout_s,
             is_warm_up=request.is_warm_up,
             isolation=isolation,

@@ -82,7 +82,7 @@ class DecodeStep:
         runner: ModelRunner,
         trees: Trees,
         suppressed_token_ids: Seq[int],
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._trees = trees

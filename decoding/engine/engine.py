@@ -75,7 +75,7 @@ class Engine:
         runner: ModelRunner,
         tokenizer: Tokenizer,
         config: EngineConfig,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tokenizer = tokenizer
         self.config = config
@@ -151,6 +151,10 @@ class Engine:
         """Figures of the latest step."""
         return self._last_step
 
+    def num_needed(self, params: GenerationParams) -> int:
+        """The most slots that a request needs, whatever its prompt; any thread may ask."""
+        return self._trees.num_needed(self.max_model_len - params.max_tokens, params.num_rows, params.max_tokens)
+
     def prepare(self, request: EngineRequest) -> EngineRequest:
         """Encode a request's text, so that `add_request` need not. Unlike the other methods, any thread may call it.
 
@@ -175,7 +179,6 @@ class Engine:
             self._busy_since_s = self._clock()
         sequence = self._admission.admit(request)
         sequence.arrival_s = self._clock()
-        sequence.deadline_s = None if request.timeout_s is None else sequence.arrival_s + request.timeout_s
         if request.session_id is not None:
             older = self._sessions.get(request.session_id)
             if older is not None:

@@ -95,10 +95,7 @@ class Pass:
         firsts: list[Tensor] = []
         now_s = self.clock()
         for sequence in ready:
-            self.scheduler.start(sequence)
-            if sequence.request.draft_timeout_s is not None:
-                limit_s = now_s + sequence.request.draft_timeout_s
-                sequence.deadline_s = min(limit_s, sequence.deadline_s or limit_s)
+            self.scheduler.start(sequence, now_s)
             with faults.ending(sequence):
                 of_prompt, sequence.prompt_logits = sequence.prompt_logits, []
                 healing = sequence.healing

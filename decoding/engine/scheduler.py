@@ -149,8 +149,12 @@ class Scheduler:
             self._trees.begin(sequence, self._trees.find(sequence), now_s)
         return [(sequence, min(sequence.num_unfed_tokens, max_tokens))]
 
-    def start(self, sequence: Sequence) -> None:
-        """Let a request whose prompt is complete run."""
+    def start(self, sequence: Sequence, now_s: float) -> None:
+        """Let a request whose prompt is complete run. The time limit of its drafts begins."""
+        request = sequence.request
+        if request.draft_timeout_s is not None:
+            own_s = math.inf if request.deadline_s is None else request.deadline_s
+            sequence.deadline_s = min(own_s, now_s + request.draft_timeout_s)
         if sequence is self._long:
             self._long = None
         if sequence in self._warm_ups:

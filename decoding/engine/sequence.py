@@ -170,7 +170,7 @@ class Sequence:
     max_positions: int
     arrival_s: float = 0.0
     waiting_since_s: float = 0.0
-    deadline_s: float | None = None
+    deadline_s: float | None = field(init=False)
     num_start_tokens: int = 0
     healing: HealingPlan | None = None
     has_whole_tail: bool = True
@@ -192,6 +192,7 @@ class Sequence:
     ngram_s: float = 0.0
 
     def __post_init__(self) -> None:
+        self.deadline_s = self.request.deadline_s
         self.prompt_keys = text_keys(self.prompt_token_ids)
 
     @property

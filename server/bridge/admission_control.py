@@ -95,7 +95,7 @@ class AdmissionControl:
         *,
         caller: str = "",
         session: str | None = None,
-        timeout_s: float | None = None,
+        deadline_s: float | None = None,
         is_warm_up: bool = False,
     ) -> Place:
         """Wait for a place. Release it when the engine has finished with the prompt, whatever the outcome.
@@ -107,7 +107,7 @@ class AdmissionControl:
             num_slots: KV-cache slots that it takes.
             caller: who sent the request.
             session: the typing session; None: the request names none.
-            timeout_s: the request's own time limit, after which it is refused even if others may wait longer.
+            deadline_s: the request's own, on the loop's clock, at which it is refused even if others may wait longer.
             is_warm_up: it gives way to all others in the engine.
 
         Raises:
@@ -136,8 +136,8 @@ class AdmissionControl:
             group.waiting.remove(waiter)
             self._heirs[session] = waiter
         elif group.waiting and not group.is_begun and group.timer is None:
-            limit_s = self._queue_timeout_s if timeout_s is None else min(timeout_s, self._queue_timeout_s)
-            group.timer = loop.call_later(limit_s, self._shed, group, "queue_timeout")
+            limit_s = min(loop.time() + self._queue_timeout_s, math.inf if deadline_s is None else deadline_s)
+            group.timer = loop.call_at(limit_s, self._shed, group, "queue_timeout")
             self._shorten_the_queue()
         await self._admitted(waiter)
         return place

@@ -22,7 +22,6 @@ from superdraft.server.bridge.engine_thread import STOPPING_MESSAGE, Add, Cancel
 from superdraft.server.bridge.faults import request_error
 from superdraft.server.bridge.key_gaps import KeyGaps
 from superdraft.server.bridge.output_stream import OutputStream
-from superdraft.server.bridge.places import slots_of
 from superdraft.server.bridge.session_order import SessionOrder
 from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.rate_limits import counted_caller
@@ -100,7 +99,7 @@ class AsyncEngine:
 
         Args:
             request: with `snapshots`, the stream has one per step, unless its reader is slower. Sessions belong to the
-                caller: other callers may use the same name. The time limit includes the wait for admission.
+                caller: other callers may use the same name.
 
         Returns:
             The outputs. Closing the stream before its end cancels the request at the next step boundary.
@@ -113,7 +112,6 @@ class AsyncEngine:
             EngineStoppedError: the engine is stopping or has stopped.
         """
         self._check_accepting()
-        deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
         record = current_record()
         if request.session_id is not None and current_caller():  # a caller's name has no space in it
             request = replace(request, session_id=f"{current_caller()} {request.session_id}")
@@ -123,10 +121,10 @@ class AsyncEngine:
             place = await self._admission.enter(
                 record,
                 *request.params.least_work,
-                slots_of(request.params.num_rows, request.params.max_tokens),
+                self._engine.num_needed(request.params),
                 caller=counted_caller(),
                 session=request.session_id,
-                timeout_s=request.timeout_s,
+                deadline_s=request.deadline_s,
                 is_warm_up=request.is_warm_up,
             )
             record.begin(request.params)
@@ -143,7 +141,7 @@ class AsyncEngine:
                 self._thread.cancel(Cancel(request.request_id, stream))
 
             outputs = OutputStream(asyncio.get_running_loop(), cancel)
-            if not self._thread.put(Add(request, deadline, outputs, record, place)):
+            if not self._thread.put(Add(request, outputs, record, place)):
                 place.release()
                 raise self._stopping()
         await outputs.accepted()

@@ -6,6 +6,7 @@ from typing import Protocol
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.load import Load
 from superdraft.decoding.outputs import StepOutput, StepReport
+from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.fim import FimTokenizer
 from superdraft.server.observe.metrics import WatchedEngine
@@ -52,6 +53,9 @@ class DecodingEngine(WatchedEngine, Protocol):
     @property
     def last_step(self) -> StepReport:
         """The latest step. For the engine's thread only."""
+
+    def num_needed(self, params: GenerationParams) -> int:
+        """The most slots that a request needs. Any thread may ask."""
 
     def prepare(self, request: EngineRequest) -> EngineRequest:
         """Encode a request's text, so that `add_request` need not.

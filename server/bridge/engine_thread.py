@@ -7,7 +7,7 @@ Others put commands on a queue, which the thread carries out between two steps. 
 import queue
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -41,14 +41,12 @@ class Add:
 
     Attributes:
         request: what to run.
-        deadline: when it ends at the latest, on time.monotonic; None: never.
         stream: takes the outputs.
         record: takes the figures.
         place: is released when the request has ended.
     """
 
     request: EngineRequest
-    deadline: float | None
     stream: OutputStream
     record: RequestRecord
     place: Place
@@ -210,9 +208,8 @@ class EngineThread:
         if request_id in self._requests:
             self._refuse(command, InvalidRequestError(f"The request id {request_id} is in use.", param="id"))
             return
-        timeout_s = None if command.deadline is None else max(0.0, command.deadline - time.monotonic())
         try:
-            self._engine.add_request(replace(command.request, timeout_s=timeout_s))
+            self._engine.add_request(command.request)
         except Exception as fault:
             self._refuse(command, fault)
             if not isinstance(fault, SuperdraftError):

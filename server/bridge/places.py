@@ -6,27 +6,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from superdraft.decoding.config import SPARE_CELLS, TREE_CELLS
-
 RESERVE_SHARE = 16
 
 
 def places_of(num_slots: int) -> int:
     """Slots to give away of this many: a few more if there are many, so that a free slot is used in the next step."""
     return num_slots + num_slots // RESERVE_SHARE
-
-
-def slots_of(num_rows: int, num_tokens: int) -> int:
-    """KV-cache slots that a prompt takes, at most: one, unless its drafts are too many and too long for one.
-
-    Rows decide what steps cost, slots how many prompts the engine can hold.
-
-    Args:
-        num_rows: most rows of its drafts.
-        num_tokens: most tokens of a draft.
-    """
-    per_slot = 1 + (TREE_CELLS - SPARE_CELLS) // max(1, num_tokens)
-    return -(-num_rows // per_slot)
 
 
 @dataclass(eq=False, slots=True)
@@ -36,7 +21,8 @@ class Place:
     Attributes:
         num_rows: most rows of the prompt's drafts.
         num_tokens: most tokens of a draft.
-        num_slots: KV-cache slots that the prompt takes.
+        num_slots: KV-cache slots that the prompt takes, at most. Rows decide what steps cost, slots how many prompts
+            the engine can hold.
         is_added: whether the engine has heard of it.
         begun_s: when the prompt was admitted.
         is_warm_up: nobody waits for it, and it gives way to all others.

@@ -5,6 +5,7 @@ in a stream: with superposed decoding a draft may be replaced until its end.
 """
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -253,7 +254,7 @@ def _drafting_request(http: Request, service: Service, body: LlamaCppRequest) ->
         twin_key=twin_key(http, body),
         draft_timeout_s=body.draft_timeout_s,
         is_warm_up=body.n_predict == 0,
-        timeout_s=WARM_UP_TIMEOUT_S if body.n_predict == 0 else None,
+        deadline_s=time.monotonic() + WARM_UP_TIMEOUT_S if body.n_predict == 0 else None,
         display=shown_from(service, body.min_probability_shown),
         takes_feedback=False,  # llama.cpp's answers have no id
     )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from support.waiting import PATIENCE_S
 
-from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.config import SPARE_CELLS, TREE_CELLS, EngineConfig
 from superdraft.decoding.engine.load import Load
 from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SuperdraftError, SupersededError
 from superdraft.decoding.outputs import (
@@ -57,7 +57,7 @@ class Job:
     params: GenerationParams
     scorer: Any
     session_id: str | None = None
-    timeout_s: float | None = None
+    deadline_s: float | None = None
     draft_timeout_s: float | None = None
     is_warm_up: bool = False
     start_s: float = field(default_factory=time.monotonic)
@@ -65,7 +65,7 @@ class Job:
 
     @property
     def is_late(self) -> bool:
-        return self.timeout_s is not None and time.monotonic() - self.start_s >= self.timeout_s
+        return self.deadline_s is not None and time.monotonic() >= self.deadline_s
 
 
 @dataclass
@@ -110,6 +110,9 @@ class FakeEngine:
     def has_unfinished(self) -> bool:
         return bool(self.jobs or self.superseded)
 
+    def num_needed(self, params: GenerationParams) -> int:
+        return -(-params.num_rows // (1 + (TREE_CELLS - SPARE_CELLS) // max(1, params.max_tokens)))
+
     def prepare(self, request: EngineRequest) -> EngineRequest:
         return replace(request, prompt=PromptTokens(self._encoded(request.prompt)))
 
@@ -135,7 +138,7 @@ class FakeEngine:
         for older in [job for job in self.jobs.values() if session_id is not None and job.session_id == session_id]:
             del self.jobs[older.request_id]
             self.superseded.append(older.request_id)
-        job = Job(request.request_id, token_ids, params, request.scorer, session_id, request.timeout_s)
+        job = Job(request.request_id, token_ids, params, request.scorer, session_id, request.deadline_s)
         job.draft_timeout_s = request.draft_timeout_s
         job.is_warm_up = request.is_warm_up
         self.jobs[job.request_id] = job

@@ -1,5 +1,6 @@
 """Mapping of the native wire's requests to the engine's, and of the engine's outputs to its answers."""
 
+import time
 from typing import Any
 
 from superdraft.decoding.errors import InvalidRequestError
@@ -99,9 +100,9 @@ def session_of(body: DraftsRequest, header: str | None) -> str | None:
     return header
 
 
-def timeout_of(body: DraftsRequest) -> float | None:
-    """The request's own time limit, in seconds."""
-    return None if body.timeout_ms is None else body.timeout_ms / 1000
+def deadline_of(body: DraftsRequest) -> float | None:
+    """When the request's own time limit is over, on time.monotonic; None: it has none."""
+    return None if body.timeout_ms is None else time.monotonic() + body.timeout_ms / 1000
 
 
 def request_warnings(body: DraftsRequest, params: GenerationParams, *, has_ngram_model: bool) -> list[str]:

@@ -20,6 +20,7 @@ from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.native.mapping import (
     INSIDE_A_LINE,
     asked,
+    deadline_of,
     display_of,
     drafts_response,
     drafts_snapshot,
@@ -27,7 +28,6 @@ from superdraft.server.wires.native.mapping import (
     is_silent,
     request_warnings,
     session_of,
-    timeout_of,
 )
 from superdraft.server.wires.native.schemas import DraftsRequest, DraftsResponse
 from superdraft.server.wires.streaming import EventStream
@@ -72,7 +72,7 @@ async def create_drafts(
         names_ngram_model=body.names_ngram_model,
         ngram_model=body.ngram_model,
         session_id=session_of(body, request.headers.get(SESSION_HEADER)),
-        timeout_s=timeout_of(body),
+        deadline_s=deadline_of(body),
         cut=partial(_cut, gap),
         display=display,
     )

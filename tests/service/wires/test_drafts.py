@@ -298,7 +298,7 @@ def test_time_over_is_an_answer_with_a_warning(client, engine):
 def test_timeouts_are_limited(client, engine):
     assert "60000" in refused(client, timeout_ms=60_001)["message"]
     assert client.post(PATH, json={"prompt": "hi", "timeout_ms": 60_000}).status_code == 200
-    assert 50 < engine.seen[0].timeout_s <= 60  # what is left when it comes to the engine
+    assert 0 < engine.seen[0].deadline_s - time.monotonic() <= 60
 
 
 def test_failed_sequence_is_a_500_in_the_error_shape(client, engine: FakeEngine):

@@ -46,9 +46,10 @@ def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
             number += 1
             prompt, params = some_request(rng)
             session = f"s{rng.randrange(12)}" if rng.random() < 0.7 else None
-            timeout_s = rng.choice([None, None, 0.03, 0.2])
+            limit_s = rng.choice([None, None, 0.03, 0.2])
+            deadline_s = None if limit_s is None else clock.now_s + limit_s
             engine.add_request(
-                EngineRequest(str(number), prompt, params, HashScorer(), session_id=session, timeout_s=timeout_s)
+                EngineRequest(str(number), prompt, params, HashScorer(), session_id=session, deadline_s=deadline_s)
             )
             open_requests[str(number)] = session
             accepted += 1

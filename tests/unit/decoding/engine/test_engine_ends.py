@@ -56,7 +56,7 @@ def test_a_waiting_request_can_be_superseded_and_a_finished_one_cannot():
 
 def test_at_the_time_limit_the_answer_has_the_drafts_so_far():
     engine, _, clock = fake_engine()
-    engine.add_request(EngineRequest("a", PROMPT, params(max_tokens=20), timeout_s=1.0))
+    engine.add_request(EngineRequest("a", PROMPT, params(max_tokens=20), deadline_s=clock.now_s + 1.0))
     for _ in range(4):
         engine.step()
     clock.now_s = 1.0
@@ -70,7 +70,7 @@ def test_a_request_that_never_ran_is_answered_without_drafts_at_its_time_limit()
     engine, _, clock = fake_engine(num_slots=1)
     engine.add_request(EngineRequest("running", PROMPT, params(max_tokens=30)))
     engine.step()
-    engine.add_request(EngineRequest("late", PROMPT, params(), timeout_s=0.5))
+    engine.add_request(EngineRequest("late", PROMPT, params(), deadline_s=clock.now_s + 0.5))
     clock.now_s = 0.6
     (ended,) = [output for output in engine.step() if output.is_terminal]
     assert ended.request_id == "late"

@@ -59,7 +59,7 @@ class Engine:
                 num_logits = int(num_tokens == one.num_unfed_tokens)
                 self.trees.note_prompt(one, num_tokens, zeros(num_logits, 1))
             if one.num_unfed_tokens == 0:
-                self.scheduler.start(one)
+                self.scheduler.start(one, 0.0)
                 one.branches += [branch(one) for _ in range(one.params.num_rows - 1)]
         return work
 

@@ -206,7 +206,7 @@ def test_forgotten_prompts_are_run_again_but_not_those_of_running_requests():
 @pytest.mark.parametrize("end", ["cancelled", "expired", "superseded"])
 def test_a_long_prompt_that_ends_early_keeps_what_it_has_run(end):
     engine, _, clock = fake_engine(num_slots=2, max_prefill_tokens=6)
-    engine.add_request(EngineRequest("long", PROMPT, GREEDY, session_id="s", timeout_s=1.0))
+    engine.add_request(EngineRequest("long", PROMPT, GREEDY, session_id="s", deadline_s=clock.now_s + 1.0))
     for _ in range(2):
         engine.step()
     if end == "cancelled":
@@ -514,7 +514,9 @@ def test_a_warm_up_gives_way_and_what_it_ran_is_found():
 
 def test_a_warm_up_that_never_gets_its_turn_is_answered_in_time():
     engine, _, clock = fake_engine(num_slots=3, max_model_len=96)
-    warm_up = EngineRequest("warm", [9] * 40, GenerationParams(max_tokens=0), is_warm_up=True, timeout_s=10)
+    warm_up = EngineRequest(
+        "warm", [9] * 40, GenerationParams(max_tokens=0), is_warm_up=True, deadline_s=clock.now_s + 10
+    )
     engine.add_request(warm_up)
     engine.add_request(EngineRequest("other", [7] * 30, GenerationParams(max_tokens=60, alpha=0)))
     assert not engine.step()

@@ -78,7 +78,7 @@ def test_nobody_waits_longer_than_the_deadline(max_waiting, timeout_s, waits_s):
         await control.enter(Request())
         begun = asyncio.get_running_loop().time()
         with pytest.raises(OverloadedError) as caught:
-            await control.enter(Request(), timeout_s=timeout_s)
+            await control.enter(Request(), deadline_s=None if timeout_s is None else begun + timeout_s)
         waited = asyncio.get_running_loop().time() - begun
         assert waited == pytest.approx(waits_s)
         assert control.num_waiting == 0

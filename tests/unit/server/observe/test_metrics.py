@@ -137,8 +137,8 @@ def test_steps_are_timed_by_kind_and_first_drafts_once_a_prompt():
 def test_requests_out_of_time_count_as_cancelled():
     metrics, engine, clock = watched()
     for name in "abc":
-        timeout_s = 1.0 if name < "c" else None
-        engine.add_request(EngineRequest(name, PROMPT, GenerationParams(max_tokens=9), timeout_s=timeout_s))
+        deadline_s = 1.0 if name < "c" else None
+        engine.add_request(EngineRequest(name, PROMPT, GenerationParams(max_tokens=9), deadline_s=deadline_s))
     engine.step()
     metrics.observe_step(engine.last_step)
     clock.now_s = 2.0
