@@ -12,7 +12,7 @@
     │   └── NotEnoughMemoryError   the model does not fit in the free memory
     └── EngineError
         ├── SequenceFailedError    one sequence failed; the others continue (HTTP 500)
-        ├── SupersededError        a newer request of the same typing session replaced it (HTTP 499)
+        ├── SupersededError        a newer request of the same typist replaced it (HTTP 499)
         └── EngineStoppedError     the engine is shutting down (HTTP 503)
 
 Messages state what was wrong, the limit, the value and the remedy. They never quote prompt text.
@@ -75,7 +75,7 @@ class SequenceFailedError(EngineError):
 
 
 class SupersededError(EngineError):
-    """A newer request of the same session replaced this one."""
+    """A newer request of the same typist replaced this one."""
 
 
 class EngineStoppedError(EngineError):

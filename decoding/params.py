@@ -116,7 +116,7 @@ class GenerationParams:
             sentence, "none" removes nothing.
         min_score: drafts with a lower score are left out, so the answer may be empty. None keeps all.
         elastic: whether drafts may end sooner, and fewer of them grow, while the engine has much to do
-            (`decoding.engine.elastic`). Only with strategy "superposed" and a selection that divides rows.
+            (`decoding.engine.load`). Only with strategy "superposed" and a selection that divides rows.
         snapshots: whether to report the drafts after every step, not only at the end.
     """
 

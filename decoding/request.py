@@ -17,10 +17,9 @@ class EngineRequest:
         prompt: text, token ids that are fed unchanged, or both; or what `Engine.prepare` made of it.
         params: the generation's parameters.
         scorer: the n-gram model; None: the language model alone.
-        session_id: the typing session. This request supersedes an unfinished one of the same session, which ends. None:
-            no session.
-        key_gap_s: the usual seconds until the session's next request, after which this one's answer is of no use; None:
+        key_gap_s: the usual seconds until a typist's next request, after which this one's answer is of no use; None:
             unknown.
+        waiting_since_s: since when drafts have been waited for, on the engine's clock; None: since it was added.
         deadline_s: when the request is answered with the drafts so far, on the engine's clock; None: no limit.
         draft_timeout_s: seconds after which it is answered at the latest, from the drafts' first tokens on, so that the
             prompt does not count; None: no limit.
@@ -34,8 +33,8 @@ class EngineRequest:
     params: GenerationParams
     scorer: NgramScorer[Any] | None = None
     _: KW_ONLY
-    session_id: str | None = None
     key_gap_s: float | None = None
+    waiting_since_s: float | None = None
     deadline_s: float | None = None
     draft_timeout_s: float | None = None
     is_ahead: bool = False

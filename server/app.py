@@ -10,11 +10,11 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from superdraft.server.bridge.admission_control import AdmissionControl
+from superdraft.server.bridge.admission import Admission
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.bridge.fan_out import FanOut
-from superdraft.server.bridge.places import places_of
+from superdraft.server.bridge.room import places_of
 from superdraft.server.drafting import DraftingDefaults
 from superdraft.server.edge import error_map
 from superdraft.server.edge.access import Access
@@ -183,8 +183,8 @@ def _add_middleware(app: FastAPI, templates: frozenset[str], *, is_guarded: bool
     )
 
 
-def _admission(settings: Settings, engine: DecodingEngine, metrics: Metrics) -> AdmissionControl:
-    return AdmissionControl(
+def _admission(settings: Settings, engine: DecodingEngine, metrics: Metrics) -> Admission:
+    return Admission(
         places_of(engine.num_slots),
         settings.max_waiting,
         settings.queue_timeout_ms / 1000,

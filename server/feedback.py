@@ -18,8 +18,7 @@ import structlog
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput
-from superdraft.server.continued_drafts import Origin
-from superdraft.server.edge.access import current_caller
+from superdraft.server.bridge.typists import Origin
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.observe.metrics import DraftEvent, Metrics
 
@@ -115,20 +114,23 @@ class Feedback:
             completion.drafts[index] = _Remembered(first_rank + draft.index, probability, len(draft.text), origin)
         self._forget()
 
-    def take(self, completion_id: str, event: DraftEvent, index: int = 0, *, elapsed_s: float | None = None) -> Outcome:
+    def take(
+        self, completion_id: str, event: DraftEvent, index: int = 0, *, caller: str = "", elapsed_s: float | None = None
+    ) -> Outcome:
         """Count an event, once however often it is sent.
 
         Args:
             completion_id: of an answer to the same key.
             event: what the user did.
             index: of the draft in the answer.
+            caller: name of the request's key; empty for none.
             elapsed_s: seconds since the draft was shown.
 
         Raises:
             NotFoundError: no such answer is remembered.
             InvalidRequestError: the answer has no draft of this index.
         """
-        completion = self._find(completion_id)
+        completion = self._find(caller, completion_id)
         draft = completion.drafts.get(index)
         if draft is None:
             message = (
@@ -136,7 +138,7 @@ class Feedback:
             )
             raise InvalidRequestError(message, param="index")
         first_id, first_index = draft.origin
-        first = self._callers[current_caller()].get(first_id, completion)
+        first = self._callers[caller].get(first_id, completion)
         is_new = (event, first_index) not in first.events
         if is_new:
             first.events.add((event, first_index))
@@ -156,9 +158,9 @@ class Feedback:
         except OSError as error:
             log.warning("feedback_not_recorded", reason=error.strerror)
 
-    def _find(self, completion_id: str) -> _Completion:
+    def _find(self, caller: str, completion_id: str) -> _Completion:
         self._forget()
-        completions = self._callers.get(current_caller())
+        completions = self._callers.get(caller)
         completion = completions.get(completion_id) if completions is not None else None
         if completion is None:
             message = (

@@ -3,9 +3,8 @@
 Every wire parses a request, calls `draft` or `stream`, and renders the outputs.
 """
 
-import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -19,10 +18,9 @@ from superdraft.decoding.text.fim import FimTokens
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.bridge.fan_out import FanOut, Share
 from superdraft.server.bridge.output_stream import MergedOutputs, OutputStream, open_all
-from superdraft.server.continued_drafts import ContinuedDrafts
+from superdraft.server.bridge.typists import Typist
 from superdraft.server.display import Display
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramChoice, NgramModels, Scorer
@@ -31,8 +29,20 @@ from superdraft.server.settings import Settings
 
 MODEL_ALIAS = "superdraft"  # editors send ids that start with "gpt" or "o" to the chat route, but not this one
 
-T = TypeVar("T")
 OutputsT = TypeVar("OutputsT")
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sent a request.
+
+    Attributes:
+        name: of the API key; empty on a server without keys.
+        counted_as: whom the request counts for: the key, or the network address on a server without keys.
+    """
+
+    name: str = ""
+    counted_as: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +51,7 @@ class DraftingRequest:
 
     Attributes:
         id: of the answer.
+        sender: who sent it.
         asked: the engine parameters that the request sets, by the names of `GenerationParams`; `num_drafts` and
             `max_tokens` are always among them. The server's defaults fill in the others.
         prompts: by the engine's request id of each.
@@ -49,7 +60,7 @@ class DraftingRequest:
         names_ngram_model: False: the n-gram model is the server's default.
         ngram_model: which one, if the request names one; None: no n-gram model.
         twin_key: see `bridge.fan_out.twin_key`; None: the request shares no run. Only for a single prompt.
-        session_id: a newer request of the session ends this one.
+        session_id: the sender's typing session, of which a newer request ends this one; None: it names none.
         deadline_s: when the drafts so far are the answer, on time.monotonic; None: no limit.
         draft_timeout_s: seconds after which they are, counted from their first tokens on; None: no limit.
         is_warm_up: it only runs its prompts, for later requests.
@@ -60,6 +71,7 @@ class DraftingRequest:
     """
 
     id: str
+    sender: Sender
     asked: Mapping[str, Any]
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
     asks_for_paper: bool = False
@@ -107,7 +119,6 @@ class Service:
         metrics: for Prometheus.
         fim: the model's fill-in-the-middle tokens; None: it has none, or they are not used.
         fan_out: shares runs among twin requests.
-        continued_drafts: tells which drafts a typist has seen before.
     """
 
     settings: Settings
@@ -120,7 +131,6 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     fim: FimTokens | None = None
     fan_out: FanOut = field(default_factory=FanOut)
-    continued_drafts: ContinuedDrafts = field(default_factory=ContinuedDrafts)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -149,11 +159,6 @@ class Service:
             raise NotFoundError(message, param="model", code="model_not_found")
         return alias or {"strategy": DEFAULT_STRATEGY}
 
-    @property
-    def _isolation(self) -> str:
-        """Who shares kept prompts with the current request."""
-        return current_caller() if self.settings.prefix_isolation == "key" else ""
-
     async def draft(self, request: DraftingRequest) -> Drafted[list[GenerationOutput]]:
         """Run a request to its end. Cancelling the caller ends it.
 
@@ -161,14 +166,9 @@ class Service:
             NotFoundError: a model that the request names is not here.
             SuperdraftError: raised by the engine, for any of the prompts.
         """
-        params, scorer = await self._prepared(request)
-        shares = await _all_or_none(
-            [self._share(request, run) for run in _runs(request, params, scorer, self._isolation)]
-        )
-        for index, share in enumerate(shares):
-            self._remember(request, params, current_caller(), index, share)
-        self._look_ahead(request, params, scorer, shares[0].output if len(shares) == 1 else None)
-        return Drafted([share.output for share in shares], params, scorer is not None)
+        drafted = await self.stream(request)
+        outputs = await drafted.outputs.results()
+        return Drafted([outputs[request_id] for request_id in request.prompts], drafted.params, drafted.has_ngram_model)
 
     async def stream(self, request: DraftingRequest) -> Drafted[MergedOutputs]:
         """The outputs of a request as they come; returns when the engine has taken it. Closing the stream ends it.
@@ -178,28 +178,27 @@ class Service:
             SuperdraftError: the engine refused one of the prompts.
         """
         params, scorer = await self._prepared(request)
-        caller = current_caller()
-        indices = {request_id: index for index, request_id in enumerate(request.prompts)}
+        typist = self.engine.typists.of(request.sender.counted_as, request.session_id)
         shares: dict[str, Share] = {}
 
         def finish(step: StepOutput) -> StepOutput:
             if step.output is None:
                 return step
-            # Changes nothing in a share, which has been cut before.
-            output = _cut(request, step.request_id, step.output, params)
-            rank = shares[step.request_id].rank if step.request_id in shares else 0
-            self._remember(request, params, caller, indices[step.request_id], Share(output, rank))
-            self._look_ahead(request, params, scorer, output if len(indices) == 1 else None)
-            return replace(step, output=output)
+            share = shares.get(step.request_id) or Share(_cut(request, step.request_id, step.output, params))
+            self._remember(request, params, typist, step.request_id, share)
+            self._look_ahead(request, params, scorer, share.output)
+            return replace(step, output=share.output)
 
         def start(run: EngineRequest) -> Coroutine[Any, Any, OutputStream]:
+            open_stream = partial(self.engine.stream, typist=typist)
             if request.twin_key is None:
-                return self.engine.stream(run)
+                return open_stream(run)
             cut = partial(_cut, request, run.request_id, params=params)
-            on_share = partial(shares.__setitem__, run.request_id)
-            return self.fan_out.stream(request.twin_key, run, self.engine, cut, on_share)
+            return self.fan_out.stream(
+                request.twin_key, run, open_stream, cut, partial(shares.__setitem__, run.request_id)
+            )
 
-        outputs = await open_all([start(run) for run in _runs(request, params, scorer, self._isolation)], finish)
+        outputs = await open_all([start(run) for run in self._runs(request, params, scorer)], finish)
         return Drafted(outputs, params, scorer is not None)
 
     async def _prepared(self, request: DraftingRequest) -> tuple[GenerationParams, Scorer | None]:
@@ -229,14 +228,8 @@ class Service:
                 param="max_tokens",
             )
 
-    async def _share(self, request: DraftingRequest, run: EngineRequest) -> Share:
-        async def decode(params: GenerationParams) -> GenerationOutput:
-            return _cut(request, run.request_id, await self.engine.generate(replace(run, params=params)), params)
-
-        return await self.fan_out.draft(request.twin_key, run.params, decode)
-
     def _look_ahead(
-        self, request: DraftingRequest, params: GenerationParams, scorer: Scorer | None, output: GenerationOutput | None
+        self, request: DraftingRequest, params: GenerationParams, scorer: Scorer | None, output: GenerationOutput
     ) -> None:
         """Let the engine run what a typist would ask for next, who accepts the first draft that was shown.
 
@@ -244,37 +237,51 @@ class Service:
             request: the one that was answered; only typing sessions go on.
             params: its parameters.
             scorer: its n-gram model.
-            output: what is shown; None: nothing can be foreseen.
+            output: what is shown.
         """
         ((request_id, prompt), *_) = request.prompts.items()
-        is_typing = request.session_id is not None and params.divides
-        if self.settings.speculate == "off" or not is_typing or output is None or not output.drafts:
-            return
-        if not isinstance(prompt, str):
+        is_typing = request.session_id is not None and params.divides and len(request.prompts) == 1
+        if self.settings.speculate == "off" or not is_typing or not output.drafts or not isinstance(prompt, str):
             return
         text = type(prompt)(prompt + output.drafts[0].text)
-        (run,) = _runs(replace(request, prompts={f"{request_id}-ahead": text}), params, scorer, self._isolation)
-        self.engine.look_ahead(replace(run, session_id=None, deadline_s=None, draft_timeout_s=None))
+        likely = replace(request, prompts={f"{request_id}-ahead": text}, deadline_s=None, draft_timeout_s=None)
+        (run,) = self._runs(likely, params, scorer)
+        self.engine.look_ahead(run)
 
     def _remember(
-        self, request: DraftingRequest, params: GenerationParams, caller: str, prompt_index: int, share: Share
+        self, request: DraftingRequest, params: GenerationParams, typist: Typist, request_id: str, share: Share
     ) -> None:
-        if request.takes_feedback:
-            shown = share.output.drafts[: request.num_shown]
-            (prompt, *_) = request.prompts.values()
-            origins = None
-            if request.session_id is not None and len(request.prompts) == 1 and isinstance(prompt, str):
-                texts = [draft.text for draft in shown]
-                origins = self.continued_drafts.origins(caller, request.session_id, prompt, texts, request.id)
-            self.feedback.remember(
-                caller,
-                request.id,
-                shown,
-                first_index=prompt_index * (request.num_shown or 0),
-                first_rank=share.rank,
-                are_probabilities=params.scores_are_probabilities,
-                origins=origins,
+        if not request.takes_feedback:
+            return
+        shown, prompt = share.output.drafts[: request.num_shown], request.prompts[request_id]
+        origins = None
+        if typist.session and len(request.prompts) == 1 and isinstance(prompt, str):
+            origins = typist.answered(prompt, [draft.text for draft in shown], request.id)
+        self.feedback.remember(
+            request.sender.name,
+            request.id,
+            shown,
+            first_index=list(request.prompts).index(request_id) * (request.num_shown or 0),
+            first_rank=share.rank,
+            are_probabilities=params.scores_are_probabilities,
+            origins=origins,
+        )
+
+    def _runs(self, request: DraftingRequest, params: GenerationParams, scorer: Scorer | None) -> list[EngineRequest]:
+        isolation = request.sender.name if self.settings.prefix_isolation == "key" else ""
+        return [
+            EngineRequest(
+                request_id,
+                prompt,
+                params,
+                scorer,
+                deadline_s=request.deadline_s,
+                draft_timeout_s=request.draft_timeout_s,
+                is_warm_up=request.is_warm_up,
+                isolation=isolation,
             )
+            for request_id, prompt in request.prompts.items()
+        ]
 
 
 def _cut(
@@ -283,34 +290,3 @@ def _cut(
     """What the request shows of an output."""
     output = request.cut(request_id, output)
     return output if request.display is None else request.display.shown(output, params)
-
-
-def _runs(
-    request: DraftingRequest, params: GenerationParams, scorer: Scorer | None, isolation: str
-) -> list[EngineRequest]:
-    return [
-        EngineRequest(
-            request_id,
-            prompt,
-            params,
-            scorer,
-            session_id=request.session_id,
-            deadline_s=request.deadline_s,
-            draft_timeout_s=request.draft_timeout_s,
-            is_warm_up=request.is_warm_up,
-            isolation=isolation,
-        )
-        for request_id, prompt in request.prompts.items()
-    ]
-
-
-async def _all_or_none(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all; if one fails or the caller is cancelled, cancel the others."""
-    if len(works) == 1:  # needs no task of its own
-        return [await works[0]]
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

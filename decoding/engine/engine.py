@@ -22,7 +22,6 @@ An engine belongs to one thread. Nothing here locks.
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -38,7 +37,7 @@ from superdraft.decoding.engine.scheduler import Scheduler, Work
 from superdraft.decoding.engine.sequence import Sequence
 from superdraft.decoding.engine.starts import Starts
 from superdraft.decoding.engine.trees import Trees
-from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError, SupersededError
+from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError
 from superdraft.decoding.method.draft_set import DraftSet
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.ngram import NgramScorer
@@ -47,10 +46,6 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.tokenizer import Tokenizer
-
-MAX_SESSIONS = 4096
-LONGEST_WAIT_S = 10.0
-"""A typing session whose wait would be longer has paused."""
 
 
 class Engine:
@@ -93,9 +88,6 @@ class Engine:
         self._pass = Pass(self._trees, self._scheduler, decode_step, branching, starts, clock)
         self._sequences: dict[str, Sequence] = {}
         self._num_ahead = 0  # of them, requests that nobody has sent yet
-        self._sessions: dict[str, Sequence] = {}
-        self._unanswered: OrderedDict[str, float] = OrderedDict()  # sessions, each with when its wait began
-        self._ended: list[StepOutput] = []
         self._begun: list[Sequence] = []
         self._busy_since_s = 0.0  # when the present round began: the step before has ended, or the first request came
         self._last_step = StepReport(None, 0, 0, 0, 0.0, (), 0)
@@ -103,7 +95,7 @@ class Engine:
     @property
     def has_unfinished(self) -> bool:
         """Whether `step` has anything to do."""
-        return bool(self._sequences or self._ended)
+        return bool(self._sequences)
 
     @property
     def kv_bytes_per_position(self) -> int:
@@ -164,14 +156,13 @@ class Engine:
         return self._admission.prepare(request)
 
     def add_request(self, request: EngineRequest) -> None:
-        """Queue a request. An unfinished request of the same session ends with a `SupersededError`.
+        """Queue a request.
 
         Raises:
             InvalidRequestError: the prompt or a parameter is outside this engine's limits, or an unfinished request has
                 the same id.
         """
-        is_superseded = any(output.request_id == request.request_id for output in self._ended)
-        if request.request_id in self._sequences or is_superseded:
+        if request.request_id in self._sequences:
             raise InvalidRequestError(
                 f"The request {request.request_id!r} has not ended yet. Use another id.", param="request_id"
             )
@@ -179,12 +170,8 @@ class Engine:
             self._busy_since_s = self._clock()
         sequence = self._admission.admit(request)
         sequence.arrival_s = self._clock()
-        if request.session_id is not None:
-            older = self._sessions.get(request.session_id)
-            if older is not None:
-                self._ended.append(self._end(older, SupersededError("A newer request of this session took its place.")))
-            self._sessions[request.session_id] = sequence
-        sequence.waiting_since_s = self._waiting_since(sequence)
+        since_s = request.waiting_since_s
+        sequence.waiting_since_s = sequence.arrival_s if since_s is None else since_s
         self._sequences[request.request_id] = sequence
         self._num_ahead += request.is_ahead
         self._scheduler.add(sequence)
@@ -195,11 +182,7 @@ class Engine:
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._release(sequence)
-            return True
-        # If it was superseded after the last step, its error has not been handed out yet.
-        num_ended = len(self._ended)
-        self._ended = [output for output in self._ended if output.request_id != request_id]
-        return len(self._ended) < num_ended
+        return sequence is not None
 
     def forget_prompts(self) -> None:
         """Drop all warm trees, so that the next request has to run all its tokens."""
@@ -215,10 +198,8 @@ class Engine:
             whose drafts grew.
         """
         started_s = self._clock()
-        outputs, self._ended = self._ended, []
         expired = self._expire()
-        outputs += expired
-        outputs += self._limit_work()
+        outputs = [*expired, *self._limit_work()]
         chunk_tokens = self.load.chunk_tokens(self.config.max_prefill_tokens)
         most_running = self.load.most_running(self._drafting)
         num_rows, faults = 0, Faults()
@@ -253,20 +234,6 @@ class Engine:
                     raise step_output.error
                 if step_output.output is not None:
                     return step_output.output
-
-    def _waiting_since(self, sequence: Sequence) -> float:
-        """Since when the request's session has had no drafts, as far as it has asked for some without a pause."""
-        session_id, now_s = sequence.request.session_id, sequence.arrival_s
-        if session_id is None:
-            return now_s
-        since_s = self._unanswered.get(session_id, now_s)
-        if now_s - since_s > LONGEST_WAIT_S:
-            since_s = now_s
-        self._unanswered[session_id] = since_s
-        self._unanswered.move_to_end(session_id)
-        if len(self._unanswered) > MAX_SESSIONS:
-            self._unanswered.popitem(last=False)
-        return since_s
 
     @property
     def _drafting(self) -> list[Sequence]:
@@ -357,10 +324,8 @@ class Engine:
             with faults.ending(sequence):
                 output = answer(sequence, self.tokenizer, self._runner, self._clock())
             error = faults.of(sequence)
-        self._release(sequence, failed=error is not None and not isinstance(error, SupersededError))
+        self._release(sequence, failed=error is not None)
         if error is None:
-            if sequence.request.session_id is not None:
-                self._unanswered.pop(sequence.request.session_id, None)
             self.load.observe_answer(sequence)
             return StepOutput(sequence.request_id, output=output)
         if not isinstance(error, SuperdraftError):
@@ -381,6 +346,3 @@ class Engine:
             # Sequence and branch refer to each other, so both stay in memory until the garbage collector runs. Their
             # drafts, with text and n-gram states, go now.
             branch.drafts = DraftSet((), ())
-        session_id = sequence.request.session_id
-        if session_id is not None and self._sessions.get(session_id) is sequence:
-            del self._sessions[session_id]

@@ -138,7 +138,8 @@ class Sequence:
         extend: appends a token to a draft.
         max_positions: positions of its longest text.
         arrival_s: the clock when the request was added.
-        waiting_since_s: the same, or when the session had its last drafts; who has waited longest goes first.
+        waiting_since_s: since when drafts have been waited for, perhaps by earlier requests; who has waited longest
+            goes first.
         deadline_s: the clock at which the request is answered with the drafts so far; None: no limit.
         num_start_tokens: 1 if the first token is the one that begins a document and was put in front; else 0.
         healing: the healing plan for the prompt's end; None: the drafts follow the prompt's own tokens.

@@ -5,7 +5,6 @@ so that drafts do not wait for that.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,18 +12,14 @@ from typing import TypeVar
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
-from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.prompt import PrefixedText
 from superdraft.decoding.request import EngineRequest
-from superdraft.server.bridge.admission_control import AdmissionControl
+from superdraft.server.bridge.admission import Admission
 from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineTokenizer
 from superdraft.server.bridge.engine_thread import STOPPING_MESSAGE, Add, Cancel, EngineThread, LookAhead
 from superdraft.server.bridge.faults import request_error
-from superdraft.server.bridge.key_gaps import KeyGaps
 from superdraft.server.bridge.output_stream import OutputStream
-from superdraft.server.bridge.session_order import SessionOrder
-from superdraft.server.edge.access import current_caller
-from superdraft.server.edge.rate_limits import counted_caller
+from superdraft.server.bridge.typists import Place, Typist
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.request_record import RequestRecord, current_record
 
@@ -50,10 +45,11 @@ class AsyncEngine:
         config: the engine's limits.
         max_model_len: most tokens of a prompt and a draft together.
         num_slots: most requests that can run at once.
+        typists: of whom requests come.
     """
 
     def __init__(
-        self, engine: DecodingEngine, metrics: Metrics | None = None, admission: AdmissionControl | None = None
+        self, engine: DecodingEngine, metrics: Metrics | None = None, admission: Admission | None = None
     ) -> None:
         self._engine = engine
         self.tokenizer: EngineTokenizer = engine.tokenizer
@@ -61,9 +57,8 @@ class AsyncEngine:
         self.max_model_len: int = engine.max_model_len
         self.num_slots: int = engine.num_slots
         self._metrics = metrics or Metrics()
-        self._admission = admission or AdmissionControl()
-        self._key_gaps = KeyGaps()
-        self._order = SessionOrder()
+        self._admission = admission or Admission(load=engine.load)
+        self.typists = self._admission.typists
         # One thread: encoding takes no more than one core from the model.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="superdraft-encoder")
         self._thread = EngineThread(engine, self._metrics)
@@ -82,24 +77,12 @@ class AsyncEngine:
         """Start the engine's thread. Call it once."""
         self._thread.start()
 
-    async def generate(self, request: EngineRequest) -> GenerationOutput:
-        """Queue a request and wait for its drafts. Cancelling the awaiting task cancels the request.
-
-        Raises:
-            InvalidRequestError: the engine refuses the prompt or the parameters.
-            OverloadedError: the server is full.
-            SequenceFailedError: this request failed.
-            SupersededError: a newer request of the same session replaced it.
-            EngineStoppedError: the engine is stopping or has stopped.
-        """
-        return await (await self.stream(request)).result()
-
-    async def stream(self, request: EngineRequest) -> OutputStream:
-        """Queue a request; returns when the engine has taken it.
+    async def stream(self, request: EngineRequest, typist: Typist | None = None) -> OutputStream:
+        """Queue a request; returns when the engine has taken it. Cancelling the awaiting task cancels the request.
 
         Args:
-            request: with `snapshots`, the stream has one per step, unless its reader is slower. Sessions belong to the
-                caller: other callers may use the same name.
+            request: with `snapshots`, the stream has one per step, unless its reader is slower.
+            typist: of whom it comes; None: of a session-less caller without a name.
 
         Returns:
             The outputs. Closing the stream before its end cancels the request at the next step boundary.
@@ -112,18 +95,14 @@ class AsyncEngine:
             EngineStoppedError: the engine is stopping or has stopped.
         """
         self._check_accepting()
-        record = current_record()
-        if request.session_id is not None and current_caller():  # a caller's name has no space in it
-            request = replace(request, session_id=f"{current_caller()} {request.session_id}")
-        if request.session_id is not None:
-            request = replace(request, key_gap_s=self._key_gaps.note(request.session_id, time.monotonic()))
-        with self._order.arrival(request.session_id) as go:
+        typist = typist or self.typists.of()
+        record, loop = current_record(), asyncio.get_running_loop()
+        with typist.arrival(loop.time()) as go:
             place = await self._admission.enter(
                 record,
+                typist,
                 *request.params.least_work,
                 self._engine.num_needed(request.params),
-                caller=counted_caller(),
-                session=request.session_id,
                 deadline_s=request.deadline_s,
                 is_warm_up=request.is_warm_up,
             )
@@ -135,16 +114,21 @@ class AsyncEngine:
                 place.release()
                 self._count_unsent(fault, record)
                 raise
-
-            def cancel(stream: OutputStream) -> None:
-                record.is_cancelled = True
-                self._thread.cancel(Cancel(request.request_id, stream))
-
-            outputs = OutputStream(asyncio.get_running_loop(), cancel)
-            if not self._thread.put(Add(request, outputs, record, place)):
-                place.release()
-                raise self._stopping()
+            outputs = self._put(
+                replace(request, key_gap_s=typist.gap_s, waiting_since_s=typist.waiting_since_s), record, place
+            )
         await outputs.accepted()
+        return outputs
+
+    def _put(self, request: EngineRequest, record: RequestRecord, place: Place) -> OutputStream:
+        def cancel(stream: OutputStream) -> None:
+            record.is_cancelled = True
+            self._thread.cancel(Cancel(request.request_id, stream))
+
+        outputs = OutputStream(place.loop, cancel)
+        if not self._thread.put(Add(request, outputs, record, place)):
+            place.release()
+            raise self._stopping()
         return outputs
 
     def look_ahead(self, request: EngineRequest) -> None:

@@ -17,7 +17,6 @@ from superdraft.decoding.errors import (
     InvalidRequestError,
     SequenceFailedError,
     SuperdraftError,
-    SupersededError,
 )
 from superdraft.decoding.outputs import StepOutput
 from superdraft.decoding.request import EngineRequest
@@ -25,7 +24,7 @@ from superdraft.server.bridge.ahead import Ahead
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
 from superdraft.server.bridge.output_stream import OutputStream
-from superdraft.server.bridge.places import Place
+from superdraft.server.bridge.typists import Place, superseded
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.request_record import RequestRecord
 
@@ -37,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Run a request.
+    """Run a request. It ends an unfinished one of its typist.
 
     Attributes:
         request: what to run.
@@ -194,9 +193,7 @@ class EngineThread:
             case Cancel(request_id, stream):
                 request = self._requests.get(request_id)
                 if request is not None and request.stream is stream:
-                    self._engine.cancel(request_id)
-                    del self._requests[request_id]  # not before: if `cancel` fails, it is tried again
-                    request.place.release()
+                    self._drop(request)
                     self._metrics.count_cancelled("client_gone")
             case _Stop(deadline):
                 self._ahead.give_up()
@@ -217,6 +214,22 @@ class EngineThread:
         else:
             self._requests[request_id] = command
             command.stream.accept()
+            self._supersede(command)
+
+    def _supersede(self, newer: Add) -> None:
+        """End what the typist of a request has asked for before; not earlier, since the engine might refuse it."""
+        typist = newer.place.typist
+        for older in list(self._requests.values()) if typist.session else ():
+            if older.place.typist is typist and older is not newer:
+                self._drop(older)
+                self._metrics.count_cancelled("superseded")
+                older.stream.send(StepOutput(older.request.request_id, error=superseded()))
+
+    def _drop(self, request: Add) -> None:
+        request_id = request.request.request_id
+        self._engine.cancel(request_id)
+        del self._requests[request_id]  # not before: if `cancel` fails, it is tried again
+        request.place.release()
 
     def _refuse(self, command: Add, fault: Exception) -> None:
         command.place.release()
@@ -249,8 +262,7 @@ class EngineThread:
         if terminal.output is not None:
             request.record.add(terminal.output)
             self._metrics.observe_generation(request.request.params, terminal.output)
-        elif isinstance(terminal.error, SupersededError):
-            self._metrics.count_cancelled("superseded")
+            request.place.typist.waiting_since_s = None
 
     def _abandon_all(self, fault: Exception) -> None:
         logged_fault(fault, requests=len(self._requests), consecutive=self._failures)

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -26,13 +26,7 @@ _RETRY_HEADER = "x-stainless-retry-count"
 _CALLER_HEADERS = ("authorization", "x-api-key", "x-session-id")
 
 Run = Callable[[GenerationParams], Coroutine[Any, Any, GenerationOutput]]
-
-
-class Streams(Protocol):
-    """Where the outputs of a run come from: an `AsyncEngine`."""
-
-    async def stream(self, request: EngineRequest) -> OutputStream:
-        """Queue a request; returns when the engine has taken it."""
+Open = Callable[[EngineRequest], Coroutine[Any, Any, OutputStream]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +122,11 @@ class FanOut:
         self,
         key: str,
         request: EngineRequest,
-        engine: Streams,
+        open_stream: Open,
         cut: Callable[[GenerationOutput], GenerationOutput],
         on_share: Callable[[Share], None],
     ) -> OutputStream:
-        """`draft` as a stream; returns when the engine has taken the request.
+        """`draft` as a stream; returns when the engine has taken the request. Without a share, it is the engine's own.
 
         The request that starts a shared run gets the run's snapshots; its twins get their draft alone, at the end. The
         best draft begins with a snapshot's stable text, and the first request gets that draft.
@@ -140,16 +134,18 @@ class FanOut:
         Args:
             key: from `twin_key`.
             request: with the parameters that the client asked for.
-            engine: runs it.
+            open_stream: queues a request in the engine.
             cut: shortens the drafts of the run before they are shared.
             on_share: called with the request's share, before the stream's terminal output.
 
         Raises:
             SuperdraftError: the engine refused the request.
         """
+        if not self._is_shareable(request.params):
+            return await open_stream(request)
 
         async def run(params: GenerationParams) -> GenerationOutput:
-            steps = await engine.stream(replace(request, params=params))
+            steps = await open_stream(replace(request, params=params))
             outputs.accept()
             return cut(await steps.result(outputs.send))
 

@@ -164,6 +164,24 @@ class MergedOutputs:
             await self._arrived.wait()
         raise StopAsyncIteration
 
+    async def results(self) -> dict[str, GenerationOutput]:
+        """Read all to their ends. If one ends with an error or the caller is cancelled, the others are ended.
+
+        Returns:
+            The output of each, by its request id.
+
+        Raises:
+            SuperdraftError: the first error.
+        """
+        outputs: dict[str, GenerationOutput] = {}
+        with contextlib.closing(self):
+            async for step in self:
+                if step.error is not None:
+                    raise step.error
+                if step.output is not None:
+                    outputs[step.request_id] = step.output
+        return outputs
+
     def close(self) -> None:
         """Stop reading. Ends the requests that have not ended already."""
         for stream in self._streams:
@@ -182,6 +200,8 @@ async def open_all(
     Raises:
         SuperdraftError: the engine refused a request.
     """
+    if len(starts) == 1:  # needs no task of its own
+        return MergedOutputs([await starts[0]], finish)
     tasks = [asyncio.create_task(start) for start in starts]
     try:
         return MergedOutputs(await asyncio.gather(*tasks), finish)

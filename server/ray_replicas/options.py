@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from superdraft.ngram_models.store.manifest import MANIFEST_FILE
 from superdraft.ngram_models.store.registry import list_ngram_models, named_model_folder
-from superdraft.server.bridge.places import places_of
+from superdraft.server.bridge.room import places_of
 from superdraft.server.errors import SettingsError
 from superdraft.server.ray_replicas.routes import ROUTE_HEADER
 from superdraft.server.settings import Settings

@@ -22,9 +22,11 @@ from pydantic import (
 from superdraft.decoding.outputs import DraftOutput
 from superdraft.decoding.params import MAX_BIAS
 from superdraft.decoding.prompt import PlainText
+from superdraft.server.edge.access import current_caller
 from superdraft.server.edge.error_map import ErrorResponse
+from superdraft.server.edge.rate_limits import counted_caller
 from superdraft.server.edge.refusals import ClientGoneError
-from superdraft.server.service import Service
+from superdraft.server.service import Sender, Service
 
 TokenIds = list[int]
 Prompt = str | TokenIds
@@ -64,6 +66,11 @@ async def get_service(request: Request) -> Service:  # async: FastAPI would call
 
 
 ServiceDep = Annotated[Service, Depends(get_service)]
+
+
+def sender() -> Sender:
+    """Who sent the current request. From here on, this is an argument."""
+    return Sender(current_caller(), counted_caller())
 
 
 async def unless_client_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from superdraft.server.edge.error_map import ErrorResponse
 from superdraft.server.observe.metrics import DraftEvent
-from superdraft.server.wires.common import ERROR_RESPONSES, Integer, Number, ServiceDep, WireRequest
+from superdraft.server.wires.common import ERROR_RESPONSES, Integer, Number, ServiceDep, WireRequest, sender
 from superdraft.server.wires.json_body import documented, json_body
 
 MAX_ELAPSED_MS = 24 * 3600 * 1000
@@ -55,6 +55,7 @@ async def feedback(
         body.completion_id,
         body.event,
         body.index,
+        caller=sender().name,
         elapsed_s=None if body.elapsed_ms is None else body.elapsed_ms / 1000,
     )
     return FeedbackResponse(

@@ -24,6 +24,7 @@ from superdraft.server.wires.common import (
     ServiceDep,
     TolerantStop,
     WireRequest,
+    sender,
 )
 from superdraft.server.wires.editors import asked, fill, shown_from
 from superdraft.server.wires.json_body import documented, json_body
@@ -141,6 +142,7 @@ async def create_fim_completion(
     )
     name = f"fim-{uuid.uuid4().hex}"
     drafting = DraftingRequest(
+        sender=sender(),
         id=name,
         asked=parameters,
         model=body.model,

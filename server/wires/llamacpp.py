@@ -38,6 +38,7 @@ from superdraft.server.wires.common import (
     TolerantStop,
     WireRequest,
     engine_prompt,
+    sender,
 )
 from superdraft.server.wires.editors import Filled, asked, complete, cut_dedent, fill, shown_from
 from superdraft.server.wires.json_body import documented, json_body
@@ -249,6 +250,7 @@ def _drafting_request(http: Request, service: Service, body: LlamaCppRequest) ->
         seed=None if body.seed < 0 else body.seed,
     )
     return DraftingRequest(
+        sender=sender(),
         id=f"infill-{uuid.uuid4().hex}",
         asked=parameters,
         twin_key=twin_key(http, body),

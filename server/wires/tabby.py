@@ -27,6 +27,7 @@ from superdraft.server.wires.common import (
     ServiceDep,
     WireRequest,
     at_most,
+    sender,
 )
 from superdraft.server.wires.editors import asked, fill, shown_from
 from superdraft.server.wires.feedback import MAX_ELAPSED_MS
@@ -143,6 +144,7 @@ async def complete_segments(body: dict[str, Any], request: Request, service: Ser
     seed = None if wanted.seed is None else wanted.seed % 2**63
     parameters = asked(service, temperature=wanted.temperature, seed=seed)
     drafting = DraftingRequest(
+        sender=sender(),
         id=completion_id,
         asked=parameters,
         twin_key=twin_key(request, wanted),
@@ -183,6 +185,7 @@ async def events(service: ServiceDep, body: Annotated[TabbyEvent, Depends(json_b
             body.completion_id,
             _MEANINGS[body.type],
             body.choice_index,
+            caller=sender().name,
             elapsed_s=None if body.elapsed is None else min(max(0.0, body.elapsed), MAX_ELAPSED_MS) / 1000,
         )
     return Response()

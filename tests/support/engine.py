@@ -10,7 +10,7 @@ from support.waiting import PATIENCE_S
 
 from superdraft.decoding.config import SPARE_CELLS, TREE_CELLS, EngineConfig
 from superdraft.decoding.engine.load import Load
-from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SuperdraftError, SupersededError
+from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError, SuperdraftError
 from superdraft.decoding.outputs import (
     DraftOutput,
     DraftSnapshot,
@@ -56,10 +56,10 @@ class Job:
     token_ids: tuple[int, ...]
     params: GenerationParams
     scorer: Any
-    session_id: str | None = None
     deadline_s: float | None = None
     draft_timeout_s: float | None = None
     is_warm_up: bool = False
+    waiting_since_s: float | None = None
     start_s: float = field(default_factory=time.monotonic)
     num_steps: int = 0
 
@@ -90,7 +90,6 @@ class FakeEngine:
     jobs: dict[str, Job] = field(default_factory=dict)
     seen: list[Job] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
-    superseded: list[str] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
     has_room_ahead: bool = False
     num_foreseen: int = 0
@@ -108,7 +107,7 @@ class FakeEngine:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self.jobs or self.superseded)
+        return bool(self.jobs)
 
     def num_needed(self, params: GenerationParams) -> int:
         return -(-params.num_rows // (1 + (TREE_CELLS - SPARE_CELLS) // max(1, params.max_tokens)))
@@ -124,7 +123,7 @@ class FakeEngine:
         return tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
 
     def add_request(self, request: EngineRequest) -> None:
-        prompt, params, session_id = request.prompt, request.params, request.session_id
+        prompt, params = request.prompt, request.params
         self.threads.add(threading.current_thread().name)
         token_ids = self._encoded(prompt)
         if params.num_drafts > self.config.max_num_drafts:
@@ -135,10 +134,14 @@ class FakeEngine:
             raise InvalidRequestError("prompt contains an id outside the vocabulary.", param="prompt")
         if len(token_ids) + params.max_tokens > self.max_model_len:
             raise PromptTooLongError(f"The prompt of {len(token_ids)} tokens does not fit.")
-        for older in [job for job in self.jobs.values() if session_id is not None and job.session_id == session_id]:
-            del self.jobs[older.request_id]
-            self.superseded.append(older.request_id)
-        job = Job(request.request_id, token_ids, params, request.scorer, session_id, request.deadline_s)
+        job = Job(
+            request.request_id,
+            token_ids,
+            params,
+            request.scorer,
+            request.deadline_s,
+            waiting_since_s=request.waiting_since_s,
+        )
         job.draft_timeout_s = request.draft_timeout_s
         job.is_warm_up = request.is_warm_up
         self.jobs[job.request_id] = job
@@ -154,8 +157,7 @@ class FakeEngine:
             self.at_gate.set()
             self.gate.wait(PATIENCE_S)
         self.on_step()
-        outputs = [StepOutput(name, error=SupersededError("A newer request arrived.")) for name in self.superseded]
-        self.superseded.clear()
+        outputs = list[StepOutput]()
         self.load.observe(self.last_step, self.last_step.seconds)
         for job in list(self.jobs.values()):
             job.num_steps += 1

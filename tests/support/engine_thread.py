@@ -8,6 +8,12 @@ from support.waiting import PATIENCE_S
 from superdraft.server.bridge.async_engine import AsyncEngine
 
 
+async def generate(async_engine, request, session=None):
+    """Queue a request of a typing session and wait for its drafts."""
+    stream = await async_engine.stream(request, async_engine.typists.of("", session))
+    return await stream.result()
+
+
 def run(engine, scenario):
     """Run `scenario(async_engine)` with a started engine, then check that the engine thread has ended."""
 

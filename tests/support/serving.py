@@ -63,6 +63,12 @@ def num_commands(app: FastAPI) -> int:
     return app.state.service.engine._thread.num_commands
 
 
+def sessions(app: FastAPI) -> set[tuple[str, str]]:
+    """Caller and name of the typing sessions that have been heard of; the name is empty for requests without one."""
+    callers = app.state.service.engine.typists._callers.values()
+    return {(caller.name, session) for caller in callers for session in caller.typists}
+
+
 def num_twins(app: FastAPI) -> int:
     """Number of requests that are waiting for a run that they may share."""
     return sum(run.num_waiting for run in app.state.service.fan_out._runs.values())

@@ -14,7 +14,7 @@ from superdraft.decoding.text.fim import Gap
 from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of
 from superdraft.server.edge.error_map import ErrorResponse
 from superdraft.server.service import DraftingRequest, Service
-from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, engine_prompt, unless_client_gone
+from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, engine_prompt, sender, unless_client_gone
 from superdraft.server.wires.editors import prepare_gap, with_cut_drafts
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.native.mapping import (
@@ -64,6 +64,7 @@ async def create_drafts(
         asks["max_tokens"] = 0  # only runs the prompt, for the requests to come
         own_warnings = [INSIDE_A_LINE]
     drafting = DraftingRequest(
+        sender=sender(),
         id=drafts_id,
         prompts={drafts_id: prompt},
         asked=asks,

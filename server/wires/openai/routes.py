@@ -14,7 +14,7 @@ from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.display import Display
 from superdraft.server.edge.error_map import invalid_request
 from superdraft.server.service import DraftingRequest, Service
-from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, unless_client_gone
+from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, sender, unless_client_gone
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.openai.mapping import (
     add_warnings,
@@ -106,6 +106,7 @@ def _drafting_request(
         return cut_drafts(body, gaps[request_id], output) if gaps else output
 
     return DraftingRequest(
+        sender=sender(),
         id=completion_id,
         prompts=dict(zip(request_ids, prompts, strict=True)),
         asked=asked(body, service.engine),

@@ -114,7 +114,7 @@ def test_newer_request_of_a_session_takes_the_olders_place(app, url, engine, ste
         assert newer.result().drafts
     older.join(PATIENCE_S)
     assert (outcome[0].status, outcome[0].should_retry) == (499, False)
-    assert [job.session_id for job in engine.seen] == ["window-1"] * 2
+    assert len(engine.seen) == 2
 
 
 def test_feedback_is_counted_once(face, url):

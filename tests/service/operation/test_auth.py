@@ -10,6 +10,7 @@ import pytest
 import structlog
 from starlette.testclient import TestClient
 from support.decoding import tiny_engine
+from support.serving import sessions
 from support.waiting import PATIENCE_S
 
 from superdraft.server import serving
@@ -95,7 +96,7 @@ def test_one_key_cannot_end_the_session_of_another(locked, engine, keys):
     for thread in threads:
         thread.join(PATIENCE_S)
     assert answers == {"ann": 200, "bob": 200}
-    assert {job.session_id for job in engine.seen} == {"ann s", "bob s"}
+    assert sessions(locked.app) == {("key ann", "s"), ("key bob", "s")}
 
 
 def test_twins_with_different_keys_do_not_share_a_run(locked, engine, keys):

@@ -125,7 +125,7 @@ def test_a_typist_is_never_refused_because_of_his_own_older_key_press():
         statuses, entered, enter = {}, [], admission.enter
 
         def noted_enter(*arguments, **options):
-            entered.append(options["session"])
+            entered.append(arguments)
             return enter(*arguments, **options)
 
         admission.enter = noted_enter

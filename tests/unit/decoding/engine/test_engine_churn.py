@@ -10,7 +10,6 @@ from support.fake_runner import fake_engine
 from support.requests import run_together, some_request
 
 from superdraft.decoding.engine.sequence import Branch
-from superdraft.decoding.errors import SupersededError
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
@@ -31,7 +30,7 @@ def test_every_request_is_answered_once_and_as_if_alone(num_slots):
         assert together[name].usage.forward_rows == alone.usage.forward_rows
 
 
-def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
+def test_ten_thousand_requests_with_cancellations_replacements_and_deadlines():
     rng = random.Random(7)
     engine, _, clock = fake_engine(num_slots=6, max_model_len=96)
     greedy = "Thank you for the email", GenerationParams(strategy="greedy", num_drafts=1, max_tokens=20)
@@ -48,14 +47,17 @@ def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
             session = f"s{rng.randrange(12)}" if rng.random() < 0.7 else None
             limit_s = rng.choice([None, None, 0.03, 0.2])
             deadline_s = None if limit_s is None else clock.now_s + limit_s
-            engine.add_request(
-                EngineRequest(str(number), prompt, params, HashScorer(), session_id=session, deadline_s=deadline_s)
-            )
+            older = next((name for name, own in open_requests.items() if own == session is not None), None)
+            if older is not None:
+                assert engine.cancel(older)
+                del open_requests[older]
+                ends["superseded"] += 1
+            engine.add_request(EngineRequest(str(number), prompt, params, HashScorer(), deadline_s=deadline_s))
             open_requests[str(number)] = session
             accepted += 1
         if open_requests and rng.random() < 0.4:
             victim = rng.choice(list(open_requests))
-            assert engine.cancel(victim)  # also if it was superseded just now: there is no further output
+            assert engine.cancel(victim)  # there is no further output
             del open_requests[victim]
             ends["cancelled"] += 1
         for output in engine.step():
@@ -63,11 +65,8 @@ def test_ten_thousand_requests_with_cancellations_sessions_and_deadlines():
                 assert output.request_id in open_requests
                 continue
             del open_requests[output.request_id]  # raises if it was answered before
-            if isinstance(output.error, SupersededError):
-                ends["superseded"] += 1
-            else:
-                assert output.error is None, output.error.__cause__
-                ends["cut short" if output.output.warnings else "answered"] += 1
+            assert output.error is None, output.error.__cause__
+            ends["cut short" if output.output.warnings else "answered"] += 1
     assert not open_requests
     assert engine.num_used_slots == 0
     assert sum(ends.values()) == accepted >= 10_000

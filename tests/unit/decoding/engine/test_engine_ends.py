@@ -1,4 +1,4 @@
-"""Ends of requests, on a fake model: superseded, out of time, after snapshots, trimmed."""
+"""Ends of requests, on a fake model: cancelled, out of time, after snapshots, trimmed."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from support.decoding import HashScorer, run_all
 from support.fake_runner import fake_engine
 
-from superdraft.decoding.errors import InvalidRequestError, SupersededError
+from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
@@ -17,41 +17,15 @@ def params(**options: object) -> GenerationParams:
     return GenerationParams(**({"max_tokens": 8, "tau": 0.5, "alpha": 0.3} | options))
 
 
-def test_a_newer_request_of_a_session_ends_only_the_older_one():
+def test_the_id_of_a_cancelled_request_is_free():
     engine, _, _ = fake_engine()
-    engine.add_request(EngineRequest("old", PROMPT, params(), session_id="s"))
-    engine.add_request(EngineRequest("stranger", PROMPT, params(), session_id="t"))
-    engine.step()
-    engine.add_request(EngineRequest("new", PROMPT + " e", params(), session_id="s"))
-    assert engine.has_unfinished
-    outputs = run_all(engine)
-    assert isinstance(outputs["old"].error, SupersededError)
-    assert outputs["new"].output.drafts
-    assert outputs["stranger"].output.drafts
-
-
-def test_the_id_of_a_superseded_request_is_free_once_its_error_was_handed_out():
-    engine, _, _ = fake_engine()
-    old, new = (EngineRequest(name, PROMPT, params(), session_id="s") for name in ("old", "new"))
-    engine.add_request(old)
-    engine.add_request(new)
+    engine.add_request(EngineRequest("same", PROMPT, params()))
     with pytest.raises(InvalidRequestError, match="has not ended yet"):
-        engine.add_request(EngineRequest("old", PROMPT, params()))
-    assert [(output.request_id, type(output.error)) for output in engine.step()] == [("old", SupersededError)]
-    engine.add_request(EngineRequest("old", PROMPT, params()))
-    assert run_all(engine)["old"].output.drafts
-
-
-def test_a_waiting_request_can_be_superseded_and_a_finished_one_cannot():
-    engine, _, _ = fake_engine(num_slots=1)
-    engine.add_request(EngineRequest("running", PROMPT, params()))
-    engine.step()
-    engine.add_request(EngineRequest("waiting", PROMPT, params(), session_id="s"))
-    engine.add_request(EngineRequest("new", PROMPT, params(), session_id="s"))
-    outputs = run_all(engine)
-    assert isinstance(outputs["waiting"].error, SupersededError)
-    engine.add_request(EngineRequest("later", PROMPT, params(), session_id="s"))
-    assert list(run_all(engine)) == ["later"]
+        engine.add_request(EngineRequest("same", PROMPT, params()))
+    assert engine.cancel("same")
+    assert not engine.cancel("same")
+    engine.add_request(EngineRequest("same", PROMPT, params()))
+    assert run_all(engine)["same"].output.drafts
 
 
 def test_at_the_time_limit_the_answer_has_the_drafts_so_far():

@@ -35,19 +35,18 @@ def test_every_request_is_answered_as_with_a_table_of_cells(num_slots, num_seque
         assert together[name].usage.forward_rows == alone.usage.forward_rows
 
 
-def test_a_thousand_requests_with_sessions_and_cancellations_fail_nowhere():
+def test_a_thousand_requests_with_cancellations_fail_nowhere():
     rng = random.Random(3)
     engine, runner = engine_over_sequences(4, 12)
     running: list[str] = []
     for number in range(1000):
         prompt, params = some_request(rng)
-        session_id = f"s{rng.randrange(8)}" if rng.random() < 0.7 else None
-        engine.add_request(EngineRequest(str(number), prompt, params, HashScorer(), session_id=session_id))
+        engine.add_request(EngineRequest(str(number), prompt, params, HashScorer()))
         running.append(str(number))
-        if rng.random() < 0.2:
+        if rng.random() < 0.7:
             engine.cancel(rng.choice(running))
         for output in engine.step():
-            assert output.error is None or type(output.error).__name__ == "SupersededError", output.error
+            assert output.error is None
     while engine.has_unfinished:
         engine.step()
     assert engine.num_used_slots == 0

@@ -48,9 +48,8 @@ def outputs_of(
     """The answers to requests that come at once; with a gap, each from a typist with such pauses."""
     engine, _ = slow_engine(target_s, seconds_per_row)
     for number in range(num_requests):
-        session = None if gap_s is None else f"session {number}"
         prompt = [number, *PROMPT]
-        engine.add_request(EngineRequest(str(number), prompt, params(**options), session_id=session, key_gap_s=gap_s))
+        engine.add_request(EngineRequest(str(number), prompt, params(**options), key_gap_s=gap_s))
     return [output.output for _, output in sorted(run_all(engine).items(), key=lambda item: int(item[0]))]
 
 
@@ -226,16 +225,22 @@ def test_drafts_of_typists_end_in_time_for_their_next_keys():
 def test_who_has_waited_longest_since_the_last_drafts_goes_first():
     """Each typist's next request comes before the last one could be answered, and all have their turn."""
     engine, clock = slow_engine(60.0, 0.01)
-    answered = Counter()
+    answered, since_s = Counter(), {}
     for key in range(60):
         for number in range(12):
-            name, prompt = f"{number} {key}", [number, *PROMPT, key]
-            session = f"session {number}"
-            engine.add_request(EngineRequest(name, prompt, params(), session_id=session, key_gap_s=0.2))
+            engine.cancel(f"{number} {key - 1}")
+            name, prompt, since = (
+                f"{number} {key}",
+                [number, *PROMPT, key],
+                since_s.setdefault(str(number), clock.now_s),
+            )
+            engine.add_request(EngineRequest(name, prompt, params(), key_gap_s=0.2, waiting_since_s=since))
         next_key_s = clock.now_s + 0.2
         while clock.now_s < next_key_s and engine.has_unfinished:
             for output in engine.step():
                 if output.output is not None:
-                    answered[output.request_id.split()[0]] += 1
+                    typist = output.request_id.split()[0]
+                    answered[typist] += 1
+                    since_s.pop(typist, None)
     assert len(answered) == 12
     assert min(answered.values()) >= max(answered.values()) / 2 > 0

@@ -203,18 +203,16 @@ def test_forgotten_prompts_are_run_again_but_not_those_of_running_requests():
     assert cached(engine, PROMPT) == 0
 
 
-@pytest.mark.parametrize("end", ["cancelled", "expired", "superseded"])
+@pytest.mark.parametrize("end", ["cancelled", "expired"])
 def test_a_long_prompt_that_ends_early_keeps_what_it_has_run(end):
     engine, _, clock = fake_engine(num_slots=2, max_prefill_tokens=6)
-    engine.add_request(EngineRequest("long", PROMPT, GREEDY, session_id="s", deadline_s=clock.now_s + 1.0))
+    engine.add_request(EngineRequest("long", PROMPT, GREEDY, deadline_s=clock.now_s + 1.0))
     for _ in range(2):
         engine.step()
     if end == "cancelled":
         engine.cancel("long")
-    elif end == "expired":
-        clock.now_s = 2.0
     else:
-        engine.add_request(EngineRequest("new", [9], GREEDY, session_id="s"))
+        clock.now_s = 2.0
     run_all(engine)
     assert cached(engine, PROMPT) == 12
 

@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 from support.engine import FakeEngine
-from support.engine_thread import run
+from support.engine_thread import generate, run
 from support.waiting import until
 
 from superdraft.decoding.outputs import GenerationOutput
@@ -65,7 +65,7 @@ def test_a_request_ends_it_within_one_step_and_is_answered():
     async def scenario(async_engine):
         async_engine.look_ahead(likely())
         await until(lambda: engine.seen)
-        answer = asyncio.create_task(async_engine.generate(EngineRequest("real", "x", PARAMS)))
+        answer = asyncio.create_task(generate(async_engine, EngineRequest("real", "x", PARAMS)))
         await until(lambda: async_engine._thread.num_commands == 1)  # the thread waits inside the step
         engine.gate.set()
         return await answer
@@ -80,7 +80,7 @@ def test_it_does_not_begin_beside_a_request_or_when_the_server_stops():
     engine = FakeEngine(has_room_ahead=True, gate=threading.Event())
 
     async def scenario(async_engine):
-        answer = asyncio.create_task(async_engine.generate(EngineRequest("real", "x", PARAMS)))
+        answer = asyncio.create_task(generate(async_engine, EngineRequest("real", "x", PARAMS)))
         await until(lambda: engine.seen)
         async_engine.look_ahead(likely())
         engine.gate.set()
@@ -104,6 +104,6 @@ def test_a_step_that_fails_ends_it_and_the_engine_goes_on():
     async def scenario(async_engine):
         async_engine.look_ahead(likely())
         await until(lambda: engine.cancelled)
-        return await async_engine.generate(EngineRequest("real", "x", PARAMS))
+        return await generate(async_engine, EngineRequest("real", "x", PARAMS))
 
     assert isinstance(run(engine, scenario), GenerationOutput)

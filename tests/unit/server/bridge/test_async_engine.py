@@ -6,7 +6,7 @@ import time
 
 import pytest
 from support.engine import FakeEngine, FakeTokenizer
-from support.engine_thread import run
+from support.engine_thread import generate, run
 from support.fake_runner import fake_engine
 from support.waiting import PATIENCE_S, until
 
@@ -26,7 +26,7 @@ def test_many_requests_each_get_their_own_answer():
 
     async def scenario(async_engine):
         works = [
-            async_engine.generate(EngineRequest(f"r{i}", "x" * i, GenerationParams(max_tokens=1 + i % 5)))
+            generate(async_engine, EngineRequest(f"r{i}", "x" * i, GenerationParams(max_tokens=1 + i % 5)))
             for i in range(50)
         ]
         return await asyncio.gather(*works)
@@ -40,7 +40,7 @@ def test_many_requests_each_get_their_own_answer():
 def test_refused_request_hears_why_and_others_go_on():
     async def scenario(async_engine):
         requests = EngineRequest("a", "x" * 100, SHORT), EngineRequest("b", "x", SHORT)
-        works = [async_engine.generate(request) for request in requests]
+        works = [generate(async_engine, request) for request in requests]
         return await asyncio.gather(*works, return_exceptions=True)
 
     refused, fine = run(FakeEngine(), scenario)
@@ -52,7 +52,7 @@ def test_failing_sequence_leaves_the_others():
     engine = FakeEngine(fail={"a": SequenceFailedError("bad scorer")})
 
     async def scenario(async_engine):
-        works = [async_engine.generate(EngineRequest(name, "x", SHORT)) for name in "abc"]
+        works = [generate(async_engine, EngineRequest(name, "x", SHORT)) for name in "abc"]
         return await asyncio.gather(*works, return_exceptions=True)
 
     failed, *others = run(engine, scenario)
@@ -64,9 +64,9 @@ def test_request_id_in_use_is_refused():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        first = asyncio.create_task(async_engine.generate(EngineRequest("same", "x", SHORT)))
+        first = asyncio.create_task(generate(async_engine, EngineRequest("same", "x", SHORT)))
         await until(lambda: engine.seen)
-        second = asyncio.create_task(async_engine.generate(EngineRequest("same", "x", SHORT)))
+        second = asyncio.create_task(generate(async_engine, EngineRequest("same", "x", SHORT)))
         await asyncio.sleep(0)
         engine.gate.set()
         return await asyncio.gather(first, second, return_exceptions=True)
@@ -81,7 +81,7 @@ def test_cancelled_while_running_is_dropped_from_the_engine():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        task = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG)))
+        task = asyncio.create_task(generate(async_engine, EngineRequest("a", "x", LONG)))
         await until(lambda: engine.seen)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -89,7 +89,7 @@ def test_cancelled_while_running_is_dropped_from_the_engine():
         engine.gate.set()
         await until(lambda: engine.cancelled == ["a"])
         assert not engine.has_unfinished
-        return await async_engine.generate(EngineRequest("b", "x", SHORT))
+        return await generate(async_engine, EngineRequest("b", "x", SHORT))
 
     assert run(engine, scenario).request_id == "b"
 
@@ -98,9 +98,9 @@ def test_cancelled_before_the_engine_saw_it():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        running = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", SHORT)))
+        running = asyncio.create_task(generate(async_engine, EngineRequest("a", "x", SHORT)))
         await until(lambda: engine.seen)  # the thread now hangs in step
-        waiting = asyncio.create_task(async_engine.generate(EngineRequest("b", "x", LONG)))
+        waiting = asyncio.create_task(generate(async_engine, EngineRequest("b", "x", LONG)))
         await until(lambda: async_engine._thread.num_commands == 1)
         waiting.cancel()
         await until(lambda: async_engine._thread.num_commands == 2)
@@ -118,8 +118,8 @@ def test_cancelling_after_the_answer_does_nothing():
     engine = FakeEngine()
 
     async def scenario(async_engine):
-        await async_engine.generate(EngineRequest("a", "x", SHORT))
-        task = asyncio.create_task(async_engine.generate(EngineRequest("b", "x", SHORT)))
+        await generate(async_engine, EngineRequest("a", "x", SHORT))
+        task = asyncio.create_task(generate(async_engine, EngineRequest("b", "x", SHORT)))
         await task
         task.cancel()
 
@@ -135,9 +135,9 @@ def test_crashing_step_fails_what_runs_and_the_thread_goes_on():
             raise RuntimeError("out of memory")
 
     async def scenario(async_engine):
-        works = [async_engine.generate(EngineRequest(name, "x", SHORT)) for name in "ab"]
+        works = [generate(async_engine, EngineRequest(name, "x", SHORT)) for name in "ab"]
         first = await asyncio.gather(*works, return_exceptions=True)
-        return first, await async_engine.generate(EngineRequest("c", "x", SHORT)), async_engine.is_ready
+        return first, await generate(async_engine, EngineRequest("c", "x", SHORT)), async_engine.is_ready
 
     first, second, ready = run(FakeEngine(on_step=crash_once), scenario)
     assert any(isinstance(answer, SequenceFailedError) for answer in first)
@@ -150,7 +150,7 @@ def test_crashing_step_fails_what_runs_and_the_thread_goes_on():
 async def fail_in_turn(async_engine, *names):
     for name in names:
         with pytest.raises(SequenceFailedError):
-            await async_engine.generate(EngineRequest(name, "x", SHORT))
+            await generate(async_engine, EngineRequest(name, "x", SHORT))
 
 
 def test_repeated_crashes_end_the_thread():
@@ -164,7 +164,7 @@ def test_repeated_crashes_end_the_thread():
         assert not async_engine.is_ready
         await until(lambda: async_engine.has_failed)
         with pytest.raises(EngineStoppedError):
-            await async_engine.generate(EngineRequest("d", "x", SHORT))
+            await generate(async_engine, EngineRequest("d", "x", SHORT))
         await async_engine.stop(grace_s=1)
         return async_engine.has_failed
 
@@ -180,9 +180,9 @@ def test_a_step_that_works_makes_up_for_earlier_crashes():
 
     async def scenario(async_engine):
         await fail_in_turn(async_engine, "a", "b")
-        await async_engine.generate(EngineRequest("c", "x", SHORT))
+        await generate(async_engine, EngineRequest("c", "x", SHORT))
         await fail_in_turn(async_engine, "d", "e")
-        return await async_engine.generate(EngineRequest("f", "x", SHORT))
+        return await generate(async_engine, EngineRequest("f", "x", SHORT))
 
     assert run(FakeEngine(on_step=crash), scenario).request_id == "f"
 
@@ -204,7 +204,7 @@ class FailsToCancel(FakeEngine):
 
 async def one_leaves(async_engine, engine):
     """Run three requests, of which the first is cancelled; returns how the others ended."""
-    tasks = [asyncio.create_task(async_engine.generate(EngineRequest(name, "x", LONG))) for name in "abc"]
+    tasks = [asyncio.create_task(generate(async_engine, EngineRequest(name, "x", LONG))) for name in "abc"]
     await until(lambda: len(engine.seen) + async_engine._thread.num_commands == 3)
     tasks[0].cancel()
     await until(tasks[0].done)
@@ -221,7 +221,7 @@ def test_crash_in_cancel_fails_what_runs_and_the_thread_goes_on(drops):
         others = await one_leaves(async_engine, engine)
         assert [type(other) for other in others] == [SequenceFailedError] * 2
         await until(lambda: async_engine._admission.num_rows == 0)
-        after = await async_engine.generate(EngineRequest("d", "x", SHORT))
+        after = await generate(async_engine, EngineRequest("d", "x", SHORT))
         return after, async_engine.is_ready, async_engine.has_failed
 
     after, is_ready, has_failed = run(engine, scenario)
@@ -254,7 +254,7 @@ def test_crash_while_an_answer_is_counted_is_an_error(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(async_engine._metrics, "observe_generation", broken)
             await fail_in_turn(async_engine, "a")
-        return await async_engine.generate(EngineRequest("b", "x", SHORT))
+        return await generate(async_engine, EngineRequest("b", "x", SHORT))
 
     assert run(FakeEngine(), scenario).request_id == "b"
 
@@ -264,8 +264,8 @@ def test_crash_in_add_request_answers_that_request():
 
     async def scenario(async_engine):
         with pytest.raises(SequenceFailedError):
-            await async_engine.generate(EngineRequest("a", None, SHORT))
-        return await async_engine.generate(EngineRequest("b", "x", SHORT))
+            await generate(async_engine, EngineRequest("a", None, SHORT))
+        return await generate(async_engine, EngineRequest("b", "x", SHORT))
 
     assert run(engine, scenario).request_id == "b"
 
@@ -281,7 +281,7 @@ def test_crash_in_add_request_leaves_nothing_in_the_engine():
 
     async def scenario(async_engine):
         await fail_in_turn(async_engine, "a")
-        return await async_engine.generate(EngineRequest("b", "x", SHORT))
+        return await generate(async_engine, EngineRequest("b", "x", SHORT))
 
     assert run(engine, scenario).request_id == "b"
     assert engine.cancelled == ["a"]
@@ -300,10 +300,10 @@ def test_engine_that_cannot_drop_its_requests_ends_and_answers_all():
 
     async def scenario(async_engine):
         with pytest.raises(SequenceFailedError):
-            await async_engine.generate(EngineRequest("a", "x", SHORT))
+            await generate(async_engine, EngineRequest("a", "x", SHORT))
         await until(lambda: async_engine.has_failed)
         with pytest.raises(EngineStoppedError):
-            await async_engine.generate(EngineRequest("b", "x", SHORT))
+            await generate(async_engine, EngineRequest("b", "x", SHORT))
 
     run(engine, scenario)
 
@@ -314,7 +314,7 @@ def test_exit_raised_in_the_thread_ends_it_and_answers_all():
 
     async def scenario(async_engine):
         with pytest.raises(EngineStoppedError):
-            await async_engine.generate(EngineRequest("a", "x", SHORT))
+            await generate(async_engine, EngineRequest("a", "x", SHORT))
         await until(lambda: async_engine.has_failed)
 
     run(FakeEngine(on_step=leave), scenario)
@@ -328,7 +328,7 @@ def test_request_that_the_engine_loses_is_answered():
 
     async def scenario(async_engine):
         with pytest.raises(SequenceFailedError):
-            await async_engine.generate(EngineRequest("a", "x", SHORT))
+            await generate(async_engine, EngineRequest("a", "x", SHORT))
 
     run(Forgetful(), scenario)
 
@@ -340,7 +340,7 @@ def test_empty_answer_is_an_error():
 
     async def scenario(async_engine):
         with pytest.raises(SequenceFailedError):
-            await async_engine.generate(EngineRequest("a", "x", SHORT))
+            await generate(async_engine, EngineRequest("a", "x", SHORT))
 
     run(Empty(), scenario)
 
@@ -349,13 +349,13 @@ def test_stop_lets_running_requests_finish_and_takes_no_more():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        running = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG)))
+        running = asyncio.create_task(generate(async_engine, EngineRequest("a", "x", LONG)))
         await until(lambda: engine.seen)
         stopping = asyncio.create_task(async_engine.stop(grace_s=PATIENCE_S))
         await asyncio.sleep(0)
         assert not async_engine.is_ready
         with pytest.raises(EngineStoppedError):
-            await async_engine.generate(EngineRequest("b", "x", SHORT))
+            await generate(async_engine, EngineRequest("b", "x", SHORT))
         engine.gate.set()
         await stopping
         return await running
@@ -367,9 +367,9 @@ def test_stop_without_patience_answers_everyone():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        running = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG)))
+        running = asyncio.create_task(generate(async_engine, EngineRequest("a", "x", LONG)))
         await until(lambda: engine.seen)
-        queued = asyncio.create_task(async_engine.generate(EngineRequest("b", "x", LONG)))
+        queued = asyncio.create_task(generate(async_engine, EngineRequest("b", "x", LONG)))
         await until(lambda: async_engine._thread.num_commands == 1)
         stopping = asyncio.create_task(async_engine.stop(grace_s=0))
         await until(lambda: not async_engine.is_ready)
@@ -398,13 +398,66 @@ def test_idle_thread_sleeps():
     steps = []
 
     async def scenario(async_engine):
-        await async_engine.generate(EngineRequest("a", "x", SHORT))
+        await generate(async_engine, EngineRequest("a", "x", SHORT))
         count = len(steps)
         await asyncio.sleep(0.05)
         return count, len(steps)
 
     before, after = run(FakeEngine(on_step=lambda: steps.append(1)), scenario)
     assert before == after == 2
+
+
+# Typists
+
+
+def test_a_newer_request_of_a_session_ends_only_the_older_one_and_waits_as_long():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        names = {"old": "s", "stranger": "t", "new": "s"}
+        tasks = []
+        for number, (name, session) in enumerate(names.items(), 1):
+            tasks.append(start(async_engine, name, "x", session))
+            await until(lambda number=number: len(engine.seen) + async_engine._thread.num_commands == number)
+        engine.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    old, stranger, new = run(engine, scenario)
+    assert isinstance(old, SupersededError)
+    assert (stranger.request_id, new.request_id) == ("stranger", "new")
+    assert engine.cancelled == ["old"]
+    since = {job.request_id: job.waiting_since_s for job in engine.seen}
+    assert since["old"] == since["new"] < since["stranger"]
+
+
+def test_a_request_that_the_engine_refuses_ends_no_other():
+    engine = FakeEngine(gate=threading.Event())
+
+    async def scenario(async_engine):
+        old = start(async_engine, "old", "x", "s")
+        await until(lambda: engine.seen)
+        refused = start(async_engine, "refused", "x" * 100, "s")
+        await until(lambda: async_engine._thread.num_commands == 1)
+        engine.gate.set()
+        with pytest.raises(InvalidRequestError):
+            await refused
+        return await old
+
+    assert run(engine, scenario).request_id == "old"
+    assert engine.cancelled == []
+
+
+def test_a_typist_who_got_drafts_waits_anew_and_a_finished_request_is_not_ended():
+    engine = FakeEngine()
+
+    async def scenario(async_engine):
+        for name in "ab":
+            await start(async_engine, name, "x", "s")
+
+    run(engine, scenario)
+    assert engine.cancelled == []
+    first, second = engine.seen
+    assert first.waiting_since_s < second.waiting_since_s
 
 
 # Long texts
@@ -437,9 +490,9 @@ def slow():
     return FakeEngine(max_model_len=2 * LONG_TEXT_CHARS, tokenizer=SlowTokenizer())
 
 
-def start(async_engine, name, prompt, **fields):
+def start(async_engine, name, prompt, session=None, **fields):
     """A task that waits for the drafts of a request."""
-    return asyncio.create_task(async_engine.generate(EngineRequest(name, prompt, SHORT, **fields)))
+    return asyncio.create_task(generate(async_engine, EngineRequest(name, prompt, SHORT, **fields), session))
 
 
 def cancelled(async_engine, reason):
@@ -451,7 +504,7 @@ def test_a_long_text_that_is_being_encoded_holds_nobody_up(slow, prompt):
     async def scenario(async_engine):
         long = start(async_engine, "a", prompt)
         await until(lambda: slow.tokenizer.long)
-        others = [await async_engine.generate(EngineRequest(name, "x", LONG)) for name in "bc"]
+        others = [await generate(async_engine, EngineRequest(name, "x", LONG)) for name in "bc"]
         assert not long.done()
         slow.tokenizer.gate.set()
         return others, await long
@@ -465,9 +518,9 @@ def test_a_long_text_that_is_being_encoded_holds_nobody_up(slow, prompt):
 
 def test_a_long_text_does_not_overtake_a_newer_request_of_its_session(slow):
     async def scenario(async_engine):
-        older = start(async_engine, "a", TEXT, session_id="s")
+        older = start(async_engine, "a", TEXT, session="s")
         await until(lambda: slow.tokenizer.long)
-        newer = await start(async_engine, "b", "x", session_id="s")
+        newer = await start(async_engine, "b", "x", session="s")
         slow.tokenizer.gate.set()
         with pytest.raises(SupersededError):
             await older
@@ -483,7 +536,7 @@ def test_long_texts_of_a_session_reach_the_engine_in_their_order(slow):
     slow.gate = threading.Event()
 
     async def scenario(async_engine):
-        tasks = [start(async_engine, name, TEXT, session_id="s") for name in "ab"]
+        tasks = [start(async_engine, name, TEXT, session="s") for name in "ab"]
         await until(lambda: slow.tokenizer.long)
         slow.tokenizer.gate.set()
         await until(lambda: len(slow.seen) + async_engine._thread.num_commands == 2)  # neither has been answered
@@ -507,7 +560,7 @@ def test_a_client_that_leaves_while_its_text_is_encoded(slow):
         await until(lambda: not async_engine._admission.num_rows)
         assert cancelled(async_engine, "client_gone") == 2
         slow.tokenizer.gate.set()
-        return await async_engine.generate(EngineRequest("c", "x", SHORT))
+        return await generate(async_engine, EngineRequest("c", "x", SHORT))
 
     assert run(slow, scenario).request_id == "c"
     assert [job.request_id for job in slow.seen] == ["c"]
@@ -528,7 +581,7 @@ def test_a_text_that_cannot_be_encoded_ends_its_request_alone(slow, fault, kind)
             await failing
         assert "secret" not in str(raised.value)
         await until(lambda: not async_engine._admission.num_rows)
-        return await async_engine.generate(EngineRequest("b", "x", SHORT))
+        return await generate(async_engine, EngineRequest("b", "x", SHORT))
 
     assert run(slow, scenario).request_id == "b"
 
@@ -567,7 +620,7 @@ def test_a_long_text_gets_the_drafts_that_the_engine_alone_would_give(kind):
     )
     alone, served = (fake_engine(max_model_len=4096, document_start=True)[0] for _ in range(2))
     expected = alone.generate(request.prompt, request.params)
-    output = run(served, lambda async_engine: async_engine.generate(request))
+    output = run(served, lambda async_engine: generate(async_engine, request))
     assert len(request.prompt.text if isinstance(request.prompt, PrefixedText) else request.prompt) > LONG_TEXT_CHARS
     assert output.drafts == expected.drafts
     assert output.prompt_token_ids == expected.prompt_token_ids

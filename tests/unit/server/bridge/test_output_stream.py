@@ -8,7 +8,7 @@ import time
 
 import pytest
 from support.engine import FakeEngine
-from support.engine_thread import run
+from support.engine_thread import generate, run
 from support.readers import wait_for_readers
 from support.waiting import PATIENCE_S, until
 
@@ -25,7 +25,7 @@ STREAMED = GenerationParams(max_tokens=4, snapshots=True)
 async def all_sent(async_engine, engine):
     """Wait until the outputs of all requests so far have come to the event loop."""
     await until(lambda: not engine.jobs)
-    await async_engine.generate(EngineRequest("later", "x", SHORT))
+    await generate(async_engine, EngineRequest("later", "x", SHORT))
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_slow_reader_gets_the_latest_output_alone():
 
 def test_generate_waits_through_snapshots():
     async def scenario(async_engine):
-        return await async_engine.generate(EngineRequest("a", "x", STREAMED))
+        return await generate(async_engine, EngineRequest("a", "x", STREAMED))
 
     assert run(FakeEngine(), scenario).request_id == "a"
 
@@ -72,7 +72,7 @@ def test_stream_of_a_refused_request_raises_before_it_starts():
     async def scenario(async_engine):
         with pytest.raises(InvalidRequestError):
             await async_engine.stream(EngineRequest("a", "x" * 100, STREAMED))
-        return await async_engine.generate(EngineRequest("a", "x", SHORT))
+        return await generate(async_engine, EngineRequest("a", "x", SHORT))
 
     engine = FakeEngine()
     assert run(engine, scenario).request_id == "a"
@@ -120,7 +120,7 @@ def test_closing_a_stream_after_its_end_cancels_nothing():
         unread = await async_engine.stream(EngineRequest("b", "x", STREAMED))
         await all_sent(async_engine, engine)
         unread.close()
-        await async_engine.generate(EngineRequest("c", "x", SHORT))
+        await generate(async_engine, EngineRequest("c", "x", SHORT))
 
     run(engine, scenario)
     assert engine.cancelled == []
@@ -130,7 +130,7 @@ def test_late_cancel_spares_a_newer_request_of_the_same_id():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        first = asyncio.create_task(async_engine.generate(EngineRequest("same", "x", SHORT)))
+        first = asyncio.create_task(generate(async_engine, EngineRequest("same", "x", SHORT)))
         await until(lambda: engine.seen)
         refused = asyncio.create_task(async_engine.stream(EngineRequest("same", "x", SHORT)))
         await until(lambda: async_engine._thread.num_commands == 1)
@@ -147,12 +147,11 @@ def test_session_and_timeout_reach_the_engine():
     engine = FakeEngine(gate=threading.Event(), on_step=lambda: time.sleep(0.002))
 
     async def scenario(async_engine):
-        older = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", LONG, session_id="me")))
+        older = asyncio.create_task(generate(async_engine, EngineRequest("a", "x", LONG), "me"))
         await until(engine.at_gate.is_set)
         asyncio.get_running_loop().call_later(0.01, engine.gate.set)
-        newer = async_engine.generate(
-            EngineRequest("b", "x", LONG, session_id="me", deadline_s=time.monotonic() + 0.02)
-        )
+        late = EngineRequest("b", "x", LONG, deadline_s=time.monotonic() + 0.02)
+        newer = generate(async_engine, late, "me")
         return await asyncio.gather(older, newer, return_exceptions=True)
 
     older, newer = run(engine, scenario)
@@ -164,13 +163,13 @@ def test_time_runs_while_a_request_waits_for_the_engine():
     engine = FakeEngine(gate=threading.Event())
 
     async def scenario(async_engine):
-        first = asyncio.create_task(async_engine.generate(EngineRequest("a", "x", SHORT)))
+        first = asyncio.create_task(generate(async_engine, EngineRequest("a", "x", SHORT)))
         await until(lambda: engine.seen)
         late = asyncio.create_task(
-            async_engine.generate(EngineRequest("b", "x", LONG, deadline_s=time.monotonic() + 0.02))
+            generate(async_engine, EngineRequest("b", "x", LONG, deadline_s=time.monotonic() + 0.02))
         )
         patient = asyncio.create_task(
-            async_engine.generate(EngineRequest("c", "x", SHORT, deadline_s=time.monotonic() + 1000))
+            generate(async_engine, EngineRequest("c", "x", SHORT, deadline_s=time.monotonic() + 1000))
         )
         await asyncio.sleep(0.03)  # the engine is in the middle of a step
         engine.gate.set()
@@ -202,12 +201,12 @@ def test_random_churn_ends_every_request_once():
 
     async def one(async_engine, i):
         params = GenerationParams(max_tokens=chance.randint(1, 20), snapshots=chance.random() < 0.5)
-        session_id = chance.choice([None, "s", "t"])
+        session = chance.choice([None, "s", "t"])
         deadline_s = chance.choice([None, time.monotonic() + 0.001])
         try:
             await asyncio.sleep(chance.random() * 0.3)
-            request = EngineRequest(f"r{i}", "x", params, session_id=session_id, deadline_s=deadline_s)
-            outputs = await async_engine.stream(request)
+            request = EngineRequest(f"r{i}", "x", params, deadline_s=deadline_s)
+            outputs = await async_engine.stream(request, async_engine.typists.of("", session))
             if chance.random() < 0.3:
                 outputs.close()
                 ended["closed"] += 1

@@ -10,7 +10,7 @@ from support.virtual_time import VirtualTimeLoop
 from superdraft.decoding.engine.load import Load
 from superdraft.decoding.errors import SupersededError
 from superdraft.decoding.outputs import StepReport
-from superdraft.server.bridge.admission_control import AdmissionControl
+from superdraft.server.bridge.admission import Admission
 from superdraft.server.edge.refusals import OverloadedError
 
 NUM_PLACES = 68
@@ -36,7 +36,7 @@ class Machine:
     def __init__(self, target_s=TARGET_S, slowness=lambda _: 1.0):
         self.slowness = slowness
         self.load = Load()
-        self.control = AdmissionControl(NUM_PLACES, target_latency_s=target_s, load=self.load)
+        self.control = Admission(NUM_PLACES, target_latency_s=target_s, load=self.load)
         self.answers, self.refused_s = defaultdict(list), []
         self._prompts, self._drafts = [], {}  # places with tokens left
         self._ends, self._work = {}, asyncio.Event()
@@ -81,8 +81,8 @@ class Machine:
         self.answers[name].append(asyncio.get_running_loop().time() - begun_s)
         return True
 
-    async def _prompt(self, request, **how):
-        place = await self.control.enter(request, **how)
+    async def _prompt(self, request, caller="", session=None, **how):
+        place = await self.control.enter(request, self.control.typists.of(caller, session), **how)
         self._ends[place] = asyncio.get_running_loop().create_future()
         self._prompts.append(place)
         self._work.set()
@@ -224,7 +224,7 @@ def test_a_long_request_begins_although_short_ones_fill_the_machine():
 
 def test_a_refusal_says_when_the_next_answer_is_due():
     def full(load):
-        return AdmissionControl(2, queue_timeout_s=0.01, target_latency_s=TARGET_S, load=load)
+        return Admission(2, queue_timeout_s=0.01, target_latency_s=TARGET_S, load=load)
 
     async def main():
         load = Load()
@@ -232,13 +232,13 @@ def test_a_refusal_says_when_the_next_answer_is_due():
             load.observe(StepReport("decode", 2, 0, 0, 0.1, (), 0), 0.1)
         control = full(load)
         for _ in range(2):
-            await control.enter(object(), num_tokens=400 // 100)
-        soon = await asyncio.gather(control.enter(object()), return_exceptions=True)
+            await control.enter(object(), control.typists.of(), num_tokens=400 // 100)
+        soon = await asyncio.gather(control.enter(object(), control.typists.of()), return_exceptions=True)
         control = full(load)
-        await control.enter(object(), num_rows=2, num_slots=2, num_tokens=400)
+        await control.enter(object(), control.typists.of(), num_rows=2, num_slots=2, num_tokens=400)
         for _ in range(100):
             load.observe(StepReport("decode", 2, 0, 0, 0.1, (), 0), 0.1)
-        late = await asyncio.gather(control.enter(object()), return_exceptions=True)
+        late = await asyncio.gather(control.enter(object(), control.typists.of()), return_exceptions=True)
         return [error.headers["retry-after"] for error in (*soon, *late)]
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from superdraft.decoding.model.kv_cache import MAX_DEFAULT_SLOTS
-from superdraft.server.bridge.places import places_of
+from superdraft.server.bridge.room import places_of
 from superdraft.server.errors import SettingsError
 from superdraft.server.ray_replicas.options import (
     check_ngram_models,

@@ -10,8 +10,8 @@ from support.virtual_time import VirtualTimeLoop
 
 from superdraft.decoding.engine.load import Load
 from superdraft.decoding.errors import EngineStoppedError, SupersededError
-from superdraft.server.bridge.admission_control import AdmissionControl
-from superdraft.server.bridge.places import places_of
+from superdraft.server.bridge.admission import Admission
+from superdraft.server.bridge.room import places_of
 from superdraft.server.edge.refusals import OverloadedError
 
 
@@ -24,9 +24,13 @@ def run(scenario):
         return runner.run(asyncio.wait_for(scenario(), 10))
 
 
+def enter(control, request, *work, caller="", session=None, **how):
+    return control.enter(request, control.typists.of(caller, session), *work, **how)
+
+
 async def begin(control, **how):
     """A request that has begun to wait, or has gone in."""
-    task = asyncio.create_task(control.enter(Request(), **how))
+    task = asyncio.create_task(enter(control, Request(), **how))
     await asyncio.sleep(0)
     return task
 
@@ -37,8 +41,8 @@ def test_a_reserve_keeps_slots_from_falling_empty():
 
 def test_who_came_last_goes_in_first():
     async def scenario():
-        control = AdmissionControl(1, queue_timeout_s=5)
-        first = await control.enter(Request())
+        control = Admission(1, queue_timeout_s=5)
+        first = await enter(control, Request())
         waiting = [await begin(control) for _ in range(3)]
         order = []
         for name, task in zip("abc", waiting, strict=True):
@@ -58,8 +62,8 @@ def test_who_came_last_goes_in_first():
 def test_at_a_crowded_door_the_oldest_is_refused_at_once():
     async def scenario():
         reasons = []
-        control = AdmissionControl(1, max_waiting=2, queue_timeout_s=5, on_shed=reasons.append)
-        await control.enter(Request())
+        control = Admission(1, max_waiting=2, queue_timeout_s=5, on_shed=reasons.append)
+        await enter(control, Request())
         oldest, older, newest = [await begin(control) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(OverloadedError):
@@ -74,11 +78,11 @@ def test_at_a_crowded_door_the_oldest_is_refused_at_once():
 @pytest.mark.parametrize(("max_waiting", "timeout_s", "waits_s"), [(0, None, 0), (10, None, 0.03), (10, 0.01, 0.01)])
 def test_nobody_waits_longer_than_the_deadline(max_waiting, timeout_s, waits_s):
     async def scenario():
-        control = AdmissionControl(1, max_waiting=max_waiting, queue_timeout_s=0.03)
-        await control.enter(Request())
+        control = Admission(1, max_waiting=max_waiting, queue_timeout_s=0.03)
+        await enter(control, Request())
         begun = asyncio.get_running_loop().time()
         with pytest.raises(OverloadedError) as caught:
-            await control.enter(Request(), deadline_s=None if timeout_s is None else begun + timeout_s)
+            await enter(control, Request(), deadline_s=None if timeout_s is None else begun + timeout_s)
         waited = asyncio.get_running_loop().time() - begun
         assert waited == pytest.approx(waits_s)
         assert control.num_waiting == 0
@@ -89,12 +93,12 @@ def test_nobody_waits_longer_than_the_deadline(max_waiting, timeout_s, waits_s):
 
 def test_the_prompts_of_a_request_go_in_by_turns_with_others():
     async def scenario():
-        control = AdmissionControl(2, queue_timeout_s=0.03)
+        control = Admission(2, queue_timeout_s=0.03)
         batch = Request()
-        tasks = [asyncio.create_task(control.enter(batch)) for _ in range(4)]
+        tasks = [asyncio.create_task(enter(control, batch)) for _ in range(4)]
         await asyncio.sleep(1)  # once the first prompt is in, the others have no deadline
         assert [task.done() for task in tasks] == [True, False, False, False]  # it leaves a row to others
-        other = await control.enter(Request())
+        other = await enter(control, Request())
         newer = await begin(control)
         control.leave(other)
         await asyncio.sleep(0)
@@ -115,10 +119,10 @@ def test_the_prompts_of_a_request_go_in_by_turns_with_others():
 def test_a_request_that_does_not_begin_in_time_is_refused_with_all_its_prompts():
     async def scenario():
         reasons = []
-        control = AdmissionControl(1, queue_timeout_s=0.03, on_shed=reasons.append)
-        await control.enter(Request())
+        control = Admission(1, queue_timeout_s=0.03, on_shed=reasons.append)
+        await enter(control, Request())
         batch = Request()
-        ends = await asyncio.gather(*(control.enter(batch) for _ in range(3)), return_exceptions=True)
+        ends = await asyncio.gather(*(enter(control, batch) for _ in range(3)), return_exceptions=True)
         assert [type(end) for end in ends] == [OverloadedError] * 3
         assert reasons == ["queue_timeout"]
 
@@ -127,16 +131,16 @@ def test_a_request_that_does_not_begin_in_time_is_refused_with_all_its_prompts()
 
 def test_a_prompt_goes_in_only_with_all_its_slots():
     async def scenario():
-        control = AdmissionControl(4, queue_timeout_s=0.03)
-        first = await control.enter(Request(), num_slots=2)
+        control = Admission(4, queue_timeout_s=0.03)
+        first = await enter(control, Request(), num_slots=2)
         with pytest.raises(OverloadedError):
-            await control.enter(Request(), num_slots=3)
+            await enter(control, Request(), num_slots=3)
         wide = await begin(control, num_slots=3)
         control.leave(first)
         control.leave(await wide)
-        await control.enter(Request())
+        await enter(control, Request())
         assert (
-            await control.enter(Request(), num_slots=9)
+            await enter(control, Request(), num_slots=9)
         ).num_slots == 9  # the engine says that this is more than it has
 
     run(scenario)
@@ -144,9 +148,9 @@ def test_a_prompt_goes_in_only_with_all_its_slots():
 
 def test_a_key_press_takes_the_place_of_the_one_before_it():
     async def scenario():
-        control = AdmissionControl(1, queue_timeout_s=0.05)
-        first = await control.enter(Request(), session="me")
-        second = await asyncio.wait_for(control.enter(Request(), session="me"), 0.02)  # though all is full
+        control = Admission(1, queue_timeout_s=0.05)
+        first = await enter(control, Request(), session="me")
+        second = await asyncio.wait_for(enter(control, Request(), session="me"), 0.02)  # though all is full
         third = await begin(control, session="me")  # two are in already: a flood is no way in
         assert not third.done()
         fourth = await begin(control, session="me")
@@ -155,16 +159,16 @@ def test_a_key_press_takes_the_place_of_the_one_before_it():
             third.result()
         control.leave(first)
         control.leave(second)
-        assert (await fourth).session == "me"
+        assert (await fourth).typist.session == "me"
 
     run(scenario)
 
 
 def test_a_key_press_waits_for_its_own_older_ones_as_long_as_a_step_takes():
     async def scenario():
-        control = AdmissionControl(1, max_waiting=1, queue_timeout_s=0.03)
-        first = await control.enter(Request(), session="me")
-        second = await control.enter(Request(), session="me")
+        control = Admission(1, max_waiting=1, queue_timeout_s=0.03)
+        first = await enter(control, Request(), session="me")
+        second = await enter(control, Request(), session="me")
         third = await begin(control, session="me")
         stranger = await begin(control)
         await asyncio.sleep(2)
@@ -172,7 +176,7 @@ def test_a_key_press_waits_for_its_own_older_ones_as_long_as_a_step_takes():
         with pytest.raises(OverloadedError):
             stranger.result()
         control.leave(first)  # the engine heard of the second
-        assert (await third).session == "me"
+        assert (await third).typist.session == "me"
         fourth = await begin(control, session="me")
         await asyncio.sleep(2)
         control.leave(second)
@@ -180,20 +184,20 @@ def test_a_key_press_waits_for_its_own_older_ones_as_long_as_a_step_takes():
         control.leave(third.result())
         control.leave(last)
         assert (control.num_rows, control.num_waiting) == (0, 0)
-        assert not control._sessions
+        assert not control.typists.of("", "me").places
 
     run(scenario)
 
 
 def test_a_key_press_goes_in_when_all_older_ones_ended_although_others_have_the_room():
     async def scenario():
-        control = AdmissionControl(1, queue_timeout_s=0.03)
-        first = await control.enter(Request(), session="me")
-        second = await control.enter(Request(), session="me")
+        control = Admission(1, queue_timeout_s=0.03)
+        first = await enter(control, Request(), session="me")
+        second = await enter(control, Request(), session="me")
         third = await begin(control, session="me")
         wide = await begin(control, num_rows=3)
         control.leave(second)
-        assert (await third).session == "me"
+        assert (await third).typist.session == "me"
         control.leave(first)
         control.leave(third.result())
         assert (await wide).num_rows == 3
@@ -204,11 +208,11 @@ def test_a_key_press_goes_in_when_all_older_ones_ended_although_others_have_the_
 @pytest.mark.parametrize("num_older", [1, 2])
 def test_a_key_press_that_needs_more_than_the_one_before_it_waits_like_others(num_older):
     async def scenario():
-        control = AdmissionControl(num_older + 1, queue_timeout_s=0.03)
-        older = [await control.enter(Request(), session="me") for _ in range(num_older)]
-        await control.enter(Request())
+        control = Admission(num_older + 1, queue_timeout_s=0.03)
+        older = [await enter(control, Request(), session="me") for _ in range(num_older)]
+        await enter(control, Request())
         with pytest.raises(OverloadedError):
-            await control.enter(Request(), 2, session="me")
+            await enter(control, Request(), 2, session="me")
         assert control.num_rows == num_older + 1
         wide = await begin(control, num_rows=2, session="me")
         replaced = await begin(control, session="me")
@@ -223,10 +227,10 @@ def test_a_key_press_that_needs_more_than_the_one_before_it_waits_like_others(nu
 
 def test_forty_sessions_of_one_row_do_not_become_thousands_of_rows():
     async def scenario():
-        control = AdmissionControl(64, queue_timeout_s=0.03)
+        control = Admission(64, queue_timeout_s=0.03)
         for number in range(40):
-            await control.enter(Request(), session=str(number))
-        wider = [control.enter(Request(), 64, num_slots=64, session=str(number)) for number in range(40)]
+            await enter(control, Request(), session=str(number))
+        wider = [enter(control, Request(), 64, num_slots=64, session=str(number)) for number in range(40)]
         ends = await asyncio.gather(*wider, return_exceptions=True)
         assert [type(end) for end in ends] == [OverloadedError] * 40
         assert control.num_rows == 40
@@ -236,8 +240,8 @@ def test_forty_sessions_of_one_row_do_not_become_thousands_of_rows():
 
 def test_a_client_that_leaves_gives_its_place_back_at_any_moment():
     async def scenario():
-        control = AdmissionControl(1, queue_timeout_s=5)
-        first = await control.enter(Request())
+        control = Admission(1, queue_timeout_s=5)
+        first = await enter(control, Request())
         waiting = await begin(control)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -247,7 +251,7 @@ def test_a_client_that_leaves_gives_its_place_back_at_any_moment():
         just_let_in.cancel()  # before it could notice
         await asyncio.gather(just_let_in, return_exceptions=True)
         assert control.num_rows == 0
-        second = await control.enter(Request())
+        second = await enter(control, Request())
         leaving = await begin(control)
         leaving.cancel()
         control.leave(second)  # in the same moment
@@ -261,8 +265,8 @@ def test_a_client_that_leaves_gives_its_place_back_at_any_moment():
 
 def test_a_shutdown_refuses_those_at_the_door():
     async def scenario():
-        control = AdmissionControl(1, queue_timeout_s=5)
-        await control.enter(Request())
+        control = Admission(1, queue_timeout_s=5)
+        await enter(control, Request())
         waiting = await begin(control)
         control.close("bye")
         with pytest.raises(EngineStoppedError):
@@ -285,7 +289,7 @@ def test_no_place_is_lost_or_given_twice(seed, sessions, most_rows):
     async def client(control):
         await asyncio.sleep(chance.random() * 0.2)
         request, num_rows = Request(), chance.randint(1, 3)
-        entering = control.enter(request, num_rows, num_slots=num_rows, session=chance.choice(sessions))
+        entering = enter(control, request, num_rows, num_slots=num_rows, session=chance.choice(sessions))
         try:
             place = await asyncio.wait_for(entering, chance.random() * 0.03)
         except (OverloadedError, SupersededError, TimeoutError) as error:
@@ -296,14 +300,14 @@ def test_no_place_is_lost_or_given_twice(seed, sessions, most_rows):
         return None
 
     async def scenario():
-        control = AdmissionControl(4, max_waiting=8, queue_timeout_s=0.01)
+        control = Admission(4, max_waiting=8, queue_timeout_s=0.01)
         ends = await asyncio.gather(*(client(control) for _ in range(300)))
         await asyncio.sleep(0)
         assert None in ends
         assert OverloadedError in ends
         assert (control.num_rows, control.num_waiting) == (0, 0)
         assert not control._groups
-        assert not control._sessions
+        assert not any(control.typists.of("", session).is_active for session in sessions)
 
     run(scenario)
 
@@ -316,11 +320,11 @@ def test_a_request_goes_in_beside_warm_ups_as_if_it_were_alone():
                 report = replace(step_report(0.07 * num_rows), num_rows=num_rows)
                 load.observe(report, report.seconds)
         # Ten tokens take 0.7 s, and those of two requests 1.4 s.
-        control = AdmissionControl(16, queue_timeout_s=0.01, target_latency_s=1.0, load=load)
-        warm_up = await control.enter(Request(), num_tokens=0, is_warm_up=True)
-        place = await control.enter(Request(), num_tokens=10)
+        control = Admission(16, queue_timeout_s=0.01, target_latency_s=1.0, load=load)
+        warm_up = await enter(control, Request(), num_tokens=0, is_warm_up=True)
+        place = await enter(control, Request(), num_tokens=10)
         with pytest.raises(OverloadedError):
-            await control.enter(Request(), num_tokens=10)
+            await enter(control, Request(), num_tokens=10)
         for one in (place, warm_up):
             control.leave(one)
         assert control.num_rows == 0
@@ -330,14 +334,14 @@ def test_a_request_goes_in_beside_warm_ups_as_if_it_were_alone():
 
 def test_warm_ups_have_an_eighth_of_the_places():
     async def scenario():
-        control = AdmissionControl(16, queue_timeout_s=0.01)
-        places = [await control.enter(Request(), num_tokens=0, is_warm_up=True) for _ in range(2)]
+        control = Admission(16, queue_timeout_s=0.01)
+        places = [await enter(control, Request(), num_tokens=0, is_warm_up=True) for _ in range(2)]
         with pytest.raises(OverloadedError):
-            await control.enter(Request(), num_tokens=0, is_warm_up=True)
-        places += [await control.enter(Request(), num_tokens=10) for _ in range(14)]
+            await enter(control, Request(), num_tokens=0, is_warm_up=True)
+        places += [await enter(control, Request(), num_tokens=10) for _ in range(14)]
         with pytest.raises(OverloadedError):
-            await control.enter(Request(), num_tokens=10)
+            await enter(control, Request(), num_tokens=10)
         control.leave(places[0])
-        await control.enter(Request(), num_tokens=10)
+        await enter(control, Request(), num_tokens=10)
 
     run(scenario)
