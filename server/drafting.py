@@ -1,7 +1,6 @@
 """Decoding defaults: the engine parameters of requests that leave them open."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from superdraft.decoding.method.selection import RULES
@@ -14,6 +13,50 @@ MIN_PROBABILITY = 0.01
 
 MAX_SHORT_TOKENS = 32
 """A request for more tokens wants a text rather than a suggestion: its best draft is not cut for being improbable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The engine parameters that a request sets, by the names of `GenerationParams`. None: it leaves this one open."""
+
+    num_drafts: int
+    max_tokens: int
+    strategy: str | None = None
+    selection: str | None = None
+    alpha: float | None = None
+    tau: float | None = None
+    candidates_per_draft: int | None = None
+    penalty: float | None = None
+    max_branches: int | None = None
+    min_probability: float | None = None
+    min_draft_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+    verify_top: int | None = None
+    num_verified: int | None = None
+    echo_logprobs: bool | None = None
+    num_branches: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    reset_every: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    token_healing: bool | None = None
+    single_line: bool | None = None
+    trim: str | None = None
+    min_score: float | None = None
+    elastic: bool | None = None
+    snapshots: bool | None = None
+
+    def completed(self, *, strategy: str, selection: str | None, token_healing: bool) -> "Asked":
+        """The same with these parameters where the request leaves them open."""
+        return replace(
+            self,
+            strategy=self.strategy or strategy,
+            selection=self.selection or selection,
+            token_healing=token_healing if self.token_healing is None else self.token_healing,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +100,11 @@ class DraftingDefaults:
         tuned = self.candidates_per_draft
         return tuned if tuned is not None and tuned >= 2 * num_drafts else None
 
-    def params(
-        self, asked: Mapping[str, Any], *, asks_for_paper: bool = False, ngram_is_named: bool = False
-    ) -> GenerationParams:
+    def params(self, asked: Asked, *, asks_for_paper: bool = False, ngram_is_named: bool = False) -> GenerationParams:
         """The engine parameters of a request.
 
         Args:
-            asked: the parameters that the request sets, by the names of `GenerationParams`; `strategy`, `num_drafts`
-                and `max_tokens` are always among them.
+            asked: the parameters that the request sets, the strategy among them.
             asks_for_paper: the request sets something that only the paper's method has, so its selection is "paper"
                 unless it names another.
             ngram_is_named: the request names an n-gram model. The model then has a say with every selection.
@@ -72,8 +112,8 @@ class DraftingDefaults:
         Raises:
             InvalidRequestError: a value is out of range, or two contradict each other.
         """
-        selection = asked.get("selection") or ("paper" if asks_for_paper else self.selection)
-        if asked["strategy"] != "superposed":
+        selection = asked.selection or ("paper" if asks_for_paper else self.selection)
+        if asked.strategy != "superposed":
             selection = "paper"
         rule = RULES[selection]
         defaults: dict[str, Any]
@@ -84,12 +124,13 @@ class DraftingDefaults:
                 "max_branches": self.max_branches,
                 "min_probability": self.min_probability,
                 "elastic": True,
-                "whole_best": asked["max_tokens"] > MAX_SHORT_TOKENS,
+                "whole_best": asked.max_tokens > MAX_SHORT_TOKENS,
             }
         else:
             defaults = {
                 "alpha": self.alpha,
                 "tau": self.tau,
-                "candidates_per_draft": self.num_candidates(asked["num_drafts"]),
+                "candidates_per_draft": self.num_candidates(asked.num_drafts),
             }
-        return GenerationParams(**{**defaults, **asked, "selection": selection})
+        named = {field.name: value for field in fields(asked) if (value := getattr(asked, field.name)) is not None}
+        return GenerationParams(**{**defaults, **named, "selection": selection})

@@ -20,7 +20,7 @@ from superdraft.server.bridge.fan_out import FanOut, Share
 from superdraft.server.bridge.output_stream import MergedOutputs, OutputStream, open_all
 from superdraft.server.bridge.typists import Typist
 from superdraft.server.display import Display
-from superdraft.server.drafting import DraftingDefaults
+from superdraft.server.drafting import Asked, DraftingDefaults
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.feedback import Feedback
 from superdraft.server.ngrams.registry import NgramChoice, NgramModels, Scorer
@@ -52,8 +52,7 @@ class DraftingRequest:
     Attributes:
         id: of the answer.
         sender: who sent it.
-        asked: the engine parameters that the request sets, by the names of `GenerationParams`; `num_drafts` and
-            `max_tokens` are always among them. The server's defaults fill in the others.
+        asked: the engine parameters that the request sets. The server's defaults fill in the others.
         prompts: by the engine's request id of each.
         asks_for_paper: see `DraftingDefaults.params`.
         model: the model's name, which may be an alias that names a method; None: the served model.
@@ -72,7 +71,7 @@ class DraftingRequest:
 
     id: str
     sender: Sender
-    asked: Mapping[str, Any]
+    asked: Asked
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
     asks_for_paper: bool = False
     model: str | None = None
@@ -209,7 +208,11 @@ class Service:
             drafting = self.drafting.with_tuning(await self.ngram_models.tuning(request.ngram_model))
         else:
             scorer, drafting = await self.ngram_models.current_default(), self.drafting
-        asked = {**method, "token_healing": self.settings.token_healing, **request.asked}
+        asked = request.asked.completed(
+            strategy=method["strategy"],
+            selection=method.get("selection"),
+            token_healing=self.settings.token_healing,
+        )
         params = drafting.params(
             asked, asks_for_paper=request.asks_for_paper, ngram_is_named=request.ngram_model is not None
         )

@@ -135,7 +135,11 @@ class Room:
 
     def _delays_another(self, rows: int) -> bool:
         """Whether this many rows would make a short request late that is in time now."""
-        now_s, then_s, late_s = self._load.usual_s(self.num_rows), self._load.usual_s(rows), LATE_FACTOR * self._target_s
+        now_s, then_s, late_s = (
+            self._load.usual_s(self.num_rows),
+            self._load.usual_s(rows),
+            LATE_FACTOR * self._target_s,
+        )
         return any(
             self._end_s(place, now_s) <= late_s < self._end_s(place, then_s)
             for place in self._places
@@ -163,5 +167,3 @@ class Room:
 
     def _num_steps(self, num_prompts: int) -> float:
         return num_prompts * self._load.steps_per_prompt
-
-

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from superdraft.decoding.params import DEFAULT_STRATEGY, LEAST, MAX_SEED, MIN_SEED, RANGES, GenerationParams, Strategy
+from superdraft.decoding.params import DEFAULT_STRATEGY, LEAST, MAX_SEED, MIN_SEED, RANGES, Strategy
+from superdraft.server.drafting import Asked
 from superdraft.server.settings import Selection
 from superdraft.server.wires.common import Boolean, Integer, LogitBias, Number, Stop, WireRequest, bias_pairs
 
-_PARAMETERS = frozenset(field.name for field in fields(GenerationParams))
+_PARAMETERS = frozenset(field.name for field in fields(Asked))
 
 _SAMPLING = frozenset({"sample", "sample+superposed"})
 _SUPERPOSING = frozenset({"superposed", "sample+superposed"})
@@ -91,7 +92,7 @@ class DraftingFields(WireRequest):
     )
     single_line: Boolean = Field(default=False, description="A draft ends before its first line break.")
 
-    def asked(self, *, is_text: bool, **own: Any) -> dict[str, Any]:
+    def asked(self, *, is_text: bool, **own: Any) -> Asked:
         """The engine parameters that the request sets.
 
         Args:
@@ -104,7 +105,7 @@ class DraftingFields(WireRequest):
             named["strategy"] = None
         if not is_text:
             named["token_healing"] = False
-        return {name: value for name, value in named.items() if value is not None} | own
+        return Asked(**(named | own))
 
     def strategy_warnings(self, strategy: Strategy) -> list[str]:
         """A warning for each field that the request sets although its strategy does not use it.

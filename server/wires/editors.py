@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from fastapi import Request
 
@@ -14,6 +13,7 @@ from superdraft.decoding.text.gap_cut import LineEnd, cut_for_gap, has_text_afte
 from superdraft.decoding.text.trimming import as_read
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.display import Display
+from superdraft.server.drafting import Asked
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.settings import Settings
 from superdraft.server.wires.common import NO_DRAFT, WITHHELD, unless_client_gone
@@ -70,7 +70,7 @@ def asked(
     stop: tuple[str, ...] = (),
     temperature: float = 1.0,
     seed: int | None = None,
-) -> dict[str, Any]:
+) -> Asked:
     """The engine parameters that an editor's request sets.
 
     Args:
@@ -83,13 +83,13 @@ def asked(
         seed: of the sampling strategies.
     """
     limit = min(service.settings.editor_max_tokens, service.engine.max_model_len // 2)
-    return {
-        "num_drafts": num_drafts,
-        "max_tokens": limit if max_tokens is None else min(max_tokens, limit),
-        "stop": stop,
-        "temperature": min(max(temperature, 0.0), 2.0),
-        "seed": seed,
-    }
+    return Asked(
+        num_drafts=num_drafts,
+        max_tokens=limit if max_tokens is None else min(max_tokens, limit),
+        stop=stop,
+        temperature=min(max(temperature, 0.0), 2.0),
+        seed=seed,
+    )
 
 
 def shown_from(service: Service, own: float | None) -> Display | None:
@@ -156,9 +156,9 @@ async def fill(
         SuperdraftError: raised by the engine.
         ClientGoneError: the client left.
     """
-    prepared = await prepare_gap(http, service, gap, request.asked["max_tokens"], service.engine.max_model_len // 2)
+    prepared = await prepare_gap(http, service, gap, request.asked.max_tokens, service.engine.max_model_len // 2)
     if has_text_after(gap):
-        request = replace(request, asked={**request.asked, "single_line": True})
+        request = replace(request, asked=replace(request.asked, single_line=True))
     output = await complete(
         http, service, request, prepared.prompt, lambda text: cut_for_gap(cut(text), gap), line_end_of(gap), seen
     )

@@ -219,7 +219,7 @@ async def infill(
     """Fill the gap between two texts. With `n_predict` 0, only run the prompt, so that the next request is faster."""
     drafting = _drafting_request(http, service, body)
     if body.wants_lines:
-        drafting = replace(drafting, asked={**drafting.asked, "single_line": True})
+        drafting = replace(drafting, asked=replace(drafting.asked, single_line=True))
     filled = await fill(http, service, drafting, body.gap, body.cut, body.seen)
     return _response(body, filled, service)
 

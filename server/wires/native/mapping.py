@@ -1,7 +1,6 @@
 """Mapping of the native wire's requests to the engine's, and of the engine's outputs to its answers."""
 
 import time
-from typing import Any
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Snapshot
@@ -9,7 +8,7 @@ from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.fim import Gap
 from superdraft.decoding.text.gap_cut import has_text_after
 from superdraft.server.display import Display, display_warnings
-from superdraft.server.drafting import DraftingDefaults
+from superdraft.server.drafting import Asked, DraftingDefaults
 from superdraft.server.wires.common import PromptTokensDetails, floored
 from superdraft.server.wires.native.schemas import (
     Draft,
@@ -28,7 +27,7 @@ INSIDE_A_LINE = (
 )
 
 
-def asked(body: DraftsRequest, gap: Gap) -> dict[str, Any]:
+def asked(body: DraftsRequest, gap: Gap) -> Asked:
     """The engine parameters that a request sets. Inside a line, drafts end with the line."""
     single_line = body.single_line or has_text_after(gap)
     return body.asked(is_text=isinstance(body.prompt, str), snapshots=body.stream, single_line=single_line)
@@ -78,9 +77,9 @@ def generation_params(body: DraftsRequest, drafting: DraftingDefaults, *, token_
     Raises:
         InvalidRequestError: two fields contradict each other.
     """
-    defaults = {"strategy": body.strategy, "token_healing": token_healing}
+    asks = asked(body, gap_of(body))
     return drafting.params(
-        defaults | asked(body, gap_of(body)),
+        asks.completed(strategy=body.strategy, selection=None, token_healing=token_healing),
         asks_for_paper=body.asks_for_paper,
         ngram_is_named=body.ngram_model is not None,
     )

@@ -61,7 +61,7 @@ async def create_drafts(
     prompt, own_warnings = await _prompt_of(body, gap, request, service)
     asks = asked(body, gap)
     if is_silent(body, gap, sees_suffix=service.fim is not None):
-        asks["max_tokens"] = 0  # only runs the prompt, for the requests to come
+        asks = replace(asks, max_tokens=0)  # only runs the prompt, for the requests to come
         own_warnings = [INSIDE_A_LINE]
     drafting = DraftingRequest(
         sender=sender(),

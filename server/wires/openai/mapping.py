@@ -9,6 +9,7 @@ from superdraft.decoding.outputs import DraftOutput, GenerationOutput, TokenLogp
 from superdraft.decoding.params import GenerationParams
 from superdraft.server.bridge.async_engine import AsyncEngine
 from superdraft.server.display import display_warnings
+from superdraft.server.drafting import Asked
 from superdraft.server.wires.common import NO_DRAFT, WITHHELD, PromptTokensDetails, floored
 from superdraft.server.wires.openai.schemas import (
     Choice,
@@ -22,7 +23,7 @@ MIN_PENALISED_CANDIDATES = 16
 MIN_TOP_P = 1e-6  # OpenAI takes 0, for the most probable token alone
 
 
-def asked(body: CompletionRequest, engine: AsyncEngine) -> dict[str, Any]:
+def asked(body: CompletionRequest, engine: AsyncEngine) -> Asked:
     """The engine parameters that a request sets."""
     own: dict[str, Any] = {}
     if body.frequency_penalty or body.presence_penalty:

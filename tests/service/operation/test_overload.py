@@ -163,7 +163,7 @@ def test_more_than_can_be_answered_in_time_is_refused_although_there_are_slots(m
         engine.load.observe(engine.last_step, engine.last_step.seconds)
     engine.gate = threading.Event()
     engine.gate.set()
-    client, answers = make_client(target_latency_ms=1_300_000, queue_timeout_ms=25), []
+    client, answers = make_client(target_latency_ms=1_200_000, queue_timeout_ms=25), []
 
     def ask(prompt):
         answers.append(client.post("/v1/drafts", json={"prompt": prompt, "max_tokens": 10, "elastic": False}))

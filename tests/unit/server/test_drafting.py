@@ -1,15 +1,17 @@
 """Decoding defaults: the selection, and the parameters that belong to it."""
 
+from dataclasses import replace
+
 import pytest
 
 from superdraft.ngram_models.store.manifest import Tuning
-from superdraft.server.drafting import MAX_SHORT_TOKENS, DraftingDefaults
+from superdraft.server.drafting import MAX_SHORT_TOKENS, Asked, DraftingDefaults
 from superdraft.server.settings import Settings
 from superdraft.server.wires.native.mapping import generation_params
 from superdraft.server.wires.native.schemas import DraftsRequest
 
 DISTINCT = DraftingDefaults("distinct", max_branches=3, min_probability=0.02, alpha=0.4, tau=0.1)
-ASKED = {"strategy": "superposed", "num_drafts": 3, "max_tokens": 10}
+ASKED = Asked(strategy="superposed", num_drafts=3, max_tokens=10)
 
 
 def params_of(**fields):
@@ -20,7 +22,7 @@ def test_distinct_drafts_are_the_language_models_alone():
     params = DISTINCT.params(ASKED)
     assert (params.selection, params.alpha, params.tau) == ("distinct", 0.0, 1.0)
     assert (params.max_branches, params.min_probability, params.whole_best) == (3, 0.02, False)
-    assert DISTINCT.params(ASKED | {"max_tokens": MAX_SHORT_TOKENS + 1}).whole_best
+    assert DISTINCT.params(replace(ASKED, max_tokens=MAX_SHORT_TOKENS + 1)).whole_best
 
 
 @pytest.mark.parametrize(
@@ -50,10 +52,11 @@ def test_naming_an_ngram_model_changes_no_selection():
 
 
 def test_what_a_request_sets_wins():
-    params = DISTINCT.params(ASKED | {"selection": "distinct", "alpha": 0.5, "max_branches": 1, "min_probability": 0.0})
+    asked = replace(ASKED, selection="distinct", alpha=0.5, max_branches=1, min_probability=0.0)
+    params = DISTINCT.params(asked)
     assert (params.selection, params.alpha, params.max_branches) == ("distinct", 0.5, 1)
     assert params.min_probability == 0.0  # 0 is a value, not absence
-    assert DISTINCT.params(ASKED | {"strategy": "sample"}).selection == "paper"
+    assert DISTINCT.params(replace(ASKED, strategy="sample")).selection == "paper"
     assert params_of(selection="distinct", alpha=0.0).selection == "distinct"
     assert params_of(ngram_model=None).selection == "distinct"
     assert params_of(min_draft_tokens=2).min_draft_tokens == 2
