@@ -14,7 +14,7 @@ import typer
 from structlog.testing import capture_logs
 from support.engine import FakeEngine
 from support.gguf_files import write_gguf
-from support.serving import serving, sessions
+from support.serving import serving
 from support.tokenizers import byte_level, sentencepiece_like
 from support.waiting import PATIENCE_S
 
