@@ -74,10 +74,13 @@ def _whole_draft(sequence: Sequence) -> Draft | None:
 def _stable_text(sequence: Sequence) -> str:
     """The beginning of the first draft, without any end that trimming or a stop string may still remove.
 
-    As long as it is open which draft will be the first, the common beginning of all.
+    As long as it is open which draft will be the first, the common beginning of all; none if `min_score` may leave out
+    all drafts.
     """
     params, whole = sequence.params, _whole_draft(sequence)
-    if whole is not None and params.min_score is None:
+    if params.min_score is not None:
+        return ""
+    if whole is not None:
         alive = [] if whole.finish_reason else [whole]
         finished = [whole] if whole.finish_reason else []
     else:

@@ -328,6 +328,8 @@ def select(branch: Branch, drafts: DraftSet, children: Children) -> DraftSet:
     num_drafts = params.drafts_per_branch
     if params.divides:
         num_drafts -= sum(other.drafts.num_shown for other in sequence.branches if other is not branch)
+        if params.whole_best and branch is sequence.branches[0] and len(sequence.branches) > 1:
+            num_drafts = 1  # the draft that is spared stays alone: it is the answer's first, and streamed as such
         children = replace(children, starts=_starts(sequence.branches))
     return params.rule.select(drafts, children, sequence.extend, num_drafts)
 
