@@ -1,4 +1,4 @@
-"""What both clients do: everything but sending a request and reading its response."""
+"""The part that both clients share: everything but sending a request and reading its response."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

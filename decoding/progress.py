@@ -1,4 +1,4 @@
-"""What a long start does, told on standard error: `stage` for as long as something takes, `say` once."""
+"""Progress of a long start on standard error: `stage` for as long as something takes, `say` once."""
 
 import contextlib
 import math

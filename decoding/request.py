@@ -23,7 +23,7 @@ class EngineRequest:
         deadline_s: when the request is answered with the drafts so far, on the engine's clock; None: no limit.
         draft_timeout_s: seconds after which it is answered at the latest, from the drafts' first tokens on, so that the
             prompt does not count; None: no limit.
-        is_ahead: nobody has sent it yet, but somebody is likely to: it must not take a tree from other requests.
+        is_ahead: it has not been sent yet, but is likely to be: it must not take a tree from other requests.
         is_warm_up: it only runs its prompt, so that later requests find it; it gives way to all others.
         isolation: requests share kept prompts only if this is equal.
     """

@@ -1,4 +1,4 @@
-"""What is shown of an answer: drafts that are probable enough and fit their place, tidied, each text once."""
+"""Drafts as they are shown: those that are probable enough and fit their place, tidied, each text once."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What runs a model: steps by rows and length, prompts, the time to load, and memory, by runner.
+"""The runners of a model compared: steps by rows and length, prompts, the time to load, and memory.
 
 Every runner has a process of its own. A step runs rows that continue one prompt, each in its own draft, as requests do;
 the texts of other slots can be kept beside it, as a server keeps them. `llama.cpp alone` is its own loop, with tokens

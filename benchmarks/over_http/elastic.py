@@ -1,4 +1,4 @@
-"""What requests get under load: rows, tokens and hits, by the number of clients.
+"""The work that requests get under load: rows, tokens and hits, by the number of clients.
 
 Clients in a closed loop send the beginnings of real texts, whose continuations are known, each with its next request as
 soon as the last one is answered. A refused client waits for a moment. The last client can ask for a strategy or a

@@ -3,7 +3,7 @@
 Each person types real texts, key by key, with human pauses, and reads what is on the screen: an editor without a cache
 of its own, which asks for drafts after every key and gives up the request before. When a draft goes on as the text
 does, the person accepts its longest right beginning that ends at the end of a word, if that saves keys. Accepting costs
-one key, and one more for each draft above in the list. Nobody needs time to read.
+one key, and one more for each draft above in the list. Reading takes no time.
 """
 
 import asyncio

@@ -49,7 +49,7 @@ class Admission:
         self.tokenizer.encode_document("")
 
     def prepare(self, request: EngineRequest) -> EngineRequest:
-        """Check a request and encode its prompt. Any thread may call this; `admit` does, if nobody has before.
+        """Check a request and encode its prompt. Any thread may call this; `admit` does, unless it has been done.
 
         Returns:
             The request, with `PromptTokens`.

@@ -68,7 +68,7 @@ class DecodeStep:
     """The five lines of the method, over a batch of branches.
 
     A fault that concerns one request, such as an n-gram model that raises, ends that request alone: `Faults` records
-    it, and the other branches go on.
+    it, and the other branches continue.
 
     Args:
         runner: the model and its KV cache.
@@ -123,7 +123,7 @@ class DecodeStep:
         Args:
             rows: the branches, whose `drafts` and `num_steps` change. Several branches of a request may share an index.
             logits: float32, shape [B, V]. Changed in place.
-            faults: records the requests that cannot go on.
+            faults: records the requests that cannot continue.
             known: N nodes whose candidates take the place of logits, with the indices B to B + N - 1.
         """
         # 3. the m most probable tokens of each row
@@ -275,7 +275,7 @@ def no_token(sequence: Sequence, *, is_forbidden: bool) -> SuperdraftError:
     """
     if is_forbidden and sequence.params.logit_bias:
         return InvalidRequestError("logit_bias forbids every token that could come next.", param="logit_bias")
-    return SequenceFailedError("The model's output holds values that are not numbers; this request cannot go on.")
+    return SequenceFailedError("The model's output holds values that are not numbers; this request cannot continue.")
 
 
 def _check_numbers(row: Row, candidates: Candidates) -> None:

@@ -87,7 +87,7 @@ class Engine:
         self._scheduler = Scheduler(self._trees, starts.leave_out_tail)
         self._pass = Pass(self._trees, self._scheduler, decode_step, branching, starts, clock)
         self._sequences: dict[str, Sequence] = {}
-        self._num_ahead = 0  # of them, requests that nobody has sent yet
+        self._num_ahead = 0  # of them, requests run ahead, before they are sent
         self._begun: list[Sequence] = []
         self._busy_since_s = 0.0  # when the present round began: the step before has ended, or the first request came
         self._last_step = StepReport(None, 0, 0, 0, 0.0, (), 0)
@@ -119,7 +119,7 @@ class Engine:
 
     @property
     def has_room_ahead(self) -> bool:
-        """Whether a request that nobody has sent yet would take no other request's tree."""
+        """Whether a request could be run ahead without taking another request's tree."""
         return self._trees.has_room_ahead
 
     @property
@@ -134,7 +134,7 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        """Requests with a slot, whose prompts or drafts are being run; not those that nobody has sent yet."""
+        """Requests with a slot, whose prompts or drafts are being run; not those that are run ahead."""
         # Another thread may ask between a change of the one count and of the other.
         return max(0, len(self._sequences) - self._scheduler.num_waiting - self._num_ahead)
 

@@ -7,14 +7,14 @@ from superdraft.decoding.engine.sequence import Sequence
 
 
 class Faults:
-    """The requests that cannot go on after a step, each with its first fault. Other requests are not affected."""
+    """The requests that cannot continue after a step, each with its first fault. Other requests are not affected."""
 
     def __init__(self) -> None:
         self._reasons: dict[Sequence, Exception] = {}
 
     @contextmanager
     def ending(self, *sequences: Sequence) -> Iterator[None]:
-        """Run a block; if it raises, these requests cannot go on.
+        """Run a block; if it raises, these requests cannot continue.
 
         Every `Exception` is caught: an n-gram model comes from outside and may raise anything, and a forward pass may
         run out of memory.
@@ -26,5 +26,5 @@ class Faults:
                 self._reasons.setdefault(sequence, reason)
 
     def of(self, sequence: Sequence) -> Exception | None:
-        """The fault of a request; None: the request goes on."""
+        """The fault of a request; None: it has none."""
         return self._reasons.get(sequence)

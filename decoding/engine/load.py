@@ -195,7 +195,7 @@ class Load:
         params, gap_s = [sequence.params for sequence in sequences], _usual_gap_s(sequences)
         whole_s = min(WHOLE_SHARE * self._target_s, WHOLE_GAP_SHARE * gap_s)
         words_s = min(WORDS_SHARE * self._target_s, WORDS_GAP_SHARE * gap_s)
-        # A request that is alone has nobody to wait for.
+        # A request that is alone delays no other.
         if len(params) < 2 or not any(one.elastic for one in params) or math.isinf(self._target_s):
             return 0
         for plan, most_rows in enumerate(_ROWS):

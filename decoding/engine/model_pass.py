@@ -42,7 +42,7 @@ class Pass:
 
         Args:
             work: what to do.
-            faults: records the requests that cannot go on.
+            faults: records the requests that cannot continue.
 
         Returns:
             The number of rows of drafts that were run.
@@ -90,7 +90,7 @@ class Pass:
             logits: the tensor with their logits, shape [B, V]; empty if nothing was run.
             ready: the requests whose prompts are complete.
             known: the branches whose rows were known.
-            faults: records the requests that cannot go on.
+            faults: records the requests that cannot continue.
         """
         firsts: list[Tensor] = []
         now_s = self.clock()
@@ -129,7 +129,7 @@ class Pass:
                         self.branching.reset_if_due(branch, faults)
 
     def _follow_known(self, sequences: list[Sequence], faults: Faults) -> None:
-        """Let requests go on as long as all their branches go where earlier drafts went, which needs no model."""
+        """Let requests continue as long as all their branches go where earlier drafts went, which needs no model."""
         while sequences:
             known: dict[Branch, Node] = {}
             for sequence in sequences:

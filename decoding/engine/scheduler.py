@@ -33,7 +33,7 @@ class Scheduler:
 
     A typist has waited since the last drafts, even if later requests replaced the first one; everybody else since the
     request came. So those who type fast do not keep the slots from the others. If there are too many typists to answer
-    them all before their next keys, only as many requests run as can be answered: otherwise nobody would see drafts.
+    them all before their next keys, only as many requests run as can be answered: otherwise no typist would see drafts.
 
     A limited number of prompt tokens takes part in a step. All waiting prompts that fit are run together:
     typists send many prompts with one or two new tokens each, and one pass over the weights serves them all. A longer
@@ -67,7 +67,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Requests without a slot; those that only warm up are not counted, because nobody waits for them."""
+        """Requests without a slot; those that only warm up are not counted, because no user waits for them."""
         return len(self._waiting)
 
     @property

@@ -53,7 +53,7 @@ class Tree:
         nodes: by the last of `text_keys` of the text up to each.
         stems: as nodes, the cells of other tokenisations of the end of a prompt.
         is_used: whether a request uses it.
-        is_ahead: whether it was run for a request that nobody had sent yet.
+        is_ahead: whether it was run ahead, for a request that had not been sent.
         last_use: a number that grows with each use; 0: never.
     """
 
@@ -138,7 +138,7 @@ _SEED = secrets.randbits(60)
 
 
 def text_keys(token_ids: Iterable[int], before: int = _SEED) -> list[int]:
-    """A number for each beginning of a text, which no other text is likely to share (64 bits).
+    """A 64-bit hash of each prefix of a text.
 
     Args:
         token_ids: the text.

@@ -1,7 +1,7 @@
 """All token trees: which slot each request gets, what it finds there, and the tokens that are run in it.
 
 A request gets one slot, whatever the number of its drafts. After its answer the tree stays warm in the slot, so the
-next request with the same beginning goes on there: nothing is copied and only new tokens are run. The least recently
+next request with the same beginning continues there: nothing is copied and only new tokens are run. The least recently
 used tree makes room.
 """
 
@@ -78,7 +78,7 @@ class Trees:
 
     @property
     def has_room_ahead(self) -> bool:
-        """Whether there is a slot for a request that nobody has sent yet: one without a tree that others may need."""
+        """Whether there is a slot to run a request ahead in: one without a tree that others may need."""
         return any(not tree.is_used and (tree.is_ahead or not tree.last_use) for tree in self._trees)
 
     def begin(self, sequence: Sequence, match: Match, started_s: float) -> None:

@@ -1,4 +1,4 @@
-"""How many threads a model runs fastest with on this machine: measured once, then remembered."""
+"""The number of threads with which a model is fastest on this machine, measured once and remembered."""
 
 import contextlib
 import json

@@ -73,7 +73,7 @@ class Admission:
         self._groups: dict[int, Group] = {}  # by the identity of the request
         self._numbers = itertools.count()
         self._heirs: set[Place] = set()  # those in the queue that replace a request in the engine
-        self._searched: tuple[int, int] | None = None  # the room's state when nobody in the queue went in
+        self._searched: tuple[int, int] | None = None  # the room's state when no request in the queue went in
         self._alike: set[tuple[Any, ...]] = set()  # kinds of requests that did not fit then
         self._blocking: Group | None = None  # the one that the others had to wait for
 

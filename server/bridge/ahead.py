@@ -2,7 +2,7 @@
 
 After an answer with drafts, a typist often accepts the first one. The request that would follow is run ahead of time in
 a tree of its own. It ends as soon as a real request comes, at the latest after one step. If it was right, the real
-request finds everything there. Nobody has asked for this work, so it is counted apart.
+request finds everything there. No request has asked for this work, so it is counted apart.
 """
 
 import structlog
@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 class Ahead:
-    """At most one request that nobody has sent yet. For the engine's thread.
+    """At most one request that is run ahead. For the engine's thread.
 
     Args:
         engine: runs it when nothing else does.

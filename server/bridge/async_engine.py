@@ -160,7 +160,7 @@ class AsyncEngine:
             self._metrics.count_cancelled("superseded")
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more requests, let the running ones go on for at most `grace_s` seconds, then end the thread."""
+        """Take no more requests, let the running ones continue for at most `grace_s` seconds, then end the thread."""
         self._thread.stop_accepting(grace_s)
         self._admission.close(STOPPING_MESSAGE)
         await asyncio.to_thread(self._thread.join)

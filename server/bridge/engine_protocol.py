@@ -1,4 +1,4 @@
-"""What the server needs of an engine: `superdraft.decoding.engine.engine.Engine`, or a test's."""
+"""The engine as the server needs it: `superdraft.decoding.engine.engine.Engine`, or a test's."""
 
 from collections.abc import Collection, Sequence
 from typing import Protocol

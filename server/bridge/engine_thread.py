@@ -74,7 +74,7 @@ class _Stop:
 class EngineThread:
     """Runs an engine. Every request that was put here gets exactly one terminal output, whatever happens to the engine.
 
-    An unexpected exception ends all requests, and the engine goes on. The thread ends after several failures in a row,
+    An unexpected exception ends all requests; the engine continues. The thread ends after several failures in a row,
     or if the engine cannot drop its requests.
 
     Args:
@@ -133,7 +133,7 @@ class EngineThread:
         self._commands.put(command)
 
     def stop_accepting(self, grace_s: float) -> None:
-        """Take no more requests, let the running ones go on for at most `grace_s` seconds, then end the thread."""
+        """Take no more requests, let the running ones continue for at most `grace_s` seconds, then end the thread."""
         with self._gate:
             self._accepting = False
             self._commands.put(_Stop(time.monotonic() + grace_s))
@@ -158,7 +158,7 @@ class EngineThread:
         """Carry out the queued commands, then take a step.
 
         Raises:
-            RuntimeError: the engine cannot go on.
+            RuntimeError: the engine cannot continue.
         """
         try:
             self._take_commands(wait=not (self._engine.has_unfinished or self._ahead.has_work))

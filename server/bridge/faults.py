@@ -1,4 +1,4 @@
-"""How a fault ends the requests it touched."""
+"""Faults as errors of the requests that they ended."""
 
 from typing import Any, Final
 

@@ -9,7 +9,7 @@ could not be answered within the target even alone."""
 
 LATE_FACTOR = 1.2
 """A request may be delayed by others up to this many times the target, if it could be answered within the target alone:
-else nobody could go in beside a full load."""
+else no request could join a full load."""
 
 _RESERVE_SHARE = 16
 _GROUP_SHARE = 8

@@ -247,7 +247,7 @@ class Place:
         num_tokens: most tokens of a draft.
         num_slots: KV-cache slots that the prompt takes, at most. Rows decide what steps cost, slots how many prompts
             the engine can hold.
-        is_warm_up: nobody waits for it, and it gives way to all others.
+        is_warm_up: no user waits for it, and it gives way to all others.
         admitted: done when it has been let in or refused.
         is_taken: whether it has been let in, and has not been released.
         is_added: whether the engine has heard of it.

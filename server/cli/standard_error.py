@@ -1,7 +1,7 @@
 """stderr that cannot fail.
 
-A server writes progress and its log to stderr. Where that is a file on a full disk, a pipe that nobody reads any more
-or closed, writing raises, and the server would end because of a line that nobody gets to see anyway.
+A server writes progress and its log to stderr. Where that is a file on a full disk, a pipe without a reader
+or closed, writing raises, and the server would end because of a line that is never seen anyway.
 """
 
 import contextlib

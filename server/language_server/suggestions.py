@@ -1,4 +1,4 @@
-"""What an editor can show of drafts, which it inserts at the cursor and nowhere else."""
+"""Drafts as an editor can show them: text to insert at the cursor."""
 
 import re
 from collections.abc import Sequence

@@ -111,7 +111,7 @@ class Metrics:
         self._ahead.inc()
 
     def observe_step_ahead(self, num_rows: int) -> None:
-        """Count the model rows of a step that nobody has asked for."""
+        """Count the model rows of a step that was run ahead."""
         self._ahead_rows.inc(num_rows)
 
     def watch(self, watched: WatchedEngine) -> None:

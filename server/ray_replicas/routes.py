@@ -1,4 +1,4 @@
-"""Which replica a request goes to: a typist stays with the one that holds the tree. Independent of Ray, fast to import.
+"""The replica of a request: a typist stays with the one that holds the tree. Independent of Ray, fast to import.
 
 Ray Serve's router hashes a header. Here it is set for each request: from the typing session, or else from the API key
 and the beginning of the document, which stays the same while somebody types. Requests of which neither is known are

@@ -1,4 +1,4 @@
-"""What the runner reads from a `.gguf` file itself: token embeddings, row by row, and the shapes of keys and values."""
+"""The parts of a `.gguf` file that the runner reads itself: token embeddings, and the shapes of keys and values."""
 
 import struct
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What Python and the C++ kernels pass to each other: the same structs and constants as in the C++ files.
+"""The interface of Python and the C++ kernels: the same structs and constants as in the C++ files.
 
 `load_kernels` compares their sizes with those that a library was compiled with; `decoder.cpp` states where each begins.
 """

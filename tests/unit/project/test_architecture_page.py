@@ -26,6 +26,9 @@ def test_the_page_lists_every_package_and_no_other():
     assert sorted(listed) == sorted(PACKAGES)
 
 
+QUESTIONS = ("What", "Which", "How", "Where", "Who", "When", "Why")
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_folder_has_few_modules_and_each_has_a_title(package):
     assert len(modules(package)) <= MAX_MODULES
@@ -33,6 +36,7 @@ def test_a_folder_has_few_modules_and_each_has_a_title(package):
         title = ast.get_docstring(ast.parse(path.read_text()))
         assert title, path
         assert len(title.splitlines()[0]) <= 120, path
+        assert title.split()[0] not in QUESTIONS, f"{path}: a title begins with a noun phrase"
 
 
 def test_paths_named_on_the_page_exist():
