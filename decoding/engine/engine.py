@@ -201,7 +201,7 @@ class Engine:
         expired = self._expire()
         outputs = [*expired, *self._limit_work()]
         chunk_tokens = self.load.chunk_tokens(self.config.max_prefill_tokens)
-        most_running = self.load.most_running(self._drafting)
+        most_running = self.load.limit_running(self._drafting)
         num_rows, faults = 0, Faults()
         work = self._scheduler.schedule(started_s, chunk_tokens, faults, most_running)
         if work is not None:

@@ -115,6 +115,7 @@ class Load:
     Attributes:
         num_steps: steps so far that ran rows or prompts for somebody.
         num_waiting: requests whose prompts wait for a step.
+        most_running: the most typists' requests that may run at once: if more ran, none would be answered in time.
     """
 
     def __init__(self, target_s: float = math.inf) -> None:
@@ -124,7 +125,9 @@ class Load:
         self._own_tokens, self._own_begun = _USUAL_PROMPT_STEP  # per step that has prompts, smoothed
         self._recent_steps, self._recent_prompts = _USUAL_STEPS_PER_PROMPT, 1.0
         self._num_tokens = _USUAL_TOKENS  # of the longest draft of a request that nothing limited, smoothed
+        self._overhead_s = 0.0  # of a round, beside its step; smoothed
         self.num_steps = self.num_waiting = 0
+        self.most_running = math.inf
 
     def observe(self, step: StepReport, round_s: float) -> None:
         """Note a step.
@@ -139,7 +142,8 @@ class Load:
             return
         num_begun, num_tokens = len(step.first_draft_s), step.num_prompt_tokens
         if step.num_rows or num_tokens:  # else all had been run before
-            self._cost.observe(step.num_rows, num_tokens, num_begun, round_s)
+            self._cost.observe(step.num_rows, num_tokens, num_begun, step.seconds)
+            self._overhead_s += _SMOOTHING * (max(0.0, round_s - step.seconds) - self._overhead_s)
         self._num_begun += _SMOOTHING * (num_begun - self._num_begun)
         self._prompt_tokens += _SMOOTHING * (num_tokens - self._prompt_tokens)
         if step.kind == "prefill":
@@ -172,9 +176,14 @@ class Load:
         """The expected duration of a step with as many prompts as steps have now, on average."""
         return self._cost.seconds(num_rows, self._prompt_tokens, self._num_begun)
 
-    def prompt_step_s(self, num_rows: float) -> float:
-        """The expected duration of a step that runs prompts."""
-        return self._cost.seconds(num_rows, self._own_tokens, self._own_begun)
+    def usual_round_s(self, num_rows: float) -> float:
+        """The expected duration of a round, with so many rows of requests in the engine, which do not all run."""
+        return self.usual_s(min(num_rows, self.most_running)) + self._overhead_s
+
+    def prompt_round_s(self, num_rows: float) -> float:
+        """The same of a round that runs prompts."""
+        num_rows = min(num_rows, self.most_running)
+        return self._cost.seconds(num_rows, self._own_tokens, self._own_begun) + self._overhead_s
 
     def observe_answer(self, sequence: "Sequence") -> None:
         """Note a request that has been answered."""
@@ -215,11 +224,12 @@ class Load:
         is_old = running.start_s is not None and now_s - running.start_s > long_s
         return is_old and any(now_s - one.arrival_s > long_s for one in without_slot)
 
-    def most_running(self, sequences: "Collection[Sequence]") -> float:
-        """How many typists' requests may run at once, at least one: if more ran, none would be answered in time."""
+    def limit_running(self, sequences: "Collection[Sequence]") -> float:
+        """Set `most_running` for the next step, with these requests in the engine; at least one."""
         step_s = WORDS_GAP_SHARE * _usual_gap_s(sequences) / _WORD_TOKENS
         rest_s = step_s - self.usual_s(0)
-        return max(1.0, rest_s / self._cost.per_row_s)
+        self.most_running = max(1.0, rest_s / self._cost.per_row_s)
+        return self.most_running
 
 
 def _usual_gap_s(sequences: "Collection[Sequence]") -> float:

@@ -103,7 +103,7 @@ class Room:
 
     def first_end_s(self) -> float:
         """Seconds until the first of the prompts is answered; 0 if there are none."""
-        step_s = self._load.usual_s(self.num_rows)
+        step_s = self._load.usual_round_s(self.num_rows)
         return min((self._rest_s(place, step_s) for place in self._places), default=0.0)
 
     def _has_slots(self, place: Place, slots: int) -> bool:
@@ -112,7 +112,7 @@ class Room:
     def _has_room(self, place: Place, rows: int, slots: int, num_prompts: int) -> bool:
         """Whether a short request fits, and is answered in time, beside these rows and behind so many prompts."""
         rows += place.num_rows
-        stay_s = self._stay_s(place, rows, num_prompts + 1, self._load.usual_s(rows))
+        stay_s = self._stay_s(place, rows, num_prompts + 1, self._load.usual_round_s(rows))
         return self._has_slots(place, slots) and stay_s <= self._target_s
 
     def _has_room_among_long_ones(self, place: Place) -> bool:
@@ -121,7 +121,7 @@ class Room:
         slots = sum(each.num_slots for each in others) + place.num_slots
         step_s, alone_s = self._load.seconds(rows), self._alone_s(place)
         # Each of the others brings about one prompt meanwhile. Those of short requests are not counted.
-        prompts_s = self._num_steps(len(others)) * (self._load.prompt_step_s(rows) - step_s)
+        prompts_s = self._num_steps(len(others)) * (self._load.prompt_round_s(rows) - step_s)
         stay_s = self._stay_s(place, rows, self._num_prompts + 1, step_s) + prompts_s
         is_in_time = stay_s <= (LONG_FACTOR * alone_s if alone_s > self._target_s else LATE_FACTOR * self._target_s)
         return slots <= max(1, self._most_slots // LONG_FACTOR) and (is_in_time or not others)
@@ -136,8 +136,8 @@ class Room:
     def _delays_another(self, rows: int) -> bool:
         """Whether this many rows would make a short request late that is in time now."""
         now_s, then_s, late_s = (
-            self._load.usual_s(self.num_rows),
-            self._load.usual_s(rows),
+            self._load.usual_round_s(self.num_rows),
+            self._load.usual_round_s(rows),
             LATE_FACTOR * self._target_s,
         )
         return any(
@@ -158,7 +158,7 @@ class Room:
 
     def _stay_s(self, place: Place, rows: int, num_prompts: int, step_s: float) -> float:
         """Seconds in the engine, with this many rows, behind all but one of these prompts, and with such steps."""
-        return self._num_steps(num_prompts) * self._load.prompt_step_s(rows) + place.num_tokens * step_s
+        return self._num_steps(num_prompts) * self._load.prompt_round_s(rows) + place.num_tokens * step_s
 
     @property
     def _num_prompts(self) -> int:

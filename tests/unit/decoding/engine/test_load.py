@@ -142,7 +142,7 @@ def test_steps_with_prompts_and_steps_as_they_are_on_average():
     for _ in range(300):  # a prompt step in every other one
         observe(load, 1, 0.02 + 0.05, num_rows=4, num_prompt_tokens=50, num_completed=1)
         observe(load, 1, 0.02, num_rows=4)
-    assert load.prompt_step_s(4) == pytest.approx(0.07, rel=0.1)
+    assert load.prompt_round_s(4) == pytest.approx(0.07, rel=0.1)
     assert load.usual_s(4) == pytest.approx(0.045, rel=0.1)
     assert load.seconds(4) == pytest.approx(0.02, rel=0.1)
 
@@ -156,7 +156,7 @@ def test_what_happens_between_steps_counts_and_idle_time_does_not():
         while engine.has_unfinished:
             engine.step()
             clock.now_s += 0.05 * engine.has_unfinished  # handing over, taking requests
-    assert 0.02 <= engine.load.seconds(3) <= 0.06
+    assert 0.02 <= engine.load.usual_round_s(3) <= 0.06
 
 
 def test_who_is_alone_gets_everything_however_slow_the_machine_is():
