@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from superdraft.evaluation.measures.typing_simulation import accepted_length
+from superdraft.evaluation.measures.typing_simulation import SEGMENT, fits
 
 PAUSE_SIGMA = 0.5
 """Of log-normal pauses: one in ten is longer than 1.9 times the median, one in ten shorter than 0.53 times."""
@@ -38,7 +38,12 @@ def best_draft(drafts: Sequence[str], rest: str, *, in_part: bool) -> tuple[int,
     Returns:
         Its place in the list and how many of its characters are accepted, (0, 0) if no draft saves a key.
     """
-    lengths = [accepted_length(draft, rest, in_part=in_part) for draft in drafts]
+    lengths = [_accepted_length(draft, rest, in_part) for draft in drafts]
     gains = [length - index - 1 for index, length in enumerate(lengths)]
     best = gains.index(max(gains)) if gains else 0
     return (best, lengths[best]) if gains and gains[best] > 0 else (0, 0)
+
+
+def _accepted_length(draft: str, rest: str, in_part: bool) -> int:
+    ends = [match.end() for match in SEGMENT.finditer(draft)] if in_part else []
+    return max((end for end in (len(draft), *ends) if fits(draft[:end], rest)), default=0)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, parse_decoders
+from superdraft.evaluation.decoders.decoder_spec import DecoderSpec, parse_decoder
 from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
 
@@ -23,7 +23,7 @@ Decoders = Annotated[
     typer.Option(
         "--decoder",
         help="Decoder to compare: served, paper, nucleus, greedy or nucleus+superposed, optionally with a name and "
-        "options: 'unhealed: served healing=off k=1,3'. The first is the baseline. none: only peers. Repeatable.",
+        "options: 'unhealed: served healing=off'. The first is the baseline. none: only peers. Repeatable.",
     ),
 ]
 Peers = Annotated[
@@ -32,9 +32,7 @@ Peers = Annotated[
 NumDrafts = Annotated[int, typer.Option("--num-drafts", "-k", min=1, help="Number of drafts per prompt.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=2, help="New tokens per draft.")]
 Seed = Annotated[int, typer.Option(help="Seed of what is random.")]
-Ngram = Annotated[
-    str, typer.Option("--ngram", help="N-gram model: auto, none, a name, or a mixture such as a=0.7,b=0.3.")
-]
+Ngram = Annotated[str, typer.Option("--ngram", help="N-gram model: auto, none, a name or a folder.")]
 Model = Annotated[str, setting("model")]
 Dtype = Annotated[str, setting("dtype")]
 Device = Annotated[str, setting("device")]
@@ -81,7 +79,7 @@ def decoder_specs(
         if not others:
             raise CommandError("--decoder none leaves nothing to measure; add --peer KIND=URL.")
         texts = ()
-    specs = tuple(spec for text in texts for spec in parse_decoders(text, ngram, shared))
+    specs = tuple(parse_decoder(text, ngram, shared) for text in texts)
     names = [*(spec.name for spec in specs), *others]
     if twice := {name for name in names if names.count(name) > 1}:
         raise CommandError(f"Two decoders are called {min(twice)!r}; name them: --decoder 'NAME: KIND option=value'.")

@@ -7,10 +7,11 @@ selection of its own, to compare with.
 
 import asyncio
 import itertools
+import re
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,7 @@ def main(
     as_json: AsJson = False,
 ) -> None:
     """Measure what requests get by the number of clients: rows, tokens, hits, latency, refusals."""
-    cases = read_prompts(prompts, None, PROMPT_WORDS)
+    cases = [replace(case, text=last_words(case.text)) for case in read_prompts(prompts)]
     body = {"num_drafts": num_drafts} | ({} if strategy is None else {"strategy": strategy})
     if fixed:
         body["elastic"] = False
@@ -70,6 +71,12 @@ def main(
         _draw(plot, rows)
     settings = {"prompts": [path.name for path in prompts], "seconds": seconds, "request": body, "serve": options}
     report(__doc__, settings, as_json, rows=rows)
+
+
+def last_words(text: str) -> str:
+    """The end of a text that has this many words."""
+    starts = [word.start() for word in re.finditer(r"\S+", text)]
+    return text[starts[-PROMPT_WORDS:][0] :]
 
 
 async def run(url: str, cases: Sequence[Prompt], num_clients: int, seconds: float, body: dict[str, Any]) -> Answers:

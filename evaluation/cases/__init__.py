@@ -1,1 +1,1 @@
-"""Test cases for drafts: prompts, gaps in source code, word lists."""
+"""Test cases for drafts: prompts, gaps in source code."""

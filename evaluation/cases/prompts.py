@@ -1,7 +1,6 @@
 """Prompts and questions from files of JSON lines."""
 
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from superdraft.server.errors import CommandError
-
-_WORD = re.compile(r"\S+")
 
 T = TypeVar("T")
 
@@ -56,13 +53,12 @@ class Question:
         return f"Question: {self.text}\nAnswer:"
 
 
-def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: int | None = None) -> list[Prompt]:
+def read_prompts(paths: Sequence[Path], limit: int | None = None) -> list[Prompt]:
     """Prompts of files with the fields `prompt` and `reference`, and optionally `id`, `domain` and `typed` (mid-word).
 
     Args:
         paths: the files. The default of `domain` is the name of the file.
         limit: maximum number of prompts; they are taken from the files in turns.
-        prefix_words: keep only this many last words of each prompt; None: keep all.
 
     Raises:
         CommandError: a file cannot be read, a line lacks a field, two prompts have the same id, or there are none.
@@ -72,7 +68,7 @@ def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: 
         return Prompt(
             id=str(row.get("id", f"{path.stem}-{number}")),
             domain=str(row.get("domain", path.stem)),
-            text=_last_words(_text(row, "prompt"), prefix_words),
+            text=_text(row, "prompt"),
             reference=_text(row, "reference"),
             is_mid_word="typed" in row,
         )
@@ -82,21 +78,6 @@ def read_prompts(paths: Sequence[Path], limit: int | None = None, prefix_words: 
         raise CommandError("The files hold no prompts.")
     check_ids([prompt.id for prompt in prompts])
     return prompts
-
-
-def first_words_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """Prompts of the first words of each text (prompt and reference together), with the rest as their reference.
-
-    Texts without a further word are left out.
-    """
-    cut = []
-    for prompt in prompts:
-        text = prompt.text + prompt.continuation
-        words = list(_WORD.finditer(text))
-        if len(words) > count:
-            start, end = words[count].start(), words[count - 1].end()
-            cut.append(Prompt(f"{prompt.id} first {count}", prompt.domain, text[:end], text[start:]))
-    return cut
 
 
 def read_questions(paths: Sequence[Path], limit: int | None = None) -> list[Question]:
@@ -144,11 +125,6 @@ def _text(row: dict[str, Any], name: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(name)
     return text
-
-
-def _last_words(text: str, count: int | None) -> str:
-    words = list(_WORD.finditer(text))
-    return text if count is None or len(words) <= count else text[words[-count].start() :]
 
 
 def check_ids(ids: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """Decoders by their names on the command line."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pydantic import ValidationError
@@ -47,16 +47,14 @@ class DecoderSpec:
     Attributes:
         name: name in reports.
         kind: one of `KINDS`.
-        ngram: n-gram model: "auto" (the server's default), "none", or the name of a model or mixture.
+        ngram: n-gram model: "auto" (the server's default), "none", or the name of a model.
         options: fields of the request that are set; the server fills in the others.
-        series: name that decoders with different values of one option share; empty: the decoder is none of these.
     """
 
     name: str
     kind: str
     ngram: str
     options: tuple[tuple[str, Any], ...] = ()
-    series: str = ""
 
     def params(self, drafting: DraftingDefaults, settings: Settings) -> GenerationParams:
         """The decoder's parameters, made by the server's own code from the request that a client would send.
@@ -79,10 +77,8 @@ class DecoderSpec:
             raise CommandError(f"decoder {self.name!r}: {error}") from None
 
 
-def parse_decoders(text: str, ngram: str, shared: Mapping[str, Any]) -> list[DecoderSpec]:
-    """Decoders from `[NAME: ]KIND [option=value ...]`, such as `unhealed: served healing=off`.
-
-    An option with several values, such as `k=1,3,5`, makes a decoder for each value.
+def parse_decoder(text: str, ngram: str, shared: Mapping[str, Any]) -> DecoderSpec:
+    """A decoder from `[NAME: ]KIND [option=value ...]`, such as `unhealed: served healing=off`.
 
     Args:
         text: the text; without a name, the decoder is named after the text.
@@ -90,14 +86,14 @@ def parse_decoders(text: str, ngram: str, shared: Mapping[str, Any]) -> list[Dec
         shared: options that the text need not set.
 
     Raises:
-        CommandError: there is no such decoder or option, or several options have several values.
+        CommandError: there is no such decoder or option.
     """
     label, colon, rest = text.partition(": ")
     name, spec = (label.strip(), rest) if colon else (text.strip(), text)
     kind, *pairs = spec.split() or [""]
     if kind not in KINDS:
         raise CommandError(f"--decoder {text!r}: {kind!r} is not a decoder; choose one of {', '.join(KINDS)}.")
-    options = {key: [value] for key, value in shared.items()}
+    options = dict(shared)
     for pair in pairs:
         key, _, value = pair.partition("=")
         if key == "ngram" and value:
@@ -108,10 +104,10 @@ def parse_decoders(text: str, ngram: str, shared: Mapping[str, Any]) -> list[Dec
             raise CommandError(
                 f"--decoder {text!r}: {pair!r} is not option=value with one of {', '.join(OPTION_NAMES)}."
             )
-        options[key] = [_value_of(item) for item in value.split(",")]
+        options[key] = _value_of(value)
     if kind == "greedy":
-        options["num_drafts"] = [1]
-    return _expand(DecoderSpec(name, kind, ngram if kind in _WITH_NGRAMS else "none"), options)
+        options["num_drafts"] = 1
+    return DecoderSpec(name, kind, ngram if kind in _WITH_NGRAMS else "none", tuple(options.items()))
 
 
 def _value_of(text: str) -> Any:
@@ -122,21 +118,3 @@ def _value_of(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _expand(base: DecoderSpec, options: Mapping[str, Sequence[Any]]) -> list[DecoderSpec]:
-    """One spec per value of the option that has several."""
-    swept = [key for key, values in options.items() if len(values) > 1]
-    if len(swept) > 1:
-        raise CommandError(
-            f"decoder {base.name!r}: only one option may have several values, got {' and '.join(swept)}."
-        )
-    plain = replace(base, options=tuple((key, values[0]) for key, values in options.items() if key not in swept))
-    if not swept:
-        return [plain]
-    (option,) = swept
-    series = " ".join(word for word in base.name.split() if _LONG.get(key := word.partition("=")[0], key) != option)
-    return [
-        replace(plain, name=f"{series} {option}={value}", options=(*plain.options, (option, value)), series=series)
-        for value in options[option]
-    ]

@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,8 +13,6 @@ from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
-ScorerOf = Callable[[str], NgramScorer[Any] | None]
-
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -23,13 +21,11 @@ class Ask:
     Attributes:
         prompt: the text before the cursor.
         seed_key: source of the seed, so that results do not depend on the order of prompts.
-        domain: kind of text.
         suffix: the text after the cursor, for decoders of gaps.
     """
 
     prompt: str
     seed_key: str
-    domain: str = ""
     suffix: str = ""
 
 
@@ -80,14 +76,12 @@ class Contender:
         decoder: makes the drafts.
         settings: everything that the drafts depend on.
         num_steps: decode steps of a draft that is not cut short.
-        series: name that decoders with different values of one option share; empty: the decoder is none of these.
     """
 
     name: str
     decoder: Decoder
     settings: Mapping[str, Any]
     num_steps: int
-    series: str = ""
 
 
 class EngineDecoder:
@@ -96,14 +90,16 @@ class EngineDecoder:
     Args:
         engine: engine without other requests.
         params: parameters of each request, except the seed.
-        scorer_of: returns the n-gram model for a domain; None: the language model alone.
+        scorer: n-gram model; None: the language model alone.
         seed: each prompt's seed is made from this one and the prompt's key.
     """
 
-    def __init__(self, engine: Engine, params: GenerationParams, scorer_of: ScorerOf, seed: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, params: GenerationParams, scorer: NgramScorer[Any] | None = None, seed: int = 0
+    ) -> None:
         self._engine = engine
         self._params = params
-        self._scorer_of = scorer_of
+        self._scorer = scorer
         self._seed = seed
 
     def decode(self, asks: Sequence[Ask]) -> list[Decoded]:
@@ -118,7 +114,7 @@ class EngineDecoder:
         for index, ask in sorted(enumerate(asks), key=lambda entry: len(entry[1].prompt)):
             seed = zlib.crc32(f"{self._seed} {ask.seed_key}".encode())
             params = replace(self._params, seed=seed)
-            self._engine.add_request(EngineRequest(str(index), ask.prompt, params, self._scorer_of(ask.domain)))
+            self._engine.add_request(EngineRequest(str(index), ask.prompt, params, self._scorer))
         outputs: dict[str, GenerationOutput] = {}
         while self._engine.has_unfinished:
             for step_output in self._engine.step():

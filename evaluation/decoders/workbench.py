@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, Self
 
 from superdraft.decoding.build import build_engine
@@ -60,7 +59,6 @@ class Workbench:
         texts: all texts to decode; slots are as long as the longest one needs.
         specs: all decoders to use.
         seed: seed of the sampling decoders.
-        domains: domains of the texts, for n-gram models named after them.
     """
 
     def __init__(
@@ -70,13 +68,12 @@ class Workbench:
         specs: Sequence[DecoderSpec],
         *,
         seed: int = 0,
-        domains: Sequence[str] = (),
     ) -> None:
         self.choice = choice
         self.server_settings = choice.server_settings()
         self.loaded = self._load()
         tokenizer = Tokenizer(self.loaded.tokenizer)
-        self.ngram_models = NgramModels(self.server_settings, tokenizer, domains)
+        self.ngram_models = NgramModels(self.server_settings, tokenizer)
         self._seed = seed
         self._texts = texts
         params = [self.params(spec) for spec in specs]
@@ -92,8 +89,7 @@ class Workbench:
     ) -> Self:
         """A workbench for prompts whose references are typed."""
         texts = [prompt.text + prompt.continuation for prompt in prompts]
-        domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
-        return cls(choice, texts, specs, seed=seed, domains=domains)
+        return cls(choice, texts, specs, seed=seed)
 
     def _load(self) -> LoadedModel:
         return load_model(
@@ -124,13 +120,12 @@ class Workbench:
 
     def decoder(self, spec: DecoderSpec) -> EngineDecoder:
         """The decoder of a spec."""
-        scorer = partial(self.ngram_models.scorer, spec.ngram)
-        return EngineDecoder(self.engine, self.params(spec), scorer, self._seed)
+        return EngineDecoder(self.engine, self.params(spec), self.ngram_models.scorer(spec.ngram), self._seed)
 
     def contenders(self, specs: Sequence[DecoderSpec]) -> list[Contender]:
         """The decoders with their names and settings."""
         return [
-            Contender(spec.name, self.decoder(spec), self.settings(spec), self.params(spec).max_tokens - 1, spec.series)
+            Contender(spec.name, self.decoder(spec), self.settings(spec), self.params(spec).max_tokens - 1)
             for spec in specs
         ]
 

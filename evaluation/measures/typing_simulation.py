@@ -6,9 +6,7 @@ each draft above it in the list. If none is right, a word is typed with the whit
 *The first k* (ChaI-TeA's saved@k and acceptance_rate@k, Goren et al., 2024, arXiv 2412.18377): a text is written in
 turns. At each turn the first k drafts are shown, and the longest one that matches the rest of the text is accepted as a
 whole, with one key. If none matches, a word is typed. A draft must end at the end of a word. Before a punctuation mark
-nothing is suggested: the mark is typed. If drafts may be accepted *in part*, one key accepts a draft up to the end of
-any of its words. In the published code such beginnings are suggestions of their own, which count towards k, and case
-does not matter. Here they belong to their draft, and case matters.
+nothing is suggested: the mark is typed. In the published code case does not matter; here it does.
 """
 
 import re
@@ -18,8 +16,8 @@ from dataclasses import dataclass
 from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.measures.metrics import words_right
 
-# A word with the white space before it, the unit of typing and accepting.
-_SEGMENT = re.compile(r"\s*\S+")
+SEGMENT = re.compile(r"\s*\S+")
+"""A word with the white space before it, the unit of typing and accepting."""
 _PUNCTUATION = tuple(".,!?")
 _TO_SPACE = re.compile(r"\S*")
 
@@ -42,16 +40,14 @@ class Rule:
 
     Attributes:
         num_shown: k; None: the whole list.
-        in_part: with k, beginnings of drafts are accepted, too.
     """
 
     num_shown: int | None = None
-    in_part: bool = False
 
     @property
     def name(self) -> str:
         """Name of the rule in records and figures."""
-        return "list" if self.num_shown is None else f"{self.num_shown}{' in part' * self.in_part}"
+        return "list" if self.num_shown is None else str(self.num_shown)
 
     def shown(self, drafts: Sequence[str]) -> list[str]:
         """The drafts that count as shown."""
@@ -63,11 +59,11 @@ class Rule:
         (0, 0) if none is accepted.
         """
         if self.num_shown is not None:
-            length = max((accepted_length(one, rest, in_part=self.in_part) for one in self.shown(drafts)), default=0)
+            length = max((len(one) for one in self.shown(drafts) if fits(one, rest)), default=0)
             return length, int(length > 0)
         rights = [words_right(draft, rest) for draft in drafts]
         most = max(rights, default=0)
-        return (len("".join(_SEGMENT.findall(rest)[:most])), 1 + rights.index(most)) if most else (0, 0)
+        return (len("".join(SEGMENT.findall(rest)[:most])), 1 + rights.index(most)) if most else (0, 0)
 
 
 LIST = Rule()
@@ -114,7 +110,7 @@ class Typist:
     def __init__(self, prompt: Prompt, rule: Rule = LIST, max_words: int | None = None) -> None:
         self._prompt = prompt
         self._rule = rule
-        self._text = "".join(_SEGMENT.findall(prompt.continuation)[:max_words])
+        self._text = "".join(SEGMENT.findall(prompt.continuation)[:max_words])
         self._position = self._num_keys = self._num_accepted_characters = self._num_accepted = self._num_turns = 0
         self._type_punctuation()
 
@@ -146,7 +142,7 @@ class Typist:
             self._num_keys += num_keys
             self._position += length
         else:
-            segment = _SEGMENT.match(rest)
+            segment = SEGMENT.match(rest)
             self._type(len(segment[0]) if segment else len(rest))
         self._type_punctuation()
 
@@ -160,12 +156,6 @@ class Typist:
             behind = _TO_SPACE.match(self._text, self._position)
             assert behind is not None
             self._type(behind.end() - self._position)
-
-
-def accepted_length(draft: str, rest: str, *, in_part: bool) -> int:
-    """The number of characters of a draft that are accepted before the rest of a text; 0 if it does not fit."""
-    ends = (match.end() for match in _SEGMENT.finditer(draft)) if in_part else ()
-    return next((end for end in (len(draft), *sorted(ends, reverse=True)) if fits(draft[:end], rest)), 0)
 
 
 def fits(draft: str, rest: str) -> bool:

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from superdraft.evaluation.cases.prompts import Prompt
-from superdraft.evaluation.cases.word_list import WordList
 from superdraft.evaluation.measures import metrics
 from superdraft.evaluation.measures.bootstrap import Ratios, as_ratios
-from superdraft.evaluation.measures.joints import count_joints
 from superdraft.evaluation.measures.typing_simulation import LIST
 from superdraft.evaluation.reports.records import PromptRecord
 
@@ -72,20 +70,16 @@ def _perplexities(record: PromptRecord) -> dict[str, float]:
     }
 
 
-def collect(
-    records: Sequence[PromptRecord], prompts: Sequence[Prompt], num_steps: int, words: WordList | None = None
-) -> Figures:
+def collect(records: Sequence[PromptRecord], prompts: Sequence[Prompt], num_steps: int) -> Figures:
     """All figures of one decoder on prompts with references.
 
     Args:
         records: records of the decoder.
         prompts: their prompts, in the same order.
         num_steps: decode steps of a draft that is not cut short.
-        words: the words that joints are judged by; None: joints are not judged.
     """
     rows = [prompt_figures(record, prompt, num_steps) for record, prompt in zip(records, prompts, strict=True)]
-    figures = {**means(rows), **_typing(records)}
-    return figures if words is None else figures | _broken_joints(records, prompts, words)
+    return {**means(rows), **_typing(records)}
 
 
 def _typing(records: Sequence[PromptRecord]) -> dict[str, Ratios]:
@@ -100,13 +94,3 @@ def _typing(records: Sequence[PromptRecord]) -> dict[str, Ratios]:
             figures |= means([{f"saved_at/{name}": one.saved} if one else {} for one in counts])
             figures |= means([{f"acceptance_rate_at/{name}": one.acceptance_rate} if one else {} for one in counts])
     return figures
-
-
-def _broken_joints(records: Sequence[PromptRecord], prompts: Sequence[Prompt], words: WordList) -> dict[str, Ratios]:
-    """Shares of first drafts, drafts and requests with broken joints; requests without drafts are left out."""
-    counts = [count_joints(prompt, record.texts, words) for record, prompt in zip(records, prompts, strict=True)]
-    return {
-        "broken_joints/first": shares([(one.is_first_broken, one.num_drafts > 0) for one in counts]),
-        "broken_joints/drafts": shares([(one.num_broken, one.num_drafts) for one in counts]),
-        "broken_joints/any": shares([(one.num_broken > 0, one.num_drafts > 0) for one in counts]),
-    }

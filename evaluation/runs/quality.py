@@ -92,7 +92,7 @@ class QualityRun:
         shas = [digest("\0".join((prompt.text, prompt.continuation, prompt.suffix))) for prompt in chunk]
         kept = [file.get(prompt.id, sha) for prompt, sha in zip(chunk, shas, strict=True)]
         missing = [prompt for prompt, record in zip(chunk, kept, strict=True) if record is None]
-        asks = [Ask(prompt.text, prompt.id, prompt.domain, prompt.suffix) for prompt in missing]
+        asks = [Ask(prompt.text, prompt.id, prompt.suffix) for prompt in missing]
         decoded = iter(self._decoders[name].decoder.decode(asks))
         return [
             record or new_record(prompt.id, sha, next(decoded))
@@ -142,7 +142,7 @@ class _Remembering:
     def suggest(self, places: Sequence[TypedText]) -> list[Sequence[str]]:
         """The drafts at each place."""
         missing = [place for place in places if (place.prompt.id, place.text) not in self.known]
-        asks = [Ask(place.text, f"{place.prompt.id} {place.num_words}", place.prompt.domain) for place in missing]
+        asks = [Ask(place.text, f"{place.prompt.id} {place.num_words}") for place in missing]
         for place, decoded in zip(missing, self.decoder.decode(asks), strict=True):
             self.known[place.prompt.id, place.text] = [draft.text for draft in decoded.drafts]
         return [self.known[place.prompt.id, place.text] for place in places]

@@ -91,8 +91,8 @@ def main(
     with ExitStack() as stack:
         contenders = [stack.enter_context(served_contender(one, key, NUM_DRAFTS, MAX_TOKENS)) for one in peers]
         if specs:
-            typed, kinds = [one.text for one in texts], list(dict.fromkeys(one.kind for one in texts))
-            workbench = Workbench(ModelChoice(model, dtype, device), typed, specs, seed=seed, domains=kinds)
+            typed = [one.text for one in texts]
+            workbench = Workbench(ModelChoice(model, dtype, device), typed, specs, seed=seed)
             contenders = [*workbench.contenders(specs), *contenders]
         advance = stack.enter_context(progress_of([one.name for one in contenders], len(texts)))
         columns = [_column(contender, texts, partial(advance, contender.name, 1)) for contender in contenders]
@@ -108,7 +108,7 @@ def _column(contender: Contender, texts: Sequence[EverydayText], done: Callable[
     """Request drafts for one text at a time, as a single user does."""
     decoded: list[Decoded] = []
     for number, one in enumerate(texts):
-        decoded += contender.decoder.decode([Ask(one.text, str(number), one.kind)])
+        decoded += contender.decoder.decode([Ask(one.text, str(number))])
         done()
     return Column(contender.name, tuple(decoded), scores_are_probabilities(contender))
 

@@ -32,7 +32,7 @@ add_commands(
     evaluate,
     {
         "quality": (f"{_RUNS}prompts", "Compare decoders: perplexity, hits, keystrokes saved, distinctness."),
-        "completion": (f"{_RUNS}prompts", "Measure drafts after words and inside words, broken words included."),
+        "completion": (f"{_RUNS}prompts", "Measure drafts after words and inside words."),
         "infill": (f"{_RUNS}infill", "Fill gaps in source code."),
         "lines": (f"{_RUNS}inside_lines", "Measure what a server shows inside lines."),
         "qa": (f"{_RUNS}questions", "Measure how often drafts answer questions: P@1, P@2, P@3."),

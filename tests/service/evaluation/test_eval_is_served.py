@@ -4,7 +4,7 @@ import pytest
 from starlette.testclient import TestClient
 from support.models import tiny_model_folder
 
-from superdraft.evaluation.decoders.decoder_spec import parse_decoders
+from superdraft.evaluation.decoders.decoder_spec import parse_decoder
 from superdraft.evaluation.decoders.decoders import Ask
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.server.serving import load_app
@@ -45,7 +45,7 @@ def ask(model, monkeypatch):
 
 def measured(model, decoder):
     """(text, score) of each draft of each prompt, by a decoder of `superdraft lab eval`."""
-    (spec,) = parse_decoders(decoder, "auto", SHARED)
+    spec = parse_decoder(decoder, "auto", SHARED)
     workbench = Workbench(ModelChoice(model, "float32", "cpu"), list(PROMPTS.values()), [spec])
     asks = [Ask(text, name) for name, text in PROMPTS.items()]
     decoded = workbench.decoder(spec).decode(asks)
@@ -77,7 +77,7 @@ def test_the_decoders_of_the_test_above_differ(model, monkeypatch):
 
 
 def test_drafts_of_four_bit_weights_are_judged_by_the_dense_ones(model):
-    (spec,) = parse_decoders("paper", "auto", SHARED)
+    spec = parse_decoder("paper", "auto", SHARED)
     workbench = Workbench(ModelChoice(model, "int4", "cpu"), list(PROMPTS.values()), [spec])
     prompt = PROMPTS["a word's end"]
     (decoded,) = workbench.decoder(spec).decode([Ask(prompt, "0")])

@@ -26,16 +26,16 @@ def loaded(architecture="llama", **options):
 
 
 def asks(prompts=PROMPTS):
-    return [Ask(text, f"{i}", domain="even" if i % 2 == 0 else "odd") for i, text in enumerate(prompts)]
+    return [Ask(text, f"{i}") for i, text in enumerate(prompts)]
 
 
 def test_many_at_once_give_what_each_gives_alone():
     engine, _ = tiny_engine()
     params = GenerationParams(num_drafts=3, max_tokens=6, alpha=0.3, tau=0.5)
-    decoded = EngineDecoder(engine, params, lambda domain: HashScorer() if domain == "odd" else None).decode(asks())
+    decoded = EngineDecoder(engine, params, HashScorer()).decode(asks())
     alone, _ = tiny_engine(num_slots=1)
-    for index, (text, found) in enumerate(zip(PROMPTS, decoded, strict=True)):
-        expected = alone.generate(text, params, HashScorer() if index % 2 else None)
+    for text, found in zip(PROMPTS, decoded, strict=True):
+        expected = alone.generate(text, params, HashScorer())
         assert [draft.text for draft in found.drafts] == texts(expected)
         assert found.forward_rows == expected.usage.forward_rows
 
@@ -45,7 +45,7 @@ def test_samples_depend_on_seed_and_key_but_not_on_the_company():
     params = GenerationParams(strategy="sample", num_drafts=2, max_tokens=6)
 
     def sampled(which, seed=0):
-        decoded = EngineDecoder(engine, params, lambda _: None, seed).decode(which)
+        decoded = EngineDecoder(engine, params, None, seed).decode(which)
         return [[draft.text for draft in one.drafts] for one in decoded]
 
     everything = sampled(asks())
@@ -59,8 +59,8 @@ def test_a_word_that_was_cut_is_healed_as_the_parameters_say():
     engine, _ = tiny_engine()
     params = GenerationParams(num_drafts=3, max_tokens=4, alpha=0, token_healing=True)
     ask = Ask("Please find the rep", "a")
-    (cut,) = EngineDecoder(engine, params, lambda _: None).decode([ask])
-    (plain,) = EngineDecoder(engine, replace(params, token_healing=False), lambda _: None).decode([ask])
+    (cut,) = EngineDecoder(engine, params).decode([ask])
+    (plain,) = EngineDecoder(engine, replace(params, token_healing=False)).decode([ask])
     healed = engine.generate("Please find the rep", params)
     assert [draft.text for draft in cut.drafts] == texts(healed) != [draft.text for draft in plain.drafts]
 

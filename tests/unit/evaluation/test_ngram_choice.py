@@ -10,7 +10,6 @@ from superdraft.evaluation.decoders.ngram_choice import NgramModels
 from superdraft.ngram_models.errors import NgramModelNotFoundError
 from superdraft.ngram_models.store.manifest import BINARY_FILE, TokenizerIdentity, Tuning, file_sha256
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
-from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings
 
 CANDIDATES = [3, 4, 5, 6]
@@ -36,7 +35,7 @@ def models(tmp_path, monkeypatch):
             binary_bytes=binary.stat().st_size,
         )
         manifest.write(folder)
-    return NgramModels(Settings(model="some-model"), tokenizer, ["chat"])
+    return NgramModels(Settings(model="some-model"), tokenizer)
 
 
 def probs(scorer, prompt):
@@ -45,15 +44,9 @@ def probs(scorer, prompt):
 
 
 def test_one_model_and_none(models):
-    assert probs(models.scorer("steep", ""), [6])[0] == pytest.approx(10**-0.05)
-    assert models.scorer("none", "") is None
-    assert models.scorer("flat-{domain}", "chat") is models.scorer("flat-chat", "")
-
-
-def test_a_mixture_is_the_weighted_mean(models):
-    flat, steep = (probs(models.scorer(name, ""), [6]) for name in ("flat-chat", "steep"))
-    mixed = probs(models.scorer("flat-{domain}=1,steep=3", "chat"), [6])
-    assert mixed == pytest.approx([(a + 3 * b) / 4 for a, b in zip(flat, steep, strict=True)])
+    assert probs(models.scorer("steep"), [6])[0] == pytest.approx(10**-0.05)
+    assert models.scorer("none") is None
+    assert models.scorer("flat-chat") is models.scorer("flat-chat")
 
 
 def test_settings_that_go_with_a_model(models):
@@ -61,31 +54,26 @@ def test_settings_that_go_with_a_model(models):
         found = models.drafting(choice)
         return found.alpha, found.tau, found.candidates_per_draft, found.max_branches
 
-    assert filled_in("flat-{domain}=0.7,steep=0.3") == (0.2, 0.3, 12, 8)
+    assert filled_in("flat-chat") == (0.2, 0.3, 12, 8)
     assert filled_in("steep") == filled_in("none") == filled_in("auto") == (0.54, 0.06, None, 8)
 
 
 def test_the_default_model_is_the_servers(models):
     ours = NgramModels(Settings(model="some-model", ngram_model="flat-chat"), Tokenizer(tiny_tokenizer()))
-    assert probs(ours.scorer("auto", ""), [6]) == probs(models.scorer("flat-chat", ""), [6])
+    assert probs(ours.scorer("auto"), [6]) == probs(models.scorer("flat-chat"), [6])
     tuned = ours.drafting("auto")
     assert (tuned.selection, tuned.alpha, tuned.candidates_per_draft) == ("distinct", 0.2, 12)
-    assert models.scorer("auto", "") is None  # none is shipped for this tokenizer
+    assert models.scorer("auto") is None  # none is shipped for this tokenizer
 
 
 def test_identity_changes_with_the_binary(models, tmp_path):
-    before = models.identity("flat-{domain}=0.7,steep=0.3")
-    assert set(before) == {"flat-chat", "steep"}
+    before = models.identity("steep")
+    assert set(before) == {"steep"}
+    assert models.identity("none") == {}
     manifest = json.loads((tmp_path / "ngram" / "steep" / "manifest.json").read_text())
     assert before["steep"] == manifest["binary_sha256"]
 
 
-@pytest.mark.parametrize("choice", ["a=0.7,b", "a=0,b=1", "a=x", "=1", "a=-1"])
-def test_weights_must_be_positive_numbers(models, choice):
-    with pytest.raises(CommandError, match="NAME=WEIGHT with a weight above 0"):
-        models.scorer(choice, "")
-
-
 def test_a_model_that_is_not_there(models):
     with pytest.raises(NgramModelNotFoundError):
-        models.scorer("another", "")
+        models.scorer("another")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from superdraft.evaluation.cases.prompts import first_words_of, read_prompts, read_questions
+from superdraft.evaluation.cases.prompts import read_prompts, read_questions
 from superdraft.server.errors import CommandError
 
 
@@ -35,12 +35,6 @@ def test_a_limit_takes_from_all_files(tmp_path):
     assert len(read_prompts(files)) == 9
 
 
-def test_prefix_words_keep_the_end(tmp_path):
-    path = write(tmp_path / "a.jsonl", {"prompt": "one  two\nthree four", "reference": "x"})
-    assert read_prompts([path], prefix_words=3)[0].text == "two\nthree four"
-    assert read_prompts([path], prefix_words=9)[0].text == "one  two\nthree four"
-
-
 def test_questions(tmp_path):
     path = write(tmp_path / "q.jsonl", {"id": "q1", "question": "Who?", "answers": ["Me", "I"]})
     (one,) = read_questions([path])
@@ -67,21 +61,6 @@ def test_errors_say_where(tmp_path, content, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(CommandError, match=r"none\.jsonl cannot be read"):
         read_prompts([tmp_path / "none.jsonl"])
-
-
-def test_first_words_are_of_prompt_and_reference_together(tmp_path):
-    rows = [
-        {"id": "a", "prompt": "Dear all,", "reference": "thank you", "domain": "mail"},
-        {"id": "b", "prompt": "We impro", "reference": "ve it", "typed": "impro"},
-    ]
-    prompts = read_prompts([write(tmp_path / "a.jsonl", *rows)])
-    one, two = first_words_of(prompts, 1)
-    assert (one.id, one.domain, one.text, one.continuation) == ("a first 1", "mail", "Dear", " all, thank you")
-    assert (two.text, two.continuation, two.is_mid_word) == ("We", " improve it", False)
-    assert [one.text for one in first_words_of(prompts, 2)] == ["Dear all,", "We improve"]
-    (three,) = first_words_of(prompts, 3)  # the other text has no fourth word
-    assert (three.text, three.continuation) == ("Dear all, thank", " you")
-    assert first_words_of(prompts, 4) == []
 
 
 def test_files_without_prompts_are_refused(tmp_path):

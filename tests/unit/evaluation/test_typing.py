@@ -8,7 +8,6 @@ from superdraft.evaluation.measures.typing_simulation import (
     Rule,
     TypingCount,
     Typist,
-    accepted_length,
     fits,
     type_all,
 )
@@ -47,10 +46,10 @@ def test_a_wrong_suggestion_costs_nothing_but_the_word():
     assert typist.count.num_keys == len(" going")
 
 
-@pytest.mark.parametrize("rule", [LIST, Rule(1, in_part=True)])
+@pytest.mark.parametrize("rule", [LIST, Rule(1)])
 def test_only_the_first_words_are_typed(rule):
     typist = Typist(prompt(), rule, max_words=2)
-    typist.take([" going to the moon and beyond"])
+    typist.take([" going to"])
     assert typist.is_done
     assert keys(typist) == (1, len(" going to"))
 
@@ -140,14 +139,3 @@ def test_a_half_word_and_a_limit_of_words():
     half = prompt("It impro", "ves much more", is_mid_word=True)
     (count,) = type_all([half], lambda places: [["ves"] for _ in places], Rule(1), 2)
     assert count == TypingCount(len("ves much"), 1 + 5, num_accepted_characters=3, num_accepted=1, num_turns=2)
-
-
-def test_drafts_may_be_accepted_in_part():
-    drafts = [" gone", " going to them"]
-    assert [accepted_length(draft, " going to the moon", in_part=True) for draft in drafts] == [0, len(" going to")]
-    assert accepted_length(" going to them", " going to the moon", in_part=False) == 0
-    assert accepted_length(" going to ", " going to the moon", in_part=True) == len(" going to ")
-    for num_shown, in_part, accepted in ((2, True, 9), (2, False, 0), (1, True, 0)):
-        typist = Typist(prompt(), Rule(num_shown, in_part))
-        typist.take(drafts)
-        assert typist.count.num_accepted_characters == accepted
