@@ -1,13 +1,14 @@
 """`superdraft complete`: print drafts for a text, from a server or from a model loaded in this process."""
 
+import asyncio
 import json
 import sys
 from typing import Annotated, Any
 
+import httpx
 import typer
 
-from superdraft.client.client import Superdraft
-from superdraft.client.completion import Completion
+from superdraft.client import AsyncSuperdraft, DraftsAnswer, Superdraft
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
@@ -36,10 +37,16 @@ def complete(
     given = {"alpha": alpha, "tau": tau, "stop": stop or None}
     body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     body |= {"prompt": read_prompt(text), "num_drafts": num_drafts, "max_tokens": max_tokens}
+    completion: DraftsAnswer
     if url is None:
         completion = _complete_here(body, model, ngram_model)
     else:
-        completion = _complete_there(body, model, ngram_model, url, read_key(api_key, api_key_file))
+        if model is not None:
+            body["model"] = model
+        if ngram_model is not None:
+            body["ngram_model"] = None if ngram_model == "none" else ngram_model
+        with Superdraft(url, read_key(api_key, api_key_file)) as client:
+            completion = client.complete(**body)
     for warning in completion.warnings:
         sys.stderr.write(f"superdraft: {warning}\n")
     if as_json:
@@ -62,47 +69,19 @@ def read_prompt(text: str) -> str:
     return prompt.removesuffix("\n") if text == "-" else prompt
 
 
-def _complete_there(
-    body: dict[str, Any], model: str | None, ngram_model: str | None, url: str, api_key: str | None
-) -> Completion:
-    if model is not None:
-        body["model"] = model
-    if ngram_model is not None:
-        body["ngram_model"] = None if ngram_model == "none" else ngram_model
-    with Superdraft(url, api_key) as client:
-        return client.complete(**body)
+def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | None) -> DraftsAnswer:
+    from superdraft.server.cli.in_process import load, running
+
+    app = load({"model": model, "ngram_model": ngram_model})
+
+    async def ask() -> DraftsAnswer:
+        async with running(app) as transport, httpx.AsyncClient(transport=transport) as http:
+            return await AsyncSuperdraft("http://superdraft", "", http_client=http).complete(**body)
+
+    return asyncio.run(ask())
 
 
-def _complete_here(body: dict[str, Any], model: str | None, ngram_model: str | None) -> Completion:
-    from pydantic import ValidationError
-
-    from superdraft.server.edge.error_map import invalid_request
-    from superdraft.server.observe.log_config import configure_logging
-    from superdraft.server.settings_sources import load_settings
-    from superdraft.server.wires.common import engine_prompt
-    from superdraft.server.wires.native.mapping import drafts_response, generation_params, request_warnings
-    from superdraft.server.wires.native.schemas import DraftsRequest
-
-    settings = load_settings({"model": model, "ngram_model": ngram_model})
-    configure_logging("warning", settings.log_format)
-    try:
-        request = DraftsRequest.model_validate(body)
-    except ValidationError as error:
-        raise invalid_request(error) from None
-
-    from superdraft.server.loading import load_service  # late: it takes seconds, and a wrong option should fail at once
-
-    loaded = load_service(settings)
-    scorer = loaded.ngram_models.default_scorer
-    params = generation_params(request, loaded.drafting, token_healing=settings.token_healing)
-    output = loaded.engine.generate(engine_prompt(request.prompt, special_tokens=False), params, scorer)
-    name = settings.served_model_name or loaded.model_name
-    warnings = request_warnings(request, params, has_ngram_model=scorer is not None)
-    answer = drafts_response("drafts-local", name, output, warnings)
-    return Completion.from_json(answer.model_dump())
-
-
-def _show(completion: Completion) -> None:
+def _show(completion: DraftsAnswer) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, BinaryIO, TypeVar
 
 import httpx
 import typer
@@ -18,9 +18,6 @@ from superdraft.decoding.errors import SuperdraftError
 from superdraft.ngram_models.errors import NgramModelError
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 T = TypeVar("T")
 
@@ -49,7 +46,9 @@ def main(
     @asynccontextmanager
     async def open_engine() -> AsyncIterator[httpx.AsyncBaseTransport]:
         try:
-            app = await _in_thread(lambda: _load({"model": model, "config": config}))
+            from superdraft.server.cli.in_process import load, running
+
+            app = await _in_thread(lambda: load({"model": model, "config": config}))
         except (CommandError, SuperdraftError, NgramModelError) as error:
             raise ClientError(str(error)) from None
         except ModuleNotFoundError as error:
@@ -57,20 +56,10 @@ def main(
                 f"A model in this process needs more packages ({error.name} is missing): pip install '.[server]' in "
                 "the folder of Superdraft's sources, or give the URL of a server."
             ) from None
-        async with app.router.lifespan_context(app):
-            yield httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with running(app) as transport:
+            yield transport
 
     run(make_server(url, key, open_engine), sys.stdin.buffer, _take_stdout())
-
-
-def _load(flags: dict[str, Any]) -> "FastAPI":
-    from superdraft.server.observe.log_config import configure_logging
-    from superdraft.server.serving import load_app
-    from superdraft.server.settings_sources import load_settings
-
-    settings = load_settings(flags).model_copy(update={"api_keys": None, "api_keys_file": None})
-    configure_logging("warning", settings.log_format)
-    return load_app(settings)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

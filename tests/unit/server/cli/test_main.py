@@ -209,7 +209,8 @@ def test_broken_model_is_one_line(run, monkeypatch):
 
 def test_missing_package_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "structlog", None)
-    monkeypatch.delitem(sys.modules, "superdraft.server.observe.log_config")
+    for name in ("superdraft.server.cli.in_process", "superdraft.server.observe.log_config"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     code, _, err = run("complete", "hi")
     assert code == 2
     assert "pip install '.[server]'" in err
