@@ -114,5 +114,4 @@ def open_ngram_models(settings: Settings, fingerprint: str, default: NgramModel 
     paths = {}
     if default is not None and named_model_folder(default.name, settings.home) != default.folder:
         paths[default.name] = default.folder  # the settings name it by path: its name alone would not find it
-    folders = ModelFolders(fingerprint, home=settings.home, paths=paths, first=default)
-    return NgramModels(default=None if default is None else default.name, folders=folders)
+    return NgramModels(ModelFolders(fingerprint, home=settings.home, paths=paths, first=default))

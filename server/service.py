@@ -23,7 +23,8 @@ from superdraft.server.display import Display
 from superdraft.server.drafting import Asked, DraftingDefaults
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.feedback import Feedback
-from superdraft.server.ngrams.registry import NgramChoice, NgramModels, Scorer
+from superdraft.server.ngrams.mixture import Scorer
+from superdraft.server.ngrams.registry import NgramChoice, NgramModels
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.settings import Settings
 

@@ -3,13 +3,11 @@
 import functools
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import kenlm
 
 from superdraft.ngram_models.vocabulary import WordTable
-
-UnknownPolicy = Literal["unk", "zero"]
 
 # KenLM returns log10; everything else uses natural logarithms.
 _LN_10 = math.log(10)
@@ -23,29 +21,19 @@ class KenLMScorer:
 
     A state is a `kenlm.State`. It is treated as immutable, is hashable, and is equal for two contexts that no n-gram of
     the model distinguishes. After an end-of-text token a new text begins, so the state is the begin-of-sentence state.
+    A token that is not in the corpus gets KenLM's probability of `<unk>`, so that it does not rule out a draft.
 
     Args:
         model: a `kenlm.Model` whose words are those of `WordTable`.
         vocabulary_size: number of ids of the tokenizer.
         end_of_text_ids: ids that map to the model's `</s>`.
-        unknown: score of a token that is not in the corpus. "unk": KenLM's probability of `<unk>`, so that the token
-            does not rule out a draft. "zero": `-inf`; a draft without any supported candidate then takes Superposed
-            Decoding's penalty path, as with raw frequency tables.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        vocabulary_size: int,
-        end_of_text_ids: Collection[int],
-        unknown: UnknownPolicy = "unk",
-    ) -> None:
+    def __init__(self, model: Any, *, vocabulary_size: int, end_of_text_ids: Collection[int]) -> None:
         self._model = model
         self._base_score = model.BaseScore
         self._end_of_text_ids = frozenset(end_of_text_ids)
         self._words = _shared_words(vocabulary_size, self._end_of_text_ids)
-        self._unknown_has_no_support = unknown == "zero"
         self._text_start = kenlm.State()
         model.BeginSentenceWrite(self._text_start)
         # BaseScore always writes an out-state; this one is never read.
@@ -93,15 +81,9 @@ class KenLMScorer:
             key = (state, id(token_ids))
             row = rows.get(key)
             if row is None:
-                row = [base_score(state, words[token_id], discarded) * _LN_10 for token_id in token_ids]
-                if self._unknown_has_no_support:
-                    row = self._without_unknown(row, token_ids)
-                rows[key] = row
+                rows[key] = row = [base_score(state, words[token_id], discarded) * _LN_10 for token_id in token_ids]
             scores.append(row)
         return scores
-
-    def _without_unknown(self, row: list[float], token_ids: Sequence[int]) -> list[float]:
-        return [p if self.is_known(token_id) else -math.inf for p, token_id in zip(row, token_ids, strict=True)]
 
     def advance(self, state: kenlm.State, token_id: int) -> kenlm.State:
         """State after one more token."""

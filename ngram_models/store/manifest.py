@@ -15,13 +15,10 @@ import types
 import typing
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final
 
-from superdraft.ngram_models.errors import (
-    BrokenNgramModelError,
-    NgramModelNotFoundError,
-    TokenizerMismatchError,
-)
+from superdraft.ngram_models.durable import rename_durably
+from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelNotFoundError, TokenizerMismatchError
 
 FORMAT_VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
@@ -29,8 +26,6 @@ BINARY_FILE: Final = "model.bin"
 MAX_VOCABULARY_SIZE: Final = 4_000_000  # fifteen times the largest known; a scorer keeps a string for each id
 _MAX_MANIFEST_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +94,8 @@ class Manifest:
         """Write `manifest.json` atomically: readers see either the old file or the new one."""
         partial = folder / f".{MANIFEST_FILE}.partial"
         document = {"format_version": FORMAT_VERSION, **asdict(self)}
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / MANIFEST_FILE)
+        partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        rename_durably(partial, folder / MANIFEST_FILE)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -135,7 +126,7 @@ class Manifest:
                 f"{FORMAT_VERSION}. Build the model again, or install the version that built it."
             )
         try:
-            manifest = _decode(cls, document, "manifest")
+            manifest: Manifest = _decode(cls, document, "manifest")
             if manifest.tokenizer.vocabulary_size > MAX_VOCABULARY_SIZE:
                 raise ValueError(f"manifest.tokenizer.vocabulary_size is over {MAX_VOCABULARY_SIZE}")
         except ValueError as error:
@@ -201,31 +192,23 @@ def _sha256(file: BinaryIO, copy: BinaryIO | None = None) -> str:
     return digest.hexdigest()
 
 
-def _decode(kind: type[T], value: object, where: str) -> T:
-    """Convert parsed JSON to the dataclass `kind`; a ValueError names the first field that does not fit."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is not an object")
-    hints = typing.get_type_hints(kind)
-    members = fields(kind)  # type: ignore[arg-type]
-    if missing := [member.name for member in members if member.default is MISSING and member.name not in value]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-    if surplus := sorted(set(value) - {member.name for member in members}):
-        raise ValueError(f"{where} has the unknown field {', '.join(surplus)}")
-    return kind(**{name: _decode_field(hints[name], item, f"{where}.{name}") for name, item in value.items()})
-
-
-def _decode_field(hint: Any, value: object, where: str) -> object:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
-    if is_dataclass(hint) and isinstance(hint, type):
-        return _decode(hint, value, where)
-    if typing.get_origin(hint) is tuple:
+def _decode(kind: Any, value: object, where: str) -> Any:
+    """Convert parsed JSON to `kind`, a dataclass or a field's type; a ValueError names the first wrong field."""
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _decode(typing.get_args(kind)[0], value, where)
+    if typing.get_origin(kind) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} is not a list")
-        return tuple(_decode_field(typing.get_args(hint)[0], item, where) for item in value)
-    expected = (int, float) if hint is float else hint
-    if isinstance(value, bool) or not isinstance(value, expected):
-        raise ValueError(f"{where} is not of type {hint.__name__}")
+        return tuple(_decode(typing.get_args(kind)[0], item, where) for item in value)
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is not an object")
+        members = {member.name: member for member in fields(kind)}
+        if missing := [name for name, member in members.items() if member.default is MISSING and name not in value]:
+            raise ValueError(f"{where} lacks {', '.join(missing)}")
+        if surplus := sorted(set(value) - set(members)):
+            raise ValueError(f"{where} has the unknown field {', '.join(surplus)}")
+        return kind(**{name: _decode(members[name].type, item, f"{where}.{name}") for name, item in value.items()})  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise ValueError(f"{where} is not of type {kind.__name__}")
     return value

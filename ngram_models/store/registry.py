@@ -1,19 +1,24 @@
 """Finding and loading n-gram models by name or path."""
 
+import mmap
+import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO
 
 import kenlm
 
 from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelError, NgramModelNotFoundError
 from superdraft.ngram_models.home import user_models_folder
 from superdraft.ngram_models.scoring.binary_check import check_binary
-from superdraft.ngram_models.scoring.scorer import KenLMScorer, UnknownPolicy
+from superdraft.ngram_models.scoring.scorer import KenLMScorer
 from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE, Manifest
-from superdraft.ngram_models.store.memory_copy import copy_in_memory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -44,6 +49,14 @@ class ListedModel:
     manifest: Manifest | None
     problem: str | None
 
+    @classmethod
+    def of(cls, name: str, folder: Path) -> "ListedModel":
+        """Read the manifest of a folder."""
+        try:
+            return cls(name, folder, Manifest.read(folder), None)
+        except NgramModelError as error:
+            return cls(name, folder, None, str(error))
+
 
 def is_model_name(text: str) -> bool:
     """Whether `text` could be the name of a model, as opposed to a path."""
@@ -61,23 +74,8 @@ def list_ngram_models(home: Path | None = None) -> list[ListedModel]:
     Args:
         home: Superdraft's home folder; None: `$SUPERDRAFT_HOME` or the user's cache folder.
     """
-    found: dict[str, ListedModel] = {}
-    for parent in _folders_of_models(home):
-        for folder in _named_folders(parent):
-            found.setdefault(folder.name, _describe(folder))
-    return [found[name] for name in sorted(found)]
-
-
-def _named_folders(parent: Path) -> Iterator[Path]:
-    if parent.is_dir():
-        yield from (path for path in parent.iterdir() if is_model_name(path.name) and (path / MANIFEST_FILE).is_file())
-
-
-def _describe(folder: Path) -> ListedModel:
-    try:
-        return ListedModel(folder.name, folder, Manifest.read(folder), None)
-    except NgramModelError as error:
-        return ListedModel(folder.name, folder, None, str(error))
+    names = {path.name for parent in _folders_of_models(home) if parent.is_dir() for path in parent.iterdir()}
+    return [ListedModel.of(name, folder) for name in sorted(names) if (folder := named_model_folder(name, home))]
 
 
 def named_model_folder(name: str, home: Path | None = None) -> Path | None:
@@ -104,11 +102,7 @@ def find_ngram_model(name_or_path: str | Path, home: Path | None = None) -> Path
     Raises:
         NgramModelNotFoundError: no model has that name, and there is no folder at that path.
     """
-    if is_model_name(str(name_or_path)):
-        for parent in _folders_of_models(home):
-            if (parent / name_or_path).is_dir():
-                return parent / name_or_path
-    folder = Path(name_or_path).expanduser()
+    folder = named_model_folder(str(name_or_path), home) or Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -122,15 +116,12 @@ def find_ngram_model(name_or_path: str | Path, home: Path | None = None) -> Path
     )
 
 
-def load_ngram_model(
-    name_or_path: str | Path, *, fingerprint: str, unknown: UnknownPolicy = "unk", home: Path | None = None
-) -> NgramModel:
+def load_ngram_model(name_or_path: str | Path, *, fingerprint: str, home: Path | None = None) -> NgramModel:
     """Load an n-gram model for a language model.
 
     Args:
         name_or_path: as in `find_ngram_model`.
         fingerprint: `tokenizer_fingerprint` of the language model's tokenizer.
-        unknown: score of a token that is not in the corpus, see `KenLMScorer`.
         home: as in `list_ngram_models`.
 
     Raises:
@@ -141,10 +132,10 @@ def load_ngram_model(
     folder = find_ngram_model(name_or_path, home)
     manifest = Manifest.read(folder)
     manifest.verify_tokenizer(fingerprint)
-    return NgramModel(open_scorer(folder, manifest, unknown=unknown), manifest, folder)
+    return NgramModel(open_scorer(folder, manifest), manifest, folder)
 
 
-def open_scorer(folder: Path, manifest: Manifest, *, unknown: UnknownPolicy = "unk") -> KenLMScorer:
+def open_scorer(folder: Path, manifest: Manifest) -> KenLMScorer:
     """Load the scorer of a model's folder. The tokenizer is not checked.
 
     KenLM gets a copy in memory: if it mapped the file itself, whoever truncates the file would end this process.
@@ -153,10 +144,11 @@ def open_scorer(folder: Path, manifest: Manifest, *, unknown: UnknownPolicy = "u
         BrokenNgramModelError: the binary is damaged or does not match the manifest.
     """
     path = folder / BINARY_FILE
-    with copy_in_memory() as copy:
-        manifest.verify_binary(folder, copy.file)
+    with _private_file() as (copy, copy_path):
+        manifest.verify_binary(folder, copy)
+        copy.flush()
         try:
-            check_binary(copy.read())
+            check_binary(memoryview(mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)))
         except ValueError as error:
             raise BrokenNgramModelError(f"{path} is damaged: {error}. Build the model again.") from None
         # By default KenLM reads the whole file while it holds the interpreter lock. Lazy mapping opens it at once.
@@ -164,16 +156,26 @@ def open_scorer(folder: Path, manifest: Manifest, *, unknown: UnknownPolicy = "u
         config.load_method = kenlm.LoadMethod.LAZY
         config.show_progress = False
         try:
-            model = kenlm.Model(str(copy.path), config)
+            model = kenlm.Model(str(copy_path), config)
         except (OSError, RuntimeError) as error:
             raise BrokenNgramModelError(f"KenLM cannot load {path}: {error}. Build the model again.") from None
     if model.order != manifest.order:
         raise BrokenNgramModelError(
             f"{path} has order {model.order}, but its manifest says {manifest.order}. Build the model again."
         )
-    return KenLMScorer(
-        model,
-        vocabulary_size=manifest.tokenizer.vocabulary_size,
-        end_of_text_ids=manifest.tokenizer.end_of_text_ids,
-        unknown=unknown,
-    )
+    tokenizer = manifest.tokenizer
+    return KenLMScorer(model, vocabulary_size=tokenizer.vocabulary_size, end_of_text_ids=tokenizer.end_of_text_ids)
+
+
+@contextmanager
+def _private_file() -> Iterator[tuple[BinaryIO, Path]]:
+    """An empty file of this process alone, and the path that opens it as long as the context lasts.
+
+    Where the system has no files in memory, it is a temporary file. Mappings made from it stay.
+    """
+    if sys.platform == "linux":
+        with os.fdopen(os.memfd_create("superdraft-ngram"), "w+b") as file:
+            yield file, Path(f"/proc/self/fd/{file.fileno()}")
+    else:
+        with tempfile.NamedTemporaryFile() as temporary:
+            yield temporary.file, Path(temporary.name)

@@ -96,19 +96,18 @@ class ModelFolders:
         self._max_models = max_models
         self._home = home
         self._paths = dict(paths or {})
-        self._kept: OrderedDict[str, _Loaded] = OrderedDict()  # least recently used first
-        self._refused: dict[str, _Loaded] = {}
+        self._known: OrderedDict[str, _Loaded] = OrderedDict()  # least recently used first
         # A model may be dropped while it is in use, and requested again: it need not be read twice.
         self._alive: WeakValueDictionary[tuple[str, TokenizerIdentity], KenLMScorer] = WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[_Loaded]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="superdraft-ngram")
         if first is not None:
-            self._kept[first.name] = _Loaded(self._version_of(first), first)
+            self._known[first.name] = _Loaded(None, first)
             self._alive[_identity(first.manifest)] = first.scorer
 
     def is_loaded(self, name: str) -> bool:
         """Whether the model is loaded."""
-        return name in self._kept
+        return name in self._known and isinstance(self._known[name].outcome, NgramModel)
 
     async def get(self, name: str) -> NgramModel:
         """The model of this name, as it is on disk, or was at the last check.
@@ -118,7 +117,7 @@ class ModelFolders:
             BrokenNgramModelError: the model is damaged.
             TokenizerMismatchError: the model was built for another tokenizer.
         """
-        loaded, now_s = self._kept.get(name) or self._refused.get(name), self._clock()
+        loaded, now_s = self._known.get(name), self._clock()
         if loaded is None or now_s - loaded.checked_s >= self._check_interval_s:
             loaded = await self._checked(name)
             loaded.checked_s = now_s
@@ -130,14 +129,13 @@ class ModelFolders:
     async def _checked(self, name: str) -> _Loaded:
         """The model, loaded anew if its files have changed."""
         version = self._version(name)
-        if version is None and name in self._kept:
+        if version is None and name in self._known:
             await asyncio.sleep(_REPLACING_S)  # it may be in the middle of being replaced, which takes two renames
             version = self._version(name)
         if version is None:
-            self._kept.pop(name, None)
-            self._refused.pop(name, None)
+            self._known.pop(name, None)
             raise NgramModelNotFoundError(f"There is no n-gram model {name!r}.")
-        loaded = self._kept.get(name) or self._refused.get(name)
+        loaded = self._known.get(name)
         if loaded is None or loaded.version != version:
             loaded = await self._load(name)
         return loaded
@@ -148,24 +146,16 @@ class ModelFolders:
 
     def _list(self) -> list[ListedModel]:
         models = {model.name: model for model in list_ngram_models(self._home)}
-        for name, folder in self._paths.items():
-            try:
-                models[name] = ListedModel(name, folder, Manifest.read(folder), None)
-            except NgramModelError as error:
-                models[name] = ListedModel(name, folder, None, str(error))
+        models |= {name: ListedModel.of(name, folder) for name, folder in self._paths.items()}
         return [models[name] for name in sorted(models)]
 
     def _keep(self, name: str, loaded: _Loaded) -> None:
-        if isinstance(loaded.outcome, NgramModelError):
-            self._kept.pop(name, None)
-            self._refused[name] = loaded
-            return
-        self._refused.pop(name, None)
-        self._kept[name] = loaded
-        self._kept.move_to_end(name)
-        droppable = [other for other in self._kept if self.first is None or other != self.first.name]
-        for other in droppable[: max(0, len(self._kept) - self._max_models)]:
-            del self._kept[other]
+        self._known[name] = loaded
+        self._known.move_to_end(name)
+        models = [other for other in self._known if self.is_loaded(other)]
+        droppable = [other for other in models if self.first is None or other != self.first.name]
+        for other in droppable[: max(0, len(models) - self._max_models)]:
+            del self._known[other]
 
     def _folder(self, name: str) -> Path | None:
         return self._paths.get(name) or named_model_folder(name, self._home)
@@ -175,14 +165,6 @@ class ModelFolders:
         folder = self._folder(name)
         manifest = None if folder is None else _identity_of_file(folder / MANIFEST_FILE)
         return None if folder is None or manifest is None else (manifest, _identity_of_file(folder / BINARY_FILE))
-
-    def _version_of(self, model: NgramModel) -> _Version | None:
-        """The version of a model that was loaded elsewhere; None: it has been replaced since."""
-        version = self._version(model.name)
-        try:
-            return version if Manifest.read(model.folder) == model.manifest else None
-        except NgramModelError:
-            return None
 
     async def _load(self, name: str) -> _Loaded:
         """Load a model, once for all requests that wait for it."""

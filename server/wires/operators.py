@@ -107,7 +107,7 @@ class NgramModelCard(BaseModel):
 
     name: str
     order: int | None = Field(description="The longest n-gram, in tokens; null if the model is damaged.")
-    size_bytes: int | None = Field(description="Of the binary; null if the model is damaged or not on disk.")
+    size_bytes: int | None = Field(description="Of the binary; null if the model is damaged.")
     tokenizer: str | None = Field(description="Tokenizer whose token ids it uses; null if unknown.")
     fits_tokenizer: bool = Field(description="Whether that is the served model's tokenizer; other models are refused.")
     loaded: bool = Field(description="If false, the first request that names it waits for it.")
@@ -127,13 +127,13 @@ async def list_ngram_models(service: ServiceDep) -> NgramModelList:
     models = service.ngram_models
     cards = [
         NgramModelCard(
-            name=known.name,
-            order=known.order,
-            size_bytes=known.size_bytes,
-            tokenizer=known.tokenizer,
-            fits_tokenizer=known.fits,
-            loaded=known.is_loaded,
+            name=model.name,
+            order=None if model.manifest is None else model.manifest.order,
+            size_bytes=None if model.manifest is None else model.manifest.binary_bytes,
+            tokenizer=None if model.manifest is None else model.manifest.tokenizer.name,
+            fits_tokenizer=models.fits(model),
+            loaded=models.is_loaded(model.name),
         )
-        for known in await models.listed()
+        for model in await models.listed()
     ]
     return NgramModelList(data=cards, default=models.default)

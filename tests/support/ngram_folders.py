@@ -3,12 +3,16 @@
 import random
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from support.ngram import TINY_ARPA, tiny_manifest
 
 from superdraft.ngram_models.store.manifest import BINARY_FILE, TokenizerIdentity, file_sha256
+from superdraft.ngram_models.store.registry import ListedModel
+from superdraft.server.ngrams.registry import NgramModels
 
 
 def put_model(
@@ -60,3 +64,19 @@ def random_arpa(seed: int, vocabulary_size: int) -> str:
     lines += [f"{rng.uniform(-4, -1):.3f}\t{word}\t{rng.uniform(-0.5, 0):.3f}" for word in words]
     lines += ["", "\\2-grams:", *(f"{rng.uniform(-1, -0.1):.3f}\t{a} {b}" for a, b in pairs), "", "\\end\\", ""]
     return "\n".join(lines)
+
+
+class NamedScorers(NgramModels):
+    """Scorers by name, which are not on disk."""
+
+    def __init__(self, scorers: Mapping[str, Any], default: str | None = None) -> None:
+        super().__init__()
+        self.default = default
+        self.default_scorer = None if default is None else scorers[default]
+        self._scorers = scorers
+
+    async def listed(self) -> list[ListedModel]:
+        return [ListedModel(name, Path(name), None, None) for name in self._scorers]
+
+    async def _part(self, name: str) -> Any:
+        return self._scorers[name] if name in self._scorers else await super()._part(name)

@@ -100,7 +100,7 @@ def world(tmp_path):
     vocabulary = plain.tokenizer.vocabulary
     tokenizer = TokenizerIdentity("tiny", tokenizer_fingerprint(vocabulary), len(vocabulary), (0,))
     engine = SteppedEngine(plain)
-    models = NgramModels(folders=ModelFolders(tokenizer.fingerprint, home=tmp_path, max_models=2, check_interval_s=0))
+    models = NgramModels(ModelFolders(tokenizer.fingerprint, home=tmp_path, max_models=2, check_interval_s=0))
     app = create_app(Settings(), engine, model_name="tiny", ngram_models=models)
     with serving(app) as url:
         world = World(app, url, engine, tmp_path, tokenizer)

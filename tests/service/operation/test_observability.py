@@ -17,6 +17,7 @@ from support.decoding import FailingScorer
 from support.engine import FakeEngine
 from support.fake_runner import FakeRunner
 from support.models import VOCAB_SIZE, tiny_tokenizer
+from support.ngram_folders import NamedScorers
 from support.secret import SECRET, talk
 from support.serving import num_commands, raw_request, serving
 from support.waiting import PATIENCE_S, eventually
@@ -25,7 +26,6 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.app import create_app
-from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.observe.log_config import configure_logging
 from superdraft.server.settings import Settings
 
@@ -232,7 +232,7 @@ def test_machines_that_ask_all_the_time_are_not_logged(client, log):
 
 
 def test_server_failure_is_logged_with_its_cause_and_request_id(make_client, log):
-    client = make_client(NgramModels({"broken": FailingScorer(2)}, "broken"))
+    client = make_client(NamedScorers({"broken": FailingScorer(2)}, "broken"))
     response = drafts(client, alpha=0.5)
     assert response.status_code == 500
     failure, line = log()

@@ -11,13 +11,13 @@ import pytest
 from starlette.testclient import TestClient
 from support.decoding import FailingScorer
 from support.engine import FakeEngine
+from support.ngram_folders import NamedScorers
 from support.secret import SECRET, talk
 from support.serving import num_commands, raw_request, serving
 from support.waiting import PATIENCE_S, eventually
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
-from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.settings import Settings
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra traces")
@@ -168,7 +168,7 @@ def test_prompts_and_keys_are_in_no_span(spans_of, engine, monkeypatch):
                 assert client.post("/v1/drafts", json={"prompt": SECRET}).status_code == 500
                 client.post("/v1/drafts", json={"prompt": SECRET, "stream": True})
 
-    models = NgramModels({"broken": FailingScorer(2)}, None)
+    models = NamedScorers({"broken": FailingScorer(2)}, None)
     spans = spans_of(scenario, models, api_keys=f"ann={KEY}", max_body_bytes=2500)
     assert len(spans) > 100
     exported = encode_spans(spans).SerializeToString().lower()

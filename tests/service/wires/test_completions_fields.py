@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 from support.decoding import HashScorer, tiny_engine
 from support.models import QWEN_FIM, VOCAB_SIZE, tiny_fim_tokenizer, tiny_model, tiny_tokenizer
+from support.ngram_folders import NamedScorers
 from support.rounded import nearly
 from support.sse import parsed
 
@@ -22,7 +23,6 @@ from superdraft.decoding.loading.loader import LoadedModel
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.server.app import create_app
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.settings import Settings
 from superdraft.server.wires.editors import NOT_SEEN
 
@@ -248,7 +248,7 @@ PROBES = {
 
 @pytest.fixture(scope="module")
 def clients():
-    ngrams = NgramModels({"hash": HashScorer()}, default="hash")
+    ngrams = NamedScorers({"hash": HashScorer()}, default="hash")
     settings = Settings(fan_out=1)
     engine, _ = tiny_engine(num_slots=8)
     fim_model = tiny_model("llama", vocab_size=VOCAB_SIZE + len(QWEN_FIM))
@@ -304,7 +304,7 @@ def test_strategy_by_field_by_alias_and_by_setting_is_the_same(strategy):
 
     def client(**settings: Any) -> TestClient:
         engine, _ = tiny_engine(num_slots=4)
-        ngrams = NgramModels({"hash": HashScorer()}, default="hash")
+        ngrams = NamedScorers({"hash": HashScorer()}, default="hash")
         app = create_app(Settings(**settings), engine, model_name="tiny", ngram_models=ngrams, drafting=DRAFTING)
         return TestClient(app)
 
@@ -324,7 +324,7 @@ def test_the_alias_paper_is_the_paper_s_method_whatever_the_servers_default():
     engine, _ = tiny_engine(num_slots=4)
     settings = Settings(default_selection="distinct")
     drafting = replace(DraftingDefaults.of(settings), alpha=0.3, tau=0.5)
-    ngrams = NgramModels({"hash": HashScorer()}, default="hash")
+    ngrams = NamedScorers({"hash": HashScorer()}, default="hash")
     body = {"prompt": "Thank you", "n": 3, "max_tokens": 6, "seed": 1}
 
     with TestClient(create_app(settings, engine, model_name="tiny", ngram_models=ngrams, drafting=drafting)) as client:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from support.decoding import HashScorer, tiny_engine
+from support.ngram_folders import NamedScorers
 from support.rounded import nearly
 from support.serving import num_commands, num_twins, raw_request, read_to_end, serving
 from support.sse import parsed
@@ -18,7 +19,6 @@ from support.waiting import eventually
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
 from superdraft.server.wires import streaming
 from superdraft.server.wires.openai import mapping
@@ -61,7 +61,7 @@ def read(content, with_usage=False):
 @pytest.fixture(scope="module")
 def tiny_client():
     engine, _ = tiny_engine()
-    ngrams = NgramModels({"hash": HashScorer()}, default="hash")
+    ngrams = NamedScorers({"hash": HashScorer()}, default="hash")
     app = create_app(Settings(fan_out=1), engine, model_name="tiny", ngram_models=ngrams, drafting=DRAFTING)
     with TestClient(app) as client:
         client.forget_prompts = engine.forget_prompts  # while nothing runs

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from starlette.testclient import TestClient
 from support.engine import FakeEngine
+from support.ngram_folders import NamedScorers
 from support.serving import num_commands, sessions
 from support.waiting import eventually
 
 from superdraft.decoding.errors import SequenceFailedError
 from superdraft.server.app import create_app
 from superdraft.server.drafting import DraftingDefaults
-from superdraft.server.service import NgramModels
 from superdraft.server.settings import Settings
 
 PATH = "/v1/drafts"
@@ -23,7 +23,7 @@ SCORER, OTHER = object(), object()
 
 @pytest.fixture
 def ngram_client(make_client):
-    return make_client(NgramModels({"mail": SCORER, "code": OTHER}, default="mail"))
+    return make_client(NamedScorers({"mail": SCORER, "code": OTHER}, default="mail"))
 
 
 def refused(client, status=400, **body):

@@ -33,8 +33,8 @@ def model(tmp_path):
     return load_arpa(write_arpa(tmp_path))
 
 
-def make_scorer(model, **options):
-    return KenLMScorer(model, vocabulary_size=VOCABULARY_SIZE, end_of_text_ids=END_OF_TEXT_IDS, **options)
+def make_scorer(model):
+    return KenLMScorer(model, vocabulary_size=VOCABULARY_SIZE, end_of_text_ids=END_OF_TEXT_IDS)
 
 
 def ln(log10):
@@ -71,18 +71,6 @@ def test_initial_state_depends_on_the_last_tokens_only(model):
     assert scorer.initial_state([6, 6, 6, 3, 4]) == scorer.initial_state([3, 4])
     assert scorer.initial_state([2, 3, 4]) == scorer.initial_state([5, 3, 4])
     assert scorer.initial_state([3, 4]) != scorer.initial_state([4])
-
-
-def test_unknown_tokens_have_no_support_if_asked_for(model):
-    scorer = make_scorer(model, unknown="zero")
-    state = scorer.initial_state([3, 4])
-    assert scorer.score([state], [[5, 7, 1000, 1, 2]])[0] == [
-        ln(-0.03),
-        -math.inf,
-        -math.inf,
-        -math.inf,
-        ln(-0.15 - 0.3 - 1.0),
-    ]
 
 
 def test_states_follow_their_drafts(model):

@@ -13,12 +13,12 @@ from support.waiting import PATIENCE_S, until
 
 from superdraft.decoding.errors import InvalidRequestError
 from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelNotFoundError, TokenizerMismatchError
-from superdraft.ngram_models.scoring.mixture import MixtureScorer
 from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE, TokenizerIdentity
 from superdraft.ngram_models.store.registry import load_ngram_model, named_model_folder
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.ngrams import folders as ngram_folders
 from superdraft.server.ngrams.folders import CHECK_INTERVAL_S, ModelFolders
+from superdraft.server.ngrams.mixture import MixtureScorer
 from superdraft.server.ngrams.registry import NgramModels
 
 OTHER_TOKENIZER = TokenizerIdentity("another", "b" * 64, 8, (0,))
@@ -289,8 +289,8 @@ def test_loading_blocks_neither_the_loop_nor_those_who_have_theirs(tmp_path, mon
 # What a request's choice becomes
 
 
-def models_in(home, **options):
-    return NgramModels(**{"folders": folders_in(home)} | options)
+def models_in(home):
+    return NgramModels(folders_in(home))
 
 
 def test_a_choice_becomes_a_model_or_a_mixture(tmp_path):
@@ -336,7 +336,7 @@ def test_a_mixture_of_too_many_models_is_refused(tmp_path):
 def test_the_default_is_replaced_and_outlives_its_files(tmp_path):
     put_model(tmp_path, "a", tiny_with("-0.7"))
     first = load_ngram_model("a", fingerprint=FINGERPRINT, home=tmp_path)
-    models = models_in(tmp_path, default="a", folders=folders_in(tmp_path, first=first))
+    models = NgramModels(folders_in(tmp_path, first=first))
 
     async def scenario():
         assert await models.current_default() is models.default_scorer is first.scorer
@@ -350,8 +350,3 @@ def test_the_default_is_replaced_and_outlives_its_files(tmp_path):
         assert logprob_of_3(await models.current_default()) == pytest.approx(-0.3)
 
     run(scenario())
-
-
-def test_a_default_that_is_not_loaded_is_a_mistake(tmp_path):
-    with pytest.raises(ValueError, match="not loaded"):
-        models_in(tmp_path, default="a")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from superdraft.ngram_models.scoring.mixture import MixtureScorer, mixed
+from superdraft.server.ngrams.mixture import MixtureScorer, mixed
 
 LOGPROBS = st.one_of(st.just(-math.inf), st.floats(min_value=-2000, max_value=0))
 WEIGHTS = st.floats(min_value=0.001, max_value=1000)

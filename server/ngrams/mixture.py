@@ -2,29 +2,13 @@
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-# A smaller sum of probabilities may have lost its smallest terms to underflow.
-_LEAST_EXACT = 1e-300
+import numpy as np
 
+from superdraft.decoding.ngram import NgramScorer
 
-class Scorer(Protocol):
-    """Interface of an n-gram model. States are of any hashable, immutable type."""
-
-    @property
-    def order(self) -> int:
-        """Length of the longest n-gram, in tokens."""
-
-    def initial_state(self, token_ids: Sequence[int]) -> Any:
-        """State after these tokens."""
-
-    def score(self, states: Sequence[Any], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural-log probabilities of all candidates of all states; shapes as in `KenLMScorer.score`."""
-
-    def advance(self, state: Any, token_id: int) -> Any:
-        """State after one more token."""
-
-
+Scorer = NgramScorer[Any]
 MixtureState = tuple[Hashable, ...]
 
 
@@ -43,7 +27,7 @@ class MixtureScorer:
         if not parts or any(weight <= 0 for _, weight in parts) or not math.isfinite(total):
             raise ValueError(f"There must be one or more positive weights, got {[weight for _, weight in parts]}.")
         self._scorers = [scorer for scorer, _ in parts]
-        self._weights = [weight / total for _, weight in parts]
+        self._log_weights = np.log([[weight / total] for _, weight in parts])  # shape [parts, 1]
 
     @property
     def order(self) -> int:
@@ -55,15 +39,7 @@ class MixtureScorer:
         return tuple(scorer.initial_state(token_ids) for scorer in self._scorers)
 
     def score(self, states: Sequence[MixtureState], candidates: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural-log probabilities of all candidates of all drafts.
-
-        Args:
-            states: one per draft; length k.
-            candidates: token ids to score after each state; length k.
-
-        Returns:
-            k lists; entry `[i][j]` is `ln p(candidates[i][j] | states[i])`, or `-inf` if all parts give probability 0.
-        """
+        """Natural-log probabilities as in `NgramScorer.score`; `-inf` if all parts give probability 0."""
         by_part = [
             scorer.score([state[part] for state in states], candidates) for part, scorer in enumerate(self._scorers)
         ]
@@ -73,27 +49,9 @@ class MixtureScorer:
             # Parts return the same list object for equal drafts, so the same lists need to be mixed only once.
             key = tuple(map(id, rows))
             if key not in mixed:
-                mixed[key] = self._mix(rows)
+                mixed[key] = np.logaddexp.reduce(self._log_weights + rows, axis=0).tolist()
             scores.append(mixed[key])
         return scores
-
-    def _mix(self, rows: Sequence[Sequence[float]]) -> list[float]:
-        exp, log = math.exp, math.log
-        sums = [0.0] * len(rows[0])
-        for weight, row in zip(self._weights, rows, strict=True):
-            sums = [total + weight * exp(logprob) for total, logprob in zip(sums, row, strict=True)]
-        return [
-            log(total) if total > _LEAST_EXACT else self._mix_tiny([row[place] for row in rows])
-            for place, total in enumerate(sums)
-        ]
-
-    def _mix_tiny(self, logprobs: Sequence[float]) -> float:
-        """Mixture of log-probabilities whose probabilities underflow."""
-        terms = [math.log(weight) + logprob for weight, logprob in zip(self._weights, logprobs, strict=True)]
-        largest = max(terms)
-        if largest == -math.inf:
-            return -math.inf
-        return largest + math.log(math.fsum(math.exp(term - largest) for term in terms))
 
     def advance(self, state: MixtureState, token_id: int) -> MixtureState:
         """State after one more token."""
