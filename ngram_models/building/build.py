@@ -24,8 +24,9 @@ from superdraft.ngram_models.building.corpus import Document
 from superdraft.ngram_models.building.disk_space import check_disk_space, memory_bytes
 from superdraft.ngram_models.building.encoder import Encoder
 from superdraft.ngram_models.building.programs import run_program
-from superdraft.ngram_models.building.shards import Shard, ShardFolder, rename_durably, training_lines
+from superdraft.ngram_models.building.shards import Shard, ShardFolder, training_lines
 from superdraft.ngram_models.building.work_folder import WorkFolder, work_folder
+from superdraft.ngram_models.durable import rename_durably
 from superdraft.ngram_models.errors import CorpusError
 from superdraft.ngram_models.store.manifest import BINARY_FILE, CorpusSummary, Manifest, TokenizerIdentity, file_sha256
 from superdraft.ngram_models.tools import Tools

@@ -18,7 +18,7 @@ import zstandard
 from superdraft.ngram_models.building.corpus import Document, Text, encode_documents
 from superdraft.ngram_models.building.encoder import Encoder
 from superdraft.ngram_models.building.packed_files import open_unpacked
-from superdraft.ngram_models.building.work_folder import force
+from superdraft.ngram_models.durable import rename_durably
 from superdraft.ngram_models.errors import CorpusError, NgramBuildError
 from superdraft.ngram_models.store.manifest import TokenizerIdentity
 from superdraft.ngram_models.vocabulary import CUT, WordTable, split_at_end_of_text
@@ -136,19 +136,13 @@ def training_lines(shards: Iterable[Shard], report: Callable[[int], None]) -> It
     num_tokens = 0
     for shard in shards:
         try:
-            with open_unpacked(str(shard.path), lambda _num_bytes: None) as lines:
+            with open_unpacked(str(shard.path)) as lines:
                 while block := lines.read(_READ_BYTES):
                     yield block
         except OSError as error:
             raise NgramBuildError(f"{shard.path} is damaged ({error}). Remove it and build again.") from None
         num_tokens += shard.num_tokens
         report(num_tokens)
-
-
-def rename_durably(partial: Path, final: Path) -> Path:
-    """Rename a finished file after syncing its content, so that the new name never points to incomplete data."""
-    force(partial)
-    return partial.rename(final)
 
 
 def _finished_shards(folder: Path) -> Iterator[Shard]:

@@ -1,6 +1,5 @@
 """Work folder of a build: one per model, locked, and kept if the build is killed."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from filelock import FileLock, Timeout
-
+from superdraft.ngram_models.durable import LOCK_FILE, force, locked
 from superdraft.ngram_models.errors import NgramBuildError
 from superdraft.ngram_models.store.manifest import MANIFEST_FILE
 
@@ -69,15 +67,6 @@ class WorkFolder:
             folder.mkdir(exist_ok=True)
 
 
-def force(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk: a power cut may otherwise leave zeros."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
 @contextmanager
 def work_folder(model: Path) -> Iterator[WorkFolder]:
     """Open the work folder of a model, and lock it for this process.
@@ -90,20 +79,15 @@ def work_folder(model: Path) -> Iterator[WorkFolder]:
     refuse_to_replace_other_things(model)
     folder = WorkFolder(model.parent / f".{model.name}{_SUFFIX}", model)
     folder.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.path / "lock", blocking=False)
-    try:
-        with lock:
-            folder.start()
-            try:
-                yield folder
-            except BaseException:
-                _keep_finished_parts(folder)
-                raise
-            shutil.rmtree(folder.path, ignore_errors=True)
-    except Timeout:
-        raise NgramBuildError(
-            f"Another process is building {model.name!r} in {model.parent}. Wait for it, or choose another name."
-        ) from None
+    message = f"Another process is building {model.name!r} in {model.parent}. Wait for it, or choose another name."
+    with locked(folder.path, NgramBuildError(message)):
+        folder.start()
+        try:
+            yield folder
+        except BaseException:
+            _keep_finished_parts(folder)
+            raise
+        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def unfinished_builds(parent: Path) -> list[tuple[str, Path]]:
@@ -117,7 +101,7 @@ def _keep_finished_parts(folder: WorkFolder) -> None:
         shutil.rmtree(part, ignore_errors=True)
     for partial in folder.path.rglob("*.partial"):
         partial.unlink()
-    finished = [path for path in folder.path.rglob("*") if path.is_file() and path.name != "lock"]
+    finished = [path for path in folder.path.rglob("*") if path.is_file() and path.name != LOCK_FILE]
     if not finished:
         shutil.rmtree(folder.path, ignore_errors=True)
 

@@ -1,28 +1,108 @@
-"""Options, progress and errors of the commands that build n-gram models."""
+"""The model to build, progress and errors of the commands that build n-gram models."""
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from superdraft.ngram_models.building.build import Progress as BuildProgress
-from superdraft.ngram_models.building.build import Stage
-from superdraft.ngram_models.store.manifest import Manifest
+from superdraft.ngram_models.building.build import BuildOptions, Stage, build_ngram_model
+from superdraft.ngram_models.building.corpus import Document
+from superdraft.ngram_models.building.disk_space import check_disk_space
+from superdraft.ngram_models.building.encoder import Encoder
+from superdraft.ngram_models.building.work_folder import refuse_to_replace_other_things
+from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity
+from superdraft.ngram_models.tools import find_tools
 from superdraft.server.errors import CommandError
+from superdraft.server.ngrams.options import output_folder, prune_counts
 
-Order = Annotated[int, typer.Option(help="Length of the longest n-gram, in tokens (2 to 6).")]
-Prune = Annotated[str, typer.Option(help="Leave out n-grams seen at most this often; one number per order.")]
-QuantizeBits = Annotated[int, typer.Option(help="Bits per probability (1 to 25); 0: full floats for all.")]
-BackoffQuantizeBits = Annotated[int, typer.Option(help="Bits per back-off weight; 0: as --quantize-bits.")]
-Memory = Annotated[str, typer.Option(help="Memory for sorting, such as 4G, or 50% of the machine's.")]
-Tools = Annotated[Path | None, typer.Option(help="Folder of KenLM's lmplz and build_binary.")]
-Licence = Annotated[str, typer.Option(help="Licence of the n-gram model, for its manifest.")]
 
-DEFAULT_PRUNE = "0 0 1 1 2 2"
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model to build. Its fields are the options that `takes_target` gives a command."""
+
+    output: Annotated[str, typer.Option("--output", "-o", help="Name of the new model, or path of its folder.")]
+    order: Annotated[int, typer.Option(help="Length of the longest n-gram, in tokens (2 to 6).")] = 6
+    prune: Annotated[str, typer.Option(help="Leave out n-grams seen at most this often; one number per order.")] = (
+        "0 0 1 1 2 2"
+    )
+    quantize_bits: Annotated[int, typer.Option(help="Bits per probability (1 to 25); 0: full floats for all.")] = 8
+    backoff_quantize_bits: Annotated[int, typer.Option(help="Bits per back-off weight; 0: as --quantize-bits.")] = 0
+    memory: Annotated[str, typer.Option(help="Memory for sorting, such as 4G, or 50% of the machine's.")] = "4G"
+    tools: Annotated[Path | None, typer.Option(help="Folder of KenLM's lmplz and build_binary.")] = None
+    licence: Annotated[str, typer.Option(help="Licence of the n-gram model, for its manifest.")] = "unknown"
+
+    @property
+    def folder(self) -> Path:
+        """The new model's folder."""
+        return output_folder(self.output)
+
+    @property
+    def _options(self) -> BuildOptions:
+        bits, backoff_bits = self.quantize_bits or None, self.backoff_quantize_bits or None
+        return BuildOptions(self.order, prune_counts(self.prune), bits, backoff_bits, self.memory)
+
+    def check(self, num_tokens: int) -> None:
+        """Raise the errors that a build from so many tokens would end with, before anything slow begins."""
+        options = self._options
+        find_tools(self.tools)
+        refuse_to_replace_other_things(self.folder)
+        check_disk_space(self.folder.parent, num_tokens, options.order, options.prune)
+
+    def build(
+        self,
+        documents: Iterable[Document],
+        bar: "BuildBar",
+        *,
+        tokenizer: TokenizerIdentity,
+        encoder: Encoder | None = None,
+        description: str,
+    ) -> Manifest:
+        """Build the model as `build_ngram_model` does, and print where it is, and how large."""
+        with bar:
+            manifest = build_ngram_model(
+                documents,
+                self.folder,
+                tokenizer=tokenizer,
+                tools=find_tools(self.tools),
+                encoder=encoder,
+                options=self._options,
+                description=description,
+                licence=self.licence,
+                progress=bar.show,
+            )
+        corpus = manifest.corpus
+        typer.echo(self.folder)
+        typer.echo(
+            f"order {manifest.order}, {manifest.binary_bytes:,} bytes, "
+            f"from {corpus.num_tokens:,} tokens in {corpus.num_documents:,} documents"
+        )
+        return manifest
+
+
+def takes_target(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command with the parameter `target` the fields of `Target` as options instead."""
+
+    def run(**flags: Any) -> None:
+        command(target=Target(**{field.name: flags.pop(field.name) for field in fields(Target)}), **flags)
+
+    own = [parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "target"]
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=field.type,
+        )
+        for field in fields(Target)
+    ]
+    run.__doc__, run.__signature__ = command.__doc__, inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    return run
 
 
 @contextmanager
@@ -40,35 +120,29 @@ def command_errors() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def build_progress(reading: str, num_bytes: int | None = None) -> Iterator[tuple[Callable[[int], None], BuildProgress]]:
-    """A progress bar per stage of a build; yields callbacks for bytes of the corpus that were read, and for a stage.
+class BuildBar(Progress):
+    """A progress bar per stage of a build.
 
     Args:
         reading: what the first stage does.
         num_bytes: size of the corpus; None if it is not known.
     """
-    titles: dict[Stage, str] = {"read": reading, "estimate": "estimating (lmplz)", "pack": "packing (build_binary)"}
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[tokens]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        tasks: dict[Stage, TaskID] = {"read": bar.add_task(reading, total=num_bytes, tokens="")}
 
-        def show(stage: Stage, num_tokens: int) -> None:
-            if stage not in tasks:
-                for task in tasks.values():
-                    bar.stop_task(task)
-                # KenLM's programs do not report their progress.
-                tasks[stage] = bar.add_task(titles[stage], total=None, tokens="")
-            bar.update(tasks[stage], tokens=f"{num_tokens:,} tokens")
+    def __init__(self, reading: str, num_bytes: int | None = None) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[tokens]}"))
+        super().__init__(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+        self._stages: dict[Stage, TaskID] = {"read": self.add_task(reading, total=num_bytes, tokens="")}
 
-        yield lambda num_read: bar.advance(tasks["read"], num_read), show
+    def on_read(self, num_bytes: int) -> None:
+        """Record that bytes of the corpus were read."""
+        self.advance(self._stages["read"], num_bytes)
 
-
-def show_built(folder: Path, manifest: Manifest) -> None:
-    """Print where a new model is, and how large it is."""
-    corpus = manifest.corpus
-    typer.echo(folder)
-    typer.echo(
-        f"order {manifest.order}, {manifest.binary_bytes:,} bytes, "
-        f"from {corpus.num_tokens:,} tokens in {corpus.num_documents:,} documents"
-    )
+    def show(self, stage: Stage, num_tokens: int) -> None:
+        """Record how many tokens a stage has processed."""
+        if stage not in self._stages:
+            for task in self._stages.values():
+                self.stop_task(task)
+            # KenLM's programs do not report their progress.
+            title = "estimating (lmplz)" if stage == "estimate" else "packing (build_binary)"
+            self._stages[stage] = self.add_task(title, total=None, tokens="")
+        self.update(self._stages[stage], tokens=f"{num_tokens:,} tokens")

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from superdraft.ngram_models.building.build import BuildOptions, build_ngram_model
 from superdraft.ngram_models.building.corpus import (
     DEFAULT_ROW_TOKENS,
     DEFAULT_TEXT_FIELD,
@@ -19,7 +18,7 @@ from superdraft.ngram_models.building.corpus import (
     read_documents,
     read_sequences,
 )
-from superdraft.ngram_models.building.disk_space import approximate_tokens, check_disk_space
+from superdraft.ngram_models.building.disk_space import approximate_tokens
 from superdraft.ngram_models.building.encoder import Encoder
 from superdraft.ngram_models.building.perplexity import HeldOutTail, measure_perplexity
 from superdraft.ngram_models.building.work_folder import unfinished_builds
@@ -28,22 +27,9 @@ from superdraft.ngram_models.scoring.scorer import KenLMScorer
 from superdraft.ngram_models.store.inspection import top_continuations, verify_model
 from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity
 from superdraft.ngram_models.store.registry import find_ngram_model, list_ngram_models, open_scorer
-from superdraft.ngram_models.tools import find_tools
-from superdraft.server.cli.ngrams.build_options import (
-    DEFAULT_PRUNE,
-    BackoffQuantizeBits,
-    Licence,
-    Memory,
-    Order,
-    Prune,
-    QuantizeBits,
-    Tools,
-    build_progress,
-    command_errors,
-    show_built,
-)
+from superdraft.server.cli.ngrams.build_options import BuildBar, Target, command_errors, takes_target
 from superdraft.server.cli.ngrams.distill import distill
-from superdraft.server.ngrams.options import output_folder, prune_counts, tokenizer_identity
+from superdraft.server.ngrams.options import tokenizer_identity
 
 app = typer.Typer(
     help="Build n-gram models, list, inspect and verify them.", no_args_is_help=True, add_completion=False
@@ -92,18 +78,12 @@ def list_models() -> None:
 
 
 @app.command("build")
+@takes_target
 def build(
+    target: Target,
     corpus: Corpus,
     tokenizer: Annotated[str, typer.Option(help="Language model whose tokens are counted: a name, folder or file.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Name of the new model, or path of its folder.")],
     text_field: TextField = DEFAULT_TEXT_FIELD,
-    order: Order = 6,
-    prune: Prune = DEFAULT_PRUNE,
-    quantize_bits: QuantizeBits = 8,
-    backoff_quantize_bits: BackoffQuantizeBits = 0,
-    memory: Memory = "4G",
-    tools: Tools = None,
-    licence: Licence = "unknown",
     description: Description = None,
     row_tokens: RowTokens = DEFAULT_ROW_TOKENS,
     held_out: HeldOut = 0,
@@ -113,31 +93,22 @@ def build(
     An interrupted build continues where it stopped when it is started again with the same corpus.
     """
     with command_errors():
-        options = BuildOptions(order, prune_counts(prune), quantize_bits or None, backoff_quantize_bits or None, memory)
-        folder, programs = output_folder(output), find_tools(tools)
         size = corpus_size(corpus)
-        if size is not None:
-            check_disk_space(folder.parent, approximate_tokens(size.unpacked_bytes), order, options.prune)
+        target.check(0 if size is None else approximate_tokens(size.unpacked_bytes))
         loaded = _tokenizer(tokenizer)
-        num_bytes = None if size is None else size.bytes_on_disk
-        with build_progress("tokenising the corpus", num_bytes) as (on_read, progress):
-            all_documents = read_documents(corpus, row_tokens=row_tokens, text_field=text_field, on_read=on_read)
-            documents = HeldOutTail(all_documents, held_out)
-            manifest = build_ngram_model(
-                documents,
-                folder,
-                tokenizer=loaded.identity,
-                tools=programs,
-                encoder=loaded.encoder,
-                options=options,
-                description=description or ", ".join(Path(source).name for source in corpus),
-                licence=licence,
-                progress=progress,
-            )
-        show_built(folder, manifest)
+        bar = BuildBar("tokenising the corpus", None if size is None else size.bytes_on_disk)
+        all_documents = read_documents(corpus, row_tokens=row_tokens, text_field=text_field, on_read=bar.on_read)
+        documents = HeldOutTail(all_documents, held_out)
+        manifest = target.build(
+            documents,
+            bar,
+            tokenizer=loaded.identity,
+            encoder=loaded.encoder,
+            description=description or ", ".join(Path(source).name for source in corpus),
+        )
         if documents.tail:
             sequences = encode_documents(documents.tail, loaded.encoder, loaded.end_of_text_id)
-            typer.echo(_perplexity(open_scorer(folder, manifest), sequences, "held-out tokens"))
+            typer.echo(_perplexity(open_scorer(target.folder, manifest), sequences, "held-out tokens"))
 
 
 @app.command("inspect")

@@ -5,8 +5,8 @@ import shutil
 import pytest
 from support.crashes import crash_at_every_step
 
-from superdraft.ngram_models.building.shards import rename_durably
 from superdraft.ngram_models.building.work_folder import work_folder
+from superdraft.ngram_models.durable import rename_durably
 from superdraft.ngram_models.store.manifest import BINARY_FILE, MANIFEST_FILE
 
 OLD, NEW = ({BINARY_FILE: word * 1000, MANIFEST_FILE: b"{}"} for word in (b"old", b"new"))

@@ -1,6 +1,5 @@
 """`superdraft ngram distill` with a tiny model: from the model to the n-gram model, killed and taken up again."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
 from superdraft.decoding.loading.loader import load_model
 from superdraft.ngram_models.errors import CorpusError, NgramBuildError
 from superdraft.ngram_models.store.manifest import Manifest
-from superdraft.server.cli.ngrams.distill import app
+from superdraft.server.cli.ngrams.commands import app
 from superdraft.server.errors import CommandError
 
 # Runs the command and waits for ever when the third shard is written but does not have its name yet.
@@ -24,11 +23,11 @@ STOPPING = """
 import sys, time
 from pathlib import Path
 from superdraft.ngram_models.building import sampled_corpus
-from superdraft.server.cli.ngrams.distill import app
+from superdraft.server.cli.ngrams.commands import app
 
 rename = sampled_corpus.rename_durably
 def stop(partial, final):
-    if final.name == "shard-000002.u16":
+    if final.name.endswith("-000002.u32"):
         Path(sys.argv[1]).touch()
         time.sleep(600)
     return rename(partial, final)
@@ -56,7 +55,7 @@ def tools(tmp_path):
 
 def arguments(model, tools, *options):
     sampling = ["--rows", 9, "--row-tokens", 12, "--batch", 2, "--device", "cpu", "--dtype", "float32"]
-    return [str(part) for part in [model, "-o", "mine", "--order", 3, "--tools", tools, *sampling, *options]]
+    return [str(part) for part in ["distill", model, "-o", "mine", "--order", 3, "--tools", tools, *sampling, *options]]
 
 
 def run(model, tools, *options):
@@ -111,7 +110,7 @@ def test_killed_and_started_again_gives_the_same_corpus(model, tools, home, tmp_
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert (home / "ngram" / ".mine.samples" / "shard-000002.partial").exists()
+    assert list((home / "ngram" / ".mine.samples").glob("shard-*-000002.partial"))
     sampled.clear()
     result = run(model, tools, "--seed", 3)
     assert sampled == [2, 3, 4]
@@ -129,8 +128,7 @@ def test_kept_samples_can_be_added_to_and_other_settings_start_clean(model, tool
     result = run(model, tools, *work, "--temperature", "0.5")
     assert sampled == [0, 1, 2, 3, 4]
     assert "7 finished shards are removed" in result.stderr
-    settings = json.loads((tmp_path / "samples" / "settings.json").read_text())
-    assert settings["temperature"] == 0.5
+    assert len(list((tmp_path / "samples").glob("shard-*"))) == 5
 
 
 def test_another_model_of_the_same_name_starts_clean(model, tools, tmp_path, sampled):
