@@ -164,7 +164,7 @@ class TorchRunner:
             float32.
         """
         if self._fused is None or not self._is_converted:
-            return _logprobs_of_model(self.model, token_ids, start)
+            return logprobs_of_model(self.model, token_ids, start)
         # The module's own weights are gone.
         longest = max(len(ids) for ids in token_ids)
         plan = CachePlan(len(token_ids), longest, self.cache.plan.bytes_per_position)
@@ -223,7 +223,7 @@ def _last_rows(token_ids: Sequence[Sequence[int]], nums: Sequence[int]) -> list[
     return [row for end, num in zip(ends, nums, strict=True) for row in range(end - num, end)]
 
 
-def _logprobs_of_model(model: PreTrainedModel, token_ids: Sequence[Sequence[int]], start: int) -> list[Tensor]:
+def logprobs_of_model(model: PreTrainedModel, token_ids: Sequence[Sequence[int]], start: int) -> list[Tensor]:
     """`TorchRunner.exact_logprobs` by the model itself."""
     # Padding on the right: under a causal mask it cannot influence the real tokens before it.
     longest = max(len(ids) for ids in token_ids)

@@ -23,8 +23,6 @@ _KV_MEMORY_BYTES = 3 * 1024**3
 _MAX_PREFILL_TOKENS = 1024
 # A text that is typed word by word may have a few more tokens than in one piece.
 _SPARE_TOKENS = 32
-# An evaluator's tokenizer may split the same draft into more tokens.
-_MAX_TOKEN_RATIO = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +73,10 @@ class Workbench:
         tokenizer = Tokenizer(self.loaded.tokenizer)
         self.ngram_models = NgramModels(self.server_settings, tokenizer)
         self._seed = seed
-        self._texts = texts
         params = [self.params(spec) for spec in specs]
         self._max_tokens = max(one.max_tokens for one in params)
-        self._max_len = _longest(texts, tokenizer) + self._max_tokens + _SPARE_TOKENS
+        longest = max(len(prompt_token_ids(text, tokenizer)) for text in texts)
+        self._max_len = longest + self._max_tokens + _SPARE_TOKENS
         # A conversion frees the dense weights, which the evaluator needs.
         loaded = self.loaded if self.loaded.convert is None else self._load()
         self.engine = build_engine(loaded, self._engine_config(params))
@@ -144,11 +142,5 @@ class Workbench:
     def open_evaluator(self) -> Evaluator:
         """Load the evaluator that judges the drafts."""
         if self.choice.evaluator is None:
-            return Evaluator(self.loaded, self._max_len)
-        judge = load_model(self.choice.evaluator, dtype=self.choice.dtype, device=self.choice.device)
-        longest = _longest(self._texts, Tokenizer(judge.tokenizer))
-        return Evaluator(judge, longest + _MAX_TOKEN_RATIO * self._max_tokens)
-
-
-def _longest(texts: Sequence[str], tokenizer: Tokenizer) -> int:
-    return max(len(prompt_token_ids(text, tokenizer)) for text in texts)
+            return Evaluator(self.loaded)
+        return Evaluator(load_model(self.choice.evaluator, dtype=self.choice.dtype, device=self.choice.device))

@@ -73,7 +73,7 @@ def test_exact_logprobs_are_those_of_the_text_given_what_was_typed(architecture,
     tokenizer = Tokenizer(model.tokenizer, 300)
     prompts = ["Thank you", "The quick brown fox jumps over the laz", "We"]
     drafts = [[" for", " for your email. I", " fox"], ["y dog", "y"], ["", "'re meeting"]]
-    found = Evaluator(model, 64).logprobs(prompts, drafts)
+    found = Evaluator(model).logprobs(prompts, drafts)
     for prompt, own, answers in zip(prompts, drafts, found, strict=True):
         for text, answer in zip(own, answers, strict=True):
             assert sum(answer) == pytest.approx(expected_logprob(model, tokenizer, prompt, text), abs=1e-3)
@@ -112,10 +112,10 @@ def borders(tokenizer, after, shared, tail):
             rest, logprob = rest[len(tokenizer.token_bytes[tail[length]]) :], logprob + row[tail[length]]
 
 
-def test_more_drafts_than_slots_are_judged_in_parts():
+def test_each_of_many_drafts_is_judged_as_alone():
     model = loaded()
     drafts = [[f" {first}{second}" for first in "abcdefghijklm" for second in "nopqrstuvwxyz"][:159], [" x"]]
-    evaluator = Evaluator(model, 32)
+    evaluator = Evaluator(model)
     found = evaluator.logprobs(["Thank you", "We"], drafts)
     assert [len(own) for own in found] == [159, 1]
     (single,) = evaluator.logprobs(["Thank you"], [[drafts[0][150]]])
