@@ -70,12 +70,13 @@ class ServedDecoder:
         Raises:
             CommandError: the server does not answer, or refuses a prompt.
         """
-        return [self._decode(ask.prompt) for ask in asks]
+        return [self._decode(ask) for ask in asks]
 
-    def _decode(self, prompt: str) -> Decoded:
+    def _decode(self, ask: Ask) -> Decoded:
+        fields: DraftsOptions = {**self._options, "suffix": ask.suffix} if ask.suffix else self._options
         started_s = time.perf_counter()
         try:
-            answer = self._client.complete(prompt, self._num_drafts, self._max_tokens, **self._options)
+            answer = self._client.complete(ask.prompt, self._num_drafts, self._max_tokens, **fields)
         except ClientError as error:
             raise CommandError(f"{self._client.base_url} did not answer with drafts: {error}") from None
         return decoded_of(answer, time.perf_counter() - started_s)

@@ -3,22 +3,22 @@
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from superdraft.client import Superdraft
-from superdraft.client.errors import ClientError
 from superdraft.client.wire import DraftsOptions
 from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
-from superdraft.evaluation.decoders.peers import SUPERDRAFT, TIMEOUT_S, parse_peer
-from superdraft.evaluation.options import all_files, progress_of
-from superdraft.evaluation.reports.report import write_json
-from superdraft.evaluation.reports.tables import markdown_table
+from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_contender
+from superdraft.evaluation.reports.figures import Figures, means
+from superdraft.evaluation.reports.records import PromptRecord
+from superdraft.evaluation.reports.report import write_report
+from superdraft.evaluation.runs.quality import NO_TYPING, measured
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
@@ -28,31 +28,10 @@ SHOWN: dict[str, DraftsOptions] = {
     "invoked": {"trigger": "invoked"},
     "automatic": {"trigger": "automatic"},
 }
-HEAD = ("missing", "drafts", "places", "with a draft", "first word right", "all that is missing")
+COLUMNS = ("shown", "first_word_right", "all_right")
+NUM_DRAFTS = 3
 MAX_MISSING, WORDS_AROUND, MIN_WORD = 4, 8, 4
 _WORD = re.compile(r"\S+")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A cursor inside a line. `missing`: the text that was taken out there, perhaps none."""
-
-    kind: str
-    before: str
-    missing: str
-    after: str
-
-
-@dataclass(slots=True)
-class Count:
-    """What was shown at the places of one kind."""
-
-    kind: str
-    drafts: str
-    num_places: int = 0
-    num_shown: int = 0
-    num_first_right: int = 0
-    num_all_right: int = 0
 
 
 def main(
@@ -67,26 +46,26 @@ def main(
     output: options.Output = None,
 ) -> None:
     """Measure drafts inside lines: of each text, one place for each kind of gap."""
-    server, key, console = parse_peer(peer, (SUPERDRAFT,)), read_key(api_key, api_key_file), Console()
-    places = places_of(read_prompts(all_files(prompts, more), limit), seed)
-    counts = {(kind, name): Count(kind, name) for kind in KINDS for name in SHOWN}
-    with Superdraft(server.url, key, TIMEOUT_S) as client, progress_of(["lines"], len(places)) as advance:
-        for place in places:
-            for name, fields in SHOWN.items():
-                _add(counts[place.kind, name], place, _first_draft(client, place, max_tokens, fields))
-            advance("lines", 1)
-    folder = output or Path("eval-lines")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", {"command": "lines", "counts": [asdict(one) for one in counts.values()]})
-    table = markdown_table(HEAD, [[str(value) for value in asdict(one).values()] for one in counts.values()])
-    (folder / "results.md").write_text(f"# Inside lines\n\n{table}\n", encoding="utf-8")
-    console.print(table, soft_wrap=True)
+    server, key = parse_peer(peer, (SUPERDRAFT,)), read_key(api_key, api_key_file)
+    files, folder = options.all_files(prompts, more), output or Path("eval-lines")
+    gaps = gaps_of(read_prompts(files, limit), seed)
+    groups = {kind: own for kind in KINDS if (own := [gap for gap in gaps if gap.domain == kind])}
+    if not groups:
+        least = 2 * WORDS_AROUND + MAX_MISSING
+        raise CommandError(f"No prompt and its reference are one line of at least {least} words, as gaps need.")
+    with ExitStack() as stack:
+        contenders = [
+            replace(stack.enter_context(served_contender(server, key, NUM_DRAFTS, max_tokens, fields)), name=name)
+            for name, fields in SHOWN.items()
+        ]
+        results = measured(contenders, groups, folder / "records", typing=NO_TYPING, figures=line_figures)
+    write_report(folder, "lines", results, COLUMNS, {"files": [file.name for file in files], "seed": seed}, Console())
 
 
-def places_of(prompts: Sequence[Prompt], seed: int) -> list[Place]:
-    """One place of each kind in each text that has enough words, in a random order that depends on the seed."""
+def gaps_of(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """One gap of each kind, which is its domain, in each text that has enough words; places depend on the seed."""
     rng = random.Random(seed)  # noqa: S311 (no secret)
-    places = []
+    gaps = []
     for prompt in prompts:
         text = prompt.text + prompt.continuation
         words = list(_WORD.finditer(text))
@@ -102,24 +81,18 @@ def places_of(prompts: Sequence[Prompt], seed: int) -> list[Place]:
                 start, end = word.start() + rng.randint(2, len(word[0]) - 1), word.end()
             elif kind == KINDS[2]:
                 end = start
-            places.append(Place(kind, text[:start], text[start:end], text[end:] + "\n"))
-    rng.shuffle(places)
-    return places
+            name, after = f"{prompt.id} {kind}", text[end:] + "\n"
+            gaps.append(Prompt(name, kind, text[:start], text[start:end], is_mid_word=True, suffix=after))
+    return gaps
 
 
-def _first_draft(client: Superdraft, place: Place, max_tokens: int, fields: DraftsOptions) -> str:
-    request: DraftsOptions = {**fields, "suffix": place.after}
-    try:
-        answer = client.complete(place.before, 3, max_tokens, **request)
-    except ClientError as error:
-        raise CommandError(f"{client.base_url} did not answer with drafts: {error}") from None
-    return answer.drafts[0].text if answer.drafts else ""
-
-
-def _add(count: Count, place: Place, draft: str) -> None:
-    ours, missing = draft.split(), place.missing.split()
-    joins = draft[:1].isspace() == place.missing[:1].isspace()
-    count.num_places += 1
-    count.num_shown += bool(ours)
-    count.num_first_right += bool(ours and missing and joins and ours[0] == missing[0])
-    count.num_all_right += bool(ours and draft == place.missing)
+def line_figures(records: Sequence[PromptRecord], gaps: Sequence[Prompt], _: int) -> Figures:
+    """Whether there is a first draft in each gap, its first word is right, and it is all that is missing."""
+    rows = []
+    for record, gap in zip(records, gaps, strict=True):
+        draft, missing = next(iter(record.texts), ""), gap.reference.split()
+        words, joins = draft.split(), draft[:1].isspace() == gap.reference[:1].isspace()
+        is_first_right = bool(words and missing and joins and words[0] == missing[0])
+        found = (bool(words), is_first_right, bool(words and draft == gap.reference))
+        rows.append(dict(zip(COLUMNS, map(float, found), strict=True)))
+    return means(rows)

@@ -11,6 +11,7 @@ from support.models import save_tiny_coder
 from support.serving import serving
 
 from superdraft.decoding.engine.engine import Engine
+from superdraft.decoding.prompt import PrefixedText
 from superdraft.server.cli import main as cli
 from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
@@ -52,8 +53,8 @@ def cases(tmp_path):
 def run(monkeypatch, capsys, tmp_path):
     """Run the command: (exit code, results, standard error)."""
 
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["superdraft", "lab", "eval", "infill", "-o", str(tmp_path / "out"), *args])
+    def call(*args, command="infill"):
+        monkeypatch.setattr(sys, "argv", ["superdraft", "lab", "eval", command, "-o", str(tmp_path / "out"), *args])
         with pytest.raises(SystemExit) as caught:
             cli.main()
         path = tmp_path / "out" / "results.json"
@@ -94,6 +95,30 @@ def test_running_server_is_asked_as_editors_ask(run, cases, model, seen):
     assert found["figures"]["request_ms"][0] > 0
     assert found["n"] == 2
     assert found["settings"]["num_drafts"] == 3
+
+
+def test_inside_lines_words_are_missing_and_nothing_is(run, tmp_path, model, seen):
+    line = " ".join(f"word{letter}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
+    file = tmp_path / "mail.jsonl"
+    file.write_text(json.dumps({"prompt": line[:39], "reference": line[40:]}))
+    settings = Settings(model=model, dtype="float32", device="cpu", num_threads=1, max_model_len=512, kv_memory="64MiB")
+    with serving(load_app(settings)) as url:
+        command = ("--prompts", str(file), "-n", "4", "--peer", f"superdraft={url}")
+        code, results, err = run(*command, command="lines")
+    assert (code, err) == (0, "")
+    assert list(results["groups"]) == ["words missing", "rest of a word missing", "nothing missing"]
+    for found in results["groups"].values():
+        assert list(found) == ["as decoded", "invoked", "automatic"]
+        assert all(set(one["figures"]) == {"shown", "first_word_right", "all_right"} for one in found.values())
+    assert all(isinstance(prompt, PrefixedText) for prompt, _ in seen)  # what follows the gap comes first
+
+
+def test_texts_too_short_for_gaps_are_refused(run, tmp_path):
+    file = tmp_path / "mail.jsonl"
+    file.write_text(json.dumps({"prompt": "one two", "reference": "three"}))
+    code, _, err = run("--prompts", str(file), "--peer", "superdraft=http://127.0.0.1:9", command="lines")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "at least 20 words" in err
 
 
 def test_llamacpps_server_gets_the_same_gaps(run, cases):
