@@ -20,7 +20,6 @@ however long the engine's step takes. So a session never has more than two reque
 """
 
 import asyncio
-import contextlib
 import itertools
 import math
 from collections import Counter
@@ -259,7 +258,7 @@ class Admission:
 
     def _remove(self, place: Place) -> None:
         """Take a prompt out of the queue, if it is there."""
-        with contextlib.suppress(ValueError):
+        if place in place.group.waiting:
             place.group.waiting.remove(place)
         self._heirs.discard(place)
         if place.typist.waiter is place:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from superdraft.decoding.errors import SupersededError
 
+# Callers, typists and places hold one another, so these classes have no repr: it would print all that are remembered.
+
 MAX_TYPISTS = 4096
 REMEMBERED_S = 10.0
 """Seconds after a request during which room is kept for the next one of its caller or typist."""
@@ -29,7 +31,7 @@ def superseded() -> SupersededError:
     return SupersededError("A newer request of this session replaced this one.")
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Share:
     """What somebody has of the engine, and asked for last.
 
@@ -44,7 +46,7 @@ class Share:
     asked_s: float = -math.inf
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Caller(Share):
     """Whoever uses one API key, or one network address on a server without keys.
 
@@ -66,7 +68,7 @@ class _Answer:
     drafts: tuple[tuple[str, Origin], ...]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Typist(Share):
     """One typing session of a caller. All requests without a session are one typist's too, who replaces nothing.
 
@@ -224,7 +226,7 @@ def _kept(own: Share, everyone: Iterable[Share], now_s: float, most_rows: int) -
     return min(rows, most_rows), requests
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Group:
     """An HTTP request. Its prompts are admitted one by one; once the first is, the others have no deadline."""
 
@@ -238,7 +240,7 @@ class Group:
     timer: asyncio.TimerHandle | None = None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Place:
     """Permission to use the engine for one prompt, until it is released; before that, the prompt's wait for it.
 

@@ -197,3 +197,12 @@ def test_events_of_a_draft_count_once_however_many_answers_it_is_in():
     assert feedback.take("first", "accepted", 0) == Outcome(0, is_new=False)
     assert feedback.take("second", "shown", 0) == Outcome(0, is_new=True)
     assert feedback.take("second", "shown", 2) == Outcome(2, is_new=True)  # its first answer is not remembered
+
+
+def test_the_repr_of_a_typist_is_no_print_of_all_others():
+    """An error message of the standard library that held one took most of the event loop's time under overload."""
+    everyone = Typists()
+    alone = len(repr(everyone.of("caller", "one")))
+    for number in range(100):
+        everyone.of("caller", f"session {number}")
+    assert len(repr(everyone.of("caller", "one"))) == alone
