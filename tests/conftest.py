@@ -1,5 +1,6 @@
 """Settings and fixtures shared by all test folders."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing, and o
 # What httpx waits where a test says nothing. Its own five seconds can pass on a crowded machine.
 for phase in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, PATIENCE_S)
+# Every client reads the certificates of all authorities, which no test needs: once is enough.
+httpx._transports.default.create_ssl_context = functools.cache(httpx._config.create_ssl_context)
 
 
 @pytest.fixture(scope="session")
