@@ -6,6 +6,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 from fastapi import FastAPI
@@ -14,6 +15,17 @@ from support.waiting import PATIENCE_S, eventually
 
 from superdraft.server.edge.http_protocol import BoundedHttpProtocol
 from superdraft.server.serving import HttpServer
+
+TESTS = Path(__file__).parents[1]
+MAIN = "from superdraft.server.cli.main import main; main()"
+SERVE_FAKE = f"""
+from support.engine import FakeEngine
+from superdraft.server import serving
+from superdraft.server.app import create_app
+serving.load_app = lambda settings: create_app(settings, FakeEngine(), model_name="fake")
+{MAIN}
+"""
+"""`superdraft`, whose `serve` loads no model: torch alone takes seconds. Run in the folder TESTS."""
 
 
 @contextlib.contextmanager

@@ -1,29 +1,31 @@
-"""The language server as an editor runs it: a process, spoken to over its standard input and output."""
+"""The language server as an editor runs it: a process or a thread, spoken to over its standard input and output."""
 
 import asyncio
 import contextlib
-import os
 import socket
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from lsprotocol import types
 from pygls.exceptions import JsonRpcException
+from pygls.io_ import run_async
 from pygls.lsp.client import LanguageClient
 from support.engine import FakeEngine
 from support.models import tiny_model_folder
-from support.serving import num_commands, serving
+from support.serving import MAIN, num_commands, serving
 from support.waiting import PATIENCE_S, until
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.server.app import create_app
+from superdraft.server.cli.writing import lsp
+from superdraft.server.observe import log_config
 from superdraft.server.settings import Settings
 
 URI = "file:///work/project/src/mail.py"
 RIGHT_KEY, WRONG_KEY = "r" * 24, "w" * 24
-RUN = "from superdraft.server.cli.main import main; main()"
 
 
 @dataclass
@@ -92,12 +94,47 @@ class Editor:
 
 
 @contextlib.asynccontextmanager
-async def editing(*args, options=None, encodings=None, root=None, awaits=1):
-    """An editor whose language server runs with these arguments, and has told as many things as awaited."""
+async def process(client, **flags):
+    """The command as an editor starts it."""
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    await client.start_io(sys.executable, "-c", MAIN, "lsp", *words)
+    try:
+        yield
+        async with asyncio.timeout(PATIENCE_S):
+            assert await client._server.wait() == 0
+    finally:
+        if client._server.returncode is None:
+            client._server.kill()
+        await client.stop()
+
+
+@contextlib.asynccontextmanager
+async def thread(client, **flags):
+    """The command in a thread, with a socket as its standard input and output: it needs no second to start."""
+    ours, theirs = socket.socketpair()
+    with theirs, theirs.makefile("rb") as stdin, theirs.makefile("wb") as stdout:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        client.protocol.set_writer(writer)
+        reading = asyncio.create_task(run_async(client._stop_event, reader, client.protocol))
+        with (
+            mock.patch.object(sys, "stdin", SimpleNamespace(buffer=stdin)),
+            mock.patch.object(lsp, "_take_stdout", return_value=stdout),
+        ):
+            command = asyncio.create_task(asyncio.to_thread(lsp.main, **flags))
+            try:
+                yield
+                await asyncio.wait_for(command, PATIENCE_S)  # by the editor's word, with its input still open
+            finally:
+                writer.close()
+                await asyncio.gather(command, reading)
+
+
+@contextlib.asynccontextmanager
+async def editing(start=thread, options=None, encodings=None, root=None, awaits=1, **flags):
+    """An editor whose language server runs with these flags, and has told as many things as awaited."""
     client = LanguageClient("test", "1")
     editor = Editor(client)
-    await client.start_io(sys.executable, "-c", RUN, "lsp", *args, env={**os.environ})
-    try:
+    async with start(client, **flags):
         general = types.GeneralClientCapabilities(position_encodings=encodings)
         params = types.InitializeParams(
             capabilities=types.ClientCapabilities(general=general), root_uri=root, initialization_options=options
@@ -108,12 +145,6 @@ async def editing(*args, options=None, encodings=None, root=None, awaits=1):
         yield editor
         await client.shutdown_async(None)
         client.exit(None)
-        async with asyncio.timeout(PATIENCE_S):
-            assert await client._server.wait() == 0
-    finally:
-        if client._server.returncode is None:
-            client._server.kill()
-        await client.stop()
 
 
 @pytest.fixture
@@ -139,7 +170,7 @@ def test_conversation(app, engine, url):
     """Items to cycle through, an accepted one, what it does to feedback, and the next suggestions."""
 
     async def run():
-        async with editing("--url", url, root="file:///work/project") as editor:
+        async with editing(process, url=url, root="file:///work/project") as editor:
             capabilities = editor.server.capabilities
             assert capabilities.inline_completion_provider is not None
             assert set(capabilities.execute_command_provider.commands) == {"superdraft.accepted", "superdraft.shown"}
@@ -164,7 +195,7 @@ def test_conversation(app, engine, url):
 
 def test_suggestion_counts_as_shown_once_it_stays(app, engine, url):
     async def run():
-        async with editing("--url", url) as editor:
+        async with editing(url=url) as editor:
             editor.open("Thank you")
             items = await editor.items(0, 9)
             await until(lambda: counted(app, "shown", 0) == 1)
@@ -177,7 +208,7 @@ def test_suggestion_counts_as_shown_once_it_stays(app, engine, url):
 
 def test_nothing_is_reported_if_the_editor_says_so(app, engine, url):
     async def run():
-        async with editing("--url", url, options={"report": False}) as editor:
+        async with editing(url=url, options={"report": False}) as editor:
             editor.open("Thank you")
             (item, *_) = await editor.items(0, 9)
             await editor.run(item.command)
@@ -191,7 +222,7 @@ def test_positions_count_in_the_encoding_agreed_on(engine, url, encoding, column
     """The line has two characters beyond the first plane, which UTF-16 counts twice, and an accent."""
 
     async def run():
-        async with editing("--url", url, encodings=encoding and [encoding]) as editor:
+        async with editing(url=url, encodings=encoding and [encoding]) as editor:
             assert editor.server.capabilities.position_encoding in (encoding, encoding or "utf-16")
             editor.open("x\n🙂é🙂 ab cd\nend\n")
             await editor.items(1, column)
@@ -206,7 +237,7 @@ def test_positions_count_in_the_encoding_agreed_on(engine, url, encoding, column
 @pytest.mark.parametrize("before", ["a\fb\n", "a\u2028b\r\n", "a\x85b\r"])
 def test_lines_end_where_the_protocol_says(engine, url, before):
     async def run():
-        async with editing("--url", url) as editor:
+        async with editing(url=url) as editor:
             editor.open(f"{before}Thank\n")
             editor.change(" you", (1, 5))
             await editor.items(1, 9)
@@ -217,7 +248,7 @@ def test_lines_end_where_the_protocol_says(engine, url, before):
 
 def test_changes_are_followed(engine, url):
     async def run():
-        async with editing("--url", url) as editor:
+        async with editing(url=url) as editor:
             editor.open("one\ntwo\nthree\n")
             editor.change("", (0, 0), (1, 0))
             editor.change("and\nmore ", (1, 0), (1, 2))
@@ -229,7 +260,7 @@ def test_changes_are_followed(engine, url):
 
 def test_typing_along_asks_the_server_once(engine, url):
     async def run():
-        async with editing("--url", url) as editor:
+        async with editing(url=url) as editor:
             editor.open("Thank you")
             await editor.items(0, 9)
             for i, letter in enumerate(" for y"):
@@ -244,7 +275,7 @@ def test_typing_along_asks_the_server_once(engine, url):
 
 def test_request_of_a_key_press_is_under_way_before_the_editor_asks(engine, url):
     async def run():
-        async with editing("--url", url) as editor:
+        async with editing(url=url) as editor:
             editor.open("Thank you")
             await editor.items(0, 9)
             editor.change("!", (0, 9))
@@ -257,7 +288,7 @@ def test_request_of_a_key_press_is_under_way_before_the_editor_asks(engine, url)
 @pytest.mark.parametrize("types_on", [False, True])
 def test_cancelled_request_ends_unless_the_user_types_on(app, engine, url, stepwise, types_on):
     async def run():
-        async with editing("--url", url) as editor:
+        async with editing(url=url) as editor:
             editor.open("Thank you")
             request = editor.ask(0, 9, request_id="one")
             await until(lambda: engine.seen)
@@ -291,7 +322,7 @@ def test_items_can_be_inserted_at_the_cursor(engine, url, text, at, drafts, show
     engine.texts, engine.max_distinct_drafts = drafts, len(drafts)
 
     async def run():
-        async with editing("--url", url, options={"numDrafts": 4}) as editor:
+        async with editing(url=url, options={"numDrafts": 4}) as editor:
             editor.open(text)
             assert await editor.texts(*at) == shown
 
@@ -300,7 +331,7 @@ def test_items_can_be_inserted_at_the_cursor(engine, url, text, at, drafts, show
 
 def test_server_that_is_down_is_told_once(unused_url):
     async def run():
-        async with editing("--url", unused_url) as editor:
+        async with editing(url=unused_url) as editor:
             editor.open("Thank you")
             assert await editor.items(0, 9) == []
             editor.change(" v", (0, 9))
@@ -314,7 +345,7 @@ def test_server_that_is_down_is_told_once(unused_url):
 
 def test_server_may_be_started_later(app, engine, unused_url):
     async def run():
-        async with editing("--url", unused_url) as editor:
+        async with editing(url=unused_url) as editor:
             editor.open("Thank you")
             assert await editor.items(0, 9) == []
             with serving(app, int(unused_url.rpartition(":")[2])):
@@ -329,11 +360,11 @@ def test_wrong_key_is_told(engine):
     app = create_app(Settings(api_keys=f"me={RIGHT_KEY}"), engine, model_name="tiny")
 
     async def run(url):
-        async with editing("--url", url, options={"apiKey": WRONG_KEY}) as editor:
+        async with editing(url=url, options={"apiKey": WRONG_KEY}) as editor:
             (message,) = editor.shown
             assert "key" in message
             assert WRONG_KEY not in message
-        async with editing("--url", url, options={"apiKey": RIGHT_KEY}) as editor:
+        async with editing(url=url, options={"apiKey": RIGHT_KEY}) as editor:
             assert editor.logged == ["Drafts come from tiny."]
 
     with serving(app) as url:
@@ -345,7 +376,7 @@ def test_the_users_key_goes_only_to_the_server_that_the_user_names(engine, monke
     app = create_app(Settings(api_keys=f"me={RIGHT_KEY}"), engine, model_name="tiny")
 
     async def run(url):
-        async with editing("--url", unused_url, "--api-key", RIGHT_KEY, options={"url": url}, awaits=2) as editor:
+        async with editing(url=unused_url, api_key=RIGHT_KEY, options={"url": url}, awaits=2) as editor:
             (message,) = editor.shown
             assert "requires an API key" in message  # none came
             assert "is not sent to the URL in the editor's options" in editor.logged[0]
@@ -373,7 +404,7 @@ def test_options_of_the_editor(engine, url, unused_url):
     }
 
     async def run():
-        async with editing("--url", unused_url, options=options) as editor:
+        async with editing(url=unused_url, options=options) as editor:
             editor.open("0123456789", "python", "file:///a.py")
             editor.open("0123456789", "markdown", "file:///a.md")
             assert await editor.items(0, 10, uri="file:///a.py") == []
@@ -389,7 +420,7 @@ def test_wrong_options_are_told_and_the_others_hold(engine, url):
     options = {"numDraft": 2, "maxTokens": "5", "requestsPerKey": 0, "apiKey": 7, "numDrafts": 1}
 
     async def run():
-        async with editing("--url", url, options=options, awaits=5) as editor:
+        async with editing(url=url, options=options, awaits=5) as editor:
             assert editor.shown == [
                 "Superdraft: initializationOptions has no numDraft; there are url, apiKey, model, numDrafts, "
                 "maxTokens, singleLine, report, requestsPerKey, maxDelayMs, maxPrefixChars, maxSuffixChars, languages.",
@@ -407,7 +438,7 @@ def test_engine_in_this_process(tmp_path):
     folder = tiny_model_folder(tmp_path, "llama")
 
     async def run():
-        async with editing("--model", str(folder), awaits=2) as editor:
+        async with editing(process, model=str(folder), awaits=2) as editor:
             assert editor.logged == ["Loading the model ...", "Drafts come from llama."]
             editor.open("Thank you")
             assert await editor.items(0, 9)
@@ -415,9 +446,11 @@ def test_engine_in_this_process(tmp_path):
     asyncio.run(run())
 
 
-def test_model_that_cannot_be_loaded_is_told(tmp_path):
+def test_model_that_cannot_be_loaded_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_config, "configure_logging", lambda *_: None)  # of this process
+
     async def run():
-        async with editing("--model", str(tmp_path / "none"), awaits=2) as editor:
+        async with editing(model=str(tmp_path / "none"), awaits=2) as editor:
             (message,) = editor.shown
             assert str(tmp_path / "none") in message
             editor.open("Thank you")
@@ -428,7 +461,7 @@ def test_model_that_cannot_be_loaded_is_told(tmp_path):
 
 def test_closed_document_has_no_session(engine, url):
     async def run():
-        async with editing("--url", url) as editor:
+        async with editing(url=url) as editor:
             editor.open("Thank you")
             await editor.items(0, 9)
             document = types.TextDocumentIdentifier(URI)
@@ -440,20 +473,17 @@ def test_closed_document_has_no_session(engine, url):
     asyncio.run(run())
 
 
-def test_texts_are_in_no_log(engine, url, tmp_path):
+def test_texts_are_in_no_log(url):
     """Not even with a fault in the middle of a document."""
 
     async def run():
-        log = Path(tmp_path / "stderr")
-        async with editing("--url", url) as editor:
+        async with editing(process, url=url) as editor:
             editor.open("A secret text")
-            engine.fail = {}
             await editor.items(0, 13)
             editor.client.protocol.notify("textDocument/didChange", {"secret": "A secret text"})
             await editor.items(0, 13)
             assert not any("secret" in line for line in [*editor.logged, *editor.shown])
             stderr = editor.client._server.stderr
-        log.write_bytes(await stderr.read())
-        assert "secret" not in log.read_text()
+        assert b"secret" not in await stderr.read()
 
     asyncio.run(run())

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from support.serving import MAIN
 from support.waiting import PATIENCE_S
 
 
@@ -34,10 +35,9 @@ class Screen:
 
 def test_typing_taking_and_leaving(url):
     ours, theirs = pty.openpty()
-    command = "from superdraft.server.cli.main import main; main()"
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "20"}
     process = subprocess.Popen(
-        [sys.executable, "-c", command, "try", "--url", url, "-n", "3"], stdin=theirs, stdout=theirs, env=environment
+        [sys.executable, "-c", MAIN, "try", "--url", url, "-n", "3"], stdin=theirs, stdout=theirs, env=environment
     )
     os.close(theirs)
     try:

@@ -14,7 +14,7 @@ import threading
 import httpx
 import pytest
 from support.models import tiny_model_folder
-from support.serving import metrics_of
+from support.serving import MAIN, metrics_of
 from support.waiting import PATIENCE_S, eventually
 
 from superdraft.benchmarks.over_http.replicas import last_event, replica_pids
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
 )
 
-_SERVE = "from superdraft.server.cli.main import main; main()"
 _URL = re.compile(r"on (http://[^\s,]+), docs at")
 LONG_START = "a text that is long enough to be told from others by its first words"
 NUM_CLIENTS = 6
@@ -38,7 +37,7 @@ def server(tmp_path_factory):
     command = [
         sys.executable,
         "-c",
-        _SERVE,
+        MAIN,
         "serve",
         "--ray-replicas",
         "2",

@@ -13,10 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 from support.models import tiny_model_folder
-from support.serving import metrics_of
+from support.serving import MAIN, metrics_of
 from support.waiting import PATIENCE_S, eventually
 
-_SERVE = "from superdraft.server.cli.main import main; main()"
 # The engine's steps fail as soon as a file is there, and no request can be dropped.
 _SERVE_WITH_BROKEN_ENGINE = """
 import os
@@ -40,7 +39,7 @@ def model(tmp_path_factory):
 class Server:
     """`superdraft serve` in a process of its own."""
 
-    def __init__(self, model, log, port=0, code=_SERVE, **options):
+    def __init__(self, model, log, port=0, code=MAIN, **options):
         flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         command = [sys.executable, "-c", code, "serve", "--model", str(model), "--ngram-model", "none"]
         for limit in ("--target-latency-ms", "--queue-timeout-ms"):  # refuses nobody for being slow
@@ -160,8 +159,8 @@ def test_sigterm_under_load(serve):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_while_the_model_loads_ends_it_without_a_traceback(model, tmp_path, signum, code):
-    slow = "from superdraft.server import loading; import time; loading.load_service = lambda _: time.sleep(999); "
-    server = Server(model, tmp_path / "serve.log", code=slow + _SERVE)
+    slow = "from superdraft.server import serving; import time; serving.load_app = lambda _: time.sleep(999); "
+    server = Server(model, tmp_path / "serve.log", code=slow + MAIN)
     log = tmp_path / "serve.log"
     try:
         assert eventually(lambda: log.read_text() == f"Loading {model} ...\n")  # at once
@@ -234,7 +233,7 @@ def test_sigkill_and_restart_on_the_same_port(serve):
 
 def test_a_dead_engine_ends_the_process_with_a_code(serve, tmp_path):
     trigger = tmp_path / "broken"
-    server = serve(code=_SERVE_WITH_BROKEN_ENGINE.format(trigger=str(trigger)) + _SERVE)
+    server = serve(code=_SERVE_WITH_BROKEN_ENGINE.format(trigger=str(trigger)) + MAIN)
     clients = Clients(server.url, max_tokens=500, once=True)
     assert eventually(lambda: server.num_in_engine() == NUM_CLIENTS)
     trigger.touch()
