@@ -70,13 +70,9 @@ PROMPTS = [
     "import numpy as np\n\n\ndef mean(values):",
     "She opened the door and",
 ]
-SUBJECTS = ["weather", "project", "city of Paris", "new law", "server"]
-PROMPTS += [f"{opening} {subject}" for subject in SUBJECTS for opening in ("I think the", "What about the")]
-PROMPTS += [f"{number}. The {subject} is" for number, subject in enumerate(SUBJECTS * 6)]
 
 
 def test_default_model(default_model):
-    assert len(PROMPTS) == 50
     loaded = load_model(str(default_model), dtype="float32")
     engine = build_engine(loaded, EngineConfig(max_model_len=128, num_slots=1))
     for prompt in PROMPTS:

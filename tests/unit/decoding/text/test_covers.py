@@ -82,7 +82,7 @@ def oracle_next_bytes(text: str, tokenizer: Tokenizer) -> dict[int | None, float
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(text=TEXT)
 @example(text=" wor")
 @example(text="wor  ")
