@@ -1,5 +1,6 @@
 """Data classes for the server's responses. Fields unknown to this version are ignored."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self, TypeVar, get_args, get_origin
@@ -16,13 +17,8 @@ class Value:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON: objects become dictionaries, tuples become lists."""
-        return {name: _plain(value) for name, value in asdict(self).items()}  # type: ignore[call-overload]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
+        return plain
 
 
 @dataclass(frozen=True, slots=True)

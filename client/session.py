@@ -66,12 +66,9 @@ Action = Send | Cancel | Report
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    request_id: int
+    sent: Send
     text: str
-    after: str
-    prompt: str
     sent_s: float
-    is_invoked: bool
 
 
 class TypingSession:
@@ -167,12 +164,12 @@ class TypingSession:
         self._is_hidden = self._is_closed
         actions = self._refresh(now_s)
         request = self._in_flight
-        is_asked = request is not None and request.is_invoked and request.text == self.text
+        is_asked = request is not None and request.sent.is_invoked and request.text == self.text
         if self._display.suggestions or is_asked or self.text == "" or self._is_closed:
             return actions
         if request is not None:
             self._in_flight = None
-            actions.append(Cancel(request.request_id))
+            actions.append(Cancel(request.sent.request_id))
         return [*actions, *self._send(now_s, is_invoked=True)]
 
     def accept(self) -> list[Action]:
@@ -216,11 +213,11 @@ class TypingSession:
         """Process the server's answer to a `Send`. Answers to cancelled requests are ignored."""
         now_s = self._clock()
         request = self._in_flight
-        if request is None or request.request_id != request_id:
+        if request is None or request.sent.request_id != request_id:
             return []
         self._in_flight, self.error, self._num_failures = None, None, 0
         self._pace.answered(now_s - request.sent_s)
-        self._cache.put(request.text, answer, request.after)
+        self._cache.put(request.text, answer, request.sent.suffix)
         return self._refresh(now_s)
 
     def failed(self, request_id: int, error: ClientError) -> list[Action]:
@@ -231,11 +228,11 @@ class TypingSession:
         """
         now_s = self._clock()
         request = self._in_flight
-        if request is None or request.request_id != request_id:
+        if request is None or request.sent.request_id != request_id:
             return []
         self._in_flight = None
-        if isinstance(error, StatusError) and error.code == "context_length_exceeded" and len(request.prompt) > 1:
-            self._options = replace(self._options, max_prompt_chars=len(request.prompt) // 2)
+        if isinstance(error, StatusError) and error.code == "context_length_exceeded" and len(request.sent.prompt) > 1:
+            self._options = replace(self._options, max_prompt_chars=len(request.sent.prompt) // 2)
             return self._refresh(now_s, at_once=True)
         self.error = error
         hold_s = min(_FIRST_HOLD_S * 2.0**self._num_failures, _MAX_HOLD_S)
@@ -281,10 +278,10 @@ class TypingSession:
         actions: list[Action] = []
         needs_answer = found is None and text != "" and text != self._refused_text
         request = self._in_flight
-        is_along = request is not None and text.startswith(request.text) and request.after == self._after
+        is_along = request is not None and text.startswith(request.text) and request.sent.suffix == self._after
         if request is not None and not (needs_answer and is_along):
             self._in_flight = None
-            actions.append(Cancel(request.request_id))
+            actions.append(Cancel(request.sent.request_id))
         self._send_at_s = None
         if needs_answer:
             wanted_s = now_s if at_once else self._changed_s + self._pace.delay_s
@@ -310,12 +307,12 @@ class TypingSession:
             if due_s <= now_s < late_s:
                 self._send_at_s = late_s
                 return []
-            actions.append(Cancel(older.request_id))
+            actions.append(Cancel(older.sent.request_id))
         self._num_requests += 1
-        prompt = self._prompt()
-        self._in_flight = _InFlight(self._num_requests, self.text, self._after, prompt, now_s, is_invoked)
+        send = Send(self._num_requests, self._prompt(), self._after, is_invoked)
+        self._in_flight = _InFlight(send, self.text, now_s)
         self._send_at_s = None
-        return [*actions, Send(self._num_requests, prompt, self._after, is_invoked)]
+        return [*actions, send]
 
     def _prompt(self) -> str:
         step = max(1, self._options.max_prompt_chars // 4)

@@ -200,21 +200,16 @@ def _fits_header(value: object) -> bool:
 
 
 def _json_bytes(body: Mapping[str, Any]) -> bytes:
-    try:
-        return _json_of(body)
-    except (TypeError, ValueError, RecursionError):
-        for name, value in body.items():
-            try:
-                _json_of(value)
-            except UnicodeEncodeError:
-                raise ValueError(f"{name} contains half a surrogate pair, which is not valid Unicode.") from None
-            except (TypeError, ValueError, RecursionError) as error:
-                raise ValueError(f"{name} cannot be sent as JSON: {error}.") from None
-        raise
-
-
-def _json_of(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    fields = []
+    for name, value in body.items():
+        try:
+            field = json.dumps({name: value}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            fields.append(field[1:-1].encode())
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} contains half a surrogate pair, which is not valid Unicode.") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{name} cannot be sent as JSON: {error}.") from None
+    return b"{" + b",".join(fields) + b"}"
 
 
 def checked_timeout(timeout: float) -> float:
