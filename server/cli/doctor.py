@@ -2,11 +2,9 @@
 
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +12,7 @@ from rich.console import Console
 
 from superdraft.decoding.errors import SuperdraftError
 from superdraft.decoding.memory import free_bytes, shown
-from superdraft.ngram_models.errors import NgramModelError
+from superdraft.ngram_models.errors import BrokenNgramModelError, NgramModelError
 from superdraft.server.cli.settings_options import takes_settings
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from superdraft.decoding.text.tokenizer import Tokenizer
 
 MIN_PYTHON = (3, 11)
-MIN_KENLM_ORDER = 6
 _ANSWER_TIMEOUT_S = 2.0
 
 
@@ -139,36 +136,45 @@ def check_llama_cpp(_: Settings) -> Finding:
 def check_memory(settings: Settings) -> Finding:
     """Check that there is free memory for the model that the settings name, and its KV cache."""
     from superdraft.decoding.loading.loader import model_size
-    from superdraft.server.cli.machine import model_finding
+    from superdraft.decoding.loading.model_size import BASE_BYTES, cache_bytes, needed_bytes
+    from superdraft.decoding.model.llamacpp.runner import MAX_DEFAULT_SLOTS, logits_bytes
+    from superdraft.decoding.runner_choice import gguf_for_llama_cpp
+    from superdraft.server.cli.models import torch_dtype
+    from superdraft.server.loading import model_options
 
-    size = model_size(settings.model, settings.home)
+    free_now, size = free_bytes(), model_size(settings.model, settings.home)
+    free = "an unknown amount is free" if free_now is None else f"{shown(free_now)} are free"
     if size is None:
-        free = free_bytes()
-        amount = "an unknown amount" if free is None else shown(free)
-        return Finding(True, f"{amount} free; the size of {settings.model} is not known before it is fetched")
-    gguf = _gguf(settings)
-    return Finding(*model_finding(settings, size, None if gguf is None else gguf.stat().st_size))
+        return Finding(True, f"{free}; the size of {settings.model} is not known before it is fetched")
+    config, gguf = settings.engine_config(), gguf_for_llama_cpp(model_options(settings))
+    if gguf is not None and gguf.is_file():
+        cache = cache_bytes(size, "float16", config, max_slots=MAX_DEFAULT_SLOTS)
+        needed, how = BASE_BYTES + gguf.stat().st_size + cache + logits_bytes(size.vocab_size), "with llama.cpp"
+    else:  # torch would run the model, or it must be fetched first
+        dtype = torch_dtype(settings)
+        needed, how = needed_bytes(size, dtype, config, is_gguf=settings.model.endswith(".gguf")), f"as {dtype}"
+    told = f"{free}, {settings.model} needs up to {shown(needed)} {how} (estimate, with a full KV cache)"
+    if free_now is None or needed <= free_now:
+        return Finding(True, told)
+    return Finding(False, f"{told}; close other programs, lower --kv-memory, or take a smaller model")
 
 
 def check_kenlm(_: Settings) -> Finding:
-    """Check KenLM's maximum order, which is fixed when it is compiled, by loading a model of that order."""
-    import kenlm
+    """Check KenLM's maximum order, which is fixed when it is compiled, by loading the shipped model."""
+    from superdraft.decoding.loading.store import DEFAULT_MODEL
+    from superdraft.ngram_models.store.manifest import Manifest
+    from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 
-    sections = [f"\\{order}-grams:\n-1.0\t{' '.join(['<s>'] * order)}\n" for order in range(1, MIN_KENLM_ORDER + 1)]
-    sections[0] = "\\1-grams:\n-1.0\t<unk>\n-1.0\t<s>\t0\n-1.0\t</s>\n"
-    counts = "".join(f"ngram {order}={3 if order == 1 else 1}\n" for order in range(1, MIN_KENLM_ORDER + 1))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "order.arpa"
-        path.write_text("\\data\\\n" + counts + "\n" + "\n".join(sections) + "\n\\end\\\n")
-        config = kenlm.Config()
-        config.show_progress = False
-        config.arpa_complain = kenlm.ARPALoadComplain.NONE
-        try:
-            order = kenlm.Model(str(path), config).order
-        except (OSError, RuntimeError):
-            remedy = "reinstall it with MAX_ORDER=6 pip install --force-reinstall --no-binary kenlm kenlm"
-            return Finding(False, f"it was compiled for orders below {MIN_KENLM_ORDER}; {remedy}")
-    return Finding(True, f"loads models of order {order}")
+    folder = find_ngram_model(DEFAULT_MODEL)
+    manifest = Manifest.read(folder)
+    try:
+        open_scorer(folder, manifest)
+    except BrokenNgramModelError as error:
+        remedy = (
+            "If KenLM was compiled for lower orders: MAX_ORDER=6 pip install --force-reinstall --no-binary kenlm kenlm"
+        )
+        return Finding(False, f"{error} {remedy}")
+    return Finding(True, f"loads models of order {manifest.order}")
 
 
 def check_model(settings: Settings) -> Finding:
@@ -253,15 +259,6 @@ def _running_server(settings: Settings) -> Finding | None:
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None
     return Finding(status == "ready", f"Superdraft runs at {url} with {model}; it is {status}")
-
-
-def _gguf(settings: Settings) -> Path | None:
-    """The file that llama.cpp would run; None: torch would run the model, or the model must be fetched first."""
-    from superdraft.decoding.runner_choice import gguf_for_llama_cpp
-    from superdraft.server.loading import model_options
-
-    found = gguf_for_llama_cpp(model_options(settings))
-    return found if found is not None and found.is_file() else None
 
 
 def _tokenizer(settings: Settings) -> "Tokenizer | None":

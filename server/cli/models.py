@@ -15,6 +15,7 @@ from superdraft.server.errors import CommandError
 if TYPE_CHECKING:
     from superdraft.decoding.config import EngineConfig
     from superdraft.decoding.loading.source import Source
+    from superdraft.server.settings import Settings
 
 app = typer.Typer(
     help="The language models that have a name: fetched once, then kept in a cache folder.",
@@ -39,7 +40,6 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
     """List good models by task, with the memory and disk space that they need."""
     from superdraft.decoding.loading.catalogue import CATALOGUE
     from superdraft.decoding.loading.source import resolve
-    from superdraft.server.cli.machine import torch_dtype
     from superdraft.server.settings_sources import load_settings
 
     settings = load_settings()
@@ -52,6 +52,16 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
     for task in dict.fromkeys(row["task"] for row in rows):
         console.print(_table(task, [row for row in rows if row["task"] == task]))
     console.print(_NOTES, highlight=False)
+
+
+def torch_dtype(settings: "Settings") -> str:
+    """The weight format that torch would use."""
+    import torch
+
+    from superdraft.decoding.model.weight_formats import choose_weight_format
+
+    device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    return choose_weight_format(settings.dtype, device).name
 
 
 def _table(task: str, rows: list[dict[str, Any]]) -> Table:

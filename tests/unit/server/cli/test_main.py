@@ -25,7 +25,7 @@ from superdraft.decoding.model.native import library
 from superdraft.server import loading
 from superdraft.server.app import create_app
 from superdraft.server.cli import complete as cli_complete
-from superdraft.server.cli import doctor, lab, machine
+from superdraft.server.cli import doctor, lab
 from superdraft.server.cli import main as cli
 from superdraft.server.cli import serve as cli_serve
 from superdraft.server.drafting import DraftingDefaults
@@ -403,7 +403,7 @@ def test_doctor_shows_the_token_that_begins_a_document(monkeypatch, tokenizer, s
 
 
 def test_doctor_counts_the_models_cache_into_the_memory(monkeypatch):
-    monkeypatch.setattr(machine, "free_bytes", lambda: 2_500_000_000)
+    monkeypatch.setattr(doctor, "free_bytes", lambda: 2_500_000_000)
     small, large = Settings(kv_memory="1GiB", dtype="int4"), Settings(kv_memory="2GiB", dtype="int4")
     finding = doctor.check_memory(small)
     assert finding.ok
@@ -429,7 +429,7 @@ def test_doctor_does_not_guess_the_size_of_a_model_it_cannot_see(monkeypatch):
     finding = doctor.check_memory(Settings(model="some/model"))
     assert (finding.ok, finding.detail) == (
         True,
-        "3.0 GB free; the size of some/model is not known before it is fetched",
+        "3.0 GB are free; the size of some/model is not known before it is fetched",
     )
 
 

@@ -8,7 +8,7 @@ from superdraft.decoding.loading import loader, source
 from superdraft.decoding.loading.catalogue import CATALOGUE
 from superdraft.decoding.loading.model_size import needed_bytes
 from superdraft.decoding.loading.store import KNOWN_MODELS
-from superdraft.server.cli import machine, models
+from superdraft.server.cli import models
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings
 
@@ -21,7 +21,7 @@ def elsewhere(monkeypatch, tmp_path):
     has = "Qwen/Qwen2.5-1.5B"
     monkeypatch.setattr(source, "cached_bytes", lambda hub_id: 3_100_000_000 if hub_id == has else None)
     monkeypatch.setattr(source, "cached_folder", lambda hub_id: tmp_path / "cached" if hub_id == has else None)
-    monkeypatch.setattr(machine, "torch_dtype", lambda settings: "int4")
+    monkeypatch.setattr(models, "torch_dtype", lambda settings: "int4")
 
 
 def rows(capsys) -> dict[str, dict]:
