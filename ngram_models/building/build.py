@@ -146,22 +146,6 @@ def build_ngram_model(
     return manifest
 
 
-def estimate_command(tools: Tools, options: BuildOptions, temporary: Path) -> list[str]:
-    """Command line of `lmplz`, which reads its standard input and writes its standard output."""
-    # The fallback applies only to corpora that are too small for estimating Kneser-Ney discounts.
-    command = [str(tools.lmplz), "--order", str(options.order), "--discount_fallback", "--prune", *_prune(options)]
-    return [*command, "--memory", options.memory, "--temp_prefix", f"{temporary}{os.sep}"]
-
-
-def pack_command(tools: Tools, options: BuildOptions, arpa: Path, binary: Path, temporary: Path) -> list[str]:
-    """Command line of `build_binary`, which converts an ARPA file to a trie with compressed pointers."""
-    command = [str(tools.build_binary), "-T", f"{temporary}{os.sep}", "-S", options.memory]
-    command += ["-a", _POINTER_COMPRESSION_BITS]
-    if options.quantize_bits is not None:
-        command += ["-q", str(options.quantize_bits), "-b", str(options.backoff_quantize_bits or options.quantize_bits)]
-    return [*command, "trie", str(arpa), str(binary)]
-
-
 def _prune(options: BuildOptions) -> list[str]:
     return [str(count) for count in options.prune[: options.order]]
 
@@ -200,13 +184,20 @@ def _estimate(shards: list[Shard], work: WorkFolder, tools: Tools, options: Buil
     check_disk_space(work.path, num_tokens, options.order, options.prune)
     partial = arpa.with_suffix(".arpa.partial")
     lines = training_lines(shards, lambda num_tokens: report("estimate", num_tokens))
-    command = estimate_command(tools, options, work.temporary)
+    # The fallback applies only to corpora that are too small for estimating Kneser-Ney discounts.
+    command = [str(tools.lmplz), "--order", str(options.order), "--discount_fallback", "--prune", *_prune(options)]
+    command += ["--memory", options.memory, "--temp_prefix", f"{work.temporary}{os.sep}"]
     run_program(command, stdin=lines, stdout=partial, log=work.temporary / "lmplz.log")
     return rename_durably(partial, arpa)
 
 
 def _pack(arpa: Path, work: WorkFolder, tools: Tools, options: BuildOptions) -> None:
-    command = pack_command(tools, options, arpa, work.new / BINARY_FILE, work.temporary)
+    """Convert the ARPA file to a trie with compressed pointers."""
+    command = [str(tools.build_binary), "-T", f"{work.temporary}{os.sep}", "-S", options.memory]
+    command += ["-a", _POINTER_COMPRESSION_BITS]
+    if options.quantize_bits is not None:
+        command += ["-q", str(options.quantize_bits), "-b", str(options.backoff_quantize_bits or options.quantize_bits)]
+    command += ["trie", str(arpa), str(work.new / BINARY_FILE)]
     run_program(command, stdout=work.temporary / "build_binary.out", log=work.temporary / "build_binary.log")
 
 

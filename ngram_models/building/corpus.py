@@ -81,41 +81,23 @@ def read_documents(
             yield from _read_texts(path, text_field, report)
 
 
-def read_sequences(
-    sources: Iterable[str],
-    *,
-    encode: Encode,
-    end_of_text_id: int | None,
-    row_tokens: int = DEFAULT_ROW_TOKENS,
-    text_field: str = DEFAULT_TEXT_FIELD,
-) -> Iterator[list[int]]:
-    """Yield the documents of all sources as token ids.
+def encode_documents(documents: Iterable[Document], encode: Encode, end_of_text_id: int | None) -> Iterator[list[int]]:
+    """Yield the token ids of every document.
 
     Args:
-        sources: as in `read_documents`.
+        documents: as `read_documents` yields them.
         encode: converts a list of texts to token ids, without adding special tokens.
-        end_of_text_id: appended to every text document; None if the tokenizer has no such id.
-        row_tokens: as in `read_documents`.
-        text_field: as in `read_documents`.
-
-    Raises:
-        CorpusError: a source is missing or cannot be read.
+        end_of_text_id: appended to every text that is whole; None if the tokenizer has no such id.
     """
-    documents = read_documents(sources, row_tokens=row_tokens, text_field=text_field)
-    while batch := list(islice(documents, _BATCH_DOCUMENTS)):
-        yield from encode_documents(batch, encode, end_of_text_id)
-
-
-def encode_documents(documents: Iterable[Document], encode: Encode, end_of_text_id: int | None) -> Iterator[list[int]]:
-    """Yield the token ids of every document. Texts are encoded, and end with `end_of_text_id` if they are whole."""
-    documents = list(documents)
-    encoded = iter(encode([document.characters for document in documents if isinstance(document, Text)]))
     end = [] if end_of_text_id is None else [end_of_text_id]
-    for document in documents:
-        if isinstance(document, Text):
-            yield next(encoded) + (end if document.is_whole else [])
-        else:
-            yield list(document)
+    remaining = iter(documents)
+    while batch := list(islice(remaining, _BATCH_DOCUMENTS)):
+        encoded = iter(encode([document.characters for document in batch if isinstance(document, Text)]))
+        for document in batch:
+            if isinstance(document, Text):
+                yield next(encoded) + (end if document.is_whole else [])
+            else:
+                yield list(document)
 
 
 def corpus_size(sources: Iterable[str]) -> CorpusSize | None:

@@ -98,12 +98,12 @@ class ShardFolder:
         return Shard(rename_durably(partial, self._folder / name), digest, num_tokens, num_documents)
 
     def _encode(self, documents: list[Document]) -> Iterator[list[int]]:
-        def encode(texts: list[str]) -> list[list[int]]:
-            if texts and self._encoder is None:
+        def without_encoder(texts: list[str]) -> list[list[int]]:
+            if texts:
                 raise ValueError("Text documents need an encoder.")
-            return self._encoder(texts) if self._encoder is not None else []
+            return []
 
-        return encode_documents(documents, encode, min(self._end_of_text_ids, default=None))
+        return encode_documents(documents, self._encoder or without_encoder, min(self._end_of_text_ids, default=None))
 
     def _lines(self, token_ids: list[int]) -> Iterator[bytes]:
         words = self._words

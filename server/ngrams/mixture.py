@@ -58,12 +58,3 @@ class MixtureScorer:
         return tuple(
             scorer.advance(part_state, token_id) for scorer, part_state in zip(self._scorers, state, strict=True)
         )
-
-
-def mixed(parts: Sequence[tuple[Scorer, float]]) -> Scorer:
-    """Mixture of these models. A single model is returned unchanged, whatever its weight.
-
-    Raises:
-        ValueError: as `MixtureScorer`.
-    """
-    return parts[0][0] if len(parts) == 1 else MixtureScorer(parts)

@@ -15,7 +15,7 @@ from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.ngram_models.store.registry import ListedModel
 from superdraft.server.edge.error_map import NotFoundError
 from superdraft.server.ngrams.folders import ModelFolders
-from superdraft.server.ngrams.mixture import Scorer, mixed
+from superdraft.server.ngrams.mixture import MixtureScorer, Scorer
 
 MAX_PARTS: Final = 8
 """Most models in a mixture, since each is queried at every step."""
@@ -72,7 +72,8 @@ class NgramModels:
         if len(weights) > MAX_PARTS:
             message = f"ngram_model mixes {MAX_PARTS} models at most, got {len(weights)}; name fewer."
             raise InvalidRequestError(message, param="ngram_model")
-        return mixed([(await self._part(name), weight) for name, weight in weights.items()])
+        parts = [(await self._part(name), weight) for name, weight in weights.items()]
+        return parts[0][0] if len(parts) == 1 else MixtureScorer(parts)
 
     async def tuning(self, choice: NgramChoice) -> Tuning | None:
         """The tuning for a choice that `choose` accepted; of several models, the first one's."""

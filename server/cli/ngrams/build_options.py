@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,10 +16,15 @@ from superdraft.ngram_models.building.corpus import Document
 from superdraft.ngram_models.building.disk_space import check_disk_space
 from superdraft.ngram_models.building.encoder import Encoder
 from superdraft.ngram_models.building.work_folder import refuse_to_replace_other_things
+from superdraft.ngram_models.home import user_models_folder
 from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity
+from superdraft.ngram_models.store.registry import is_model_name
 from superdraft.ngram_models.tools import find_tools
+from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.errors import CommandError
-from superdraft.server.ngrams.options import output_folder, prune_counts
+
+if TYPE_CHECKING:
+    from superdraft.decoding.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +44,18 @@ class Target:
 
     @property
     def folder(self) -> Path:
-        """The new model's folder."""
-        return output_folder(self.output)
+        """The new model's folder: a plain name goes among the user's models, anything else is a path."""
+        own = user_models_folder() / self.output
+        return own if is_model_name(self.output) else Path(self.output).expanduser().resolve()
 
     @property
     def _options(self) -> BuildOptions:
+        try:
+            prune = tuple(int(count) for count in self.prune.split())
+        except ValueError:
+            raise ValueError(f"The pruning must be integers separated by spaces, got {self.prune!r}.") from None
         bits, backoff_bits = self.quantize_bits or None, self.backoff_quantize_bits or None
-        return BuildOptions(self.order, prune_counts(self.prune), bits, backoff_bits, self.memory)
+        return BuildOptions(self.order, prune, bits, backoff_bits, self.memory)
 
     def check(self, num_tokens: int) -> None:
         """Raise the errors that a build from so many tokens would end with, before anything slow begins."""
@@ -103,6 +113,16 @@ def takes_target(command: Callable[..., None]) -> Callable[..., None]:
     ]
     run.__doc__, run.__signature__ = command.__doc__, inspect.Signature([*own, *options])  # type: ignore[attr-defined]
     return run
+
+
+def tokenizer_identity(name: str, tokenizer: "Tokenizer") -> TokenizerIdentity:
+    """The tokenizer's identity in a model's manifest."""
+    return TokenizerIdentity(
+        name=name,
+        fingerprint=tokenizer_fingerprint(tokenizer.vocabulary),
+        vocabulary_size=max(tokenizer.vocabulary.values()) + 1,
+        end_of_text_ids=tuple(sorted(tokenizer.eos_token_ids)),
+    )
 
 
 @contextmanager

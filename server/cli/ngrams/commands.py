@@ -16,7 +16,6 @@ from superdraft.ngram_models.building.corpus import (
     corpus_size,
     encode_documents,
     read_documents,
-    read_sequences,
 )
 from superdraft.ngram_models.building.disk_space import approximate_tokens
 from superdraft.ngram_models.building.encoder import Encoder
@@ -27,9 +26,14 @@ from superdraft.ngram_models.scoring.scorer import KenLMScorer
 from superdraft.ngram_models.store.inspection import top_continuations, verify_model
 from superdraft.ngram_models.store.manifest import Manifest, TokenizerIdentity
 from superdraft.ngram_models.store.registry import find_ngram_model, list_ngram_models, open_scorer
-from superdraft.server.cli.ngrams.build_options import BuildBar, Target, command_errors, takes_target
+from superdraft.server.cli.ngrams.build_options import (
+    BuildBar,
+    Target,
+    command_errors,
+    takes_target,
+    tokenizer_identity,
+)
 from superdraft.server.cli.ngrams.distill import distill
-from superdraft.server.ngrams.options import tokenizer_identity
 
 app = typer.Typer(
     help="Build n-gram models, list, inspect and verify them.", no_args_is_help=True, add_completion=False
@@ -135,9 +139,8 @@ def inspect_model(
         manifest.verify_tokenizer(loaded.identity.fingerprint)
         scorer = open_scorer(folder, manifest)
         for path in text or []:
-            sequences = read_sequences(
-                [path], encode=loaded.encoder, end_of_text_id=loaded.end_of_text_id, text_field=text_field
-            )
+            documents = read_documents([path], text_field=text_field)
+            sequences = encode_documents(documents, loaded.encoder, loaded.end_of_text_id)
             typer.echo("\n" + _perplexity(scorer, sequences, f"tokens of {path}"))
         for words in phrase or []:
             _show_continuations(words, scorer, manifest, loaded, top)

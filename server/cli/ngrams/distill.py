@@ -12,10 +12,15 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from superdraft.ngram_models.building.sampled_corpus import SampledCorpus, open_sampled_corpus
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
-from superdraft.server.cli.ngrams.build_options import BuildBar, Target, command_errors, takes_target
+from superdraft.server.cli.ngrams.build_options import (
+    BuildBar,
+    Target,
+    command_errors,
+    takes_target,
+    tokenizer_identity,
+)
 from superdraft.server.cli.settings_options import setting
 from superdraft.server.errors import CommandError
-from superdraft.server.ngrams.options import tokenizer_identity
 
 if TYPE_CHECKING:
     from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler

@@ -11,8 +11,8 @@ from superdraft.ngram_models.building.corpus import (
     MAX_TEXT_CHARACTERS,
     Text,
     corpus_size,
+    encode_documents,
     read_documents,
-    read_sequences,
 )
 from superdraft.ngram_models.errors import CorpusError
 
@@ -23,7 +23,7 @@ def encode(texts):
 
 
 def read(*sources, **options):
-    return list(read_sequences(map(str, sources), encode=encode, end_of_text_id=0, **options))
+    return list(encode_documents(read_documents(map(str, sources), **options), encode, 0))
 
 
 def texts(*sources):
@@ -49,7 +49,7 @@ def test_blank_lines_separate_documents(tmp_path):
 def test_every_text_document_gets_an_end_of_text_token(tmp_path):
     path = write(tmp_path / "a.txt", "a\n\nb")
     assert read(path) == [[97, 0], [98, 0]]
-    assert list(read_sequences([str(path)], encode=encode, end_of_text_id=None)) == [[97], [98]]
+    assert list(encode_documents(read_documents([str(path)]), encode, None)) == [[97], [98]]
 
 
 def test_more_documents_than_one_batch_stay_in_order(tmp_path):

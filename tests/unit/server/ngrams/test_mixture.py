@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from superdraft.server.ngrams.mixture import MixtureScorer, mixed
+from superdraft.server.ngrams.mixture import MixtureScorer
 
 LOGPROBS = st.one_of(st.just(-math.inf), st.floats(min_value=-2000, max_value=0))
 WEIGHTS = st.floats(min_value=0.001, max_value=1000)
@@ -91,11 +91,3 @@ def test_drafts_with_other_candidates_are_not_mixed_up():
 def test_weights_that_make_no_mixture_are_refused(weights):
     with pytest.raises(ValueError, match="positive"):
         MixtureScorer([(TableScorer([0.0]), weight) for weight in weights])
-
-
-def test_a_single_model_is_not_wrapped_in_a_mixture():
-    first, second = TableScorer([-1.0]), TableScorer([-2.0])
-    assert mixed([(first, 0.2)]) is first
-    assert isinstance(mixed([(first, 0.2), (second, 0.8)]), MixtureScorer)
-    with pytest.raises(ValueError, match="positive"):
-        mixed([])
