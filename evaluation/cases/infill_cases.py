@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from superdraft.evaluation.cases.prompts import Prompt, check_ids, read_rows
+from superdraft.evaluation.cases.prompts import Prompt, checked, read_rows
 from superdraft.server.errors import CommandError
 
 KINDS = ("indent", "mid", "word")
@@ -26,35 +26,23 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 _LONG_NAME = re.compile(r"[^\W\d]\w{3,}")
 
 
-def case_of(name: str, kind: str, prefix: str, reference: str, suffix: str) -> Prompt:
-    """A gap in a text.
-
-    Args:
-        name: unique within a run.
-        kind: place of the cursor: one of `KINDS`, or the value in a file of cases.
-        prefix: the text before the cursor.
-        reference: the rest of the cursor's line.
-        suffix: the text after that, including the line break.
-    """
-    return Prompt(name, kind, prefix, reference, is_mid_word=True, suffix=suffix)
-
-
 def read_cases(path: Path, limit: int | None = None) -> list[Prompt]:
     """Cases of a file of JSON lines with `prefix`, `suffix` and `reference`, and optionally `id` and `kind`.
 
+    The reference is the rest of the cursor's line, the suffix all after it, including the line break.
+
     Raises:
-        CommandError: the file cannot be read, a line lacks a field, or two cases have the same id.
+        CommandError: the file cannot be read or is empty, a line lacks a field, or two cases have the same id.
     """
 
     def parse(path: Path, number: int, row: dict[str, Any]) -> Prompt:
-        texts = [row[name] for name in ("prefix", "reference", "suffix")]
-        if not all(isinstance(text, str) for text in texts) or not texts[1].strip():
+        prefix, reference, suffix = texts = [row[name] for name in ("prefix", "reference", "suffix")]
+        if not all(isinstance(text, str) for text in texts) or not reference.strip():
             raise ValueError("reference")
-        return case_of(str(row.get("id", f"{path.stem}-{number}")), str(row.get("kind", path.stem)), *texts)
+        name, kind = str(row.get("id", f"{path.stem}-{number}")), str(row.get("kind", path.stem))
+        return Prompt(name, kind, prefix, reference, is_mid_word=True, suffix=suffix)
 
-    cases = read_rows([path], parse, limit)
-    check_ids([case.id for case in cases])
-    return cases
+    return checked(read_rows([path], parse, limit), "cases")
 
 
 def with_window(case: Prompt, num_before: int, num_after: int) -> Prompt:
@@ -101,8 +89,6 @@ def chosen_cases(
     else:
         assert file is not None
         cases = read_cases(file, limit)
-        if not cases:
-            raise CommandError(f"{file} holds no cases.")
     return cases if window is None else [with_window(case, *window) for case in cases]
 
 
@@ -175,7 +161,7 @@ def _cases_of_file(name: str, text: str, kind: str, chance: random.Random) -> li
             continue
         line, before, after = lines[number], "\n".join(lines[:number]), "\n".join(lines[number + 1 :])
         label, prefix, reference = f"{kind}:{name}:{number + 1}", f"{before}\n{line[:column]}", line[column:].rstrip()
-        cases.append(case_of(label, kind, prefix, reference, f"\n{after}"))
+        cases.append(Prompt(label, kind, prefix, reference, is_mid_word=True, suffix=f"\n{after}"))
         if len(cases) == LINES_PER_FILE:
             break
     return cases

@@ -1,6 +1,7 @@
 """Prompts and questions from files of JSON lines."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
@@ -53,6 +54,9 @@ class Question:
         return f"Question: {self.text}\nAnswer:"
 
 
+Row = TypeVar("Row", Prompt, Question)
+
+
 def read_prompts(paths: Sequence[Path], limit: int | None = None) -> list[Prompt]:
     """Prompts of files with the fields `prompt` and `reference`, and optionally `id`, `domain` and `typed` (mid-word).
 
@@ -73,11 +77,7 @@ def read_prompts(paths: Sequence[Path], limit: int | None = None) -> list[Prompt
             is_mid_word="typed" in row,
         )
 
-    prompts = read_rows(paths, parse, limit)
-    if not prompts:
-        raise CommandError("The files hold no prompts.")
-    check_ids([prompt.id for prompt in prompts])
-    return prompts
+    return checked(read_rows(paths, parse, limit), "prompts")
 
 
 def read_questions(paths: Sequence[Path], limit: int | None = None) -> list[Question]:
@@ -87,11 +87,7 @@ def read_questions(paths: Sequence[Path], limit: int | None = None) -> list[Ques
         answers = tuple(str(answer) for answer in row["answers"])
         return Question(str(row.get("id", f"{path.stem}-{number}")), _text(row, "question"), answers)
 
-    questions = read_rows(paths, parse, limit)
-    if not questions:
-        raise CommandError("The files hold no questions.")
-    check_ids([question.id for question in questions])
-    return questions
+    return checked(read_rows(paths, parse, limit), "questions")
 
 
 def read_rows(paths: Sequence[Path], parse: Callable[[Path, int, dict[str, Any]], T], limit: int | None) -> list[T]:
@@ -127,14 +123,15 @@ def _text(row: dict[str, Any], name: str) -> str:
     return text
 
 
-def check_ids(ids: Sequence[str]) -> None:
-    """Check that no two lines have the same id.
+def checked(rows: list[Row], what: str) -> list[Row]:
+    """The same rows, which are called `what` in errors.
 
     Raises:
-        CommandError: two lines do.
+        CommandError: there are none, or two have the same id.
     """
-    seen: set[str] = set()
-    for name in ids:
-        if name in seen:
-            raise CommandError(f"Two lines have the id {name!r}. Give each its own id, or name each file once.")
-        seen.add(name)
+    if not rows:
+        raise CommandError(f"The files hold no {what}.")
+    name, count = Counter(row.id for row in rows).most_common(1)[0]
+    if count > 1:
+        raise CommandError(f"Two lines have the id {name!r}. Give each its own id, or name each file once.")
+    return rows

@@ -4,9 +4,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from superdraft.evaluation.decoders.decoders import DecodedDraft
 from superdraft.evaluation.measures.typing_simulation import TypingCount
@@ -38,6 +41,9 @@ class PromptRecord:
     def texts(self) -> list[str]:
         """The drafts' texts, best first."""
         return [draft.text for draft in self.drafts]
+
+
+_RECORD = TypeAdapter(PromptRecord)
 
 
 class RecordFile:
@@ -83,13 +89,5 @@ def _read(path: Path) -> Iterable[PromptRecord]:
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-        try:
-            row = json.loads(line)
-        except ValueError:  # an empty or incomplete line
-            continue
-        for draft in row["drafts"]:
-            exact = draft["exact_logprobs"]
-            draft["exact_logprobs"] = None if exact is None else tuple(exact)
-        row["drafts"] = tuple(DecodedDraft(**draft) for draft in row["drafts"])
-        row["counts"] = {name: TypingCount(**count) for name, count in row["counts"].items()}
-        yield PromptRecord(**row)
+        with suppress(ValidationError):  # an empty or incomplete line
+            yield _RECORD.validate_json(line)

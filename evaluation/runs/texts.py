@@ -20,6 +20,7 @@ from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded
 from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.options import decoder_specs, progress_of
+from superdraft.evaluation.reports.tables import markdown_table
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
@@ -148,17 +149,14 @@ def tables_of(texts: Sequence[EverydayText], columns: Sequence[Column]) -> list[
     lines: list[str] = []
     for kind in dict.fromkeys(one.kind for one in texts):
         lines += ["", f"## {kind.capitalize()}", ""] if lines else [f"## {kind.capitalize()}", ""]
-        lines.append(_row("", "text", *(column.name.replace("|", r"\|") for column in columns)))
-        lines.append("|" + "---|" * (2 + len(columns)))
+        head = ("", "text", *(column.name.replace("|", r"\|") for column in columns))
+        rows = []
         for index, one in enumerate(texts):
             if one.kind == kind:
                 cells = (drafts_cell(column.decoded[index], column.has_probabilities) for column in columns)
-                lines.append(_row(str(index + 1), code(end_of(visible(one.text))), *cells))
+                rows.append((str(index + 1), code(end_of(visible(one.text))), *cells))
+        lines += markdown_table(head, rows).splitlines()
     return lines
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def drafts_cell(decoded: Decoded, has_probabilities: bool) -> str:

@@ -6,7 +6,6 @@ import pytest
 
 from superdraft.evaluation.cases.infill_cases import (
     KINDS,
-    case_of,
     cases_from_source,
     chosen_cases,
     parse_window,
@@ -14,6 +13,7 @@ from superdraft.evaluation.cases.infill_cases import (
     with_window,
     write_cases,
 )
+from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.decoders.decoders import DecodedDraft
 from superdraft.evaluation.measures.infill_metrics import (
     is_exact_line,
@@ -100,7 +100,7 @@ def test_cases_are_read_as_they_were_written(folder, tmp_path):
     assert read_cases(tmp_path / "cases.jsonl") == cases
     bare = tmp_path / "bare.jsonl"
     bare.write_text(json.dumps({"prefix": "a = ", "suffix": "", "reference": "1"}))
-    assert read_cases(bare) == [case_of("bare-1", "bare", "a = ", "1", "")]
+    assert read_cases(bare) == [Prompt("bare-1", "bare", "a = ", "1", is_mid_word=True)]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_figures_of_the_first_draft_and_of_any():
     def record(*texts, rows=None):
         return PromptRecord("p", "", tuple(DecodedDraft(text, 0.0) for text in texts), rows, 0.5)
 
-    cases = [case_of(name, "indent", "", "return 1", "") for name in "ab"]
+    cases = [Prompt(name, "indent", "", "return 1") for name in "ab"]
     found = infill_figures([record("raise", "return 1", rows=9), record("return 2", rows=3)], cases, 3)
     values = {name: ratios.sum(axis=0)[0] / ratios.sum(axis=0)[1] for name, ratios in found.items()}
     assert (values["exact_line/first"], values["exact_line/any"]) == (0, 0.5)
@@ -176,7 +176,7 @@ def test_figures_of_the_first_draft_and_of_any():
 
 
 def test_a_window_keeps_lines_on_both_sides():
-    case = case_of("a", "mid", "one\ntwo\n    thr", "ee", "\nfour\n\nfive\n")
+    case = Prompt("a", "mid", "one\ntwo\n    thr", "ee", suffix="\nfour\n\nfive\n")
     whole = with_window(case, 9, 9)
     assert whole == case
     narrow = with_window(case, 1, 2)
