@@ -9,8 +9,8 @@ from torch import nn
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel
-from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.memory import free_bytes, shown
 from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear

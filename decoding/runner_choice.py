@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from superdraft.decoding.errors import ModelLoadError, NotEnoughMemoryError
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_gguf, load_model
 from superdraft.decoding.loading.source import resolve
-from superdraft.decoding.loading.store import DEFAULT_MODEL
 from superdraft.decoding.model.llamacpp.library import library
 from superdraft.decoding.model.native.library import has_kernels
 

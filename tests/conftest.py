@@ -24,7 +24,8 @@ httpx._transports.default.create_ssl_context = functools.cache(httpx._config.cre
 @pytest.fixture(scope="session")
 def default_gguf() -> Path:
     """The GGUF file of the real default model, fetched on the first run and then taken from the user's cache."""
-    from superdraft.decoding.loading.store import DEFAULT_MODEL, ModelStore
+    from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
+    from superdraft.decoding.loading.store import ModelStore
 
     return ModelStore().ensure(DEFAULT_MODEL)
 

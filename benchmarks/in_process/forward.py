@@ -11,7 +11,7 @@ import typer
 from superdraft.benchmarks.options import AsJson
 from superdraft.benchmarks.summary import report, tracked
 from superdraft.decoding import Engine, EngineConfig, load_engine
-from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.decoding.model.native.structs import PHASES
 from superdraft.decoding.model.threads import candidates, num_cores
 from superdraft.decoding.model.torch_runner import TorchRunner

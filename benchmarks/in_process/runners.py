@@ -23,7 +23,8 @@ from superdraft.benchmarks.options import AsJson
 from superdraft.benchmarks.summary import report, spread, tracked
 from superdraft.decoding import EngineConfig
 from superdraft.decoding.build import open_engine
-from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS, ModelStore
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL, KNOWN_MODELS
+from superdraft.decoding.loading.store import ModelStore
 from superdraft.decoding.model.segments import Segment
 from superdraft.evaluation.options import Model
 from superdraft.server.errors import CommandError

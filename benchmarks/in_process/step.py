@@ -12,7 +12,7 @@ import typer
 from superdraft.benchmarks.options import AsJson, NumDraftsEach
 from superdraft.benchmarks.summary import ratio, report
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.decoding.ngram import NgramScorer
 from superdraft.decoding.params import GenerationParams
 from superdraft.evaluation.options import Model

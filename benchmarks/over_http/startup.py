@@ -18,7 +18,7 @@ from superdraft.benchmarks.options import AsJson, ServerDtype, ServerKvMemory
 from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, serve_options, starting_server
 from superdraft.benchmarks.summary import report, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
-from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.evaluation.options import Model
 from superdraft.server.errors import CommandError
 

@@ -1,29 +1,82 @@
-"""Catalogue of good open models by task: those that `superdraft models list` shows.
+"""Catalogue of good open models by task: those that `superdraft models list` shows, as `catalogue.toml` lists them."""
 
-The sizes are facts of the models' configs. A test builds each model from its config, without weights, and compares.
-"""
-
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
-
-from superdraft.decoding.loading.model_size import ModelSize
-from superdraft.decoding.loading.store import CODE_MODEL, DEFAULT_MODEL, KNOWN_MODELS
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 Task = Literal["prose", "code"]
 
 
 @dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model that is pinned.
+
+    Attributes:
+        source: the Python package that contains it, with pinned version; with `on_hub`, its id on the hub.
+        member: the GGUF file's path in the package or hub repository.
+        sha256: of the GGUF file, hex.
+        num_bytes: of the GGUF file.
+        on_hub: it is fetched from the hub.
+    """
+
+    source: str
+    member: str
+    sha256: str
+    num_bytes: int
+    on_hub: bool = False
+
+    @property
+    def gguf_name(self) -> str:
+        """File name of the GGUF file."""
+        return self.member.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """How many weights a model has, by how a weight format holds them.
+
+    Attributes:
+        layers: of all linear layers but the output head.
+        embedding: of the token embeddings.
+        own_head: of the output head; 0: it is the token embeddings' matrix.
+        others: of norms, biases and what else there is.
+        kv_numbers: numbers that the keys and values of one position consist of, all layers together.
+        vocab_size: rows of the output head.
+        is_fused: `FusedDecoder` runs it; all its dense layers stay until the last one is converted.
+    """
+
+    layers: int
+    embedding: int
+    own_head: int = 0
+    others: int
+    kv_numbers: int
+    vocab_size: int
+    is_fused: bool = True
+
+    @property
+    def head(self) -> int:
+        """Weights of the output head."""
+        return self.own_head or self.embedding
+
+    @property
+    def num_weights(self) -> int:
+        """All weights, those of a shared matrix once."""
+        return self.layers + self.embedding + self.own_head + self.others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListedModel:
     """A model that can be served by name.
 
     Attributes:
         name: what users call it.
-        hub_id: its id on the Hugging Face hub. The models in `KNOWN_MODELS` come from elsewhere, pinned; of all others
-            the hub's newest revision is fetched.
+        hub_id: its id on the Hugging Face hub. Of models that are not pinned, the hub's newest revision is fetched.
         task: what it is for.
         licence: SPDX identifier, or the licence's own name.
         size: numbers of weights.
+        pinned: where its one file comes from; None: from the hub.
         stored_item_bytes: bytes per weight, as the hub has them.
         is_base: a base model, which continues texts; False: a chat model.
         sees_suffix: it was trained to fill gaps, so it sees the text after the cursor.
@@ -35,6 +88,7 @@ class ListedModel:
     task: Task
     licence: str
     size: ModelSize
+    pinned: KnownModel | None = None
     stored_item_bytes: int = 2
     is_base: bool = True
     sees_suffix: bool = False
@@ -42,101 +96,21 @@ class ListedModel:
 
     @property
     def stored_bytes(self) -> int:
-        """About its size on disk: the hub's weights; of a model in `KNOWN_MODELS` the GGUF file, and it in 16 bits."""
-        known = KNOWN_MODELS.get(self.name)
-        return self.stored_item_bytes * self.size.num_weights + (0 if known is None else known.num_bytes)
+        """About its size on disk: the hub's weights; of a pinned model the GGUF file, and it in 16 bits."""
+        return self.stored_item_bytes * self.size.num_weights + (self.pinned.num_bytes if self.pinned else 0)
 
 
-def _tied(
-    layers: int, embedding: int, others: int, kv_numbers: int, vocab_size: int, *, is_fused: bool = True
-) -> ModelSize:
-    return ModelSize(layers, embedding, embedding, others, True, kv_numbers, vocab_size, is_fused)
+def _listed(name: str, *, size: dict[str, Any], pinned: dict[str, Any] | None = None, **facts: Any) -> ListedModel:
+    known = None if pinned is None else KnownModel(**pinned)
+    return ListedModel(name=name, size=ModelSize(**size), pinned=known, **facts)
 
 
-_QWEN_05B = _tied(357_826_560, 136_134_656, 71_552, 6_144, 151_936)
-_QWEN_15B = _tied(1_310_195_712, 233_373_696, 144_896, 14_336, 151_936)
-_QWEN_3B = _tied(2_774_532_096, 311_164_928, 241_664, 18_432, 151_936)
-_APACHE, _GEMMA = "Apache-2.0", "Gemma"
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
-_LISTED = (
-    ListedModel(
-        DEFAULT_MODEL,
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "prose",
-        _APACHE,
-        _tied(106_168_320, 28_311_552, 35_136, 11_520, 49_152),
-        is_base=False,
-    ),
-    ListedModel(
-        "gemma-3-270m",
-        "google/gemma-3-270m",
-        "prose",
-        _GEMMA,
-        _tied(100_270_080, 167_772_160, 55_936, 9_216, 262_144, is_fused=False),
-        is_gated=True,
-    ),
-    ListedModel(
-        "smollm2-360m",
-        "HuggingFaceTB/SmolLM2-360M",
-        "prose",
-        _APACHE,
-        _tied(314_572_800, 47_185_920, 62_400, 20_480, 49_152),
-    ),
-    ListedModel("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", "prose", _APACHE, _QWEN_05B),
-    ListedModel(
-        "gemma-3-1b",
-        "google/gemma-3-1b-pt",
-        "prose",
-        _GEMMA,
-        _tied(697_761_792, 301_989_888, 134_272, 13_312, 262_144, is_fused=False),
-        is_gated=True,
-    ),
-    ListedModel("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", "prose", _APACHE, _QWEN_15B),
-    ListedModel(
-        "smollm2-1.7b",
-        "HuggingFaceTB/SmolLM2-1.7B",
-        "prose",
-        _APACHE,
-        _tied(1_610_612_736, 100_663_296, 100_352, 98_304, 49_152),
-    ),
-    ListedModel(
-        CODE_MODEL,
-        "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-        "code",
-        _APACHE,
-        replace(_QWEN_05B, is_tied=False),  # the file has the head as a matrix of its own
-        is_base=False,
-        sees_suffix=True,
-    ),
-    ListedModel(
-        "deepseek-coder-1.3b",
-        "deepseek-ai/deepseek-coder-1.3b-base",
-        "code",
-        "DeepSeek",
-        ModelSize(1_214_251_008, 66_060_288, 66_060_288, 100_352, is_tied=False, kv_numbers=98_304, vocab_size=32_256),
-        sees_suffix=True,
-    ),
-    ListedModel("qwen2.5-coder-1.5b", "Qwen/Qwen2.5-Coder-1.5B", "code", _APACHE, _QWEN_15B, sees_suffix=True),
-    ListedModel(
-        "codegemma-2b",
-        "google/codegemma-2b",
-        "code",
-        _GEMMA,
-        _tied(1_981_808_640, 524_288_000, 75_776, 9_216, 256_000, is_fused=False),
-        sees_suffix=True,
-        is_gated=True,
-    ),
-    ListedModel(
-        "starcoder2-3b",
-        "bigcode/starcoder2-3b",
-        "code",
-        "BigCode OpenRAIL-M",
-        _tied(2_878_341_120, 150_994_944, 1_035_264, 15_360, 49_152, is_fused=False),
-        stored_item_bytes=4,
-        sees_suffix=True,
-    ),
-    ListedModel("qwen2.5-coder-3b", "Qwen/Qwen2.5-Coder-3B", "code", "Qwen Research", _QWEN_3B, sees_suffix=True),
-)
-
-CATALOGUE: Mapping[str, ListedModel] = {model.name: model for model in _LISTED}
+CATALOGUE: Mapping[str, ListedModel] = {name: _listed(name, **table) for name, table in _TABLES.items()}
 """The models by name, per task from small to large."""
+
+KNOWN_MODELS: Mapping[str, KnownModel] = {model.name: model.pinned for model in CATALOGUE.values() if model.pinned}
+"""Those that are pinned."""
+
+DEFAULT_MODEL = "smollm2-135m"

@@ -15,8 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
+from superdraft.decoding.loading.catalogue import KNOWN_MODELS, ModelSize
 from superdraft.decoding.loading.hub import fetch_weights
-from superdraft.decoding.loading.model_size import ModelSize, loading_bytes, size_of
+from superdraft.decoding.loading.model_size import loading_bytes, size_of
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.reading import (
     ensure_expanded,
@@ -30,7 +31,6 @@ from superdraft.decoding.loading.reading import (
     weights_stage,
 )
 from superdraft.decoding.loading.source import Source, check_weight_files, explained, locate, resolve
-from superdraft.decoding.loading.store import KNOWN_MODELS
 from superdraft.decoding.loading.stored_layers import StoredConversion
 from superdraft.decoding.loading.support import check_config, check_model_class
 from superdraft.decoding.memory import require_memory, shown

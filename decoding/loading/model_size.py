@@ -14,13 +14,12 @@ The formulas::
 `served` and `loading` do without `BASE_BYTES`, what the program itself takes.
 """
 
-from dataclasses import dataclass
-
 import torch
 import transformers
 from torch import nn
 
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.loading.catalogue import ModelSize
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.model.fused_decoder import FusedDecoder
 from superdraft.decoding.model.kv_cache import MAX_DEFAULT_SLOTS, cells_per_slot
@@ -32,36 +31,6 @@ _INT4_BYTES = 5 / 8  # of a weight: 4 bits, and two numbers of 16 bits per group
 _EXPANDING = 1.8  # measured: 2.3 GB for a file whose weights take 1.26 GB as bfloat16
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """How many weights a model has, by how a weight format holds them.
-
-    Attributes:
-        layers: of all linear layers but the output head.
-        head: of the output head.
-        embedding: of the token embeddings.
-        others: of norms, biases and what else there is.
-        is_tied: the output head is the token embeddings' matrix, so that it counts once.
-        kv_numbers: numbers that the keys and values of one position consist of, all layers together.
-        vocab_size: rows of the output head.
-        is_fused: `FusedDecoder` runs it; all its dense layers stay until the last one is converted.
-    """
-
-    layers: int
-    head: int
-    embedding: int
-    others: int
-    is_tied: bool
-    kv_numbers: int
-    vocab_size: int
-    is_fused: bool = True
-
-    @property
-    def num_weights(self) -> int:
-        """All weights, those of a tied head once."""
-        return self.layers + self.embedding + self.others + (0 if self.is_tied else self.head)
-
-
 def size_of(config: transformers.PretrainedConfig) -> ModelSize:
     """The size of a model with this config, from its modules without any memory for weights.
 
@@ -71,19 +40,14 @@ def size_of(config: transformers.PretrainedConfig) -> ModelSize:
     with quiet_transformers(), torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    layers = sum(
-        module.weight.numel() for module in model.modules() if type(module) is nn.Linear and module is not head
-    )
-    is_tied = head is None or head.weight is embedding.weight
-    num_head = embedding.weight.numel() if head is None else head.weight.numel()
-    total = sum(parameter.numel() for parameter in model.parameters())
-    others = total - layers - embedding.weight.numel() - (0 if is_tied else num_head)
+    layers = [module for module in model.modules() if type(module) is nn.Linear and module is not head]
+    num_layers, num_embedding = sum(layer.weight.numel() for layer in layers), embedding.weight.numel()
+    own_head = 0 if head is None or head.weight is embedding.weight else head.weight.numel()
     return ModelSize(
-        layers=layers,
-        head=num_head,
-        embedding=embedding.weight.numel(),
-        others=others,
-        is_tied=is_tied,
+        layers=num_layers,
+        embedding=num_embedding,
+        own_head=own_head,
+        others=sum(parameter.numel() for parameter in model.parameters()) - num_layers - num_embedding - own_head,
         kv_numbers=_kv_numbers(config.get_text_config()),
         vocab_size=(embedding if head is None else head).weight.shape[0],
         is_fused=FusedDecoder.supports(model),
@@ -91,60 +55,33 @@ def size_of(config: transformers.PretrainedConfig) -> ModelSize:
 
 
 def served_bytes(size: ModelSize, dtype: str) -> int:
-    """Memory of a model's weights while it serves.
-
-    Args:
-        size: of the model.
-        dtype: name of a weight format.
-    """
-    if dtype == "int4":
-        return step_bytes(size) + 2 * (size.embedding + size.others)
-    return _dense_bytes(size, dtype)
+    """Memory of a model's weights while it serves in a weight format."""
+    return _int4_bytes(size) + 2 * (size.embedding + size.others) if dtype == "int4" else _dense_bytes(size, dtype)
 
 
 def loading_bytes(size: ModelSize, dtype: str, *, is_gguf: bool = False) -> int:
-    """Most memory that a model's weights take while they are loaded.
-
-    Args:
-        size: of the model.
-        dtype: name of a weight format.
-        is_gguf: they are expanded from a GGUF file.
-    """
+    """Most memory that a model's weights take while they are loaded, expanded from a GGUF file or as they are."""
     dense = _dense_bytes(size, dtype)
-    converted = step_bytes(size) if dtype == "int4" and size.is_fused else 0
+    converted = _int4_bytes(size) if dtype == "int4" and size.is_fused else 0
     return max(dense + converted, int(_EXPANDING * dense) if is_gguf else 0)
 
 
-def step_bytes(size: ModelSize) -> int:
-    """Bytes of weights that a decode step reads with int4."""
-    return int(_INT4_BYTES * size.layers + size.head)
-
-
 def cache_bytes(size: ModelSize, dtype: str, config: EngineConfig, *, max_slots: int = MAX_DEFAULT_SLOTS) -> int:
-    """Memory of the KV cache when it is full.
-
-    Args:
-        size: of the model.
-        dtype: name of a weight format.
-        config: of the engine.
-        max_slots: if the config does not say how many.
-    """
+    """Memory of the KV cache when it is full; it has at most `max_slots` if the config does not say how many."""
     slot = size.kv_numbers * _item_bytes(dtype) * cells_per_slot(config.max_model_len)
     num_slots = config.num_slots or max(1, min(max_slots, config.kv_memory_bytes // max(1, slot)))
     return num_slots * slot
 
 
 def needed_bytes(size: ModelSize, dtype: str, config: EngineConfig, *, is_gguf: bool = False) -> int:
-    """Most memory that a server of a model needs, the program itself included: to load, or later with a full cache.
-
-    Args:
-        size: of the model.
-        dtype: name of a weight format.
-        config: of the engine.
-        is_gguf: the weights are expanded from a GGUF file.
-    """
+    """Most memory that a server of a model needs, the program itself included: to load, or later with a full cache."""
     serving = served_bytes(size, dtype) + cache_bytes(size, dtype, config)
     return BASE_BYTES + max(loading_bytes(size, dtype, is_gguf=is_gguf), serving)
+
+
+def _int4_bytes(size: ModelSize) -> int:
+    """Of the converted layers alone."""
+    return int(_INT4_BYTES * size.layers + size.head)
 
 
 def _dense_bytes(size: ModelSize, dtype: str) -> int:

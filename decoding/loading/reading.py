@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from superdraft.decoding.errors import BrokenModelError, UnknownModelError
+from superdraft.decoding.loading.catalogue import ModelSize
 from superdraft.decoding.loading.converted import ConvertedFiles, load_expanded
-from superdraft.decoding.loading.model_size import ModelSize
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.source import Source, explained
 from superdraft.decoding.loading.stored_layers import StoredConversion

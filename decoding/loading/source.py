@@ -7,9 +7,9 @@ from pathlib import Path
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
 from superdraft.decoding.home import superdraft_home
-from superdraft.decoding.loading.catalogue import CATALOGUE, ListedModel
+from superdraft.decoding.loading.catalogue import CATALOGUE, KNOWN_MODELS, ListedModel
 from superdraft.decoding.loading.hub import cached_bytes, cached_folder
-from superdraft.decoding.loading.store import KNOWN_MODELS, ModelStore
+from superdraft.decoding.loading.store import ModelStore
 
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _MESSAGE_LENGTH = 300

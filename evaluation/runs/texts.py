@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.decoding.method.selection import RULES
 from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import read_rows

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from superdraft.decoding.loading.store import DEFAULT_MODEL
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.decoding.params import DEFAULT_ALPHA, DEFAULT_TAU
 from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts

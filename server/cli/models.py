@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from superdraft.decoding.loading.store import DEFAULT_MODEL, KNOWN_MODELS
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL, KNOWN_MODELS
 from superdraft.decoding.memory import shown
 from superdraft.server.errors import CommandError
 

@@ -6,9 +6,8 @@ import pytest
 import transformers
 from support.models import tiny_model
 
-from superdraft.decoding.loading.catalogue import CATALOGUE
+from superdraft.decoding.loading.catalogue import CATALOGUE, KNOWN_MODELS
 from superdraft.decoding.loading.model_size import size_of
-from superdraft.decoding.loading.store import KNOWN_MODELS
 from superdraft.decoding.loading.support import check_config, check_model_class
 from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.text.fim import find_fim_tokens

@@ -8,9 +8,9 @@ import transformers
 from support.models import ARCHITECTURES, tiny_model
 
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.loading.catalogue import ModelSize
 from superdraft.decoding.loading.model_size import (
     BASE_BYTES,
-    ModelSize,
     cache_bytes,
     loading_bytes,
     needed_bytes,
@@ -23,7 +23,7 @@ from superdraft.decoding.model.native.library import has_kernels
 from superdraft.decoding.model.native.linear import NativeLinear
 from superdraft.decoding.model.torch_runner import TorchRunner
 
-SIZE = ModelSize(layers=800, head=100, embedding=100, others=10, is_tied=True, kv_numbers=6, vocab_size=10)
+SIZE = ModelSize(layers=800, embedding=100, others=10, kv_numbers=6, vocab_size=10)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -31,7 +31,7 @@ def test_a_config_tells_what_the_model_has(architecture):
     model = tiny_model(architecture)
     size = size_of(model.config)
     assert size.num_weights == sum(parameter.numel() for parameter in model.parameters())
-    assert size.is_tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+    assert (size.own_head == 0) == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
     per_position = sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in probe_layer_shapes(model))
     assert size.kv_numbers == per_position
     assert size.vocab_size == model.get_output_embeddings().weight.shape[0]
@@ -52,9 +52,8 @@ def test_with_int4_all_layers_are_there_twice_while_they_are_converted():
 def test_a_gguf_file_is_expanded_beside_the_model():
     assert loading_bytes(SIZE, "bfloat16", is_gguf=True) == int(1.8 * 2 * 910)
     assert loading_bytes(SIZE, "float32", is_gguf=True) == int(1.8 * 4 * 910)
-    heavy = ModelSize(
-        10, 1000, 10, 0, is_tied=False, kv_numbers=1, vocab_size=10
-    )  # converting takes more than expanding
+    # Converting takes more than expanding.
+    heavy = ModelSize(layers=10, own_head=1000, embedding=10, others=0, kv_numbers=1, vocab_size=10)
     assert loading_bytes(heavy, "int4", is_gguf=True) == max(int(1.8 * 2 * 1020), 2 * 1020 + 1006)
 
 

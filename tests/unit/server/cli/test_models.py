@@ -5,9 +5,8 @@ import json
 import pytest
 
 from superdraft.decoding.loading import loader, source
-from superdraft.decoding.loading.catalogue import CATALOGUE
+from superdraft.decoding.loading.catalogue import CATALOGUE, KNOWN_MODELS
 from superdraft.decoding.loading.model_size import needed_bytes
-from superdraft.decoding.loading.store import KNOWN_MODELS
 from superdraft.server.cli import models
 from superdraft.server.errors import CommandError
 from superdraft.server.settings import Settings
