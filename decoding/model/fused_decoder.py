@@ -1,10 +1,11 @@
 """Fused forward pass for Llama-like decoders, with fewer and larger operations than transformers' own.
 
 With a few rows and small matrices, most of a decode step is the cost of launching operations. Here one product computes
-queries, keys and values, and one computes gate and up; grouped queries share their keys without copies; keys and values
-are written together. The model runner checks it against transformers' own forward when it is built.
+queries, keys and values, and one computes gate and up; grouped queries share their keys without copies. The model
+runner checks it against transformers' own forward when it is built.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from superdraft.decoding.model.kv_cache import LayerShape, SlotKVCache
-from superdraft.decoding.model.layer_ops import Activation, add_and_norm, gate, rotate, rotate_and_write
 from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear
+
+Activation = Callable[[Tensor], Tensor]
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -35,15 +37,13 @@ class DecoderLayer:
 
 @dataclass(slots=True)
 class _Step:
-    """Inputs shared by all layers of one forward; `masks` has one per layer. `SlotKVCache` defines views and pairs."""
+    """Inputs shared by all layers of one forward; `masks` has one per layer."""
 
     num_rows: int
     num_tokens: int
     rotation: tuple[Tensor, Tensor]
     masks: list[Tensor]
     cache: SlotKVCache
-    views: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
-    pairs: tuple[tuple[Tensor, ...], Tensor, Tensor] | None
 
 
 class FusedDecoder:
@@ -126,10 +126,10 @@ class FusedDecoder:
         next_norms = [layer.input_norm for layer in self.layers[1:]]
         for index, layer in enumerate(self.layers):
             change = layer.output(self._attended(index, layer.qkv(normed), step))
-            hidden, normed = add_and_norm(hidden, change, layer.mlp_norm, self.epsilon)
-            change = layer.down(gate(layer.gate_up(normed), self.activation))
+            hidden, normed = _add_and_norm(hidden, change, layer.mlp_norm, self.epsilon)
+            change = layer.down(_gate(layer.gate_up(normed), self.activation))
             if index < len(next_norms):
-                hidden, normed = add_and_norm(hidden, change, next_norms[index], self.epsilon)
+                hidden, normed = _add_and_norm(hidden, change, next_norms[index], self.epsilon)
         normed = torch.rms_norm((hidden + change)[kept], (width,), self.norm, self.epsilon)
         return self.head(normed)
 
@@ -146,35 +146,41 @@ class FusedDecoder:
             rotation=self._rotation(hidden, positions),
             masks=[masks.get(layer.mask_type, default) for layer in self.layers],
             cache=cache,
-            views=cache.row_views(),
-            pairs=cache.row_pairs(),
         )
 
     def _attended(self, index: int, qkv: Tensor, step: _Step) -> Tensor:
         """Attention of one layer: projections [B T, (H + 2 Hkv) Dh] -> outputs of all heads, [B T, H Dh]."""
         norms, num_heads = self.layers[index].norms, self.num_heads
         heads = qkv.view(step.num_rows, step.num_tokens, -1, self.head_dim)
-        if step.pairs is not None:
-            pairs, slots, cells = step.pairs
-            queries = rotate_and_write(
-                heads, step.rotation, norms, self.epsilon, num_heads, pairs[index], slots, cells
-            ).transpose(1, 2)
-            keys, values = step.cache.layers[index].read()
-        else:
-            heads = rotate(heads, step.rotation, norms, self.epsilon, num_heads).transpose(1, 2)
-            queries, keys, values = torch.split(heads, [num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-            if step.views is None:
-                keys, values = step.cache.layers[index].update(keys, values)
-            else:
-                read, written = step.views
-                written[2 * index].copy_(keys)
-                written[2 * index + 1].copy_(values)
-                keys, values = read[2 * index], read[2 * index + 1]
+        heads = self._rotated(heads, step.rotation, norms).transpose(1, 2)
+        queries, keys, values = torch.split(heads, [num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        keys, values = step.cache.layers[index].update(keys, values)
         # Queries that share keys and values are stacked as if they were further positions.
         queries = queries.reshape(step.num_rows, self.num_kv_heads, -1, self.head_dim)
         mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, step.masks[index], scale=self.scaling)
         mixed = mixed.reshape(step.num_rows, num_heads, step.num_tokens, -1).transpose(1, 2)
         return mixed.reshape(step.num_rows * step.num_tokens, -1)
+
+    def _rotated(self, heads: Tensor, rotation: tuple[Tensor, Tensor], norms: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Apply rotary position embeddings to queries and keys, after their norms if the model has them.
+
+        Args:
+            heads: queries, keys and values, shape [B, T, H + 2 Hkv, Dh]; may be overwritten.
+            rotation: cosines and sines, shape [B, T, 1, Dh]; the first half of the sines negated.
+            norms: weights [Dh] for queries and keys, or None.
+        """
+        num_rotated = self.num_heads + self.num_kv_heads
+        if norms is not None:
+            queries, keys, values = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
+            parts = [
+                torch.rms_norm(part, (self.head_dim,), norm, self.epsilon)
+                for part, norm in zip((queries, keys), norms, strict=True)
+            ]
+            heads = torch.cat([*parts, values], dim=2)
+        rotated, (cosines, sines) = heads[:, :, :num_rotated], rotation
+        rolled = rotated.roll(self.head_dim // 2, dims=-1)
+        rotated.mul_(cosines).addcmul_(rolled, sines)
+        return heads
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, shape [B, T, 1, Dh]; the sines include the sign of rotate-half."""
@@ -196,3 +202,15 @@ def _fuse(layer: Any) -> DecoderLayer:
         down=DenseLinear.joined((mlp.down_proj,)),
         mask_type=str(getattr(attention, "layer_type", None) or getattr(layer, "attention_type", "")),
     )
+
+
+def _add_and_norm(hidden: Tensor, change: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Add a layer's output to the residual stream; return the sum and its RMS norm, all [N, D]. `weight` is [D]."""
+    hidden = hidden + change
+    return hidden, torch.rms_norm(hidden, weight.shape, weight, epsilon)
+
+
+def _gate(gate_up: Tensor, activation: Activation) -> Tensor:
+    """Gated activation: gates and values side by side, [N, 2 F] -> [N, F]."""
+    gates, values = gate_up.chunk(2, dim=-1)
+    return activation(gates).mul_(values)

@@ -179,11 +179,6 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         else:
             self.keys[window.write_slots, :, window.cells] = key_states.transpose(1, 2)
             self.values[window.write_slots, :, window.cells] = value_states.transpose(1, 2)
-        return self.read()
-
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Keys and values that the rows of the current forward may read, [B, H, read_length, Dh]."""
-        window = self._window
         return self.keys[window.slots, :, : window.read_length], self.values[window.slots, :, : window.read_length]
 
     def get_seq_length(self) -> int:
@@ -218,7 +213,6 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         # Keys and values alternate, layer after layer. In one block, all layers are handled by one operation.
         dims = [(shape.num_heads, dim) for shape in shapes for dim in (shape.key_dim, shape.value_dim)]
         self._slots = _blocks([(plan.num_slots, heads, plan.num_cells, dim) for heads, dim in dims], like)
-        self._pairs = self._slots[0].view(-1, 2, *self._slots[0].shape[1:]).unbind(0) if len(self._slots) == 1 else None
         tensors = [tensor for block in self._slots for tensor in block.unbind(0)]
         pairs = zip(tensors[::2], tensors[1::2], strict=True)
         super().__init__(layers=[_SlotLayer(keys, values, self._window) for keys, values in pairs])
@@ -245,31 +239,6 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         else:
             window.write_slots, window.cells = to_device(slots, device).unsqueeze(1), to_device(cells, device)
         return grid
-
-    def row_views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
-        """Views for a forward in consecutive cells of one slot, made for all layers at once, in far fewer operations.
-
-        Returns:
-            Two tuples, in which keys and values alternate, layer after layer: what to read, [1, H, read_length, Dh],
-            and the part of it to write, [1, H, T, Dh]. None: use each layer's `update`.
-        """
-        window = self._window
-        if len(self._slots) > 1 or not isinstance(window.cells, slice):
-            return None
-        slots = self._slots[0][:, window.slots]
-        return slots[:, :, :, : window.read_length].unbind(0), slots[:, :, :, window.cells].unbind(0)
-
-    def row_pairs(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | None:
-        """Targets for any other forward, with which a layer writes keys and values in one operation.
-
-        Returns:
-            For each layer the keys and values of all slots, [2, num_slots, H, num_cells, Dh]; the slots to write,
-            [B, 1]; and their cells to write, [B, T]. Use the layers' `read` to read. None: use `row_views` or `update`.
-        """
-        slots, cells = self._window.write_slots, self._window.cells
-        if self._pairs is None or isinstance(slots, slice) or isinstance(cells, slice):
-            return None
-        return self._pairs, slots, cells
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:

@@ -1,4 +1,4 @@
-"""KV cache: division of the memory, grids of segments, copies of cells, views."""
+"""KV cache: division of the memory, grids of segments, copies of cells."""
 
 import sys
 from pathlib import Path
@@ -83,26 +83,6 @@ def test_copies_and_clearing_reach_every_layer(shape):
     cache.clear(1)
     assert not any(bool(tensor.any()) for tensor in held(1, 8))
     assert all(bool(tensor.all()) for tensor in held(2, 5))
-
-
-def test_views_of_a_row_equal_the_parts_that_update_writes_and_reads():
-    plan = CachePlan(num_slots=3, num_cells=8, bytes_per_position=0)
-    cache = SlotKVCache([LayerShape(2, 4, 4)] * 2, plan, torch.zeros(1))
-    cache.select([Segment(2, 3, 2, 3, (5, 6))])  # in cells that follow one another
-    read, written = cache.row_views()
-    for index in range(2):
-        keys, values = torch.rand(1, 2, 2, 4), torch.rand(1, 2, 2, 4)
-        updated = cache.layers[index].update(keys, values)
-        assert torch.equal(written[2 * index], keys)
-        assert torch.equal(written[2 * index + 1], values)
-        assert torch.equal(read[2 * index], updated[0])
-        assert torch.equal(read[2 * index + 1], updated[1])
-    for several in ([Segment.plain(0, 3, 1), Segment.plain(1, 4, 1)], [Segment(2, 3, 2, 3, (6, 5))]):
-        cache.select(several)
-        assert cache.row_views() is None
-    uneven = SlotKVCache([LayerShape(2, 4, 6)], plan, torch.zeros(1))
-    uneven.select([Segment.plain(0, 0, 1)])
-    assert uneven.row_views() is None
 
 
 def test_a_row_sees_the_trunk_up_to_its_base_and_its_own_path():
