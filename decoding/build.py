@@ -10,7 +10,8 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
 from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
-from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel
+from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.memory import free_bytes, shown
 from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear
@@ -18,7 +19,7 @@ from superdraft.decoding.model.native.library import why_unavailable
 from superdraft.decoding.model.threads import choose_num_threads, num_cores, threads_file
 from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.progress import Stage, stage
-from superdraft.decoding.runner_choice import ModelOptions, load, load_for_torch
+from superdraft.decoding.runner_choice import load
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def open_engine(options: ModelOptions, config: EngineConfig) -> tuple[str, Engin
         if options.runner != "auto" or not isinstance(loaded, LoadedGguf):
             raise
         _logger.warning("torch runs %s, because llama.cpp cannot: %s", options.model, error)
-    return loaded.name, _open(load_for_torch(options), options, config)
+    return loaded.name, _open(load_model(options), options, config)
 
 
 def _open(loaded: LoadedModel | LoadedGguf, options: ModelOptions, config: EngineConfig) -> Engine:
@@ -148,15 +149,16 @@ def _gguf_engine(loaded: LoadedGguf, config: EngineConfig) -> Engine:
     # Imported late, because it imports gguf, which only GGUF models need.
     from superdraft.decoding.model.llamacpp.runner import LlamaRunner
 
+    options = loaded.options
     with stage(f"Loading {loaded.path.name} with llama.cpp"):
         runner = LlamaRunner(
             loaded.path,
             config.max_model_len,
             config.kv_memory_bytes,
             config.num_slots,
-            num_threads=loaded.num_threads or num_cores(),
-            gpu_layers=loaded.gpu_layers,
-            checks_memory=loaded.checks_memory,
+            num_threads=options.num_threads or num_cores(),
+            gpu_layers=options.gpu_layers,
+            checks_memory=options.checks_memory,
         )
     if len(loaded.tokenizer) > runner.vocab_size:
         raise BrokenModelError(

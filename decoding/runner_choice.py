@@ -1,48 +1,19 @@
 """The runner that a model gets: torch, with our kernels where there are some, or llama.cpp for a GGUF file."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from superdraft.decoding.errors import ModelLoadError, NotEnoughMemoryError
-from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_gguf, load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.loading.source import resolve
 from superdraft.decoding.model.llamacpp.library import library
 from superdraft.decoding.model.native.library import has_kernels
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
-    """A model, and where and how it runs.
-
-    Attributes:
-        model: a name in the catalogue (`superdraft models list`), a folder with safetensors weights, a `.gguf` file, or
-            the id of a model on the hub. A model that is not on this machine is downloaded.
-        home: folder of the known models and of what is made once; None: see `superdraft_home`.
-        runner: "torch"; "llamacpp", for a `.gguf` file or a known model's own; "auto": torch where there are kernels
-            for the processor and memory suffices, else llama.cpp for a `.gguf` file, if it is installed.
-        device: for torch: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: for torch: name of a weight format, or "auto"; see `choose_weight_format`.
-        num_threads: on the CPU; None: torch measures which number is fastest, llama.cpp takes all cores.
-        gpu_layers: for llama.cpp: layers that a GPU runs; None: all of them, if it was built for a GPU.
-        trust_remote_code: run Python code that comes with the model.
-        checks_memory: refuse a model that does not fit in the free memory, before its weights are read.
-    """
-
-    model: str = DEFAULT_MODEL
-    home: Path | None = None
-    runner: str = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
-    num_threads: int | None = None
-    gpu_layers: int | None = None
-    trust_remote_code: bool = False
-    checks_memory: bool = True
 
 
 def load(options: ModelOptions) -> LoadedModel | LoadedGguf:
@@ -58,28 +29,12 @@ def load(options: ModelOptions) -> LoadedModel | LoadedGguf:
     if options.gpu_layers is not None:
         raise ModelLoadError("gpu_layers is for --runner llamacpp; with torch, --device says where the model runs.")
     try:
-        return load_for_torch(options)
+        return load_model(options)
     except NotEnoughMemoryError as error:
         if gguf_for_llama_cpp(options, is_short_of_memory=True) is None:
             raise
         _logger.warning("llama.cpp runs %s, because torch has too little memory: %s", options.model, error)
     return _load_gguf(options)
-
-
-def load_for_torch(options: ModelOptions) -> LoadedModel:
-    """Load the model for torch.
-
-    Raises:
-        ModelLoadError: the model cannot be used.
-    """
-    return load_model(
-        options.model,
-        home=options.home,
-        device=options.device,
-        dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
-        checks_memory=options.checks_memory,
-    )
 
 
 def gguf_for_llama_cpp(options: ModelOptions, *, is_short_of_memory: bool = False) -> Path | None:
@@ -135,10 +90,4 @@ def _load_gguf(options: ModelOptions) -> LoadedGguf:
             f"with --runner llamacpp, --gpu-layers says what a GPU runs; device must be auto or cpu, got "
             f"{options.device!r}."
         )
-    return load_gguf(
-        options.model,
-        home=options.home,
-        num_threads=options.num_threads,
-        gpu_layers=0 if options.device == "cpu" else options.gpu_layers,
-        checks_memory=options.checks_memory,
-    )
+    return load_gguf(replace(options, gpu_layers=0) if options.device == "cpu" else options)

@@ -21,6 +21,7 @@ from superdraft.benchmarks.summary import ratio, report, spread, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
 from superdraft.decoding.loading.loader import load_model, load_tokenizer
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.decoders.peers import LLAMA_CPP, parse_peer
 from superdraft.evaluation.options import Model, NumDrafts
@@ -96,7 +97,7 @@ def _peers(names: Sequence[str], model: str, num_drafts: int, num_threads: int) 
 def _transformers(model: str, dtype: str, num_threads: int, num_drafts: int) -> Contender:
     """Nucleus sampling of all drafts in one batch, with transformers' own KV cache. Sets torch's number of threads."""
     torch.set_num_threads(num_threads)
-    loaded = load_model(model, device="cpu", dtype=dtype)
+    loaded = load_model(ModelOptions(model=model, device="cpu", dtype=dtype))
 
     @torch.inference_mode()
     def draft(_: str, token_ids: list[int]) -> int:

@@ -18,6 +18,7 @@ from superdraft.decoding.errors import BrokenModelError, ModelLoadError, Unknown
 from superdraft.decoding.loading.catalogue import KNOWN_MODELS, ModelSize
 from superdraft.decoding.loading.hub import fetch_weights
 from superdraft.decoding.loading.model_size import loading_bytes, size_of
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.reading import (
     ensure_expanded,
@@ -69,67 +70,45 @@ class LoadedGguf:
         path: the file.
         tokenizer: its tokenizer.
         name: the known name, or the file's name.
-        num_threads: on the CPU; None: all cores.
-        gpu_layers: layers that a GPU runs; None: all of them, if llama.cpp was built for a GPU.
-        checks_memory: refuse it, before it is mapped, if there is not enough free memory.
+        options: how llama.cpp is to run it.
     """
 
     path: Path
     tokenizer: transformers.PreTrainedTokenizerBase
     name: str
-    num_threads: int | None = None
-    gpu_layers: int | None = None
-    checks_memory: bool = True
+    options: ModelOptions
 
 
-def load_model(
-    spec: str,
-    *,
-    home: Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-    checks_memory: bool = True,
-) -> LoadedModel:
-    """Load a model and its tokenizer. A known model is fetched first if it is not cached.
-
-    Args:
-        spec: a name in the catalogue, a local folder, a `.gguf` file, or a hub id.
-        home: folder of the known models; None: the default folder.
-        device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: name of a weight format, or "auto"; see `choose_weight_format`.
-        trust_remote_code: run Python code that comes with the model.
-        checks_memory: refuse a model, before its weights are read, if there is not enough free memory.
+def load_model(options: ModelOptions) -> LoadedModel:
+    """Load a model and its tokenizer for torch. A known model is fetched first if it is not cached.
 
     Raises:
-        UnknownModelError: there is no model `spec`.
+        UnknownModelError: there is no such model.
         BrokenModelError: it is damaged, incomplete, or has only pickled weights.
         UnsupportedModelError: Superposed Decoding cannot run on its architecture.
         NotEnoughMemoryError: it does not fit in the free memory.
         ModelLoadError: the device or dtype is not available, or the model could not be fetched.
     """
-    target = _device(device)
-    weight_format = choose_weight_format(dtype, target)
-    source = find_expanded(locate(spec, home), weight_format.dtype)
+    target = _device(options.device)
+    weight_format = choose_weight_format(options.dtype, target)
+    source = find_expanded(locate(options.model, options.home), weight_format.dtype)
     with parsing_gguf_once(source):
-        return _load(source, weight_format, target, trust_remote_code, checks_memory)
+        return _load(source, weight_format, target, options)
 
 
-def _load(
-    source: Source, weight_format: WeightFormat, target: torch.device, trust_remote_code: bool, checks_memory: bool
-) -> LoadedModel:
+def _load(source: Source, weight_format: WeightFormat, target: torch.device, options: ModelOptions) -> LoadedModel:
     if source.path is not None and source.gguf is None:
         check_weight_files(source.path)
-    size = _checked_size(source, trust_remote_code)
-    if checks_memory and size is not None:
+    size = _checked_size(source, options.trust_remote_code)
+    if options.checks_memory and size is not None:
         _check_memory(source, size, weight_format)
     source = expand(source, size, weight_format.dtype)
     with tokenizer_stage(source):
-        tokenizer = read_tokenizer(source, trust_remote_code)
+        tokenizer = read_tokenizer(source, options.trust_remote_code)
     if source.path is None:
         _fetch_weights(source)
     with weights_stage(f"Reading {source.name}", size, weight_format.dtype):
-        model = read_weights(source, weight_format.dtype, trust_remote_code)
+        model = read_weights(source, weight_format.dtype, options.trust_remote_code)
     _check_vocabulary(model, tokenizer, source)
     with explained(f"cannot place model {source.name!r} on {target}", ModelLoadError):
         model.to(target)
@@ -140,40 +119,27 @@ def _load(
     return LoadedModel(model, tokenizer, source.name, source.path, stored or weight_format.convert, stored)
 
 
-def load_gguf(
-    spec: str,
-    *,
-    home: Path | None = None,
-    num_threads: int | None = None,
-    gpu_layers: int | None = None,
-    checks_memory: bool = True,
-) -> LoadedGguf:
+def load_gguf(options: ModelOptions) -> LoadedGguf:
     """Find a `.gguf` file and load its tokenizer. A known model is fetched first if it is not cached.
 
-    Args:
-        spec: a known name, or a `.gguf` file.
-        home: folder of the known models; None: the default folder.
-        num_threads: see `LoadedGguf`.
-        gpu_layers: see `LoadedGguf`.
-        checks_memory: see `LoadedGguf`.
-
     Raises:
-        UnknownModelError: there is no file `spec`, or it is not a `.gguf` file.
+        UnknownModelError: there is no such file, or it is not a `.gguf` file.
         BrokenModelError: its tokenizer cannot be read.
         ModelLoadError: the model could not be fetched.
     """
-    source = locate(spec, home)
+    source = locate(options.model, options.home)
     if source.gguf is None:
         known = ", ".join(KNOWN_MODELS)
-        raise UnknownModelError(f"--runner llamacpp needs a .gguf file or a known model ({known}), got {spec!r}.")
-    tokenizer = _read_tokenizer(source, trust_remote_code=False)
-    return LoadedGguf(source.gguf, tokenizer, source.name, num_threads, gpu_layers, checks_memory)
+        raise UnknownModelError(
+            f"--runner llamacpp needs a .gguf file or a known model ({known}), got {options.model!r}."
+        )
+    return LoadedGguf(source.gguf, _read_tokenizer(source, trust_remote_code=False), source.name, options)
 
 
 def load_tokenizer(
     spec: str, *, home: Path | None = None, trust_remote_code: bool = False
 ) -> transformers.PreTrainedTokenizerBase:
-    """Load only a model's tokenizer; arguments and errors are those of `load_model`."""
+    """Load only a model's tokenizer; arguments as in `ModelOptions`, errors as in `load_model`."""
     return _read_tokenizer(locate(spec, home), trust_remote_code)
 
 

@@ -8,6 +8,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.admission import prompt_token_ids
 from superdraft.decoding.loading.loader import LoadedModel, load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.cases.prompts import Prompt
@@ -91,11 +92,13 @@ class Workbench:
 
     def _load(self) -> LoadedModel:
         return load_model(
-            self.choice.model,
-            home=self.server_settings.home,
-            dtype=self.choice.dtype,
-            device=self.choice.device,
-            trust_remote_code=self.server_settings.trust_remote_code,
+            ModelOptions(
+                model=self.choice.model,
+                home=self.server_settings.home,
+                dtype=self.choice.dtype,
+                device=self.choice.device,
+                trust_remote_code=self.server_settings.trust_remote_code,
+            )
         )
 
     def _engine_config(self, params: Sequence[GenerationParams]) -> EngineConfig:
@@ -141,6 +144,7 @@ class Workbench:
 
     def open_evaluator(self) -> Evaluator:
         """Load the evaluator that judges the drafts."""
-        if self.choice.evaluator is None:
+        choice = self.choice
+        if choice.evaluator is None:
             return Evaluator(self.loaded)
-        return Evaluator(load_model(self.choice.evaluator, dtype=self.choice.dtype, device=self.choice.device))
+        return Evaluator(load_model(ModelOptions(model=choice.evaluator, dtype=choice.dtype, device=choice.device)))

@@ -17,6 +17,7 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
 from superdraft.decoding.loading.gguf_config import llama3_factors
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.model.native.library import has_kernels
 from superdraft.decoding.model.segments import Segment
 from superdraft.decoding.model.torch_runner import TorchRunner
@@ -134,7 +135,7 @@ def transformers_greedy(model: transformers.PreTrainedModel, num_tokens: int = 2
 
 
 def runner_of(path: Path, dtype: str = "float32") -> TorchRunner:
-    loaded = load_model(str(path), device="cpu", dtype=dtype)
+    loaded = load_model(ModelOptions(model=str(path), device="cpu", dtype=dtype))
     return TorchRunner(loaded.model, 200, 10_000_000, 2, convert=loaded.convert)
 
 
@@ -161,8 +162,8 @@ def test_a_start_from_the_cache_gives_the_same_logits(family, dtype):
 
 def test_a_start_from_the_cache_checks_and_converts_nothing_again(family, monkeypatch):
     config = EngineConfig(max_model_len=200, kv_memory_bytes=10_000_000, num_slots=2)
-    build_engine(load_model(str(family.q8), device="cpu", dtype="int4"), config)
-    loaded = load_model(str(family.q8), device="cpu", dtype="int4")
+    build_engine(load_model(ModelOptions(model=str(family.q8), device="cpu", dtype="int4")), config)
+    loaded = load_model(ModelOptions(model=str(family.q8), device="cpu", dtype="int4"))
     if not has_kernels():
         pytest.skip("there are no kernels for this machine")
     monkeypatch.setattr(TorchRunner, "_self_check", lambda _: pytest.fail("checked again"))
@@ -200,7 +201,7 @@ def test_factors_of_another_kind_are_refused(tmp_path):
     factors = np.linspace(1, 5, 16, dtype=np.float32)
     path = export_gguf(tmp_path / "odd.gguf", model, tiny_tokenizer(), rope_factors=factors)
     with pytest.raises(UnsupportedModelError, match=r"odd\.gguf scales its positions by factors .* --runner llamacpp"):
-        load_model(str(path), device="cpu", dtype="float32")
+        load_model(ModelOptions(model=str(path), device="cpu", dtype="float32"))
 
 
 @pytest.mark.parametrize(
@@ -225,4 +226,4 @@ def test_an_unknown_scaling_of_positions_is_refused(tmp_path):
     metadata = {"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}
     path = export_gguf(tmp_path / "odd.gguf", model, tiny_tokenizer(), metadata=metadata)
     with pytest.raises(UnsupportedModelError, match=r"\(longrope\)\. Use --runner llamacpp, or .* safetensors"):
-        load_model(str(path), device="cpu", dtype="float32")
+        load_model(ModelOptions(model=str(path), device="cpu", dtype="float32"))

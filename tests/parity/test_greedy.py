@@ -12,6 +12,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.params import GenerationParams
 
 GREEDY = {"num_drafts": 1, "alpha": 0.0}
@@ -73,7 +74,7 @@ PROMPTS = [
 
 
 def test_default_model(default_model):
-    loaded = load_model(str(default_model), dtype="float32")
+    loaded = load_model(ModelOptions(model=str(default_model), dtype="float32"))
     engine = build_engine(loaded, EngineConfig(max_model_len=128, num_slots=1))
     for prompt in PROMPTS:
         ids = [engine.tokenizer.start_token_id, *engine.tokenizer.encode(prompt)]

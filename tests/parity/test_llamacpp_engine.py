@@ -16,6 +16,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.loading.loader import load_gguf, load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.params import GenerationParams
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -27,12 +28,12 @@ TEXTS = ["Thank you for", "Thank you for the re", "Please find the", "def add(a,
 
 def make_engine(path, num_sequences: int | None = None) -> Engine:
     if num_sequences is None:
-        return build_engine(load_gguf(str(path), num_threads=1), CONFIG)
+        return build_engine(load_gguf(ModelOptions(model=str(path), num_threads=1)), CONFIG)
     from superdraft.decoding.model.llamacpp.runner import LlamaRunner
     from superdraft.decoding.text.tokenizer import Tokenizer
 
     runner = LlamaRunner(path, 128, 100_000_000, 3, num_threads=1, num_sequences=num_sequences)
-    return Engine(runner, Tokenizer(load_gguf(str(path)).tokenizer, runner.vocab_size), CONFIG)
+    return Engine(runner, Tokenizer(load_gguf(ModelOptions(model=str(path))).tokenizer, runner.vocab_size), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def path(tmp_path_factory):
 
 
 def test_greedy_drafts_are_those_of_transformers(path):
-    engine, model = make_engine(path), load_model(str(path), device="cpu", dtype="float32").model
+    engine, model = make_engine(path), load_model(ModelOptions(model=str(path), device="cpu", dtype="float32")).model
     seen = set()
     for text in TEXTS:
         ids = engine.tokenizer.encode(text)

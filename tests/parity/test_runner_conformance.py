@@ -11,6 +11,7 @@ from support.token_trees import RandomTrees
 from transformers import PreTrainedModel
 
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.method.superposition import superpose
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.segments import Segment
@@ -52,7 +53,7 @@ class Subject:
 @pytest.fixture(scope="module", params=TOLERANCES)
 def subject(request, tmp_path_factory) -> Subject:
     path = write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", quantised=False)
-    model = load_model(str(path), device="cpu", dtype="float32").model
+    model = load_model(ModelOptions(model=str(path), device="cpu", dtype="float32")).model
     runner: ModelRunner
     if request.param == "torch":
         runner = TorchRunner(model, MAX_LEN, MEMORY, NUM_SLOTS)

@@ -112,6 +112,7 @@ def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]"
     # Imported late: torch and transformers take seconds, and a wrong option should fail at once.
     from superdraft.decoding.build import tokenizer_of
     from superdraft.decoding.loading.loader import load_model
+    from superdraft.decoding.loading.options import ModelOptions
     from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS
 
     if dtype in WEIGHT_FORMATS and WEIGHT_FORMATS[dtype].convert is not None:
@@ -119,7 +120,7 @@ def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]"
             f"With many rows at once, {dtype} is no faster than bfloat16, and less exact: choose another --dtype."
         )
     # With "auto", too, the weights stay dense.
-    loaded = replace(load_model(spec, device=device, dtype=dtype), convert=None)
+    loaded = replace(load_model(ModelOptions(model=spec, device=device, dtype=dtype)), convert=None)
     return loaded, tokenizer_of(loaded)
 
 

@@ -7,6 +7,7 @@ from support.stages import Stages
 from superdraft.decoding import build
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.options import ModelOptions
 
 CONFIG = EngineConfig(max_model_len=32, kv_memory_bytes=10_000_000, num_slots=1)
 
@@ -21,13 +22,13 @@ def stages(monkeypatch):
 @pytest.mark.parametrize(("dtype", "first"), [("float32", "Checking llama"), ("int4", "Converting llama")])
 def test_stages_are_told(tmp_path, monkeypatch, stages, dtype, first):
     monkeypatch.setattr(build, "choose_num_threads", lambda runner, file: 1)
-    loaded = load_model(str(tiny_model_folder(tmp_path, "llama")), device="cpu", dtype=dtype)
+    loaded = load_model(ModelOptions(model=str(tiny_model_folder(tmp_path, "llama")), device="cpu", dtype=dtype))
     build.build_engine(loaded, CONFIG, tmp_path / "threads.json")
     assert stages.names == [first, "Measuring how many threads are fastest for llama"]
 
 
 def test_every_weight_is_counted_once_while_layers_are_converted(tmp_path, stages):
-    loaded = load_model(str(tiny_model_folder(tmp_path, "llama")), device="cpu", dtype="int4")
+    loaded = load_model(ModelOptions(model=str(tiny_model_folder(tmp_path, "llama")), device="cpu", dtype="int4"))
     build.build_engine(loaded, CONFIG)
     (converting,) = stages.ended
     assert 0 < converting.total == converting._done

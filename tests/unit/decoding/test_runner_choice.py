@@ -18,9 +18,10 @@ from superdraft.decoding.errors import (
     UnsupportedModelError,
 )
 from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.model.threads import recall, threads_file
 from superdraft.decoding.params import GenerationParams
-from superdraft.decoding.runner_choice import ModelOptions, gguf_for_llama_cpp, load
+from superdraft.decoding.runner_choice import gguf_for_llama_cpp, load
 from superdraft.server.loading import load_service, model_options
 from superdraft.server.settings import Settings
 
@@ -120,7 +121,7 @@ def test_a_model_that_is_no_gguf_file_is_refused_for_llama_cpp(options):
 def test_a_gguf_file_comes_with_its_tokenizer_and_the_options(gguf_options, device, gpu_layers, given):
     found = load(changed(gguf_options, device=device, gpu_layers=gpu_layers))
     assert (found.name, str(found.path), len(found.tokenizer)) == ("tiny", gguf_options.model, 301)
-    assert (found.num_threads, found.gpu_layers) == (1, given)
+    assert (found.options.num_threads, found.options.gpu_layers) == (1, given)
 
 
 def test_a_known_model_is_served_from_its_own_gguf_file(default_gguf):
@@ -262,7 +263,7 @@ def test_a_gguf_file_that_nothing_can_run_gives_torchs_reason(gguf_options, monk
 
     monkeypatch.setattr(runner_choice, "library", FakeLlamaCpp)
     monkeypatch.setattr("superdraft.decoding.model.llamacpp.runner.LlamaRunner", refused)
-    monkeypatch.setattr(runner_choice, "load_model", unsupported)
+    monkeypatch.setattr(build, "load_model", unsupported)
     with pytest.raises(UnsupportedModelError, match="recurrent"):
         open_engine(changed(gguf_options, runner="auto"), CONFIG)
 
@@ -282,7 +283,7 @@ def test_the_memory_check_can_be_switched_off(options, gguf_options, monkeypatch
         load(options)
     off = {"checks_memory": False}
     assert load(changed(options, **off)).name == "llama"
-    assert load(changed(gguf_options, **off)).checks_memory is False
+    assert load(changed(gguf_options, **off)).options.checks_memory is False
 
 
 def test_a_gguf_file_drafts(gguf_options):

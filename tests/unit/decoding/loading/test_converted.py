@@ -16,6 +16,7 @@ from superdraft.decoding.errors import BrokenModelError
 from superdraft.decoding.loading import converted
 from superdraft.decoding.loading.converted import MAX_ENTRIES, ConvertedFiles
 from superdraft.decoding.loading.loader import load_gguf, load_model
+from superdraft.decoding.loading.options import ModelOptions
 
 IDS = torch.tensor([[5, 17, 100, 33, 208, 64]])
 
@@ -35,7 +36,7 @@ def entries(home: Path) -> list[Path]:
 
 
 def logits(path: Path, home: Path, dtype: str = "float32") -> torch.Tensor:
-    model = load_model(str(path), home=home, device="cpu", dtype=dtype).model
+    model = load_model(ModelOptions(model=str(path), home=home, device="cpu", dtype=dtype)).model
     with torch.inference_mode():
         return model(IDS).logits
 
@@ -62,7 +63,7 @@ def test_the_second_start_reads_the_entry_and_gives_the_same_logits(path, home, 
 
 
 def test_the_tokenizer_of_an_entry_is_that_of_the_file(path, home):
-    first, second = (load_model(str(path), home=home, device="cpu").tokenizer for _ in range(2))
+    first, second = (load_model(ModelOptions(model=str(path), home=home, device="cpu")).tokenizer for _ in range(2))
     assert type(first) is type(second)
     assert json.loads(first.backend_tokenizer.to_str()) == json.loads(second.backend_tokenizer.to_str())
     names = ("bos_token", "eos_token", "unk_token", "pad_token", "clean_up_tokenization_spaces", "chat_template")
@@ -71,7 +72,9 @@ def test_the_tokenizer_of_an_entry_is_that_of_the_file(path, home):
 
 def test_the_entry_knows_what_ends_a_text(path, home):
     for _ in range(2):
-        assert load_model(str(path), home=home, device="cpu").model.generation_config.eos_token_id == [300, 0]
+        assert load_model(
+            ModelOptions(model=str(path), home=home, device="cpu")
+        ).model.generation_config.eos_token_id == [300, 0]
 
 
 def test_every_weight_type_has_its_own_entry(path, home):
@@ -215,23 +218,25 @@ def test_a_process_waits_for_another_one_and_uses_its_entry(path, home, capfd):
 def test_other_models_are_not_kept(home, tmp_path):
     from support.models import tiny_model_folder
 
-    load_model(str(tiny_model_folder(tmp_path, "llama")), home=home, device="cpu")
+    load_model(ModelOptions(model=str(tiny_model_folder(tmp_path, "llama")), home=home, device="cpu"))
     assert not (home / "converted").exists()
 
 
 def test_llama_cpp_s_runner_keeps_the_tokenizer_alone(path, home, monkeypatch):
-    first = load_gguf(str(path), home=home).tokenizer
+    first = load_gguf(ModelOptions(model=str(path), home=home)).tokenizer
     (entry,) = entries(home)
     assert entry.name.startswith("tiny-tokenizer-")
     assert not list(entry.glob("*.safetensors"))
     with monkeypatch.context() as patched:
         patched.setattr("superdraft.decoding.loading.gguf_tokenizer.load_gguf_tokenizer", None)
-        second = load_gguf(str(path), home=home).tokenizer
+        second = load_gguf(ModelOptions(model=str(path), home=home)).tokenizer
     text = "def f(x):\n    return 12 + x  # naïve"
     assert first.encode(text) == second.encode(text)
     (entry / "tokenizer.json").write_text("{}")  # is prepared again
-    assert load_gguf(str(path), home=home).tokenizer.encode(text) == first.encode(text)
-    assert load_gguf(str(path), home=path).tokenizer.encode(text) == first.encode(text)  # a file: nothing is kept
+    assert load_gguf(ModelOptions(model=str(path), home=home)).tokenizer.encode(text) == first.encode(text)
+    assert load_gguf(ModelOptions(model=str(path), home=path)).tokenizer.encode(text) == first.encode(
+        text
+    )  # a file: nothing is kept
 
 
 @pytest.mark.parametrize("has_power", [True, False])

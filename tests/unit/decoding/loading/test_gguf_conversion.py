@@ -9,6 +9,7 @@ from transformers import AutoConfig, GenerationConfig
 from superdraft.decoding.errors import BrokenModelError
 from superdraft.decoding.loading.gguf_conversion import convert_gguf
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.options import ModelOptions
 
 TEXT = "Thank you for 12  3 naïve\n\n things , it 's"
 
@@ -24,8 +25,8 @@ def converted(tmp_path) -> Path:
 
 def test_the_converted_model_equals_the_gguf_file(converted, capfd):
     capfd.readouterr()
-    from_gguf = load_model(str(converted.parent / "tiny.gguf"), device="cpu")
-    loaded = load_model(str(converted), device="cpu")
+    from_gguf = load_model(ModelOptions(model=str(converted.parent / "tiny.gguf"), device="cpu"))
+    loaded = load_model(ModelOptions(model=str(converted), device="cpu"))
     said = "Reading tiny.gguf (0 MB); expanding its weights may take minutes.\n"
     assert capfd.readouterr() == ("", said)
     assert (from_gguf.name, from_gguf.path) == ("tiny", converted.parent / "tiny.gguf")
@@ -49,7 +50,7 @@ def test_both_the_end_of_a_turn_and_the_document_separator_end_a_text(converted)
 
 
 def test_text_survives_the_tokenizer_and_digits_stand_alone(converted):
-    tokenizer = load_model(str(converted), device="cpu").tokenizer
+    tokenizer = load_model(ModelOptions(model=str(converted), device="cpu")).tokenizer
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     assert tokenizer.clean_up_tokenization_spaces is False
     pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("  3 12")
@@ -58,7 +59,7 @@ def test_text_survives_the_tokenizer_and_digits_stand_alone(converted):
 
 def test_other_vocabularies_keep_their_own_splitting(tmp_path):
     write_gguf(tmp_path / "tiny.gguf", pre="gpt-2")
-    tokenizer = load_model(str(tmp_path / "tiny.gguf"), device="cpu").tokenizer
+    tokenizer = load_model(ModelOptions(model=str(tmp_path / "tiny.gguf"), device="cpu")).tokenizer
     pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("  3 12")
     assert [piece for piece, _ in pieces] == ["Ġ", "Ġ3", "Ġ12"]
 
@@ -72,9 +73,9 @@ def test_the_header_is_parsed_once(tmp_path, monkeypatch):
             super().__init__(*args)
 
     monkeypatch.setattr(gguf, "GGUFReader", Reader)
-    load_model(str(path), home=tmp_path / "home", device="cpu")
+    load_model(ModelOptions(model=str(path), home=tmp_path / "home", device="cpu"))
     assert len(parsed) == 1
-    load_model(str(path), home=tmp_path / "home", device="cpu")
+    load_model(ModelOptions(model=str(path), home=tmp_path / "home", device="cpu"))
     assert len(parsed) == 1
     assert gguf.GGUFReader is Reader
 
@@ -84,4 +85,4 @@ def test_missing_weights_are_not_made_up(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.9.ffn_up.weight"))
     for home in (tmp_path / "home", path):  # with the cache, and without
         with pytest.raises(BrokenModelError, match=r"lacks 1 of its weights, for example .*layers\.1\.mlp\.up_proj"):
-            load_model(str(path), home=home, device="cpu")
+            load_model(ModelOptions(model=str(path), home=home, device="cpu"))

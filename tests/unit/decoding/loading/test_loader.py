@@ -22,6 +22,7 @@ from superdraft.decoding.loading.catalogue import CATALOGUE
 from superdraft.decoding.loading.hub import cached_folder, fetch_weights
 from superdraft.decoding.loading.loader import load_gguf, load_model, load_tokenizer
 from superdraft.decoding.loading.model_size import loading_bytes, size_of
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.model import weight_formats
 from superdraft.decoding.model.linear_int4 import convert_int4
 
@@ -38,7 +39,7 @@ def edit_config(folder: Path, **changes) -> None:
 
 def error_of(kind: type[ModelLoadError], spec: object, **options) -> str:
     with pytest.raises(kind) as info:
-        load_model(str(spec), **options)
+        load_model(ModelOptions(model=str(spec), **options))
     assert type(info.value) is kind
     message = str(info.value)
     assert "\n" not in message
@@ -49,7 +50,7 @@ def error_of(kind: type[ModelLoadError], spec: object, **options) -> str:
 def test_a_folder_loads_ready_to_decode(tmp_path, architecture, capfd):
     folder = tiny_model_folder(tmp_path, architecture)
     capfd.readouterr()
-    loaded = load_model(str(folder), device="cpu", dtype="float32")
+    loaded = load_model(ModelOptions(model=str(folder), device="cpu", dtype="float32"))
     assert capfd.readouterr() == ("", "")
     assert (loaded.name, loaded.path) == (architecture, folder)
     assert not loaded.model.training
@@ -73,7 +74,7 @@ def test_tiny_models_vary_their_greedy_output(architecture):
 
 
 def test_dtype_is_taken_from_the_option(llama):
-    assert load_model(str(llama), device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+    assert load_model(ModelOptions(model=str(llama), device="cpu", dtype="bfloat16")).model.dtype == torch.bfloat16
     limit = "dtype must be auto, float32, bfloat16, float16 or int4, got 'int8'."
     assert limit in error_of(ModelLoadError, llama, device="cpu", dtype="int8")
 
@@ -89,9 +90,9 @@ def test_dtype_is_taken_from_the_option(llama):
 def test_a_cpu_gets_four_bits_if_it_is_quick_at_them(llama, monkeypatch, has_kernels, is_fast, dtype, convert):
     monkeypatch.setattr(weight_formats, "has_kernels", lambda: has_kernels)
     monkeypatch.setattr(weight_formats, "_has_fast_bfloat16", lambda: is_fast)
-    loaded = load_model(str(llama), device="cpu")
+    loaded = load_model(ModelOptions(model=str(llama), device="cpu"))
     assert (loaded.model.dtype, loaded.convert) == (dtype, convert)
-    loaded = load_model(str(llama), device="cpu", dtype="int4")
+    loaded = load_model(ModelOptions(model=str(llama), device="cpu", dtype="int4"))
     assert (loaded.model.dtype, loaded.convert) == (torch.bfloat16, convert_int4)
 
 
@@ -197,26 +198,26 @@ def test_too_little_memory_is_told_before_weights_are_read(llama, little_memory)
 def test_a_gguf_file_that_does_not_fit_names_llama_cpp(tmp_path, little_memory):
     path = write_gguf(tmp_path / "tiny.gguf")
     assert "--runner llamacpp expands nothing" in error_of(NotEnoughMemoryError, path, device="cpu")
-    load_gguf(str(path))  # the runner looks at the memory
+    load_gguf(ModelOptions(model=str(path)))  # the runner looks at the memory
 
 
 def test_the_check_can_be_left_out_and_refuses_nothing_that_fits(llama, monkeypatch):
     size = size_of(tiny_model("llama").config)
     free = [loading_bytes(size, "bfloat16")]
     monkeypatch.setattr("superdraft.decoding.memory.free_bytes", lambda: free[0])
-    load_model(str(llama), device="cpu", dtype="bfloat16")
+    load_model(ModelOptions(model=str(llama), device="cpu", dtype="bfloat16"))
     free[0] -= 1
     error_of(NotEnoughMemoryError, llama, device="cpu", dtype="bfloat16")
-    load_model(str(llama), device="cpu", dtype="bfloat16", checks_memory=False)
+    load_model(ModelOptions(model=str(llama), device="cpu", dtype="bfloat16", checks_memory=False))
 
 
 def test_a_long_start_says_what_it_does(llama, tmp_path, monkeypatch):
     stages = Stages()
     monkeypatch.setattr(reading, "stage", stages.record)
-    load_model(str(llama), device="cpu", dtype="float32")
+    load_model(ModelOptions(model=str(llama), device="cpu", dtype="float32"))
     assert stages.names == [*["Reading the tokenizer of llama"] * 2, "Reading llama"]
     assert stages.ended[2].total == 4 * size_of(tiny_model("llama").config).num_weights
-    load_model(str(write_gguf(tmp_path / "tiny.gguf")), device="cpu", dtype="float32")
+    load_model(ModelOptions(model=str(write_gguf(tmp_path / "tiny.gguf")), device="cpu", dtype="float32"))
     reading_tokenizer = "Reading the tokenizer of tiny"
     assert stages.names[3:] == [reading_tokenizer, "Expanding tiny.gguf", reading_tokenizer, "Reading tiny"]
 
@@ -237,7 +238,7 @@ def hub_cache(llama, tmp_path, monkeypatch):
 def test_a_name_of_the_catalogue_is_read_from_the_hubs_cache(hub_cache, monkeypatch):
     fetched = []
     monkeypatch.setattr(loader, "fetch_weights", lambda hub_id: (fetched.append(hub_id), fetch_weights(hub_id)))
-    loaded = load_model("smollm2-360m", device="cpu", dtype="float32")
+    loaded = load_model(ModelOptions(model="smollm2-360m", device="cpu", dtype="float32"))
     assert (loaded.name, loaded.path, fetched) == ("smollm2-360m", None, ["HuggingFaceTB/SmolLM2-360M"])
     assert len(loaded.model.model.layers) == 2
     assert loader.fetch("smollm2-360m") == hub_cache
@@ -294,7 +295,7 @@ def test_code_of_a_model_runs_only_if_allowed(llama, tmp_path, monkeypatch):
     edit_config(llama, model_type="mine", auto_map=auto_map, architectures=["MineForCausalLM"])
     assert "allow it with trust_remote_code" in error_of(UnsupportedModelError, llama)
     assert not ran.exists()
-    loaded = load_model(str(llama), trust_remote_code=True)
+    loaded = load_model(ModelOptions(model=str(llama), trust_remote_code=True))
     assert type(loaded.model).__name__ == "MineForCausalLM"
     assert ran.exists()
 
@@ -336,7 +337,7 @@ def test_architectures_it_cannot_run_on_are_refused_before_weights_are_read(tmp_
 
 
 def test_the_default_model_by_name(default_gguf):
-    loaded = load_model("smollm2-135m", device="cpu")
+    loaded = load_model(ModelOptions(model="smollm2-135m", device="cpu"))
     assert (loaded.name, loaded.path) == ("smollm2-135m", default_gguf)
     assert (loaded.stored is None) == (loaded.convert is None)  # its layers in 4 bits are kept
     assert loaded.model.generation_config.eos_token_id == [2, 0]
@@ -356,4 +357,4 @@ def test_a_damaged_gguf_file_is_refused_in_one_line_for_llama_cpp(tmp_path, cont
     path = tmp_path / "tiny.gguf"
     path.write_bytes(content)
     with pytest.raises(BrokenModelError, match=r"cannot read the tokenizer of model .*tiny\.gguf"):
-        load_gguf(str(path), home=tmp_path)
+        load_gguf(ModelOptions(model=str(path), home=tmp_path))

@@ -9,6 +9,7 @@ from support.models import tiny_model, tiny_model_folder
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.model import threads
 from superdraft.decoding.model.threads import candidates, choose_num_threads, fastest, recall, threads_file
 from superdraft.decoding.model.torch_runner import TorchRunner
@@ -103,6 +104,6 @@ def test_a_containers_limit_counts(monkeypatch, limit, expected):
 
 def test_an_engine_is_built_with_the_threads_that_are_fastest(tmp_path):
     file = threads_file(tmp_path)
-    loaded = load_model(str(tiny_model_folder(tmp_path, "llama")), device="cpu", dtype="float32")
+    loaded = load_model(ModelOptions(model=str(tiny_model_folder(tmp_path, "llama")), device="cpu", dtype="float32"))
     build_engine(loaded, EngineConfig(max_model_len=64, num_slots=2, kv_memory_bytes=1_000_000), file)
     assert recall(file).popitem()[1] == torch.get_num_threads()

@@ -9,6 +9,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import ModelLoadError
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.model.linear import DenseLinear, WeightFormat
 from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS, choose_weight_format
 from superdraft.decoding.params import GenerationParams
@@ -31,7 +32,9 @@ def counted(linear: DenseLinear, *, is_head: bool = False) -> DenseLinear:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_line_in_the_registry_is_all_that_a_new_format_needs(tmp_path, monkeypatch, architecture, dtype):
     monkeypatch.setitem(WEIGHT_FORMATS, "counted", WeightFormat("counted", dtype, counted))
-    loaded = load_model(str(tiny_model_folder(tmp_path, architecture)), device="cpu", dtype="counted")
+    loaded = load_model(
+        ModelOptions(model=str(tiny_model_folder(tmp_path, architecture)), device="cpu", dtype="counted")
+    )
     assert loaded.model.dtype == dtype
     engine = build_engine(loaded, EngineConfig(max_model_len=64, kv_memory_bytes=4_000_000))
     CountedLinear.num_products = 0

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
 from superdraft.decoding.loading.loader import load_model
+from superdraft.decoding.loading.options import ModelOptions
 from superdraft.ngram_models.errors import CorpusError, NgramBuildError
 from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.server.cli.ngrams.commands import app
@@ -86,7 +87,7 @@ def test_the_model_is_built_from_the_first_rows_that_the_sampler_gives(model, to
     assert manifest.corpus.description == "9 samples of 12 tokens from llama at temperature 1, top-p 0.95, seed 5"
     assert manifest.corpus.num_tokens == 9 * 12
     assert (manifest.licence, manifest.tokenizer.name, manifest.prune) == ("MIT", "llama", (0, 0, 1))
-    sampler = TextSampler(load_model(str(model), dtype="float32"), SamplerConfig(2, 12))
+    sampler = TextSampler(load_model(ModelOptions(model=str(model), dtype="float32")), SamplerConfig(2, 12))
     rows = [row for part in range(5) for row in sampler.sample(5, part).tolist()][:9]
     expected = " ".join(str(token_id) for row in rows for token_id in row if token_id)
     learnt = [word for word in (tools / "stdin.txt").read_text().split() if word != "<cut>"]
