@@ -10,8 +10,7 @@ from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
 from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
-from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, ModelOptions, load_model
 from superdraft.decoding.memory import free_bytes, shown
 from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from superdraft.decoding.errors import ModelLoadError, NotEnoughMemoryError
-from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, load_gguf, load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, ModelOptions, load_gguf, load_model
 from superdraft.decoding.loading.source import resolve
 from superdraft.decoding.model.llamacpp.library import library
 from superdraft.decoding.model.native.library import has_kernels

@@ -7,7 +7,7 @@ import structlog
 
 from superdraft.decoding.build import open_engine
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions
 from superdraft.ngram_models.store.registry import NgramModel, list_ngram_models, load_ngram_model, named_model_folder
 from superdraft.ngram_models.vocabulary import tokenizer_fingerprint
 from superdraft.server.drafting import DraftingDefaults

@@ -20,8 +20,7 @@ from superdraft.benchmarks.over_http.local_server import ANSWER_TIMEOUT_S, local
 from superdraft.benchmarks.summary import ratio, report, spread, tracked
 from superdraft.benchmarks.typing_texts import TEXTS
 from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
-from superdraft.decoding.loading.loader import load_model, load_tokenizer
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_model, load_tokenizer
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.decoders.peers import LLAMA_CPP, parse_peer
 from superdraft.evaluation.options import Model, NumDrafts

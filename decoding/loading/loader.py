@@ -15,10 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
-from superdraft.decoding.loading.catalogue import KNOWN_MODELS, ModelSize
+from superdraft.decoding.loading.catalogue import DEFAULT_MODEL, KNOWN_MODELS, ModelSize
 from superdraft.decoding.loading.hub import fetch_weights
 from superdraft.decoding.loading.model_size import loading_bytes, size_of
-from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.loading.quiet import quiet_transformers
 from superdraft.decoding.loading.reading import (
     ensure_expanded,
@@ -37,6 +36,35 @@ from superdraft.decoding.loading.support import check_config, check_model_class
 from superdraft.decoding.memory import require_memory, shown
 from superdraft.decoding.model.linear import Conversion, WeightFormat
 from superdraft.decoding.model.weight_formats import choose_weight_format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """A model, and where and how it runs.
+
+    Attributes:
+        model: a name in the catalogue (`superdraft models list`), a folder with safetensors weights, a `.gguf` file, or
+            the id of a model on the hub. A model that is not on this machine is downloaded.
+        home: folder of the known models and of what is made once; None: see `superdraft_home`.
+        runner: "torch"; "llamacpp", for a `.gguf` file or a known model's own; "auto": torch where there are kernels
+            for the processor and memory suffices, else llama.cpp for a `.gguf` file, if it is installed.
+        device: for torch: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
+        dtype: for torch: name of a weight format, or "auto"; see `choose_weight_format`.
+        num_threads: on the CPU; None: torch measures which number is fastest, llama.cpp takes all cores.
+        gpu_layers: for llama.cpp: layers that a GPU runs; None: all of them, if it was built for a GPU.
+        trust_remote_code: run Python code that comes with the model.
+        checks_memory: refuse a model that does not fit in the free memory, before its weights are read.
+    """
+
+    model: str = DEFAULT_MODEL
+    home: Path | None = None
+    runner: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    num_threads: int | None = None
+    gpu_layers: int | None = None
+    trust_remote_code: bool = False
+    checks_memory: bool = True
 
 
 @dataclass(frozen=True)

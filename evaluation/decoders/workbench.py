@@ -7,8 +7,7 @@ from typing import Any, Self
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.admission import prompt_token_ids
-from superdraft.decoding.loading.loader import LoadedModel, load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import LoadedModel, ModelOptions, load_model
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer
 from superdraft.evaluation.cases.prompts import Prompt

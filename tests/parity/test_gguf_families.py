@@ -16,8 +16,7 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
 from superdraft.decoding.loading.gguf_config import llama3_factors
-from superdraft.decoding.loading.loader import load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_model
 from superdraft.decoding.model.native.library import has_kernels
 from superdraft.decoding.model.segments import Segment
 from superdraft.decoding.model.torch_runner import TorchRunner

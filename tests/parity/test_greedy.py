@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.loading.loader import load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_model
 from superdraft.decoding.params import GenerationParams
 
 GREEDY = {"num_drafts": 1, "alpha": 0.0}

@@ -15,8 +15,7 @@ from support.requests import run_together
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
-from superdraft.decoding.loading.loader import load_gguf, load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_gguf, load_model
 from superdraft.decoding.params import GenerationParams
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")

@@ -10,8 +10,7 @@ from support.gguf_files import write_gguf
 from support.token_trees import RandomTrees
 from transformers import PreTrainedModel
 
-from superdraft.decoding.loading.loader import load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_model
 from superdraft.decoding.method.superposition import superpose
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.segments import Segment

@@ -111,8 +111,7 @@ def _settings(
 def _load(spec: str, device: str, dtype: str) -> "tuple[LoadedModel, Tokenizer]":
     # Imported late: torch and transformers take seconds, and a wrong option should fail at once.
     from superdraft.decoding.build import tokenizer_of
-    from superdraft.decoding.loading.loader import load_model
-    from superdraft.decoding.loading.options import ModelOptions
+    from superdraft.decoding.loading.loader import ModelOptions, load_model
     from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS
 
     if dtype in WEIGHT_FORMATS and WEIGHT_FORMATS[dtype].convert is not None:

@@ -6,8 +6,7 @@ from support.stages import Stages
 
 from superdraft.decoding import build
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.loading.loader import load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_model
 
 CONFIG = EngineConfig(max_model_len=32, kv_memory_bytes=10_000_000, num_slots=1)
 

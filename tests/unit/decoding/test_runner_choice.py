@@ -17,8 +17,7 @@ from superdraft.decoding.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, ModelOptions
 from superdraft.decoding.model.threads import recall, threads_file
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.runner_choice import gguf_for_llama_cpp, load

@@ -15,8 +15,7 @@ from superdraft.decoding.durable import facts
 from superdraft.decoding.errors import BrokenModelError
 from superdraft.decoding.loading import converted
 from superdraft.decoding.loading.converted import MAX_ENTRIES, ConvertedFiles
-from superdraft.decoding.loading.loader import load_gguf, load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_gguf, load_model
 
 IDS = torch.tensor([[5, 17, 100, 33, 208, 64]])
 

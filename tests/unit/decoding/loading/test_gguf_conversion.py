@@ -8,8 +8,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from superdraft.decoding.errors import BrokenModelError
 from superdraft.decoding.loading.gguf_conversion import convert_gguf
-from superdraft.decoding.loading.loader import load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_model
 
 TEXT = "Thank you for 12  3 naïve\n\n things , it 's"
 

@@ -20,9 +20,8 @@ from superdraft.decoding.errors import (
 from superdraft.decoding.loading import loader, reading
 from superdraft.decoding.loading.catalogue import CATALOGUE
 from superdraft.decoding.loading.hub import cached_folder, fetch_weights
-from superdraft.decoding.loading.loader import load_gguf, load_model, load_tokenizer
+from superdraft.decoding.loading.loader import ModelOptions, load_gguf, load_model, load_tokenizer
 from superdraft.decoding.loading.model_size import loading_bytes, size_of
-from superdraft.decoding.loading.options import ModelOptions
 from superdraft.decoding.model import weight_formats
 from superdraft.decoding.model.linear_int4 import convert_int4
 

@@ -8,8 +8,7 @@ from support.models import tiny_model, tiny_model_folder
 
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
-from superdraft.decoding.loading.loader import load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_model
 from superdraft.decoding.model import threads
 from superdraft.decoding.model.threads import candidates, choose_num_threads, fastest, recall, threads_file
 from superdraft.decoding.model.torch_runner import TorchRunner

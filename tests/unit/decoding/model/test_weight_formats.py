@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import ModelLoadError
-from superdraft.decoding.loading.loader import load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_model
 from superdraft.decoding.model.linear import DenseLinear, WeightFormat
 from superdraft.decoding.model.weight_formats import WEIGHT_FORMATS, choose_weight_format
 from superdraft.decoding.params import GenerationParams

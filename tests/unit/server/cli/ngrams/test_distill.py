@@ -12,8 +12,7 @@ from support.waiting import eventually
 from typer.testing import CliRunner
 
 from superdraft.decoding.distillation.sampler import SamplerConfig, TextSampler
-from superdraft.decoding.loading.loader import load_model
-from superdraft.decoding.loading.options import ModelOptions
+from superdraft.decoding.loading.loader import ModelOptions, load_model
 from superdraft.ngram_models.errors import CorpusError, NgramBuildError
 from superdraft.ngram_models.store.manifest import Manifest
 from superdraft.server.cli.ngrams.commands import app
