@@ -161,7 +161,7 @@ def check_memory(settings: Settings) -> Finding:
 
 def check_kenlm(_: Settings) -> Finding:
     """Check KenLM's maximum order, which is fixed when it is compiled, by loading the shipped model."""
-    from superdraft.decoding.loading.store import DEFAULT_MODEL
+    from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
     from superdraft.ngram_models.store.manifest import Manifest
     from superdraft.ngram_models.store.registry import find_ngram_model, open_scorer
 
