@@ -192,15 +192,6 @@ SPECIAL_TOKENS = Field(
 )
 
 
-MIN_PROBABILITY_SHOWN = Field(
-    default=None,
-    ge=0,
-    le=1,
-    description="Withhold drafts whose first word is less probable, with selection distinct. If none is left, the text "
-    "is empty. Absent: --editor-min-probability-shown.",
-)
-
-
 def engine_prompt(prompt: Prompt, *, special_tokens: bool) -> Prompt:
     """The engine's prompt. `special_tokens`: names of special tokens in a text become these; else they stay text."""
     return prompt if special_tokens or not isinstance(prompt, str) else PlainText(prompt)

@@ -1,22 +1,23 @@
 """Shared by the editors' wires: a place in a text becomes a prompt, and the drafts for it become suggestions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from fastapi import Request
+from pydantic import Field
 
 from superdraft.decoding.outputs import DraftOutput, GenerationOutput
-from superdraft.decoding.prompt import Prompt
-from superdraft.decoding.text.fim import Budget, FimTokens, Gap, find_fim_tokens, gap_prompt
+from superdraft.decoding.text.fim import Budget, FimTokens, Gap, GapPrompt, find_fim_tokens, gap_prompt
 from superdraft.decoding.text.gap_cut import LineEnd, cut_for_gap, has_text_after, line_end_of, with_line_ends
 from superdraft.decoding.text.trimming import as_read
 from superdraft.server.bridge.engine_protocol import DecodingEngine
+from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.display import Display
 from superdraft.server.drafting import Asked
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.settings import Settings
-from superdraft.server.wires.common import NO_DRAFT, WITHHELD, unless_client_gone
+from superdraft.server.wires.common import NO_DRAFT, WITHHELD, Number, WireRequest, sender, unless_client_gone
 
 Cut = Callable[[str], str]
 
@@ -27,34 +28,17 @@ NOT_SEEN = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedGap:
-    """The engine's prompt for a gap.
+class EditorRequest(WireRequest):
+    """Fields that the editors' wires have in common. A null field means its default; unknown fields are ignored."""
 
-    Attributes:
-        prompt: what the engine continues.
-        is_truncated: part of the gap's text was left out.
-        warnings: for the client.
-    """
-
-    prompt: Prompt
-    is_truncated: bool
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """The drafts for a gap.
-
-    Attributes:
-        output: the engine's, with at least one draft.
-        is_truncated: the text was too long, so its far ends were left out.
-        warnings: for the client, the engine's own included.
-    """
-
-    output: GenerationOutput
-    is_truncated: bool
-    warnings: list[str]
+    temperature: Number = Field(default=1.0, description="For the sampling strategies.")
+    min_probability_shown: Number | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Withhold drafts whose first word is less probable, with selection distinct. If none is left, the "
+        "text is empty. Absent: --editor-min-probability-shown.",
+    )
 
 
 def fim_tokens_of(engine: DecodingEngine, settings: Settings) -> FimTokens | None:
@@ -62,86 +46,74 @@ def fim_tokens_of(engine: DecodingEngine, settings: Settings) -> FimTokens | Non
     return find_fim_tokens(engine.tokenizer.vocabulary) if settings.fim else None
 
 
-def asked(
+def drafting_request(
+    http: Request,
     service: Service,
+    body: EditorRequest,
+    answer_id: str,
     *,
     num_drafts: int = 1,
     max_tokens: int | None = None,
     stop: tuple[str, ...] = (),
-    temperature: float = 1.0,
     seed: int | None = None,
-) -> Asked:
-    """The engine parameters that an editor's request sets.
-
-    Args:
-        service: the served model.
-        num_drafts: drafts in the answer.
-        max_tokens: of each draft, at most the server's `editor_max_tokens`, since editors ask for more than they show;
-            None: that limit.
-        stop: a draft ends before the first of these strings.
-        temperature: of the sampling strategies; brought into the range that they take.
-        seed: of the sampling strategies.
-    """
-    limit = min(service.settings.editor_max_tokens, service.engine.max_model_len // 2)
-    return Asked(
-        num_drafts=num_drafts,
-        max_tokens=limit if max_tokens is None else min(max_tokens, limit),
-        stop=stop,
-        temperature=min(max(temperature, 0.0), 2.0),
-        seed=seed,
-    )
-
-
-def shown_from(service: Service, own: float | None) -> Display | None:
-    """What is withheld of the answer to an editor; None: nothing.
-
-    Args:
-        service: the served model.
-        own: the request's `min_probability_shown`; None: the server's for editors.
-    """
-    minimum = service.settings.editor_min_probability_shown if own is None else own
-    return Display(Gap(""), minimum) if minimum else None
-
-
-async def complete(
-    http: Request,
-    service: Service,
-    request: DraftingRequest,
-    prompt: Prompt,
-    cut: Cut = str,
-    line_end: LineEnd | None = None,
-    seen: Cut = str,
-) -> GenerationOutput:
-    """Drafts that continue a prompt, at least one. A client that leaves ends its request.
+) -> DraftingRequest:
+    """An editor's request without its prompt, its model and its cut.
 
     Args:
         http: its body has been read.
         service: the served model.
-        request: without prompts and cut.
-        prompt: what the engine continues.
-        cut: returns the part of a draft's text to show.
-        line_end: the line end in the drafts; None: unchanged.
-        seen: what the editor makes of a draft's text; drafts that it makes the same count once.
+        body: that body.
+        answer_id: of the answer.
+        num_drafts: drafts in the answer.
+        max_tokens: of each draft, at most the server's `editor_max_tokens`, since editors ask for more than they show;
+            None: that limit.
+        stop: a draft ends before the first of these strings.
+        seed: of the sampling strategies, into whose range the temperature is brought.
+    """
+    settings = service.settings
+    limit = min(settings.editor_max_tokens, service.engine.max_model_len // 2)
+    minimum = body.min_probability_shown
+    if minimum is None:
+        minimum = settings.editor_min_probability_shown
+    return DraftingRequest(
+        sender=sender(),
+        id=answer_id,
+        asked=Asked(
+            num_drafts=num_drafts,
+            max_tokens=limit if max_tokens is None else min(max_tokens, limit),
+            stop=stop,
+            temperature=min(max(body.temperature, 0.0), 2.0),
+            seed=seed,
+        ),
+        twin_key=twin_key(http, body),
+        display=Display(Gap(""), minimum) if minimum else None,
+    )
+
+
+async def complete(http: Request, service: Service, request: DraftingRequest) -> GenerationOutput:
+    """Drafts for the one prompt of a request, at least one. A client that leaves ends its request.
 
     Raises:
         NotFoundError: the named model is not served here.
         SuperdraftError: raised by the engine.
         ClientGoneError: the client left.
     """
-    drafting = replace(
-        request,
-        prompts={request.id: prompt},
-        cut=lambda _, output: with_cut_drafts(output, cut, line_end, seen),
-    )
-    drafted = await unless_client_gone(http, service.draft(drafting))
+    drafted = await unless_client_gone(http, service.draft(request))
     output = drafted.outputs[0]
     return output if output.drafts else replace(output, drafts=(WITHHELD,))
 
 
 async def fill(
-    http: Request, service: Service, request: DraftingRequest, gap: Gap, cut: Cut = str, seen: Cut = str
-) -> Filled:
-    """Drafts for a gap in a text.
+    http: Request,
+    service: Service,
+    request: DraftingRequest,
+    gap: Gap,
+    cut: Cut = str,
+    seen: Cut = str,
+    *,
+    single_line: bool = False,
+) -> tuple[GenerationOutput, bool]:
+    """Drafts for a gap in a text, at least one, and whether the text was too long, so that its far ends were left out.
 
     Args:
         http: its body has been read.
@@ -150,25 +122,28 @@ async def fill(
         gap: the place to fill.
         cut: returns the part of a draft's text that the editor wants; the gap may shorten it further.
         seen: what the editor makes of a draft's text; drafts that it makes the same count once.
+        single_line: the editor shows no more than a line, whatever follows the cursor.
 
     Raises:
-        NotFoundError: the named model is not served here.
-        SuperdraftError: raised by the engine.
-        ClientGoneError: the client left.
+        Exception: as `complete`.
     """
-    prepared = await prepare_gap(http, service, gap, request.asked.max_tokens, service.engine.max_model_len // 2)
-    if has_text_after(gap):
+    max_tokens = request.asked.max_tokens
+    prompt, warnings = await prepare_gap(http, service, gap, max_tokens, service.engine.max_model_len // 2)
+    if single_line or has_text_after(gap):
         request = replace(request, asked=replace(request.asked, single_line=True))
-    output = await complete(
-        http, service, request, prepared.prompt, lambda text: cut_for_gap(cut(text), gap), line_end_of(gap), seen
+    drafting = replace(
+        request, prompts={request.id: prompt.prompt}, cut=lambda _, output: cut_at_gap(output, gap, cut, seen)
     )
-    return Filled(output, prepared.is_truncated, [*prepared.warnings, *output.warnings])
+    output = await complete(http, service, drafting)
+    return replace(output, warnings=(*warnings, *output.warnings)), prompt.is_truncated
 
 
 async def prepare_gap(
     http: Request, service: Service, gap: Gap, max_tokens: int, max_context_tokens: int = 0
-) -> PreparedGap:
-    """The prompt for a gap, with room for a draft of `max_tokens`. A client that leaves ends the wait for it.
+) -> tuple[GapPrompt, list[str]]:
+    """The prompt for a gap, with room for a draft of `max_tokens`, and warnings about it.
+
+    A client that leaves ends the wait for it.
 
     Args:
         http: its body has been read.
@@ -189,7 +164,15 @@ async def prepare_gap(
     warnings = [NOT_SEEN] if service.fim is None and gap.suffix else []
     if prompt.is_truncated:
         warnings.append(f"{TOO_LONG}: their far ends were left out.")
-    return PreparedGap(prompt.prompt, prompt.is_truncated, tuple(warnings))
+    return prompt, warnings
+
+
+def cut_at_gap(output: GenerationOutput, gap: Gap, cut: Cut = str, seen: Cut = str) -> GenerationOutput:
+    """The output with drafts that end where the text after the gap begins, and have its line ends.
+
+    See `with_cut_drafts`; `cut` comes before the gap's own.
+    """
+    return with_cut_drafts(output, lambda text: cut_for_gap(cut(text), gap), line_end_of(gap), seen)
 
 
 def with_cut_drafts(

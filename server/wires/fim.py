@@ -5,35 +5,29 @@ Continue uses it with servers of the OpenAI kind.
 
 import time
 import uuid
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
-from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import MAX_SEED, MIN_SEED
 from superdraft.decoding.text.fim import Gap
-from superdraft.server.bridge.fan_out import twin_key
-from superdraft.server.service import DraftingRequest
 from superdraft.server.wires.common import (
     ERROR_RESPONSES,
-    MIN_PROBABILITY_SHOWN,
     Boolean,
     Integer,
-    Number,
     ServiceDep,
     TolerantStop,
-    WireRequest,
-    sender,
 )
-from superdraft.server.wires.editors import asked, fill, shown_from
+from superdraft.server.wires.editors import EditorRequest, drafting_request, fill
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.openai.mapping import openai_finish_reason
 
 # Schemas
 
 
-class FimRequest(WireRequest):
+class FimRequest(EditorRequest):
     """A gap to fill. A null field means its default; unknown fields are ignored."""
 
     prompt: str = Field(description="The text before the gap.")
@@ -44,12 +38,10 @@ class FimRequest(WireRequest):
     )
     stop: TolerantStop = ()
     stream: Boolean = False
-    temperature: Number = Field(default=1.0, description="For the sampling strategies.")
     random_seed: Integer | None = Field(
         default=None, ge=MIN_SEED, le=MAX_SEED, description="For the sampling strategies."
     )
     seed: Integer | None = Field(default=None, ge=MIN_SEED, le=MAX_SEED, description="Another name for random_seed.")
-    min_probability_shown: Number | None = MIN_PROBABILITY_SHOWN
 
 
 class FimMessage(BaseModel):
@@ -87,18 +79,11 @@ class FimCompletion(BaseModel):
     warnings: list[str] = []
 
 
-class FimDelta(BaseModel):
-    """A piece of the text."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
 class FimChunkChoice(BaseModel):
     """A piece of the best draft."""
 
     index: int = 0
-    delta: FimDelta
+    delta: FimMessage
     finish_reason: Literal["stop", "length"] | None
 
 
@@ -133,43 +118,34 @@ async def create_fim_completion(
     http: Request, service: ServiceDep, body: Annotated[FimRequest, Depends(json_body(FimRequest))]
 ) -> FimCompletion | Response:
     """The best draft for the gap; in a stream it is sent whole when it is final."""
-    parameters = asked(
+    drafting = drafting_request(
+        http,
         service,
+        body,
+        f"fim-{uuid.uuid4().hex}",
         max_tokens=body.max_tokens,
         stop=body.stop,
-        temperature=body.temperature,
         seed=body.seed if body.random_seed is None else body.random_seed,
     )
-    name = f"fim-{uuid.uuid4().hex}"
-    drafting = DraftingRequest(
-        sender=sender(),
-        id=name,
-        asked=parameters,
-        model=body.model,
-        twin_key=twin_key(http, body),
-        display=shown_from(service, body.min_probability_shown),
+    output, _ = await fill(http, service, replace(drafting, model=body.model), Gap(body.prompt, body.suffix))
+    head: dict[str, Any] = {"id": drafting.id, "created": int(time.time()), "model": service.model_name}
+    draft, prompt_tokens, completion_tokens = (
+        output.drafts[0],
+        output.usage.prompt_tokens,
+        output.usage.completion_tokens,
     )
-    filled = await fill(http, service, drafting, Gap(body.prompt, body.suffix))
-    head: dict[str, Any] = {"id": name, "created": int(time.time()), "model": service.model_name}
-    draft, usage = filled.output.drafts[0], _usage(filled.output)
-    if not body.stream:
-        message = FimMessage(content=draft.text)
-        choice = FimChoice(message=message, finish_reason=openai_finish_reason(draft))
-        return FimCompletion(**head, choices=[choice], usage=usage, warnings=filled.warnings)
-    text = FimChunkChoice(delta=FimDelta(content=draft.text), finish_reason=None)
-    end = FimChunkChoice(delta=FimDelta(content=""), finish_reason=openai_finish_reason(draft))
-    chunks = [FimChunk(**head, choices=[text]), FimChunk(**head, choices=[end], usage=usage, warnings=filled.warnings)]
-    return Response(_event_stream(chunks), media_type="text/event-stream")
-
-
-def _usage(output: GenerationOutput) -> FimUsage:
-    prompt_tokens, completion_tokens = output.usage.prompt_tokens, output.usage.completion_tokens
-    return FimUsage(
+    usage = FimUsage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
     )
-
-
-def _event_stream(chunks: list[FimChunk]) -> str:
-    return "".join(f"data: {chunk.model_dump_json()}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    end: dict[str, Any] = {"usage": usage, "warnings": output.warnings}
+    message, reason = FimMessage(content=draft.text), openai_finish_reason(draft)
+    if not body.stream:
+        return FimCompletion(**head, choices=[FimChoice(message=message, finish_reason=reason)], **end)
+    chunks = [
+        FimChunk(**head, choices=[FimChunkChoice(delta=message, finish_reason=None)]),
+        FimChunk(**head, choices=[FimChunkChoice(delta=FimMessage(content=""), finish_reason=reason)], **end),
+    ]
+    events = "".join(f"data: {chunk.model_dump_json()}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    return Response(events, media_type="text/event-stream")

@@ -18,17 +18,15 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.outputs import DraftOutput
+from superdraft.decoding.outputs import DraftOutput, GenerationOutput
 from superdraft.decoding.params import MAX_SEED
 from superdraft.decoding.text.fim import ContextFile, Gap
-from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.edge.error_map import failure_of
 from superdraft.server.edge.refusals import ClientGoneError
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import (
     MAX_PATH_CHARS,
     MAX_SNIPPETS,
-    MIN_PROBABILITY_SHOWN,
     SPECIAL_TOKENS,
     Boolean,
     Integer,
@@ -36,11 +34,9 @@ from superdraft.server.wires.common import (
     OnePrompt,
     ServiceDep,
     TolerantStop,
-    WireRequest,
     engine_prompt,
-    sender,
 )
-from superdraft.server.wires.editors import Filled, asked, complete, cut_dedent, fill, shown_from
+from superdraft.server.wires.editors import EditorRequest, complete, cut_dedent, drafting_request, fill, with_cut_drafts
 from superdraft.server.wires.json_body import documented, json_body
 
 _EVENTS: dict[str, Any] = {"content": {"text/event-stream": {}}, "description": "The drafts; with `stream`, as events."}
@@ -95,7 +91,7 @@ WARM_UP_TIMEOUT_S = 10.0
 """A request that only runs its prompt gives way to all others. On a busy server it is answered after this time."""
 
 
-class LlamaCppRequest(WireRequest):
+class LlamaCppRequest(EditorRequest):
     """Fields of both routes. A null field means its default. `unused` names the samplers that the body sets."""
 
     n_predict: Integer = Field(
@@ -120,11 +116,9 @@ class LlamaCppRequest(WireRequest):
         ge=0,
         description="This long after the first tokens of the drafts, the drafts so far are the answer; 0: no limit.",
     )
-    temperature: Number = Field(default=1.0, description="For the sampling strategies.")
     seed: Integer = Field(
         default=-1, le=MAX_SEED, description="For the sampling strategies; negative: a new one each time."
     )
-    min_probability_shown: Number | None = MIN_PROBABILITY_SHOWN
 
     unused: SkipJsonSchema[tuple[str, ...]] = Field(default=(), exclude=True)
 
@@ -218,10 +212,8 @@ async def infill(
 ) -> Response:
     """Fill the gap between two texts. With `n_predict` 0, only run the prompt, so that the next request is faster."""
     drafting = _drafting_request(http, service, body)
-    if body.wants_lines:
-        drafting = replace(drafting, asked=replace(drafting.asked, single_line=True))
-    filled = await fill(http, service, drafting, body.gap, body.cut, body.seen)
-    return _response(body, filled, service)
+    filled = await fill(http, service, drafting, body.gap, body.cut, body.seen, single_line=body.wants_lines)
+    return _response(body, *filled, service.model_name)
 
 
 @router.post("/completion", openapi_extra=documented(LlamaCppCompletionRequest), summary="llama.cpp's own completion")
@@ -232,38 +224,40 @@ async def completion(
 ) -> Response:
     """Continue a prompt."""
     special_tokens = service.settings.special_tokens if body.special_tokens is None else body.special_tokens
-    prompt = engine_prompt(body.prompt, special_tokens=special_tokens)
-    output = await complete(http, service, _drafting_request(http, service, body), prompt, body.cut)
-    return _response(body, Filled(output, is_truncated=False, warnings=[*output.warnings]), service)
+    drafting = _drafting_request(http, service, body)
+    drafting = replace(
+        drafting,
+        prompts={drafting.id: engine_prompt(body.prompt, special_tokens=special_tokens)},
+        cut=lambda _, output: with_cut_drafts(output, body.cut),
+    )
+    return _response(body, await complete(http, service, drafting), False, service.model_name)
 
 
 def _drafting_request(http: Request, service: Service, body: LlamaCppRequest) -> DraftingRequest:
     limit = service.engine.config.max_num_drafts
     if body.n_cmpl > limit:
         raise InvalidRequestError(f"n_cmpl must be at most {limit} on this server, got {body.n_cmpl}.", param="n_cmpl")
-    parameters = asked(
+    drafting = drafting_request(
+        http,
         service,
+        body,
+        f"infill-{uuid.uuid4().hex}",
         num_drafts=body.n_cmpl,
         max_tokens=None if body.n_predict < 0 else body.n_predict,
         stop=body.stop,
-        temperature=body.temperature,
         seed=None if body.seed < 0 else body.seed,
     )
-    return DraftingRequest(
-        sender=sender(),
-        id=f"infill-{uuid.uuid4().hex}",
-        asked=parameters,
-        twin_key=twin_key(http, body),
+    return replace(
+        drafting,
         draft_timeout_s=body.draft_timeout_s,
         is_warm_up=body.n_predict == 0,
         deadline_s=time.monotonic() + WARM_UP_TIMEOUT_S if body.n_predict == 0 else None,
-        display=shown_from(service, body.min_probability_shown),
         takes_feedback=False,  # llama.cpp's answers have no id
     )
 
 
-def _response(body: LlamaCppRequest, filled: Filled, service: Service) -> Response:
-    answers = [_answer(body, draft, filled, service.model_name) for draft in filled.output.drafts]
+def _response(body: LlamaCppRequest, output: GenerationOutput, is_truncated: bool, model: str) -> Response:
+    answers = [_answer(body, draft, output, is_truncated, model) for draft in output.drafts]
     if body.stream:
         events = [event for answer in answers for event in _events(answer, body.response_fields)]
         content = "".join(f"data: {json.dumps(event, separators=(',', ':'))}\n\n" for event in events)
@@ -273,8 +267,9 @@ def _response(body: LlamaCppRequest, filled: Filled, service: Service) -> Respon
     return JSONResponse(picked if body.n_cmpl > 1 else picked[0])
 
 
-def _answer(body: LlamaCppRequest, draft: DraftOutput, filled: Filled, model: str) -> dict[str, Any]:
-    output = filled.output
+def _answer(
+    body: LlamaCppRequest, draft: DraftOutput, output: GenerationOutput, is_truncated: bool, model: str
+) -> dict[str, Any]:
     usage, num_predicted = output.usage, len(draft.token_ids)
     stop_type, stopping_word = _stop_of(draft, body.stop)
     return {
@@ -287,11 +282,11 @@ def _answer(body: LlamaCppRequest, draft: DraftOutput, filled: Filled, model: st
         "tokens_predicted": num_predicted,
         "tokens_evaluated": usage.prompt_tokens,
         "has_new_line": "\n" in draft.text,
-        "truncated": filled.is_truncated,
+        "truncated": is_truncated,
         "stop_type": stop_type,
         "stopping_word": stopping_word,
         "tokens_cached": usage.cached_tokens,
-        "warnings": [*body.warnings, *filled.warnings],
+        "warnings": [*body.warnings, *output.warnings],
         "timings": {
             "cache_n": usage.cached_tokens,
             **_speed("prompt", usage.prompt_tokens - usage.cached_tokens, output.timings.prefill_ms),

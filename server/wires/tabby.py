@@ -13,15 +13,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, FailFast, Field, ValidationError, field_validator
 
 from superdraft.decoding.text.fim import ContextFile, Gap
-from superdraft.server.bridge.fan_out import twin_key
 from superdraft.server.edge.error_map import NotFoundError, invalid_request
 from superdraft.server.observe.metrics import DraftEvent
-from superdraft.server.service import DraftingRequest, Service
+from superdraft.server.service import Service
 from superdraft.server.wires.common import (
     ERROR_RESPONSES,
     MAX_PATH_CHARS,
     MAX_SNIPPETS,
-    MIN_PROBABILITY_SHOWN,
     Integer,
     Number,
     ServiceDep,
@@ -29,7 +27,7 @@ from superdraft.server.wires.common import (
     at_most,
     sender,
 )
-from superdraft.server.wires.editors import asked, fill, shown_from
+from superdraft.server.wires.editors import EditorRequest, drafting_request, fill
 from superdraft.server.wires.feedback import MAX_ELAPSED_MS
 from superdraft.server.wires.json_body import documented, json_body
 
@@ -67,15 +65,13 @@ class TabbySegments(WireRequest):
         return Gap(self.prefix, self.suffix, context, self.filepath)
 
 
-class TabbyRequest(WireRequest):
+class TabbyRequest(EditorRequest):
     """`POST /v1/completions` with `segments`. `temperature` and `seed` are for the sampling strategies."""
 
     segments: TabbySegments
     language: str = ""
     user: str | None = Field(default=None, max_length=256)
-    temperature: Number = 1.0
     seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**64)
-    min_probability_shown: Number | None = MIN_PROBABILITY_SHOWN
     mode: str = "standard"
 
     @field_validator("mode")
@@ -142,17 +138,10 @@ async def complete_segments(body: dict[str, Any], request: Request, service: Ser
         raise invalid_request(error) from None
     completion_id = f"cmpl-{uuid.uuid4()}"
     seed = None if wanted.seed is None else wanted.seed % 2**63
-    parameters = asked(service, temperature=wanted.temperature, seed=seed)
-    drafting = DraftingRequest(
-        sender=sender(),
-        id=completion_id,
-        asked=parameters,
-        twin_key=twin_key(request, wanted),
-        display=shown_from(service, wanted.min_probability_shown),
-    )
-    filled = await fill(request, service, drafting, wanted.segments.gap())
-    choices = [{"index": 0, "text": filled.output.drafts[0].text}]
-    return JSONResponse({"id": completion_id, "choices": choices, "warnings": filled.warnings})
+    drafting = drafting_request(request, service, wanted, completion_id, seed=seed)
+    output, _ = await fill(request, service, drafting, wanted.segments.gap())
+    choices = [{"index": 0, "text": output.drafts[0].text}]
+    return JSONResponse({"id": completion_id, "choices": choices, "warnings": output.warnings})
 
 
 @router.get("/v1/health", summary="Health, for Tabby's plugins")

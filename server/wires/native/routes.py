@@ -11,11 +11,10 @@ from pydantic import BaseModel
 from superdraft.decoding.outputs import GenerationOutput, StepOutput
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.text.fim import Gap
-from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of
 from superdraft.server.edge.error_map import ErrorResponse
 from superdraft.server.service import DraftingRequest, Service
 from superdraft.server.wires.common import ERROR_RESPONSES, ServiceDep, engine_prompt, sender, unless_client_gone
-from superdraft.server.wires.editors import prepare_gap, with_cut_drafts
+from superdraft.server.wires.editors import cut_at_gap, prepare_gap
 from superdraft.server.wires.json_body import documented, json_body
 from superdraft.server.wires.native.mapping import (
     INSIDE_A_LINE,
@@ -99,12 +98,12 @@ async def _prompt_of(body: DraftsRequest, gap: Gap, request: Request, service: S
     """The engine's prompt, and warnings about it."""
     if not (body.suffix or body.path):
         return engine_prompt(body.prompt, special_tokens=False), []
-    prepared = await prepare_gap(request, service, gap, body.max_tokens)
-    return prepared.prompt, list(prepared.warnings)
+    prepared, warnings = await prepare_gap(request, service, gap, body.max_tokens)
+    return prepared.prompt, warnings
 
 
 def _cut(gap: Gap, _id: str, output: GenerationOutput) -> GenerationOutput:
     """The output with drafts that keep out of the text after the gap. One without text suggests nothing."""
     if gap.suffix:
-        output = with_cut_drafts(output, lambda text: cut_for_gap(text, gap), line_end_of(gap))
+        output = cut_at_gap(output, gap)
     return replace(output, drafts=tuple(draft for draft in output.drafts if draft.text))

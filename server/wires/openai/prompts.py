@@ -6,10 +6,10 @@ from superdraft.decoding.errors import InvalidRequestError, PromptTooLongError
 from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.text.fim import Gap
-from superdraft.decoding.text.gap_cut import cut_for_gap, line_end_of
+from superdraft.decoding.text.gap_cut import cut_for_gap
 from superdraft.server.service import Service
 from superdraft.server.wires.common import engine_prompt
-from superdraft.server.wires.editors import TOO_LONG, prepare_gap, with_cut_drafts
+from superdraft.server.wires.editors import TOO_LONG, cut_at_gap, prepare_gap, with_cut_drafts
 from superdraft.server.wires.openai.schemas import CompletionRequest
 
 
@@ -28,14 +28,14 @@ async def engine_prompts(body: CompletionRequest, request: Request, service: Ser
     prompts: list[Prompt] = []
     warnings: list[str] = []
     for gap in gaps:
-        prepared = await prepare_gap(request, service, gap, body.max_tokens)
+        prepared, own = await prepare_gap(request, service, gap, body.max_tokens)
         if prepared.is_truncated and service.settings.prompt_too_long == "error":
             limit = service.engine.max_model_len
             raise PromptTooLongError(
                 f"{TOO_LONG}; together they may have at most {limit} tokens. Send less text or lower max_tokens."
             )
         prompts.append(prepared.prompt)
-        warnings += [warning for warning in prepared.warnings if warning not in warnings]
+        warnings += [warning for warning in own if warning not in warnings]
     return prompts, warnings
 
 
@@ -65,8 +65,9 @@ def cut_drafts(body: CompletionRequest, gap: Gap, output: GenerationOutput) -> G
     """
     if not output.drafts:
         return output
-    line_end = line_end_of(gap) if body.logprobs is None else None
-    return with_cut_drafts(output, lambda text: cut_for_gap(text, gap), line_end)
+    if body.logprobs is None:
+        return cut_at_gap(output, gap)
+    return with_cut_drafts(output, lambda text: cut_for_gap(text, gap))
 
 
 def echo_texts(body: CompletionRequest, service: Service) -> list[str]:
