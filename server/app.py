@@ -27,35 +27,21 @@ from superdraft.server.ngrams.registry import NgramModels
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.service import Service
 from superdraft.server.settings import Settings
-from superdraft.server.wires import api_page as routes_api_page
-from superdraft.server.wires import feedback as routes_feedback
-from superdraft.server.wires import fim as routes_fim
-from superdraft.server.wires import llamacpp as routes_llamacpp
-from superdraft.server.wires import operators as routes_operators
-from superdraft.server.wires import playground as routes_playground
-from superdraft.server.wires import tabby as routes_tabby
+from superdraft.server.wires import feedback, fim, llamacpp, operators, pages, tabby
 from superdraft.server.wires.editors import fim_tokens_of
-from superdraft.server.wires.native import routes as routes_native
-from superdraft.server.wires.openai import routes as routes_openai
+from superdraft.server.wires.native import routes as native
+from superdraft.server.wires.openai import routes as openai
 
 if TYPE_CHECKING:
     from superdraft.server.observe.traces import Traces
 
-_ROUTES = (
-    routes_openai,
-    routes_native,
-    routes_fim,
-    routes_llamacpp,
-    routes_tabby,
-    routes_feedback,
-    routes_operators,
-)
+_ROUTES = (openai, native, fim, llamacpp, tabby, feedback, operators)
 _CORS: dict[str, Any] = {
     "allow_methods": ("GET", "POST", "DELETE"),
     "allow_headers": ("*",),  # OpenAI's SDK sends a dozen of its own
     "expose_headers": (
         REQUEST_ID_HEADER,
-        routes_openai.WARNINGS_HEADER,
+        openai.WARNINGS_HEADER,
         "retry-after",
         "retry-after-ms",
         "x-should-retry",
@@ -159,9 +145,8 @@ def _add_routes(app: FastAPI, access: Access) -> frozenset[str]:
     routers = [routes.router for routes in _ROUTES]
     for router in routers:
         app.include_router(router, dependencies=[Depends(access)], responses=_REFUSALS)
-    for pages in (routes_playground, routes_api_page):  # open to everyone
-        app.include_router(pages.router)
-        routers.append(pages.router)
+    app.include_router(pages.router)  # open to everyone
+    routers.append(pages.router)
     return frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
 
 

@@ -229,10 +229,27 @@ class WireRequest(BaseModel):
 # Answers
 
 
+def floored(logprob: float) -> float:
+    """A log-probability that JSON can hold."""
+    return max(logprob, LOGPROB_FLOOR) if math.isfinite(logprob) else LOGPROB_FLOOR
+
+
+Logprob = Annotated[float, AfterValidator(floored)]
+
+
 class PromptTokensDetails(BaseModel):
     """Part of `usage`: prompt tokens whose keys and values came from an earlier request."""
 
     cached_tokens: int
+
+
+class TokenUsage(BaseModel):
+    """The part of `usage` that the native and the OpenAI wire have in common."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 NO_DRAFT = DraftOutput(0, "", (), (), LOGPROB_FLOOR, (), "length", ())
@@ -240,8 +257,3 @@ NO_DRAFT = DraftOutput(0, "", (), (), LOGPROB_FLOOR, (), "length", ())
 
 WITHHELD = replace(NO_DRAFT, finish_reason="stop")
 """The answer there if no draft is probable enough: an editor shows nothing."""
-
-
-def floored(logprob: float) -> float:
-    """A log-probability that JSON can hold."""
-    return max(logprob, LOGPROB_FLOOR) if math.isfinite(logprob) else LOGPROB_FLOOR

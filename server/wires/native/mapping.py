@@ -1,15 +1,16 @@
 """Mapping of the native wire's requests to the engine's, and of the engine's outputs to its answers."""
 
 import time
+from dataclasses import asdict
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Snapshot
+from superdraft.decoding.outputs import GenerationOutput, Snapshot
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.fim import Gap
 from superdraft.decoding.text.gap_cut import has_text_after
 from superdraft.server.display import Display, display_warnings
 from superdraft.server.drafting import Asked, DraftingDefaults
-from superdraft.server.wires.common import PromptTokensDetails, floored
+from superdraft.server.wires.common import PromptTokensDetails
 from superdraft.server.wires.native.schemas import (
     Draft,
     DraftsRequest,
@@ -124,29 +125,17 @@ def request_warnings(body: DraftsRequest, params: GenerationParams, *, has_ngram
 
 def drafts_response(drafts_id: str, model_name: str, output: GenerationOutput, warnings: list[str]) -> DraftsResponse:
     """The answer for an output of the engine; `warnings` come before the engine's own."""
-    usage, timings = output.usage, output.timings
+    usage = output.usage
     return DraftsResponse(
         id=drafts_id,
         model=model_name,
-        drafts=[_draft(draft) for draft in output.drafts],
+        drafts=[Draft.model_validate(draft, from_attributes=True) for draft in output.drafts],
         usage=DraftsUsage(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
+            **asdict(usage),
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
-            cached_tokens=usage.cached_tokens,
-            forward_rows=usage.forward_rows,
-            rows_by_depth=usage.rows_by_depth,
-            reused_drafts=usage.reused_drafts,
-            limited_by_load=usage.limited_by_load,
         ),
-        timings=DraftsTimings(
-            queue_ms=round(timings.queue_ms, 3),
-            prefill_ms=round(timings.prefill_ms, 3),
-            decode_ms=round(timings.decode_ms, 3),
-            ngram_ms=round(timings.ngram_ms, 3),
-            total_ms=round(timings.total_ms, 3),
-        ),
+        timings=DraftsTimings.model_validate(output.timings, from_attributes=True),
         warnings=[*warnings, *output.warnings],
     )
 
@@ -158,20 +147,8 @@ def drafts_snapshot(drafts_id: str, snapshot: Snapshot) -> DraftsSnapshot:
         step=snapshot.num_steps,
         stable_text=snapshot.stable_text,
         drafts=[
-            SnapshotDraft(index=index, text=draft.text, score=floored(draft.score))
+            SnapshotDraft(index=index, text=draft.text, score=draft.score)
             for index, draft in enumerate(snapshot.drafts)
         ],
         rows_by_depth=snapshot.rows_by_depth,
-    )
-
-
-def _draft(draft: DraftOutput) -> Draft:
-    return Draft(
-        index=draft.index,
-        text=draft.text,
-        tokens=list(draft.tokens),
-        token_ids=list(draft.token_ids),
-        score=floored(draft.score),
-        token_logprobs=[floored(logprob) for logprob in draft.token_logprobs],
-        finish_reason=draft.finish_reason,
     )

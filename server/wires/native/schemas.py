@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from superdraft.decoding.outputs import FinishReason
 from superdraft.server.ngrams.registry import NgramChoice
@@ -11,9 +11,10 @@ from superdraft.server.wires.common import (
     MAX_PATH_CHARS,
     Boolean,
     Integer,
+    Logprob,
     Number,
     OnePrompt,
-    PromptTokensDetails,
+    TokenUsage,
     without_nulls,
 )
 from superdraft.server.wires.drafting_fields import DraftingFields, bounds
@@ -141,8 +142,8 @@ class Draft(BaseModel):
     text: str = Field(description="The text that follows the prompt's last character.")
     tokens: list[str]
     token_ids: list[int]
-    score: float = Field(description=SCORE)
-    token_logprobs: list[float] = Field(
+    score: Logprob = Field(description=SCORE)
+    token_logprobs: list[Logprob] = Field(
         description="Each token's log-probability in the step that chose it. The first is exact, given the typed text; "
         "the others are exact where the draft has a row of its own, and approximate where its row is superposed."
     )
@@ -153,7 +154,7 @@ class Draft(BaseModel):
     )
 
 
-class DraftsUsage(BaseModel):
+class DraftsUsage(TokenUsage):
     """Work done. `forward_rows`: model rows of all decode steps, of which drafts that share a row take one.
 
     `rows_by_depth`: rows that fed the drafts' first tokens, their second ones, and so on. `reused_drafts`: drafts that
@@ -163,10 +164,6 @@ class DraftsUsage(BaseModel):
     `cached_tokens` appears twice: by itself, and where OpenAI's clients look for it.
     """
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
     cached_tokens: int
     forward_rows: int
     rows_by_depth: tuple[int, ...]
@@ -174,14 +171,17 @@ class DraftsUsage(BaseModel):
     limited_by_load: bool
 
 
+Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 3))]
+
+
 class DraftsTimings(BaseModel):
     """Milliseconds; `ngram_ms` is part of `prefill_ms` and `decode_ms`."""
 
-    queue_ms: float
-    prefill_ms: float
-    decode_ms: float
-    ngram_ms: float
-    total_ms: float
+    queue_ms: Milliseconds
+    prefill_ms: Milliseconds
+    decode_ms: Milliseconds
+    ngram_ms: Milliseconds
+    total_ms: Milliseconds
 
 
 class DraftsResponse(BaseModel):
@@ -203,7 +203,7 @@ class SnapshotDraft(BaseModel):
 
     index: int
     text: str
-    score: float
+    score: Logprob
 
 
 class DraftsSnapshot(BaseModel):

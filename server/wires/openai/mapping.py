@@ -129,7 +129,7 @@ def choices_of(body: CompletionRequest, prompt_index: int, prompt_text: str, out
                 text=text,
                 logprobs=logprobs,
                 finish_reason=openai_finish_reason(draft),
-                score=floored(draft.score),
+                score=draft.score,
             )
         )
     return choices

@@ -9,9 +9,10 @@ from superdraft.server.wires.common import (
     SPECIAL_TOKENS,
     Boolean,
     Integer,
+    Logprob,
     Number,
     Prompt,
-    PromptTokensDetails,
+    TokenUsage,
     is_token_ids,
     without_nulls,
 )
@@ -129,7 +130,7 @@ class Choice(BaseModel):
         description="length: max_tokens. stop: end of text, a stop string, the draft's line break with single_line or "
         "inside a line, the suffix, or the draft had become too improbable."
     )
-    score: float
+    score: Logprob
 
 
 class ChunkChoice(BaseModel):
@@ -142,17 +143,13 @@ class ChunkChoice(BaseModel):
     score: float | None = None
 
 
-class CompletionUsage(BaseModel):
+class CompletionUsage(TokenUsage):
     """Tokens of all prompts and of all choices.
 
     `forward_rows` and `limited_by_load` go beyond OpenAI's shape: model rows of all decode steps, for all drafts that
     were decoded; whether drafts are shorter because the server had much to do.
     """
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
     forward_rows: int
     limited_by_load: bool
 

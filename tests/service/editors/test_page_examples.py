@@ -10,9 +10,9 @@ from support.serving import serving
 
 from superdraft.server.serving import load_app
 from superdraft.server.settings import Settings
-from superdraft.server.wires import playground
+from superdraft.server.wires import pages
 
-STATIC = Path(playground.__file__).parents[1] / "static"
+STATIC = Path(pages.__file__).parents[1] / "static"
 # How the first draft must go on, by the end of the text. It must be probable enough to be shown; others need not be.
 WANTED = {
     "lease let me kn": "ow if you have any",

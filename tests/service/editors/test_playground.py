@@ -9,9 +9,9 @@ from support.engine import FakeEngine
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.server import serving
-from superdraft.server.wires import playground as routes_playground
+from superdraft.server.wires import pages
 
-STATIC = Path(routes_playground.__file__).parents[1] / "static"
+STATIC = Path(pages.__file__).parents[1] / "static"
 KEYS = "ann=0123456789-0123456789"
 
 
