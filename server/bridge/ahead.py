@@ -57,8 +57,8 @@ class Ahead:
                 log.debug("ahead_refused", error=type(refusal).__name__)
                 return
             self._running = request
-            self._metrics.count_ahead()
+            self._metrics.ahead.inc()
         outputs = self._engine.step()
-        self._metrics.observe_step_ahead(self._engine.last_step.num_rows)
+        self._metrics.ahead_rows.inc(self._engine.last_step.num_rows)
         if any(output.is_terminal for output in outputs):
             self._running = None

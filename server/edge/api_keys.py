@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import structlog
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from superdraft.decoding.durable import new_file
 from superdraft.server.errors import SettingsError
 from superdraft.server.settings import RateLimit, Settings
 
@@ -238,20 +238,12 @@ def _add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
 def _replace(file: Path, text: str) -> None:
     """Replace a file in one step, since a server may read it at any time. Its mode and its owner stay the same."""
     old = file.stat() if file.exists() else None
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)  # mode 600
-    partial = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            if old is not None:
-                os.chown(partial, old.st_uid, old.st_gid)
-                partial.chmod(stat.S_IMODE(old.st_mode))
-            out.write(text.encode())
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-    except BaseException:
-        partial.unlink()
-        raise
+    with new_file(file) as partial:
+        partial.touch(0o600, exist_ok=False)
+        if old is not None:
+            os.chown(partial, old.st_uid, old.st_gid)
+            partial.chmod(stat.S_IMODE(old.st_mode))
+        partial.write_bytes(text.encode())
 
 
 def _parse_given(given: str) -> list[ApiKey]:

@@ -29,28 +29,24 @@ _JSON = "application/json"
 _ONE_LABEL = re.compile(r"[a-z0-9_-]*")  # such as localhost: no site has one; and no browser omits the host
 
 
-class HostNotAllowedError(ForbiddenError):
-    """The request's `Host` may be a name that a site has given to this machine."""
+class PageError(ForbiddenError):
+    """A page of another site may have sent the request."""
 
-    code = "host_not_allowed"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Host must be an IP address, localhost, a name without a dot, or one that --allowed-host names: any site "
-            "could give this server a name of its own, and its pages could read the answers."
-        )
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
-class CrossSiteError(ForbiddenError):
-    """The request comes from a page of another site."""
-
-    code = "cross_site"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Pages of other sites may not send requests to this server: allow a site with --cors-origin. Pages of this "
-            f"server must send {_JSON}."
-        )
+_HOST_NOT_ALLOWED = (
+    "host_not_allowed",
+    "Host must be an IP address, localhost, a name without a dot, or one that --allowed-host names: any site could "
+    "give this server a name of its own, and its pages could read the answers.",
+)
+_CROSS_SITE = (
+    "cross_site",
+    "Pages of other sites may not send requests to this server: allow a site with --cors-origin. Pages of this server "
+    f"must send {_JSON}.",
+)
 
 
 class BrowsersMiddleware:
@@ -90,16 +86,16 @@ class BrowsersMiddleware:
 
     def _refusal(self, method: str, headers: Headers) -> ForbiddenError | None:
         if not self._is_own_host(headers.get("host", "")):
-            return HostNotAllowedError()
+            return PageError(*_HOST_NOT_ALLOWED)
         origin = headers.get("origin")
         if origin in self._origins:
             return None
         is_link = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site") == "cross-site" and not is_link:
-            return CrossSiteError()
+            return PageError(*_CROSS_SITE)
         # Older browsers do not name the site. They ask before they send JSON to another one.
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        return CrossSiteError() if method == "POST" and origin is not None and kind != _JSON else None
+        return PageError(*_CROSS_SITE) if method == "POST" and origin is not None and kind != _JSON else None
 
     def _is_own_host(self, host: str) -> bool:
         """Whether no site can have given this name to the server."""

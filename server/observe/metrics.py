@@ -55,6 +55,8 @@ class Metrics:
 
     Attributes:
         registry: holds all of them.
+        ahead: prompts that were run before anyone sent them.
+        ahead_rows: the model rows of their drafts.
         shown: what `exposition` shows: the registry, unless other processes are shown too.
     """
 
@@ -102,17 +104,9 @@ class Metrics:
         text = "Model rows that fed the drafts' first tokens, their second ones, and so on."
         self._rows_by_depth = counter("rows_by_depth", text, "depth")
         self._reused = counter("reused_drafts", "Drafts that an earlier request had decoded, and that took no row.")
-        self._ahead = counter("ahead", "Prompts run before anyone sent them.")
-        self._ahead_rows = counter("ahead_rows", "Model rows of their drafts.")
+        self.ahead = counter("ahead", "Prompts run before anyone sent them.")
+        self.ahead_rows = counter("ahead_rows", "Model rows of their drafts.")
         self._limited = counter("limited_by_load", "Prompts whose drafts are shorter because of the load.")
-
-    def count_ahead(self) -> None:
-        """Count a prompt that is run before anyone has sent it."""
-        self._ahead.inc()
-
-    def observe_step_ahead(self, num_rows: int) -> None:
-        """Count the model rows of a step that was run ahead."""
-        self._ahead_rows.inc(num_rows)
 
     def watch(self, watched: WatchedEngine) -> None:
         """Show an engine's load."""

@@ -9,6 +9,10 @@ from superdraft.decoding.params import GenerationParams
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a request whose client has left
 
+_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "forward_rows")
+_WORK = ("strategy", "num_drafts", "num_prompts", *_COUNTS)
+_TIMES = ("queue_ms", "prefill_ms", "decode_ms", "ngram_ms")
+
 
 @dataclass(slots=True)
 class RequestRecord:
@@ -40,13 +44,10 @@ class RequestRecord:
 
     def add(self, output: GenerationOutput) -> None:
         """Add the output for a prompt."""
-        usage, timings = output.usage, output.timings
-        self.prompt_tokens += usage.prompt_tokens
-        self.cached_tokens += usage.cached_tokens
-        self.completion_tokens += usage.completion_tokens
-        self.forward_rows += usage.forward_rows
-        for name in ("queue_ms", "prefill_ms", "decode_ms", "ngram_ms"):
-            setattr(self, name, max(getattr(self, name), getattr(timings, name)))
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(output.usage, name))
+        for name in _TIMES:
+            setattr(self, name, max(getattr(self, name), getattr(output.timings, name)))
 
     def fail(self, status: int, code: str | None) -> None:
         """Note that the request ends with an error, perhaps within a stream, after another status has been sent."""
@@ -56,19 +57,8 @@ class RequestRecord:
         """The record's fields in the log line."""
         fields: dict[str, Any] = {}
         if self.strategy is not None:
-            fields |= {
-                "strategy": self.strategy,
-                "num_drafts": self.num_drafts,
-                "num_prompts": self.num_prompts,
-                "prompt_tokens": self.prompt_tokens,
-                "cached_tokens": self.cached_tokens,
-                "completion_tokens": self.completion_tokens,
-                "forward_rows": self.forward_rows,
-                "queue_ms": round(self.queue_ms, 1),
-                "prefill_ms": round(self.prefill_ms, 1),
-                "decode_ms": round(self.decode_ms, 1),
-                "ngram_ms": round(self.ngram_ms, 1),
-            }
+            fields = {name: getattr(self, name) for name in _WORK}
+            fields |= {name: round(getattr(self, name), 1) for name in _TIMES}
         if self.error_code is not None:
             fields["error_code"] = self.error_code
         elif self.is_cancelled:
