@@ -109,12 +109,8 @@ class NgramModelCard(BaseModel):
     order: int | None = Field(description="The longest n-gram, in tokens; null if the model is damaged.")
     size_bytes: int | None = Field(description="Of the binary; null if the model is damaged.")
     tokenizer: str | None = Field(description="Tokenizer whose token ids it uses; null if unknown.")
-    fits_tokenizer: bool = Field(
-        validation_alias="fits", description="Whether that is the served model's tokenizer; other models are refused."
-    )
-    loaded: bool = Field(
-        validation_alias="is_loaded", description="If false, the first request that names it waits for it."
-    )
+    fits_tokenizer: bool = Field(description="Whether that is the served model's tokenizer; other models are refused.")
+    loaded: bool = Field(description="If false, the first request that names it waits for it.")
 
 
 class NgramModelList(BaseModel):
@@ -129,5 +125,15 @@ class NgramModelList(BaseModel):
 async def list_ngram_models(service: ServiceDep) -> NgramModelList:
     """The models that are on disk now; a new one can be used at once."""
     models = service.ngram_models
-    cards = [NgramModelCard.model_validate(known, from_attributes=True) for known in await models.listed()]
+    cards = [
+        NgramModelCard(
+            name=model.name,
+            order=None if model.manifest is None else model.manifest.order,
+            size_bytes=None if model.manifest is None else model.manifest.binary_bytes,
+            tokenizer=None if model.manifest is None else model.manifest.tokenizer.name,
+            fits_tokenizer=models.fits(model),
+            loaded=models.is_loaded(model.name),
+        )
+        for model in await models.listed()
+    ]
     return NgramModelList(data=cards, default=models.default)
