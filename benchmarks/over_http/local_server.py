@@ -20,9 +20,6 @@ START_TIMEOUT_S = 180.0  # the model may have to be fetched
 STOP_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
 LOG_LINES = 5  # of the server's log, in errors
-NEVER_REFUSE = ("--queue-timeout-ms", "60000", "--max-waiting", "1000", "--target-latency-ms", "60000")
-"""Options for closed loops: when all slots are busy, requests wait instead of being refused."""
-
 _MAX_CONNECTIONS = 100_000  # for aiohttp no limit means a hundred
 _SERVE = "from superdraft.server.cli.main import main; main()"
 _ARGUMENTS = ("serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning")
@@ -123,18 +120,17 @@ def starting_server(options: Sequence[str]) -> Iterator[LocalServer]:
 
 
 @contextlib.contextmanager
-def local_server(options: Sequence[str], log: Path | None = None) -> Iterator[str]:
+def local_server(options: Sequence[str]) -> Iterator[str]:
     """A server that listens during the context; yields its URL.
 
     Args:
         options: of `superdraft serve`.
-        log: file for its output; None: a temporary file.
 
     Raises:
         CommandError: it ended, or did not start in time.
     """
     with tempfile.TemporaryDirectory() as folder:
-        server = LocalServer.ready(options, log or Path(folder) / "serve.log")
+        server = LocalServer.ready(options, Path(folder) / "serve.log")
         try:
             yield server.url
         finally:

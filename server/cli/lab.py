@@ -23,7 +23,6 @@ add_commands(
         "elastic": (f"{_OVER_HTTP}elastic", "Measure what requests get, by the number of clients."),
         "overload": (f"{_OVER_HTTP}overload", "Send a server more requests than it can answer."),
         "attack": (f"{_OVER_HTTP}attack", "Let clients behave badly, and look at what others get and at what stays."),
-        "replicas": (f"{_OVER_HTTP}replicas", "Kill, add and remove Ray Serve replicas under load."),
     },
 )
 

@@ -4,12 +4,14 @@ import collections
 import contextlib
 import importlib.util
 import itertools
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,14 +19,13 @@ from support.models import tiny_model_folder
 from support.serving import MAIN, metrics_of
 from support.waiting import PATIENCE_S, eventually
 
-from superdraft.benchmarks.over_http.replicas import last_event, replica_pids
-
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
 )
 
 _URL = re.compile(r"on (http://[^\s,]+), docs at")
 LONG_START = "a text that is long enough to be told from others by its first words"
+_REPLICA_TITLE = "ray::ServeReplica"
 NUM_CLIENTS = 6
 NUM_SESSIONS = 24  # a hash chooses the replica: six sessions had the same one in 5 % of the starts
 
@@ -65,6 +66,40 @@ def server(tmp_path_factory):
         process.kill()
         process.wait()
     assert eventually(lambda: not replica_pids())
+
+
+def replica_pids():
+    """Process ids of the replicas among the descendants of this process, oldest first."""
+    parents, replicas = {}, []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            stat = (folder / "stat").read_text()
+            title = (folder / "cmdline").read_text()
+        except OSError:  # the process has ended
+            continue
+        pid, rest = int(folder.name), stat.rpartition(")")[2].split()
+        parents[pid] = int(rest[1])
+        if title.startswith(_REPLICA_TITLE) and rest[0] != "Z":
+            replicas.append(pid)
+    return sorted(pid for pid in replicas if _descends(pid, parents))
+
+
+def _descends(pid, parents):
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = parents.get(pid, 0)
+    return False
+
+
+def last_event(text):
+    """The last event of a stream before `[DONE]`."""
+    *_, last, done = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    if done != "[DONE]":
+        raise ValueError("the stream does not end with [DONE]")
+    return json.loads(last)
 
 
 class Clients:
