@@ -4,8 +4,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from superdraft.evaluation.measures.typing_simulation import SEGMENT, fits
+from superdraft.evaluation.measures.typing_simulation import SEGMENT
 
+_PUNCTUATION = tuple(".,!?")
 PAUSE_SIGMA = 0.5
 """Of log-normal pauses: one in ten is longer than 1.9 times the median, one in ten shorter than 0.53 times."""
 
@@ -47,3 +48,11 @@ def best_draft(drafts: Sequence[str], rest: str, *, in_part: bool) -> tuple[int,
 def _accepted_length(draft: str, rest: str, in_part: bool) -> int:
     ends = [match.end() for match in SEGMENT.finditer(draft)] if in_part else []
     return max((end for end in (len(draft), *ends) if fits(draft[:end], rest)), default=0)
+
+
+def fits(draft: str, rest: str) -> bool:
+    """Whether the rest of a text begins with a draft that ends at the end of a word."""
+    if not rest.startswith(draft):
+        return False
+    behind = rest[len(draft) :]
+    return not behind or behind[0].isspace() or behind[0] in _PUNCTUATION or draft[-1:].isspace()

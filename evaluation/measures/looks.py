@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from superdraft.evaluation.measures.bootstrap import Interval, as_ratios, interval
-from superdraft.evaluation.measures.typing_simulation import LIST
+from superdraft.evaluation.measures.typing_simulation import accept
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Minimum:
 
 def keys_saved(draft: str, continuation: str) -> int:
     """The characters of the draft's right words, less the key that accepts them; 0 if the first word is wrong."""
-    num_characters, num_keys = LIST.accept([draft], continuation)
+    num_characters, num_keys = accept([draft], continuation)
     return num_characters - num_keys
 
 

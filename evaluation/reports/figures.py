@@ -8,7 +8,6 @@ import numpy as np
 from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.measures import metrics
 from superdraft.evaluation.measures.bootstrap import Ratios, as_ratios
-from superdraft.evaluation.measures.typing_simulation import LIST
 from superdraft.evaluation.reports.records import PromptRecord
 
 MATCH_WORDS = (1, 2, 3, 4, 5)
@@ -79,18 +78,9 @@ def collect(records: Sequence[PromptRecord], prompts: Sequence[Prompt], num_step
         num_steps: decode steps of a draft that is not cut short.
     """
     rows = [prompt_figures(record, prompt, num_steps) for record, prompt in zip(records, prompts, strict=True)]
-    return {**means(rows), **_typing(records)}
-
-
-def _typing(records: Sequence[PromptRecord]) -> dict[str, Ratios]:
-    """Keystrokes saved, saved@k and acceptance_rate@k, by the rules in the records."""
-    figures = {}
-    for name in dict.fromkeys(name for record in records for name in record.counts):
-        counts = [record.counts.get(name) for record in records]
-        if name == LIST.name:
-            pairs = [(one.num_characters - one.num_keys, one.num_characters) if one else (0, 0) for one in counts]
-            figures["keystroke_savings"] = shares(pairs)
-        else:
-            figures |= means([{f"saved_at/{name}": one.saved} if one else {} for one in counts])
-            figures |= means([{f"acceptance_rate_at/{name}": one.acceptance_rate} if one else {} for one in counts])
+    figures = means(rows)
+    if any(record.typing for record in records):  # a prompt's row, though it lacks one: decoders are compared in pairs
+        counts = [record.typing for record in records]
+        pairs = [(one.num_characters - one.num_keys, one.num_characters) if one else (0, 0) for one in counts]
+        figures["keystroke_savings"] = shares(pairs)
     return figures

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from superdraft.evaluation.decoders.decoders import DecodedDraft
 from superdraft.evaluation.measures.typing_simulation import TypingCount
 
-_FORMAT = 2  # of a record; files of another one have other names
+_FORMAT = 3  # of a record; files of another one have other names
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class PromptRecord:
         drafts: the drafts, best first.
         forward_rows: model rows of all decode steps, without the prompt's own pass; None: unknown.
         wall_s: the prompt's share of the decoding time.
-        counts: counts of typing the reference, by the names of the rules.
+        typing: counts of typing the reference; None: it has not been typed.
     """
 
     prompt_id: str
@@ -35,7 +35,7 @@ class PromptRecord:
     drafts: tuple[DecodedDraft, ...]
     forward_rows: int | None
     wall_s: float
-    counts: Mapping[str, TypingCount] = field(default_factory=dict)
+    typing: TypingCount | None = None
 
     @property
     def texts(self) -> list[str]:

@@ -18,7 +18,7 @@ from superdraft.evaluation.options import progress_of
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import write_json
 from superdraft.evaluation.reports.tables import format_interval, markdown_table
-from superdraft.evaluation.runs.quality import NO_TYPING, QualityRun
+from superdraft.evaluation.runs.quality import QualityRun
 from superdraft.server.errors import CommandError
 
 MINIMA = tuple(step / 20 for step in range(17))  # 0, 0.05, ..., 0.8
@@ -73,7 +73,7 @@ def _records(
         served_contender(server, api_key, *asked, shows_all) as contender,
         progress_of([contender.name], len(prompts)) as advance,
     ):
-        return QualityRun([contender], output / "records", typing=NO_TYPING).run(prompts, advance)[contender.name]
+        return QualityRun([contender], output / "records").run(prompts, advance)[contender.name]
 
 
 def _looks_of_groups(prompts: Sequence[Prompt], records: Sequence[PromptRecord]) -> Looks:

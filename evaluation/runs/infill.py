@@ -17,7 +17,7 @@ from superdraft.evaluation.measures import infill_metrics as metrics
 from superdraft.evaluation.reports.figures import Figures, costs, means, shares
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import write_report
-from superdraft.evaluation.runs.quality import NO_TYPING, measured
+from superdraft.evaluation.runs.quality import measured
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
@@ -84,7 +84,7 @@ def main(
     with ExitStack() as stack:
         contenders = [stack.enter_context(infill_contender(one, key, num_drafts, max_tokens)) for one in peers]
         groups = {"gaps": chosen}
-        results = measured(contenders, groups, folder / "records", typing=NO_TYPING, figures=infill_figures)
+        results = measured(contenders, groups, folder / "records", figures=infill_figures)
     about = {"cases": {"kind": kind, "seed": seed} if cases is None else cases.name, "context_lines": window}
     write_cases(folder / "cases.jsonl", chosen)
     write_report(folder, "infill", results, COLUMNS, about, console)

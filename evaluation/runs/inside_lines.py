@@ -18,7 +18,7 @@ from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_
 from superdraft.evaluation.reports.figures import Figures, means
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import write_report
-from superdraft.evaluation.runs.quality import NO_TYPING, measured
+from superdraft.evaluation.runs.quality import measured
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
 
@@ -58,7 +58,7 @@ def main(
             replace(stack.enter_context(served_contender(server, key, NUM_DRAFTS, max_tokens, fields)), name=name)
             for name, fields in SHOWN.items()
         ]
-        results = measured(contenders, groups, folder / "records", typing=NO_TYPING, figures=line_figures)
+        results = measured(contenders, groups, folder / "records", figures=line_figures)
     write_report(folder, "lines", results, COLUMNS, {"files": [file.name for file in files], "seed": seed}, Console())
 
 

@@ -13,17 +13,14 @@ from superdraft.evaluation import options
 from superdraft.evaluation.cases.prompts import read_prompts
 from superdraft.evaluation.decoders.peers import SUPERDRAFT, parse_peer, served_contender
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
-from superdraft.evaluation.measures.typing_simulation import LIST, Rule
 from superdraft.evaluation.options import all_files, decoder_specs
 from superdraft.evaluation.reports import plots
 from superdraft.evaluation.reports.report import DecoderResult, write_report
-from superdraft.evaluation.runs.quality import Typing, measured
+from superdraft.evaluation.runs.quality import measured
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 
 NONE = "none"
 PLACES = ("word ends", "inside words")
-RULES = {"quality": (LIST,), "completion": (LIST, Rule(1), Rule(3))}
-"""How references are typed: one draft in the text, as in editors, and a list of three, by saved@k."""
 
 COLUMNS = (
     "forward_rows",
@@ -35,7 +32,6 @@ COLUMNS = (
     *(f"exact_match_any/{n}" for n in (1, 2, 3)),
     "words_right",
     "keystroke_savings",
-    *(f"{figure}/{rule.name}" for figure in ("saved_at", "acceptance_rate_at") for rule in RULES["completion"][1:]),
     "distinct_starts",
     "self_bleu",
     "mean_words",
@@ -99,7 +95,8 @@ def main(
             groups,
             folder / "records",
             evaluator=judging,
-            typing=Typing(RULES[command], typed_words or None),
+            types=True,
+            max_words=typed_words or None,
             conditions={"evaluator": judge},
         )
     about = {

@@ -8,29 +8,13 @@ from typing import Any
 from superdraft.evaluation.cases.prompts import Prompt
 from superdraft.evaluation.decoders.decoders import Ask, Contender, Decoded, Decoder
 from superdraft.evaluation.measures.evaluator import Evaluator
-from superdraft.evaluation.measures.typing_simulation import LIST, Rule, TypedText, type_all
+from superdraft.evaluation.measures.typing_simulation import TypedText, type_all
 from superdraft.evaluation.options import Advance, progress_of
 from superdraft.evaluation.reports.figures import collect
 from superdraft.evaluation.reports.records import PromptRecord, RecordFile, digest
 from superdraft.evaluation.reports.report import DecoderResult, FiguresOf
 
 CHUNK_SIZE = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Typing:
-    """How references are typed.
-
-    Attributes:
-        rules: what typists see and accept; each reference is typed once by each rule.
-        max_words: maximum number of words per reference; None: all.
-    """
-
-    rules: tuple[Rule, ...] = (LIST,)
-    max_words: int | None = None
-
-
-NO_TYPING = Typing(())
 
 
 class QualityRun:
@@ -43,7 +27,8 @@ class QualityRun:
         contenders: the decoders.
         folder: folder of the records.
         evaluator: computes the drafts' exact log-probabilities; None: they are not needed.
-        typing: how references are typed.
+        types: whether references are typed.
+        max_words: of each reference that are typed; None: all.
         conditions: further settings that the records depend on.
     """
 
@@ -53,13 +38,14 @@ class QualityRun:
         folder: Path,
         *,
         evaluator: Evaluator | None = None,
-        typing: Typing | None = None,
+        types: bool = False,
+        max_words: int | None = None,
         conditions: Mapping[str, Any] | None = None,
     ) -> None:
         self._evaluator = evaluator
-        self._typing = typing or Typing()
+        self._types, self._max_words = types, max_words
         self._decoders = {one.name: _Remembering(one.decoder) for one in contenders}
-        shared = {**(conditions or {}), "typed_words": self._typing.max_words}
+        shared = {**(conditions or {}), "typed_words": max_words}
         self._files = {one.name: RecordFile(folder, one.name, {**one.settings, **shared}) for one in contenders}
 
     def run(self, prompts: Sequence[Prompt], advance: Advance) -> dict[str, list[PromptRecord]]:
@@ -120,11 +106,11 @@ class QualityRun:
         """The same records with the counts of typing."""
         decoder, done = self._decoders[name], list(records)
         decoder.remember(chunk, records)
-        for rule in self._typing.rules:
-            todo = [i for i, record in enumerate(done) if rule.name not in record.counts]
-            found = type_all([chunk[i] for i in todo], decoder.suggest, rule, self._typing.max_words)
+        if self._types:
+            todo = [i for i, record in enumerate(done) if record.typing is None]
+            found = type_all([chunk[i] for i in todo], decoder.suggest, self._max_words)
             for i, count in zip(todo, found, strict=True):
-                done[i] = replace(done[i], counts={**done[i].counts, rule.name: count})
+                done[i] = replace(done[i], typing=count)
         return done
 
 
@@ -154,12 +140,13 @@ def measured(
     folder: Path,
     *,
     evaluator: Evaluator | None = None,
-    typing: Typing | None = None,
+    types: bool = False,
+    max_words: int | None = None,
     conditions: Mapping[str, Any] | None = None,
     figures: FiguresOf = collect,
 ) -> dict[str, list[DecoderResult]]:
     """The results of all decoders on each group of prompts, with a progress bar. Arguments as in `QualityRun`."""
-    run = QualityRun(contenders, folder, evaluator=evaluator, typing=typing, conditions=conditions)
+    run = QualityRun(contenders, folder, evaluator=evaluator, types=types, max_words=max_words, conditions=conditions)
     with progress_of([one.name for one in contenders], sum(map(len, groups.values()))) as advance:
         records = {name: run.run(prompts, advance) for name, prompts in groups.items()}
     return {

@@ -15,7 +15,7 @@ from superdraft.evaluation.options import all_files, decoder_specs
 from superdraft.evaluation.reports.figures import Figures, costs, means
 from superdraft.evaluation.reports.records import PromptRecord
 from superdraft.evaluation.reports.report import write_report
-from superdraft.evaluation.runs.quality import NO_TYPING, measured
+from superdraft.evaluation.runs.quality import measured
 
 RANKS = (1, 2, 3)
 COLUMNS = ("forward_rows", *(f"precision/{n}" for n in RANKS), "num_drafts")
@@ -43,7 +43,7 @@ def main(
     workbench = Workbench(ModelChoice(model, dtype, device), [one.text for one in asked], specs, seed=seed)
     figures = partial(question_figures, questions)
     groups = {"questions": asked}
-    results = measured(workbench.contenders(specs), groups, folder / "records", typing=NO_TYPING, figures=figures)
+    results = measured(workbench.contenders(specs), groups, folder / "records", figures=figures)
     write_report(folder, "qa", results, COLUMNS, {"files": [file.name for file in files]}, console)
 
 

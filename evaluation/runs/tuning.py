@@ -17,14 +17,13 @@ from superdraft.evaluation.cases.prompts import Prompt, read_prompts
 from superdraft.evaluation.decoders.decoder_spec import DecoderSpec
 from superdraft.evaluation.decoders.workbench import ModelChoice, Workbench
 from superdraft.evaluation.measures.bootstrap import Interval, paired_difference
-from superdraft.evaluation.measures.typing_simulation import LIST
 from superdraft.evaluation.options import all_files
 from superdraft.evaluation.reports.figures import Figures
 from superdraft.evaluation.reports.machine import describe_machine
 from superdraft.evaluation.reports.report import write_json
 from superdraft.evaluation.reports.tables import format_interval, markdown_table
 from superdraft.evaluation.runs.display_tuning import tune_display
-from superdraft.evaluation.runs.quality import NO_TYPING, Typing, measured
+from superdraft.evaluation.runs.quality import measured
 from superdraft.ngram_models.store.manifest import Tuning
 from superdraft.server.cli.api_key import ApiKey, ApiKeyFile, read_key
 from superdraft.server.errors import CommandError
@@ -143,8 +142,7 @@ def main(
     ngram_model = bench.ngram_models.model(ngram)
     if ngram_model is None:
         raise CommandError(f"--ngram {ngram!r} is not an n-gram model that can be tuned. See superdraft ngram list.")
-    typing = Typing((LIST,)) if objective == "keystroke_savings" else NO_TYPING
-    measure = partial(_measure, bench, request, read, typing, output / "records")
+    measure = partial(_measure, bench, request, read, objective == "keystroke_savings", output / "records")
     rank = partial(ranked, objective=objective, max_perplexity=max_perplexity)
     finalists, others = search(settings, len(read), first_prompts, measure, rank)
     about = {
@@ -237,7 +235,7 @@ def _measure(
     bench: Workbench,
     request: _Request,
     all_prompts: Sequence[Prompt],
-    typing: Typing,
+    types: bool,
     folder: Path,
     settings: Sequence[Tuning],
     num_prompts: int,
@@ -245,7 +243,7 @@ def _measure(
     """Run settings on the first prompts."""
     groups = {"prompts": all_prompts[:num_prompts]}
     contenders = bench.contenders([request.spec(setting) for setting in settings])
-    (results,) = measured(contenders, groups, folder, evaluator=bench.open_evaluator(), typing=typing).values()
+    (results,) = measured(contenders, groups, folder, evaluator=bench.open_evaluator(), types=types).values()
     return [
         Trial(setting, one.figures, num_prompts, one.bounds) for setting, one in zip(settings, results, strict=True)
     ]

@@ -3,7 +3,7 @@ from superdraft.evaluation.measures.typing_simulation import TypingCount
 from superdraft.evaluation.reports.records import PromptRecord, RecordFile
 
 DRAFT = DecodedDraft(" naïve\u2028word", -0.5, (-0.2, -1.0))
-RECORD = PromptRecord("p1", "sha", (DRAFT,), 9, 0.25, {"list": TypingCount(9, 7, 3, 1, 2)})
+RECORD = PromptRecord("p1", "sha", (DRAFT,), 9, 0.25, TypingCount(9, 7))
 
 
 def test_records_come_back_as_they_were(tmp_path):
