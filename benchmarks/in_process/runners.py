@@ -190,7 +190,7 @@ class _Alone:
         def step(number: int) -> None:
             if not number:
                 for row in rows:
-                    self._context.cut(row, length, MAX_LEN)
+                    self._context.remove(row, length, MAX_LEN)
                 for row in rows[1:]:
                     self._context.drop(row)
                     self._context.share(0, row, 0, length)

@@ -28,7 +28,7 @@ _LAST_WORD = re.compile(r"\s*\S*$")
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A draft as it is shown: ranked and trimmed. Fields as in `DraftOutput`; `path` as in `Draft`."""
+    """A draft as it is shown: ranked and trimmed. Fields as in `DraftOutput`; `stem_ids` as in `Draft`."""
 
     score: float
     text: str
@@ -36,7 +36,7 @@ class _Shown:
     pieces: tuple[bytes, ...]
     token_logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    path: tuple[int, ...]
+    stem_ids: tuple[int, ...]
 
 
 def all_drafts(sequence: Sequence) -> DraftSet:
@@ -150,7 +150,7 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
     ranked = rank(drafts, len(drafts.alive) + len(drafts.finished), rule)
     whole = _whole_draft(sequence)
     if whole is not None:  # whoever asks for a text wants a whole one first
-        ranked.sort(key=lambda draft: (draft.path, draft.token_ids) != (whole.path, whole.token_ids))
+        ranked.sort(key=lambda draft: (draft.stem_ids, draft.token_ids) != (whole.stem_ids, whole.token_ids))
     by_text: dict[str, _Shown] = {}
     for draft in ranked:
         if params.min_score is None or rule.score(draft) >= params.min_score:
@@ -172,7 +172,7 @@ def _cut(draft: Draft, score: float, params: GenerationParams) -> _Shown:
     shown = trim_text(whole, finish_reason, params.single_line, params.trim)
     num_tokens = len(pieces) if shown == whole else tokens_within(pieces, len(shown.encode()))
     logprobs = draft.token_logprobs[: min(num_tokens, len(token_ids))]
-    return _Shown(score, shown, token_ids[:num_tokens], pieces[:num_tokens], logprobs, finish_reason, draft.path)
+    return _Shown(score, shown, token_ids[:num_tokens], pieces[:num_tokens], logprobs, finish_reason, draft.stem_ids)
 
 
 def _verified(sequence: Sequence, shown: Seq[_Shown], tokenizer: Tokenizer, runner: ModelRunner) -> Verification | None:
@@ -180,7 +180,7 @@ def _verified(sequence: Sequence, shown: Seq[_Shown], tokenizer: Tokenizer, runn
     params, prompt = sequence.params, sequence.prompt_token_ids
     if params.verify_top is None or not shown:
         return None
-    pairs = [([*sequence.shared_token_ids, *draft.path], draft.token_ids) for draft in shown[: params.num_verified]]
+    pairs = [([*sequence.shared_token_ids, *draft.stem_ids], draft.token_ids) for draft in shown[: params.num_verified]]
     front, own = prompt[: sequence.num_start_tokens], prompt[sequence.num_start_tokens :]
     echoed = own if own and params.echo_logprobs else None
     verification = verify(runner, tokenizer, pairs, params.verify_top, front, echoed)
@@ -209,7 +209,7 @@ def _given_the_text(sequence: Sequence, draft: _Shown, tokens: tuple[TokenLogpro
     if sequence.healing is None or not tokens:
         return tokens
     text = draft.pieces[0].decode("utf-8", errors="replace")
-    first = TokenLogprob(tokens[0].token_id, text, draft.token_logprobs[0], sequence.start_alternatives)
+    first = TokenLogprob(tokens[0].token_id, text, draft.token_logprobs[0], sequence.opening_alternatives)
     return (first, *tokens[1:])
 
 

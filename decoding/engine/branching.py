@@ -48,7 +48,7 @@ class Branching:
             branch.rng,
             base=branch.base,
             cells=branch.cells,
-            path=branch.path,
+            stem_ids=branch.stem_ids,
             num_steps=branch.num_steps,
             num_exact=branch.num_exact,
             num_rows=branch.num_rows,
@@ -103,9 +103,9 @@ class Branching:
 
 
 def _of_one_path(drafts: Seq[Draft]) -> tuple[Draft, ...]:
-    """The drafts that may share a row: of the paths (typed tokens before a draft), those of the most probable one."""
+    """The drafts that may share a row: of the stems (typed tokens before a draft), those of the most probable one."""
     weights: dict[tuple[int, ...], float] = {}
     for draft in drafts:
-        weights[draft.path] = weights.get(draft.path, 0.0) + math.exp(draft.lm_logprob)
-    path = max(weights, key=lambda one: weights[one])
-    return tuple(draft for draft in drafts if draft.path == path)
+        weights[draft.stem_ids] = weights.get(draft.stem_ids, 0.0) + math.exp(draft.lm_logprob)
+    stem_ids = max(weights, key=lambda one: weights[one])
+    return tuple(draft for draft in drafts if draft.stem_ids == stem_ids)

@@ -33,9 +33,9 @@ from superdraft.decoding.engine.decode import DecodeStep
 from superdraft.decoding.engine.faults import Faults
 from superdraft.decoding.engine.load import Load, is_late, limit
 from superdraft.decoding.engine.model_pass import Pass
+from superdraft.decoding.engine.openings import Openings
 from superdraft.decoding.engine.scheduler import Scheduler, Work
 from superdraft.decoding.engine.sequence import Sequence
-from superdraft.decoding.engine.starts import Starts
 from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError, SuperdraftError
 from superdraft.decoding.method.draft_set import DraftSet
@@ -83,9 +83,9 @@ class Engine:
         self.load = Load(math.inf if config.target_latency_s is None else config.target_latency_s)
         decode_step = DecodeStep(runner, self._trees, tokenizer.suppressed_token_ids, clock)
         branching = Branching(self._trees, decode_step)
-        starts = Starts(tokenizer, self._trees, branching, decode_step)
-        self._scheduler = Scheduler(self._trees, starts.leave_out_tail)
-        self._pass = Pass(self._trees, self._scheduler, decode_step, branching, starts, clock)
+        openings = Openings(tokenizer, self._trees, branching, decode_step)
+        self._scheduler = Scheduler(self._trees, openings.leave_out_tail)
+        self._pass = Pass(self._trees, self._scheduler, decode_step, branching, openings, clock)
         self._sequences: dict[str, Sequence] = {}
         self._num_ahead = 0  # of them, requests run ahead, before they are sent
         self._begun: list[Sequence] = []

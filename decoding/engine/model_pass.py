@@ -9,9 +9,9 @@ from torch import Tensor
 from superdraft.decoding.engine.branching import Branching
 from superdraft.decoding.engine.decode import DecodeStep, PromptRows, Row, no_token
 from superdraft.decoding.engine.faults import Faults
+from superdraft.decoding.engine.openings import Openings
 from superdraft.decoding.engine.scheduler import Scheduler, Work
 from superdraft.decoding.engine.sequence import Branch, Sequence
-from superdraft.decoding.engine.starts import Starts
 from superdraft.decoding.engine.tree import Node
 from superdraft.decoding.engine.trees import Trees
 from superdraft.decoding.method.scoring import are_numbers
@@ -26,7 +26,7 @@ class Pass:
         scheduler: is told which prompts are complete.
         decode_step: runs the model and chooses tokens.
         branching: gives drafts rows of their own.
-        starts: chooses the first tokens of healed prompts.
+        openings: chooses the first tokens of healed prompts.
         clock: monotonic seconds.
     """
 
@@ -34,7 +34,7 @@ class Pass:
     scheduler: Scheduler
     decode_step: DecodeStep
     branching: Branching
-    starts: Starts
+    openings: Openings
     clock: Callable[[], float]
 
     def run(self, work: Work, faults: Faults) -> int:
@@ -100,10 +100,10 @@ class Pass:
                 of_prompt, sequence.prompt_logits = sequence.prompt_logits, []
                 healing = sequence.healing
                 if healing is not None:
-                    sequence.branches[0].path = healing.tail
+                    sequence.branches[0].stem_ids = healing.tail
                 branches = self.branching.begin(sequence)
                 if healing is not None and sequence.params.max_tokens:
-                    self.starts.choose(sequence, of_prompt)
+                    self.openings.choose(sequence, of_prompt)
                 elif sequence.params.max_tokens:
                     index = sum(map(len, logits)) + len(firsts)
                     rows += [Row(branch, index) for branch in branches]

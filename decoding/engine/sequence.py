@@ -30,7 +30,7 @@ class Branch:
         tree: the token tree; None while the request has no slot.
         base: how many of the tree's first tokens the branch follows.
         cells: the cells of the positions behind them.
-        path: with token healing, the typed tokens that the branch follows after the tokens that all covers share.
+        stem_ids: with token healing, the typed tokens that the branch follows after the tokens that all covers share.
         num_steps: tokens that each alive draft has.
         num_exact: how many of the drafts' first tokens have keys and values of real tokens, not of superposed inputs.
         num_rows: rows that were run for it, and for the branch that it was forked from.
@@ -43,7 +43,7 @@ class Branch:
     tree: Tree | None = None
     base: int = 0
     cells: tuple[int, ...] = ()
-    path: tuple[int, ...] = ()
+    stem_ids: tuple[int, ...] = ()
     num_steps: int = 0
     num_exact: int = 0
     num_rows: int = 0
@@ -57,7 +57,7 @@ class Branch:
     @property
     def num_context(self) -> int:
         """Tokens before the drafts."""
-        return self.sequence.num_shared + len(self.path)
+        return self.sequence.num_shared + len(self.stem_ids)
 
     @property
     def next_key(self) -> int | None:
@@ -68,7 +68,7 @@ class Branch:
         if not draft.token_ids or self.num_exact != len(draft.token_ids) - 1:
             return None
         keys, num_shared = self.sequence.prompt_keys, self.sequence.num_shared
-        return text_keys((*self.path, *draft.token_ids), keys[num_shared - 1])[-1]
+        return text_keys((*self.stem_ids, *draft.token_ids), keys[num_shared - 1])[-1]
 
     @property
     def is_done(self) -> bool:
@@ -145,7 +145,7 @@ class Sequence:
         healing: the healing plan for the prompt's end; None: the drafts follow the prompt's own tokens.
         has_whole_tail: whether all tokens of the healing plan's tail are run, although some may not matter.
         covers: of the prompt's end, if they are known before its drafts begin.
-        start_alternatives: with token healing and verification, the most probable starts, best first, as (token id,
+        opening_alternatives: with token healing and verification, the most probable openings, best first, as (token id,
             text, log-probability given the typed text).
         warnings: remarks for the caller, part of the answer.
         branches: the first one exists from the start, the others once the prompt has been run.
@@ -153,7 +153,7 @@ class Sequence:
         prompt_keys: `text_keys` of the prompt.
         prompt_logits: the model's output after the last shared token and after each of the tokens behind it that have
             been run, float32, each of shape [V]; empty once the drafts have begun.
-        stem_cells: of other tokenisations of the prompt's end, while its starts are chosen.
+        stem_cells: of other tokenisations of the prompt's end, while its openings are chosen.
         num_cached_tokens: prompt tokens that an earlier request had run.
         forward_rows: model rows spent after the prompt's own pass (`Usage.forward_rows`).
         rows_by_depth: rows that fed the drafts' first tokens, their second ones, and so on.
@@ -176,7 +176,7 @@ class Sequence:
     healing: HealingPlan | None = None
     has_whole_tail: bool = True
     covers: Covers | None = None
-    start_alternatives: tuple[tuple[int, str, float], ...] = ()
+    opening_alternatives: tuple[tuple[int, str, float], ...] = ()
     warnings: list[str] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
     trees: list[Tree] = field(default_factory=list)

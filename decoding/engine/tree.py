@@ -77,7 +77,7 @@ class Tree:
         self._returned = [cell for cell in self._returned if cell >= length]
         self._next = max(self._next, length)
 
-    def cut(self, length: int) -> None:
+    def truncate(self, length: int) -> None:
         """Forget all tokens of the trunk except the first. Nodes behind these remain."""
         del self.trunk[length:]
         if length == 0:

@@ -98,7 +98,7 @@ class Trees:
         tree.is_used = True
         for _ in range(self.needs(sequence) - 1):
             extra = self._least_recently_used()
-            extra.cut(0)
+            extra.truncate(0)
             extra.is_used, extra.is_ahead = True, is_ahead
             sequence.trees.append(extra)
         for one in sequence.trees:
@@ -136,17 +136,17 @@ class Trees:
         """The tree for a request, with what was found of its prompt as its trunk."""
         oldest, source, cache = self._least_recently_used(), match.tree, self._runner.cache
         if source is None or match.length == 0:
-            oldest.cut(0)
+            oldest.truncate(0)
             return oldest
         in_trunk = match.length - len(match.cells)
         is_free = not source.is_used and (source.is_ahead or not sequence.request.is_ahead)
         if is_free and (source is oldest or 2 * match.length >= len(source.trunk)):
-            source.cut(in_trunk)
+            source.truncate(in_trunk)
             if match.cells:
                 cache.copy_cells(source.slot, match.cells, source.slot, range(in_trunk, match.length))
                 source.extend_trunk(sequence.prompt_token_ids[in_trunk : match.length])
             return source
-        oldest.cut(0)
+        oldest.truncate(0)
         cache.copy(source.slot, oldest.slot, in_trunk)
         if match.cells:
             cache.copy_cells(source.slot, match.cells, oldest.slot, range(in_trunk, match.length))
@@ -166,7 +166,7 @@ class Trees:
             if failed:
                 self._runner.cache.clear(tree.slot)
             if failed or index > 0:
-                tree.cut(0)
+                tree.truncate(0)
             self._num_uses += 1
             tree.is_used, tree.last_use = False, self._num_uses if tree.trunk else 0
         sequence.trees = []
@@ -178,7 +178,7 @@ class Trees:
         self._logits.forget()
         for tree in self._trees:
             if not tree.is_used:
-                tree.cut(0)
+                tree.truncate(0)
                 tree.last_use = 0
 
     # Rows
@@ -249,35 +249,35 @@ class Trees:
         self.num_run_tokens += len(token_ids)
         return self._runner.forward([segment], self._runner.embed(token_ids), [len(token_ids) - 1]).float()
 
-    def stem_logits(self, sequence: Sequence, path: tuple[int, ...]) -> Tensor | None:
+    def stem_logits(self, sequence: Sequence, stem_ids: tuple[int, ...]) -> Tensor | None:
         """The model's output after other tokens than the prompt's own behind the shared ones, if it was kept."""
-        return self._logits.get(sequence.request.isolation, _stem_keys(sequence, path)[-1])
+        return self._logits.get(sequence.request.isolation, _stem_keys(sequence, stem_ids)[-1])
 
-    def run_stem(self, branch: Branch, path: tuple[int, ...]) -> Tensor:
+    def run_stem(self, branch: Branch, stem_ids: tuple[int, ...]) -> Tensor:
         """Run the tokens of a stem that the branch does not have yet, except those that an earlier request has run.
 
         Args:
             branch: it continues behind the stem.
-            path: the stem's tokens behind the shared ones, of which the branch has the first.
+            stem_ids: the stem's tokens behind the shared ones, of which the branch has the first.
 
         Returns:
             The logits after the stem, float32, shape [V].
         """
         sequence, tree = branch.sequence, branch.tree
         assert tree is not None
-        keys = _stem_keys(sequence, path)
+        keys = _stem_keys(sequence, stem_ids)
         num_known = branch.num_computed - sequence.num_shared
-        while num_known < len(path) and (cell := tree.cell_of(keys[num_known])) is not None:
+        while num_known < len(stem_ids) and (cell := tree.cell_of(keys[num_known])) is not None:
             branch.cells = (*branch.cells, cell)
             num_known += 1
         logits = self._logits.get(tree.isolation, keys[-1])
-        if logits is not None and num_known == len(path):
+        if logits is not None and num_known == len(stem_ids):
             return logits
-        start = min(num_known, len(path) - 1)
-        logits = self.run_tokens(branch, sequence.num_shared + start, path[start:])[0]
-        sequence.forward_rows += len(path) - start
+        start = min(num_known, len(stem_ids) - 1)
+        logits = self.run_tokens(branch, sequence.num_shared + start, stem_ids[start:])[0]
+        sequence.forward_rows += len(stem_ids) - start
         if are_numbers(logits):
-            tree.stems |= dict(zip(keys[start:], branch.cells[start - len(path) :], strict=True))
+            tree.stems |= dict(zip(keys[start:], branch.cells[start - len(stem_ids) :], strict=True))
             self._logits.put(tree.isolation, keys[-1], logits)
         return logits
 
@@ -298,7 +298,7 @@ class Trees:
         assert source.tree is not None
         cache = self._runner.cache
         if len(tree.trunk) < twin.base:
-            tree.cut(0)
+            tree.truncate(0)
             cache.copy(source.tree.slot, tree.slot, twin.base)
             tree.extend_trunk(source.tree.trunk[: twin.base])
         if twin.cells:
@@ -319,6 +319,6 @@ class Trees:
         return [*sequence.stem_cells, *(branch.cells for branch in sequence.branches if branch.tree is tree)]
 
 
-def _stem_keys(sequence: Sequence, path: tuple[int, ...]) -> list[int]:
-    """`text_keys` of the text up to each token of a path behind a prompt's shared tokens."""
-    return text_keys(path, sequence.prompt_keys[sequence.num_shared - 1])
+def _stem_keys(sequence: Sequence, stem_ids: tuple[int, ...]) -> list[int]:
+    """`text_keys` of the text up to each token of a stem behind a prompt's shared tokens."""
+    return text_keys(stem_ids, sequence.prompt_keys[sequence.num_shared - 1])

@@ -30,7 +30,7 @@ class Distinct:
     scores_are_probabilities = True
     divides = True
     # k of them begin drafts; the others stand in for those that have the same text as a better one.
-    starts_per_draft: int | None = 2
+    openings_per_draft: int | None = 2
 
     def select(self, drafts: DraftSet, children: Children, extend: Extend, num_drafts: int) -> DraftSet:
         """The next draft set; arguments as in `SelectionRule.select`."""

@@ -31,7 +31,7 @@ class Draft:
             text included.
         finish_reason: None while the draft is alive.
         ngram_state: the n-gram model's state after prompt and draft.
-        path: with token healing, the typed tokens between the tokens that all covers share and the draft.
+        stem_ids: with token healing, the typed tokens between the tokens that all covers share and the draft.
         rest: for a draft without tokens, the typed bytes with which its first token must begin. They are not part of
             the draft's text.
         pieces: the bytes that each token adds.
@@ -45,7 +45,7 @@ class Draft:
     token_logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     ngram_state: Hashable = None
-    path: tuple[int, ...] = ()
+    stem_ids: tuple[int, ...] = ()
     rest: bytes = b""
     pieces: tuple[bytes, ...] = ()
     start: bytes = b""
@@ -141,7 +141,7 @@ class TokenAppender:
             (*draft.token_logprobs, token_logprob),
             finish_reason,
             draft.ngram_state,
-            draft.path,
+            draft.stem_ids,
             rest,
             pieces,
             draft.start,

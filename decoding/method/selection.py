@@ -20,8 +20,8 @@ class SelectionRule(Protocol):
         tau: default temperature of the language model.
         scores_are_probabilities: whether exp(score) is the probability of a draft's first word.
         divides: whether drafts may get rows of their own (`max_branches`) and end early (`min_probability`).
-        starts_per_draft: with token healing, the starts per draft among which the first step chooses; None: m starts
-            in all.
+        openings_per_draft: with token healing, the openings per draft among which the first step chooses; None: m
+            openings in all.
     """
 
     name: str
@@ -30,7 +30,7 @@ class SelectionRule(Protocol):
     tau: float
     scores_are_probabilities: bool
     divides: bool
-    starts_per_draft: int | None
+    openings_per_draft: int | None
 
     def select(self, drafts: DraftSet, children: Children, extend: Extend, num_drafts: int) -> DraftSet:
         """The next draft set.
@@ -61,7 +61,7 @@ class Paper:
     tau = 0.06
     scores_are_probabilities = False
     divides = False
-    starts_per_draft: int | None = None
+    openings_per_draft: int | None = None
 
     def select(self, drafts: DraftSet, children: Children, extend: Extend, num_drafts: int) -> DraftSet:
         """Take the 2k best children with different texts: those that end are finished, the k best others stay alive.

@@ -1,8 +1,8 @@
 """Covers of a prompt's end with their weights: the model's distribution over continuations of the typed text.
 
 `healing` defines the terms. Each stem is added with the model's distribution after it, beginning with the stems at the
-end of the shared tokens. `next_unrun` proposes a further stem whose covers may matter, and `starts` ranks the possible
-first tokens of a draft.
+end of the shared tokens. `next_unrun` proposes a further stem whose covers may matter, and `openings` ranks the
+possible first tokens of a draft.
 """
 
 import math
@@ -21,31 +21,31 @@ MIN_STEM_SHARE = 0.05
 """A stem counts if its covers may have this share of P(text begins with the typed bytes)."""
 
 MIN_CHECKED_SHARE = 0.01
-"""Starts with a smaller share count towards that probability without a check that they are canonical. Each start is
+"""Openings with a smaller share count towards that probability without a check that they are canonical. Each opening is
 checked before it is chosen."""
 
 _CHECKED_AT_ONCE = 32
 _NEAR = 6.0
-"""Starts whose ln p is more than this below the best are sorted only if the others are too few."""
+"""Openings whose ln p is more than this below the best are sorted only if the others are too few."""
 
 Row = NDArray[np.float32]
 
 
 @dataclass(slots=True, eq=False)
 class Stem:
-    """A cover without its last token, and all starts that may follow.
+    """A cover without its last token, and all openings that may follow.
 
     Attributes:
-        path: its tokens after the shared ones.
-        rest: the typed bytes that a start has to begin with.
-        logprob: ln of the stem's weight, the product of the probabilities of the path's tokens.
-        token_ids: the starts, shape [N].
-        logprobs: ln p of each start after the stem, shape [N]; -inf: not canonical.
-        is_checked: which starts have been checked for being canonical, shape [N].
+        stem_ids: its tokens after the shared ones.
+        rest: the typed bytes that an opening has to begin with.
+        logprob: ln of the stem's weight, the product of the probabilities of these tokens.
+        token_ids: the openings, shape [N].
+        logprobs: ln p of each opening after the stem, shape [N]; -inf: not canonical.
+        is_checked: which openings have been checked for being canonical, shape [N].
         log_mass: ln of the sum of the weights of all covers of this stem.
     """
 
-    path: tuple[int, ...]
+    stem_ids: tuple[int, ...]
     rest: bytes
     logprob: float
     token_ids: NDArray[np.int64]
@@ -58,7 +58,7 @@ class Stem:
         self.log_mass = self._sum()
 
     def rule_out(self, places: Sequence[int]) -> None:
-        """Give starts that are not canonical the probability zero."""
+        """Give openings that are not canonical the probability zero."""
         self.logprobs[places] = -np.inf
         self.log_mass = self._sum()
 
@@ -70,19 +70,19 @@ class Stem:
 class UnrunStem:
     """A stem whose distribution is unknown. `logprob` is ln of its weight, an upper bound for all of its covers."""
 
-    path: tuple[int, ...]
+    stem_ids: tuple[int, ...]
     rest: bytes
     logprob: float
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Opening:
     """The last token of a cover, with which a draft may begin.
 
     Attributes:
         stem: index of its stem.
         token_id: the token.
-        logprob: ln of the cover's weight. `logprob - Covers.log_total` is ln of the start's probability.
+        logprob: ln of the cover's weight. `logprob - Covers.log_total` is ln of the opening's probability.
     """
 
     stem: int
@@ -118,7 +118,7 @@ class Covers:
         tokenizer: Tokenizer,
         index: TokenIndex,
         logits: Tensor,
-        start_logits: Tensor,
+        opening_logits: Tensor,
     ) -> "Covers":
         """The covers of a prompt, with the stem that has no tokens after the shared ones.
 
@@ -127,25 +127,25 @@ class Covers:
             tokenizer: the tokenizer.
             index: finds tokens by their bytes.
             logits: the model's output after the shared tokens, shape [V].
-            start_logits: the same logits with the logit biases of drafts.
+            opening_logits: the same logits with the logit biases of drafts.
         """
         covers = cls(plan, tokenizer, index)
-        covers.add(UnrunStem((), tokenizer.bytes_of(plan.tail), 0.0), logits, start_logits)
+        covers.add(UnrunStem((), tokenizer.bytes_of(plan.tail), 0.0), logits, opening_logits)
         return covers
 
-    def add(self, stem: UnrunStem, logits: Tensor, start_logits: Tensor) -> None:
+    def add(self, stem: UnrunStem, logits: Tensor, opening_logits: Tensor) -> None:
         """Add a stem that has been run: its logits, shape [V], and the same logits with the logit biases of drafts."""
         row = _logprobs(logits)
-        start_row = row if start_logits is logits else _logprobs(start_logits)
-        self._unrun = [one for one in self._unrun if one.path != stem.path]
-        self._add(stem.path, stem.rest, stem.logprob, row, start_row)
+        opening_row = row if opening_logits is logits else _logprobs(opening_logits)
+        self._unrun = [one for one in self._unrun if one.stem_ids != stem.stem_ids]
+        self._add(stem.stem_ids, stem.rest, stem.logprob, row, opening_row)
         self._check_probable()
 
-    def _add(self, path: tuple[int, ...], rest: bytes, logprob: float, row: Row, start_row: Row) -> None:
+    def _add(self, stem_ids: tuple[int, ...], rest: bytes, logprob: float, row: Row, opening_row: Row) -> None:
         token_ids = self._index.beyond(rest) if rest else self._tokenizer.draftable_ids
-        self.stems.append(Stem(path, rest, logprob, token_ids, start_row[token_ids]))
+        self.stems.append(Stem(stem_ids, rest, logprob, token_ids, opening_row[token_ids]))
         for token_id in self._index.inside(rest):
-            longer = (*path, token_id)
+            longer = (*stem_ids, token_id)
             if longer not in self._proposed:
                 self._proposed.add(longer)
                 shorter = rest[len(self._tokenizer.token_bytes[token_id]) :]
@@ -153,7 +153,7 @@ class Covers:
 
     @property
     def log_total(self) -> float:
-        """Ln P(text begins with the typed bytes), given the shared tokens; -inf if there is no start."""
+        """Ln P(text begins with the typed bytes), given the shared tokens; -inf if there is no opening."""
         return float(np.logaddexp.reduce([stem.log_mass for stem in self.stems]))
 
     def next_unrun(self) -> UnrunStem | None:
@@ -163,67 +163,67 @@ class Covers:
             if not self.may_matter(best):
                 return None
             self._unrun.remove(best)
-            is_own = self._tail[: len(best.path)] == best.path
-            if is_own or (self._are_canonical.may_begin(best.path) and self._leads_on(best.path, best.rest)):
+            is_own = self._tail[: len(best.stem_ids)] == best.stem_ids
+            if is_own or (self._are_canonical.may_begin(best.stem_ids) and self._leads_on(best.stem_ids, best.rest)):
                 return best
         return None
 
     def own_stem(self, length: int) -> UnrunStem | None:
         """The stem of the first `length` tokens of the prompt's tail; None: it has been added, or a shorter one not."""
-        return next((stem for stem in self._unrun if stem.path == self._tail[:length]), None)
+        return next((stem for stem in self._unrun if stem.stem_ids == self._tail[:length]), None)
 
     def may_matter(self, stem: UnrunStem) -> bool:
         """Whether the covers of a stem may have a share that counts."""
         return stem.logprob >= self.log_total + _log(MIN_STEM_SHARE)
 
-    def _leads_on(self, path: tuple[int, ...], rest: bytes) -> bool:
+    def _leads_on(self, stem_ids: tuple[int, ...], rest: bytes) -> bool:
         """Whether any canonical cover begins with this stem."""
         if not rest:
             return True
         beyond = self._index.beyond(rest)
         # A few at a time: half of a vocabulary begins with a space, and the first few usually decide.
         parts = (beyond[start : start + _CHECKED_AT_ONCE].tolist() for start in range(0, len(beyond), _CHECKED_AT_ONCE))
-        if any(any(self._are_canonical(path, part)) for part in parts):
+        if any(any(self._are_canonical(stem_ids, part)) for part in parts):
             return True
         return any(
-            self._are_canonical.may_begin((*path, token_id))
-            and self._leads_on((*path, token_id), rest[len(self._tokenizer.token_bytes[token_id]) :])
+            self._are_canonical.may_begin((*stem_ids, token_id))
+            and self._leads_on((*stem_ids, token_id), rest[len(self._tokenizer.token_bytes[token_id]) :])
             for token_id in self._index.inside(rest)
         )
 
-    def starts(self, num: int, stem: int | None = None) -> list[Start]:
-        """The `num` most probable starts, all canonical, best first; fewer if there are no more.
+    def openings(self, num: int, stem: int | None = None) -> list[Opening]:
+        """The `num` most probable openings, all canonical, best first; fewer if there are no more.
 
         Args:
             num: at least 1.
-            stem: index of the stem whose starts to return; None: of all stems.
+            stem: index of the stem whose openings to return; None: of all stems.
         """
         while True:
             top = self._top(num, stem)
             if not self._rule_out(top):
-                return [self._start(number, place) for number, place in top]
+                return [self._opening(number, place) for number, place in top]
 
-    def _start(self, number: int, place: int) -> Start:
+    def _opening(self, number: int, place: int) -> Opening:
         stem = self.stems[number]
-        return Start(number, int(stem.token_ids[place]), stem.logprob + float(stem.logprobs[place]))
+        return Opening(number, int(stem.token_ids[place]), stem.logprob + float(stem.logprobs[place]))
 
     def shares(self) -> NDArray[np.float64]:
-        """Ln of each start's probability given the typed bytes, stem after stem; see `start_at`."""
+        """Ln of each opening's probability given the typed bytes, stem after stem; see `opening_at`."""
         log_total = self.log_total
         return np.concatenate([stem.logprobs.astype(np.float64) + (stem.logprob - log_total) for stem in self.stems])
 
-    def start_at(self, index: int) -> Start | None:
-        """The start at an index of `shares`; None if it turns out not to be canonical, and its share becomes -inf."""
+    def opening_at(self, index: int) -> Opening | None:
+        """The opening at an index of `shares`; None if it turns out not to be canonical, and its share becomes -inf."""
         for number, stem in enumerate(self.stems):
             if index < len(stem.token_ids):
                 if self._rule_out([(number, index)]):
                     return None
-                return self._start(number, index)
+                return self._opening(number, index)
             index -= len(stem.token_ids)
         raise IndexError(index)
 
     def _top(self, num: int, only: int | None = None) -> list[tuple[int, int]]:
-        """(stem, place) of the most probable starts, best first; ties in order of stem and place."""
+        """(stem, place) of the most probable openings, best first; ties in order of stem and place."""
         chosen = [(n, stem) for n, stem in enumerate(self.stems) if only in (None, n) and len(stem.logprobs)]
         peak = max((stem.logprob + float(stem.logprobs.max()) for _, stem in chosen), default=-math.inf)
         near = [np.flatnonzero(stem.logprobs > peak - _NEAR - stem.logprob) for _, stem in chosen]
@@ -239,10 +239,10 @@ class Covers:
         order = np.argsort(-logprobs, kind="stable")[:num]
         return list(zip(stems[order].tolist(), places[order].tolist(), strict=True))
 
-    def _rule_out(self, starts: Sequence[tuple[int, int]]) -> bool:
-        """Check starts that have not been checked and rule out those not canonical; whether there were any."""
+    def _rule_out(self, openings: Sequence[tuple[int, int]]) -> bool:
+        """Check openings that have not been checked and rule out those not canonical; whether there were any."""
         unchecked: dict[int, list[int]] = {}
-        for number, place in starts:
+        for number, place in openings:
             if not self.stems[number].is_checked[place]:
                 unchecked.setdefault(number, []).append(place)
         has_wrong = False
@@ -257,14 +257,14 @@ class Covers:
         return has_wrong
 
     def _verdicts(self, stem: Stem, token_ids: Sequence[int]) -> list[bool]:
-        verdicts = self._are_canonical(stem.path, token_ids)
+        verdicts = self._are_canonical(stem.stem_ids, token_ids)
         for index, token_id in enumerate(token_ids):
             if not self._tokenizer.token_bytes[token_id]:  # end of text: only the stem has to be canonical
-                verdicts[index] = not stem.path or self._are_canonical(stem.path[:-1], stem.path[-1:])[0]
+                verdicts[index] = not stem.stem_ids or self._are_canonical(stem.stem_ids[:-1], stem.stem_ids[-1:])[0]
         return verdicts
 
     def _check_probable(self) -> None:
-        """Check all starts with a share of at least `MIN_CHECKED_SHARE`."""
+        """Check all openings with a share of at least `MIN_CHECKED_SHARE`."""
         while True:
             least = self.log_total + _log(MIN_CHECKED_SHARE)
             places = [np.flatnonzero(stem.logprobs >= least - stem.logprob).tolist() for stem in self.stems]

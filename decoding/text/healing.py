@@ -15,7 +15,7 @@ Terms:
 - *stem*: a cover without its last token. Most stems end where one of the prompt's own tokens ends, so the prompt's
   single pass gives their distributions. Any other stem needs its own row, and is run only if its weight may matter.
 - *rest*: the typed bytes after a stem, with which the next token has to begin.
-- *start*: the last token of a cover, which is the first of a draft. Its bytes after the rest are the draft's own text.
+- *opening*: the last token of a cover, which is the first of a draft. Its bytes after the rest are the draft's own.
 
 Everything works on bytes, because a token may be part of a character.
 """

@@ -19,7 +19,7 @@ from superdraft.server.bridge.engine_protocol import DecodingEngine, EngineToken
 from superdraft.server.bridge.engine_thread import STOPPING_MESSAGE, Add, Cancel, EngineThread, LookAhead
 from superdraft.server.bridge.faults import request_error
 from superdraft.server.bridge.output_stream import OutputStream
-from superdraft.server.bridge.typists import Place, Typist
+from superdraft.server.bridge.typists import Ticket, Typist
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.request_record import RequestRecord, current_record
 
@@ -98,7 +98,7 @@ class AsyncEngine:
         typist = typist or self.typists.of()
         record, loop = current_record(), asyncio.get_running_loop()
         with typist.arrival(loop.time()) as go:
-            place = await self._admission.enter(
+            ticket = await self._admission.enter(
                 record,
                 typist,
                 *request.params.least_work,
@@ -111,23 +111,23 @@ class AsyncEngine:
                 request = await self._prepared(request)
                 go()
             except BaseException as fault:
-                place.release()
+                ticket.release()
                 self._count_unsent(fault, record)
                 raise
             outputs = self._put(
-                replace(request, key_gap_s=typist.gap_s, waiting_since_s=typist.waiting_since_s), record, place
+                replace(request, key_gap_s=typist.gap_s, waiting_since_s=typist.waiting_since_s), record, ticket
             )
         await outputs.accepted()
         return outputs
 
-    def _put(self, request: EngineRequest, record: RequestRecord, place: Place) -> OutputStream:
+    def _put(self, request: EngineRequest, record: RequestRecord, ticket: Ticket) -> OutputStream:
         def cancel(stream: OutputStream) -> None:
             record.is_cancelled = True
             self._thread.cancel(Cancel(request.request_id, stream))
 
-        outputs = OutputStream(place.loop, cancel)
-        if not self._thread.put(Add(request, outputs, record, place)):
-            place.release()
+        outputs = OutputStream(ticket.loop, cancel)
+        if not self._thread.put(Add(request, outputs, record, ticket)):
+            ticket.release()
             raise self._stopping()
         return outputs
 

@@ -24,7 +24,7 @@ from superdraft.server.bridge.ahead import Ahead
 from superdraft.server.bridge.engine_protocol import DecodingEngine
 from superdraft.server.bridge.faults import STEP_FAULT_MESSAGE, logged_fault, request_error
 from superdraft.server.bridge.output_stream import OutputStream
-from superdraft.server.bridge.typists import Place, superseded
+from superdraft.server.bridge.typists import Ticket, superseded
 from superdraft.server.observe.metrics import Metrics
 from superdraft.server.observe.request_record import RequestRecord
 
@@ -42,13 +42,13 @@ class Add:
         request: what to run.
         stream: takes the outputs.
         record: takes the figures.
-        place: is released when the request has ended.
+        ticket: is released when the request has ended.
     """
 
     request: EngineRequest
     stream: OutputStream
     record: RequestRecord
-    place: Place
+    ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class EngineThread:
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
 
     def _add(self, command: Add) -> None:
-        command.place.is_added = True
+        command.ticket.is_added = True
         request_id = command.request.request_id
         if request_id in self._requests:
             self._refuse(command, InvalidRequestError(f"The request id {request_id} is in use.", param="id"))
@@ -218,9 +218,9 @@ class EngineThread:
 
     def _supersede(self, newer: Add) -> None:
         """End what the typist of a request has asked for before; not earlier, since the engine might refuse it."""
-        typist = newer.place.typist
+        typist = newer.ticket.typist
         for older in list(self._requests.values()) if typist.session else ():
-            if older.place.typist is typist and older is not newer:
+            if older.ticket.typist is typist and older is not newer:
                 self._drop(older)
                 self._metrics.count_cancelled("superseded")
                 older.stream.send(StepOutput(older.request.request_id, error=superseded()))
@@ -229,10 +229,10 @@ class EngineThread:
         request_id = request.request.request_id
         self._engine.cancel(request_id)
         del self._requests[request_id]  # not before: if `cancel` fails, it is tried again
-        request.place.release()
+        request.ticket.release()
 
     def _refuse(self, command: Add, fault: Exception) -> None:
-        command.place.release()
+        command.ticket.release()
         command.stream.refuse(request_error(fault, engine_request_id=command.request.request_id))
 
     def _step(self) -> None:
@@ -255,14 +255,14 @@ class EngineThread:
                 output = StepOutput(output.request_id, error=logged_fault(empty))
             self._observe(request, output)
             del self._requests[output.request_id]  # not before: if counting fails, the request ends with an error
-            request.place.release()
+            request.ticket.release()
         request.stream.send(output)
 
     def _observe(self, request: Add, terminal: StepOutput) -> None:
         if terminal.output is not None:
             request.record.add(terminal.output)
             self._metrics.observe_generation(request.request.params, terminal.output)
-            request.place.typist.waiting_since_s = None
+            request.ticket.typist.waiting_since_s = None
 
     def _abandon_all(self, fault: Exception) -> None:
         logged_fault(fault, requests=len(self._requests), consecutive=self._failures)
@@ -278,7 +278,7 @@ class EngineThread:
         ended = dict(self._requests)
         self._requests.clear()
         for request_id, request in ended.items():
-            request.place.release()
+            request.ticket.release()
             request.stream.send(StepOutput(request_id, error=kind(message)))
         for request_id in ended:
             try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from superdraft.decoding.errors import SupersededError
 
-# Callers, typists and places hold one another, so these classes have no repr: it would print all that are remembered.
+# Callers, typists and tickets hold one another, so these classes have no repr: it would print all that are remembered.
 
 MAX_TYPISTS = 4096
 REMEMBERED_S = 10.0
@@ -77,7 +77,7 @@ class Typist(Share):
         session: its name; empty: the requests that name none.
         gap_s: the usual seconds between its keys; None: there were no two requests in a row.
         waiting_since_s: when its wait for drafts began; None: the latest ones have come.
-        places: its requests in the engine, oldest first.
+        tickets: its requests in the engine, oldest first.
         waiter: its request in the queue.
     """
 
@@ -85,8 +85,8 @@ class Typist(Share):
     session: str = ""
     gap_s: float | None = None
     waiting_since_s: float | None = None
-    places: list["Place"] = field(default_factory=list)
-    waiter: "Place | None" = None
+    tickets: list["Ticket"] = field(default_factory=list)
+    waiter: "Ticket | None" = None
     _last_key_s: float | None = None
     _answer: _Answer | None = None
     _num_on_their_way: int = 0
@@ -96,7 +96,7 @@ class Typist(Share):
     @property
     def is_active(self) -> bool:
         """Whether it has a request in the engine or on the way there."""
-        return bool(self.num_rows or self.places or self._num_on_their_way)
+        return bool(self.num_rows or self.tickets or self._num_on_their_way)
 
     @contextlib.contextmanager
     def arrival(self, now_s: float) -> Iterator[Callable[[], None]]:
@@ -234,14 +234,14 @@ class Group:
     number: int
     typist: Typist
     num_rows: int = 0
-    num_places: int = 0
+    num_tickets: int = 0
     is_begun: bool = False
-    waiting: deque["Place"] = field(default_factory=deque)
+    waiting: deque["Ticket"] = field(default_factory=deque)
     timer: asyncio.TimerHandle | None = None
 
 
 @dataclass(eq=False, repr=False, slots=True)
-class Place:
+class Ticket:
     """Permission to use the engine for one prompt, until it is released; before that, the prompt's wait for it.
 
     Attributes:
@@ -257,7 +257,7 @@ class Place:
         last_step: the engine's step in which it should be finished.
     """
 
-    leave: Callable[["Place"], None]
+    leave: Callable[["Ticket"], None]
     group: Group
     num_rows: int
     num_tokens: int
@@ -277,6 +277,6 @@ class Place:
         return self.group.typist
 
     def release(self) -> None:
-        """Give the place back. Any thread may call this, more than once."""
+        """Give the ticket back. Any thread may call this, more than once."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, so no request waits
             self.loop.call_soon_threadsafe(self.leave, self)

@@ -154,7 +154,7 @@ def test_a_half_typed_word_is_completed_exactly(typed):
     for branch in sequence.branches:
         (draft,) = branch.drafts.alive
         assert branch.num_exact == branch.num_steps - 1 == 4
-        before = [*sequence.shared_token_ids, *branch.path]
+        before = [*sequence.shared_token_ids, *branch.stem_ids]
         whole = engine.tokenizer.bytes_of([*before, *draft.token_ids])
         assert whole == typed.encode() + draft.text
         exact = [

@@ -223,7 +223,7 @@ def test_the_paper_superposes_starts_of_one_stem_only():
         (sequence,) = engine._sequences.values()
         engine.step()
         (branch,) = sequence.branches
-        assert {draft.path for draft in branch.drafts.alive} == {branch.path}
+        assert {draft.stem_ids for draft in branch.drafts.alive} == {branch.stem_ids}
         run_all(engine)
 
 
@@ -232,19 +232,19 @@ def test_greedy_takes_the_most_probable_text():
     engine, _ = tiny_engine()
     wanted = params(strategy="greedy", num_drafts=1, alpha=0.0, token_healing=True, max_tokens=1)
     covers = covers_of(engine, HEALED)
-    (best,) = covers.starts(1)
+    (best,) = covers.openings(1)
     (draft,) = engine.generate(HEALED, wanted).drafts
     assert draft.token_ids == (best.token_id,)
     assert draft.token_logprobs[0] == pytest.approx(best.logprob - covers.log_total)
 
 
 def test_samples_are_drawn_from_all_covers():
-    """In a thousand draws, each start is about as frequent as its share of the covers."""
+    """In a thousand draws, each opening is about as frequent as its share of the covers."""
     engine, _ = tiny_engine(num_slots=8)
     covers = covers_of(engine, HEALED)
     shares = {
-        (covers.stems[start.stem].path, start.token_id): math.exp(start.logprob - covers.log_total)
-        for start in covers.starts(400)
+        (covers.stems[opening.stem].stem_ids, opening.token_id): math.exp(opening.logprob - covers.log_total)
+        for opening in covers.openings(400)
     }
     wanted = {"strategy": "sample", "num_drafts": 8, "alpha": 0.0, "token_healing": True, "max_tokens": 2}
     counts: Counter[tuple[tuple[int, ...], int]] = Counter()
@@ -254,7 +254,7 @@ def test_samples_are_drawn_from_all_covers():
         engine.step()
         for branch in sequence.branches:
             drafts = [*branch.drafts.alive, *branch.drafts.finished]
-            counts.update((draft.path, draft.token_ids[0]) for draft in drafts if draft.token_ids)
+            counts.update((draft.stem_ids, draft.token_ids[0]) for draft in drafts if draft.token_ids)
         engine.cancel("a")
     total = sum(counts.values())
     assert set(counts) <= set(shares)
@@ -265,10 +265,10 @@ def test_samples_are_drawn_from_all_covers():
 def covers_of(engine, prompt):
     """The covers from which the engine chooses a prompt's first tokens."""
     seen = []
-    choose = engine._pass.starts.choose_start
-    engine._pass.starts.choose_start = lambda branch, covers: (seen.append(covers), choose(branch, covers))
+    choose = engine._pass.openings.choose_opening
+    engine._pass.openings.choose_opening = lambda branch, covers: (seen.append(covers), choose(branch, covers))
     engine.generate(prompt, params(token_healing=True, num_drafts=1, max_tokens=1, alpha=0.0))
-    engine._pass.starts.choose_start = choose
+    engine._pass.openings.choose_opening = choose
     return seen[0]
 
 

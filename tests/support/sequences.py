@@ -26,7 +26,7 @@ class FakeMemory:
         assert len(taken) == stop - start, "what is not there cannot be shared"
         self.held[target] |= taken
 
-    def cut(self, sequence: int, start: int, stop: int) -> None:
+    def remove(self, sequence: int, start: int, stop: int) -> None:
         self.held[sequence] = {at: value for at, value in self.held[sequence].items() if not start <= at < stop}
 
     def drop(self, sequence: int) -> None:

@@ -32,7 +32,7 @@ class Memory(Protocol):
     def share(self, source: int, target: int, start: int, stop: int) -> None:
         """Add what sequence `source` holds at these positions to sequence `target`."""
 
-    def cut(self, sequence: int, start: int, stop: int) -> None:
+    def remove(self, sequence: int, start: int, stop: int) -> None:
         """Take these positions from a sequence. What no other sequence holds is gone."""
 
     def drop(self, sequence: int) -> None:
@@ -216,7 +216,7 @@ class SequenceCells:
                 self._drop_lane(lane)
             elif lane.sequence is not None:
                 for start, stop in _runs(positions):
-                    self._memory.cut(lane.sequence, start, stop)
+                    self._memory.remove(lane.sequence, start, stop)
 
     def _resident(self, lane: _Lane) -> int:
         """A lane's sequence; a saved lane is restored."""
@@ -228,7 +228,7 @@ class SequenceCells:
             sequence = self._take()
             self._memory.restore(sequence, saved)
             for start, stop in _runs(positions - lane.cells.keys()):
-                self._memory.cut(sequence, start, stop)
+                self._memory.remove(sequence, start, stop)
             self.num_copied_bytes += len(saved)
             lane.sequence, lane.saved = sequence, None
         return lane.sequence

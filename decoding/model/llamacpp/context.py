@@ -106,7 +106,7 @@ class LlamaContext:
         """Add what a sequence holds at these positions to another."""
         library().llama_memory_seq_cp(self._memory, source, target, start, stop)
 
-    def cut(self, sequence: int, start: int, stop: int) -> None:
+    def remove(self, sequence: int, start: int, stop: int) -> None:
         """Take these positions from a sequence."""
         library().llama_memory_seq_rm(self._memory, sequence, start, stop)
 

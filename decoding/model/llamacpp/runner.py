@@ -160,7 +160,7 @@ class LlamaRunner:
             for ids in token_ids:
                 pairs = enumerate(zip(before, ids, strict=False))
                 shared = next((at for at, (one, other) in pairs if one != other), min(len(before), len(ids)))
-                self._context.cut(sequence, shared, _END)
+                self._context.remove(sequence, shared, _END)
                 parts = [rows[: max(0, shared - start)]]
                 for begin in range(shared, len(ids), MAX_BATCH):
                     part = np.array(ids[begin : begin + MAX_BATCH], dtype=np.int32)

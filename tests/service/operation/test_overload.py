@@ -73,7 +73,7 @@ async def arrivals(url, engine, admission, per_step, num_steps):
         response = await http.post("/v1/drafts", json={"prompt": "hi", "max_tokens": MAX_TOKENS})
         answers.append((response.status_code, engine.num_steps - begun, response))
 
-    def are_settled():  # each is answered, or has a place and is known to the engine
+    def are_settled():  # each is answered, or has a ticket and is known to the engine
         answered = Counter(status for status, _, _ in answers)
         num_in_engine = engine.num_heard_of() - num_heard_of - answered[200]
         has_ended = answered[200] == engine.num_ended - num_ended

@@ -363,11 +363,11 @@ def test_nodes_are_found_behind_any_beginning_of_the_trunk_until_the_trunk_reach
     assert match(1, 2, 8, 9, 5) == (2, (12, 13))
     assert match(1, 2, 3, 5, 6) == (3, ())
     assert match(2, 2) == (0, ())
-    tree.cut(2)
+    tree.truncate(2)
     assert match(1, 2, 3, 4, 5) == (2, ())  # the third token is gone
     tree.extend_trunk([8] * 10)
     assert match(1, 2, 8, 9, 5) == (3, (13,))
-    tree.cut(0)
+    tree.truncate(0)
     assert not tree.nodes
 
 

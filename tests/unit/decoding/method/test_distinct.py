@@ -76,8 +76,8 @@ def test_the_only_child_is_taken_even_if_it_is_improbable():
 
 
 def test_drafts_after_several_stems_begin_beyond_the_typed_text():
-    drafts = step(DraftSet((Draft(rest=b" th"), Draft(path=(THE,)))), [{THE: 0.5, THEN: 0.3}, {CAT: 0.2}], 3)
-    found = [(draft.text, draft.start, draft.path) for draft in drafts.alive]
+    drafts = step(DraftSet((Draft(rest=b" th"), Draft(stem_ids=(THE,)))), [{THE: 0.5, THEN: 0.3}, {CAT: 0.2}], 3)
+    found = [(draft.text, draft.start, draft.stem_ids) for draft in drafts.alive]
     assert found == [(b"e", b"e", ()), (b"en", b"en", ()), (b" cat", b" cat", (THE,))]
 
 

@@ -52,16 +52,16 @@ def engine_next_bytes(text: str, tokenizer: Tokenizer) -> dict[int | None, float
     """The engine's distribution over the next byte, from the covers it chooses from."""
     engine, _, _ = fake_engine(tokenizer=tokenizer, document_start=True)
     seen: list[covers.Covers] = []
-    choose = engine._pass.starts.choose_start
-    engine._pass.starts.choose_start = lambda branch, found: (seen.append(found), choose(branch, found))
+    choose = engine._pass.openings.choose_opening
+    engine._pass.openings.choose_opening = lambda branch, found: (seen.append(found), choose(branch, found))
     engine.generate(text, GenerationParams(max_tokens=1, num_drafts=1, alpha=0, token_healing=True))
     (found,) = seen
     shares: dict[int | None, float] = {}
-    for start in found.starts(10_000):
-        data = tokenizer.token_bytes[start.token_id]
-        rest = found.stems[start.stem].rest
+    for opening in found.openings(10_000):
+        data = tokenizer.token_bytes[opening.token_id]
+        rest = found.stems[opening.stem].rest
         key = data[len(rest)] if data else None
-        shares[key] = shares.get(key, 0.0) + float(np.exp(start.logprob - found.log_total))
+        shares[key] = shares.get(key, 0.0) + float(np.exp(opening.logprob - found.log_total))
     return shares
 
 

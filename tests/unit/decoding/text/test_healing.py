@@ -200,8 +200,8 @@ def test_every_draft_continues_from_the_last_byte_of_the_prompt(tokenizer, text,
         engine.step()
         for branch in sequence.branches:
             for draft in branch.drafts.alive:
-                assert draft.path == branch.path
-                fed = [*sequence.shared_token_ids, *branch.path]
+                assert draft.stem_ids == branch.stem_ids
+                fed = [*sequence.shared_token_ids, *branch.stem_ids]
                 assert len(fed) == branch.num_context
                 assert tokenizer.bytes_of([*fed, *draft.token_ids]) == typed + draft.text
                 num_checked += 1

@@ -1,4 +1,4 @@
-"""Who goes in: never more than there is room and time for, by turns, nobody waits long, no place is lost."""
+"""Who goes in: never more than there is room and time for, by turns, nobody waits long, no ticket is lost."""
 
 import asyncio
 import random
@@ -47,11 +47,11 @@ def test_who_came_last_goes_in_first():
         order = []
         for name, task in zip("abc", waiting, strict=True):
             task.add_done_callback(lambda _, name=name: order.append(name))
-        place = first
+        ticket = first
         for _ in range(3):
-            control.leave(place)
+            control.leave(ticket)
             await asyncio.sleep(0)
-            (place,) = [task.result() for task in waiting if task.done() and task.result().is_taken]
+            (ticket,) = [task.result() for task in waiting if task.done() and task.result().is_taken]
         await asyncio.sleep(0)
         assert order == ["c", "b", "a"]
         assert control.num_rows == 1
@@ -184,7 +184,7 @@ def test_a_key_press_waits_for_its_own_older_ones_as_long_as_a_step_takes():
         control.leave(third.result())
         control.leave(last)
         assert (control.num_rows, control.num_waiting) == (0, 0)
-        assert not control.typists.of("", "me").places
+        assert not control.typists.of("", "me").tickets
 
     run(scenario)
 
@@ -291,12 +291,12 @@ def test_no_place_is_lost_or_given_twice(seed, sessions, most_rows):
         request, num_rows = Request(), chance.randint(1, 3)
         entering = enter(control, request, num_rows, num_slots=num_rows, session=chance.choice(sessions))
         try:
-            place = await asyncio.wait_for(entering, chance.random() * 0.03)
+            ticket = await asyncio.wait_for(entering, chance.random() * 0.03)
         except (OverloadedError, SupersededError, TimeoutError) as error:
             return type(error)
         assert control.num_rows <= most_rows
         await asyncio.sleep(chance.random() * 0.02)
-        place.release()
+        ticket.release()
         return None
 
     async def scenario():
@@ -322,10 +322,10 @@ def test_a_request_goes_in_beside_warm_ups_as_if_it_were_alone():
         # Ten tokens take 0.7 s, and those of two requests 1.4 s.
         control = Admission(16, queue_timeout_s=0.01, target_latency_s=1.0, load=load)
         warm_up = await enter(control, Request(), num_tokens=0, is_warm_up=True)
-        place = await enter(control, Request(), num_tokens=10)
+        ticket = await enter(control, Request(), num_tokens=10)
         with pytest.raises(OverloadedError):
             await enter(control, Request(), num_tokens=10)
-        for one in (place, warm_up):
+        for one in (ticket, warm_up):
             control.leave(one)
         assert control.num_rows == 0
 
@@ -335,13 +335,13 @@ def test_a_request_goes_in_beside_warm_ups_as_if_it_were_alone():
 def test_warm_ups_have_an_eighth_of_the_places():
     async def scenario():
         control = Admission(16, queue_timeout_s=0.01)
-        places = [await enter(control, Request(), num_tokens=0, is_warm_up=True) for _ in range(2)]
+        tickets = [await enter(control, Request(), num_tokens=0, is_warm_up=True) for _ in range(2)]
         with pytest.raises(OverloadedError):
             await enter(control, Request(), num_tokens=0, is_warm_up=True)
-        places += [await enter(control, Request(), num_tokens=10) for _ in range(14)]
+        tickets += [await enter(control, Request(), num_tokens=10) for _ in range(14)]
         with pytest.raises(OverloadedError):
             await enter(control, Request(), num_tokens=10)
-        control.leave(places[0])
+        control.leave(tickets[0])
         await enter(control, Request(), num_tokens=10)
 
     run(scenario)

@@ -38,7 +38,7 @@ class Machine:
         self.load = Load()
         self.control = Admission(NUM_PLACES, target_latency_s=target_s, load=self.load)
         self.answers, self.refused_s = defaultdict(list), []
-        self._prompts, self._drafts = [], {}  # places with tokens left
+        self._prompts, self._drafts = [], {}  # tickets with tokens left
         self._ends, self._work = {}, asyncio.Event()
 
     async def run(self):
@@ -46,21 +46,21 @@ class Machine:
             if not self._prompts and not self._drafts:
                 self._work.clear()
                 await self._work.wait()
-            rows = sum(place.num_rows for place in [*self._prompts, *self._drafts])
+            rows = sum(ticket.num_rows for ticket in [*self._prompts, *self._drafts])
             if self._prompts:
-                place = self._prompts.pop(0)
-                self._drafts[place] = place.num_tokens
+                ticket = self._prompts.pop(0)
+                self._drafts[ticket] = ticket.num_tokens
                 seconds = await self._spend(PREFILL_S + step_s(rows))
                 report = StepReport("prefill", rows, 40, 1, seconds, (0.0,), 0, len(self._prompts))
             else:
                 seconds = await self._spend(step_s(rows))
                 report = StepReport("decode", rows, 0, 0, seconds, (), 0)
             self.load.observe(report, seconds)
-            self._drafts = {place: left - 1 for place, left in self._drafts.items()}
-            for place in [place for place, left in self._drafts.items() if left <= 0]:
-                del self._drafts[place]
-                self.control.leave(place)
-                self._ends.pop(place).set_result(None)
+            self._drafts = {ticket: left - 1 for ticket, left in self._drafts.items()}
+            for ticket in [ticket for ticket, left in self._drafts.items() if left <= 0]:
+                del self._drafts[ticket]
+                self.control.leave(ticket)
+                self._ends.pop(ticket).set_result(None)
 
     async def _spend(self, seconds):
         seconds *= self.slowness(asyncio.get_running_loop().time())
@@ -82,13 +82,13 @@ class Machine:
         return True
 
     async def _prompt(self, request, caller="", session=None, **how):
-        place = await self.control.enter(request, self.control.typists.of(caller, session), **how)
-        self._ends[place] = asyncio.get_running_loop().create_future()
-        self._prompts.append(place)
+        ticket = await self.control.enter(request, self.control.typists.of(caller, session), **how)
+        self._ends[ticket] = asyncio.get_running_loop().create_future()
+        self._prompts.append(ticket)
         self._work.set()
-        place.is_added = True
+        ticket.is_added = True
         self.load.num_waiting += 1
-        await self._ends[place]
+        await self._ends[ticket]
 
     async def arrivals(self, name, per_s, seconds, **how):
         """Requests at random times, whether or not others are answered."""

@@ -1,6 +1,6 @@
 """The first tokens of a healed prompt: each draft begins with the last token of a cover of the typed text.
 
-`text/healing` defines cover, stem and start.
+`text/healing` defines cover, stem and opening.
 """
 
 import math
@@ -19,23 +19,23 @@ from superdraft.decoding.method.draft_set import Children, Draft, DraftSet
 from superdraft.decoding.method.penalties import apply_logit_bias
 from superdraft.decoding.method.sampling import nucleus_sample
 from superdraft.decoding.method.scoring import are_numbers, interpolate, tempered_logprobs
-from superdraft.decoding.text.covers import Covers, Start, Stem
+from superdraft.decoding.text.covers import Covers, Opening, Stem
 from superdraft.decoding.text.healing import TokenIndex
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 Runs = dict[tuple[int, ...], tuple[int, tuple[int, ...]]]
-"""For each path of typed tokens after the shared ones that was run beside the prompt's own: how many tokens of the
+"""For each sequence of typed tokens after the shared ones that was run beside the prompt's own: how many tokens of the
 trunk it follows, and the cells of the others."""
 
 
-class Starts:
+class Openings:
     """Chooses the first tokens of healed prompts.
 
     Args:
         tokenizer: the model's tokenizer.
         trees: run other tokenisations of the typed text.
         branching: gives drafts rows of their own.
-        step: scores starts with the n-gram model, and replaces a branch's drafts.
+        step: scores openings with the n-gram model, and replaces a branch's drafts.
     """
 
     def __init__(self, tokenizer: Tokenizer, trees: Trees, branching: Branching, step: DecodeStep) -> None:
@@ -57,28 +57,28 @@ class Starts:
 
         Raises:
             SequenceFailedError: the model's output is not numbers.
-            InvalidRequestError: the request's logit bias forbids every start.
+            InvalidRequestError: the request's logit bias forbids every opening.
         """
         covers = sequence.covers or self.covers(sequence, own)
         runs = self._add_stems(sequence.branches[0], covers, own)
         if not math.isfinite(covers.log_total):
             raise no_token(sequence, is_forbidden=are_numbers(own[0]))
         if sequence.params.verify_top is not None:
-            sequence.start_alternatives = self._alternatives(covers, sequence.params.verify_top)
+            sequence.opening_alternatives = self._alternatives(covers, sequence.params.verify_top)
         for branch in list(sequence.branches):
-            self.choose_start(branch, covers)
+            self.choose_opening(branch, covers)
             self._branching.divide(branch)
         growing = [branch for branch in sequence.branches if branch.drafts.alive and not branch.is_done]
-        paths = [branch.drafts.alive[0].path for branch in growing]
-        for path in paths:
-            if not self._is_run(sequence, path, runs):
-                self._run(sequence.branches[0], path, runs)
-        for branch, path in zip(growing, paths, strict=True):
-            self._take_path(branch, path, runs)
+        stems = [branch.drafts.alive[0].stem_ids for branch in growing]
+        for stem_ids in stems:
+            if not self._is_run(sequence, stem_ids, runs):
+                self._run(sequence.branches[0], stem_ids, runs)
+        for branch, stem_ids in zip(growing, stems, strict=True):
+            self._take_stem(branch, stem_ids, runs)
         sequence.stem_cells.clear()
 
-    def choose_start(self, branch: Branch, covers: Covers) -> None:
-        """Give a branch drafts of one token. They may follow different stems (`Draft.path`)."""
+    def choose_opening(self, branch: Branch, covers: Covers) -> None:
+        """Give a branch drafts of one token. They may follow different stems (`Draft.stem_ids`)."""
         chosen = self._sampled(branch, covers) if branch.is_sampled else self._superposed(branch, covers)
         self._step.settle(branch, chosen)
 
@@ -105,7 +105,7 @@ class Starts:
             covers.add(stem, own[length], _biased(own[length], sequence))
 
     def covers(self, sequence: Sequence, own: Seq[Tensor]) -> Covers:
-        """The covers of a prompt's end without tokens between the shared ones and the start; `own` as in `choose`."""
+        """The covers of a prompt's end without tokens between the shared ones and the opening; `own` as in `choose`."""
         assert sequence.healing is not None
         biased = _biased(own[0], sequence)
         return Covers.of_prompt(sequence.healing, self._tokenizer, self._token_index, own[0], biased)
@@ -126,75 +126,79 @@ class Starts:
         runs: Runs = {}
         num_later = 0  # cells of stems whose tokens are run only if a draft follows them
         while (stem := covers.next_unrun()) is not None:
-            length = len(stem.path)
-            if length < len(own) and sequence.healing.tail[:length] == stem.path:
+            length = len(stem.stem_ids)
+            if length < len(own) and sequence.healing.tail[:length] == stem.stem_ids:
                 covers.add(stem, own[length], _biased(own[length], sequence))
                 continue
             is_too_long = sequence.num_shared + length > sequence.max_positions
-            # A branch on another tree needs a copy of the whole path.
+            # A branch on another tree needs a copy of the whole stem.
             if is_too_long or not self._trees.has_spare_cells(branch, num_later + 1 + length):
                 continue
-            logits = self._trees.stem_logits(sequence, stem.path)
+            logits = self._trees.stem_logits(sequence, stem.stem_ids)
             if logits is None:
-                logits = self._run(branch, stem.path, runs)
+                logits = self._run(branch, stem.stem_ids, runs)
             else:
                 num_later += 1 + length
             covers.add(stem, logits, _biased(logits, sequence))
         return runs
 
-    def _run(self, branch: Branch, path: tuple[int, ...], runs: Runs) -> Tensor:
+    def _run(self, branch: Branch, stem_ids: tuple[int, ...], runs: Runs) -> Tensor:
         """Run the tokens of a stem that have not been run; the logits after it, shape [V]."""
         sequence = branch.sequence
-        num_run = next(length for length in range(len(path), -1, -1) if self._is_run(sequence, path[:length], runs))
-        self._take_path(branch, path[:num_run], runs)
-        logits = self._trees.run_stem(branch, path)
-        runs[path] = branch.base, branch.cells
+        num_run = next(
+            length for length in range(len(stem_ids), -1, -1) if self._is_run(sequence, stem_ids[:length], runs)
+        )
+        self._take_stem(branch, stem_ids[:num_run], runs)
+        logits = self._trees.run_stem(branch, stem_ids)
+        runs[stem_ids] = branch.base, branch.cells
         sequence.stem_cells.append(branch.cells)
         return logits
 
-    def _num_own(self, sequence: Sequence, path: tuple[int, ...]) -> int:
-        """How many of the first tokens of a path are in the trunk."""
+    def _num_own(self, sequence: Sequence, stem_ids: tuple[int, ...]) -> int:
+        """How many of the first tokens of a stem are in the trunk."""
         assert sequence.healing is not None
-        return min(len(sequence.trees[0].trunk) - sequence.num_shared, num_common(sequence.healing.tail, path))
+        return min(len(sequence.trees[0].trunk) - sequence.num_shared, num_common(sequence.healing.tail, stem_ids))
 
-    def _is_run(self, sequence: Sequence, path: tuple[int, ...], runs: Runs) -> bool:
-        """Whether the tokens of a path have been run for this request."""
-        return self._num_own(sequence, path) == len(path) or any(run[: len(path)] == path for run in runs)
+    def _is_run(self, sequence: Sequence, stem_ids: tuple[int, ...], runs: Runs) -> bool:
+        """Whether the tokens of a stem have been run for this request."""
+        return self._num_own(sequence, stem_ids) == len(stem_ids) or any(
+            run[: len(stem_ids)] == stem_ids for run in runs
+        )
 
-    def _take_path(self, branch: Branch, path: tuple[int, ...], runs: Runs) -> None:
+    def _take_stem(self, branch: Branch, stem_ids: tuple[int, ...], runs: Runs) -> None:
         """Let a branch continue behind the tokens of a stem, which have been run."""
         sequence = branch.sequence
-        num_own = self._num_own(sequence, path)
+        num_own = self._num_own(sequence, stem_ids)
         cells: tuple[int, ...] = ()
         base = sequence.num_shared + num_own
-        if num_own < len(path):
-            longer = next(run for run in runs if run[: len(path)] == path)
+        if num_own < len(stem_ids):
+            longer = next(run for run in runs if run[: len(stem_ids)] == stem_ids)
             base, cells = runs[longer]
-            cells = cells[: sequence.num_shared + len(path) - base]
-        branch.path = path
+            cells = cells[: sequence.num_shared + len(stem_ids) - base]
+        branch.stem_ids = stem_ids
         self._trees.follow(branch, base, cells)
 
     def _superposed(self, branch: Branch, covers: Covers) -> DraftSet:
-        """The k best starts by the request's selection rule, none if none is canonical. The parents are the stems."""
+        """The k best openings by the request's selection rule, none if none is canonical. The parents are the stems."""
         params = branch.sequence.params
-        num, per_draft = params.num_candidates, params.rule.starts_per_draft
+        num, per_draft = params.num_candidates, params.rule.openings_per_draft
         if per_draft is not None:
             num = min(num, per_draft * params.num_drafts)
-        starts = covers.starts(num)
-        if not starts:
+        openings = covers.openings(num)
+        if not openings:
             return DraftSet((), ())
         if params.num_rows == 1:  # a row holds one tokenisation of the typed text: take the most probable one
-            best = starts[: params.num_drafts]
+            best = openings[: params.num_drafts]
             weights = {stem: sum(math.exp(one.logprob) for one in best if one.stem == stem) for stem in _stems_of(best)}
-            starts = covers.starts(num, max(weights, key=lambda stem: weights[stem]))
+            openings = covers.openings(num, max(weights, key=lambda stem: weights[stem]))
         roots, token_ids = [], []
-        for stem in _stems_of(starts):
+        for stem in _stems_of(openings):
             roots.append(self._root(branch, covers.stems[stem]))
-            token_ids.append([start.token_id for start in starts if start.stem == stem])
-        # One softmax over the starts of all stems, since all compete. Shorter rows are filled with -inf.
+            token_ids.append([opening.token_id for opening in openings if opening.stem == stem])
+        # One softmax over the openings of all stems, since all compete. Shorter rows are filled with -inf.
         logprobs = np.full((len(roots), max(map(len, token_ids))), -np.inf)
-        for row, stem in enumerate(_stems_of(starts)):
-            logprobs[row, : len(token_ids[row])] = [start.logprob for start in starts if start.stem == stem]
+        for row, stem in enumerate(_stems_of(openings)):
+            logprobs[row, : len(token_ids[row])] = [opening.logprob for opening in openings if opening.stem == stem]
         tempered = tempered_logprobs(logprobs.ravel(), params.tau).reshape(logprobs.shape)
         ngram = None
         if branch.sequence.scorer is not None:
@@ -204,34 +208,34 @@ class Starts:
         return select(branch, DraftSet(tuple(roots)), children)
 
     def _sampled(self, branch: Branch, covers: Covers) -> DraftSet:
-        """One start, drawn from all covers; none if none is canonical. At temperature 0 it is the most probable one."""
-        params, start = branch.sequence.params, None
-        while start is None:  # the start that was drawn may turn out not to be canonical
+        """One opening, drawn from all covers; none if none is canonical. At temperature 0 the most probable one."""
+        params, opening = branch.sequence.params, None
+        while opening is None:  # the opening that was drawn may turn out not to be canonical
             if not math.isfinite(covers.log_total):
                 return DraftSet((), ())
             shares = torch.from_numpy(covers.shares())
             uniforms = torch.tensor([branch.rng.random()], dtype=torch.float64)
             temperature, top_p = params.sampling_temperature, params.top_p
             index = int(nucleus_sample(shares.unsqueeze(0), [temperature], [top_p], uniforms))
-            start, logprob = covers.start_at(index), float(shares[index])
-        root = self._root(branch, covers.stems[start.stem])
-        return drafts_of(branch.sequence.extend(root, start.token_id, logprob, logprob))
+            opening, logprob = covers.opening_at(index), float(shares[index])
+        root = self._root(branch, covers.stems[opening.stem])
+        return drafts_of(branch.sequence.extend(root, opening.token_id, logprob, logprob))
 
     def _root(self, branch: Branch, stem: Stem) -> Draft:
         """The empty draft after a stem."""
         sequence = branch.sequence
         state = None
         if sequence.scorer is not None:
-            state = sequence.scorer.initial_state([*sequence.shared_token_ids, *stem.path])
-        return Draft(ngram_state=state, path=stem.path, rest=stem.rest)
+            state = sequence.scorer.initial_state([*sequence.shared_token_ids, *stem.stem_ids])
+        return Draft(ngram_state=state, stem_ids=stem.stem_ids, rest=stem.rest)
 
     def _alternatives(self, covers: Covers, num: int) -> tuple[tuple[int, str, float], ...]:
-        """The most probable starts: token id, text beyond what was typed, log-probability given the typed text."""
+        """The most probable openings: token id, text beyond what was typed, log-probability given the typed text."""
         alternatives = []
-        for start in covers.starts(num) if num else []:
-            data = self._tokenizer.token_bytes[start.token_id][len(covers.stems[start.stem].rest) :]
-            text = data.decode("utf-8", errors="replace") or self._tokenizer.token_text(start.token_id)
-            alternatives.append((start.token_id, text, start.logprob - covers.log_total))
+        for opening in covers.openings(num) if num else []:
+            data = self._tokenizer.token_bytes[opening.token_id][len(covers.stems[opening.stem].rest) :]
+            text = data.decode("utf-8", errors="replace") or self._tokenizer.token_text(opening.token_id)
+            alternatives.append((opening.token_id, text, opening.logprob - covers.log_total))
         return tuple(alternatives)
 
 
@@ -241,6 +245,6 @@ def _biased(logits: Tensor, sequence: Sequence) -> Tensor:
     return apply_logit_bias(logits, bias) if bias else logits
 
 
-def _stems_of(starts: Seq[Start]) -> list[int]:
-    """The indices of the stems of these starts, each once, in order."""
-    return sorted({start.stem for start in starts})
+def _stems_of(openings: Seq[Opening]) -> list[int]:
+    """The indices of the stems of these openings, each once, in order."""
+    return sorted({opening.stem for opening in openings})
