@@ -24,7 +24,7 @@ def free_bytes() -> int | None:
 
 
 def resident_bytes() -> int | None:
-    """Memory that this process uses, without the pages of files; None where the system does not tell."""
+    """Memory that this process uses, without the pages of files; None where the system does not say."""
     return _entry(_OWN_TABLE, "RssAnon:")
 
 

@@ -13,7 +13,7 @@ class NgramScorer(Protocol[StateT]):
     draft has its own, and `advance` derives a child draft's state from its parent's. Equal states give equal scores, so
     an implementation may look up a repeated (state, candidates) pair only once.
 
-    If a method raises, or `score` does not return one number per candidate, the request fails and others go on.
+    If a method raises, or `score` does not return one number per candidate, the request fails and others continue.
     """
 
     @property

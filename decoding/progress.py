@@ -25,7 +25,7 @@ class Stage:
     Args:
         what: what is being done, such as "Reading x.gguf".
         total: bytes to do; None: unknown.
-        measured: tells the bytes done so far, or None; without it, `advance` does.
+        measured: returns the bytes done so far, or None; without it, `advance` does.
 
     Attributes:
         what: as above; it may change.

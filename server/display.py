@@ -21,7 +21,7 @@ class Display:
         min_probability: drafts whose first word is less probable are withheld. It applies where scores are
             probabilities.
         is_tidy: drafts are tidied, and inside a line only those are shown that end where the text after them begins.
-            One that ends with the line was about to go on with the next one, and not with the text after the cursor.
+            One that ends with the line was about to continue with the next one, and not with the text after the cursor.
     """
 
     gap: Gap

@@ -1,8 +1,8 @@
 """Feedback: what users did with drafts. Events are matched to the drafts that were shown, and counted by rank.
 
-The ranks, probabilities and lengths of each answer's drafts are remembered for a while, in memory. A draft that goes on
-in the next answers of a typing session is one draft: its events are counted once. With a file, each event is also a
-line in it, to tune `min_probability_shown` by. Texts are neither kept nor logged.
+The ranks, probabilities and lengths of each answer's drafts are remembered for a while, in memory. A draft that
+continues in the next answers of a typing session is one draft: its events are counted once. With a file, each event is
+also a line in it, to tune `min_probability_shown` by. Texts are neither kept nor logged.
 """
 
 import json

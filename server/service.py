@@ -238,7 +238,7 @@ class Service:
         """Let the engine run what a typist would ask for next, who accepts the first draft that was shown.
 
         Args:
-            request: the one that was answered; only typing sessions go on.
+            request: the one that was answered; only typing sessions continue.
             params: its parameters.
             scorer: its n-gram model.
             output: what is shown.

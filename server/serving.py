@@ -128,7 +128,7 @@ def load_app(settings: Settings) -> FastAPI:
     from superdraft.server.app import create_app, open_traces  # late: torch takes seconds, the port is checked before
     from superdraft.server.loading import load_service
 
-    traces = open_traces(settings)  # before the model is loaded, so that missing packages are told at once
+    traces = open_traces(settings)  # before the model is loaded, so that missing packages are reported at once
     loaded = load_service(settings)
     return create_app(
         settings,
@@ -266,7 +266,7 @@ class HttpServer(uvicorn.Server):
             await self._engine.stop(grace_s=0)
         await asyncio.sleep(_LAST_WORDS_S)
         for connection in list(self.server_state.connections):
-            is_receiving = getattr(connection, "is_receiving", False)  # the rest of a request that nobody will answer
+            is_receiving = getattr(connection, "is_receiving", False)  # the rest of a request that will not be answered
             if self.force_exit or is_receiving:
                 connection.transport.abort()
         await super().shutdown(sockets)

@@ -42,7 +42,7 @@ class Answer:
 
     Attributes:
         drafts: best first.
-        rows: rows of the model for it; None: the server does not tell.
+        rows: rows of the model for it; None: the server does not say.
         is_known: no forward pass was needed.
     """
 

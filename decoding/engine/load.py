@@ -125,7 +125,7 @@ class Load:
         self._own_tokens, self._own_begun = _USUAL_PROMPT_STEP  # per step that has prompts, smoothed
         self._recent_steps, self._recent_prompts = _USUAL_STEPS_PER_PROMPT, 1.0
         self._num_tokens = _USUAL_TOKENS  # of the longest draft of a request that nothing limited, smoothed
-        self._overhead_s = 0.0  # of a round, beside its step; smoothed
+        self._overhead_s = 0.0  # of a round, besides its step; smoothed
         self.num_steps = self.num_waiting = 0
         self.most_running = math.inf
 

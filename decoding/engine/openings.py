@@ -24,7 +24,7 @@ from superdraft.decoding.text.healing import TokenIndex
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 Runs = dict[tuple[int, ...], tuple[int, tuple[int, ...]]]
-"""For each sequence of typed tokens after the shared ones that was run beside the prompt's own: how many tokens of the
+"""For each sequence of typed tokens after the shared ones that was run besides the prompt's own: how many tokens of the
 trunk it follows, and the cells of the others."""
 
 

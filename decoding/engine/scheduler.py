@@ -88,7 +88,7 @@ class Scheduler:
             now_s: the clock now.
             max_prompt_tokens: prompt tokens of the step.
             faults: records the requests that cannot begin; they take part in the step nevertheless.
-            most_running: requests beside which no typist's request begins.
+            most_running: if so many requests run, no typist's request begins.
         """
         branches = [branch for sequence in self.running for branch in sequence.branches if not branch.is_done]
         prompts = self._next_prompts(now_s, max_prompt_tokens, faults, most_running)

@@ -10,8 +10,8 @@
 A row sees the beginning of the trunk that it follows and its own path, nothing else. Forks share the cells of what they
 have in common, so a fork, a drop or a merge is a change of tuples.
 
-Nodes outlive their request. A prompt that goes on where a draft went finds keys and values there, and a draft that goes
-on as an earlier one did needs no row of the model.
+Nodes outlive their request. A prompt that continues where a draft went finds keys and values there, and a draft that
+repeats an earlier one needs no row of the model.
 """
 
 import secrets

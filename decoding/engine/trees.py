@@ -227,7 +227,7 @@ class Trees:
         sequence.prompt_logits += [self._logits.put(isolation, key, row) for key, row in zip(keys, logits, strict=True)]
 
     def has_spare_cells(self, branch: Branch, count: int) -> bool:
-        """Whether the branch's tree has room for `count` more tokens beside those that its drafts may need."""
+        """Whether the branch's tree has room for `count` more tokens, besides those that its drafts may need."""
         params, tree = branch.sequence.params, branch.tree
         assert tree is not None
         num_rows = -(-params.num_rows // len(branch.sequence.trees))

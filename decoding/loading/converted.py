@@ -76,7 +76,7 @@ class ConvertedFiles:
         """The entry of a GGUF file, which is prepared first if it is missing or damaged; arguments as in `find`.
 
         Returns:
-            None if it cannot be kept: the folder is read-only or full, which stderr is told; or the file was replaced
+            None if it cannot be kept: the folder is read-only or full, as stderr then says; or the file was replaced
             meanwhile.
         """
         if (found := self.find(gguf, dtype)) is not None:

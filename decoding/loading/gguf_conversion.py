@@ -43,7 +43,7 @@ def parsed_once() -> Iterator[None]:
 
 
 def _return_memory() -> None:
-    """Give memory back to the system that nobody uses: a million small objects of the reader, and expanded weights."""
+    """Return unused memory to the system: a million small objects of the reader, and expanded weights."""
     gc.collect()  # models and readers refer to themselves
     with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)

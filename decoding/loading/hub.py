@@ -94,7 +94,7 @@ def _fetch(hub_id: str, name: str, **options: Any) -> Path:
 
 
 def _bar_of(current: Stage) -> type[tqdm]:
-    """A progress bar that draws nothing and tells the stage what it is told."""
+    """A progress bar that draws nothing and passes its updates to the stage."""
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:

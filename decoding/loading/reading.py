@@ -66,7 +66,7 @@ def ensure_expanded(source: Source, dtype: torch.dtype | None) -> Source:
 
 
 def expand(source: Source, size: ModelSize | None, dtype: torch.dtype) -> Source:
-    """`ensure_expanded`, which may take long and tells how far it is."""
+    """`ensure_expanded`, which may take long and reports its progress."""
     if source.gguf is None or source.entry is not None:
         return source
     megabytes = source.gguf.stat().st_size // 10**6
@@ -150,7 +150,7 @@ def _check_complete(info: dict[str, Any], source: Source) -> None:
 
 
 def stored_conversion(source: Source, weight_format: WeightFormat) -> StoredConversion | None:
-    """The weight format's conversion, which keeps what it converts beside the weights; None: there is no such place."""
+    """The weight format's conversion, which keeps its result next to the weights; None: there is no such place."""
     if weight_format.convert is None or source.entry is None:
         return None
     return StoredConversion(weight_format.convert, source.entry)

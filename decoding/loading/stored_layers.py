@@ -1,4 +1,4 @@
-"""Layers in the weight format int4, kept beside the weights that they were made from.
+"""Layers in the weight format int4, kept next to the weights that they were made from.
 
 Finding the 4-bit levels of half a billion weights takes longer than all else at a start: about 20 s of one core. A
 layer is stored under a hash of a sample of its dense weights, so it is found again wherever the model has it.

@@ -46,7 +46,7 @@ class SelectionRule(Protocol):
         """The value by which finished drafts are ranked; higher is better."""
 
     def as_read(self, text: str) -> str:
-        """What tells the drafts of an answer apart: of those with the same, only the best is shown."""
+        """The key by which the drafts of an answer differ: of those with the same, only the best is shown."""
 
 
 class Paper:

@@ -80,7 +80,7 @@ def plan_cache(
         max_len: positions of the longest text.
         num_slots: number of slots; None: as many as fit, at most `max_slots`.
         max_slots: see `num_slots`.
-        num_extra_cells: cells that are needed beside the slots.
+        num_extra_cells: cells that are needed besides the slots.
 
     Raises:
         ModelLoadError: the slots do not fit.

@@ -105,7 +105,7 @@ def num_cores() -> int:
 
 
 def processor_name() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name, as the system reports it."""
     with contextlib.suppress(OSError):  # Linux alone has this file
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -41,7 +41,7 @@ _ENDS = (
 
 _REPO = "project\n"
 _MAX_UNNAMED_CHARS = 300
-"""Up to this length of the text around the gap, the model is told the file's name. With Qwen2.5-Coder-0.5B, the name
+"""Up to this length of the text around the gap, the model gets the file's name. With Qwen2.5-Coder-0.5B, the name
 made the best draft better at 2 of 26 places near the top of a file and worse at none; in the middle, it made the draft
 better at none of 23 places and worse at 3."""
 

@@ -6,8 +6,8 @@ Like trimming, tidying only cuts off the end. These are cut, with all that follo
   margin and has a whole line before it; else its last word, unless this is a single token and no number, since most
   such words are whole;
 - *a doubled word*, "the the", *a space before a full stop or a comma*, and *a code fence* that closes none;
-- at the end of a draft that was about to go on: *a preposition or an article*, *an opening bracket or quotation mark*,
-  and *one or two words after the end of a sentence*, such as the next sentence's "I".
+- at the end of a draft that was about to continue: *a preposition or an article*, *an opening bracket or quotation
+  mark*, and *one or two words after the end of a sentence*, such as the next sentence's "I".
 
 What is then punctuation only, or nothing, is dropped. The rules about prepositions and articles are for English. They
 apply where the text around has words that only English has (`is_english`); in other languages they change nothing.
@@ -69,7 +69,7 @@ def tidy(draft: str, before: str = "", last_token: str | None = None) -> str:
         fault = _first_fault(text, before, in_english=in_english)  # " a .b" has none, but its beginning " a ." has
         text, goes_on = text[:fault], goes_on or fault < len(text)
     if goes_on:
-        edge = before[-1:] or " "  # it tells whether the draft begins a word
+        edge = before[-1:] or " "  # it shows whether the draft begins a word
         text = _without_open_end(edge + text, in_english=in_english)[1:]
     text = text.rstrip()
     return "" if is_punctuation(text) else text
@@ -78,7 +78,7 @@ def tidy(draft: str, before: str = "", last_token: str | None = None) -> str:
 def without_bare_fence(draft: str, before: str = "") -> str:
     """The part of a draft before a code fence without a language, unless there is a fence in the text before it.
 
-    Models that are trained for chat put one behind the code in a file, and go on with prose.
+    Models that are trained for chat put one behind the code in a file, and continue with prose.
     """
     return draft[: _fence_start(_BARE_FENCE, draft, before)]
 

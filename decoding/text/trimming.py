@@ -1,4 +1,4 @@
-"""Trimming of drafts for display, the common beginning of several drafts, and what a reader tells them apart by.
+"""Trimming of drafts for display, the common beginning of several drafts, and what makes them different to a reader.
 
 Trimming only cuts off the end, so the displayed text still continues from the prompt's last character.
 """
@@ -89,7 +89,7 @@ def stable_prefix(texts: Sequence[bytes]) -> str:
 
 
 def as_read(text: str) -> str:
-    """What a reader tells a draft apart by: its text without white space at the end of its lines and blank lines.
+    """What makes a draft different to a reader: its text without white space at the end of its lines and blank lines.
 
     A text of white space only stays as it is, since something else may follow.
     """

@@ -111,7 +111,7 @@ class Workbench:
             max_num_drafts=max(one.num_drafts for one in params),
             max_candidates_per_draft=max(one.num_candidates for one in params),
             max_tokens=self._max_tokens,
-            target_latency_s=None,  # prompts are sent all at once, but nobody waits: no draft is shortened
+            target_latency_s=None,  # prompts are sent all at once, but no one waits: no draft is shortened
         )
 
     def params(self, spec: DecoderSpec) -> GenerationParams:

@@ -93,7 +93,7 @@ def looks_of_events(path: Path) -> Looks:
     whole.
 
     Raises:
-        CommandError: the file cannot be read, or tells of no shown draft.
+        CommandError: the file cannot be read, or has no shown draft.
     """
 
     def parse(_path: Path, _number: int, row: dict[str, Any]) -> tuple[tuple[str, int], dict[str, Any]]:
@@ -105,7 +105,7 @@ def looks_of_events(path: Path) -> Looks:
         if probability is not None and (is_accepted or key not in shown):
             shown[key] = Look(float(probability), max(0, int(row["num_characters"]) - 1) if is_accepted else 0)
     if not shown:
-        raise CommandError(f"{path} tells of no shown draft with a probability.")
+        raise CommandError(f"{path} has no shown draft with a probability.")
     return {ALL: [[look] for look in shown.values()]}
 
 

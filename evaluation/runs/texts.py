@@ -136,7 +136,7 @@ def read_texts(path: Path) -> list[EverydayText]:
 def scores_are_probabilities(contender: Contender) -> bool:
     """Whether exp(score) is the probability of a draft's first word.
 
-    A running server does not tell how it drafts; the default is assumed.
+    A running server does not say how it drafts; the default is assumed.
     """
     params: Mapping[str, Any] | None = contender.settings.get("params")
     return params is None or (

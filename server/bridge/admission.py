@@ -12,7 +12,7 @@ short deadline, as in Maurer, "Fail at Scale", ACM Queue 13(8), 2015). So the pr
 with those of others, and admitted requests have hardly waited. Whoever has rows also leaves room for others.
 
 *Long requests*, which would take more than half the target even alone, have another limit: together they hold at most
-half the slots, and make each other at most twice as slow. So a short request finds its time beside them.
+half the slots, and make each other at most twice as slow. So a short request is in time even with them.
 
 *A request that replaces an older one of its session* goes in at once, if it needs no more rows: they are given back
 at the engine's next step. If the engine has not yet ended the request before that one, the new request waits for it,

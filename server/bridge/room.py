@@ -1,4 +1,4 @@
-"""Room in the engine: which prompts fit into its slots and are answered in time beside those that are there."""
+"""Room in the engine: which prompts fit into its slots and are answered in time, with those that are there."""
 
 from superdraft.decoding.engine.load import Load
 from superdraft.server.bridge.typists import Ticket, Typists
@@ -110,7 +110,7 @@ class Room:
         return slots + ticket.num_slots <= self._most_slots
 
     def _has_room(self, ticket: Ticket, rows: int, slots: int, num_prompts: int) -> bool:
-        """Whether a short request fits, and is answered in time, beside these rows and behind so many prompts."""
+        """Whether a short request fits, and is answered in time, with these rows and behind so many prompts."""
         rows += ticket.num_rows
         stay_s = self._stay_s(ticket, rows, num_prompts + 1, self._load.usual_round_s(rows))
         return self._has_slots(ticket, slots) and stay_s <= self._target_s

@@ -230,7 +230,7 @@ def _kept(own: Share, everyone: Iterable[Share], now_s: float, most_rows: int) -
 class Group:
     """An HTTP request. Its prompts are admitted one by one; once the first is, the others have no deadline."""
 
-    request: object  # told apart by identity; held here, so that no other gets the same
+    request: object  # distinguished by identity; held here, so that no other gets the same
     number: int
     typist: Typist
     num_rows: int = 0

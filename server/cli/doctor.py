@@ -153,10 +153,10 @@ def check_memory(settings: Settings) -> Finding:
     else:  # torch would run the model, or it must be fetched first
         dtype = torch_dtype(settings)
         needed, how = needed_bytes(size, dtype, config, is_gguf=settings.model.endswith(".gguf")), f"as {dtype}"
-    told = f"{free}, {settings.model} needs up to {shown(needed)} {how} (estimate, with a full KV cache)"
+    found = f"{free}, {settings.model} needs up to {shown(needed)} {how} (estimate, with a full KV cache)"
     if free_now is None or needed <= free_now:
-        return Finding(True, told)
-    return Finding(False, f"{told}; close other programs, lower --kv-memory, or take a smaller model")
+        return Finding(True, found)
+    return Finding(False, f"{found}; close other programs, lower --kv-memory, or take a smaller model")
 
 
 def check_kenlm(_: Settings) -> Finding:
@@ -248,7 +248,7 @@ def check_port(settings: Settings) -> Finding:
 
 
 def _running_server(settings: Settings) -> Finding | None:
-    """What the server at the settings' address says about itself; None if it is none of this program."""
+    """What the server at the settings' address says about itself; None if another program answers."""
     import httpx
 
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104

@@ -48,5 +48,5 @@ add_commands(
 
 
 def moved(ctx: typer.Context) -> None:
-    """Tell where a command is that was once beside `serve`."""
+    """Say where a command is that was once at the top level."""
     raise CommandError(f"`superdraft {ctx.info_name}` is now `superdraft lab {ctx.info_name}`.")

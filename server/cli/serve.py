@@ -23,7 +23,7 @@ def main(**flags: Any) -> None:
     port = settings.port if settings.ray_address is None else 0
     with bind(settings.host, port) as listener:
         check_exposure(settings, listener.getsockname()[0])
-        ApiKeys.of(settings)  # a bad file is told now, too
+        ApiKeys.of(settings)  # a bad file is reported now, too
         sys.stderr.write(f"Loading {settings.model} ...\n")
         if settings.ray_replicas is None:
             run_server(settings, listener)

@@ -107,7 +107,7 @@ def _flags(name: str, field: FieldInfo) -> tuple[str, ...]:
 
 
 def _default(field: FieldInfo) -> str | None:
-    """The default for the help text; None where the description tells it."""
+    """The default for the help text; None where the description has it."""
     if isinstance(field.default, bool):
         return "on" if field.default else "off"
     if isinstance(field.default, ByteSize):

@@ -151,7 +151,7 @@ class ApiKeys:
         """Whether the file, which lacks keys or has changed some, is taken for complete."""
         stamp = _stamp_of(file)  # after reading: the file may have been emptied just before
         age_s = self._wall_clock() - stamp[0] / 1e9 if stamp is not None else 0.0
-        if not 0 <= age_s < SETTLE_S:  # of a file from the future, nobody can tell
+        if not 0 <= age_s < SETTLE_S:  # unknown for a file that is dated in the future
             return True
         if self._missing_since_s is None:
             self._missing_since_s = self._checked_s

@@ -28,7 +28,7 @@ class Notices:
             self._show(message)
 
     def requested(self, error: ClientError | None) -> None:
-        """Tell the outcome of a request: its error, or None if it succeeded."""
+        """Note the outcome of a request: its error, or None if it succeeded."""
         if error is None:
             if self._shown is not None:
                 self._log("The server answers again.")

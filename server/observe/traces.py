@@ -1,4 +1,4 @@
-"""Traces: one OpenTelemetry span per HTTP request, with what its log line tells. No attribute holds text of a prompt.
+"""Traces: one OpenTelemetry span per HTTP request, with the fields of its log line. No attribute holds prompt text.
 
 A span is made from a fixed list of values when its request has ended. FastAPI's own spans and those of OpenTelemetry's
 instrumentation also hold paths, queries and host names, which are the client's text.

@@ -124,7 +124,7 @@ def _check_room(settings: Settings) -> None:
     except CommandError:
         if not is_serving:
             raise
-        return  # those proxies go on, and the replicas are replaced one by one
+        return  # those proxies keep running, and the replicas are replaced one by one
     if is_serving:  # Ray does not move them, and others may use them
         raise CommandError(
             f"Ray Serve runs in this cluster already, and does not listen on port {settings.port}. Give its port with "
