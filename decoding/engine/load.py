@@ -51,7 +51,7 @@ _PRIOR = np.array([0.004, 0.0005, 0.0005, 0.001])
 """Seconds per step, row, prompt token and request that begins: a small model on two cores."""
 
 _PRIOR_WEIGHT = np.array([10.0, 2e2, 2e3, 1e2])
-_SMALLEST_TERM = 1e-6  # seconds
+_SMALLEST_TERM = 1e-6  # seconds; no step counts as shorter, whatever a coarse clock says
 _LARGEST_SURPRISE = 3.0  # a step that takes longer than this many times what was expected lost its core for a while
 _SMOOTHING = 1 / 16
 _USUAL_TOKENS = 8.0  # tokens of a draft that nothing limits, as long as none has been seen
@@ -79,7 +79,7 @@ class StepCost:
     def observe(self, num_rows: int, num_prompt_tokens: int, num_begun: int, seconds: float) -> None:
         """Note a step."""
         expected = self.seconds(num_rows, num_prompt_tokens, num_begun)
-        seconds = min(seconds, _LARGEST_SURPRISE * expected)
+        seconds = min(max(seconds, _SMALLEST_TERM), _LARGEST_SURPRISE * expected)
         features = np.array([1.0, num_rows, num_prompt_tokens, num_begun])
         # The prior stays in part, so that terms of which the latest steps say nothing keep a value.
         prior = np.diag(_PRIOR_WEIGHT)

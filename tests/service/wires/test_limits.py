@@ -27,13 +27,13 @@ def test_rate_limit_is_each_keys_own_and_a_key_may_have_another(make_client, tmp
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/infill"])
 def test_refusal_says_when_to_come_back_and_not_to_retry(make_client, path):
-    client = make_client(rate_limit="1/minute")
+    client = make_client(rate_limit="1/day")
     client.post("/v1/drafts", json=BODY)
     answer = client.post(path, json=BODY)
     assert answer.status_code == 429
     assert answer.headers["x-should-retry"] == "false"
-    assert 0 < int(answer.headers["retry-after-ms"]) <= 60_000
-    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert 0 < int(answer.headers["retry-after-ms"]) <= 86_400_000
+    assert 1 <= int(answer.headers["retry-after"]) <= 86_400
     assert answer.json()["error"]["type"] == "rate_limit_error"
     assert client.get("/health").status_code == client.get("/metrics").status_code == 200  # these are not counted
     assert 'superdraft_shed_total{reason="rate_limit"} 1.0' in client.get("/metrics").text

@@ -244,3 +244,11 @@ def test_who_has_waited_longest_since_the_last_drafts_goes_first():
                     since_s.pop(typist, None)
     assert len(answered) == 12
     assert min(answered.values()) >= max(answered.values()) / 2 > 0
+
+
+def test_steps_that_take_no_time_on_a_coarse_clock_keep_their_cost_above_zero():
+    load = Load()
+    observe(load, 20_000, 0.0, num_rows=3)
+    assert 0 < load.seconds(3) < 1e-4
+    observe(load, 100, 0.01, num_rows=3)
+    assert load.seconds(3) > 1e-6
