@@ -129,15 +129,11 @@ async def create_fim_completion(
     )
     output, _ = await fill(http, service, replace(drafting, model=body.model), Gap(body.prompt, body.suffix))
     head: dict[str, Any] = {"id": drafting.id, "created": int(time.time()), "model": service.model_name}
-    draft, prompt_tokens, completion_tokens = (
-        output.drafts[0],
-        output.usage.prompt_tokens,
-        output.usage.completion_tokens,
-    )
+    draft, used = output.drafts[0], output.usage
     usage = FimUsage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        total_tokens=used.prompt_tokens + used.completion_tokens,
     )
     end: dict[str, Any] = {"usage": usage, "warnings": output.warnings}
     message, reason = FimMessage(content=draft.text), openai_finish_reason(draft)

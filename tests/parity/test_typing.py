@@ -55,7 +55,7 @@ def next_text(rng: random.Random, text: str, answer: GenerationOutput | None) ->
 @pytest.mark.parametrize("kind", KINDS)
 @settings(
     max_examples=4, deadline=None, derandomize=True
-)  # two tokens may be as probable as each other but for rounding
+)  # two tokens may be as probable as each other, except for rounding
 @given(seed=st.integers(0, 10**9))
 def test_every_key_press_gives_the_drafts_of_a_cold_run(engines, kind, seed):
     warm, cold = engines

@@ -337,7 +337,7 @@ def test_the_alias_paper_is_the_paper_s_method_whatever_the_servers_default():
         assert paper == ask(strategy="superposed", selection="paper")
         assert paper != ask(model="tiny:distinct")
         native = client.post("/v1/drafts", json={"prompt": "Thank you", "model": "superdraft:paper", "max_tokens": 6})
-        assert native.json()["usage"]["forward_rows"] <= 6  # one row a step
+        assert native.json()["usage"]["forward_rows"] <= 6  # one row per step
 
 
 @pytest.mark.parametrize("strategy", ["sample", "sample+superposed"])
