@@ -59,6 +59,7 @@ _USUAL_PROMPT_STEP = 16.0, 1.0  # tokens of a step with prompts and requests tha
 _USUAL_STEPS_PER_PROMPT = 0.5  # several short prompts share a step
 _PROMPT_DECAY = 1 / 32
 _LONGEST_CHUNK_S = 0.1
+_LONGEST_SHARED_CHUNK_S = 0.2
 _FEWEST_CHUNK_TOKENS = 32
 
 
@@ -194,9 +195,13 @@ class Load:
     def chunk_tokens(self, most: int) -> int:
         """Prompt tokens per step: as many as take a tenth of a second, so that time limits are checked often enough.
 
+        Twice as long while prompts are left waiting: on a machine that is busy with refusals, a tenth of a second is
+        enough for one prompt only, and one pass over the weights for each prompt makes the machine busier still.
+
         Powers of two, since a prompt's logits depend a little on how it is cut.
         """
-        affordable = _LONGEST_CHUNK_S / self._cost.per_prompt_token_s
+        longest_s = _LONGEST_SHARED_CHUNK_S if self.num_waiting else _LONGEST_CHUNK_S
+        affordable = longest_s / self._cost.per_prompt_token_s
         return min(most, max(_FEWEST_CHUNK_TOKENS, 1 << int(math.log2(max(1.0, affordable)))))
 
     def plan(self, sequences: "Collection[Sequence]") -> int:

@@ -80,6 +80,17 @@ def test_a_chunk_of_a_prompt_takes_at_most_a_tenth_of_a_second():
     assert load.chunk_tokens(256) == 256
 
 
+def test_a_step_takes_more_of_the_prompts_while_others_wait():
+    """Else a machine that is busy runs one short prompt per step, which makes it busier."""
+    load = Load(1.0)
+    observe(load, 400, 64 * 0.001, num_prompt_tokens=64)
+    alone = load.chunk_tokens(512)
+    observe(load, 1, 64 * 0.001, num_prompt_tokens=64, num_waiting=3)
+    assert load.chunk_tokens(512) == 2 * alone
+    observe(load, 1, 64 * 0.001, num_prompt_tokens=64)
+    assert load.chunk_tokens(512) == alone
+
+
 def test_few_rows_say_little_about_many_and_a_crowd_is_soon_known():
     """Where each request has a step of its own, a crowd must not look as if it could not be answered."""
     load, chance = Load(), random.Random(0)
