@@ -195,12 +195,12 @@ class Load:
     def chunk_tokens(self, most: int) -> int:
         """Prompt tokens per step: as many as take a tenth of a second, so that time limits are checked often enough.
 
-        Twice as long while prompts are left waiting: on a machine that is busy with refusals, a tenth of a second is
-        enough for one prompt only, and one pass over the weights for each prompt makes the machine busier still.
+        Twice as long while several prompts wait: on a machine that is busy with refusals, a tenth of a second is enough
+        for one prompt only, and one pass over the weights for each prompt makes the machine busier still.
 
         Powers of two, since a prompt's logits depend a little on how it is cut.
         """
-        longest_s = _LONGEST_SHARED_CHUNK_S if self.num_waiting else _LONGEST_CHUNK_S
+        longest_s = _LONGEST_SHARED_CHUNK_S if self.num_waiting > 1 else _LONGEST_CHUNK_S
         affordable = longest_s / self._cost.per_prompt_token_s
         return min(most, max(_FEWEST_CHUNK_TOKENS, 1 << int(math.log2(max(1.0, affordable)))))
 

@@ -80,15 +80,17 @@ def test_a_chunk_of_a_prompt_takes_at_most_a_tenth_of_a_second():
     assert load.chunk_tokens(256) == 256
 
 
-def test_a_step_takes_more_of_the_prompts_while_others_wait():
-    """Else a machine that is busy runs one short prompt per step, which makes it busier."""
-    load = Load(1.0)
-    observe(load, 400, 64 * 0.001, num_prompt_tokens=64)
-    alone = load.chunk_tokens(512)
-    observe(load, 1, 64 * 0.001, num_prompt_tokens=64, num_waiting=3)
-    assert load.chunk_tokens(512) == 2 * alone
-    observe(load, 1, 64 * 0.001, num_prompt_tokens=64)
-    assert load.chunk_tokens(512) == alone
+def test_a_step_takes_more_of_the_prompts_if_several_wait():
+    """Else a machine that is busy runs one short prompt per step, which makes it busier. A single prompt gains nothing."""
+    engine, _ = slow_engine(1.0, 0.0)
+    observe(engine.load, 400, 64 * 0.001, num_prompt_tokens=64)
+    nobody = engine.load.chunk_tokens(512)
+    engine.add_request(EngineRequest("first", PROMPT, params()))
+    assert engine.load.chunk_tokens(512) == nobody
+    engine.add_request(EngineRequest("second", PROMPT, params()))
+    assert engine.load.chunk_tokens(512) == 2 * nobody
+    run_all(engine)
+    assert not engine.load.num_waiting
 
 
 def test_few_rows_say_little_about_many_and_a_crowd_is_soon_known():
