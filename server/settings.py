@@ -253,7 +253,7 @@ class Settings(BaseSettings):
         description="Time in which accepted requests should be answered, in milliseconds. Under load drafts "
         "end sooner; what could not be answered in time even so is refused.",
     )
-    max_num_drafts: int = limit_field(default=32, ge=1, description="Maximum number of drafts a request may ask for.")
+    max_num_drafts: int = limit_field(default=32, ge=1, description="Maximum number of drafts per request.")
     max_request_tokens: int = limit_field(
         default=8192,
         ge=1,

@@ -81,7 +81,7 @@ def test_a_chunk_of_a_prompt_takes_at_most_a_tenth_of_a_second():
 
 
 def test_a_step_takes_more_of_the_prompts_if_several_wait():
-    """Else a machine that is busy runs one short prompt per step, which makes it busier. A single prompt gains nothing."""
+    """Else a busy machine runs one short prompt per step, which makes it busier. A single prompt gains nothing."""
     engine, _ = slow_engine(1.0, 0.0)
     observe(engine.load, 400, 64 * 0.001, num_prompt_tokens=64)
     nobody = engine.load.chunk_tokens(512)
