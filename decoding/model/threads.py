@@ -8,23 +8,29 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from superdraft.decoding.durable import new_file
 from superdraft.decoding.home import superdraft_home
-from superdraft.decoding.model.torch_runner import TorchRunner
+
+if TYPE_CHECKING:
+    from superdraft.decoding.model.native.runner import NativeRunner
+    from superdraft.decoding.model.torch_runner import TorchRunner
 
 _ROWS = (1, 8)  # decode steps for a person typing, and for several
-_TOKENS = 64  # of a prompt
-_REPEATS = 5
+_TOKENS = 16  # of a prompt
+_MAX_REPEATS = 5
+_MAX_SECONDS = 0.2  # for the repeats of each; a large model's are long enough to need few
 _TOLERANCE = 1.05  # more threads must win clearly: they take the processor from everything else
 
 
-def choose_num_threads(runner: TorchRunner, remembered: Path) -> int:
+def choose_num_threads(runner: "TorchRunner | NativeRunner", remembered: Path) -> int:
     """The number of threads with which steps and prompts are fastest; the fewer of two that are about as fast.
 
-    The first call for a model takes about as long as 20 decode steps and 6 short prompts per number of threads tried.
+    The first call for a model takes at most about half a second per number of threads tried, or twice as long as two
+    decode steps and a short prompt.
     torch is left with the number chosen. What is measured on a busy machine is used, but not remembered.
 
     Args:
@@ -32,9 +38,7 @@ def choose_num_threads(runner: TorchRunner, remembered: Path) -> int:
         remembered: a JSON file of earlier results, one per processor and size of model. It is made if it is missing,
             and replaced if it cannot be read.
     """
-    config = runner.model.config.get_text_config()
-    size = f"{config.num_hidden_layers} layers of {config.hidden_size}, {runner.forward_name}"
-    key = f"{processor_name()}, {num_cores()} cores: {size}"
+    key = f"{processor_name()}, {num_cores()} cores: {runner.description}"
     known = recall(remembered)
     num_threads = known.get(key)
     if num_threads is None:
@@ -113,7 +117,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _seconds(runner: TorchRunner, num_threads: int) -> float:
+def _seconds(runner: "TorchRunner | NativeRunner", num_threads: int) -> float:
     """Shortest times of decode steps and of a prompt, multiplied: none weighs more than another."""
     torch.set_num_threads(num_threads)
     num_tokens = min(_TOKENS, runner.max_model_len - 1)
@@ -124,8 +128,8 @@ def _seconds(runner: TorchRunner, num_threads: int) -> float:
     ]
     product = 1.0
     for run in runs:
-        times = []
-        for _ in range(_REPEATS + 1):
+        times: list[float] = []
+        while len(times) < 2 or (len(times) <= _MAX_REPEATS and sum(times) < _MAX_SECONDS):
             begin = time.perf_counter()
             run()
             times.append(time.perf_counter() - begin)
