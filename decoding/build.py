@@ -2,24 +2,30 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import transformers
 from torch import nn
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.engine.engine import Engine
 from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
 from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
-from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, ModelOptions, load_model
+from superdraft.decoding.loading.loader import LoadedDecoder, LoadedGguf, LoadedModel, ModelOptions, load_model
 from superdraft.decoding.memory import free_bytes, shown
 from superdraft.decoding.model.kv_cache import cells_per_slot
 from superdraft.decoding.model.linear import Conversion, DenseLinear, Linear
+from superdraft.decoding.model.native.decoder import num_weight_bytes
 from superdraft.decoding.model.native.library import why_unavailable
+from superdraft.decoding.model.native.runner import NativeRunner
 from superdraft.decoding.model.threads import choose_num_threads, num_cores, threads_file
-from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.progress import Stage, stage
 from superdraft.decoding.runner_choice import load
 from superdraft.decoding.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import transformers
+
+    from superdraft.decoding.model.torch_runner import TorchRunner
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +68,7 @@ def open_engine(options: ModelOptions, config: EngineConfig) -> tuple[str, Engin
     Raises:
         ModelLoadError: the model cannot be used.
     """
-    loaded = load(options)
+    loaded = load(options, config.max_model_len)
     try:
         return loaded.name, _open(loaded, options, config)
     except UnsupportedModelError as error:
@@ -72,8 +78,10 @@ def open_engine(options: ModelOptions, config: EngineConfig) -> tuple[str, Engin
     return loaded.name, _open(load_model(options), options, config)
 
 
-def _open(loaded: LoadedModel | LoadedGguf, options: ModelOptions, config: EngineConfig) -> Engine:
-    is_on_cpu = isinstance(loaded, LoadedModel) and loaded.model.device.type == "cpu"
+def _open(loaded: LoadedDecoder | LoadedModel | LoadedGguf, options: ModelOptions, config: EngineConfig) -> Engine:
+    is_on_cpu = isinstance(loaded, LoadedDecoder) or (
+        isinstance(loaded, LoadedModel) and loaded.model.device.type == "cpu"
+    )
     if is_on_cpu and options.dtype in ("auto", "int4") and (problem := why_unavailable()):
         _logger.warning("torch's own kernels are used, which are slower: %s", problem)
     engine = build_engine(loaded, config, threads_file(options.home) if options.num_threads is None else None)
@@ -95,14 +103,16 @@ def _warn_of_cache(engine: Engine) -> None:
         )
 
 
-def build_engine(loaded: LoadedModel | LoadedGguf, config: EngineConfig, remembered: Path | None = None) -> Engine:
+def build_engine(
+    loaded: LoadedDecoder | LoadedModel | LoadedGguf, config: EngineConfig, remembered: Path | None = None
+) -> Engine:
     """Build an engine for a loaded model, with the runner that it is for.
 
     Args:
         loaded: the model. A conversion to another weight format frees its dense weights.
         config: the engine's settings.
-        remembered: for a `LoadedModel` on a CPU: measure how many threads it runs fastest with, set torch to that
-            number, and remember it in this file. None: torch's number stays.
+        remembered: on a CPU, unless llama.cpp runs the model: measure how many threads it runs fastest with, set torch
+            to that number, and remember it in this file. None: torch's number stays.
 
     Raises:
         UnsupportedModelError: Superposed Decoding cannot run on this model.
@@ -111,27 +121,50 @@ def build_engine(loaded: LoadedModel | LoadedGguf, config: EngineConfig, remembe
     """
     if isinstance(loaded, LoadedGguf):
         return _gguf_engine(loaded, config)
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    max_model_len = min(config.max_model_len, context or config.max_model_len)
-    tokenizer = tokenizer_of(loaded)  # first: it looks at the output head's weights
-    with stage(f"Checking {loaded.name}") as current:
-        runner = TorchRunner(
-            loaded.model,
-            max_model_len,
-            config.kv_memory_bytes,
-            config.num_slots,
-            convert=None if loaded.convert is None else _counted(loaded.convert, loaded.name, loaded.model, current),
-            is_checked=loaded.stored is not None and loaded.stored.has_passed,
-        )
-    if loaded.stored is not None:
-        loaded.stored.record_pass()
+    runner: NativeRunner | TorchRunner
+    if isinstance(loaded, LoadedDecoder):
+        tokenizer, runner = _native(loaded, config)
+    else:
+        tokenizer, runner = _torch(loaded, config)
     if remembered is not None and runner.device.type == "cpu":
         with stage(f"Measuring how many threads are fastest for {loaded.name}"):
             choose_num_threads(runner, remembered)
     return Engine(runner, tokenizer, config)
 
 
-def _counted(convert: Conversion, name: str, model: transformers.PreTrainedModel, current: Stage) -> Conversion:
+def _native(loaded: LoadedDecoder, config: EngineConfig) -> tuple[Tokenizer, NativeRunner]:
+    spec = loaded.spec
+    with stage(f"Reading {loaded.name}", total=num_weight_bytes(spec)) as current:
+        runner = NativeRunner(
+            spec,
+            min(config.max_model_len, spec.max_positions),
+            config.kv_memory_bytes,
+            config.num_slots,
+            current=current,
+        )
+    if loaded.file is not None:
+        loaded.file.forget_pages()
+    return Tokenizer(loaded.tokenizer, runner.vocab_size, loaded.eos_token_ids), runner
+
+
+def _torch(loaded: LoadedModel, config: EngineConfig) -> "tuple[Tokenizer, TorchRunner]":
+    # Imported late: it imports transformers, which takes seconds and which the kernels do without.
+    from superdraft.decoding.model.torch_runner import TorchRunner
+
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    tokenizer = tokenizer_of(loaded)  # first: it looks at the output head's weights
+    with stage(f"Checking {loaded.name}") as current:
+        runner = TorchRunner(
+            loaded.model,
+            min(config.max_model_len, context or config.max_model_len),
+            config.kv_memory_bytes,
+            config.num_slots,
+            convert=None if loaded.convert is None else _counted(loaded.convert, loaded.name, loaded.model, current),
+        )
+    return tokenizer, runner
+
+
+def _counted(convert: Conversion, name: str, model: "transformers.PreTrainedModel", current: Stage) -> Conversion:
     """The conversion, which tells a stage how much it has done."""
     total = sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear))
 

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import torch
 
-from superdraft.decoding.errors import ModelLoadError, NotEnoughMemoryError
-from superdraft.decoding.loading.loader import LoadedGguf, LoadedModel, ModelOptions, load_gguf, load_model
+from superdraft.decoding.errors import ModelLoadError, NotEnoughMemoryError, UnsupportedModelError
+from superdraft.decoding.loading.loader import (
+    LoadedDecoder,
+    LoadedGguf,
+    LoadedModel,
+    ModelOptions,
+    load_decoder,
+    load_gguf,
+    load_model,
+)
 from superdraft.decoding.loading.source import resolve
 from superdraft.decoding.model.llamacpp.library import library
 from superdraft.decoding.model.native.library import has_kernels
@@ -15,8 +23,12 @@ from superdraft.decoding.model.native.library import has_kernels
 _logger = logging.getLogger(__name__)
 
 
-def load(options: ModelOptions) -> LoadedModel | LoadedGguf:
+def load(options: ModelOptions, num_positions: int) -> LoadedDecoder | LoadedModel | LoadedGguf:
     """Load the model for the runner that it gets. Sets torch's number of threads if the options have one.
+
+    Args:
+        options: the model and how it runs.
+        num_positions: of the longest text that will be run.
 
     Raises:
         ModelLoadError: the model cannot be used, or not with these options.
@@ -28,15 +40,15 @@ def load(options: ModelOptions) -> LoadedModel | LoadedGguf:
     if options.gpu_layers is not None:
         raise ModelLoadError("gpu_layers is for --runner llamacpp; with torch, --device says where the model runs.")
     try:
-        return load_model(options)
-    except NotEnoughMemoryError as error:
-        if gguf_for_llama_cpp(options, is_short_of_memory=True) is None:
+        return load_decoder(options, num_positions) or load_model(options)
+    except (NotEnoughMemoryError, UnsupportedModelError) as error:
+        if gguf_for_llama_cpp(options, torch_cannot=True) is None:
             raise
-        _logger.warning("llama.cpp runs %s, because torch has too little memory: %s", options.model, error)
+        _logger.warning("llama.cpp runs %s, because torch cannot: %s", options.model, error)
     return _load_gguf(options)
 
 
-def gguf_for_llama_cpp(options: ModelOptions, *, is_short_of_memory: bool = False) -> Path | None:
+def gguf_for_llama_cpp(options: ModelOptions, *, torch_cannot: bool = False) -> Path | None:
     """The `.gguf` file that llama.cpp is to run; None: something else runs, or another model.
 
     The runner `auto` takes torch for what has a name, where the options are torch's own, where llama.cpp would leave a
@@ -45,7 +57,7 @@ def gguf_for_llama_cpp(options: ModelOptions, *, is_short_of_memory: bool = Fals
 
     Args:
         options: the model and how it runs.
-        is_short_of_memory: torch has too little.
+        torch_cannot: torch has too little memory, or its kernels do not know something that the file says.
 
     Raises:
         ModelLoadError: there is no such model.
@@ -55,7 +67,7 @@ def gguf_for_llama_cpp(options: ModelOptions, *, is_short_of_memory: bool = Fals
         return source.gguf
     if options.runner == "torch" or source.gguf is None or source.is_known:
         return None
-    reason = _reason_for_torch(options, is_short_of_memory)
+    reason = _reason_for_torch(options, torch_cannot)
     if reason is None:
         _logger.info("llama.cpp runs %s", options.model)
         return source.gguf
@@ -63,12 +75,12 @@ def gguf_for_llama_cpp(options: ModelOptions, *, is_short_of_memory: bool = Fals
     return None
 
 
-def _reason_for_torch(options: ModelOptions, is_short_of_memory: bool) -> str | None:
+def _reason_for_torch(options: ModelOptions, torch_cannot: bool) -> str | None:
     """Why torch is to run a `.gguf` file; None: llama.cpp is."""
     if options.dtype != "auto" or options.device not in ("auto", "cpu"):
         return "dtype and device are options for torch"
     torch_has_gpu = options.device == "auto" and torch.cuda.is_available()
-    if has_kernels() and not (options.gpu_layers or torch_has_gpu or is_short_of_memory):
+    if has_kernels() and not (options.gpu_layers or torch_has_gpu or torch_cannot):
         return "there are faster kernels for this processor"
     try:
         llama_cpp = library()

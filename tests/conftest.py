@@ -23,32 +23,11 @@ httpx._transports.default.create_ssl_context = functools.cache(httpx._config.cre
 
 @pytest.fixture(scope="session")
 def default_gguf() -> Path:
-    """The GGUF file of the real default model, fetched on the first run and then taken from the user's cache."""
+    """The file of the real default model, fetched on the first run and then taken from the user's cache."""
     from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
     from superdraft.decoding.loading.store import ModelStore
 
     return ModelStore().ensure(DEFAULT_MODEL)
-
-
-@pytest.fixture(scope="session")
-def default_model(default_gguf) -> Path:
-    """The same model as a folder in float32."""
-    import torch
-
-    from superdraft.decoding.loading.converted import ConvertedFiles
-
-    folder = ConvertedFiles(default_gguf.parent).ensure(default_gguf, torch.float32)
-    assert folder is not None
-    return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache_of_expanded_files(tmp_path_factory) -> None:
-    """GGUF files of tests are not kept in the user's cache."""
-    source = sys.modules.get("superdraft.decoding.loading.source")  # imported by whatever test loads a model
-    if source is not None:
-        folder = tmp_path_factory.mktemp("home")
-        source.superdraft_home = lambda home=None: home or folder
 
 
 @pytest.fixture(scope="session", autouse=True)

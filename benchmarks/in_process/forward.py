@@ -12,6 +12,7 @@ from superdraft.benchmarks.options import AsJson
 from superdraft.benchmarks.summary import report, tracked
 from superdraft.decoding import Engine, EngineConfig, load_engine
 from superdraft.decoding.loading.catalogue import DEFAULT_MODEL
+from superdraft.decoding.model.native.runner import NativeRunner
 from superdraft.decoding.model.native.structs import PHASES
 from superdraft.decoding.model.threads import candidates, num_cores
 from superdraft.decoding.model.torch_runner import TorchRunner
@@ -49,7 +50,7 @@ def main(
         )
     ]
     runner = engine._runner
-    assert isinstance(runner, TorchRunner)
+    assert isinstance(runner, NativeRunner | TorchRunner)
     settings = {"model": model, "dtype": dtype, "forward": runner.forward_name, "runs": runs}
     report(__doc__, settings, as_json, rows=found)
 
@@ -57,7 +58,7 @@ def main(
 def measure(engine: Engine, num_threads: int, what: str, size: int, length: int, num_runs: int) -> dict[str, Any]:
     """Medians of a decode step of `size` rows after `length` positions, or of a prompt of `size` tokens."""
     runner = engine._runner
-    assert isinstance(runner, TorchRunner)
+    assert isinstance(runner, NativeRunner | TorchRunner)
     torch.set_num_threads(num_threads)
     run: Callable[[], Any]
     if what == "step":
@@ -66,8 +67,9 @@ def measure(engine: Engine, num_threads: int, what: str, size: int, length: int,
     else:
         run = lambda: runner.prefill([0], [[_TOKEN] * size], [0])  # noqa: E731
     run()
-    native = runner._native
-    phases = torch.zeros(len(PHASES), dtype=torch.float64) if native is None else native.measure()
+    phases = torch.zeros(len(PHASES), dtype=torch.float64)
+    if isinstance(runner, NativeRunner):
+        phases = runner.decoder.measure()
     times = []
     for _ in range(num_runs):
         begin = time.perf_counter()

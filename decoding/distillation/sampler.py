@@ -19,7 +19,8 @@ from superdraft.decoding.build import build_engine
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.errors import BrokenModelError, UnsupportedModelError
 from superdraft.decoding.loading.loader import LoadedModel
-from superdraft.decoding.model.kv_cache import cells_per_slot, probe_layer_shapes
+from superdraft.decoding.model.kv_cache import cells_per_slot
+from superdraft.decoding.model.transformers_cache import probe_layer_shapes
 from superdraft.decoding.outputs import StepOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest

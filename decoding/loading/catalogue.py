@@ -44,7 +44,7 @@ class ModelSize:
         others: of norms, biases and what else there is.
         kv_numbers: numbers that the keys and values of one position consist of, all layers together.
         vocab_size: rows of the output head.
-        is_fused: `FusedDecoder` runs it; all its dense layers stay until the last one is converted.
+        is_native: it is of a family that the kernels run; else transformers' own forward runs it.
     """
 
     layers: int
@@ -53,7 +53,7 @@ class ModelSize:
     others: int
     kv_numbers: int
     vocab_size: int
-    is_fused: bool = True
+    is_native: bool = True
 
     @property
     def head(self) -> int:
@@ -96,8 +96,8 @@ class ListedModel:
 
     @property
     def stored_bytes(self) -> int:
-        """About its size on disk: the hub's weights; of a pinned model the GGUF file, and it in 16 bits."""
-        return self.stored_item_bytes * self.size.num_weights + (self.pinned.num_bytes if self.pinned else 0)
+        """About its size on disk: the hub's weights, or the GGUF file of a pinned model."""
+        return self.pinned.num_bytes if self.pinned else self.stored_item_bytes * self.size.num_weights
 
 
 def _listed(name: str, *, size: dict[str, Any], pinned: dict[str, Any] | None = None, **facts: Any) -> ListedModel:

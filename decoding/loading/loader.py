@@ -3,39 +3,42 @@
 A model is given as a name in the catalogue (`smollm2-135m`), a local folder with safetensors weights, a `.gguf` file,
 or a model id on the Hugging Face hub. Pickled weights are never read. Code that comes with a model runs only if the
 caller allows it.
+
+transformers, and what imports it, is imported by the functions that need it: that takes seconds, and GGUF files are
+read without it.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError, UnsupportedModelError
+from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
+from superdraft.decoding.families import gguf_family, is_family, spec_of_config, spec_of_gguf
+from superdraft.decoding.gguf.file import GgufFile
 from superdraft.decoding.loading.catalogue import DEFAULT_MODEL, KNOWN_MODELS, ModelSize
-from superdraft.decoding.loading.hub import fetch_weights
-from superdraft.decoding.loading.model_size import loading_bytes, size_of
-from superdraft.decoding.loading.quiet import quiet_transformers
+from superdraft.decoding.loading.hub import cached_folder, fetch_weights
+from superdraft.decoding.loading.model_size import loading_bytes, size_of_spec
 from superdraft.decoding.loading.reading import (
-    ensure_expanded,
-    expand,
-    find_expanded,
-    parsing_gguf_once,
+    read_gguf,
     read_tokenizer,
-    read_weights,
-    stored_conversion,
     tokenizer_stage,
     weights_stage,
 )
 from superdraft.decoding.loading.source import Source, check_weight_files, explained, locate, resolve
-from superdraft.decoding.loading.stored_layers import StoredConversion
-from superdraft.decoding.loading.support import check_config, check_model_class
 from superdraft.decoding.memory import require_memory, shown
+from superdraft.decoding.model.decoder_spec import DecoderSpec
 from superdraft.decoding.model.linear import Conversion, WeightFormat
+from superdraft.decoding.model.native.decoder import problem_of
+from superdraft.decoding.model.native.library import has_kernels
 from superdraft.decoding.model.weight_formats import choose_weight_format
+
+if TYPE_CHECKING:
+    import transformers
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,21 +76,39 @@ class LoadedModel:
 
     Attributes:
         model: the causal language model.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, transformers' or a `GgufTokenizer`.
         name: the known name, the folder's or file's name, or the hub id.
         path: the folder or `.gguf` file it came from; None for a hub id.
         convert: converts its linear layers to the requested weight format; None: they stay as they are. An engine that
             converts them frees the dense ones, so the model can serve that engine alone.
-        stored: the same conversion if it keeps what it has converted, which also knows whether the model has passed
-            the runner's check before.
     """
 
-    model: transformers.PreTrainedModel
-    tokenizer: transformers.PreTrainedTokenizerBase
+    model: "transformers.PreTrainedModel"
+    tokenizer: Any
     name: str
     path: Path | None
     convert: Conversion | None = None
-    stored: StoredConversion | None = None
+
+
+@dataclass(frozen=True)
+class LoadedDecoder:
+    """A decoder for the kernels, whose weights are still in their files.
+
+    Attributes:
+        spec: the decoder.
+        tokenizer: its tokenizer, transformers' or a `GgufTokenizer`.
+        name: the known name, the folder's or file's name, or the hub id.
+        size: numbers of weights.
+        eos_token_ids: tokens that end a text, besides the tokenizer's own.
+        file: the GGUF file; None: the weights are safetensors.
+    """
+
+    spec: DecoderSpec
+    tokenizer: Any
+    name: str
+    size: ModelSize
+    eos_token_ids: tuple[int, ...] = ()
+    file: GgufFile | None = None
 
 
 @dataclass(frozen=True)
@@ -96,15 +117,77 @@ class LoadedGguf:
 
     Attributes:
         path: the file.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, transformers' or a `GgufTokenizer`.
         name: the known name, or the file's name.
         options: how llama.cpp is to run it.
     """
 
     path: Path
-    tokenizer: transformers.PreTrainedTokenizerBase
+    tokenizer: Any
     name: str
     options: ModelOptions
+
+
+def load_decoder(options: ModelOptions, num_positions: int) -> LoadedDecoder | None:
+    """Find a model's weights for the kernels, and load its tokenizer. A known model is fetched first if needed.
+
+    Args:
+        options: the model and how it runs.
+        num_positions: of the longest text that will be run.
+
+    Returns:
+        None: the options, the processor or the model's family are not for the kernels; see `load_model`.
+
+    Raises:
+        UnsupportedModelError: a GGUF file of one of the families has something that the kernels do not know.
+        ModelLoadError: as in `load_model`.
+    """
+    target = _device(options.device)
+    weight_format = choose_weight_format(options.dtype, target)
+    if target.type != "cpu" or weight_format.name != "int4" or not has_kernels():
+        return None
+    source = locate(options.model, options.home)
+    file: GgufFile | None = None
+    spec: DecoderSpec | None
+    eos_token_ids: tuple[int, ...] = ()
+    if source.gguf is not None:
+        file = read_gguf(source)
+        if gguf_family(file) is None:
+            return None
+        spec = spec_of_gguf(file, num_positions)
+    else:
+        from superdraft.decoding.loading import hugging_face
+
+        config = hugging_face.checked_config(source, options.trust_remote_code)
+        if config is None or not is_family(config):
+            return None
+        spec = _spec_of_safetensors(source, config, num_positions)
+        eos_token_ids = hugging_face.eos_token_ids(source)
+    problem = "it has something else than its family" if spec is None else problem_of(spec)
+    if spec is None or problem is not None:
+        _logger.info("torch's own forward runs %s: %s", source.name, problem)
+        return None
+    size = size_of_spec(spec)
+    if options.checks_memory:
+        _check_memory(source, size, weight_format)
+    with tokenizer_stage(source):
+        tokenizer = read_tokenizer(source, options.trust_remote_code, file)
+    _check_vocabulary(spec.embedding.shape[0], tokenizer, source)
+    return LoadedDecoder(spec, tokenizer, source.name, size, eos_token_ids, file)
+
+
+def _spec_of_safetensors(source: Source, config: Any, num_positions: int) -> DecoderSpec | None:
+    from superdraft.decoding.loading.hugging_face import map_safetensors
+
+    if source.path is None:
+        _fetch_weights(source)
+    else:
+        check_weight_files(source.path)
+    folder = source.path or cached_folder(source.location)
+    if folder is None:
+        return None
+    with explained(f"cannot load the weights of model {source.shown!r}", BrokenModelError, source.hint):
+        return spec_of_config(config, map_safetensors(folder), num_positions, source.shown)
 
 
 def load_model(options: ModelOptions) -> LoadedModel:
@@ -117,34 +200,28 @@ def load_model(options: ModelOptions) -> LoadedModel:
         NotEnoughMemoryError: it does not fit in the free memory.
         ModelLoadError: the device or dtype is not available, or the model could not be fetched.
     """
+    from superdraft.decoding.loading import hugging_face
+
     target = _device(options.device)
     weight_format = choose_weight_format(options.dtype, target)
-    source = find_expanded(locate(options.model, options.home), weight_format.dtype)
-    with parsing_gguf_once(source):
-        return _load(source, weight_format, target, options)
-
-
-def _load(source: Source, weight_format: WeightFormat, target: torch.device, options: ModelOptions) -> LoadedModel:
+    source = locate(options.model, options.home)
     if source.path is not None and source.gguf is None:
         check_weight_files(source.path)
     size = _checked_size(source, options.trust_remote_code)
     if options.checks_memory and size is not None:
         _check_memory(source, size, weight_format)
-    source = expand(source, size, weight_format.dtype)
     with tokenizer_stage(source):
         tokenizer = read_tokenizer(source, options.trust_remote_code)
     if source.path is None:
         _fetch_weights(source)
     with weights_stage(f"Reading {source.name}", size, weight_format.dtype):
-        model = read_weights(source, weight_format.dtype, options.trust_remote_code)
-    _check_vocabulary(model, tokenizer, source)
+        model = hugging_face.read_weights(source, weight_format.dtype, options.trust_remote_code)
+    _check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, source)
     with explained(f"cannot place model {source.name!r} on {target}", ModelLoadError):
         model.to(target)
     model.requires_grad_(False).eval()
-    check_config(model.config, source.name)  # again, for models that come with their own classes
-    check_model_class(type(model), model.config, source.name)
-    stored = stored_conversion(source, weight_format)
-    return LoadedModel(model, tokenizer, source.name, source.path, stored or weight_format.convert, stored)
+    hugging_face.check_model(model, source.name)
+    return LoadedModel(model, tokenizer, source.name, source.path, weight_format.convert)
 
 
 def load_gguf(options: ModelOptions) -> LoadedGguf:
@@ -164,22 +241,21 @@ def load_gguf(options: ModelOptions) -> LoadedGguf:
     return LoadedGguf(source.gguf, _read_tokenizer(source, trust_remote_code=False), source.name, options)
 
 
-def load_tokenizer(
-    spec: str, *, home: Path | None = None, trust_remote_code: bool = False
-) -> transformers.PreTrainedTokenizerBase:
-    """Load only a model's tokenizer; arguments as in `ModelOptions`, errors as in `load_model`."""
+def load_tokenizer(spec: str, *, home: Path | None = None, trust_remote_code: bool = False) -> Any:
+    """Load only a model's tokenizer, transformers' or a `GgufTokenizer`.
+
+    Arguments are those of `ModelOptions`, errors those of `load_model`.
+    """
     return _read_tokenizer(locate(spec, home), trust_remote_code)
 
 
-def _read_tokenizer(source: Source, trust_remote_code: bool) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer alone; that of a GGUF file is kept at its first use."""
-    source = find_expanded(source, None)
-    with tokenizer_stage(source), parsing_gguf_once(source):
-        return read_tokenizer(ensure_expanded(source, None), trust_remote_code)
+def _read_tokenizer(source: Source, trust_remote_code: bool) -> Any:
+    with tokenizer_stage(source):
+        return read_tokenizer(source, trust_remote_code)
 
 
 def fetch(name: str, home: Path | None = None) -> Path:
-    """Fetch what a later start of a model needs, unless it is here: a known model is verified and expanded.
+    """Fetch what a later start of a model needs, unless it is here: a known model is verified.
 
     Args:
         name: a name in the catalogue, or a hub id.
@@ -191,10 +267,8 @@ def fetch(name: str, home: Path | None = None) -> Path:
     Raises:
         ModelLoadError: as in `load_model`.
     """
-    dtype = choose_weight_format("auto", _device("auto")).dtype
-    source = find_expanded(locate(name, home, deep=True), dtype)
-    with parsing_gguf_once(source):
-        source = expand(source, _checked_size(source, trust_remote_code=False), dtype)
+    source = locate(name, home, deep=True)
+    _checked_size(source, trust_remote_code=False)
     read_tokenizer(source, trust_remote_code=False)
     if source.path is None:
         _fetch_weights(source)
@@ -220,50 +294,18 @@ def _checked_size(source: Source, trust_remote_code: bool) -> ModelSize | None:
     """The model's size, after a check of its config and class, which what is pinned does not need."""
     if source.listed is not None and source.is_known:
         return source.listed.size
-    with tokenizer_stage(source):
-        config = _check_architecture(source, trust_remote_code)
-    return None if config is None else _size(config)
+    if source.gguf is not None:
+        file = read_gguf(source)
+        return None if gguf_family(file) is None else size_of_spec(spec_of_gguf(file, 1))
+    from superdraft.decoding.loading import hugging_face
 
-
-def _check_architecture(source: Source, trust_remote_code: bool) -> transformers.PretrainedConfig | None:
-    """Check the config and class before any weights are read; the config, None if it comes with its own class."""
-    reading = f"cannot read the config of model {source.shown!r}"
-    unreadable: type[ModelLoadError] = BrokenModelError
-    if source.path is None:
-        reading = (
-            f"{source.name!r} is not a known model (`superdraft models list`), a folder, a .gguf file or a model on "
-            "the hub"
-            if source.name == source.location
-            else f"{source.name!r} ({source.location}) cannot be read from the hub"
-        )
-        unreadable = UnknownModelError
-    with explained(reading, unreadable, source.hint), quiet_transformers():
-        raw, _ = transformers.PretrainedConfig.get_config_dict(source.location, **source.gguf_options)
-    model_type = raw.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        _check_foreign(source, raw, trust_remote_code)
-        return None
-    with explained(reading, BrokenModelError, source.hint), quiet_transformers():
-        config = transformers.AutoConfig.from_pretrained(source.location, **source.gguf_options)
-    check_config(config, source.name)
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if model_class is None:
-        raise UnsupportedModelError(f"{source.name!r} ({model_type}) is not a causal language model.")
-    check_model_class(model_class, config, source.name)
-    return config
+    config = hugging_face.checked_config(source, trust_remote_code)
+    return None if config is None else hugging_face.size_or_none(config)
 
 
 def _fetch_weights(source: Source) -> None:
     with explained(f"cannot fetch the weights of model {source.shown!r}", ModelLoadError, source.hint):
         fetch_weights(source.location)
-
-
-def _size(config: transformers.PretrainedConfig) -> ModelSize | None:
-    """The model's size; None if it cannot be determined, which is no reason to refuse the model."""
-    try:
-        return size_of(config)
-    except Exception:  # whatever an unusual config makes transformers raise
-        return None
 
 
 def _check_memory(source: Source, size: ModelSize, weight_format: WeightFormat) -> None:
@@ -272,12 +314,9 @@ def _check_memory(source: Source, size: ModelSize, weight_format: WeightFormat) 
     Raises:
         NotEnoughMemoryError: they do not.
     """
-    is_gguf = source.gguf is not None and source.entry is None
+    is_gguf = source.gguf is not None
     needed = loading_bytes(size, weight_format.name, is_gguf=is_gguf)
     remedies = []
-    if source.gguf is not None:
-        file = shown(source.gguf.stat().st_size)
-        remedies += [f"--runner llamacpp expands nothing: the file's {file} and the KV cache (--kv-memory)."]
     small = loading_bytes(size, "int4", is_gguf=is_gguf)
     if small < needed:
         remedies += [f"--dtype int4 needs about {shown(small)}."]
@@ -285,25 +324,7 @@ def _check_memory(source: Source, size: ModelSize, weight_format: WeightFormat) 
     require_memory(needed, f"loading {source.name!r} as {weight_format.name}", " ".join(remedies))
 
 
-def _check_foreign(source: Source, raw: dict[str, Any], trust_remote_code: bool) -> None:
-    """Accept a model type that transformers does not have only if it comes with its own, trusted code."""
-    model_type = raw.get("model_type")
-    if "AutoModelForCausalLM" not in raw.get("auto_map", {}):
-        raise UnsupportedModelError(
-            f"{source.shown!r} has the unknown architecture {model_type!r}: transformers {transformers.__version__} "
-            "does not support it, or config.json does not describe a language model."
-        )
-    if not trust_remote_code:
-        raise UnsupportedModelError(
-            f"{source.shown!r} ({model_type}) needs Python code that comes with it. If you trust its author, allow it "
-            "with trust_remote_code."
-        )
-
-
-def _check_vocabulary(
-    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, source: Source
-) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+def _check_vocabulary(rows: int, tokenizer: Any, source: Source) -> None:
     if not 0 < len(tokenizer) <= rows:
         raise BrokenModelError(
             f"the tokenizer of {source.shown!r} has {len(tokenizer)} tokens and the model {rows} embeddings: "

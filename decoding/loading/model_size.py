@@ -2,68 +2,61 @@
 
 The formulas::
 
-    served  = 5/8 layers + head + 2 (embedding + others)     int4: 4 bits and a scale and a minimum per 32 weights;
-                                                             the output head in 8 bits, the rest in bfloat16
+    served  = 5/8 layers + 17/16 head + 4 others             int4 by the kernels: 4 bits, scale and minimum per 32
+                                                             weights; 8 bits and a scale in the head; embeddings stay in
+                                                             their file
+            = 5/8 layers + 17/16 head + 2 (embedding + others)   int4 of other models
             = 2 or 4 weights                                 bfloat16 and float16, float32
-    loading = 2 weights + 5/8 layers + head                  int4: all layers are there twice for a moment
-            = 2 weights                                      int4, of a model that transformers' own forward runs
-            = served                                         other formats
-            = at least 1.8 x 2 (float32: 4) weights          from a GGUF file, as transformers expands it
+    loading = 2 weights                                      int4 of other models: their layers are converted one by one
+            = 2 x 2 or 4 weights                             bfloat16, float16, float32 from a GGUF file
+            = served                                         all others
     cache   = slots x cells per slot x numbers per position x 2 (float32: 4)
 
 `served` and `loading` do without `BASE_BYTES`, what the program itself takes.
 """
 
-import torch
-import transformers
-from torch import nn
+import math
 
 from superdraft.decoding.config import EngineConfig
 from superdraft.decoding.loading.catalogue import ModelSize
-from superdraft.decoding.loading.quiet import quiet_transformers
-from superdraft.decoding.model.fused_decoder import FusedDecoder
+from superdraft.decoding.model.decoder_spec import DecoderSpec
 from superdraft.decoding.model.kv_cache import MAX_DEFAULT_SLOTS, cells_per_slot
 
 BASE_BYTES = 500_000_000
 """Python, torch and what else a server holds before it has a model."""
 
 _INT4_BYTES = 5 / 8  # of a weight: 4 bits, and two numbers of 16 bits per group of 32
-_EXPANDING = 1.8  # measured: 2.3 GB for a file whose weights take 1.26 GB as bfloat16
+_HEAD_BYTES = 17 / 16  # 8 bits, and a number of 16 bits per group of 32
 
 
-def size_of(config: transformers.PretrainedConfig) -> ModelSize:
-    """The size of a model with this config, from its modules without any memory for weights.
-
-    Raises:
-        Exception: whatever transformers raises about a config that does not describe a causal language model.
-    """
-    with quiet_transformers(), torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    layers = [module for module in model.modules() if type(module) is nn.Linear and module is not head]
-    num_layers, num_embedding = sum(layer.weight.numel() for layer in layers), embedding.weight.numel()
-    own_head = 0 if head is None or head.weight is embedding.weight else head.weight.numel()
+def size_of_spec(spec: DecoderSpec) -> ModelSize:
+    """The size of a decoder of one of the kernels' families."""
+    embedding, layers = math.prod(spec.embedding.shape), 0
+    for layer in spec.layers:
+        layers += sum(math.prod(matrix.shape) for matrix in (*layer.qkv, layer.output, *layer.gate_up, layer.down))
     return ModelSize(
-        layers=num_layers,
-        embedding=num_embedding,
-        own_head=own_head,
-        others=sum(parameter.numel() for parameter in model.parameters()) - num_layers - num_embedding - own_head,
-        kv_numbers=_kv_numbers(config.get_text_config()),
-        vocab_size=(embedding if head is None else head).weight.shape[0],
-        is_fused=FusedDecoder.supports(model),
+        layers=layers,
+        embedding=embedding,
+        own_head=0 if spec.head is spec.embedding else math.prod(spec.head.shape),
+        others=(2 * len(spec.layers) + 1) * spec.embedding.width,
+        kv_numbers=2 * len(spec.layers) * spec.num_kv_heads * spec.head_dim,
+        vocab_size=spec.head.shape[0],
     )
 
 
 def served_bytes(size: ModelSize, dtype: str) -> int:
     """Memory of a model's weights while it serves in a weight format."""
-    return _int4_bytes(size) + 2 * (size.embedding + size.others) if dtype == "int4" else _dense_bytes(size, dtype)
+    if dtype != "int4":
+        return _dense_bytes(size, dtype)
+    rest = 4 * size.others if size.is_native else 2 * (size.embedding + size.others)
+    return int(_INT4_BYTES * size.layers + _HEAD_BYTES * size.head) + rest
 
 
 def loading_bytes(size: ModelSize, dtype: str, *, is_gguf: bool = False) -> int:
-    """Most memory that a model's weights take while they are loaded, expanded from a GGUF file or as they are."""
-    dense = _dense_bytes(size, dtype)
-    converted = _int4_bytes(size) if dtype == "int4" and size.is_fused else 0
-    return max(dense + converted, int(_EXPANDING * dense) if is_gguf else 0)
+    """Most memory that a model's weights take while they are loaded, from a GGUF file or safetensors."""
+    if dtype == "int4":
+        return served_bytes(size, dtype) if size.is_native else _dense_bytes(size, dtype)
+    return (2 if is_gguf else 1) * _dense_bytes(size, dtype)
 
 
 def cache_bytes(size: ModelSize, dtype: str, config: EngineConfig, *, max_slots: int = MAX_DEFAULT_SLOTS) -> int:
@@ -79,20 +72,9 @@ def needed_bytes(size: ModelSize, dtype: str, config: EngineConfig, *, is_gguf: 
     return BASE_BYTES + max(loading_bytes(size, dtype, is_gguf=is_gguf), serving)
 
 
-def _int4_bytes(size: ModelSize) -> int:
-    """Of the converted layers alone."""
-    return int(_INT4_BYTES * size.layers + size.head)
-
-
 def _dense_bytes(size: ModelSize, dtype: str) -> int:
     return _item_bytes(dtype) * size.num_weights
 
 
 def _item_bytes(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
-
-
-def _kv_numbers(config: transformers.PretrainedConfig) -> int:
-    heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    width = getattr(config, "head_dim", None) or (int(config.hidden_size) // heads if heads else 0)
-    return 2 * int(config.num_hidden_layers) * int(getattr(config, "num_key_value_heads", None) or heads) * int(width)

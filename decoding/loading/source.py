@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnknownModelError
-from superdraft.decoding.home import superdraft_home
 from superdraft.decoding.loading.catalogue import CATALOGUE, KNOWN_MODELS, ListedModel
 from superdraft.decoding.loading.hub import cached_bytes, cached_folder
 from superdraft.decoding.loading.store import ModelStore
@@ -26,7 +25,6 @@ class Source:
         gguf: the `.gguf` file; None for all others.
         listed: its line in the catalogue; None: it is not in there.
         home: the home folder; None: see `superdraft_home`.
-        entry: the folder that is read in place of the `.gguf` file; None: there is none.
     """
 
     name: str
@@ -35,7 +33,6 @@ class Source:
     gguf: Path | None = None
     listed: ListedModel | None = None
     home: Path | None = None
-    entry: Path | None = None
 
     @property
     def shown(self) -> str:
@@ -54,17 +51,7 @@ class Source:
             return f" `superdraft models pull {self.name}` checks and repairs it."
         if self.listed is not None and self.listed.is_gated:
             return " Its licence must be accepted on the hub, and HF_TOKEN set."
-        return "" if self.entry is None else f" If {self.entry} is damaged, remove it: it is made again."
-
-    @property
-    def gguf_options(self) -> dict[str, str]:
-        """Further arguments of `from_pretrained`."""
-        return {} if self.gguf is None or self.entry is not None else {"gguf_file": self.gguf.name}
-
-    @property
-    def expansions(self) -> Path:
-        """The folder of what is made of the `.gguf` file; see `ConvertedFiles`."""
-        return self.gguf.parent if self.gguf is not None and self.is_known else superdraft_home(self.home) / "converted"
+        return ""
 
     @property
     def cached(self) -> Path | None:

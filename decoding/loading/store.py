@@ -4,7 +4,6 @@ Layout under the home folder::
 
     models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf    as fetched
     models/smollm2-135m/superdraft.json                    the marker: what the file looked like when it was verified
-    models/smollm2-135m/SmolLM2-...-bfloat16-0f3a.../      expanded, see `converted`
     models/.smollm2-135m.lock, .smollm2-135m.partial/      locked, and work in progress, while a process prepares it
 
 A file that does not look like what the marker says is verified by its SHA-256, and fetched again if that is wrong.

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from superdraft.decoding.model.fused_decoder import FusedDecoder
 from superdraft.decoding.model.kv_cache import SlotKVCache
 from superdraft.decoding.model.segments import Grid, Segment, to_device
+from superdraft.decoding.model.transformers_cache import TransformersCache
 
 MAX_SHORT_ROWS = 16
 """Longer segments do not share a padded forward with others."""
@@ -147,7 +148,7 @@ class GridForward:
             inputs_embeds=inputs,
             attention_mask=masks,
             position_ids=positions,
-            past_key_values=cache,
+            past_key_values=TransformersCache(cache),
             use_cache=True,
             **keep,
         ).logits

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
 
 from superdraft.decoding.config import TREE_CELLS
-from superdraft.decoding.errors import ModelLoadError, UnsupportedModelError
+from superdraft.decoding.errors import ModelLoadError
 from superdraft.decoding.model.segments import Grid, Segment, grid_of, to_device
 
 
@@ -98,32 +96,6 @@ def plan_cache(
     return CachePlan(num_slots or min(max_slots, fitting), num_cells, per_position)
 
 
-def probe_layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
-    """Run one token to see what each layer writes into a KV cache; works for any architecture.
-
-    Raises:
-        UnsupportedModelError: a layer stores something other than keys and values.
-    """
-    cache = DynamicCache()
-    with torch.inference_mode():
-        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        model(input_ids=token, past_key_values=cache, use_cache=True)
-    shapes = []
-    for index, layer in enumerate(cache.layers):
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is None or values is None or keys.dim() != 4 or keys.shape[2] != 1:
-            raise UnsupportedModelError(
-                f"Layer {index} of this {type(model).__name__} does not store keys and values per position, so its "
-                "drafts cannot share a KV cache. Use a model with attention in all layers."
-            )
-        shapes.append(LayerShape(keys.shape[1], keys.shape[3], values.shape[3]))
-    if not shapes:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not write to a KV cache. Use a causal model with attention."
-        )
-    return shapes
-
-
 @dataclass(slots=True)
 class _Window:
     """The part of the slots that the current forward writes and reads; shared by all layers.
@@ -161,44 +133,27 @@ def _blocks(sizes: list[tuple[int, ...]], like: Tensor) -> list[Tensor]:
     return [_zeros((1, *size), like) for size in sizes]
 
 
-class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
-    """One layer's slots. transformers calls `update` from inside each attention layer."""
+@dataclass(frozen=True, slots=True)
+class SlotLayer:
+    """One layer's keys and values, each [num_slots, H, num_cells, Dh]."""
 
-    is_sliding = False
+    keys: Tensor
+    values: Tensor
+    window: _Window
 
-    def __init__(self, keys: Tensor, values: Tensor, window: _Window) -> None:
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.is_initialized = True
-        self._window = window
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is lazy here; required by the interface."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write [B, H, T, Dh] at each row's own cell; return what the rows may read, [B, H, read_length, Dh]."""
-        window = self._window
+        window = self.window
         if isinstance(window.cells, slice):
-            self.keys[window.slots, :, window.cells] = key_states
-            self.values[window.slots, :, window.cells] = value_states
+            self.keys[window.slots, :, window.cells] = keys
+            self.values[window.slots, :, window.cells] = values
         else:
-            self.keys[window.write_slots, :, window.cells] = key_states.transpose(1, 2)
-            self.values[window.write_slots, :, window.cells] = value_states.transpose(1, 2)
+            self.keys[window.write_slots, :, window.cells] = keys.transpose(1, 2)
+            self.values[window.write_slots, :, window.cells] = values.transpose(1, 2)
         return self.keys[window.slots, :, : window.read_length], self.values[window.slots, :, : window.read_length]
 
-    def get_seq_length(self) -> int:
-        return self._window.read_length - 1  # masks and positions are given, so no model relies on this
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 (required by the interface)
-        return self._window.read_length, 0
-
-    def get_max_length(self) -> int:
-        return int(self.keys.shape[2])
-
-    get_max_cache_shape = get_max_length  # its name before transformers 5.20
-
-
-class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
+class SlotKVCache:
     """Keys and values of all slots, allocated once and never grown.
 
     Args:
@@ -208,6 +163,7 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     Attributes:
         plan: sizes.
+        layers: keys and values, layer by layer.
         num_copied_bytes: bytes copied so far from cell to cell.
     """
 
@@ -220,7 +176,7 @@ class SlotKVCache(Cache):  # type: ignore[misc]  # transformers has no types
         self._slots = _blocks([(plan.num_slots, heads, plan.num_cells, dim) for heads, dim in dims], like)
         tensors = [tensor for block in self._slots for tensor in block.unbind(0)]
         pairs = zip(tensors[::2], tensors[1::2], strict=True)
-        super().__init__(layers=[_SlotLayer(keys, values, self._window) for keys, values in pairs])
+        self.layers = [SlotLayer(keys, values, self._window) for keys, values in pairs]
 
     @property
     def num_bytes(self) -> int:

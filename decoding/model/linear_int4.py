@@ -11,6 +11,7 @@ from torch import Tensor
 from superdraft.decoding.model.linear import DenseLinear, Linear
 from superdraft.decoding.model.native.library import has_kernels
 from superdraft.decoding.model.native.linear import NativeLinear
+from superdraft.decoding.model.native.matrix import Matrix
 from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
 
 _int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu.default  # looked up once: it is called 120 times per step
@@ -67,7 +68,7 @@ def convert_int4(linear: DenseLinear, *, is_head: bool = False) -> Linear:
     if num_inputs % GROUP_SIZE:
         return linear
     if has_kernels():
-        return NativeLinear(linear.weight, linear.bias, bits=8 if is_head else 4)
+        return NativeLinear([Matrix.of(linear.weight)], linear.bias, bits=8 if is_head else 4)
     if is_head:
         return Int8Linear(linear.weight, linear.bias)
     return Int4Linear(linear.weight, linear.bias) if num_outputs % 16 == 0 else linear

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +9,17 @@ from transformers import PreTrainedModel
 
 from superdraft.decoding.errors import UnsupportedModelError
 from superdraft.decoding.model.fused_decoder import FusedDecoder
-from superdraft.decoding.model.grid_forward import AttentionWindows, Forward, GridForward
-from superdraft.decoding.model.kv_cache import CachePlan, SlotKVCache, plan_cache, probe_layer_shapes
+from superdraft.decoding.model.grid_forward import GridForward
+from superdraft.decoding.model.kv_cache import CachePlan, SlotKVCache, plan_cache
 from superdraft.decoding.model.linear import Conversion, convert_modules, release_weights
-from superdraft.decoding.model.native.decoder import NativeDecoder
+from superdraft.decoding.model.plain_forward import PlainForward, joined, last_rows
 from superdraft.decoding.model.segments import Segment, to_device
+from superdraft.decoding.model.transformers_cache import probe_layer_shapes
 
 SELF_CHECK_TOKENS = 6
 
 
-class TorchRunner:
+class TorchRunner(PlainForward):
     """Runs a transformers causal LM over the slots of a KV cache.
 
     Any architecture works that takes `inputs_embeds`, a `Cache`, a 4-D attention mask and position ids. When the runner
@@ -34,8 +34,6 @@ class TorchRunner:
         kv_memory_bytes: memory for all keys and values.
         num_slots: number of slots; None: as many as fit.
         convert: converts the linear layers to another weight format, after the check; None: they stay dense.
-        is_checked: the same weights have passed the check before, with the same code. The check reads all dense
-            weights, which takes longer than the rest of a start with converted layers at hand.
 
     Raises:
         UnsupportedModelError: the model cannot be run this way.
@@ -50,7 +48,6 @@ class TorchRunner:
         num_slots: int | None = None,
         *,
         convert: Conversion | None = None,
-        is_checked: bool = False,
     ) -> None:
         self.model = model
         self.device: torch.device = model.device
@@ -66,21 +63,23 @@ class TorchRunner:
         self.cache = SlotKVCache(self._shapes, plan, like)
         # In float32 transformers' own forward is used: it is the reference for everything else.
         self._fused = FusedDecoder(model) if model.dtype != torch.float32 and is_known else None
-        self._native: NativeDecoder | None = None
-        self._forward: Forward = GridForward(model, self._fused)
+        self._forward = GridForward(model, self._fused)
         self._is_converted = False
-        if not is_checked:
-            self._self_check()
+        self._self_check()
         if convert is not None:
             self._convert(convert)
 
     @property
     def forward_name(self) -> str:
-        """Which forward runs: "native", or "fused" or "transformers" with the type of the weights."""
-        if self._native is not None:
-            return "native"
+        """Which forward runs, "fused" or "transformers", with the type of the weights."""
         weights = "converted" if self._is_converted else str(self.model.dtype).removeprefix("torch.")
         return f"{'transformers' if self._fused is None else 'fused'}, {weights}"
+
+    @property
+    def description(self) -> str:
+        """What is run and how, for people and for what is remembered."""
+        config = self.model.config.get_text_config()
+        return f"{config.num_hidden_layers} layers of {config.hidden_size}, {self.forward_name}"
 
     def _convert(self, convert: Conversion) -> None:
         """Convert the linear layers. The dense weights go."""
@@ -88,10 +87,6 @@ class TorchRunner:
             convert_modules(self.model, self.model.get_output_embeddings(), convert)
         else:
             self._fused.convert(convert)
-            if NativeDecoder.supports(self._fused):
-                windows = AttentionWindows(self.model)
-                of_layers = [windows.of(layer.mask_type) for layer in self._fused.layers]
-                self._forward = self._native = NativeDecoder(self._fused, of_layers, self.max_model_len)
             release_weights(self.model, self.embedding)
         self._is_converted = True
 
@@ -115,42 +110,6 @@ class TorchRunner:
         """
         return self._forward(embeddings, self.cache, segments, kept)
 
-    def prefill(
-        self,
-        slots: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        num_logits: Sequence[int] | None = None,
-    ) -> Tensor:
-        """`forward` of tokens of some texts, each alone in its slot.
-
-        Args:
-            slots: one per text.
-            token_ids: the tokens to run, at least one per text.
-            starts: the position of each text's first token.
-            num_logits: for how many of each text's last tokens to return logits; None: one.
-
-        Returns:
-            Logits after each text's last tokens, text after text, shape [sum of `num_logits`, V].
-        """
-        nums = [1] * len(slots) if num_logits is None else num_logits
-        parts = zip(slots, starts, token_ids, strict=True)
-        segments = [Segment.plain(slot, start, len(ids)) for slot, start, ids in parts]
-        return self.forward(segments, self.embed(_joined(token_ids)), _last_rows(token_ids, nums))
-
-    def decode(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
-        """`forward` of one row in each of the slots [0, B), for texts that are alone in their slots.
-
-        Args:
-            embeddings: the rows' inputs, shape [B, D].
-            lengths: positions before each row.
-
-        Returns:
-            Logits, shape [B, V].
-        """
-        segments = [Segment.plain(slot, length, 1) for slot, length in enumerate(lengths)]
-        return self.forward(segments, embeddings, range(len(lengths)))
-
     @torch.inference_mode()
     def exact_logprobs(self, token_ids: Sequence[Sequence[int]], start: int = 0) -> list[Tensor]:
         """The exact next-token log-probabilities along whole token sequences, without cache or superposition.
@@ -171,7 +130,7 @@ class TorchRunner:
         scratch = SlotKVCache(self._shapes, plan, self.cache.layers[0].keys)
         segments = [Segment.plain(slot, 0, len(ids)) for slot, ids in enumerate(token_ids)]
         nums = [len(ids) - start for ids in token_ids]
-        logits = self._forward(self.embed(_joined(token_ids)), scratch, segments, _last_rows(token_ids, nums))
+        logits = self._forward(self.embed(joined(token_ids)), scratch, segments, last_rows(token_ids, nums))
         return [torch.log_softmax(rows.float(), dim=-1) for rows in torch.split(logits, nums)]
 
     def _self_check(self) -> None:
@@ -211,16 +170,6 @@ class TorchRunner:
                 f"cache in slots (largest difference {difference:.3g}, allowed {tolerance}), so Superposed Decoding "
                 "would be wrong with it. Use another model."
             )
-
-
-def _joined(token_ids: Sequence[Sequence[int]]) -> list[int]:
-    return [token for ids in token_ids for token in ids]
-
-
-def _last_rows(token_ids: Sequence[Sequence[int]], nums: Sequence[int]) -> list[int]:
-    """The rows of each text's last tokens, if all texts are run one after another."""
-    ends = accumulate(map(len, token_ids))
-    return [row for end, num in zip(ends, nums, strict=True) for row in range(end - num, end)]
 
 
 def logprobs_of_model(model: PreTrainedModel, token_ids: Sequence[Sequence[int]], start: int) -> list[Tensor]:

@@ -190,9 +190,10 @@ class TokenIndex:
 
     def __init__(self, token_bytes: Sequence[bytes], excluded_ids: Collection[int]) -> None:
         excluded = frozenset(excluded_ids)
-        table = sorted((token, i) for i, token in enumerate(token_bytes) if token and i not in excluded)
-        self._tokens = [token for token, _ in table]
-        self._ids: NDArray[np.int64] = np.array([i for _, i in table], dtype=np.int64)
+        ids = [i for i, token in enumerate(token_bytes) if token and i not in excluded]
+        ids.sort(key=token_bytes.__getitem__)
+        self._tokens = [token_bytes[i] for i in ids]
+        self._ids: NDArray[np.int64] = np.array(ids, dtype=np.int64)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "TokenIndex":

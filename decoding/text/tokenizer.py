@@ -62,7 +62,7 @@ _SPLICE = "\u263a"
 """Code Llama's reference code encodes a text after this character, to get the text's tokens without a leading space."""
 
 
-def _byte_level_alphabet() -> dict[str, int]:
+def byte_level_alphabet() -> dict[str, int]:
     """The printable characters that stand for bytes in byte-level BPE (GPT-2): character -> byte."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -107,10 +107,10 @@ def valid_utf8_prefix(data: bytes) -> str:
 
 
 class Tokenizer:
-    """A transformers tokenizer, extended with the methods that Superposed Decoding needs.
+    """A tokenizer, extended with the methods that Superposed Decoding needs.
 
     Args:
-        hf_tokenizer: a transformers tokenizer.
+        hf_tokenizer: a transformers tokenizer, or a `GgufTokenizer`.
         model_vocab_size: rows of the model's output. Ids between the tokenizer's size and this number have no text
             (padding rows) and are never drafted.
         eos_token_ids: further ids that end a text, from the model's generation settings.
@@ -234,7 +234,7 @@ class Tokenizer:
         """Whether texts are split into pieces whose tokens depend on nothing else (byte-level BPE)."""
         if self._plain_backend is None or self._plain_backend.pre_tokenizer is None:
             return False
-        rule = json.loads(self._plain_backend.to_str())["pre_tokenizer"]
+        rule = json.loads(self._plain_backend.pre_tokenizer.__getstate__())
         rules = rule.get("pretokenizers", [rule])
         return any(one["type"] == "ByteLevel" and not one["add_prefix_space"] for one in rules) and any(
             one["type"] == "Split" or one.get("use_regex", False) for one in rules
@@ -261,6 +261,8 @@ class Tokenizer:
     @cached_property
     def _plain_backend(self) -> Any:
         """A copy of the fast tokenizer without control tokens; None for a slow tokenizer, which is used unchanged."""
+        if without := getattr(self.hf_tokenizer, "without", None):
+            return without(self._special_ids)
         backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
@@ -327,9 +329,10 @@ class Tokenizer:
 
     def _token_to_bytes(self) -> Any:
         backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
-        types = set(_decoder_types(json.loads(backend.to_str())["decoder"])) if backend is not None else set()
+        decoder = backend.decoder if backend is not None else None
+        types = set() if decoder is None else set(_decoder_types(json.loads(decoder.__getstate__())))
         if "ByteLevel" in types:
-            alphabet = _byte_level_alphabet()
+            alphabet = byte_level_alphabet()
             return lambda token: bytes(alphabet[char] for char in token)
         if types & {"ByteFallback", "Metaspace", "Replace"} or backend is None:
             return _sentencepiece_bytes
@@ -340,5 +343,5 @@ class Tokenizer:
 
 
 def _sentencepiece_bytes(token: str) -> bytes:
-    match = _BYTE_TOKEN.fullmatch(token)
+    match = _BYTE_TOKEN.fullmatch(token) if token[:1] == "<" else None
     return bytes([int(match[1], 16)]) if match else token.replace("▁", " ").encode()

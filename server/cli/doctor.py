@@ -129,7 +129,7 @@ def check_llama_cpp(_: Settings) -> Finding:
     except ModelLoadError as error:
         if find_spec("llama_cpp") is not None:
             return Finding(False, str(error))
-        return Finding(True, "not installed; torch expands GGUF files. pip install '.[llamacpp]' adds it")
+        return Finding(True, "not installed. pip install '.[llamacpp]' adds it")
     return Finding(True, f"llama-cpp-python {found.__version__} runs GGUF files as they are")
 
 

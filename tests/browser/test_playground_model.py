@@ -15,7 +15,7 @@ LETTER = "Dear Ann,\n\nThank you for your email. Please let me kn"
 
 
 @pytest.fixture(scope="module")
-def model_url(default_model):
+def model_url(default_gguf):
     settings = Settings(max_model_len=512, num_threads=1, kv_memory=256 * 1024**2, min_probability_shown=0)
     app = load_app(settings)
     with serving(app) as url:

@@ -72,8 +72,8 @@ PROMPTS = [
 ]
 
 
-def test_default_model(default_model):
-    loaded = load_model(ModelOptions(model=str(default_model), dtype="float32"))
+def test_default_model(default_gguf):
+    loaded = load_model(ModelOptions(model=str(default_gguf), dtype="float32"))
     engine = build_engine(loaded, EngineConfig(max_model_len=128, num_slots=1))
     for prompt in PROMPTS:
         ids = [engine.tokenizer.start_token_id, *engine.tokenizer.encode(prompt)]

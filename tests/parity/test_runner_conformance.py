@@ -1,24 +1,33 @@
-"""What `decoding.model.runner` says of every runner, checked for each of them on one model: a tiny Llama in float32."""
+"""What `decoding.model.runner` says of every runner, checked for each of them on a tiny Llama in float32."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from support.gguf_export import export_gguf
 from support.gguf_files import write_gguf
+from support.models import tiny_model, tiny_tokenizer
 from support.token_trees import RandomTrees
 from transformers import PreTrainedModel
 
+from superdraft.decoding.families import spec_of_gguf
+from superdraft.decoding.gguf.file import GgufFile
 from superdraft.decoding.loading.loader import ModelOptions, load_model
+from superdraft.decoding.loading.torch_model import torch_model_of
 from superdraft.decoding.method.superposition import superpose
+from superdraft.decoding.model.native.library import has_kernels
+from superdraft.decoding.model.native.runner import NativeRunner
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.model.segments import Segment
 from superdraft.decoding.model.torch_runner import TorchRunner
 
 MAX_LEN, NUM_SLOTS, MEMORY = 400, 3, 100_000_000
-# Of log-probabilities. llama.cpp has keys and values in float16, and large random weights multiply roundings.
-TOLERANCES = {"torch": 2e-3, "llamacpp": 0.1, "llamacpp, few sequences": 0.1}
+# Of log-probabilities. llama.cpp has keys and values in float16, and large random weights multiply roundings. The
+# kernels round activations to 8 bits, and keys and values to bfloat16; another text makes a difference of 10.
+TOLERANCES = {"torch": 2e-3, "native": 1.5, "llamacpp": 0.1, "llamacpp, few sequences": 0.1}
 PROMPT = [5, 17, 100, 33, 208, 64, 9, 150]
 A, B, C = 21, 87, 140  # tokens
 
@@ -49,8 +58,22 @@ class Subject:
         torch.testing.assert_close(got, wanted, atol=self.tolerance, rtol=0)
 
 
+def native_subject(path: Path) -> Subject:
+    """A model with heads that are wide enough for the kernels, in 8 bits."""
+    model = tiny_model(
+        "llama", hidden_size=64, intermediate_size=96, num_attention_heads=2, num_key_value_heads=1, head_dim=32
+    )
+    spec = spec_of_gguf(GgufFile(export_gguf(path, model, tiny_tokenizer(), quantised=True)), MAX_LEN)
+    runner = NativeRunner(spec, MAX_LEN, MEMORY, NUM_SLOTS)
+    return Subject(runner, torch_model_of(spec, torch.float32).eval(), TOLERANCES["native"])
+
+
 @pytest.fixture(scope="module", params=TOLERANCES)
 def subject(request, tmp_path_factory) -> Subject:
+    if request.param == "native":
+        if not has_kernels():
+            pytest.skip("there are no kernels for this machine")
+        return native_subject(tmp_path_factory.mktemp("model") / "tiny.gguf")
     path = write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", quantised=False)
     model = load_model(ModelOptions(model=str(path), device="cpu", dtype="float32")).model
     runner: ModelRunner

@@ -11,7 +11,11 @@ import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "gemma3_text": "gemma3"}
+ARCHITECTURES = {
+    **{name: name for name in ("llama", "qwen2", "qwen3", "smollm3", "granite", "phi3")},
+    "gemma3_text": "gemma3",
+}
+_INTERLEAVED = ("llama", "smollm3", "granite")
 _SPECIALS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unk_token_id", "pad": "pad_token_id"}
 
 
@@ -49,12 +53,19 @@ def export_gguf(
     writer.add_vocab_size(config.vocab_size)
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-    if architecture == "llama":
-        writer.add_rope_dimension_count(config.head_dim)
-    if architecture == "gemma3":
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if architecture != "gemma3":
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    if head_dim * config.num_attention_heads != config.hidden_size or architecture == "gemma3":
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if architecture in ("gemma3", "phi3"):
         writer.add_sliding_window(config.sliding_window)
+    if architecture == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     for key, value in (metadata or {}).items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add(f"{architecture}.{key}", value)
@@ -124,7 +135,7 @@ def _add_tensors(
             continue
         stem, _, suffix = name.rpartition(".")
         weights = tensor.float().numpy()
-        if architecture == "llama" and (parts := heads.get(stem.rpartition(".")[2])):
+        if architecture in _INTERLEAVED and (parts := heads.get(stem.rpartition(".")[2])):
             # Rotary pairs lie side by side in the file, half a head apart in transformers.
             halves = weights.reshape(parts, 2, -1, *weights.shape[1:])
             weights = halves.swapaxes(1, 2).reshape(weights.shape)

@@ -15,6 +15,7 @@
 #include <omp.h>
 
 #include "attention.h"
+#include "packing.h"
 #include "products.h"
 #include "simd.h"
 
@@ -28,11 +29,16 @@ struct Layer {
     const float* query_norm;  // [head_dim], or null
     const float* key_norm;
     Linear output;
+    const float* post_attention_norm;  // [width], or null: of what is added to the residual stream
     const float* mlp_norm;
     Linear gate_up;
     Linear down;
-    int32_t window;  // positions that a position sees, itself included
+    const float* post_mlp_norm;
+    int32_t window;    // positions that a position sees, itself included
+    int32_t rotation;  // which of the rotary embeddings; -1: none
 };
+
+enum class Activation : int32_t { SiLU, GELU };
 
 struct Model {
     const Layer* layers;
@@ -43,15 +49,18 @@ struct Model {
     int32_t num_heads;
     int32_t num_kv_heads;
     int32_t head_dim;
+    int32_t rotary_dim;  // the first numbers of a head, which are rotated
+    Activation activation;
     float epsilon;
-    float scaling;
+    float scaling;   // of attention
+    float residual;  // of what is added to the residual stream
 };
 
 // Rows to run. Rows at consecutive positions of one text form a segment; segments of one slot follow one another.
 struct Batch {
     const float* embeddings;  // [rows, width]
-    const float* cosines;     // [rows, head_dim]
-    const float* sines;       // [rows, head_dim], the first half negated
+    const float* cosines;     // [rotations, rows, rotary_dim]
+    const float* sines;       // [rotations, rows, rotary_dim], the first half negated
     const int32_t* slots;     // [segments]
     const int32_t* starts;    // [segments], position of the first row
     const int32_t* counts;    // [segments], rows
@@ -71,12 +80,13 @@ struct Batch {
 };
 
 // Python passes these structs as those of `structs.py`, with pointers of eight bytes and no other padding than at the end.
-static_assert(sizeof(Linear) == 40 && offsetof(Linear, num_outputs) == 24 && offsetof(Linear, bits) == 32);
-static_assert(sizeof(Layer) == 200 && offsetof(Layer, qkv) == 8 && offsetof(Layer, query_norm) == 48);
-static_assert(offsetof(Layer, output) == 64 && offsetof(Layer, mlp_norm) == 104 && offsetof(Layer, gate_up) == 112);
-static_assert(offsetof(Layer, down) == 152 && offsetof(Layer, window) == 192);
-static_assert(sizeof(Model) == 88 && offsetof(Model, head) == 16 && offsetof(Model, num_layers) == 56);
-static_assert(offsetof(Model, epsilon) == 76 && offsetof(Model, scaling) == 80);
+static_assert(sizeof(Matrix) == 24 && offsetof(Matrix, type) == 16);
+static_assert(sizeof(Linear) == 64 && offsetof(Linear, bias) == 48 && offsetof(Linear, num_outputs) == 56);
+static_assert(sizeof(Layer) == 312 && offsetof(Layer, qkv) == 8 && offsetof(Layer, query_norm) == 72);
+static_assert(offsetof(Layer, output) == 88 && offsetof(Layer, post_attention_norm) == 152);
+static_assert(offsetof(Layer, gate_up) == 168 && offsetof(Layer, post_mlp_norm) == 296 && offsetof(Layer, window) == 304);
+static_assert(sizeof(Model) == 120 && offsetof(Model, head) == 16 && offsetof(Model, num_layers) == 80);
+static_assert(offsetof(Model, activation) == 104 && offsetof(Model, residual) == 116);
 static_assert(sizeof(Batch) == 136 && offsetof(Batch, keys) == 72 && offsetof(Batch, seconds) == 96);
 static_assert(offsetof(Batch, slot_stride) == 104 && offsetof(Batch, num_rows) == 120);
 
@@ -105,18 +115,18 @@ struct ActivationMemory {
 
 // Kept from one forward to the next, and grown when a forward needs more.
 struct Memory {
-    std::vector<float> hidden, qkv, attended, partials, blocks;
+    std::vector<float> hidden, changes, qkv, attended, partials, blocks;
     ActivationMemory inputs, gated;
 };
 
-void write_norm(const Activations& to, ptrdiff_t row, const float* hidden, const float* weight, float epsilon) {
-    const int width = to.num_groups * kGroup;
+float norm_factor(const float* values, int width, float epsilon) {
     Floats squares{};
-    for (int d = 0; d < width; d += kLanes) {
-        const Floats values = load<Floats>(hidden + d);
-        squares += values * values;
-    }
-    const float factor = 1.0f / std::sqrt(sum(squares) / width + epsilon);
+    for (int d = 0; d < width; d += kLanes) squares += load<Floats>(values + d) * load<Floats>(values + d);
+    return 1.0f / std::sqrt(sum(squares) / width + epsilon);
+}
+
+void write_norm(const Activations& to, ptrdiff_t row, const float* hidden, const float* weight, float epsilon) {
+    const float factor = norm_factor(hidden, to.num_groups * kGroup, epsilon);
     for (int group = 0; group < to.num_groups; ++group) {
         const int d = group * kGroup;
         to.write(row, group, load<Floats>(hidden + d) * factor * load<Floats>(weight + d),
@@ -124,13 +134,18 @@ void write_norm(const Activations& to, ptrdiff_t row, const float* hidden, const
     }
 }
 
-void norm_and_rotate(float* head, int dim, const float* norm, float epsilon, const float* cosines, const float* sines) {
-    if (norm != nullptr) {
-        Floats squares{};
-        for (int d = 0; d < dim; d += kLanes) squares += load<Floats>(head + d) * load<Floats>(head + d);
-        const float factor = 1.0f / std::sqrt(sum(squares) / dim + epsilon);
-        for (int d = 0; d < dim; d += kLanes) store(head + d, load<Floats>(head + d) * factor * load<Floats>(norm + d));
-    }
+void add_norm(float* hidden, const float* change, int width, const float* weight, float epsilon) {
+    const float factor = norm_factor(change, width, epsilon);
+    for (int d = 0; d < width; d += kLanes)
+        store(hidden + d, load<Floats>(hidden + d) + load<Floats>(change + d) * factor * load<Floats>(weight + d));
+}
+
+void norm_head(float* head, int dim, const float* weight, float epsilon) {
+    const float factor = norm_factor(head, dim, epsilon);
+    for (int d = 0; d < dim; d += kLanes) store(head + d, load<Floats>(head + d) * factor * load<Floats>(weight + d));
+}
+
+void rotate(float* head, int dim, const float* cosines, const float* sines) {
     const int half = dim / 2;
     for (int d = 0; d < half; d += kLanes) {
         const Floats low = load<Floats>(head + d), high = load<Floats>(head + half + d);
@@ -180,6 +195,7 @@ class Forward {
         plan_attention();
         const size_t rows = batch.num_rows;
         fit(memory.hidden, rows * model.width);
+        fit(memory.changes, rows * model.width);
         fit(memory.qkv, rows * qkv_width_);
         fit(memory.attended, rows * heads_width_);
         fit(memory.partials, (size_t)num_partials_ * partial_size_);
@@ -286,6 +302,7 @@ class Forward {
     int piece(int count) const { return std::max(1, count / (4 * batch_.num_threads)); }
 
     float* hidden(int row) const { return memory_.hidden.data() + (ptrdiff_t)row * model_.width; }
+    float* change(int row) const { return memory_.changes.data() + (ptrdiff_t)row * model_.width; }
     float* qkv(int row) const { return memory_.qkv.data() + (ptrdiff_t)row * qkv_width_; }
     float* attended(int row) const { return memory_.attended.data() + (ptrdiff_t)row * heads_width_; }
     ptrdiff_t place(int row, int head) const { return slots_[row] * batch_.slot_stride + head * batch_.head_stride; }
@@ -305,9 +322,12 @@ class Forward {
         const int rows = batch_.num_rows, phase = index * kPhases;
         const Activations normed = memory_.inputs.with(model_.width), mixed = memory_.inputs.with(heads_width_);
         const Activations gated = memory_.gated.with(layer.down.num_inputs);
+        const float* previous_norm = index == 0 ? nullptr : model_.layers[index - 1].post_mlp_norm;
         share(phase, rows, piece(rows), [&](int begin, int end) {
-            for (int row = begin; row < end; ++row)
+            for (int row = begin; row < end; ++row) {
+                add_change(row, previous_norm);
                 write_norm(normed, row, hidden(row), layer.input_norm, model_.epsilon);
+            }
         });
         share(phase + 1, layer.qkv.num_panels(), piece(layer.qkv.num_panels()), [&](int begin, int end) {
             product(layer.qkv, begin, end, normed, rows, qkv(0), qkv_width_, false);
@@ -323,26 +343,41 @@ class Forward {
             }
         });
         share(phase + 5, layer.output.num_panels(), piece(layer.output.num_panels()), [&](int begin, int end) {
-            product(layer.output, begin, end, mixed, rows, hidden(0), model_.width, true);
+            add_product(layer.output, begin, end, mixed, layer.post_attention_norm);
         });
         share(phase + 6, rows, piece(rows), [&](int begin, int end) {
-            for (int row = begin; row < end; ++row)
+            for (int row = begin; row < end; ++row) {
+                add_change(row, layer.post_attention_norm);
                 write_norm(normed, row, hidden(row), layer.mlp_norm, model_.epsilon);
+            }
         });
         share(phase + 7, gated.num_groups, piece(gated.num_groups), [&](int begin, int end) {
             gate(layer.gate_up, begin, end, normed, gated);
         });
         share(phase + 8, layer.down.num_panels(), piece(layer.down.num_panels()), [&](int begin, int end) {
-            product(layer.down, begin, end, gated, rows, hidden(0), model_.width, true);
+            add_product(layer.down, begin, end, gated, layer.post_mlp_norm);
         });
+    }
+
+    // Add outputs of a product to the residual stream; with a norm, which needs all of them, `add_change` does so.
+    void add_product(const Linear& linear, int begin, int end, const Activations& inputs, const float* norm) {
+        const bool is_direct = norm == nullptr;
+        product(linear, begin, end, inputs, batch_.num_rows, is_direct ? hidden(0) : change(0), model_.width, is_direct,
+                model_.residual);
+    }
+
+    void add_change(int row, const float* norm) {
+        if (norm != nullptr) add_norm(hidden(row), change(row), model_.width, norm, model_.epsilon);
     }
 
     void run_head() {
         const Activations normed = memory_.inputs.with(model_.width);
         const int phase = model_.num_layers * kPhases, kept = batch_.num_kept;
         share(phase, kept, piece(kept), [&](int begin, int end) {
-            for (int i = begin; i < end; ++i)
+            for (int i = begin; i < end; ++i) {
+                add_change(batch_.kept[i], model_.layers[model_.num_layers - 1].post_mlp_norm);
                 write_norm(normed, i, hidden(batch_.kept[i]), model_.norm, model_.epsilon);
+            }
         });
         share(phase + 1, model_.head.num_panels(), piece(model_.head.num_panels()), [&](int begin, int end) {
             product(model_.head, begin, end, normed, kept, batch_.logits, model_.head.num_outputs, false);
@@ -352,12 +387,10 @@ class Forward {
     // Norms and rotary embeddings of a row's queries and keys; its keys and values go into the cache.
     void rotate_and_cache(const Layer& layer, int index, int row) {
         const int dim = model_.head_dim;
-        const float *cosines = batch_.cosines + (ptrdiff_t)row * dim, *sines = batch_.sines + (ptrdiff_t)row * dim;
         float* head = qkv(row);
-        for (int i = 0; i < model_.num_heads; ++i, head += dim)
-            norm_and_rotate(head, dim, layer.query_norm, model_.epsilon, cosines, sines);
+        for (int i = 0; i < model_.num_heads; ++i, head += dim) norm_and_rotate(layer, row, head, layer.query_norm);
         for (int i = 0; i < model_.num_kv_heads; ++i, head += dim) {
-            norm_and_rotate(head, dim, layer.key_norm, model_.epsilon, cosines, sines);
+            norm_and_rotate(layer, row, head, layer.key_norm);
             uint16_t* key = batch_.keys[index] + place(row, i) + (ptrdiff_t)own_cell(row) * dim;
             for (int d = 0; d < dim; d += kLanes) to_bfloat16(key + d, load<Floats>(head + d));
         }
@@ -365,6 +398,13 @@ class Forward {
             uint16_t* value = batch_.values[index] + place(row, i) + (ptrdiff_t)own_cell(row) * dim;
             for (int d = 0; d < dim; d += kLanes) to_bfloat16(value + d, load<Floats>(head + d));
         }
+    }
+
+    void norm_and_rotate(const Layer& layer, int row, float* head, const float* norm) const {
+        if (norm != nullptr) norm_head(head, model_.head_dim, norm, model_.epsilon);
+        if (layer.rotation < 0) return;
+        const ptrdiff_t place = ((ptrdiff_t)layer.rotation * batch_.num_rows + row) * model_.rotary_dim;
+        rotate(head, model_.rotary_dim, batch_.cosines + place, batch_.sines + place);
     }
 
     void attend(const Layer& layer, int index, const Work& work) {
@@ -435,7 +475,13 @@ class Forward {
         }
     }
 
-    // SiLU(gate) * up, rounded, for groups [begin, end) of the inputs of `down`. Gates come before ups.
+    Floats activated(Floats values) const {
+        if (model_.activation == Activation::SiLU) return values / (1.0f + exponential(-values));
+        // The approximation of GELU by the hyperbolic tangent: (1 + tanh x) / 2 = 1 / (1 + e^-2x).
+        return values / (1.0f + exponential(-1.5957691216f * (values + 0.044715f * values * values * values)));
+    }
+
+    // activation(gate) * up, rounded, for groups [begin, end) of the inputs of `down`. Gates come before ups.
     void gate(const Linear& gate_up, int begin, int end, const Activations& normed, const Activations& gated) {
         const int panels_per_group = kGroup / kPanel, first_up = gated.num_groups * panels_per_group;
         Floats gates[kRowsAtOnce], ups[kRowsAtOnce], results[kGroup / kPanel][kRowsAtOnce];
@@ -447,7 +493,7 @@ class Forward {
                     panel_product(gate_up, panel, normed, first, count, gates);
                     panel_product(gate_up, first_up + panel, normed, first, count, ups);
                     for (int row = 0; row < count; ++row)
-                        results[i][row] = gates[row] / (1.0f + exponential(-gates[row])) * ups[row];
+                        results[i][row] = activated(gates[row]) * ups[row];
                 }
                 for (int row = 0; row < count; ++row) gated.write(first + row, group, results[0][row], results[1][row]);
             }
@@ -460,8 +506,8 @@ class Forward {
 
 // Sizes and constants that Python relies on: `expected_layout` in `structs.py`.
 SUPERDRAFT_API void superdraft_layout(int32_t* to) {
-    const int32_t layout[] = {sizeof(Linear), sizeof(Layer), sizeof(Model), sizeof(Batch), kGroup, kPanel,
-                              kInt4Block, kInt8Block, kLanes, kQueryBlock, kPhases + kHeadPhases};
+    const int32_t layout[] = {sizeof(Matrix), sizeof(Linear), sizeof(Layer), sizeof(Model), sizeof(Batch), kGroup, kPanel,
+                              kSuperblock, kLanes, kQueryBlock, kPhases + kHeadPhases, kNumFormats};
     std::copy(std::begin(layout), std::end(layout), to);
 }
 
@@ -491,38 +537,43 @@ SUPERDRAFT_API void superdraft_linear(
     }
 }
 
-// Levels 0..15 [outputs, inputs], scales and minima [outputs, groups] in float16 -> panels.
-SUPERDRAFT_API void superdraft_pack_int4(
-    const uint8_t* levels, const uint16_t* scales, const uint16_t* minima, int32_t num_outputs, int32_t num_inputs,
-    uint8_t* to, int32_t num_threads) {
-    const int num_groups = num_inputs / kGroup, num_panels = (num_outputs + kPanel - 1) / kPanel;
-#pragma omp parallel for num_threads(num_threads)
-    for (int panel = 0; panel < num_panels; ++panel)
-        for (int group = 0; group < num_groups; ++group) {
-            uint8_t* block = to + ((ptrdiff_t)panel * num_groups + group) * kInt4Block;
-            std::memset(block, 0, kInt4Block);
-            for (int n = 0; n < kPanel && panel * kPanel + n < num_outputs; ++n) {
-                const ptrdiff_t output = panel * kPanel + n;
-                const uint8_t* from = levels + output * num_inputs + group * kGroup;
-                for (int i = 0; i < kGroup / 2; ++i) block[i / 4 * 64 + 4 * n + i % 4] = from[i] | from[16 + i] << 4;
-                std::memcpy(block + 256 + 2 * n, scales + output * num_groups + group, 2);
-                std::memcpy(block + 288 + 2 * n, minima + output * num_groups + group, 2);
-            }
-        }
+// Bytes of a panel of a format.
+SUPERDRAFT_API int64_t superdraft_panel_bytes(int32_t format, int32_t num_inputs) {
+    return kFormats[format].panel_bytes(num_inputs / kGroup);
 }
 
-// Levels -127..127 [outputs, inputs] -> panels.
-SUPERDRAFT_API void superdraft_pack_int8(
-    const int8_t* levels, int32_t num_outputs, int32_t num_inputs, uint8_t* to, int32_t num_threads) {
-    const int num_groups = num_inputs / kGroup, num_panels = (num_outputs + kPanel - 1) / kPanel;
-#pragma omp parallel for num_threads(num_threads)
-    for (int panel = 0; panel < num_panels; ++panel)
-        for (int group = 0; group < num_groups; ++group) {
-            uint8_t* block = to + ((ptrdiff_t)panel * num_groups + group) * kInt8Block;
-            std::memset(block, 128, kInt8Block);
-            for (int n = 0; n < kPanel && panel * kPanel + n < num_outputs; ++n) {
-                const int8_t* from = levels + (ptrdiff_t)(panel * kPanel + n) * num_inputs + group * kGroup;
-                for (int i = 0; i < kGroup; ++i) block[i / 4 * 64 + 4 * n + i % 4] = (uint8_t)(from[i] + 128);
+// The format that holds a type's levels as they are; -1: the type is one of floating point.
+SUPERDRAFT_API int32_t superdraft_format_of(int32_t type) { return format_of((Type)type); }
+
+// Rows of a matrix -> panels of a format: the type's own, or INT4 or INT8, to which floating point is rounded.
+SUPERDRAFT_API void superdraft_pack(
+    const Matrix* matrix, const int32_t* rows, int32_t num_outputs, int32_t format, uint8_t* to, int32_t num_threads) {
+    const Format& layout = kFormats[format];
+    const int num_groups = matrix->num_inputs / kGroup, num_panels = (num_outputs + kPanel - 1) / kPanel;
+    const bool is_rounded = format_of(matrix->type) < 0, is_int8 = layout.bits == 8;
+#pragma omp parallel for num_threads(num_threads) schedule(dynamic)
+    for (int panel = 0; panel < num_panels; ++panel) {
+        uint8_t* place = to + panel * layout.panel_bytes(num_groups);
+        std::memset(place, 0, layout.panel_bytes(num_groups));
+        for (int n = 0; n < kPanel && panel * kPanel + n < num_outputs; ++n) {
+            const uint8_t* row = matrix->rows + rows[panel * kPanel + n] * matrix->row_bytes;
+            float numbers[kGroup];
+            for (int index = 0; index < num_groups; ++index) {
+                if (is_rounded) read_floats(*matrix, row, index, numbers);
+                const Group group = is_rounded ? rounded_group(numbers, is_int8) : read_group(*matrix, row, index);
+                write_group(group, layout, place, index, n);
             }
         }
+    }
+}
+
+// Rows of a matrix -> float32 [rows, inputs].
+SUPERDRAFT_API void superdraft_dequantise(
+    const Matrix* matrix, const int64_t* rows, int64_t num_rows, float* to, int32_t num_threads) {
+    const int num_groups = matrix->num_inputs / kGroup;
+#pragma omp parallel for num_threads(num_threads)
+    for (int64_t i = 0; i < num_rows; ++i)
+        for (int index = 0; index < num_groups; ++index)
+            read_floats(*matrix, matrix->rows + rows[i] * matrix->row_bytes, index,
+                        to + (i * num_groups + index) * kGroup);
 }

@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from superdraft.decoding.model.fused_decoder import DecoderLayer, FusedDecoder
-from superdraft.decoding.model.kv_cache import SlotKVCache
-from superdraft.decoding.model.linear import Linear
+from superdraft.decoding.model.decoder_spec import DecoderSpec, LayerSpec
+from superdraft.decoding.model.kv_cache import LayerShape, SlotKVCache
 from superdraft.decoding.model.native.library import load_kernels
-from superdraft.decoding.model.native.linear import NativeLinear, address
+from superdraft.decoding.model.native.linear import NativeLinear, address, packed_bytes
 from superdraft.decoding.model.native.structs import (
+    GROUP,
     LANES,
     MAX_SHARED,
+    PANEL,
     PHASES,
     BatchStruct,
     LayerStruct,
@@ -22,53 +23,76 @@ from superdraft.decoding.model.native.structs import (
     ModelStruct,
 )
 from superdraft.decoding.model.segments import Segment
+from superdraft.decoding.progress import Stage
 
-_FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 _UNLIMITED = 2**31 - 1
+_NO_ROTATION = -1
 
 
 class NativeDecoder:
-    """A Llama-like model's forward over the slots of a KV cache, on as many threads as torch uses.
+    """A decoder's forward over the slots of a KV cache, on as many threads as torch uses.
 
     A row's logits do not depend on the other rows of the forward, up to the way in which its own prompt is cut.
 
     Args:
-        decoder: a decoder that `supports` accepts.
-        windows: per layer, how many positions a position sees, itself included; None: all.
+        spec: a decoder for which `problem_of` finds none. Its matrices are copied into the kernels' order.
         max_len: positions of the longest text.
+        current: is told how many bytes are done.
     """
 
-    def __init__(self, decoder: FusedDecoder, windows: Sequence[int | None], max_len: int) -> None:
+    def __init__(self, spec: DecoderSpec, max_len: int, current: Stage | None = None) -> None:
         self._kernels = load_kernels()
-        self._decoder = decoder
-        # Computing a row's rotation takes a tenth of a step; some kinds depend on the length of the text.
-        is_fixed = getattr(decoder.rotary, "rope_type", None) in _FIXED_ROTATIONS
-        self._rotations = self._rotation(torch.arange(max_len)) if is_fixed else None
+        self._tables = [
+            torch.stack(parts) for parts in zip(*(rotation.tables(max_len) for rotation in spec.rotations), strict=True)
+        ]  # cosines and sines, each [rotations, max_len, rotary_dim]
         self._addresses: tuple[SlotKVCache, Any, Any] | None = None
-        self._kept_alive: list[Tensor] = []
-        layers = (LayerStruct * len(decoder.layers))()
-        for struct, layer, window in zip(layers, decoder.layers, windows, strict=True):
-            query_norm, key_norm = layer.norms or (None, None)
-            struct.input_norm, struct.mlp_norm = self._floats(layer.input_norm), self._floats(layer.mlp_norm)
-            struct.query_norm, struct.key_norm = self._floats(query_norm), self._floats(key_norm)
-            struct.qkv, struct.output, struct.gate_up, struct.down = map(_struct, _linears(layer))
-            struct.window = window or _UNLIMITED
+        self._kept_alive: list[Any] = []
+        self._current = current
+        self._logit_scale, self._logit_cap = spec.logit_scale, spec.logit_cap
+        self.num_weight_bytes = 0
+        layers = (LayerStruct * len(spec.layers))()
+        for struct, layer in zip(layers, spec.layers, strict=True):
+            self._fill(struct, layer)
         self._layers = layers
-        self._width, self._num_logits = decoder.norm.shape[0], _native(decoder.head).shape[0]
+        self._num_logits = spec.head.shape[0]
         self._model = ModelStruct(
             layers=ctypes.addressof(layers),
-            norm=self._floats(decoder.norm),
-            head=_struct(decoder.head),
+            norm=self._floats(spec.norm),
+            head=self._linear((spec.head,), None, bits=8),
             num_layers=len(layers),
-            width=self._width,
-            num_heads=decoder.num_heads,
-            num_kv_heads=decoder.num_kv_heads,
-            head_dim=decoder.head_dim,
-            epsilon=decoder.epsilon,
-            scaling=decoder.scaling,
+            width=spec.embedding.width,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            rotary_dim=self._tables[0].shape[-1] if self._tables else 0,
+            activation=spec.activation,
+            epsilon=spec.epsilon,
+            scaling=spec.attention_scale,
+            residual=spec.residual_scale,
         )
         self._memory = ctypes.c_void_p(self._new_memory())
         self._seconds: Tensor | None = None
+        self._current = None
+
+    def _fill(self, struct: LayerStruct, layer: LayerSpec) -> None:
+        query_norm, key_norm = layer.head_norms or (None, None)
+        struct.input_norm, struct.mlp_norm = self._floats(layer.input_norm), self._floats(layer.mlp_norm)
+        struct.query_norm, struct.key_norm = self._floats(query_norm), self._floats(key_norm)
+        struct.post_attention_norm = self._floats(layer.post_attention_norm)
+        struct.post_mlp_norm = self._floats(layer.post_mlp_norm)
+        struct.qkv = self._linear(layer.qkv, layer.qkv_bias)
+        struct.output = self._linear((layer.output,), layer.output_bias)
+        struct.gate_up, struct.down = self._linear(layer.gate_up, None), self._linear((layer.down,), None)
+        struct.window = layer.window or _UNLIMITED
+        struct.rotation = _NO_ROTATION if layer.rotation is None else layer.rotation
+
+    def _linear(self, matrices: tuple[Any, ...], bias: Tensor | None, *, bits: int = 4) -> LinearStruct:
+        linear = NativeLinear(matrices, bias, bits=bits)
+        self._kept_alive.append(linear)
+        self.num_weight_bytes += linear.num_bytes
+        if self._current is not None:
+            self._current.advance(linear.num_bytes)
+        return linear.struct
 
     def _new_memory(self) -> int:
         self._kernels.superdraft_new_memory.restype = ctypes.c_void_p
@@ -77,19 +101,6 @@ class NativeDecoder:
     def __del__(self) -> None:
         if hasattr(self, "_memory"):
             self._kernels.superdraft_delete_memory(self._memory)
-
-    @staticmethod
-    def supports(decoder: FusedDecoder) -> bool:
-        """Whether the kernels can run this model: its layers are quantised, its shapes and activation are known."""
-        linears = [linear for layer in decoder.layers for linear in _linears(layer)]
-        return (
-            all(isinstance(linear, NativeLinear) for linear in [*linears, decoder.head])
-            and _has_like_layers(decoder)
-            and decoder.activation is nn.functional.silu
-            and decoder.head_dim % (2 * LANES) == 0
-            and decoder.num_heads % decoder.num_kv_heads == 0
-            and decoder.num_heads // decoder.num_kv_heads <= MAX_SHARED
-        )
 
     def __call__(
         self, embeddings: Tensor, cache: SlotKVCache, segments: Sequence[Segment], kept: Sequence[int]
@@ -108,10 +119,7 @@ class NativeDecoder:
         inputs = embeddings.float().contiguous()
         positions = [position for segment in segments for position in segment.positions]
         place = torch.tensor(positions)
-        if self._rotations is None:
-            cosines, sines = self._rotation(place)
-        else:
-            cosines, sines = (table[place] for table in self._rotations)
+        rotations: list[Tensor | None] = [table[:, place].contiguous() for table in self._tables] or [None, None]
         numbers = [
             torch.tensor(part, dtype=torch.int32)
             for part in (
@@ -129,7 +137,7 @@ class NativeDecoder:
             self._addresses = cache, *_addresses(cache)
         logits = torch.empty(len(kept), self._num_logits)
         batch = BatchStruct(
-            *(address(tensor) for tensor in (inputs, cosines, sines, *numbers)),
+            *(address(tensor) for tensor in (inputs, *rotations, *numbers)),
             *(ctypes.addressof(part) for part in self._addresses[1:]),
             logits=logits.data_ptr(),
             seconds=address(self._seconds),
@@ -141,18 +149,14 @@ class NativeDecoder:
             num_threads=torch.get_num_threads(),
         )
         self._kernels.superdraft_forward(ctypes.byref(self._model), ctypes.byref(batch), self._memory)
-        return logits
+        if self._logit_scale != 1:
+            logits.mul_(self._logit_scale)
+        return logits if self._logit_cap is None else logits.div_(self._logit_cap).tanh_().mul_(self._logit_cap)
 
     def measure(self) -> Tensor:
         """Add up the seconds of each of `PHASES` from now on, in the tensor returned, float64."""
         self._seconds = torch.zeros(len(PHASES), dtype=torch.float64)
         return self._seconds
-
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of N positions, float32, shape [N, Dh]; the sines include the sign of rotate-half."""
-        cosines, sines = self._decoder.rotary(torch.empty(0), positions.unsqueeze(0))
-        sines[..., : self._decoder.head_dim // 2].neg_()
-        return cosines[0].contiguous(), sines[0].contiguous()
 
     def _floats(self, tensor: Tensor | None) -> int | None:
         """Address of a copy in float32 that lives as long as the decoder."""
@@ -162,31 +166,52 @@ class NativeDecoder:
         return address(self._kept_alive[-1])
 
 
-def _linears(layer: DecoderLayer) -> tuple[Linear, Linear, Linear, Linear]:
-    return layer.qkv, layer.output, layer.gate_up, layer.down
+def layer_shapes(spec: DecoderSpec) -> list[LayerShape]:
+    """Keys and values of one position, layer by layer."""
+    return [LayerShape(spec.num_kv_heads, spec.head_dim, spec.head_dim)] * len(spec.layers)
 
 
-def _has_like_layers(decoder: FusedDecoder) -> bool:
-    """Whether every layer has the shapes that the kernels' working memory is made for."""
-    width, head_dim = decoder.norm.shape[0], decoder.head_dim
-    num_all = decoder.num_heads + 2 * decoder.num_kv_heads
-    inner = _native(decoder.layers[0].down).shape[1]
-    expected = [
-        (num_all * head_dim, width),
-        (width, decoder.num_heads * head_dim),
-        (2 * inner, width),
-        (width, inner),
-    ]
-    return all([_native(linear).shape for linear in _linears(layer)] == expected for layer in decoder.layers)
+def num_weight_bytes(spec: DecoderSpec) -> int:
+    """Bytes of the weights in the kernels' order."""
+    matrices = [each for layer in spec.layers for each in (*layer.qkv, layer.output, *layer.gate_up, layer.down)]
+    return sum(packed_bytes(matrix) for matrix in matrices) + packed_bytes(spec.head, bits=8)
 
 
-def _native(linear: Linear) -> NativeLinear:
-    assert isinstance(linear, NativeLinear), "`supports` was not asked"
-    return linear
+def problem_of(spec: DecoderSpec) -> str | None:
+    """Why the kernels cannot run a decoder; None: they can.
 
-
-def _struct(linear: Linear) -> LinearStruct:
-    return _native(linear).struct
+    Args:
+        spec: the decoder; its shapes are checked, no weight is read.
+    """
+    width, head_dim, inner = spec.embedding.width, spec.head_dim, spec.layers[0].down.width
+    rotary_dim = 2 * len(spec.rotations[0].frequencies) if spec.rotations else 0
+    for what, number, factor in (
+        ("the width", width, GROUP),
+        ("the gated layer's width", inner, GROUP),
+        ("a head's width", head_dim, 2 * LANES),
+        ("the rotated part of a head", rotary_dim, 2 * LANES),
+    ):
+        if number % factor:
+            return f"{what} is {number}, which is not a multiple of {factor}"
+    if spec.num_heads % spec.num_kv_heads or spec.num_heads // spec.num_kv_heads > MAX_SHARED:
+        return f"{spec.num_heads} heads of queries cannot share {spec.num_kv_heads} heads of keys"
+    expected = {
+        "qkv": ((spec.num_heads + 2 * spec.num_kv_heads) * head_dim, width),
+        "output": (width, spec.num_heads * head_dim),
+        "gate_up": (2 * inner, width),
+        "down": (width, inner),
+    }
+    for number, layer in enumerate(spec.layers):
+        parts = {"qkv": layer.qkv, "output": (layer.output,), "gate_up": layer.gate_up, "down": (layer.down,)}
+        for name, matrices in parts.items():
+            shape = (sum(matrix.shape[0] for matrix in matrices), matrices[0].width)
+            if shape != expected[name] or any(matrix.width != shape[1] for matrix in matrices):
+                return f"{name} of layer {number} has the shape {shape}, expected {expected[name]}"
+            if any(matrix.shape[0] % PANEL for matrix in matrices[:-1]):
+                return f"{name} of layer {number} has parts that are not multiples of {PANEL}"
+    if spec.head.shape != spec.embedding.shape:
+        return f"the head has the shape {spec.head.shape} and the embedding {spec.embedding.shape}"
+    return None
 
 
 def _addresses(cache: SlotKVCache) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]]:

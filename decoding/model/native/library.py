@@ -24,7 +24,6 @@ import torch
 from superdraft.decoding.durable import new_file
 from superdraft.decoding.home import superdraft_home
 from superdraft.decoding.model.native.structs import expected_layout
-from superdraft.decoding.model.quantise import GROUP_SIZE
 from superdraft.decoding.progress import stage
 
 _SOURCES = Path(__file__).parent
@@ -99,7 +98,7 @@ def _opened(library: Path) -> ctypes.CDLL:
         OSError, AttributeError: it is damaged, or something else.
         KernelsUnavailableError: it passes other structs than Python does.
     """
-    kernels, expected = ctypes.CDLL(str(library)), expected_layout(GROUP_SIZE)
+    kernels, expected = ctypes.CDLL(str(library)), expected_layout()
     found = (ctypes.c_int32 * len(expected))()
     kernels.superdraft_layout(found)
     if list(found) != expected:

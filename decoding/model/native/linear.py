@@ -1,17 +1,17 @@
-"""Linear layers in 4 or 8 bits whose products are taken with 8-bit activations.
+"""Linear layers with quantised weights, whose products are taken with 8-bit activations.
 
 The layout of the weights is described in `products.h`.
 """
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from superdraft.decoding.model.native.library import load_kernels
-from superdraft.decoding.model.native.structs import INT4_BLOCK, INT8_BLOCK, PANEL, LinearStruct
-from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
+from superdraft.decoding.model.native.matrix import Matrix
+from superdraft.decoding.model.native.structs import MAX_PARTS, PANEL, Format, LinearStruct
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -19,91 +19,71 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def packed_bytes(matrix: Matrix, *, bits: int = 4) -> int:
+    """Bytes of a matrix in the kernels' order; `bits` as in `NativeLinear`."""
+    return -(-matrix.shape[0] // PANEL) * _panel_bytes(_format(matrix, bits), matrix.width)
+
+
+def _format(matrix: Matrix, bits: int) -> int:
+    own: int = load_kernels().superdraft_format_of(matrix.type.number)
+    return own if own >= 0 else Format.INT4 if bits == 4 else Format.INT8
+
+
+def _panel_bytes(kind: int, width: int) -> int:
+    kernels = load_kernels()
+    kernels.superdraft_panel_bytes.restype = ctypes.c_int64
+    return int(kernels.superdraft_panel_bytes(kind, width))
+
+
 class NativeLinear:
     """y = x W^T + b with quantised weights; activations are rounded to 8 bits in groups of 32.
 
-    A row's result does not depend on the other rows.
+    Weights that are quantised stay as they are, to the last bit; those in floating point are rounded: to 16 levels in
+    groups of 32, or to 255 levels. A row's result does not depend on the other rows.
 
     Args:
-        weight: shape [N, K], K a multiple of 32.
+        matrices: at most three that lie below one another, each [N', K]; N' a multiple of 16 of all but the last.
         bias: shape [N], or None.
-        bits: 4: each group of 32 weights has a scale and a minimum; 8: each output has a scale.
+        bits: of weights in floating point, 4 or 8.
 
     Raises:
         KernelsUnavailableError: there are no kernels for this machine.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, bits: int) -> None:
+    def __init__(self, matrices: Sequence[Matrix], bias: Tensor | None = None, *, bits: int = 4) -> None:
         self._kernels = load_kernels()
-        num_outputs, num_inputs = weight.shape
-        self.shape = (num_outputs, num_inputs)
-        num_panels = -(-num_outputs // PANEL)
-        padding = (0, num_panels * PANEL - num_outputs)
+        widths = {matrix.width for matrix in matrices}
+        assert len(widths) == 1, "the matrices do not make one layer"
+        assert len(matrices) <= MAX_PARTS, f"a layer has at most {MAX_PARTS} matrices"
+        assert all(matrix.shape[0] % PANEL == 0 for matrix in matrices[:-1]), "a part would share a panel with the next"
+        self.shape = (sum(matrix.shape[0] for matrix in matrices), widths.pop())
+        padding = (0, -self.shape[0] % PANEL)
         self._bias = None if bias is None else torch.nn.functional.pad(bias.detach().float(), padding)
-        self._scales: Tensor | None = None
-        num_blocks = num_panels * (num_inputs // GROUP_SIZE)
-        if bits == 4:
-            self._panels = torch.empty(num_blocks * INT4_BLOCK, dtype=torch.uint8)
-            self._pack_int4(weight)
-        else:
-            self._panels = torch.empty(num_blocks * INT8_BLOCK, dtype=torch.uint8)
-            levels, scales = quantise_int8(weight)
-            self._scales = torch.nn.functional.pad(scales, padding)
-            self._kernels.superdraft_pack_int8(
-                ctypes.c_void_p(levels.data_ptr()),
-                num_outputs,
-                num_inputs,
-                ctypes.c_void_p(self._panels.data_ptr()),
-                torch.get_num_threads(),
-            )
-        self.struct = self._described(bits)
+        self._panels: list[Tensor] = []
+        self.struct = LinearStruct(bias=address(self._bias), num_outputs=self.shape[0], num_inputs=self.shape[1])
+        for part, matrix in zip(self.struct.parts, matrices, strict=False):
+            part.format = _format(matrix, bits)
+            part.num_panels = -(-matrix.shape[0] // PANEL)
+            self._panels.append(self._packed(matrix, part.format, part.num_panels))
+            part.panels = self._panels[-1].data_ptr()
 
-    def _described(self, bits: int) -> LinearStruct:
-        return LinearStruct(address(self._panels), address(self._scales), address(self._bias), *self.shape, bits)
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(panels.nbytes for panels in self._panels)
 
-    def parts(self) -> dict[str, Tensor]:
-        """What the layer consists of, by name; see `from_parts`."""
-        found = {"panels": self._panels, "scales": self._scales, "bias": self._bias}
-        sizes = torch.tensor([*self.shape, self.struct.bits])
-        return {"sizes": sizes} | {name: part for name, part in found.items() if part is not None}
-
-    @classmethod
-    def from_parts(cls, parts: Mapping[str, Tensor]) -> "NativeLinear":
-        """A layer from the parts of another one.
-
-        Raises:
-            KeyError, ValueError: these are not the parts of a layer.
-            KernelsUnavailableError: there are no kernels for this machine.
-        """
-        num_outputs, num_inputs, bits = parts["sizes"].tolist()
-        num_panels = -(-num_outputs // PANEL)
-        num_blocks = num_panels * (num_inputs // GROUP_SIZE)
-        layer = cls.__new__(cls)
-        layer._kernels = load_kernels()
-        layer._panels, layer._scales, layer._bias = parts["panels"], parts.get("scales"), parts.get("bias")
-        found = [None if part is None else part.shape for part in (layer._panels, layer._scales, layer._bias)]
-        padded = (num_panels * PANEL,)
-        expected = (num_blocks * (INT4_BLOCK if bits == 4 else INT8_BLOCK),)
-        if (
-            found[0] != expected
-            or found[1] not in ((None,) if bits == 4 else (padded,))
-            or found[2] not in (None, padded)
-        ):
-            raise ValueError(f"parts of the shapes {found} do not make a layer of {num_outputs} x {num_inputs}")
-        layer.shape = (num_outputs, num_inputs)
-        layer.struct = layer._described(bits)
-        return layer
-
-    def _pack_int4(self, weight: Tensor) -> None:
-        levels, scales, zeros = quantise_int4(weight)
-        minima = (zeros - 8 * scales).half().contiguous()
-        levels, scales = levels.to(torch.uint8), scales.half().contiguous()
-        self._kernels.superdraft_pack_int4(
-            *(ctypes.c_void_p(part.data_ptr()) for part in (levels, scales, minima)),
-            *self.shape,
-            ctypes.c_void_p(self._panels.data_ptr()),
+    def _packed(self, matrix: Matrix, kind: int, num_panels: int) -> Tensor:
+        panels = torch.empty(num_panels * _panel_bytes(kind, matrix.width), dtype=torch.uint8)
+        order = torch.arange(matrix.num_rows, dtype=torch.int32) if matrix.order is None else matrix.order
+        self._kernels.superdraft_pack(
+            ctypes.byref(matrix.struct),
+            ctypes.c_void_p(order.data_ptr()),
+            len(order),
+            kind,
+            ctypes.c_void_p(panels.data_ptr()),
             torch.get_num_threads(),
         )
+        return panels
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., K] -> [..., N], in the type of `rows`."""

@@ -1,13 +1,16 @@
-// Matrix products of 8-bit activations with 4-bit and 8-bit weights.
+// Matrix products of 8-bit activations with weights of 2 to 8 bits.
 //
 // Activations are rounded in groups of 32 numbers, each with a scale of its own: x = scale * level, level = -127..127.
 // Weights come in panels of 16 outputs, inputs in groups of 32, so that one instruction multiplies four inputs of all
-// 16 outputs:
+// 16 outputs. The levels of a panel and a group:
 //
-//     4 bits   per panel and group: 256 bytes of levels 0..15, 16 scales, 16 minima (float16); w = scale * level + minimum.
-//              Byte 64 j + 4 n + i holds input 4 j + i of output n in its low half, and input 16 + 4 j + i in its high half.
-//     8 bits   per panel and group: 512 bytes of levels + 128; byte 64 j + 4 n + i is input 4 j + i of output n;
-//              w = scale of the output * level.
+//     below 8 bits   256 bytes: byte 64 j + 4 n + i has the low four bits of input 4 j + i of output n in its low half,
+//                    and those of input 16 + 4 j + i in its high half. Then 64 bytes for each further bit: of B further
+//                    bits, those of input 4 j + i are bits B j % 8 and up of byte 64 (B j / 8) + 4 n + i.
+//     8 bits         512 bytes: byte 64 j + 4 n + i is input 4 j + i of output n.
+//
+// What follows turns levels into weights, see `Format`. These are the integers of a GGUF file's blocks, in another order:
+// a weight is the file's to the last bit.
 //
 // All sums of one row are taken in the same order however many rows there are, so a row's result does not depend on the
 // others.
@@ -22,16 +25,50 @@ namespace superdraft {
 
 constexpr int kGroup = 32;
 constexpr int kPanel = 16;
-constexpr int kInt4Block = kPanel * kGroup / 2 + 2 * kPanel * 2;
-constexpr int kInt8Block = kPanel * kGroup;
+constexpr int kSuperblock = 8;   // groups
+constexpr int kAhead = 3072;    // bytes before they are needed, weights are asked for; others of 768 to 6144 were no faster
 constexpr int kRowsAtOnce = 8;  // each needs a register for its sums, the weights of a group eight; 16 were no faster
+
+// A format of weights: w = scale * (level - offset), or scale * level + minimum, which has offset 0 here. Scales and
+// minima are those of an output and of a group, or of each half of it: in float16, or, in a superblock of 8 groups, the
+// product of a float16 and a signed byte; the minima of superblocks are subtracted. A panel has, per group, the levels,
+// [halves, 16] scales, [halves, 16] minima; and, before the first group of a superblock, 16 scales and 16 minima.
+struct Format {
+    int bits, halves, offset;
+    bool is_super;
+
+    constexpr bool has_minima() const { return offset == 0; }
+    constexpr int level_bytes() const { return kPanel * kGroup * bits / 8; }
+    constexpr int scale_bytes() const { return kPanel * (is_super ? 1 : 2) * halves; }
+    constexpr int block_bytes() const { return level_bytes() + scale_bytes() * (has_minima() ? 2 : 1); }
+    constexpr int super_bytes() const { return is_super ? kPanel * 2 * (has_minima() ? 2 : 1) : 0; }
+
+    // Bytes of a panel's first groups.
+    constexpr ptrdiff_t panel_bytes(int num_groups) const {
+        return (ptrdiff_t)num_groups * block_bytes() + (num_groups + kSuperblock - 1) / kSuperblock * super_bytes();
+    }
+};
+
+// The order is that of `Format` in `structs.py`.
+constexpr Format kFormats[] = {
+    {4, 1, 0, false},    // INT4: Q4_0, Q4_1, and what we round ourselves
+    {5, 1, 16, false},   // Q5_0
+    {5, 1, 0, false},    // Q5_1
+    {8, 1, 128, false},  // INT8: Q8_0, IQ4_NL, and what we round ourselves
+    {4, 1, 0, true},     // Q4_K
+    {5, 1, 0, true},     // Q5_K
+    {6, 2, 32, true},    // Q6_K
+    {4, 2, 4, true},     // Q3_K
+    {4, 2, 0, true},     // Q2_K
+};
+constexpr int kNumFormats = sizeof kFormats / sizeof kFormats[0];
 
 // A group of 32 activations of kRowsAtOnce rows: what the products read next lies next in memory.
 struct ActivationGroup {
     int8_t levels[kRowsAtOnce][kGroup];
     float scales[kRowsAtOnce];
-    float sums[kRowsAtOnce];      // scale * sum of the levels
-    int32_t counts[kRowsAtOnce];  // sum of the levels
+    float sums[kRowsAtOnce];         // scale * sum of the levels
+    int32_t counts[2][kRowsAtOnce];  // sum of the levels in each half
 };
 
 // Rounded activations of some rows.
@@ -48,14 +85,14 @@ struct Activations {
         const int place = row % kRowsAtOnce;
         const float largest = maximum(larger(larger(low, -low), larger(high, -high)));
         const Floats inverse = splat(largest > 0 ? 127.0f / largest : 0.0f);
-        const Ints first = __builtin_convertvector(rounded(low * inverse), Ints);
-        const Ints second = __builtin_convertvector(rounded(high * inverse), Ints);
-        store(group.levels[place], __builtin_convertvector(first, Bytes));
-        store(group.levels[place] + kLanes, __builtin_convertvector(second, Bytes));
-        const float count = sum(__builtin_convertvector(first + second, Floats));  // exact, below 2^24
+        const Floats first = rounded(low * inverse), second = rounded(high * inverse);
+        store(group.levels[place], __builtin_convertvector(__builtin_convertvector(first, Ints), Bytes));
+        store(group.levels[place] + kLanes, __builtin_convertvector(__builtin_convertvector(second, Ints), Bytes));
+        const float counts[2] = {sum(first), sum(second)};  // exact, below 2^24
         group.scales[place] = largest / 127.0f;
-        group.counts[place] = (int32_t)count;
-        group.sums[place] = largest / 127.0f * count;
+        group.counts[0][place] = (int32_t)counts[0];
+        group.counts[1][place] = (int32_t)counts[1];
+        group.sums[place] = largest / 127.0f * (counts[0] + counts[1]);
     }
 
     void write_row(ptrdiff_t row, const float* values) const {
@@ -64,166 +101,213 @@ struct Activations {
     }
 };
 
-struct Linear {
+// Outputs of one format that lie below one another.
+struct Weights {
     const uint8_t* panels;
-    const float* scales;  // [outputs, padded to whole panels], 8 bits only
-    const float* bias;    // [outputs, padded to whole panels], or null
+    int32_t format;
+    int32_t num_panels;
+};
+
+constexpr int kMaxParts = 3;
+
+// Every part but the last has whole panels.
+struct Linear {
+    Weights parts[kMaxParts];
+    const float* bias;  // [outputs, padded to whole panels], or null
     int32_t num_outputs;
     int32_t num_inputs;
-    int32_t bits;
 
     int num_panels() const { return (num_outputs + kPanel - 1) / kPanel; }
-    ptrdiff_t panel_bytes() const {
-        return (ptrdiff_t)(num_inputs / kGroup) * (bits == 4 ? kInt4Block : kInt8Block);
-    }
 };
 
 #ifdef __AVX512VNNI__
 
-// Sum over four inputs of weights 0..255 times activations, for 16 outputs.
-inline __m512i dot(__m512i sums, __m512i weights, const int8_t* activations) {
-    int32_t four;
-    std::memcpy(&four, activations, sizeof four);
-    return _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(four));
-}
+// The levels of a panel and a group in registers: those of four inputs of all 16 outputs in each.
+template <int kBits>
+struct Levels {
+    __m512i vectors[8];
 
-template <int kRows>
-inline void int4_panel(const uint8_t* block, const ActivationGroup* groups, int num_groups, Floats* totals) {
-    const __m512i half = _mm512_set1_epi8(15);
-    for (int group = 0; group < num_groups; ++group, block += kInt4Block) {
-        __m512i weights[8];
+    explicit Levels(const uint8_t* block) {
+        if constexpr (kBits == 8) {
+            for (int j = 0; j < 8; ++j) vectors[j] = _mm512_loadu_si512(block + 64 * j);
+            return;
+        }
+        const __m512i half = _mm512_set1_epi8(15);
         for (int j = 0; j < 4; ++j) {
             const __m512i both = _mm512_loadu_si512(block + 64 * j);
-            weights[j] = _mm512_and_si512(both, half);
-            weights[j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), half);
+            vectors[j] = _mm512_and_si512(both, half);
+            vectors[j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), half);
         }
-        const Floats scales = from_float16((const uint16_t*)(block + 256));
-        const Floats minima = from_float16((const uint16_t*)(block + 288));
-        for (int row = 0; row < kRows; ++row) {
-            const int8_t* levels = groups[group].levels[row];
-            __m512i sums = _mm512_setzero_si512();
-            for (int j = 0; j < 8; ++j) sums = dot(sums, weights[j], levels + 4 * j);
-            totals[row] += minima * groups[group].sums[row];
-            totals[row] += (scales * groups[group].scales[row]) * (Floats)_mm512_cvtepi32_ps(sums);
-        }
-    }
-}
-
-template <int kRows>
-inline void int8_panel(const uint8_t* block, const ActivationGroup* groups, int num_groups, Floats* totals) {
-    for (int group = 0; group < num_groups; ++group, block += kInt8Block) {
-        __m512i weights[8];
-        for (int j = 0; j < 8; ++j) weights[j] = _mm512_loadu_si512(block + 64 * j);
-        for (int row = 0; row < kRows; ++row) {
-            const int8_t* levels = groups[group].levels[row];
-            __m512i sums = _mm512_set1_epi32(-128 * groups[group].counts[row]);
-            for (int j = 0; j < 8; ++j) sums = dot(sums, weights[j], levels + 4 * j);
-            totals[row] += groups[group].scales[row] * (Floats)_mm512_cvtepi32_ps(sums);
-        }
-    }
-}
-
-#else  // AVX2: products of bytes in 16 bits, sums of 16 outputs in two registers
-
-inline __m256i four_inputs(const int8_t* activations) {
-    int32_t four;
-    std::memcpy(&four, activations, sizeof four);
-    return _mm256_set1_epi32(four);
-}
-
-inline Floats joined(__m256i low, __m256i high) {
-    Floats values;
-    store((float*)&values, _mm256_cvtepi32_ps(low));
-    store((float*)&values + 8, _mm256_cvtepi32_ps(high));
-    return values;
-}
-
-template <int kRows>
-inline void int4_panel(const uint8_t* block, const ActivationGroup* groups, int num_groups, Floats* totals) {
-    const __m256i half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    for (int group = 0; group < num_groups; ++group, block += kInt4Block) {
-        __m256i weights[8][2];
-        for (int j = 0; j < 4; ++j)
-            for (int side = 0; side < 2; ++side) {
-                const __m256i both = _mm256_loadu_si256((const __m256i*)(block + 64 * j + 32 * side));
-                weights[j][side] = _mm256_and_si256(both, half);
-                weights[j + 4][side] = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
+        if constexpr (kBits > 4) {
+            const __m512i wanted = _mm512_set1_epi8((char)((1 << kBits) - 16));
+            for (int j = 0; j < 8; ++j) {
+                const int place = (kBits - 4) * j;
+                const __m512i further = _mm512_loadu_si512(block + 256 + 64 * (place / 8));
+                const __m512i moved = place % 8 < 4 ? _mm512_slli_epi16(further, 4 - place % 8)
+                                                    : _mm512_srli_epi16(further, place % 8 - 4);
+                vectors[j] = _mm512_ternarylogic_epi64(vectors[j], moved, wanted, 0xf8);  // the first | second & third
             }
-        const Floats scales = from_float16((const uint16_t*)(block + 256));
-        const Floats minima = from_float16((const uint16_t*)(block + 288));
-        for (int row = 0; row < kRows; ++row) {
-            const int8_t* levels = groups[group].levels[row];
-            // 16 products of at most 15 * 127 fit in 16 bits.
-            __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-            for (int j = 0; j < 8; ++j)
-                for (int side = 0; side < 2; ++side)
-                    sums[side] = _mm256_add_epi16(
-                        sums[side], _mm256_maddubs_epi16(weights[j][side], four_inputs(levels + 4 * j)));
-            totals[row] += minima * groups[group].sums[row];
-            totals[row] += (scales * groups[group].scales[row]) *
-                           joined(_mm256_madd_epi16(sums[0], ones), _mm256_madd_epi16(sums[1], ones));
         }
     }
-}
 
-template <int kRows>
-inline void int8_panel(const uint8_t* block, const ActivationGroup* groups, int num_groups, Floats* totals) {
-    const __m256i shift = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
-    for (int group = 0; group < num_groups; ++group, block += kInt8Block) {
-        for (int row = 0; row < kRows; ++row) {
-            const int8_t* levels = groups[group].levels[row];
-            __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    // first + the sum of levels times activations over the vectors [begin, begin + kCount), for 16 outputs.
+    template <int kCount>
+    Floats dot(int begin, const int8_t* activations, int32_t first) const {
+        __m512i sums = _mm512_set1_epi32(first);
+        for (int j = begin; j < begin + kCount; ++j) {
+            int32_t four;
+            std::memcpy(&four, activations + 4 * j, sizeof four);
+            sums = _mm512_dpbusd_epi32(sums, vectors[j], _mm512_set1_epi32(four));
+        }
+        return (Floats)_mm512_cvtepi32_ps(sums);
+    }
+};
+
+#else  // AVX2: products of bytes in 16 bits, 16 outputs in two registers
+
+template <int kBits>
+struct Levels {
+    __m256i vectors[8][2];
+
+    explicit Levels(const uint8_t* block) {
+        for (int j = 0; j < (kBits == 8 ? 8 : 4); ++j)
+            for (int side = 0; side < 2; ++side) {
+                const __m256i bytes = _mm256_loadu_si256((const __m256i*)(block + 64 * j + 32 * side));
+                if constexpr (kBits == 8) {
+                    vectors[j][side] = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));  // signed, so less the offset
+                    continue;
+                }
+                const __m256i half = _mm256_set1_epi8(15);
+                vectors[j][side] = _mm256_and_si256(bytes, half);
+                vectors[(j + 4) % 8][side] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), half);
+            }
+        if constexpr (kBits > 4 && kBits < 8) {
+            const __m256i wanted = _mm256_set1_epi8((char)((1 << kBits) - 16));
             for (int j = 0; j < 8; ++j)
                 for (int side = 0; side < 2; ++side) {
-                    const __m256i weights = _mm256_xor_si256(
-                        _mm256_loadu_si256((const __m256i*)(block + 64 * j + 32 * side)), shift);
-                    // The instruction multiplies unsigned by signed bytes: the weight's sign moves to the activation.
-                    const __m256i products = _mm256_maddubs_epi16(
-                        _mm256_abs_epi8(weights), _mm256_sign_epi8(four_inputs(levels + 4 * j), weights));
-                    sums[side] = _mm256_add_epi32(sums[side], _mm256_madd_epi16(products, ones));
+                    const int place = (kBits - 4) * j;
+                    const __m256i further =
+                        _mm256_loadu_si256((const __m256i*)(block + 256 + 64 * (place / 8) + 32 * side));
+                    const __m256i moved = place % 8 < 4 ? _mm256_slli_epi16(further, 4 - place % 8)
+                                                        : _mm256_srli_epi16(further, place % 8 - 4);
+                    vectors[j][side] = _mm256_or_si256(vectors[j][side], _mm256_and_si256(moved, wanted));
                 }
-            totals[row] += groups[group].scales[row] * joined(sums[0], sums[1]);
         }
     }
-}
+
+    template <int kCount>
+    Floats dot(int begin, const int8_t* activations, int32_t first) const {
+        // So many products of two bytes fit in 16 bits: 2 * 15 * 127 * 8 < 2^15, 2 * 31 * 127 * 4, 2 * 63 * 127 * 2.
+        constexpr int kRun = std::min(kCount, kBits == 8 ? 1 : 8 >> (kBits - 4));
+        const __m256i ones = _mm256_set1_epi16(1);
+        __m256i sums[2] = {_mm256_set1_epi32(kBits == 8 ? 0 : first), _mm256_set1_epi32(kBits == 8 ? 0 : first)};
+        for (int run = begin; run < begin + kCount; run += kRun)
+            for (int side = 0; side < 2; ++side) {
+                __m256i products = _mm256_setzero_si256();
+                for (int j = run; j < run + kRun; ++j) {
+                    int32_t four;
+                    std::memcpy(&four, activations + 4 * j, sizeof four);
+                    const __m256i inputs = _mm256_set1_epi32(four), levels = vectors[j][side];
+                    // The instruction multiplies unsigned by signed bytes: a level's sign moves to the activation.
+                    products = kBits == 8
+                                   ? _mm256_maddubs_epi16(_mm256_abs_epi8(levels), _mm256_sign_epi8(inputs, levels))
+                                   : _mm256_add_epi16(products, _mm256_maddubs_epi16(levels, inputs));
+                }
+                sums[side] = _mm256_add_epi32(sums[side], _mm256_madd_epi16(products, ones));
+            }
+        Floats values;
+        store((float*)&values, _mm256_cvtepi32_ps(sums[0]));
+        store((float*)&values + 8, _mm256_cvtepi32_ps(sums[1]));
+        return values;
+    }
+};
 
 #endif
 
-template <int kRows>
-inline void panel_rows(const Linear& linear, int panel, const Activations& activations, ptrdiff_t first, Floats* totals) {
-    const uint8_t* block = linear.panels + panel * linear.panel_bytes();
-    const Floats bias = linear.bias == nullptr ? Floats{} : load<Floats>(linear.bias + panel * kPanel);
+template <int kFormat, int kRows>
+inline void panel_sums(const uint8_t* at, const ActivationGroup* groups, int num_groups, Floats* totals) {
+    constexpr Format format = kFormats[kFormat];
+    Floats scale{}, minimum{};  // of the superblock
+    for (int index = 0; index < num_groups; ++index, at += format.block_bytes()) {
+        if constexpr (format.is_super)
+            if (index % kSuperblock == 0) {
+                scale = from_float16((const uint16_t*)at);
+                if constexpr (format.has_minima()) minimum = -from_float16((const uint16_t*)at + kPanel);
+                at += format.super_bytes();
+            }
+        if constexpr (kRows > 1)  // a single row waits for memory in any case
+            for (int line = 0; line < format.block_bytes(); line += 64) __builtin_prefetch(at + kAhead + line);
+        const ActivationGroup& group = groups[index];
+        const Levels<format.bits> levels(at);
+        const uint8_t* sides = at + format.level_bytes();
+        Floats scales[format.halves], minima[format.halves];
+        for (int half = 0; half < format.halves; ++half) {
+            const uint8_t *own = sides + half * format.scale_bytes() / format.halves, *below = own + format.scale_bytes();
+            scales[half] = format.is_super ? scale * from_bytes((const int8_t*)own) : from_float16((const uint16_t*)own);
+            if constexpr (format.has_minima())
+                minima[half] =
+                    format.is_super ? minimum * from_bytes((const int8_t*)below) : from_float16((const uint16_t*)below);
+        }
+        for (int row = 0; row < kRows; ++row)
+            for (int half = 0; half < format.halves; ++half) {
+                constexpr int kCount = 8 / format.halves;
+                const int32_t count =
+                    format.halves == 1 ? group.counts[0][row] + group.counts[1][row] : group.counts[half][row];
+                if constexpr (format.has_minima())
+                    totals[row] += minima[half] * (format.halves == 1 ? group.sums[row] : group.scales[row] * count);
+                totals[row] += (scales[half] * group.scales[row]) *
+                               levels.template dot<kCount>(half * kCount, group.levels[row], -format.offset * count);
+            }
+    }
+}
+
+template <int kFormat, int kRows>
+inline void panel_rows(const uint8_t* panel, Floats bias, const Activations& activations, ptrdiff_t first, Floats* totals) {
     Floats sums[kRows];
     for (int row = 0; row < kRows; ++row) sums[row] = Floats{};
-    if (linear.bits == 4) {
-        int4_panel<kRows>(block, activations.rows(first), activations.num_groups, sums);
-        for (int row = 0; row < kRows; ++row) totals[row] = sums[row] + bias;
-    } else {
-        const Floats scales = load<Floats>(linear.scales + panel * kPanel);
-        int8_panel<kRows>(block, activations.rows(first), activations.num_groups, sums);
-        for (int row = 0; row < kRows; ++row) totals[row] = sums[row] * scales + bias;
+    panel_sums<kFormat, kRows>(panel, activations.rows(first), activations.num_groups, sums);
+    for (int row = 0; row < kRows; ++row) totals[row] = sums[row] + bias;
+}
+
+template <int kFormat>
+inline void panel_of_format(
+    const uint8_t* panel, Floats bias, const Activations& activations, ptrdiff_t first, int num_rows, Floats* totals) {
+    switch (num_rows) {
+        case 1: return panel_rows<kFormat, 1>(panel, bias, activations, first, totals);
+        case 2: return panel_rows<kFormat, 2>(panel, bias, activations, first, totals);
+        case 3: return panel_rows<kFormat, 3>(panel, bias, activations, first, totals);
+        case 4: return panel_rows<kFormat, 4>(panel, bias, activations, first, totals);
+        case 5: return panel_rows<kFormat, 5>(panel, bias, activations, first, totals);
+        case 6: return panel_rows<kFormat, 6>(panel, bias, activations, first, totals);
+        case 7: return panel_rows<kFormat, 7>(panel, bias, activations, first, totals);
+        default: return panel_rows<kFormat, 8>(panel, bias, activations, first, totals);
     }
 }
 
 // The 16 outputs of one panel for up to kRowsAtOnce rows from `first`, a multiple of it; one vector per row.
 inline void panel_product(
     const Linear& linear, int panel, const Activations& activations, ptrdiff_t first, int num_rows, Floats* totals) {
-    switch (num_rows) {
-        case 1: return panel_rows<1>(linear, panel, activations, first, totals);
-        case 2: return panel_rows<2>(linear, panel, activations, first, totals);
-        case 3: return panel_rows<3>(linear, panel, activations, first, totals);
-        case 4: return panel_rows<4>(linear, panel, activations, first, totals);
-        case 5: return panel_rows<5>(linear, panel, activations, first, totals);
-        case 6: return panel_rows<6>(linear, panel, activations, first, totals);
-        case 7: return panel_rows<7>(linear, panel, activations, first, totals);
-        default: return panel_rows<8>(linear, panel, activations, first, totals);
+    const Floats bias = linear.bias == nullptr ? Floats{} : load<Floats>(linear.bias + panel * kPanel);
+    const Weights* part = linear.parts;
+    for (; panel >= part->num_panels; ++part) panel -= part->num_panels;
+    const uint8_t* at = part->panels + panel * kFormats[part->format].panel_bytes(activations.num_groups);
+    switch (part->format) {
+        case 0: return panel_of_format<0>(at, bias, activations, first, num_rows, totals);
+        case 1: return panel_of_format<1>(at, bias, activations, first, num_rows, totals);
+        case 2: return panel_of_format<2>(at, bias, activations, first, num_rows, totals);
+        case 3: return panel_of_format<3>(at, bias, activations, first, num_rows, totals);
+        case 4: return panel_of_format<4>(at, bias, activations, first, num_rows, totals);
+        case 5: return panel_of_format<5>(at, bias, activations, first, num_rows, totals);
+        case 6: return panel_of_format<6>(at, bias, activations, first, num_rows, totals);
+        case 7: return panel_of_format<7>(at, bias, activations, first, num_rows, totals);
+        default: return panel_of_format<8>(at, bias, activations, first, num_rows, totals);
     }
 }
 
-// Outputs of panels [begin, end) for all rows: to[row * stride + output], added to what is there if `adds`.
+// Outputs of panels [begin, end) for all rows: to[row * stride + output], or `factor` times it added to what is there.
 inline void product(
     const Linear& linear, int begin, int end, const Activations& activations, ptrdiff_t num_rows, float* to,
-    ptrdiff_t stride, bool adds) {
+    ptrdiff_t stride, bool adds, float factor = 1.0f) {
     Floats totals[kRowsAtOnce];
     for (int panel = begin; panel < end; ++panel) {
         const int output = panel * kPanel, width = std::min(kPanel, linear.num_outputs - output);
@@ -234,7 +318,7 @@ inline void product(
                 float* place = to + (first + row) * stride + output;
                 Floats before{};
                 if (adds) std::memcpy(&before, place, width * sizeof(float));
-                const Floats after = before + totals[row];
+                const Floats after = before + totals[row] * factor;
                 std::memcpy(place, &after, width * sizeof(float));
             }
         }

@@ -55,6 +55,23 @@ inline Floats from_float16(const uint16_t* from) {
 #endif
 }
 
+inline uint16_t to_float16(float value) { return (uint16_t)_cvtss_sh(value, 0); }
+
+inline float from_float16(uint16_t value) { return _cvtsh_ss(value); }
+
+// Not by __builtin_convertvector, for which GCC 12 takes bytes one by one.
+inline Floats from_bytes(const int8_t* from) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#else
+    Floats values;
+    for (int half = 0; half < 2; ++half)
+        store((float*)&values + 8 * half,
+              _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(from + 8 * half)))));
+    return values;
+#endif
+}
+
 // To the nearest whole number, for |value| < 2^22.
 inline Floats rounded(Floats values) {
     const Floats shift = splat(12582912.0f);

@@ -4,12 +4,19 @@
 """
 
 import ctypes
+from enum import IntEnum
+
+GROUP = 32
+"""Inputs that are rounded together: `kGroup`."""
 
 PANEL = 16
 """Outputs of a linear layer that lie together: `kPanel`."""
 
-INT4_BLOCK, INT8_BLOCK = 320, 512
-"""Bytes of 16 outputs and 32 inputs: `kInt4Block` and `kInt8Block`."""
+SUPERBLOCK = 8
+"""Groups whose scales are given relative to one: `kSuperblock`."""
+
+MAX_PARTS = 3
+"""Matrices of one linear layer: `kMaxParts`."""
 
 LANES = 16
 """Numbers of a vector: `kLanes`."""
@@ -33,16 +40,52 @@ PHASES = (
 """What a forward does between two meetings of its threads: the phases of a layer, then of the head."""
 
 
+class Format(IntEnum):
+    """The formats of weights: `kFormats` in `products.h`."""
+
+    INT4 = 0
+    Q5_0 = 1
+    Q5_1 = 2
+    INT8 = 3
+    Q4_K = 4
+    Q5_K = 5
+    Q6_K = 6
+    Q3_K = 7
+    Q2_K = 8
+
+
+class Activation(IntEnum):
+    """The functions of gates: `Activation` in `decoder.cpp`."""
+
+    SILU = 0
+    GELU_TANH = 1
+
+
+class MatrixStruct(ctypes.Structure):
+    """`Matrix` in `packing.h`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("row_bytes", ctypes.c_int64),
+        ("type", ctypes.c_int32),
+        ("num_inputs", ctypes.c_int32),
+    )
+
+
+class WeightsStruct(ctypes.Structure):
+    """`Weights` in `products.h`."""
+
+    _fields_ = (("panels", ctypes.c_void_p), ("format", ctypes.c_int32), ("num_panels", ctypes.c_int32))
+
+
 class LinearStruct(ctypes.Structure):
     """`Linear` in `products.h`."""
 
     _fields_ = (
-        ("panels", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
+        ("parts", WeightsStruct * MAX_PARTS),
         ("bias", ctypes.c_void_p),
         ("num_outputs", ctypes.c_int32),
         ("num_inputs", ctypes.c_int32),
-        ("bits", ctypes.c_int32),
     )
 
 
@@ -55,10 +98,13 @@ class LayerStruct(ctypes.Structure):
         ("query_norm", ctypes.c_void_p),
         ("key_norm", ctypes.c_void_p),
         ("output", LinearStruct),
+        ("post_attention_norm", ctypes.c_void_p),
         ("mlp_norm", ctypes.c_void_p),
         ("gate_up", LinearStruct),
         ("down", LinearStruct),
+        ("post_mlp_norm", ctypes.c_void_p),
         ("window", ctypes.c_int32),
+        ("rotation", ctypes.c_int32),
     )
 
 
@@ -74,8 +120,11 @@ class ModelStruct(ctypes.Structure):
         ("num_heads", ctypes.c_int32),
         ("num_kv_heads", ctypes.c_int32),
         ("head_dim", ctypes.c_int32),
+        ("rotary_dim", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
         ("epsilon", ctypes.c_float),
         ("scaling", ctypes.c_float),
+        ("residual", ctypes.c_float),
     )
 
 
@@ -105,8 +154,8 @@ class BatchStruct(ctypes.Structure):
     )
 
 
-def expected_layout(group_size: int) -> list[int]:
+def expected_layout() -> list[int]:
     """What `superdraft_layout` must write: sizes of the structs in bytes, then the constants."""
-    structs = (LinearStruct, LayerStruct, ModelStruct, BatchStruct)
-    constants = (group_size, PANEL, INT4_BLOCK, INT8_BLOCK, LANES, MAX_SHARED, len(PHASES))
+    structs = (MatrixStruct, LinearStruct, LayerStruct, ModelStruct, BatchStruct)
+    constants = (GROUP, PANEL, SUPERBLOCK, LANES, MAX_SHARED, len(PHASES), len(Format))
     return [*map(ctypes.sizeof, structs), *constants]

@@ -6,7 +6,7 @@ from pathlib import Path
 README = Path(__file__).parents[3] / "README.md"
 
 
-def test_the_program_in_the_readme_prints_the_drafts_that_the_readme_names(default_model, capsys):
+def test_the_program_in_the_readme_prints_the_drafts_that_the_readme_names(default_gguf, capsys):
     (program,) = re.findall(r"```python\n(from superdraft\.decoding .*?)```", README.read_text(), re.DOTALL)
     assert len([line for line in program.splitlines() if line]) <= 5
     exec(compile(program, str(README), "exec"), {})

@@ -58,7 +58,7 @@ def reported(url):
 
 
 @pytest.fixture(scope="module")
-def ask(default_model):
+def ask(default_gguf):
     """The default model as a replay wants it, every answer after the same time."""
     settings = Settings(max_model_len=256, num_threads=1)
     app = load_app(settings)

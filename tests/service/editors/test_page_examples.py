@@ -33,7 +33,7 @@ def proposed() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def model_url(default_model):
+def model_url(default_gguf):
     with serving(load_app(Settings(max_model_len=512, kv_memory=256 * 1024**2))) as url:
         yield url
 

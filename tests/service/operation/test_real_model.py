@@ -10,7 +10,7 @@ PROMPT = "Thank you for your email. I will"
 
 
 @pytest.fixture(scope="module")
-def real_client(default_model):
+def real_client(default_gguf):
     # With float32, answers do not depend on what else is in the batch.
     settings = Settings(max_model_len=256, num_threads=1, dtype="float32")
     app = load_app(settings)

@@ -87,7 +87,7 @@ def test_latency_is_measured_over_http(fake_server, monkeypatch, capsys):
     assert "to ours" in capsys.readouterr().out
 
 
-def test_prompts_have_the_tokens_that_they_are_said_to_have(default_model):
+def test_prompts_have_the_tokens_that_they_are_said_to_have(default_gguf):
     prompts = latency.cut_prompts("smollm2-135m", 60)
     assert len({text for text, _ in prompts}) == 60
     assert {len(token_ids) for _, token_ids in prompts} == {latency.PROMPT_TOKENS}

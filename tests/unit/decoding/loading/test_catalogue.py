@@ -7,7 +7,7 @@ import transformers
 from support.models import tiny_model
 
 from superdraft.decoding.loading.catalogue import CATALOGUE, KNOWN_MODELS
-from superdraft.decoding.loading.model_size import size_of
+from superdraft.decoding.loading.hugging_face import size_of
 from superdraft.decoding.loading.support import check_config, check_model_class
 from superdraft.decoding.model.torch_runner import TorchRunner
 from superdraft.decoding.text.fim import find_fim_tokens
@@ -66,8 +66,8 @@ def test_sizes_are_those_of_the_published_configs(name):
     assert dataclasses.asdict(size_of(made)) == dataclasses.asdict(CATALOGUE[name].size)
 
 
-def test_on_disk_a_known_model_is_there_as_a_gguf_file_and_in_16_bits():
-    assert CATALOGUE["smollm2-135m"].stored_bytes == 98_362_432 + 2 * 134_515_008
+def test_a_known_model_is_on_disk_as_a_gguf_file():
+    assert CATALOGUE["smollm2-135m"].stored_bytes == 98_362_432
     assert CATALOGUE["smollm2-360m"].stored_bytes == 2 * 361_821_120
     assert CATALOGUE["starcoder2-3b"].stored_bytes == 4 * 3_030_371_328
 

@@ -8,6 +8,7 @@ from superdraft.decoding.model import linear_int4
 from superdraft.decoding.model.linear import DenseLinear, LinearModule, convert_modules
 from superdraft.decoding.model.linear_int4 import Int4Linear, Int8Linear, convert_int4
 from superdraft.decoding.model.native.linear import NativeLinear
+from superdraft.decoding.model.native.matrix import Matrix
 from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4
 
 
@@ -42,7 +43,7 @@ def test_products_are_close_to_dense_ones(kind, has_bias, shape):
 def test_no_rows_give_no_rows(kind):
     if kind is NativeLinear and not linear_int4.has_kernels():
         pytest.skip("this machine has no native kernels")
-    layer = NativeLinear(weights(), None, bits=4) if kind is NativeLinear else kind(weights().bfloat16(), None)
+    layer = NativeLinear([Matrix.of(weights())]) if kind is NativeLinear else kind(weights().bfloat16(), None)
     assert layer(torch.empty(0, 96).bfloat16()).shape == (0, 48)
     assert layer(torch.empty(2, 0, 96).bfloat16()).shape == (2, 0, 48)
 

@@ -8,9 +8,9 @@ from support.models import tiny_fim_tokenizer, tiny_tokenizer
 from support.tokenizers import byte_level, merged_byte_level, sentencepiece_like
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
-from transformers import AutoTokenizer
 
 from superdraft.decoding.engine.admission import fit_to_context, tokenise
+from superdraft.decoding.loading.loader import load_tokenizer
 from superdraft.decoding.prompt import PrefixedText
 from superdraft.decoding.text import tokenizer as tokenizer_module
 from superdraft.decoding.text.tokenizer import Tokenizer
@@ -89,8 +89,8 @@ def _small_windows(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def default_tokenizer(default_model):
-    return Tokenizer(AutoTokenizer.from_pretrained(default_model))
+def default_tokenizer(default_gguf):
+    return Tokenizer(load_tokenizer(str(default_gguf)))
 
 
 def check_end(tokenizer, text, min_tokens):

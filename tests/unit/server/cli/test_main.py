@@ -412,10 +412,10 @@ def test_doctor_counts_the_models_cache_into_the_memory(monkeypatch):
     assert not finding.ok
     assert "--kv-memory" in finding.detail
     finding = doctor.check_memory(small.model_copy(update={"model": "qwen2.5-coder-3b"}))
-    assert (finding.ok, "qwen2.5-coder-3b needs up to 8.7 GB as int4" in finding.detail) == (False, True)
+    assert (finding.ok, "qwen2.5-coder-3b needs up to 3.6 GB as int4" in finding.detail) == (False, True)
 
 
-def test_doctor_takes_the_file_for_llama_cpp(tmp_path, default_model):
+def test_doctor_takes_the_file_for_llama_cpp(tmp_path, default_gguf):
     assert "with llama.cpp" in doctor.check_memory(Settings(runner="llamacpp")).detail
     assert "with llama.cpp" not in doctor.check_memory(Settings(runner="llamacpp", home=tmp_path)).detail
     path = write_gguf(tmp_path / "tiny.gguf")

@@ -4,6 +4,7 @@ import pytest
 
 from superdraft.decoding.model.native import decoder as native_decoder
 from superdraft.decoding.model.native import linear as native_linear
+from superdraft.decoding.model.native import matrix as native_matrix
 from superdraft.decoding.model.native.library import VARIANTS, load_kernels, supported_variants
 
 
@@ -11,5 +12,5 @@ from superdraft.decoding.model.native.library import VARIANTS, load_kernels, sup
 def _variant(request, monkeypatch):
     if request.param not in supported_variants():
         pytest.skip(f"this processor cannot run {request.param}")
-    for module in (native_linear, native_decoder):
+    for module in (native_linear, native_matrix, native_decoder):
         monkeypatch.setattr(module, "load_kernels", lambda: load_kernels(request.param))

@@ -1,17 +1,15 @@
 """The native decoder against transformers' own forward in float32 over the same rounded weights."""
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
-from support.native_models import COMMON, MODELS, make_model, make_runner
+from support.native_models import COMMON, MODELS, make_model, make_runner, spec_of
+from support.rounded_weights import rounded_weight
 from torch import nn
 
-from superdraft.decoding.model.fused_decoder import FusedDecoder
-from superdraft.decoding.model.linear import DenseLinear
-from superdraft.decoding.model.linear_int4 import convert_int4
-from superdraft.decoding.model.native.decoder import NativeDecoder
-from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
-from superdraft.decoding.model.torch_runner import TorchRunner
+from superdraft.decoding.model.native.decoder import num_weight_bytes, problem_of
 
 MANY_HEADS = {"hidden_size": 3104, "num_attention_heads": 97, "num_key_value_heads": 1, "num_hidden_layers": 1}
 LENGTH = 600  # more than two parts of 256 positions
@@ -22,16 +20,8 @@ def round_weights(model: transformers.PreTrainedModel) -> None:
     head = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            weight = module.weight
-            if module is head:
-                levels, scales = quantise_int8(weight)
-                module.weight = nn.Parameter(levels * scales[:, None], requires_grad=False)
-            else:
-                levels, scales, zeros = quantise_int4(weight)
-                scale, minimum = (
-                    (p.half().float().repeat_interleave(GROUP_SIZE, 1)) for p in (scales, zeros - 8 * scales)
-                )
-                module.weight = nn.Parameter(levels * scale + minimum, requires_grad=False)
+            weight = rounded_weight(module.weight, 8 if module is head else 4)
+            module.weight = nn.Parameter(weight, requires_grad=False)
 
 
 @pytest.mark.usefixtures("_variant")
@@ -54,6 +44,7 @@ def test_logits_are_those_of_the_rounded_weights(name):
     found = (expected.exp() * (expected - logprobs)).sum(-1)
     assert float(found.mean()) < 0.03
     assert float(found.max()) < 0.5
+    assert float(expected.max(-1).values.exp().std()) > 0.01  # the texts tell errors apart
     # Prompts of several lengths together, in any slots, in chunks, and steps that follow them.
     runner.prefill([4, 1], [ids[:300], ids[:5]], [0, 0])
     logits = runner.prefill([1, 4], [ids[5:40], ids[300:599]], [5, 300], [2, 1])
@@ -107,34 +98,30 @@ def test_what_lies_beyond_a_text_is_never_read():
     assert torch.equal(runner.decode(runner.embed([7]), [70]), clean[1])
 
 
-def test_the_dense_weights_are_freed():
-    model = make_model("qwen3")
-    TorchRunner(model, 64, 10_000_000, num_slots=2, convert=convert_int4)
-    assert sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)) == 0
-    assert model.get_input_embeddings().weight.numel() > 0
+def test_the_bytes_of_the_weights_are_known_before_they_are_read():
+    spec = spec_of(make_model("gemma3"))
+    assert num_weight_bytes(spec) == make_runner("gemma3").decoder.num_weight_bytes
 
 
-def test_models_that_the_kernels_cannot_run():
-    def decoder(**options) -> FusedDecoder:
-        torch.manual_seed(0)
-        config = transformers.LlamaConfig(**COMMON | options)
-        return FusedDecoder(transformers.AutoModelForCausalLM.from_config(config))
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, None),
+        ({"head_dim": 16}, "a head's width is 16, which is not a multiple of 32"),
+        ({"intermediate_size": 80}, "the gated layer's width is 80, which is not a multiple of 32"),
+        (MANY_HEADS, "97 heads of queries cannot share 1 heads of keys"),
+    ],
+)
+def test_models_that_the_kernels_cannot_run(changes, problem):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**COMMON | changes)
+    assert problem_of(spec_of(transformers.AutoModelForCausalLM.from_config(config))) == problem
 
-    dense = decoder()
-    assert not NativeDecoder.supports(dense)
-    for options, supported in [
-        ({}, True),
-        ({"hidden_act": "gelu"}, False),
-        ({"head_dim": 16}, False),
-        (MANY_HEADS, False),
-    ]:
-        made = decoder(**options)
-        made.convert(convert_int4)
-        assert NativeDecoder.supports(made) is supported
-    uneven, wide = decoder(), decoder(intermediate_size=192)
-    for made in (uneven, wide):
-        made.convert(convert_int4)
-    # The kernels' memory is made for the first layer's width: a wider one would be written beyond its end.
-    uneven.layers[1].gate_up, uneven.layers[1].down = wide.layers[1].gate_up, wide.layers[1].down
-    assert not NativeDecoder.supports(uneven)
-    assert isinstance(dense.head, DenseLinear)
+
+def test_layers_must_be_alike():
+    """The kernels' memory is made for the first layer's width: a wider one would be written beyond its end."""
+    spec, wide = spec_of(make_model("llama")), spec_of(make_model("llama", intermediate_size=192))
+    first, second, *others = spec.layers
+    uneven = dataclasses.replace(second, gate_up=wide.layers[1].gate_up, down=wide.layers[1].down)
+    found = problem_of(dataclasses.replace(spec, layers=(first, uneven, *others)))
+    assert found == "gate_up of layer 1 has the shape (384, 96), expected (320, 96)"

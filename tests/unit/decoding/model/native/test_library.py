@@ -196,7 +196,7 @@ def test_a_folder_that_others_can_write_is_closed_to_them_by_a_build(tmp_path, w
 
 
 def test_other_structs_than_pythons_are_noticed(cached, monkeypatch):
-    monkeypatch.setattr(library, "expected_layout", lambda group_size: [1] * 11)
+    monkeypatch.setattr(library, "expected_layout", lambda: [1] * 11)
     assert "was compiled for other structs" in library.why_unavailable()
 
 

@@ -2,19 +2,11 @@
 
 import pytest
 import torch
+from support.rounded_weights import GROUP_SIZE, rounded_weight
 from torch import nn
 
-from superdraft.decoding.model.native import linear as native_linear
-from superdraft.decoding.model.native.library import VARIANTS, load_kernels, supported_variants
 from superdraft.decoding.model.native.linear import NativeLinear
-from superdraft.decoding.model.quantise import GROUP_SIZE, quantise_int4, quantise_int8
-
-
-@pytest.fixture(params=VARIANTS)
-def _variant(request, monkeypatch):
-    if request.param not in supported_variants():
-        pytest.skip(f"this processor cannot run {request.param}")
-    monkeypatch.setattr(native_linear, "load_kernels", lambda: load_kernels(request.param))
+from superdraft.decoding.model.native.matrix import Matrix
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -28,16 +20,6 @@ def rounded(rows: torch.Tensor) -> torch.Tensor:
     return ((groups / scales).round() * scales).view(rows.shape)
 
 
-def rounded_weight(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """Weights as the kernels see them."""
-    if bits == 8:
-        levels, scales = quantise_int8(weight)
-        return levels * scales[:, None]
-    levels, scales, zeros = quantise_int4(weight)
-    minima = (zeros - 8 * scales).half().float().repeat_interleave(GROUP_SIZE, dim=1)
-    return levels * scales.half().float().repeat_interleave(GROUP_SIZE, dim=1) + minima
-
-
 @pytest.mark.usefixtures("_variant")
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -47,7 +29,7 @@ def test_products_are_those_of_the_rounded_numbers(bits, has_bias, num_outputs, 
     weight, rows = random(num_outputs, 96) * 0.05, random(num_rows, 96, seed=1)
     rows[:, 40] = 60.0  # an outlier spoils its own group only
     bias = torch.linspace(-1, 1, num_outputs) if has_bias else None
-    got = NativeLinear(weight, bias, bits=bits)(rows)
+    got = NativeLinear([Matrix.of(weight)], bias, bits=bits)(rows)
     expected = nn.functional.linear(rounded(rows), rounded_weight(weight, bits), bias)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
 
@@ -59,7 +41,7 @@ def test_extreme_numbers_do_not_overflow(bits):
     for signs in (torch.ones(64), torch.tensor([1.0, -1.0]).repeat(32)):
         weight = signs.repeat(16, 1)
         rows = torch.stack([signs, -signs, torch.full((64,), 1e4), torch.zeros(64)])
-        got = NativeLinear(weight, None, bits=bits)(rows)
+        got = NativeLinear([Matrix.of(weight)], None, bits=bits)(rows)
         expected = nn.functional.linear(rounded(rows), rounded_weight(weight, bits))
         torch.testing.assert_close(got, expected, atol=1e-2, rtol=1e-3)
 
@@ -67,7 +49,7 @@ def test_extreme_numbers_do_not_overflow(bits):
 @pytest.mark.usefixtures("_variant")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_row_does_not_depend_on_the_others(bits):
-    layer = NativeLinear(random(48, 96), None, bits=bits)
+    layer = NativeLinear([Matrix.of(random(48, 96))], None, bits=bits)
     rows = random(21, 96, seed=1)
     together = layer(rows)
     assert all(torch.equal(layer(rows[i : i + 1])[0], together[i]) for i in range(21))
@@ -75,7 +57,7 @@ def test_a_row_does_not_depend_on_the_others(bits):
 
 
 def test_any_leading_shape_and_type():
-    layer = NativeLinear(random(48, 96), None, bits=4)
+    layer = NativeLinear([Matrix.of(random(48, 96))], None, bits=4)
     rows = random(2, 3, 96).bfloat16()
     got = layer(rows)
     assert (got.shape, got.dtype) == ((2, 3, 48), torch.bfloat16)

@@ -1,6 +1,7 @@
 """Tokenizers from GGUF files against the tokenizers that the files were made from."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -11,7 +12,8 @@ from support.nasty_texts import NASTY_TEXTS
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from superdraft.decoding.loading.gguf_tokenizer import load_gguf_tokenizer
+from superdraft.decoding.gguf.file import GgufFile
+from superdraft.decoding.gguf.tokenizer import GgufTokenizer, load_gguf_tokenizer
 from superdraft.decoding.text.tokenizer import Tokenizer
 
 EOS, TURN, PLAIN = "<|endoftext|>", "<|im_end|>", "<|fim_prefix|>"
@@ -93,7 +95,11 @@ def original(kind: str) -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=TURN, bos_token=bos)
 
 
-def check_same(found: transformers.PreTrainedTokenizerBase, wanted: transformers.PreTrainedTokenizerBase) -> None:
+def exported(path: Path, tokenizer: transformers.PreTrainedTokenizerBase, kind: str | None) -> GgufTokenizer:
+    return load_gguf_tokenizer(GgufFile(export_vocabulary(path, tokenizer, kind)))
+
+
+def check_same(found: GgufTokenizer, wanted: transformers.PreTrainedTokenizerBase) -> None:
     for text in NASTY_TEXTS:
         assert found.encode(text) == wanted.encode(text), text
         assert found.encode(text, add_special_tokens=False) == wanted.encode(text, add_special_tokens=False), text
@@ -113,7 +119,7 @@ def check_same(found: transformers.PreTrainedTokenizerBase, wanted: transformers
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_byte_level_tokenizer_is_the_one_it_was_made_from(kind, tmp_path, capfd):
     wanted = original(kind)
-    found = load_gguf_tokenizer(export_vocabulary(tmp_path / f"{kind}.gguf", wanted, kind))
+    found = exported(tmp_path / f"{kind}.gguf", wanted, kind)
     check_same(found, wanted)
     assert capfd.readouterr().err == ""
 
@@ -127,7 +133,7 @@ def test_the_kinds_differ():
 
 def test_bytes_of_a_text_survive(tmp_path):
     for kind in KINDS:
-        tokenizer = Tokenizer(load_gguf_tokenizer(export_vocabulary(tmp_path / f"{kind}.gguf", original(kind), kind)))
+        tokenizer = Tokenizer(exported(tmp_path / f"{kind}.gguf", original(kind), kind))
         for text in NASTY_TEXTS:
             composed = tokenizer.hf_tokenizer.backend_tokenizer.normalizer
             expected = text if composed is None else composed.normalize_str(text)
@@ -136,7 +142,7 @@ def test_bytes_of_a_text_survive(tmp_path):
 
 @pytest.mark.parametrize("kind", ["brand-new", "default"])
 def test_an_unknown_kind_is_reported_and_split_as_gpt2(kind, tmp_path, capfd):
-    found = load_gguf_tokenizer(export_vocabulary(tmp_path / "new.gguf", original("gpt-2"), kind))
+    found = exported(tmp_path / "new.gguf", original("gpt-2"), kind)
     check_same(found, original("gpt-2"))
     said = capfd.readouterr().err
     assert said.startswith(f"new.gguf: how its tokenizer splits text ({kind}) is unknown; ")
@@ -156,7 +162,7 @@ def test_what_the_file_marks_as_no_text_is_never_drafted(pre, tmp_path, monkeypa
         return add_types(writer, [kinds.get(token, kind) for token, kind in zip(names, types, strict=True)])
 
     monkeypatch.setattr(gguf.GGUFWriter, "add_token_types", with_others)
-    tokenizer = Tokenizer(load_gguf_tokenizer(export_vocabulary(tmp_path / "marked.gguf", wanted, pre)))
+    tokenizer = Tokenizer(exported(tmp_path / "marked.gguf", wanted, pre))
     marked = {first, first + 1, first + 2}
     assert marked == set(tokenizer.suppressed_token_ids) - set(Tokenizer(wanted).suppressed_token_ids)
     assert all(tokenizer.token_bytes[token_id] == b"" for token_id in marked)
@@ -173,7 +179,7 @@ def test_a_vocabulary_without_gpt2s_token_does_not_get_it(tmp_path):
     wanted = transformers.PreTrainedTokenizerFast(
         tokenizer_object=Backend.from_str(json.dumps(description)), eos_token=TURN
     )
-    found = load_gguf_tokenizer(export_vocabulary(tmp_path / "without.gguf", wanted, "gpt-2"))
+    found = exported(tmp_path / "without.gguf", wanted, "gpt-2")
     assert EOS not in found.get_vocab()
     assert len(found) == len(wanted)
     check_same(found, wanted)
@@ -202,6 +208,6 @@ def gemma() -> transformers.PreTrainedTokenizerBase:
 
 def test_gemmas_tokenizer_is_the_one_it_was_made_from(tmp_path):
     wanted = gemma()
-    found = load_gguf_tokenizer(export_vocabulary(tmp_path / "gemma.gguf", wanted, None))
+    found = exported(tmp_path / "gemma.gguf", wanted, None)
     assert found.encode("a")[0] == wanted.bos_token_id
     check_same(found, wanted)

@@ -1,0 +1,1 @@
+"""GGUF files: their contents, and the tokenizers that they describe."""
