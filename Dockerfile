@@ -96,7 +96,7 @@ WORKDIR /var/lib/superdraft
 VOLUME ["/var/lib/superdraft"]
 EXPOSE 8000
 
-# The start period is long because the first start downloads the default model (93 MB) into the volume and converts it;
+# The start period is long because the first start downloads the default model (93 MB) into the volume;
 # the container's log says so. The request must not go through a proxy, which Docker's configuration may put into the
 # environment.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \
@@ -106,18 +106,18 @@ ENTRYPOINT ["superdraft"]
 CMD ["serve"]
 
 
-# The default model, verified and expanded, without the file it was expanded from.
+# The default model, verified.
 FROM runtime AS model
 RUN SUPERDRAFT_HOME=/tmp/home superdraft models pull smollm2-135m \
-    && mv /tmp/home/models/smollm2-135m/*/ /tmp/smollm2-135m
+    && mv /tmp/home/models/smollm2-135m/*.gguf /tmp/smollm2-135m.gguf
 
 
 FROM runtime AS with-model-0
 
 
 FROM runtime AS with-model-1
-COPY --from=model /tmp/smollm2-135m /opt/models/smollm2-135m
-ENV SUPERDRAFT_MODEL=/opt/models/smollm2-135m \
+COPY --from=model /tmp/smollm2-135m.gguf /opt/models/smollm2-135m.gguf
+ENV SUPERDRAFT_MODEL=/opt/models/smollm2-135m.gguf \
     HF_HUB_OFFLINE=1
 
 
