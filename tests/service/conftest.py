@@ -87,11 +87,21 @@ def url(app) -> Iterator[str]:
         yield address
 
 
+class Steps(threading.Semaphore):
+    """Permits for steps, and how many steps have waited for one."""
+
+    num_begun = 0
+
+    def wait(self) -> None:
+        self.num_begun += 1
+        self.acquire(timeout=PATIENCE_S)
+
+
 @pytest.fixture
-def stepwise(engine) -> Iterator[threading.Semaphore]:
+def stepwise(engine) -> Iterator[Steps]:
     """The engine waits in every step until the test lets one go."""
-    permits = threading.Semaphore(0)
-    engine.on_step = lambda: permits.acquire(timeout=PATIENCE_S)
+    permits = Steps(0)
+    engine.on_step = permits.wait
     yield permits
     engine.on_step = lambda: None
     permits.release(1000)

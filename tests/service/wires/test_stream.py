@@ -117,6 +117,7 @@ def test_bug_while_rendering_is_an_event_that_tells_nothing(client, monkeypatch)
 def test_superseded_stream_ends_with_the_error(app, url, engine, stepwise):
     body = {"prompt": "hi", "session_id": "me"}
     with httpx.stream("POST", url + PATH, json={**body, "stream": True}) as older:
+        assert eventually(lambda: stepwise.num_begun == 1)
         newer = threading.Thread(target=httpx.post, args=(url + PATH,), kwargs={"json": body})
         newer.start()
         assert eventually(lambda: num_commands(app) == 1)
@@ -150,6 +151,7 @@ def test_reader_that_leaves_cancels_its_request(app, url, engine, stepwise):
         said = b""
         while b"data:" not in said:
             said += connection.recv(4096)
+        assert eventually(lambda: stepwise.num_begun == 2)
     assert eventually(lambda: num_commands(app) == 1)
     stepwise.release(100)
     assert eventually(lambda: engine.cancelled == [engine.seen[0].request_id])
@@ -158,7 +160,7 @@ def test_reader_that_leaves_cancels_its_request(app, url, engine, stepwise):
 
 def test_reader_that_leaves_before_the_engine_took_it(app, url, engine, stepwise):
     with send(url, stream=False):
-        assert eventually(lambda: len(engine.seen) == 1)
+        assert eventually(lambda: stepwise.num_begun == 1)
         with send(url):
             assert eventually(lambda: num_commands(app) == 1)  # behind the step that the engine hangs in
         assert eventually(lambda: num_commands(app) == 2)
