@@ -3,16 +3,16 @@
 import platform
 import sys
 
-from superdraft.decoding.model.native.library import BUNDLED, VARIANTS, KernelsUnavailableError, build, is_x86_64
+from superdraft.decoding.model.native.library import BUNDLED, KernelsUnavailableError, build, machine_variants
 
 
 def main() -> None:
-    """Build every variant; exit code 1 if one fails. On other machines than x86-64 there is nothing to build."""
-    if not is_x86_64():
-        sys.stderr.write(f"The kernels are for x86-64; on {platform.machine()}, torch's own are used.\n")
+    """Build every variant for this architecture; exit code 1 if one fails."""
+    if not machine_variants():
+        sys.stderr.write(f"The kernels are for x86-64 and ARM; on {platform.machine()}, torch's own are used.\n")
         return
     try:
-        for variant in VARIANTS:
+        for variant in machine_variants():
             sys.stderr.write(f"{build(variant, BUNDLED)}\n")
     except KernelsUnavailableError as error:
         sys.exit(str(error))

@@ -171,7 +171,7 @@ class Barrier {
         }
         for (int i = 0; round_.load(std::memory_order_acquire) == round; ++i)
             if (i < kSpins)
-                _mm_pause();
+                relax();
             else
                 std::this_thread::yield();  // a thread that is awaited may need this core
     }

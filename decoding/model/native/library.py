@@ -16,7 +16,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -35,8 +35,9 @@ _X86 = ("-mavx2", "-mfma", "-mf16c")
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "avx512-vnni": (*_X86, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
     "avx2": _X86,
+    "neon-dotprod": ("-march=armv8.2-a+dotprod",),
 }
-"""The compiler's options for each instruction set, the best first."""
+"""The compiler's options for each instruction set, the best of an architecture first."""
 
 # Without -ffast-math: a row's sums must be taken in the same order in every batch.
 _OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
@@ -51,17 +52,35 @@ class KernelsUnavailableError(Exception):
     """There are no kernels for this machine; the message says why."""
 
 
-def is_x86_64() -> bool:
-    """Whether this machine is of the only architecture that there are kernels for."""
-    return platform.machine() in ("x86_64", "AMD64")
+def machine_variants() -> list[str]:
+    """The variants that there are for this machine's architecture."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        return ["avx512-vnni", "avx2"]
+    return ["neon-dotprod"] if platform.machine() in ("aarch64", "arm64") else []
 
 
 def supported_variants() -> list[str]:
     """The variants that this processor can run, the best first."""
-    if not is_x86_64() or not torch.cpu._is_avx2_supported():
-        return []
-    has_vnni = torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported()
-    return ["avx512-vnni", "avx2"] if has_vnni else ["avx2"]
+    return [variant for variant in machine_variants() if _CHECKS[variant]()]
+
+
+def _has_vnni() -> bool:
+    return torch.cpu._is_avx2_supported() and torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported()
+
+
+def _has_dot_products() -> bool:
+    if platform.system() == "Darwin":
+        return True  # all of Apple's
+    with contextlib.suppress(OSError):
+        return "asimddp" in Path("/proc/cpuinfo").read_text().split()
+    return False
+
+
+_CHECKS: Mapping[str, Callable[[], bool]] = {
+    "avx512-vnni": _has_vnni,
+    "avx2": lambda: torch.cpu._is_avx2_supported(),
+    "neon-dotprod": _has_dot_products,
+}
 
 
 @functools.cache
@@ -77,7 +96,8 @@ def load_kernels(variant: str | None = None) -> ctypes.CDLL:
     if variant is None:
         variants = supported_variants()
         if not variants:
-            raise KernelsUnavailableError(f"the kernels need AVX2, which this {platform.machine()} processor lacks")
+            needed = "AVX2" if "avx2" in machine_variants() else "AVX2, or NEON with dot products on ARM"
+            raise KernelsUnavailableError(f"the kernels need {needed}, which this {platform.machine()} processor lacks")
         variant = variants[0]
     for folder in (BUNDLED, _cache_folder()):
         library = folder / library_name(variant)
@@ -164,7 +184,8 @@ def build(variant: str, folder: Path) -> Path:
                 _run([compiler, *compile_options(variant), "-c", "-o", str(objects), str(_MAIN)])
             # Linking with -fopenmp would load a second OpenMP, with threads of its own.
             openmp = [] if hasattr(ctypes.CDLL(None), "GOMP_parallel") else ["-fopenmp"]
-            _run([compiler, "-shared", *openmp, "-o", str(partial), str(objects)])
+            undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
+            _run([compiler, "-shared", *openmp, *undefined, "-o", str(partial), str(objects)])
             partial.chmod(0o755)
     except OSError as error:
         raise KernelsUnavailableError(f"the kernels could not be written to {folder}: {error}") from error

@@ -163,6 +163,48 @@ struct Levels {
     }
 };
 
+#elif defined(__aarch64__)  // NEON's dot products of signed bytes, 16 outputs in four registers
+
+template <int kBits>
+struct Levels {
+    int8x16_t vectors[8][4];
+
+    explicit Levels(const uint8_t* block) {
+        for (int j = 0; j < 8; ++j)
+            for (int quarter = 0; quarter < 4; ++quarter) {
+                const int at = 64 * (kBits == 8 ? j : j % 4) + 16 * quarter;
+                uint8x16_t levels = vld1q_u8(block + at);
+                if constexpr (kBits == 8)
+                    levels = veorq_u8(levels, vdupq_n_u8(128));  // signed, so less the offset
+                else
+                    levels = j < 4 ? vandq_u8(levels, vdupq_n_u8(15)) : vshrq_n_u8(levels, 4);
+                if constexpr (kBits > 4 && kBits < 8) {
+                    const int place = (kBits - 4) * j;
+                    const uint8x16_t further = vld1q_u8(block + 256 + 64 * (place / 8) + 16 * quarter);
+                    const uint8x16_t moved = vshlq_u8(further, vdupq_n_s8((int8_t)(4 - place % 8)));
+                    levels = vorrq_u8(levels, vandq_u8(moved, vdupq_n_u8((1 << kBits) - 16)));
+                }
+                vectors[j][quarter] = vreinterpretq_s8_u8(levels);
+            }
+    }
+
+    template <int kCount>
+    Floats dot(int begin, const int8_t* activations, int32_t first) const {
+        int32x4_t sums[4];
+        for (int quarter = 0; quarter < 4; ++quarter) sums[quarter] = vdupq_n_s32(kBits == 8 ? 0 : first);
+        for (int j = begin; j < begin + kCount; ++j) {
+            int32_t four;
+            std::memcpy(&four, activations + 4 * j, sizeof four);
+            const int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(four));
+            for (int quarter = 0; quarter < 4; ++quarter)
+                sums[quarter] = vdotq_s32(sums[quarter], vectors[j][quarter], inputs);
+        }
+        Quads values;
+        for (int quarter = 0; quarter < 4; ++quarter) values.parts[quarter] = vcvtq_f32_s32(sums[quarter]);
+        return load<Floats>((const float*)&values);
+    }
+};
+
 #else  // AVX2: products of bytes in 16 bits, 16 outputs in two registers
 
 template <int kBits>

@@ -1,10 +1,15 @@
-// Vectors of 16 floats, written with the compiler's vector extensions: one AVX-512 register, or two of AVX2.
+// Vectors of 16 floats, written with the compiler's vector extensions: one AVX-512 register, two of AVX2, four of NEON.
+// Sums are taken in the same order by all of them.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#ifdef __aarch64__
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 
 namespace superdraft {
 
@@ -44,6 +49,73 @@ inline void to_bfloat16(uint16_t* to, Floats values) {
     store(to, __builtin_convertvector(bits >> 16, HalfWords));
 }
 
+#ifdef __aarch64__
+
+struct Quads {
+    float32x4_t parts[4];
+};
+
+inline Quads quads(Floats values) { return load<Quads>((const float*)&values); }
+
+inline Floats from_float16(const uint16_t* from) {
+    Quads values;
+    for (int i = 0; i < 4; ++i) values.parts[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + 4 * i)));
+    return load<Floats>((const float*)&values);
+}
+
+inline uint16_t to_float16(float value) {
+    const __fp16 half = (__fp16)value;
+    uint16_t bits;
+    std::memcpy(&bits, &half, sizeof bits);
+    return bits;
+}
+
+inline float from_float16(uint16_t value) {
+    __fp16 half;
+    std::memcpy(&half, &value, sizeof half);
+    return (float)half;
+}
+
+inline Floats from_bytes(const int8_t* from) {
+    Quads values;
+    for (int half = 0; half < 2; ++half) {
+        const int16x8_t words = vmovl_s8(vld1_s8(from + 8 * half));
+        values.parts[2 * half] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
+        values.parts[2 * half + 1] = vcvtq_f32_s32(vmovl_high_s16(words));
+    }
+    return load<Floats>((const float*)&values);
+}
+
+inline float maximum(Floats values) {
+    const Quads all = quads(values);
+    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(all.parts[0], all.parts[1]), vmaxq_f32(all.parts[2], all.parts[3])));
+}
+
+inline float sum(Floats values) {
+    const Quads all = quads(values);
+    const float32x4_t four = vaddq_f32(vaddq_f32(all.parts[0], all.parts[2]), vaddq_f32(all.parts[1], all.parts[3]));
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// The sum of each of 16 vectors.
+inline Floats sums(const Floats* vectors) {
+    Quads results;
+    for (int quarter = 0; quarter < 4; ++quarter) {
+        float32x4_t low[4], high[4];
+        for (int i = 0; i < 4; ++i) {
+            const Quads all = quads(vectors[4 * quarter + i]);
+            low[i] = vaddq_f32(all.parts[0], all.parts[2]), high[i] = vaddq_f32(all.parts[1], all.parts[3]);
+        }
+        results.parts[quarter] = vaddq_f32(vpaddq_f32(vpaddq_f32(low[0], low[1]), vpaddq_f32(low[2], low[3])),
+                                           vpaddq_f32(vpaddq_f32(high[0], high[1]), vpaddq_f32(high[2], high[3])));
+    }
+    return load<Floats>((const float*)&results);
+}
+
+inline void relax() { asm volatile("yield"); }
+
+#else
+
 inline Floats from_float16(const uint16_t* from) {
 #ifdef __AVX512F__
     return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
@@ -70,12 +142,6 @@ inline Floats from_bytes(const int8_t* from) {
               _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(from + 8 * half)))));
     return values;
 #endif
-}
-
-// To the nearest whole number, for |value| < 2^22.
-inline Floats rounded(Floats values) {
-    const Floats shift = splat(12582912.0f);
-    return (values + shift) - shift;
 }
 
 inline __m256 low_half(Floats values) { return _mm256_loadu_ps((const float*)&values); }
@@ -109,6 +175,16 @@ inline Floats sums(const Floats* vectors) {
             _mm256_permute2f128_ps(first, second, 0x20), _mm256_permute2f128_ps(first, second, 0x31));
     }
     return load<Floats>((const float*)results);
+}
+
+inline void relax() { _mm_pause(); }
+
+#endif
+
+// To the nearest whole number, for |value| < 2^22.
+inline Floats rounded(Floats values) {
+    const Floats shift = splat(12582912.0f);
+    return (values + shift) - shift;
 }
 
 // e^x, within 2 units in the last place.

@@ -96,19 +96,34 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         build("avx2", tmp_path / "file")
 
 
-def test_a_processor_without_the_instructions(monkeypatch):
-    monkeypatch.setattr(library.platform, "machine", lambda: "aarch64")
+@pytest.mark.parametrize(
+    ("machine", "needed"), [("riscv64", "AVX2, or NEON with dot products on ARM"), ("x86_64", "AVX2")]
+)
+def test_a_processor_without_the_instructions(monkeypatch, machine, needed):
+    monkeypatch.setattr(library.platform, "machine", lambda: machine)
+    monkeypatch.setattr(library.torch.cpu, "_is_avx2_supported", lambda: False)
     assert library.supported_variants() == []
-    with pytest.raises(KernelsUnavailableError, match="need AVX2, which this aarch64 processor lacks"):
+    with pytest.raises(KernelsUnavailableError, match=f"need {needed}, which this {machine} processor lacks"):
         library.load_kernels()
+
+
+@pytest.mark.parametrize(
+    ("system", "features", "variants"),
+    [("Darwin", "", ["neon-dotprod"]), ("Linux", "fp asimd asimddp", ["neon-dotprod"]), ("Linux", "fp asimd", [])],
+)
+def test_arm_processors_need_dot_products(monkeypatch, system, features, variants):
+    monkeypatch.setattr(library.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(library.platform, "system", lambda: system)
+    monkeypatch.setattr(library.Path, "read_text", lambda self: f"Features\t: {features}\n")
+    assert library.supported_variants() == variants
 
 
 def test_an_image_for_another_processor_is_built_without_kernels(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(building, "BUNDLED", tmp_path / "bundled")
     monkeypatch.setenv("CXX", compiler(tmp_path, "echo 'unrecognized option -mavx2' >&2; exit 1"))
-    monkeypatch.setattr(library.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(library.platform, "machine", lambda: "riscv64")
     building.main()
-    assert "on aarch64, torch's own are used" in capsys.readouterr().err
+    assert "on riscv64, torch's own are used" in capsys.readouterr().err
     assert not (tmp_path / "bundled").exists()
     monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
     with pytest.raises(SystemExit, match="unrecognized option"):
@@ -202,9 +217,9 @@ def test_other_structs_than_pythons_are_noticed(cached, monkeypatch):
 
 @pytest.mark.parametrize("variant", library.VARIANTS)
 def test_the_sources_compile_without_warnings(variant):
-    compiler = shutil.which("g++")
-    if compiler is None or not library.is_x86_64():
-        pytest.skip("there is no g++ for x86-64")
+    compiler = shutil.which("g++" if variant in library.machine_variants() else "aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip(f"there is no compiler for {variant}")
     command = [compiler, *library.compile_options(variant), "-Werror", "-fsyntax-only", str(library._MAIN)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
