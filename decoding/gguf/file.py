@@ -49,7 +49,7 @@ class GgufTensor:
         type: the number of its type, one of `MATRIX_TYPES`.
         shape: rows come first: [N, K] is N rows of K numbers.
         offset: its first byte in the file.
-        num_bytes: its size.
+        num_bytes: its size; 0 if its type is not in `MATRIX_TYPES`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class GgufFile:
 
     Raises:
         BrokenModelError: it is no GGUF file, is damaged or ends too early.
-        UnsupportedModelError: it is of another version, or a tensor has a type that is not in `MATRIX_TYPES`.
+        UnsupportedModelError: it is of another version.
         OSError: it cannot be read.
     """
 
@@ -103,13 +103,9 @@ class GgufFile:
             raise BrokenModelError(f"{path} is damaged: two tensors have the same name.")
 
     def _placed(self, name: str, kind: int, shape: tuple[int, ...], offset: int) -> GgufTensor:
-        if kind not in MATRIX_TYPES:
-            known = ", ".join(each.name for each in MATRIX_TYPES.values())
-            raise UnsupportedModelError(
-                f"tensor {name} of {self.path} is of type {kind}; these can be read: {known}. Use --runner llamacpp, "
-                "or a file that is quantised otherwise."
-            )
-        about = MATRIX_TYPES[kind]
+        about = MATRIX_TYPES.get(kind)
+        if about is None:  # no error yet: llama.cpp may run the file, with the tokenizer that is read here
+            return GgufTensor(name, kind, shape, offset, 0)
         if shape[-1] % about.block_size:
             raise BrokenModelError(
                 f"{self.path} is damaged: the rows of tensor {name} have {shape[-1]} numbers, and blocks of "
@@ -123,14 +119,25 @@ class GgufFile:
             )
         return GgufTensor(name, kind, shape, offset, num_bytes)
 
+    def _known(self, name: str) -> GgufTensor:
+        tensor = self.tensors[name]
+        if tensor.type not in MATRIX_TYPES:
+            known = ", ".join(each.name for each in MATRIX_TYPES.values())
+            raise UnsupportedModelError(
+                f"tensor {name} of {self.path} is of type {tensor.type}; these can be read: {known}. Use --runner "
+                "llamacpp, or a file that is quantised otherwise."
+            )
+        return tensor
+
     def matrix(self, name: str) -> Matrix:
         """A tensor [N, K], where it lies in the file.
 
         Raises:
             KeyError: there is no such tensor.
             BrokenModelError: it has another number of dimensions.
+            UnsupportedModelError: its type is not in `MATRIX_TYPES`.
         """
-        tensor = self.tensors[name]
+        tensor = self._known(name)
         if len(tensor.shape) != 2:
             raise BrokenModelError(
                 f"tensor {name} of {self.path} has the shape {tensor.shape}, expected two dimensions."
@@ -144,8 +151,9 @@ class GgufFile:
         Raises:
             KeyError: there is no such tensor.
             BrokenModelError: it has another number of dimensions, or is not of type F32 or F16.
+            UnsupportedModelError: its type is not in `MATRIX_TYPES`.
         """
-        tensor = self.tensors[name]
+        tensor = self._known(name)
         if len(tensor.shape) != 1 or tensor.type not in (_F32, _F16):
             raise BrokenModelError(
                 f"tensor {name} of {self.path} has the shape {tensor.shape} and the type "

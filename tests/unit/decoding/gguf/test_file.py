@@ -14,7 +14,10 @@ import torch
 from support.gguf_files import write_gguf
 
 from superdraft.decoding.errors import BrokenModelError, ModelLoadError, UnsupportedModelError
+from superdraft.decoding.families import spec_of_gguf
 from superdraft.decoding.gguf.file import GgufFile
+from superdraft.decoding.loading.loader import ModelOptions, load_gguf
+from superdraft.decoding.runner_choice import load
 
 TEXTS = ["", "word", "é漢🙂", " \n"]
 
@@ -95,8 +98,6 @@ def with_type(data: bytes, tensor: str, kind: int) -> bytes:
         (lambda data: data[:-1], BrokenModelError, "tensor output_norm.weight ends at byte"),
         (lambda data: data[:8] + struct.pack("<Q", 2**60) + data[16:], BrokenModelError, "does not end within"),
         (lambda data: data[:16] + struct.pack("<Q", 2**60) + data[24:], BrokenModelError, "does not end within"),
-        (lambda data: with_type(data, "blk.1.attn_k.weight", 16), UnsupportedModelError,
-         r"blk\.1\.attn_k\.weight .* is of type 16; these can be read: F32, .*Q6_K"),
         (lambda data: with_type(data, "blk.1.attn_k.weight", 12), BrokenModelError,
          r"rows of tensor blk\.1\.attn_k\.weight have 32 numbers, and blocks of Q4_K have 256"),
         (lambda data: data.replace(b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight"), BrokenModelError, "the same name"),
@@ -105,6 +106,18 @@ def with_type(data: bytes, tensor: str, kind: int) -> bytes:
 def test_damage_is_named(path, tmp_path, damage: Callable[[bytes], bytes], kind, said):
     message = refused(damage(path.read_bytes()), tmp_path / "bad.gguf", kind)
     assert re.search(said, message), message
+
+
+def test_a_type_that_cannot_be_read_is_refused_where_it_is_needed(path, tmp_path):
+    """llama.cpp may run such a file, and needs its tokenizer from here."""
+    odd = tmp_path / "odd.gguf"
+    odd.write_bytes(with_type(path.read_bytes(), "blk.1.attn_k.weight", 16))
+    assert len(load_gguf(ModelOptions(model=str(odd), runner="llamacpp")).tokenizer) == 301
+    said = r"blk\.1\.attn_k\.weight .* is of type 16; these can be read: F32, .*Q6_K.* --runner llamacpp"
+    with pytest.raises(UnsupportedModelError, match=said):
+        spec_of_gguf(GgufFile(odd), 64)
+    with pytest.raises(UnsupportedModelError, match=said):
+        load(ModelOptions(model=str(odd), runner="torch", device="cpu"), 64)
 
 
 def test_vectors_and_matrices_are_not_taken_for_one_another(path):
