@@ -27,12 +27,29 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced:
+    """The end of a prompt that a draft takes the place of, as it was mistyped."""
+
+    text: str
+
+    @property
+    def characters(self) -> int:
+        """Its length in code points."""
+        return len(self.text)
+
+    @classmethod
+    def of(cls, data: bytes) -> "Replaced | None":
+        """What these bytes of the prompt are, if there are any."""
+        return cls(data.decode()) if data else None
+
+
+@dataclass(frozen=True, slots=True)
 class DraftOutput:
     """One finished draft.
 
     Attributes:
         index: rank, 0 is the best.
-        text: the continuation, starting right after the prompt's last character.
+        text: the continuation, starting right after the prompt's last character, or in the place of `replaces`.
         token_ids: the draft's tokens, without the end-of-text token. With a stop string these are all decoded tokens,
             so their text may be longer than `text`.
         tokens: the text of each token.
@@ -43,6 +60,7 @@ class DraftOutput:
             text. Later ones are exact where the draft had its own row, and approximate where its row was superposed.
         finish_reason: see `FinishReason`.
         exact_logprobs: from the verification pass, if one was requested.
+        replaces: the end of the prompt that the text takes the place of; None: the text is only added.
     """
 
     index: int
@@ -53,6 +71,7 @@ class DraftOutput:
     token_logprobs: tuple[float, ...]
     finish_reason: FinishReason
     exact_logprobs: tuple[TokenLogprob, ...] | None = None
+    replaces: Replaced | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +132,12 @@ class DraftSnapshot:
     Attributes:
         text: its current text, which a later step may replace.
         score: its current score, see `DraftOutput.score`.
+        replaces: see `DraftOutput`.
     """
 
     text: str
     score: float
+    replaces: Replaced | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,8 @@ class GenerationParams:
         presence_penalty: subtracted from a token's logit once if the draft already has the token.
         token_healing: whether drafts of a text prompt follow the probabilities of the typed text instead of those of
             its tokens, so that a half-typed word is completed.
+        corrections: whether drafts may replace the word at the prompt's end if it was probably mistyped. Only with
+            token healing.
         single_line: whether a draft ends before its first line break.
         trim: "word" removes a last word that may be unfinished, "sentence" removes everything after the first whole
             sentence, "none" removes nothing.
@@ -145,6 +147,7 @@ class GenerationParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     token_healing: bool = False
+    corrections: bool = False
     single_line: bool = False
     trim: Trim = "none"
     min_score: float | None = None

@@ -17,6 +17,7 @@ from superdraft.decoding.prompt import PlainText, PrefixedText, Prompt, PromptTo
 from superdraft.decoding.request import EngineRequest
 from superdraft.decoding.text.healing import plan_healing
 from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.decoding.text.typos import last_word
 
 _NOT_ROUND = (
     "The tokenizer changes the end of this text, so the drafts follow its tokens, not its exact characters: token "
@@ -80,7 +81,8 @@ class Admission:
         self._check_room(len(tokens.token_ids), params)
         healing = None
         if params.token_healing and tokens.text and params.max_tokens > 0:
-            healing = plan_healing(tokens.text, tokens.token_ids, max(1, tokens.num_fixed), tokenizer)
+            word = last_word(tokens.text) if params.corrections else None
+            healing = plan_healing(tokens.text, tokens.token_ids, max(1, tokens.num_fixed), tokenizer, word)
             if healing is None and tokenizer.token_bytes[tokens.token_ids[-1]] and len(tokens.token_ids) > 1:
                 warnings.append(_NOT_ROUND)
         stop = (*params.stop, "\n", "\r") if params.single_line else params.stop

@@ -14,6 +14,7 @@ from superdraft.decoding.outputs import (
     DraftSnapshot,
     FinishReason,
     GenerationOutput,
+    Replaced,
     Snapshot,
     Timings,
     TokenLogprob,
@@ -37,6 +38,7 @@ class _Shown:
     token_logprobs: tuple[float, ...]
     finish_reason: FinishReason
     stem_ids: tuple[int, ...]
+    replaced: bytes
 
 
 def all_drafts(sequence: Sequence) -> DraftSet:
@@ -57,7 +59,10 @@ def snapshot(sequence: Sequence) -> Snapshot:
     ranked = rank(drafts, params.num_shown, rule)
     return Snapshot(
         num_steps=max(branch.num_steps for branch in sequence.branches),
-        drafts=tuple(DraftSnapshot(valid_utf8_prefix(draft.text), rule.score(draft)) for draft in ranked),
+        drafts=tuple(
+            DraftSnapshot(valid_utf8_prefix(draft.text), rule.score(draft), Replaced.of(draft.replaced))
+            for draft in ranked
+        ),
         stable_text=_stable_text(sequence),
         rows_by_depth=tuple(sequence.rows_by_depth),
     )
@@ -75,7 +80,7 @@ def _stable_text(sequence: Sequence) -> str:
     """The beginning of the first draft, without any end that trimming or a stop string may still remove.
 
     As long as it is open which draft will be the first, the common beginning of all; none if `min_score` may leave out
-    all drafts.
+    all drafts, or if one replaces what was typed.
     """
     params, whole = sequence.params, _whole_draft(sequence)
     if params.min_score is not None:
@@ -87,6 +92,8 @@ def _stable_text(sequence: Sequence) -> str:
         alive = [draft for branch in sequence.branches for draft in branch.drafts.alive]
         finished = [draft for branch in sequence.branches for draft in branch.drafts.finished]
     stops = [stop.encode() for stop in params.stop]
+    if any(draft.replaced for draft in (*alive, *finished)):
+        return ""
     texts = [_without_begun_stop(draft.text, stops) for draft in alive]
     texts += [draft.text for draft in finished]
     common = stable_prefix(texts)
@@ -151,15 +158,15 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
     whole = _whole_draft(sequence)
     if whole is not None:  # whoever asks for a text wants a whole one first
         ranked.sort(key=lambda draft: (draft.stem_ids, draft.token_ids) != (whole.stem_ids, whole.token_ids))
-    by_text: dict[str, _Shown] = {}
+    by_text: dict[tuple[bytes, str], _Shown] = {}
     for draft in ranked:
         if params.min_score is None or rule.score(draft) >= params.min_score:
             shown = _cut(draft, rule.score(draft), params)
             # Blanks at the end of a line or a text suggest nothing; but the spared draft has been streamed already.
             ends_blank = shown.finish_reason == "stop" and not shown.text.strip() and draft is not whole
-            by_text.setdefault("" if ends_blank else rule.as_read(shown.text), shown)
+            by_text.setdefault((shown.replaced, "" if ends_blank else rule.as_read(shown.text)), shown)
     if len(by_text) > 1:
-        by_text.pop("", None)
+        by_text.pop((b"", ""), None)
     return list(by_text.values())[: params.num_shown]
 
 
@@ -172,7 +179,16 @@ def _cut(draft: Draft, score: float, params: GenerationParams) -> _Shown:
     shown = trim_text(whole, finish_reason, params.single_line, params.trim)
     num_tokens = len(pieces) if shown == whole else tokens_within(pieces, len(shown.encode()))
     logprobs = draft.token_logprobs[: min(num_tokens, len(token_ids))]
-    return _Shown(score, shown, token_ids[:num_tokens], pieces[:num_tokens], logprobs, finish_reason, draft.stem_ids)
+    return _Shown(
+        score,
+        shown,
+        token_ids[:num_tokens],
+        pieces[:num_tokens],
+        logprobs,
+        finish_reason,
+        draft.stem_ids,
+        draft.replaced,
+    )
 
 
 def _verified(sequence: Sequence, shown: Seq[_Shown], tokenizer: Tokenizer, runner: ModelRunner) -> Verification | None:
@@ -201,6 +217,7 @@ def _output(sequence: Sequence, index: int, draft: _Shown, verification: Verific
         token_logprobs=draft.token_logprobs,
         finish_reason=draft.finish_reason,
         exact_logprobs=exact,
+        replaces=Replaced.of(draft.replaced),
     )
 
 

@@ -22,6 +22,11 @@ from superdraft.decoding.method.scoring import are_numbers, interpolate, tempere
 from superdraft.decoding.text.covers import Covers, Opening, Stem
 from superdraft.decoding.text.healing import TokenIndex
 from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.decoding.text.typos import Corrections
+
+MIN_KNOWN_PROBABILITY = 0.1
+"""An n-gram model that has a word finds each of its tokens at least this probable after those before; after tokens that
+it never saw together, hardly any is."""
 
 Runs = dict[tuple[int, ...], tuple[int, tuple[int, ...]]]
 """For each sequence of typed tokens after the shared ones that was run besides the prompt's own: how many tokens of the
@@ -61,6 +66,7 @@ class Openings:
         """
         covers = sequence.covers or self.covers(sequence, own)
         runs = self._add_stems(sequence.branches[0], covers, own)
+        self._add_corrections(sequence.branches[0], covers, own, runs)
         if not math.isfinite(covers.log_total):
             raise no_token(sequence, is_forbidden=are_numbers(own[0]))
         if sequence.params.verify_top is not None:
@@ -130,9 +136,7 @@ class Openings:
             if length < len(own) and sequence.healing.tail[:length] == stem.stem_ids:
                 covers.add(stem, own[length], _biased(own[length], sequence))
                 continue
-            is_too_long = sequence.num_shared + length > sequence.max_positions
-            # A branch on another tree needs a copy of the whole stem.
-            if is_too_long or not self._trees.has_spare_cells(branch, num_later + 1 + length):
+            if not self._may_run(branch, stem.stem_ids, num_later):
                 continue
             logits = self._trees.stem_logits(sequence, stem.stem_ids)
             if logits is None:
@@ -141,6 +145,26 @@ class Openings:
                 num_later += 1 + length
             covers.add(stem, logits, _biased(logits, sequence))
         return runs
+
+    def _add_corrections(self, branch: Branch, covers: Covers, own: Seq[Tensor], runs: Runs) -> None:
+        """Add what may have been meant instead of what was typed; arguments as in `_add_stems`."""
+        sequence = branch.sequence
+        assert sequence.healing is not None
+        word = sequence.healing.word
+        fixes = None if word is None else covers.corrections(word)
+        if fixes is None or _is_known(sequence, fixes):
+            return
+        for stem in covers.add_corrections(fixes, own):
+            if self._may_run(branch, stem.stem_ids, 0):
+                logits = self._trees.stem_logits(sequence, stem.stem_ids)
+                logits = self._run(branch, stem.stem_ids, runs) if logits is None else logits
+                covers.add_corrected(stem, fixes, _biased(logits, sequence))
+
+    def _may_run(self, branch: Branch, stem_ids: tuple[int, ...], num_later: int) -> bool:
+        """Whether there is room for the tokens of a stem, besides cells that are to be taken later."""
+        is_too_long = branch.sequence.num_shared + len(stem_ids) > branch.sequence.max_positions
+        # A branch on another tree needs a copy of the whole stem.
+        return not is_too_long and self._trees.has_spare_cells(branch, num_later + 1 + len(stem_ids))
 
     def _run(self, branch: Branch, stem_ids: tuple[int, ...], runs: Runs) -> Tensor:
         """Run the tokens of a stem that have not been run; the logits after it, shape [V]."""
@@ -189,8 +213,12 @@ class Openings:
             return DraftSet((), ())
         if params.num_rows == 1:  # a row holds one tokenisation of the typed text: take the most probable one
             best = openings[: params.num_drafts]
-            weights = {stem: sum(math.exp(one.logprob) for one in best if one.stem == stem) for stem in _stems_of(best)}
-            openings = covers.openings(num, max(weights, key=lambda stem: weights[stem]))
+            stem_of = [stem.stem_ids for stem in covers.stems]
+            weights: dict[tuple[int, ...], float] = {}
+            for one in best:
+                weights[stem_of[one.stem]] = weights.get(stem_of[one.stem], 0.0) + math.exp(one.logprob)
+            heaviest = max(weights, key=lambda stem_ids: weights[stem_ids])
+            openings = covers.openings(num, [n for n, stem_ids in enumerate(stem_of) if stem_ids == heaviest])
         roots, token_ids = [], []
         for stem in _stems_of(openings):
             roots.append(self._root(branch, covers.stems[stem]))
@@ -227,7 +255,17 @@ class Openings:
         state = None
         if sequence.scorer is not None:
             state = sequence.scorer.initial_state([*sequence.shared_token_ids, *stem.stem_ids])
-        return Draft(ngram_state=state, stem_ids=stem.stem_ids, rest=stem.rest)
+        if not stem.replaced:
+            return Draft(ngram_state=state, stem_ids=stem.stem_ids, rest=stem.rest)
+        # The blank before the word, which is part of its first token, stays as it is.
+        blank, text = stem.replaced[: stem.replaced.startswith(b" ")], self._tokenizer.bytes_of(stem.stem_ids)
+        return Draft(
+            text=text[len(blank) :],
+            ngram_state=state,
+            stem_ids=stem.stem_ids,
+            rest=b"" if text else blank,
+            replaced=stem.replaced[len(blank) :],
+        )
 
     def _alternatives(self, covers: Covers, num: int) -> tuple[tuple[int, str, float], ...]:
         """The most probable openings: token id, text beyond what was typed, log-probability given the typed text."""
@@ -237,6 +275,20 @@ class Openings:
             text = data.decode("utf-8", errors="replace") or self._tokenizer.token_text(opening.token_id)
             alternatives.append((opening.token_id, text, opening.logprob - covers.log_total))
         return tuple(alternatives)
+
+
+def _is_known(sequence: Sequence, fixes: Corrections) -> bool:
+    """Whether the request's n-gram model has the typed word: each of its tokens follows from those before."""
+    scorer, plan = sequence.scorer, sequence.healing
+    if scorer is None or plan is None:
+        return False
+    # An unfinished word may end in another token, and a blank follows a finished one: the last token says nothing.
+    word_ids = plan.tail[:-1] if len(plan.tail) > 2 or fixes.is_finished else plan.tail
+    state, logprobs = scorer.initial_state(sequence.shared_token_ids), list[float]()
+    for token_id in word_ids:
+        logprobs.append(scorer.score([state], [[token_id]])[0][0])
+        state = scorer.advance(state, token_id)
+    return len(logprobs) > 1 and min(logprobs[1:]) >= math.log(MIN_KNOWN_PROBABILITY)
 
 
 def _biased(logits: Tensor, sequence: Sequence) -> Tensor:

@@ -36,6 +36,7 @@ class Draft:
             the draft's text.
         pieces: the bytes that each token adds.
         start: with the selection "distinct", the draft's text in the step that began it; empty before that.
+        replaced: the typed bytes at the prompt's end that the text takes the place of, as they were mistyped.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -49,6 +50,7 @@ class Draft:
     rest: bytes = b""
     pieces: tuple[bytes, ...] = ()
     start: bytes = b""
+    replaced: bytes = b""
 
     @property
     def lm_logprob(self) -> float:
@@ -129,8 +131,9 @@ class TokenAppender:
             finish_reason = "stop"
         else:
             piece = self.token_bytes[token_id][len(rest) :]
-            start = len(text)
-            token_ids, pieces, text, rest = (*token_ids, token_id), (*pieces, piece), text + piece, b""
+            start, text = len(text), text + piece
+            # The text before the first token is the stem of a correction.
+            token_ids, pieces, rest = (*token_ids, token_id), (*pieces, piece) if pieces else (text,), b""
             if self.stop and (end := self._first_stop(text, start)) is not None:
                 text, finish_reason = text[:end], "stop"
         return Draft(
@@ -145,6 +148,7 @@ class TokenAppender:
             rest,
             pieces,
             draft.start,
+            draft.replaced,
         )
 
     def _first_stop(self, text: bytes, start: int) -> int | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from superdraft.decoding.text.healing import CanonicalCheck, HealingPlan, TokenIndex
 from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.decoding.text.typos import MAX_EDIT_PROBABILITY, Corrections, TypedWord
 
 MIN_STEM_SHARE = 0.05
 """A stem counts if its covers may have this share of P(text begins with the typed bytes)."""
@@ -23,6 +24,15 @@ MIN_STEM_SHARE = 0.05
 MIN_CHECKED_SHARE = 0.01
 """Openings with a smaller share count towards that probability without a check that they are canonical. Each opening is
 checked before it is chosen."""
+
+MIN_CORRECTED_SHARE = 0.05
+"""Corrections are looked for, and kept, if they may have this share of P(text begins with what was meant)."""
+
+MIN_WORD_PROBABILITY = 5e-6
+"""A word that the model finds less probable at its place is no correction: the typed one may be as good a name."""
+
+MAX_CORRECTED_WORDS = 2
+"""Corrections of a finished word; each takes a row."""
 
 _CHECKED_AT_ONCE = 32
 _NEAR = 6.0
@@ -42,6 +52,7 @@ class Stem:
         token_ids: the openings, shape [N].
         logprobs: ln p of each opening after the stem, shape [N]; -inf: not canonical.
         is_checked: which openings have been checked for being canonical, shape [N].
+        replaced: the typed bytes that the openings, with the stem, take the place of, as they were mistyped.
         log_mass: ln of the sum of the weights of all covers of this stem.
     """
 
@@ -50,6 +61,7 @@ class Stem:
     logprob: float
     token_ids: NDArray[np.int64]
     logprobs: NDArray[np.float32]
+    replaced: bytes = b""
     is_checked: NDArray[np.bool_] = field(init=False)
     log_mass: float = field(init=False)
 
@@ -168,6 +180,51 @@ class Covers:
                 return best
         return None
 
+    def corrections(self, word: TypedWord) -> Corrections | None:
+        """What a word may have been meant to be; None: it is so probable that no correction has a share that counts."""
+        if self.log_total >= _log(MAX_EDIT_PROBABILITY / MIN_CORRECTED_SHARE) or word.is_repeated:
+            return None
+        return Corrections.of(word)
+
+    def add_corrections(self, fixes: Corrections, own: Sequence[Tensor]) -> list[UnrunStem]:
+        """What may have been meant: openings in place of a word's beginning are added, stems for a whole one returned.
+
+        Args:
+            fixes: what may have been meant.
+            own: the logits after the shared tokens, and after those of the tail that have been run, each of shape [V].
+
+        Returns:
+            Of a finished word, the most probable words, best first, for `add_corrected`.
+        """
+        logprob, words, least = 0.0, list[UnrunStem](), self.log_total + _log(MIN_CORRECTED_SHARE)
+        for length, logits in enumerate(own):
+            stem_ids = self._tail[:length]
+            token_ids, edits = self._index.meant(self._tokenizer.bytes_of(stem_ids), fixes)
+            row = _logprobs(logits)
+            known = logprob + row[token_ids] >= _log(MIN_WORD_PROBABILITY)
+            token_ids, logprobs = token_ids[known], row[token_ids][known] + edits[known]
+            if not fixes.is_finished:
+                stem = Stem(stem_ids, b"", logprob, token_ids, logprobs, fixes.typed)
+                if stem.log_mass >= least:
+                    self.stems.append(stem)
+            else:
+                words += [
+                    UnrunStem((*stem_ids, token_id), b" ", logprob + float(logprobs[place]))
+                    for place, token_id in enumerate(token_ids.tolist())
+                    if logprob + logprobs[place] >= least and self._are_canonical(stem_ids, [token_id])[0]
+                ]
+            if length + 1 < len(own):
+                logprob += float(row[self._tail[length]])
+        self._check_probable()
+        return sorted(words, key=lambda word: -word.logprob)[:MAX_CORRECTED_WORDS]
+
+    def add_corrected(self, stem: UnrunStem, fixes: Corrections, opening_logits: Tensor) -> None:
+        """Add a whole word that may have been meant, and the openings behind it; arguments as in `add`."""
+        token_ids = self._index.beyond(stem.rest)
+        logprobs = _logprobs(opening_logits)[token_ids]
+        self.stems.append(Stem(stem.stem_ids, b"", stem.logprob, token_ids, logprobs, fixes.typed))
+        self._check_probable()
+
     def own_stem(self, length: int) -> UnrunStem | None:
         """The stem of the first `length` tokens of the prompt's tail; None: it has been added, or a shorter one not."""
         return next((stem for stem in self._unrun if stem.stem_ids == self._tail[:length]), None)
@@ -191,15 +248,15 @@ class Covers:
             for token_id in self._index.inside(rest)
         )
 
-    def openings(self, num: int, stem: int | None = None) -> list[Opening]:
+    def openings(self, num: int, stems: Sequence[int] | None = None) -> list[Opening]:
         """The `num` most probable openings, all canonical, best first; fewer if there are no more.
 
         Args:
             num: at least 1.
-            stem: index of the stem whose openings to return; None: of all stems.
+            stems: indices of the stems whose openings to return; None: of all.
         """
         while True:
-            top = self._top(num, stem)
+            top = self._top(num, stems)
             if not self._rule_out(top):
                 return [self._opening(number, place) for number, place in top]
 
@@ -222,9 +279,9 @@ class Covers:
             index -= len(stem.token_ids)
         raise IndexError(index)
 
-    def _top(self, num: int, only: int | None = None) -> list[tuple[int, int]]:
+    def _top(self, num: int, only: Sequence[int] | None = None) -> list[tuple[int, int]]:
         """(stem, place) of the most probable openings, best first; ties in order of stem and place."""
-        chosen = [(n, stem) for n, stem in enumerate(self.stems) if only in (None, n) and len(stem.logprobs)]
+        chosen = [(n, stem) for n, stem in enumerate(self.stems) if (only is None or n in only) and len(stem.logprobs)]
         peak = max((stem.logprob + float(stem.logprobs.max()) for _, stem in chosen), default=-math.inf)
         near = [np.flatnonzero(stem.logprobs > peak - _NEAR - stem.logprob) for _, stem in chosen]
         if sum(map(len, near)) < num:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from superdraft.decoding.text.tokenizer import Tokenizer
+from superdraft.decoding.text.typos import Corrections, TypedWord
 
 MAX_TAIL_TOKENS = 8
 MAX_TAIL_BYTES = 32
@@ -36,6 +37,9 @@ _MIN_WINDOW_TOKENS, _MAX_WINDOW_TOKENS = 2, 8
 """Tokens before the tail with which the tokenizer is asked, unless it splits texts into pieces first: what stands
 before a piece then changes nothing."""
 _MAX_PIECE_CHARS = 128
+_LAST_BYTE = b"\xff"
+"""Follows every other byte and is in no text."""
+
 _PROBES = ("x", "0", ".", "\n")
 """One character of each kind before which tokenizers may split white space differently."""
 
@@ -49,15 +53,19 @@ class HealingPlan:
         tail: the prompt's other tokens, at least one.
         window: the last few shared tokens, enough for the text of `window` and `tail` to be tokenised as in the prompt.
         is_checked: whether it is tokenised like this, so that the tokenizer can decide which covers are canonical.
+        word: the tail, if it is a word that may be a typo.
     """
 
     num_shared: int
     tail: tuple[int, ...]
     window: tuple[int, ...]
     is_checked: bool
+    word: TypedWord | None = None
 
 
-def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer: Tokenizer) -> HealingPlan | None:
+def plan_healing(
+    text: str, token_ids: Sequence[int], num_fixed: int, tokenizer: Tokenizer, word: TypedWord | None = None
+) -> HealingPlan | None:
     """Divide a prompt's tokens into shared tokens and the tail that covers may replace.
 
     The tail consists of the tokens that overlap the last piece of `text` (`Tokenizer.last_piece_start`), at most
@@ -68,6 +76,8 @@ def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer:
         token_ids: the prompt's tokens; the oldest may be missing.
         num_fixed: how many of the first tokens must not be changed; at least one.
         tokenizer: the tokenizer.
+        word: the word at the end of `text`, if it may be a typo. The tail then reaches back to its beginning, unless it
+            is finished and a token of its own, that is, a known word.
 
     Returns:
         The plan; None if nothing can be healed: the text is empty or ends in a special token, or its bytes differ from
@@ -75,6 +85,12 @@ def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer:
     """
     ending = text[-_MAX_PIECE_CHARS:]
     piece_bytes = len(ending[tokenizer.last_piece_start(ending) :].encode()) if ending else 0
+    if word is not None and word.is_finished:
+        token_bytes = [tokenizer.token_bytes[i] for i in token_ids[num_fixed:][-2:]]
+        if len(token_bytes) < 2 or token_bytes[0].strip() == word.text.encode():
+            word = None
+        else:
+            piece_bytes = max(piece_bytes, len(word.typed.encode()))
     last_tokens = [tokenizer.token_bytes[i] for i in token_ids[num_fixed:][-MAX_TAIL_TOKENS:]]
     num_shared = len(token_ids) - _num_tail_tokens(last_tokens, piece_bytes)
     tail = tuple(token_ids[num_shared:])
@@ -86,7 +102,8 @@ def plan_healing(text: str, token_ids: Sequence[int], num_fixed: int, tokenizer:
     for num_window in (0, *nums) if tokenizer.splits_texts and len(typed) == piece_bytes else nums:
         window = tuple(token_ids[max(num_fixed, num_shared - num_window) : num_shared])
         if _is_canonical_alone((*window, *tail), tokenizer):
-            return HealingPlan(num_shared, tail, window, is_checked=True)
+            own_word = word if word is not None and word.typed.encode() == typed else None
+            return HealingPlan(num_shared, tail, window, is_checked=True, word=own_word)
     return HealingPlan(num_shared, tail, (), is_checked=False)
 
 
@@ -205,6 +222,34 @@ class TokenIndex:
         first = bisect_right(self._tokens, rest)
         last = bisect_right(self._tokens, rest, lo=first, key=lambda token: token[: len(rest)])
         return self._ids[first:last]
+
+    def meant(self, stem: bytes, fixes: Corrections) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Tokens that may have been meant instead of the bytes that were typed after a stem, and ln P(typed | meant).
+
+        Args:
+            stem: the bytes of its tokens.
+            fixes: what may have been meant.
+
+        Returns:
+            Ids and log-probabilities, both of shape [N]. A token reaches the end of what may have been meant; of a
+            finished word it is the rest.
+        """
+        logprobs = np.full(len(self._ids), -np.inf, dtype=np.float32)
+        for meant, logprob in fixes.meant.items():
+            rest = meant[len(stem) :]
+            if rest and meant.startswith(stem):
+                first = bisect_left(self._tokens, rest)
+                last = bisect_right(self._tokens, rest if fixes.is_finished else rest + _LAST_BYTE, lo=first)
+                if first < last:
+                    np.maximum(logprobs[first:last], logprob, out=logprobs[first:last])
+        rest = fixes.typed[len(stem) :]
+        if fixes.typed.startswith(stem) and not fixes.is_finished:  # nor what was typed, nor its beginning
+            spans = [(rest[:length], rest[:length]) for length in range(1, len(rest))] + [(rest, rest + _LAST_BYTE)]
+            for first_token, last_token in spans:
+                first = bisect_left(self._tokens, first_token)
+                logprobs[first : bisect_right(self._tokens, last_token, lo=first)] = -np.inf
+        found = np.flatnonzero(logprobs > -np.inf)
+        return self._ids[found], logprobs[found]
 
     def inside(self, rest: bytes) -> list[int]:
         """Ids of the tokens that `rest` begins with, including tokens equal to `rest`."""
