@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 
-from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Snapshot
+from superdraft.decoding.outputs import DraftOutput, DraftSnapshot, GenerationOutput, Replaced, Snapshot
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.fim import Gap
 from superdraft.decoding.text.gap_cut import has_text_after, joins
@@ -30,12 +30,12 @@ class Display:
 
     def shown(self, output: GenerationOutput, params: GenerationParams) -> GenerationOutput:
         """An output with the drafts to show, possibly none; their texts may be shorter than their tokens'."""
-        by_text: dict[str, DraftOutput] = {}
+        by_text: dict[tuple[Replaced | None, str], DraftOutput] = {}
         for draft in output.drafts:
             if self._is_probable(draft.score, params):
                 text = self._tidied(draft) if self.is_tidy else draft.text
                 if text or not self.is_tidy:
-                    by_text.setdefault(text, replace(draft, text=text))
+                    by_text.setdefault((draft.replaces, text), replace(draft, text=text))
         return replace(output, drafts=_ranked(by_text.values()))
 
     def shown_so_far(self, snapshot: Snapshot, params: GenerationParams) -> Snapshot:
@@ -49,7 +49,7 @@ class Display:
         elif has_text_after(self.gap):
             drafts = ()
         else:
-            texts = ((draft, tidy(draft.text, self.gap.prefix, _last_word(draft.text))) for draft in probable)
+            texts = ((draft, tidy(draft.text, self._before(draft), _last_word(draft.text))) for draft in probable)
             drafts = tuple(replace(draft, text=text) for draft, text in texts if text)
         stable_text = commonprefix([snapshot.stable_text, drafts[0].text]) if drafts else ""  # noqa: RUF071 (no paths)
         return replace(snapshot, drafts=drafts, stable_text=stable_text)
@@ -57,9 +57,13 @@ class Display:
     def _is_probable(self, score: float, params: GenerationParams) -> bool:
         return not params.scores_are_probabilities or math.exp(min(score, 0.0)) >= self.min_probability
 
+    def _before(self, draft: DraftOutput | DraftSnapshot) -> str:
+        """The text before a draft, without what it replaces."""
+        return self.gap.prefix.removesuffix(draft.replaces.text if draft.replaces else "")
+
     def _tidied(self, draft: DraftOutput) -> str:
         if not has_text_after(self.gap):
-            return tidy(draft.text, self.gap.prefix, _last_token(draft))
+            return tidy(draft.text, self._before(draft), _last_token(draft))
         is_fit = draft.finish_reason == "stop" and not _ends_its_line(draft) and joins(draft.text, self.gap)
         return draft.text if is_fit and tidy(draft.text, self.gap.prefix) == draft.text.rstrip() else ""
 

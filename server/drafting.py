@@ -43,6 +43,7 @@ class Asked:
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     token_healing: bool | None = None
+    corrections: bool | None = None
     single_line: bool | None = None
     trim: str | None = None
     min_score: float | None = None

@@ -247,7 +247,8 @@ class Service:
         is_typing = request.session_id is not None and params.divides and len(request.prompts) == 1
         if self.settings.speculate == "off" or not is_typing or not output.drafts or not isinstance(prompt, str):
             return
-        text = type(prompt)(prompt + output.drafts[0].text)
+        first = output.drafts[0]
+        text = type(prompt)(prompt.removesuffix(first.replaces.text if first.replaces else "") + first.text)
         likely = replace(request, prompts={f"{request_id}-ahead": text}, deadline_s=None, draft_timeout_s=None)
         (run,) = self._runs(likely, params, scorer)
         self.engine.look_ahead(run)

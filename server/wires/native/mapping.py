@@ -2,9 +2,10 @@
 
 import time
 from dataclasses import asdict
+from pathlib import PurePosixPath
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.outputs import GenerationOutput, Snapshot
+from superdraft.decoding.outputs import GenerationOutput, Replaced, Snapshot
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.fim import Gap
 from superdraft.decoding.text.gap_cut import has_text_after
@@ -18,20 +19,41 @@ from superdraft.server.wires.native.schemas import (
     DraftsSnapshot,
     DraftsTimings,
     DraftsUsage,
+    Replaces,
     SnapshotDraft,
 )
 
 MAX_SESSION_ID = 128
+PROSE_ENDINGS = frozenset(
+    (".adoc", ".eml", ".gitcommit", ".mail", ".markdown", ".md", ".org", ".plaintext", ".rst", ".tex", ".text", ".txt")
+)
 INSIDE_A_LINE = (
     "Nothing is suggested inside a line: the model has no tokens for filling gaps, so it cannot see the text after the "
     "cursor. Send trigger invoked to get drafts all the same."
 )
 
 
-def asked(body: DraftsRequest, gap: Gap) -> Asked:
-    """The engine parameters that a request sets. Inside a line, drafts end with the line."""
+def asked(body: DraftsRequest, gap: Gap, *, is_code_model: bool = False) -> Asked:
+    """The engine parameters that a request sets. Inside a line, drafts end with the line.
+
+    Args:
+        body: the request.
+        gap: the place of the cursor.
+        is_code_model: the model is made for code, in which no word is corrected.
+    """
+    is_prose = isinstance(body.prompt, str) and not is_code_model and _is_for_prose(body.path)
     single_line = body.single_line or has_text_after(gap)
-    return body.asked(is_text=isinstance(body.prompt, str), snapshots=body.stream, single_line=single_line)
+    return body.asked(
+        is_text=isinstance(body.prompt, str),
+        snapshots=body.stream,
+        single_line=single_line,
+        corrections=body.corrections == "on" and is_prose and not has_text_after(gap),
+    )
+
+
+def _is_for_prose(path: str) -> bool:
+    """Whether a file's name, if there is one, is that of a text that people write for people."""
+    return not path or PurePosixPath(path).suffix.lower() in PROSE_ENDINGS
 
 
 def gap_of(body: DraftsRequest) -> Gap:
@@ -140,6 +162,10 @@ def drafts_response(drafts_id: str, model_name: str, output: GenerationOutput, w
     )
 
 
+def _replaces(replaced: Replaced | None) -> Replaces | None:
+    return None if replaced is None else Replaces.model_validate(replaced)
+
+
 def drafts_snapshot(drafts_id: str, snapshot: Snapshot) -> DraftsSnapshot:
     """The drafts after a step, as an event of the stream."""
     return DraftsSnapshot(
@@ -147,7 +173,7 @@ def drafts_snapshot(drafts_id: str, snapshot: Snapshot) -> DraftsSnapshot:
         step=snapshot.num_steps,
         stable_text=snapshot.stable_text,
         drafts=[
-            SnapshotDraft(index=index, text=draft.text, score=draft.score)
+            SnapshotDraft(index=index, text=draft.text, score=draft.score, replaces=_replaces(draft.replaces))
             for index, draft in enumerate(snapshot.drafts)
         ],
         rows_by_depth=snapshot.rows_by_depth,

@@ -58,7 +58,7 @@ async def create_drafts(
     gap = gap_of(body)
     display = display_of(body, gap, service.settings.min_probability_shown)
     prompt, own_warnings = await _prompt_of(body, gap, request, service)
-    asks = asked(body, gap)
+    asks = asked(body, gap, is_code_model=service.fim is not None)
     if is_silent(body, gap, sees_suffix=service.fim is not None):
         asks = replace(asks, max_tokens=0)  # only runs the prompt, for the requests to come
         own_warnings = [INSIDE_A_LINE]

@@ -107,6 +107,12 @@ class DraftsRequest(DraftingFields):
         description="word: cut a last word that may be unfinished. sentence: cut after the first sentence.",
     )
     min_score: Number | None = Field(default=None, le=0, description="Leave out drafts with a lower `score`.")
+    corrections: Literal["on", "off"] = Field(
+        default="off",
+        description="on: where the word at the prompt's end was probably mistyped, drafts may replace it; they then "
+        "have `replaces`. Never in code, names or addresses, and only with token healing, for text prompts at the "
+        "end of a line, whose `path`, if there is one, is for prose (.md, .txt), with a model that is not for code.",
+    )
     session_id: str | None = Field(
         default=None, min_length=1, max_length=128, description="A newer request of a session ends the older one."
     )
@@ -135,11 +141,27 @@ class DraftsRequest(DraftingFields):
         return any(value is not None for value in own)
 
 
+class Replaces(BaseModel):
+    """The end of the prompt that a draft takes the place of.
+
+    `characters`: how many, in Unicode code points. `text`: these characters, as they were mistyped.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+    characters: int
+    text: str
+
+
 class Draft(BaseModel):
     """One draft; index 0 is the best."""
 
     index: int
-    text: str = Field(description="The text that follows the prompt's last character.")
+    text: str = Field(
+        description="The text that follows the prompt's last character; with `replaces`, what stands before the cursor "
+        "instead of the replaced text."
+    )
+    replaces: Replaces | None = None
     tokens: list[str]
     token_ids: list[int]
     score: Logprob = Field(description=SCORE)
@@ -203,6 +225,7 @@ class SnapshotDraft(BaseModel):
 
     index: int
     text: str
+    replaces: Replaces | None = None
     score: Logprob
 
 

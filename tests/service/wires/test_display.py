@@ -5,13 +5,19 @@ import math
 from dataclasses import replace
 
 import pytest
+from starlette.testclient import TestClient
 from support import editors
 from support.sse import parsed
 
-from superdraft.decoding.outputs import DraftOutput
+from superdraft.decoding.outputs import DraftOutput, DraftSnapshot, Replaced, Snapshot
+from superdraft.decoding.params import GenerationParams
+from superdraft.decoding.text.fim import Gap
 from superdraft.evaluation.measures.looks import best_of, effect_of
 from superdraft.evaluation.runs.display_tuning import looks_of_events
-from superdraft.server.wires.native.mapping import INSIDE_A_LINE
+from superdraft.server.app import create_app
+from superdraft.server.display import Display
+from superdraft.server.settings import Settings
+from superdraft.server.wires.native.mapping import INSIDE_A_LINE, drafts_snapshot
 
 PATH = "/v1/drafts"
 FIM = {"<|fim_prefix|>": 200, "<|fim_suffix|>": 201, "<|fim_middle|>": 202}
@@ -276,3 +282,74 @@ def test_token_ids_have_no_suffix(client):
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "prompt"
     assert client.post(PATH, json={"prompt": [1, 2], "trigger": "automatic"}).status_code == 200
+
+
+# Corrections
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_allowed"),
+    [
+        ({"corrections": "on"}, True),
+        ({"corrections": "on", "path": "notes/today.md"}, True),
+        ({"corrections": "on", "suffix": "\nBest regards"}, True),
+        ({"corrections": "on", "path": "main.py"}, False),
+        ({"corrections": "on", "path": "Makefile"}, False),
+        ({"corrections": "on", "suffix": " then."}, False),
+        ({"corrections": "off"}, False),
+        ({}, False),
+    ],
+)
+def test_corrections_are_for_prose_at_the_end_of_a_line_that_asks_for_them(client, engine, fields, is_allowed):
+    ask(client, "See you tomorow", **fields)
+    assert engine.seen[-1].params.corrections is is_allowed
+
+
+def test_no_corrections_for_token_ids_or_with_a_model_for_code(client, engine, monkeypatch):
+    ask(client, [1, 2, 3], corrections="on")
+    assert not engine.seen[-1].params.corrections
+    monkeypatch.setattr(engine.tokenizer, "vocabulary", engine.tokenizer.vocabulary | FIM)
+    for_code = create_app(Settings(), engine, model_name="tiny")
+    with TestClient(for_code) as other:
+        ask(other, "See you tomorow", corrections="on")
+    assert not engine.seen[-1].params.corrections
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/fim/completions", "/infill", "/completion"])
+def test_wires_that_can_only_insert_get_none(client, engine, route):
+    body = {"input_prefix": "See you tomorow", "input_suffix": ""} if route == "/infill" else {}
+    response = client.post(route, json={"prompt": "See you tomorow", "n_predict": 4, "max_tokens": 4, **body})
+    assert response.status_code == 200, response.text
+    assert not engine.seen[-1].params.corrections
+
+
+@pytest.mark.parametrize("fields", [{}, {"trigger": "automatic"}, {"trigger": "invoked"}])
+def test_a_draft_says_what_it_replaces(client, engine, monkeypatch, fields):
+    replaces = Replaced("tomorow")
+    drafts = (
+        DraftOutput(0, "tomorrow at", (0, 1), ("tomorrow", " at"), -0.1, (-0.1, -0.2), "stop", None, replaces),
+        DraftOutput(1, " at noon", (0, 1), (" at", " noon"), -1.0, (-0.1, -0.2), "stop"),
+    )
+    monkeypatch.setattr(
+        engine, "output_of", lambda job: replace(type(engine).output_of(engine, job), drafts=drafts), raising=False
+    )
+    answer = ask(client, "See you tomorow", corrections="on", **fields)
+    assert [(draft["text"], draft["replaces"]) for draft in answer["drafts"]] == [
+        ("tomorrow at", {"characters": 7, "text": "tomorow"}),
+        (" at noon", None),
+    ]
+
+
+def test_snapshots_say_what_they_replace():
+    snapshot = Snapshot(1, (DraftSnapshot("tomorrow", -0.1, Replaced("tomorow")), DraftSnapshot(" at", -1.0)), "")
+    sent = drafts_snapshot("drafts-1", snapshot).model_dump()
+    assert [draft["replaces"] for draft in sent["drafts"]] == [{"characters": 7, "text": "tomorow"}, None]
+
+
+def test_a_correction_is_tidied_after_the_text_that_stays():
+    """What it replaces is not before it: the draft would seem to repeat it."""
+    draft = DraftSnapshot("again and again", -0.1, Replaced("agian"))
+    display = Display(Gap("We tried agian"), is_tidy=True)
+    (shown,) = display.shown_so_far(Snapshot(1, (draft,), ""), GenerationParams(selection="distinct")).drafts
+    assert shown.text == "again and again"
+    assert display._before(draft) == "We tried "

@@ -40,6 +40,7 @@ def test_answer_has_the_documented_shape(client):
     assert answer["drafts"][0] == {
         "index": 0,
         "text": " red0 red1 red2",
+        "replaces": None,
         "tokens": [" red0", " red1", " red2"],
         "token_ids": [0, 1, 2],
         "score": -0.5,
