@@ -161,7 +161,10 @@ class AsyncTypingSession:
         self._do(self._session.ask())
 
     def accept(self) -> str:
-        """Accept the whole ghost text, and return it; "" if nothing is shown."""
+        """Accept the whole ghost text, and return it; "" if nothing is shown.
+
+        It takes the place of the ghost text's `replaces`, which is empty without the option `corrections`.
+        """
         return self._taken(self._session.accept)
 
     def accept_word(self) -> str:
@@ -200,9 +203,9 @@ class AsyncTypingSession:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _taken(self, accept: Callable[[], list[Action]]) -> str:
-        before = self.text
+        ghost, before = self.display.ghost, self.text
         self._do(accept())
-        return self.text[len(before) :]
+        return self.text[len(before) - len("" if ghost is None else ghost.replaces) :]
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -236,6 +239,8 @@ class AsyncTypingSession:
                 fields["suffix"] = send.suffix
             if send.is_invoked:
                 fields["trigger"] = "invoked"
+            if send.corrects:
+                fields["corrections"] = "on"
             answer = await self._client.complete(send.prompt, **fields)
         except ClientError as error:
             actions = self._session.failed(send.request_id, error)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from types import UnionType
 from typing import Any, Self, TypeVar, get_args, get_origin
 
 from superdraft.client.errors import InvalidAnswerError
@@ -22,12 +23,25 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Replaces(Value):
+    """The end of the prompt that a draft takes the place of, as it was mistyped.
+
+    Attributes:
+        characters: how many characters, as Python counts them.
+        text: these characters.
+    """
+
+    characters: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Draft(Value):
     """One draft.
 
     Attributes:
         index: rank, 0 is the best.
-        text: the continuation; it begins right after the prompt.
+        text: the continuation; it begins right after the prompt, or in the place of `replaces`.
         tokens: the text of each token.
         token_ids: the id of each token.
         score: the value that drafts are ranked by. With selection "distinct", ln of the probability that the text
@@ -38,6 +52,7 @@ class Draft(Value):
             a row of its own, and approximate if its row is superposed.
         finish_reason: "stop" (end of text, a stop string, or a place where a draft must end, such as the text after the
             cursor), "length" (`max_tokens`, or the time was up), or "improbable" (see `min_probability`).
+        replaces: what the draft corrects; None: it is only added. Not None only with `corrections="on"`.
     """
 
     index: int
@@ -47,6 +62,7 @@ class Draft(Value):
     score: float
     token_logprobs: tuple[float, ...]
     finish_reason: str
+    replaces: Replaces | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +136,7 @@ class SnapshotDraft(Value):
     index: int
     text: str
     score: float
+    replaces: Replaces | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +199,9 @@ class _MismatchError(Exception):
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
-    """Convert `value` to `kind`: a dataclass, a tuple of one item type, or a plain JSON type."""
+    """Convert `value` to `kind`: a dataclass, a tuple of one item type, a plain JSON type, or one of these or None."""
+    if isinstance(kind, UnionType):
+        return None if value is None else _value(get_args(kind)[0], value, where)
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise _MismatchError(f"{where} is not a list")

@@ -31,6 +31,9 @@ class SessionOptions:
             can reuse its work for the previous prompt.
         max_suffix_chars: maximum length of the text after the cursor that is sent, in characters.
         prefetch: after a draft is accepted, request its continuation at once.
+        corrections: request suggestions that replace a mistyped word (`Suggestion.replaces`). Only for an editor that
+            can: it shows what will stand there, and deletes what goes. Words that the user has kept, by `dismiss`, or
+            accepted are not corrected.
     """
 
     requests_per_key: float = 0.3
@@ -39,19 +42,22 @@ class SessionOptions:
     max_prompt_chars: int = 4000
     max_suffix_chars: int = 1000
     prefetch: bool = True
+    corrections: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
     """Request drafts between `prompt` and `suffix` from the server, then call `answered` or `failed` with this id.
 
-    `is_invoked`: the user asked for them, so that improbable ones are welcome, too.
+    `is_invoked`: the user asked for them, so that improbable ones are welcome, too. `corrects`: they may replace the
+    last word.
     """
 
     request_id: int
     prompt: str
     suffix: str = ""
     is_invoked: bool = False
+    corrects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +179,10 @@ class TypingSession:
         return [*actions, *self._send(now_s, is_invoked=True)]
 
     def accept(self) -> list[Action]:
-        """Accept the whole ghost text, which becomes part of `text`. Without ghost text, do nothing."""
+        """Accept the whole ghost text, which becomes part of `text`. Without ghost text, do nothing.
+
+        What it replaces goes.
+        """
         return self._accept(whole=True)
 
     def accept_word(self) -> list[Action]:
@@ -203,10 +212,13 @@ class TypingSession:
         return self._select(-1)
 
     def dismiss(self) -> list[Action]:
-        """Hide all suggestions until the text changes."""
-        now_s = self._clock()
+        """Hide all suggestions until the text changes. A ghost text that corrects a word: keep the word instead."""
+        now_s, ghost = self._clock(), self._display.ghost
         self._log.dismiss(now_s)
-        self._is_hidden = True
+        if ghost is not None and ghost.replaces:
+            self._cache.keep(ghost.replaces)
+        else:
+            self._is_hidden = True
         return self._refresh(now_s)
 
     def answered(self, request_id: int, answer: DraftsAnswer) -> list[Action]:
@@ -309,7 +321,8 @@ class TypingSession:
                 return []
             actions.append(Cancel(older.sent.request_id))
         self._num_requests += 1
-        send = Send(self._num_requests, self._prompt(), self._after, is_invoked)
+        corrects = self._options.corrections and self._cache.may_correct(self.text)
+        send = Send(self._num_requests, self._prompt(), self._after, is_invoked, corrects)
         self._in_flight = _InFlight(send, self.text, now_s)
         self._send_at_s = None
         return [*actions, send]
@@ -327,7 +340,11 @@ class TypingSession:
         taken = ghost.text if whole else ghost.first_word
         self._log.accept(ghost.key, now_s, whole=taken == ghost.text)
         self._pace.interrupt()
-        return self._change(self.text + taken, now_s, at_once=self._options.prefetch)
+        text = self.text
+        if ghost.replaces:
+            self._cache.put_corrected(text, self._after, ghost.replaces)
+        self._cache.keep(taken)
+        return self._change(text.removesuffix(ghost.replaces) + taken, now_s, at_once=self._options.prefetch)
 
     def _select(self, step: int) -> list[Action]:
         if not self._display.suggestions:

@@ -62,6 +62,7 @@ class DraftsOptions(TypedDict, total=False):
     frequency_penalty: float
     presence_penalty: float
     token_healing: bool
+    corrections: str
     single_line: bool
     trim: str
     min_score: float

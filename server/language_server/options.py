@@ -44,6 +44,8 @@ class EditorOptions:
         num_drafts: suggestions to choose from.
         max_tokens: maximum number of new tokens per suggestion.
         single_line: whether suggestions end at the first line break.
+        corrections: whether suggestions may replace a mistyped word. Their range is then not empty, which not every
+            editor can show.
         report: whether to tell the server which suggestions were shown, accepted and dismissed.
         requests_per_key: see `SessionOptions`.
         max_delay_ms: see `SessionOptions.max_delay_s`.
@@ -58,6 +60,7 @@ class EditorOptions:
     num_drafts: int = _option(3, _COUNT)
     max_tokens: int = _option(16, _COUNT)
     single_line: bool = _option(False, _SWITCH)
+    corrections: bool = _option(False, _SWITCH)
     report: bool = _option(True, _SWITCH)
     requests_per_key: float = _option(0.3, _SHARE)
     max_delay_ms: int = _option(500, _LENGTH)
@@ -73,6 +76,7 @@ class EditorOptions:
             max_delay_s=self.max_delay_ms / 1000,
             max_prompt_chars=self.max_prefix_chars,
             max_suffix_chars=self.max_suffix_chars,
+            corrections=self.corrections,
         )
 
 

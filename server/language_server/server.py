@@ -107,7 +107,8 @@ class DraftsServer(LanguageServer):
         before, after = divided(document, params.position)
         is_invoked = params.context.trigger_kind == types.InlineCompletionTriggerKind.Invoked
         found = await typing.suggestions(before, after, is_invoked=is_invoked)
-        return types.InlineCompletionList(inline_items(found, uri, params.position))
+        num_units = document.position_codec.client_num_units
+        return types.InlineCompletionList(inline_items(found, uri, params.position, num_units))
 
     async def _typing(self, uri: str) -> DocumentTyping | None:
         document = self.workspace.get_text_document(uri)

@@ -1,7 +1,7 @@
 """Drafts as an editor can show them: text to insert at the cursor."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Unpack
 
@@ -39,7 +39,7 @@ class InsertableDrafts:
         answer = await self._client.complete(prompt, num_drafts, max_tokens, max_retries=max_retries, **options)
         by_text: dict[str, Draft] = {}
         for draft in answer.drafts:
-            text = insertable(draft.text, prompt)
+            text = draft.text.rstrip() if draft.replaces else insertable(draft.text, prompt)
             if text:
                 by_text.setdefault(text, replace(draft, text=text))
         return replace(answer, drafts=tuple(by_text.values()))
@@ -72,16 +72,27 @@ def insertable(draft: str, before: str) -> str:
 
 
 def inline_items(
-    suggestions: Sequence[Suggestion], uri: str, position: types.Position
+    suggestions: Sequence[Suggestion], uri: str, position: types.Position, num_units: Callable[[str], int]
 ) -> list[types.InlineCompletionItem]:
     """LSP's items. The command of each reports that it was accepted.
 
-    The range is given although it is empty: VS Code would replace the word at the cursor otherwise.
+    The range is given although it is empty, unless a word is corrected: VS Code would replace the word at the cursor
+    otherwise.
+
+    Args:
+        suggestions: for this position.
+        uri: of the document.
+        position: of the cursor.
+        num_units: the length of a text within a line, in the editor's units.
     """
+
+    def start(suggestion: Suggestion) -> types.Position:
+        return types.Position(position.line, position.character - num_units(suggestion.replaces))
+
     return [
         types.InlineCompletionItem(
             insert_text=suggestion.text,
-            range=types.Range(position, position),
+            range=types.Range(start(suggestion), position),
             command=types.Command("Accepted", ACCEPTED, arguments=[uri, suggestion.completion_id, suggestion.rank]),
         )
         for suggestion in suggestions

@@ -19,7 +19,7 @@ export class Editor {
   constructor(area, mirror, { change, command }) {
     this.area = area;
     this.mirror = mirror;
-    this.ghost = "";
+    this.ghost = this.replaced = "";
     this.isComposing = false;
     area.addEventListener("input", change);
     document.addEventListener("selectionchange", change);
@@ -57,18 +57,21 @@ export class Editor {
     change();
   }
 
-  /** Show `text` at the caret as ghost text; an empty string removes it. */
-  showGhost(text) {
-    this.ghost = text;
+  /** Show `text` at the caret as ghost text, and strike out what it `replaces` there; an empty string removes it. */
+  showGhost(text, replaces = "") {
+    [this.ghost, this.replaced] = [text, replaces];
     this.draw();
   }
 
   draw() {
     const ghost = document.createElement("span");
     ghost.className = "ghost";
-    ghost.textContent = this.ghost;
+    ghost.textContent = this.replaced ? `\u2009\u2192\u2009${this.ghost}` : this.ghost;
+    const struck = document.createElement("s");
+    struck.textContent = this.replaced;
+    const kept = this.before.slice(0, this.before.length - this.replaced.length);
     // A line may break between a half-typed word and the rest of it, so that the typed part does not move.
-    const parts = this.ghost ? [this.before, document.createElement("wbr"), ghost, this.after] : [this.area.value];
+    const parts = this.ghost ? [kept, struck, document.createElement("wbr"), ghost, this.after] : [this.area.value];
     this.mirror.replaceChildren(...parts, "\u200b"); // gives an empty last line its height
   }
 
@@ -79,9 +82,10 @@ export class Editor {
     this.insert(text);
   }
 
-  /** Insert text at the caret, in place of a selection. */
-  insert(text) {
+  /** Insert text at the caret, in place of a selection and of the last `numReplaced` characters before the caret. */
+  insert(text, numReplaced = 0) {
     this.area.focus();
+    if (numReplaced > 0) this.area.setSelectionRange(this.before.length - numReplaced, this.before.length);
     // `execCommand` is deprecated, but no other method keeps the browser's undo history.
     if (!document.execCommand("insertText", false, text)) {
       this.area.setRangeText(text, this.area.selectionStart, this.area.selectionEnd, "end");

@@ -58,6 +58,7 @@ const tree = new TreeView();
 function newSession() {
   return new LiveTypingSession(client, {
     ...PACE,
+    corrections: true,
     onChange: () => queueMicrotask(show), // the session may not be assigned yet
     onSnapshot,
     onAnswer,
@@ -88,7 +89,7 @@ function take(partOf, accept) {
   const { ghost } = typing.display;
   if (ghost === null || !watch.isUp) return false;
   accept();
-  editor.insert(partOf(ghost.text));
+  editor.insert(partOf(ghost.text), ghost.replaces.length);
   announce("Accepted.");
   return true;
 }
@@ -101,14 +102,15 @@ function turn(select) {
   if (typing.display.ghost === null) return false;
   select();
   const { suggestions, selected, ghost } = typing.display;
-  announce(`Draft ${selected + 1} of ${suggestions.length}: ${ghost.text}`);
+  announce(`Draft ${selected + 1} of ${suggestions.length}: ${spoken(ghost)}`);
   return true;
 }
 
 function dismiss() {
   if (typing.display.ghost === null) return false;
+  const { replaces } = typing.display.ghost;
   typing.dismiss();
-  announce("Dismissed.");
+  announce(replaces ? `${replaces.trim()} stays.` : "Dismissed.");
   return true;
 }
 
@@ -123,6 +125,9 @@ function ask() {
   }
   return true;
 }
+
+/** A draft as a screen reader should read it. */
+const spoken = ({ text, replaces }) => (replaces ? `Instead of ${replaces.trim()}: ${text}` : text);
 
 /** Identifies the caret's place in the text. */
 const place = () => `${editor.before.length} ${editor.area.value}`;
@@ -209,7 +214,7 @@ function onAnswer(answer, prompt, ms) {
   clearTimeout(announceTimer);
   announceTimer = setTimeout(() => {
     const { suggestions, ghost } = typing.display;
-    if (ghost !== null) announce(`${numbered(suggestions.length, "draft")}. ${ghost.text}`);
+    if (ghost !== null) announce(`${numbered(suggestions.length, "draft")}. ${spoken(ghost)}`);
   }, ANNOUNCE_MS);
 }
 
@@ -245,7 +250,8 @@ function show() {
   const { text, suggestions, selected, ghost } = watch.isUp
     ? typing.display
     : { text: "", suggestions: [], ghost: null };
-  editor.showGhost(editor.before === text ? (ghost?.text ?? "") : "");
+  const shown = editor.before === text ? ghost : null;
+  editor.showGhost(shown?.text ?? "", shown?.replaces);
   for (const id of ["accept", "accept-word", "dismiss"]) byId(id).disabled = ghost === null;
   for (const id of ["previous", "next"]) byId(id).disabled = suggestions.length < 2;
   showList(text, suggestions, selected);
@@ -263,7 +269,8 @@ function showList(text, suggestions, selected) {
   suggestions.forEach((suggestion, index) => {
     const item = list.children[index] ?? list.appendChild(newItem(index));
     item.firstElementChild.setAttribute("aria-current", String(index === selected));
-    item.firstElementChild.replaceChildren(...draftParts(text, suggestion.text, suggestion.probability));
+    const { text: words, probability, replaces } = suggestion;
+    item.firstElementChild.replaceChildren(...draftParts(text, words, probability, replaces));
   });
   byId("none").hidden = suggestions.length > 0;
   byId("no-drafts").textContent = whyNone(text);

@@ -14,12 +14,12 @@ export function formatPercent(share) {
 }
 
 /**
- * The elements of a draft: its text, after the unfinished word of the prompt that it completes, and its probability, if
- * that is known.
+ * The elements of a draft: its text, after the unfinished word of the prompt that it completes, unless it `replaces` that
+ * word, and its probability, if that is known.
  */
-export function draftParts(prompt, text, probability) {
+export function draftParts(prompt, text, probability, replaces = "") {
   const words = element("span", "words", "");
-  words.append(element("span", "typed", HALF_TYPED.exec(prompt)[0]), text);
+  words.append(element("span", "typed", replaces ? "" : HALF_TYPED.exec(prompt)[0]), text);
   return probability === null ? [words] : [words, chance(probability)];
 }
 

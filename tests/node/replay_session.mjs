@@ -38,7 +38,9 @@ const handlers = {
 };
 
 function described(action) {
-  if (action.kind === "send") return ["send", action.requestId, action.prompt, action.suffix, action.isInvoked];
+  if (action.kind === "send") {
+    return ["send", action.requestId, action.prompt, action.suffix, action.isInvoked, action.corrects];
+  }
   if (action.kind === "cancel") return ["cancel", action.requestId];
   return ["report", action.completionId, action.event, action.rank, action.elapsedMs ?? null];
 }
@@ -47,7 +49,7 @@ const steps = events.map(({ at_ms, name, args }) => {
   nowMs = at_ms ?? session.wakeAtMs ?? nowMs;
   const actions = handlers[name](...args).map(described);
   const { text, suggestions, selected } = session.display;
-  const shown = suggestions.map(({ completionId, rank, text: rest }) => [completionId, rank, rest]);
+  const shown = suggestions.map(({ completionId, rank, text: rest, replaces }) => [completionId, rank, rest, replaces]);
   const { after, isWaiting: waits, wakeAtMs: wake_ms } = session;
   return { actions, text, after, shown, selected, waits, wake_ms };
 });

@@ -41,7 +41,7 @@ class Bench {
   }
 }
 
-const draftsOf = (texts) => texts.map((text, index) => ({ index, text, score: -1 - index }));
+const draftsOf = (texts, replaces = null) => texts.map((text, index) => ({ index, text, score: -1 - index, replaces }));
 const kinds = (actions) => actions.map(({ kind }) => kind);
 
 test("a growing draft is shown, without a last word that may be unfinished", () => {
@@ -305,4 +305,24 @@ test("events may be split anywhere, and lines may end in three ways", () => {
     assert.deepEqual(events, ['{"a":"ä\u2028"}', "1\n2"], `chunks of ${size}`);
   }
   assert.throws(() => new EventParser().feed(new Uint8Array([0xff, 0x0a])), /not UTF-8/);
+});
+
+test("a growing correction takes the place of the mistyped word, and is gone with the next key", () => {
+  const bench = new Bench({ corrections: true });
+  const [send] = bench.session.edit("teh");
+  assert.equal(send.corrects, true);
+  const replaces = { characters: 3, text: "teh" };
+  const drafts = draftsOf(["the red car", "the green car"], replaces);
+  bench.session.grown(send.requestId, { id: "a", step: 1, stable_text: "", drafts });
+  assert.equal(bench.session.display.ghost.replaces, "teh");
+  bench.session.acceptPart(firstWord);
+  assert.equal(bench.session.text, "the");
+  assert.equal(bench.session.display.ghost.replaces, "");
+
+  const other = new Bench({ corrections: true });
+  const [asked] = other.session.edit("teh");
+  other.session.grown(asked.requestId, { id: "a", step: 1, stable_text: "", drafts });
+  const actions = other.type(" ");
+  assert.equal(other.ghost, null);
+  assert.deepEqual(kinds(actions).slice(0, 1), ["cancel"], "no growing draft agrees with the text any more");
 });

@@ -1,11 +1,15 @@
 """Typing sessions with a manual clock."""
 
-from superdraft.client import Cancel, Draft, DraftsAnswer, Report, Send, Timings, TypingSession, Usage
+from superdraft.client import Cancel, Draft, DraftsAnswer, Replaces, Report, Send, Timings, TypingSession, Usage
 
 
-def answer(completion_id, *texts):
-    """An answer that contains drafts with these texts."""
-    drafts = tuple(Draft(i, text, (text,), (i,), -0.5 - i, (-0.5,), "length") for i, text in enumerate(texts))
+def answer(completion_id, *texts, replaced="", others=()):
+    """An answer that contains drafts with these texts, which replace the end of the prompt, and some that do not."""
+    replaces = Replaces(len(replaced), replaced) if replaced else None
+    kinds = [(text, replaces) for text in texts] + [(text, None) for text in others]
+    drafts = tuple(
+        Draft(i, text, (text,), (i,), -0.5 - i, (-0.5,), "length", kind) for i, (text, kind) in enumerate(kinds)
+    )
     return DraftsAnswer(completion_id, "tiny", drafts, Usage(1, 1, 2, 0, 1), Timings(0, 0, 0, 0, 0), ())
 
 
@@ -39,10 +43,10 @@ class Bench:
             self.do("advance")
         self.now_s = until_s
 
-    def reply(self, *texts):
-        """Answer the latest request with these drafts."""
+    def reply(self, *texts, **kinds):
+        """Answer the latest request with these drafts; keywords as in `answer`."""
         request_id = self.sent[-1].request_id
-        return self.do("answered", request_id, answer(f"drafts-{request_id}", *texts))
+        return self.do("answered", request_id, answer(f"drafts-{request_id}", *texts, **kinds))
 
     @property
     def events(self):

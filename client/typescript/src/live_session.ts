@@ -208,8 +208,9 @@ export class LiveTypingSession {
     return stream.result();
   }
 
-  #fieldsOf({ suffix, isInvoked }: Send): DraftsOptions {
-    const fields = { ...this.#drafts, ...(suffix !== "" && { suffix }) };
+  #fieldsOf({ suffix, isInvoked, corrects }: Send): DraftsOptions {
+    const corrections = corrects ? ({ corrections: "on" } as const) : {};
+    const fields = { ...this.#drafts, ...(suffix !== "" && { suffix }), ...corrections };
     if (!isInvoked) return fields;
     const { min_probability_shown: _, ...others } = fields; // it is for drafts that nobody asked for
     return { ...others, trigger: "invoked" };

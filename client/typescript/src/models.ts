@@ -2,12 +2,21 @@
 
 export type FinishReason = "stop" | "length" | "improbable";
 
+/** The end of the prompt that a draft takes the place of, as it was mistyped. */
+export interface Replaces {
+  /** How many characters, in Unicode code points. */
+  characters: number;
+  text: string;
+}
+
 /** One draft. */
 export interface Draft {
   /** Rank; 0 is the best. */
   index: number;
-  /** The continuation; it begins right after the prompt. */
+  /** The continuation; it begins right after the prompt, or in the place of `replaces`. */
   text: string;
+  /** What the draft corrects; null: it is only added. Not null only with `corrections: "on"`. */
+  replaces: Replaces | null;
   tokens: string[];
   token_ids: number[];
   /**
@@ -62,6 +71,7 @@ export interface DraftsAnswer {
 export interface SnapshotDraft {
   index: number;
   text: string;
+  replaces: Replaces | null;
   score: number;
 }
 
@@ -150,6 +160,7 @@ export interface DraftsOptions {
   frequency_penalty?: number;
   presence_penalty?: number;
   token_healing?: boolean;
+  corrections?: "on" | "off";
   single_line?: boolean;
   trim?: string;
   min_score?: number;

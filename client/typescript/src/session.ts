@@ -26,6 +26,8 @@ export interface Send {
   readonly suffix: string;
   /** The user asked for them, so that improbable ones are welcome, too. */
   readonly isInvoked: boolean;
+  /** They may replace the last word. */
+  readonly corrects: boolean;
 }
 
 /** Abandon this request and close its connection. The session needs no further report about it. */
@@ -151,7 +153,7 @@ export class TypingSession {
     return [...actions, ...this.#send(nowMs, true)];
   }
 
-  /** Accept the whole ghost text, which becomes part of `text`. Without ghost text, do nothing. */
+  /** Accept the whole ghost text, which becomes part of `text`; what it replaces goes. Without one, do nothing. */
   accept(): Action[] {
     return this.#accept((ghost) => ghost.text);
   }
@@ -173,11 +175,12 @@ export class TypingSession {
     return this.#log.takeReports(nowMs);
   }
 
-  /** Hide all suggestions until the text changes. */
+  /** Hide all suggestions until the text changes. A ghost text that corrects a word: keep the word instead. */
   dismiss(): Action[] {
-    const nowMs = this.#now();
+    const [nowMs, replaced] = [this.#now(), this.#display.ghost?.replaces ?? ""];
     this.#log.dismiss(nowMs);
-    this.#isHidden = true;
+    if (replaced === "") this.#isHidden = true;
+    else this.#cache.keep(replaced);
     return this.#refresh(nowMs);
   }
 
@@ -365,7 +368,8 @@ export class TypingSession {
     const begun = { sentMs: nowMs, growing: null, isTimed: false };
     this.#inFlight = { requestId, text, after: suffix, prompt, isInvoked, ...begun };
     this.#sendAtMs = null;
-    return [...actions, { kind: "send", requestId, prompt, suffix, isInvoked }];
+    const corrects = this.#options.corrections && this.#cache.mayCorrect(text);
+    return [...actions, { kind: "send", requestId, prompt, suffix, isInvoked, corrects }];
   }
 
   /** Whether requests that newer ones replace at each key would never be answered. */
@@ -380,7 +384,11 @@ export class TypingSession {
     const taken = partOf(ghost);
     this.#log.accept(ghost, nowMs, taken === ghost.text);
     this.#pace.interrupt();
-    return this.#change(this.text + taken, nowMs, this.#options.prefetch);
+    const { text, after } = this;
+    if (ghost.replaces !== "") this.#cache.putCorrected(text, after, ghost.replaces);
+    this.#cache.keep(taken);
+    const before = text.slice(0, text.length - ghost.replaces.length);
+    return this.#change(before + taken, nowMs, this.#options.prefetch);
   }
 }
 
@@ -388,5 +396,7 @@ export class TypingSession {
 function agrees(request: InFlight, text: string): boolean {
   const typed = text.slice(request.text.length);
   const drafts = request.growing?.drafts ?? [];
-  return drafts.some((draft) => draft.text.startsWith(typed) || typed.startsWith(draft.text));
+  return drafts.some((draft) =>
+    draft.replaces ? typed === "" : draft.text.startsWith(typed) || typed.startsWith(draft.text),
+  );
 }

@@ -17,6 +17,11 @@ export interface SessionOptions {
   maxSuffixChars: number;
   /** After a draft is accepted, request its continuation at once. */
   prefetch: boolean;
+  /**
+   * Request suggestions that replace a mistyped word (`Suggestion.replaces`). Only for an editor that can: it shows what
+   * will stand there, and deletes what goes. Words that the user has kept, by `dismiss`, or accepted are not corrected.
+   */
+  corrections: boolean;
   /** Show drafts while they grow. */
   streams: boolean;
   /** Show growing drafts up to the end of their line only, as the option `single_line` cuts finished ones. */
@@ -30,6 +35,7 @@ export const DEFAULT_SESSION_OPTIONS: Readonly<SessionOptions> = {
   maxPromptChars: 4000,
   maxSuffixChars: 1000,
   prefetch: true,
+  corrections: false,
   streams: true,
   isSingleLine: false,
 };

@@ -3,6 +3,10 @@
 import type { Draft, SnapshotDraft } from "./models.ts";
 
 const WORD = /^\s*\S+/;
+const MAX_KEPT_WORDS = 1000;
+const MAX_WORD_CHARS = 64;
+const LETTERS = /\p{L}+(?:['\u2019]\p{L}+)?/gu;
+const TYPED_WORD = /(\p{L}+(?:['\u2019]\p{L}+)?)( ?)$/u;
 const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}]/u;
 const LAST_WORD = /(\S)\s+\S*$/;
 
@@ -22,6 +26,8 @@ export interface Suggestion {
   readonly probability: number | null;
   /** Whether the draft may still change: its answer is not complete. */
   readonly isGrowing: boolean;
+  /** The end of the text before the cursor that goes when `text` is inserted, since it was mistyped. */
+  readonly replaces: string;
 }
 
 /** What the editor should show. */
@@ -96,6 +102,7 @@ interface Entry {
 export class AnswerCache {
   readonly #maxAnswers: number;
   readonly #entries = new Map<string, Entry>(); // oldest first
+  readonly #keptWords = new Set<string>(); // oldest first
 
   constructor(maxAnswers: number) {
     this.#maxAnswers = maxAnswers;
@@ -105,6 +112,35 @@ export class AnswerCache {
   put(text: string, after: string, id: string, drafts: readonly (SnapshotDraft | Draft)[], isGrowing = false): void {
     this.#use({ text, after, id, drafts, isGrowing });
     if (this.#entries.size > this.#maxAnswers) this.#entries.delete(this.#entries.keys().next().value!);
+  }
+
+  /** Store the drafts for `text` that replace the end of it once more, for the text before that end. */
+  putCorrected(text: string, after: string, replaced: string): void {
+    const entry = this.#entries.get(keyOf(text, after));
+    const drafts = (entry?.drafts ?? []).filter((draft) => draft.replaces?.text === replaced);
+    const before = text.slice(0, text.length - replaced.length);
+    this.put(
+      before,
+      after,
+      entry?.id ?? "",
+      drafts.map((draft) => ({ ...draft, replaces: null })),
+    );
+  }
+
+  /** Correct none of these words from now on. */
+  keep(words: string): void {
+    for (const [word] of words.toLowerCase().matchAll(LETTERS)) {
+      this.#keptWords.delete(word);
+      this.#keptWords.add(word);
+      if (this.#keptWords.size > MAX_KEPT_WORDS) this.#keptWords.delete(this.#keptWords.values().next().value!);
+    }
+  }
+
+  /** Whether the word at the end of `text` is none that is kept, nor the beginning of one. */
+  mayCorrect(text: string): boolean {
+    const [, word, blank] = TYPED_WORD.exec(text.slice(-MAX_WORD_CHARS).toLowerCase()) ?? [];
+    if (word === undefined) return true;
+    return ![...this.#keptWords].some((kept) => (blank === " " ? kept === word : kept.startsWith(word)));
   }
 
   /** Remove the answer to a request for `text`, with `after` behind the cursor. */
@@ -127,7 +163,9 @@ export class AnswerCache {
       .filter((entry) => entry.after === after && text.startsWith(entry.text))
       .sort((a, b) => b.text.length - a.text.length);
     for (const entry of known) {
-      const found = fitting(entry, text.slice(entry.text.length));
+      const typed = text.slice(entry.text.length);
+      // A correction belongs to the text that it corrects: whoever types on has not taken it.
+      const found = fitting(entry, typed, typed === "" && this.mayCorrect(text));
       if (found.length > 0) {
         this.#use(entry);
         return found;
@@ -145,9 +183,10 @@ export class AnswerCache {
 
 const keyOf = (text: string, after: string): string => `${text.length} ${text}${after}`;
 
-function fitting({ id, drafts, isGrowing }: Entry, typed: string): Suggestion[] {
+function fitting({ id, drafts, isGrowing }: Entry, typed: string, mayCorrect: boolean): Suggestion[] {
   return drafts
     .filter((draft) => draft.text.length > typed.length && draft.text.startsWith(typed))
+    .filter((draft) => !draft.replaces || mayCorrect)
     .map((draft) => ({
       completionId: id,
       rank: draft.index,
@@ -156,5 +195,6 @@ function fitting({ id, drafts, isGrowing }: Entry, typed: string): Suggestion[] 
       score: draft.score,
       probability: nextProbability(draft, typed.length),
       isGrowing,
+      replaces: draft.replaces?.text ?? "",
     }));
 }

@@ -67,9 +67,9 @@ class Terminal:
 
     @property
     def ghost_text(self) -> str:
-        """The suggestion after the cursor."""
+        """The suggestion after the cursor; behind an arrow if it takes the place of a mistyped word."""
         ghost = self.session.display.ghost
-        return "" if ghost is None else ghost.text
+        return "" if ghost is None else f"{' → ' if ghost.replaces else ''}{ghost.text}"
 
     def _follow(self) -> None:
         """Pass the text around the cursor to the session."""
@@ -113,7 +113,11 @@ class Terminal:
         return keys
 
     def _take(self, accept: Callable[[], str]) -> None:
-        self.buffer.insert_text(accept())
+        ghost = self.session.display.ghost
+        text = accept()
+        if ghost is not None and ghost.replaces:
+            self.buffer.delete_before_cursor(len(ghost.replaces))
+        self.buffer.insert_text(text)
 
 
 class _GhostText(Processor):

@@ -29,7 +29,7 @@ def try_it(
     ] = True,
 ) -> None:
     """Write in the terminal, with drafts from a running server as you type."""
-    from superdraft.client import AsyncSuperdraft, AsyncTypingSession
+    from superdraft.client import AsyncSuperdraft, AsyncTypingSession, SessionOptions
     from superdraft.server.cli.writing.terminal import Terminal
 
     key = read_key(api_key, api_key_file)
@@ -44,6 +44,7 @@ def try_it(
                 return AsyncTypingSession(
                     client,
                     on_change,
+                    session_options=SessionOptions(corrections=True),
                     num_drafts=num_drafts,
                     max_tokens=max_tokens,
                     report=report,

@@ -166,8 +166,9 @@ export class LiveTypingSession {
         }
         return stream.result();
     }
-    #fieldsOf({ suffix, isInvoked }) {
-        const fields = { ...this.#drafts, ...(suffix !== "" && { suffix }) };
+    #fieldsOf({ suffix, isInvoked, corrects }) {
+        const corrections = corrects ? { corrections: "on" } : {};
+        const fields = { ...this.#drafts, ...(suffix !== "" && { suffix }), ...corrections };
         if (!isInvoked)
             return fields;
         const { min_probability_shown: _, ...others } = fields; // it is for drafts that nobody asked for

@@ -6,6 +6,7 @@ export const DEFAULT_SESSION_OPTIONS = {
     maxPromptChars: 4000,
     maxSuffixChars: 1000,
     prefetch: true,
+    corrections: false,
     streams: true,
     isSingleLine: false,
 };

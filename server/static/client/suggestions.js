@@ -1,5 +1,9 @@
 // Suggestions for the current text, and the cache of answers that they are taken from.
 const WORD = /^\s*\S+/;
+const MAX_KEPT_WORDS = 1000;
+const MAX_WORD_CHARS = 64;
+const LETTERS = /\p{L}+(?:['\u2019]\p{L}+)?/gu;
+const TYPED_WORD = /(\p{L}+(?:['\u2019]\p{L}+)?)( ?)$/u;
 const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}]/u;
 const LAST_WORD = /(\S)\s+\S*$/;
 /** Build a display; its ghost text follows from the other values. */
@@ -53,6 +57,7 @@ export function shownWhileGrowing(text, isSingleLine) {
 export class AnswerCache {
     #maxAnswers;
     #entries = new Map(); // oldest first
+    #keptWords = new Set(); // oldest first
     constructor(maxAnswers) {
         this.#maxAnswers = maxAnswers;
     }
@@ -61,6 +66,29 @@ export class AnswerCache {
         this.#use({ text, after, id, drafts, isGrowing });
         if (this.#entries.size > this.#maxAnswers)
             this.#entries.delete(this.#entries.keys().next().value);
+    }
+    /** Store the drafts for `text` that replace the end of it once more, for the text before that end. */
+    putCorrected(text, after, replaced) {
+        const entry = this.#entries.get(keyOf(text, after));
+        const drafts = (entry?.drafts ?? []).filter((draft) => draft.replaces?.text === replaced);
+        const before = text.slice(0, text.length - replaced.length);
+        this.put(before, after, entry?.id ?? "", drafts.map((draft) => ({ ...draft, replaces: null })));
+    }
+    /** Correct none of these words from now on. */
+    keep(words) {
+        for (const [word] of words.toLowerCase().matchAll(LETTERS)) {
+            this.#keptWords.delete(word);
+            this.#keptWords.add(word);
+            if (this.#keptWords.size > MAX_KEPT_WORDS)
+                this.#keptWords.delete(this.#keptWords.values().next().value);
+        }
+    }
+    /** Whether the word at the end of `text` is none that is kept, nor the beginning of one. */
+    mayCorrect(text) {
+        const [, word, blank] = TYPED_WORD.exec(text.slice(-MAX_WORD_CHARS).toLowerCase()) ?? [];
+        if (word === undefined)
+            return true;
+        return ![...this.#keptWords].some((kept) => (blank === " " ? kept === word : kept.startsWith(word)));
     }
     /** Remove the answer to a request for `text`, with `after` behind the cursor. */
     drop(text, after) {
@@ -80,7 +108,9 @@ export class AnswerCache {
             .filter((entry) => entry.after === after && text.startsWith(entry.text))
             .sort((a, b) => b.text.length - a.text.length);
         for (const entry of known) {
-            const found = fitting(entry, text.slice(entry.text.length));
+            const typed = text.slice(entry.text.length);
+            // A correction belongs to the text that it corrects: whoever types on has not taken it.
+            const found = fitting(entry, typed, typed === "" && this.mayCorrect(text));
             if (found.length > 0) {
                 this.#use(entry);
                 return found;
@@ -95,9 +125,10 @@ export class AnswerCache {
     }
 }
 const keyOf = (text, after) => `${text.length} ${text}${after}`;
-function fitting({ id, drafts, isGrowing }, typed) {
+function fitting({ id, drafts, isGrowing }, typed, mayCorrect) {
     return drafts
         .filter((draft) => draft.text.length > typed.length && draft.text.startsWith(typed))
+        .filter((draft) => !draft.replaces || mayCorrect)
         .map((draft) => ({
         completionId: id,
         rank: draft.index,
@@ -106,5 +137,6 @@ function fitting({ id, drafts, isGrowing }, typed) {
         score: draft.score,
         probability: nextProbability(draft, typed.length),
         isGrowing,
+        replaces: draft.replaces?.text ?? "",
     }));
 }

@@ -19,6 +19,7 @@ from support.serving import MAIN, num_commands, serving
 from support.waiting import PATIENCE_S, until
 
 from superdraft.decoding.config import EngineConfig
+from superdraft.decoding.outputs import Replaced
 from superdraft.server.app import create_app
 from superdraft.server.cli.writing import lsp
 from superdraft.server.observe import log_config
@@ -35,12 +36,15 @@ class ScriptedEngine(FakeEngine):
     max_model_len: int = 4000
     config: EngineConfig = field(default_factory=lambda: EngineConfig(max_num_drafts=8))
     texts: tuple[str, ...] = (" for your email", " very much", " again")
+    replaces: Replaced | None = None
 
     def __post_init__(self):
         self.max_distinct_drafts = len(self.texts)
 
     def _draft(self, index, job):
-        return replace(super()._draft(index, job), text=self.texts[index], score=-0.1 * index, finish_reason="stop")
+        draft = super()._draft(index, job)
+        replaces = self.replaces if job.params.corrections else None
+        return replace(draft, text=self.texts[index], score=-0.1 * index, finish_reason="stop", replaces=replaces)
 
     @property
     def prompts(self):
@@ -215,6 +219,27 @@ def test_nothing_is_reported_if_the_editor_says_so(app, engine, url):
         assert counted(app, "accepted", 0) == counted(app, "shown", 0) == 0
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("encoding", "column"), [("utf-16", 21), ("utf-8", 27), ("utf-32", 19)])
+def test_corrections_have_the_range_of_the_mistyped_word(engine, url, encoding, column):
+    """Only where the editor's options ask for them, and in prose."""
+    engine.replaces = Replaced("tomoröw")
+
+    async def run(language, options):
+        async with editing(url=url, encodings=[encoding], options=options) as editor:
+            editor.open("x\n🙂é🙂 See you tomoröw\n", language, uri="file:///work/project/notes")
+            items = await editor.items(1, column, uri="file:///work/project/notes")
+            return [(item.insert_text, item.range.start.character, item.range.end.character) for item in items]
+
+    length = 8 if encoding == "utf-8" else 7
+    found = asyncio.run(run("markdown", {"corrections": True}))
+    assert found[0] == (" for your email", column - length, column)
+    assert engine.seen[-1].params.corrections
+    asyncio.run(run("python", {"corrections": True}))
+    assert not engine.seen[-1].params.corrections
+    asyncio.run(run("markdown", {}))
+    assert not engine.seen[-1].params.corrections
 
 
 @pytest.mark.parametrize(("encoding", "column"), [("utf-16", 8), ("utf-8", 13), ("utf-32", 6), (None, 8)])
@@ -423,7 +448,8 @@ def test_wrong_options_are_told_and_the_others_hold(engine, url):
         async with editing(url=url, options=options, awaits=5) as editor:
             assert editor.shown == [
                 "Superdraft: initializationOptions has no numDraft; there are url, apiKey, model, numDrafts, "
-                "maxTokens, singleLine, report, requestsPerKey, maxDelayMs, maxPrefixChars, maxSuffixChars, languages.",
+                "maxTokens, singleLine, corrections, report, requestsPerKey, maxDelayMs, maxPrefixChars, "
+                "maxSuffixChars, languages.",
                 "Superdraft: initializationOptions: maxTokens must be a whole number of at least 1, got a string.",
                 "Superdraft: initializationOptions: requestsPerKey must be a number above 0 and at most 1, got 0.",
                 "Superdraft: initializationOptions: apiKey must be a string that is not empty, got int.",

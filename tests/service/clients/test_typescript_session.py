@@ -12,7 +12,7 @@ from support.waiting import PATIENCE_S
 
 from superdraft.client import Cancel, Report, Send, SessionOptions, TypingSession
 from superdraft.client.errors import BadRequestError, ConnectionFailedError
-from superdraft.client.models import Draft, DraftsAnswer, Timings, Usage
+from superdraft.client.models import Draft, DraftsAnswer, Replaces, Timings, Usage
 
 pytestmark = needs_node
 
@@ -22,17 +22,22 @@ AFTER = ("", " other words", "\nThe next line.", "x" * 30)
 NUM_EVENTS, NUM_EVENTS_AFTER = 400, 20
 
 
-def answer_of(request_id: int, chance: random.Random) -> DraftsAnswer:
-    """An answer with texts that often agree with what is typed next."""
+def answer_of(request_id: int, prompt: str, chance: random.Random) -> DraftsAnswer:
+    """An answer with texts that often agree with what is typed next; some replace the end of the prompt."""
     texts = dict.fromkeys(" ".join(chance.choices(WORDS, k=chance.randint(1, 3))) for _ in range(chance.randint(0, 3)))
-    drafts = tuple(Draft(rank, text, (text,), (0,), -0.5 * rank, (-0.5,), "length") for rank, text in enumerate(texts))
+    typed = prompt[-chance.randint(1, 4) :] if chance.random() < 0.3 else ""
+    replaces = [Replaces(len(typed), typed) if typed and chance.random() < 0.7 else None for _ in texts]
+    drafts = tuple(
+        Draft(rank, text, (text,), (0,), -0.5 * rank, (-0.5,), "length", replaced)
+        for rank, (text, replaced) in enumerate(zip(texts, replaces, strict=True))
+    )
     return DraftsAnswer(f"drafts-{request_id}", "m", drafts, Usage(0, 0, 0, 0, 0), Timings(0, 0, 0, 0, 0), ())
 
 
 def described(action) -> list:
     match action:
         case Send():
-            return ["send", action.request_id, action.prompt, action.suffix, action.is_invoked]
+            return ["send", action.request_id, action.prompt, action.suffix, action.is_invoked, action.corrects]
         case Cancel():
             return ["cancel", action.request_id]
         case Report():
@@ -47,6 +52,7 @@ class Typist:
         self.now_ms = 0.0
         self.session = TypingSession(options, lambda: self.now_ms / 1000)
         self.pending: list[int] = []
+        self.prompts: dict[int, str] = {}
         self.events: list[dict] = []
         self.steps: list[dict] = []
 
@@ -85,7 +91,7 @@ class Typist:
             case "answer":
                 request_id = chance.choice(self.pending)
                 self.pending.remove(request_id)
-                self.do("answered", request_id, answer_of(request_id, chance))
+                self.do("answered", request_id, answer_of(request_id, self.prompts[request_id], chance))
             case "fail" if self.pending:
                 self.do(chance.choice(("refused", "broken", "too_long")), self.pending.pop())
             case "along" | "fail":
@@ -105,7 +111,9 @@ class Typist:
                 actions = session.failed(args[0], ConnectionFailedError("broken"))
             case _:
                 actions = getattr(session, name)(*args)
-        self.pending += [action.request_id for action in actions if isinstance(action, Send)]
+        sends = [action for action in actions if isinstance(action, Send)]
+        self.pending += [send.request_id for send in sends]
+        self.prompts |= {send.request_id: send.prompt for send in sends}
         plain = [asdict(arg) if isinstance(arg, DraftsAnswer) else arg for arg in args]
         self.events.append({"at_ms": self.now_ms, "name": name, "args": plain})
         self.steps.append(
@@ -113,7 +121,7 @@ class Typist:
                 "actions": [described(action) for action in actions],
                 "text": session.text,
                 "after": session.after,
-                "shown": [[s.completion_id, s.rank, s.text] for s in session.display.suggestions],
+                "shown": [[s.completion_id, s.rank, s.text, s.replaces] for s in session.display.suggestions],
                 "selected": session.display.selected,
                 "waits": session.is_waiting,
                 "wake_ms": None if session.wake_at_s is None else session.wake_at_s * 1000,
@@ -123,7 +131,9 @@ class Typist:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_both_sessions_decide_alike(seed):
-    options = SessionOptions(max_prompt_chars=40, max_suffix_chars=20, max_answers=8, prefetch=bool(seed % 2))
+    options = SessionOptions(
+        max_prompt_chars=40, max_suffix_chars=20, max_answers=8, prefetch=bool(seed % 2), corrections=seed > 1
+    )
     typist = Typist(options, seed)
     typist.run()
     camel = {
@@ -133,6 +143,7 @@ def test_both_sessions_decide_alike(seed):
         "maxPromptChars": options.max_prompt_chars,
         "maxSuffixChars": options.max_suffix_chars,
         "prefetch": options.prefetch,
+        "corrections": options.corrections,
     }
     done = subprocess.run(
         [NODE, SCRIPT, BUILT / "index.js"],
@@ -149,7 +160,7 @@ def test_both_sessions_decide_alike(seed):
         wake_ms = wanted.pop("wake_ms")
         assert got.pop("wake_ms") == (None if wake_ms is None else pytest.approx(wake_ms)), event
         assert got == wanted, event
-    sends = [action[3:] for step in typist.steps for action in step["actions"] if action[0] == "send"]
+    sends = [action[3:5] for step in typist.steps for action in step["actions"] if action[0] == "send"]
     assert {bool(suffix) for suffix, _ in sends} == {is_invoked for _, is_invoked in sends} == {True, False}
     kinds = {action[0] for step in typist.steps for action in step["actions"]}
     assert kinds == {"send", "cancel", "report"}

@@ -21,6 +21,7 @@ KIND = {"object"}  # the Python classes tell kinds apart themselves
 
 # The server's model, the client's name of it, and whether the Python client has it.
 ANSWERS = [
+    (native.Replaces, "Replaces", True),
     (native.Draft, "Draft", True),
     (native.DraftsUsage, "Usage", True),
     (native.DraftsTimings, "Timings", True),

@@ -528,3 +528,79 @@ def test_draft_is_selected_by_its_key():
     assert bench.ghost == DRAFTS[2]
     bench.do("select", ("drafts-9", 0))
     assert bench.ghost == DRAFTS[2]
+
+
+# Corrections
+
+
+CORRECTING = SessionOptions(corrections=True)
+
+
+def mistyped(bench, *drafts, replaced="tomorow"):
+    """Type a text that ends in a typo, and get an answer with drafts that replace it."""
+    bench.do("edit", f"See you {replaced}")
+    bench.wait(1)
+    bench.reply(*drafts, replaced=replaced)
+    return bench
+
+
+def test_a_correction_takes_the_place_of_the_mistyped_word():
+    bench = mistyped(Bench(CORRECTING), "tomorrow at noon", "tomorrow evening")
+    assert bench.sent[-1].corrects
+    assert bench.session.display.ghost.replaces == "tomorow"
+    bench.do("accept")
+    assert bench.session.text == "See you tomorrow at noon"
+
+
+def test_after_the_corrected_word_the_rest_of_the_draft_stays():
+    bench = mistyped(Bench(CORRECTING), "tomorrow at noon", "tomorrow evening")
+    bench.do("accept_word")
+    assert bench.session.text == "See you tomorrow"
+    assert bench.texts == [" at noon", " evening"]
+    assert not bench.session.display.ghost.replaces
+    bench.type(" e")
+    assert bench.texts == ["vening"]
+
+
+def test_a_correction_is_gone_with_the_next_key():
+    bench = mistyped(Bench(CORRECTING), "tomorrow at noon")
+    bench.type(" ")
+    assert bench.ghost is None
+
+
+def test_a_dismissed_correction_keeps_the_word_for_the_rest_of_the_session():
+    bench = mistyped(Bench(CORRECTING), "tomorrow at noon")
+    bench.do("dismiss")
+    assert bench.ghost is None
+    bench.type(" ")
+    bench.wait(1)
+    assert not bench.sent[-1].corrects, "the word before the cursor is kept"
+    bench.type("or")
+    bench.wait(1)
+    assert bench.sent[-1].corrects
+    bench.do("edit", "And Tomor")
+    bench.wait(1)
+    assert not bench.sent[-1].corrects, "it may become the kept word"
+
+
+def test_who_keeps_a_word_sees_the_drafts_that_follow_it():
+    bench = Bench(CORRECTING)
+    bench.do("edit", "See you tomorow")
+    bench.wait(1)
+    bench.reply("tomorrow at noon", replaced="tomorow", others=(" or not",))
+    assert bench.texts == ["tomorrow at noon", " or not"]
+    bench.do("dismiss")
+    assert bench.texts == [" or not"]
+
+
+def test_accepted_words_are_not_corrected():
+    bench = started("Thank you", " for Kowlaski's", options=CORRECTING)
+    bench.do("accept")
+    bench.type(" and Kowl")
+    bench.wait(1)
+    assert not bench.sent[-1].corrects
+
+
+def test_an_editor_that_cannot_replace_asks_for_no_corrections():
+    bench = started("See you tomorow", " at")
+    assert not bench.sent[-1].corrects

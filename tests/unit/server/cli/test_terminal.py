@@ -13,7 +13,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from support.typist import answer
 from support.waiting import PATIENCE_S, until
 
-from superdraft.client import AsyncTypingSession, FeedbackReceipt
+from superdraft.client import AsyncTypingSession, FeedbackReceipt, SessionOptions
 from superdraft.client.errors import ConnectionFailedError
 from superdraft.server.cli.writing.terminal import Terminal
 
@@ -214,3 +214,37 @@ def test_the_ghost_text_is_on_the_screen():
 
     run(scenario, text="Thank you", output=output)
     assert "Ctrl-D quit" in screen.getvalue()
+
+
+class CorrectingClient(ScriptedClient):
+    async def complete(self, prompt, **options):
+        self.asked.append({"prompt": prompt, **options})
+        typed = "teh" if prompt.endswith("teh") and options.get("corrections") == "on" else ""
+        return answer(prompt, *(("the end", "the day") if typed else (" x",)), replaced=typed)
+
+
+def correcting(on_change, client):
+    return AsyncTypingSession(client, on_change, session_options=SessionOptions(corrections=True))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "then"),
+    [("\t", "This is the end", ""), ("\x1b[1;5C", "This is the", " end"), ("\x1b", "This is teh", "")],
+)
+def test_a_mistyped_word_is_corrected_or_kept(key, text, then):
+    client = CorrectingClient()
+
+    async def main():
+        with create_pipe_input() as keys:
+            shown = Terminal(lambda on_change: correcting(on_change, client), "", keys, DummyOutput())
+            running = asyncio.create_task(shown.run())
+            await asyncio.sleep(0)
+            keys.send_text("This is teh")
+            await see(shown, " → the end")
+            keys.send_text(key)
+            await until(lambda: shown.buffer.text == text and (not then or shown.ghost_text == then))
+            await until(lambda: "→" not in shown.ghost_text)
+            keys.send_text("\x04")
+            return await asyncio.wait_for(running, PATIENCE_S)
+
+    assert asyncio.run(main()) == text
