@@ -13,6 +13,8 @@ from superdraft.decoding.outputs import GenerationOutput
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.request import EngineRequest
 
+BACKSPACE = "\b"
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -127,6 +129,9 @@ class EngineDecoder:
 
 
 def decoded_of(answer: GenerationOutput | DraftsAnswer, wall_s: float) -> Decoded:
-    """The drafts of an engine's or a server's answer."""
-    drafts = tuple(DecodedDraft(draft.text, draft.score) for draft in answer.drafts)
+    """The drafts of an engine's or a server's answer. One that replaces text begins with a backspace per character."""
+    drafts = tuple(
+        DecodedDraft(BACKSPACE * (draft.replaces.characters if draft.replaces else 0) + draft.text, draft.score)
+        for draft in answer.drafts
+    )
     return Decoded(drafts, answer.usage.forward_rows, wall_s)

@@ -25,6 +25,7 @@ DOMAIN_FIGURES = (
     "perplexity_mean",
     "distinct_starts",
     "exact_line/any",
+    "right_any",
 )
 _UNKNOWN = Interval(math.nan, math.nan, math.nan)
 

@@ -34,6 +34,7 @@ add_commands(
         "completion": (f"{_RUNS}prompts", "Measure drafts after words and inside words."),
         "infill": (f"{_RUNS}infill", "Fill gaps in source code."),
         "lines": (f"{_RUNS}inside_lines", "Measure what a server shows inside lines."),
+        "typos": (f"{_RUNS}typos", "Measure drafts after typos, and what corrections do to texts without one."),
         "qa": (f"{_RUNS}questions", "Measure how often drafts answer questions: P@1, P@2, P@3."),
         "texts": (f"{_RUNS}texts", "Show drafts of everyday texts side by side, to be read."),
     },
