@@ -4,6 +4,8 @@ Each person types real texts, key by key, with human pauses, and reads what is o
 of its own, which asks for drafts after every key and gives up the request before. When a draft goes on as the text
 does, the person accepts its longest right beginning that ends at the end of a word, if that saves keys. Accepting costs
 one key, and one more for each draft above in the list. Reading takes no time.
+
+People may mistype, and then type on. A draft that corrects the word is worth what it adds.
 """
 
 import asyncio
@@ -25,6 +27,7 @@ from superdraft.benchmarks.options import AsJson, MaxTokens, ServerDtype, Server
 from superdraft.benchmarks.over_http.local_server import http_client, local_server, serve_options
 from superdraft.benchmarks.summary import report, rounded_percentile, tracked
 from superdraft.benchmarks.typist import PAUSE_SIGMA, Pauses, best_draft
+from superdraft.decoding.text.typos import NEIGHBOURS
 from superdraft.evaluation.cases.prompts import Prompt, read_prompts
 from superdraft.evaluation.decoders.peers import LLAMA_CPP, SUPERDRAFT, parse_peer
 from superdraft.evaluation.options import NumDrafts
@@ -42,11 +45,13 @@ class Answer:
 
     Attributes:
         drafts: best first.
+        replaced: for each, how many of the last characters it takes the place of; empty: none.
         rows: rows of the model for it; None: the server does not say.
         is_known: no forward pass was needed.
     """
 
     drafts: list[str]
+    replaced: list[int] = field(default_factory=list)
     rows: int | None = None
     is_known: bool = False
 
@@ -55,18 +60,20 @@ Ask = Callable[[httpx.AsyncClient, str, str], Awaitable[Answer | None]]
 """Requests drafts for the text before the cursor of a person, who has a name; None: the server refused."""
 
 
-def superdraft(num_drafts: int, max_tokens: int) -> Ask:
+def superdraft(num_drafts: int, max_tokens: int, *, corrections: bool = False) -> Ask:
     """Requests to `POST /v1/drafts`, with a session per person."""
+    fields = {"num_drafts": num_drafts, "max_tokens": max_tokens, **({"corrections": "on"} if corrections else {})}
 
     async def ask(http: httpx.AsyncClient, text: str, person: str) -> Answer | None:
-        body = {"prompt": text, "num_drafts": num_drafts, "max_tokens": max_tokens, "session_id": person}
+        body = {"prompt": text, **fields, "session_id": person}
         response = await http.post("/v1/drafts", json=body)
         if not response.is_success:
             return None
         answer = response.json()
         usage = answer["usage"]
         num_run = usage["forward_rows"] + usage["prompt_tokens"] - usage["cached_tokens"]
-        return Answer([draft["text"] for draft in answer["drafts"]], usage["forward_rows"], num_run == 0)
+        replaced = [(draft.get("replaces") or {}).get("characters", 0) for draft in answer["drafts"]]
+        return Answer([draft["text"] for draft in answer["drafts"]], replaced, usage["forward_rows"], num_run == 0)
 
     return ask
 
@@ -136,15 +143,25 @@ class Person:
         cases: what to type, each text behind its prompt.
         tally: where to note what happens.
         chance: of the pauses.
+        mistyped: the share of the letters that come out as a neighbour on the keyboard.
     """
 
     def __init__(
-        self, ask: Ask, http: httpx.AsyncClient, cases: Iterator[Prompt], tally: Tally, chance: random.Random
+        self,
+        ask: Ask,
+        http: httpx.AsyncClient,
+        cases: Iterator[Prompt],
+        tally: Tally,
+        chance: random.Random,
+        mistyped: float = 0.0,
     ) -> None:
         self._ask_server, self._http, self._cases, self._tally = ask, http, cases, tally
         self._pauses = Pauses(chance, KEY_PAUSE_S)
         self._name = f"person-{uuid.uuid4().hex}"
-        self._drafts: list[str] = []
+        self._mistyped = mistyped
+        self._slips = random.Random(f"{mistyped} {chance.getstate()[1][0]}")  # noqa: S311
+        self._written = ""
+        self._answer = Answer([])
         self._shown_ms: float | None = None
 
     async def type(self, end_s: float) -> None:
@@ -152,23 +169,29 @@ class Person:
         await asyncio.sleep(self._pauses.chance.random() * KEY_PAUSE_S)
         while True:
             case = next(self._cases)
-            text, position = case.continuation, 0
+            text, position, self._written = case.continuation, 0, ""
             while position < len(text):
                 if time.perf_counter() >= end_s:
                     return
                 position = await self._press(case.text, text, position)
-            self._drafts = []
+            self._answer = Answer([])
 
     async def _press(self, before: str, text: str, position: int) -> int:
         """Press a key, which types a character or accepts a draft, then look until the next one; the new position."""
         tally = self._tally
-        num_above, num_accepted = best_draft(self._drafts, text[position:], in_part=True)
+        num_above, num_accepted = best_draft(self._additions(text[:position]), text[position:], in_part=True)
         tally.num_extra_keys += num_above
+        if num_accepted:
+            num_replaced = self._answer.replaced[num_above] if self._answer.replaced else 0
+            kept = self._written[: len(self._written) - num_replaced]
+            self._written = kept + text[position - num_replaced : position + num_accepted]
+        else:
+            self._written += self._typed(text[position])
         position += num_accepted or 1
         tally.num_characters += num_accepted or 1
         is_inside = text[position - 1 : position].isalnum() and text[position : position + 1].isalnum()
-        self._drafts, self._shown_ms = [], None
-        asking = asyncio.create_task(self._ask(before + text[:position]))
+        self._answer, self._shown_ms = Answer([]), None
+        asking = asyncio.create_task(self._ask(before + self._written))
         await asyncio.sleep(self._pauses.next_s())
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -187,7 +210,22 @@ class Person:
             return
         self._tally.answers.append(answer)
         if any(draft.strip() for draft in answer.drafts):
-            self._drafts, self._shown_ms = answer.drafts, 1e3 * (time.perf_counter() - begun_s)
+            self._answer, self._shown_ms = answer, 1e3 * (time.perf_counter() - begun_s)
+
+    def _typed(self, key: str) -> str:
+        """What comes out of a key press."""
+        near = sorted(NEIGHBOURS.get(key, ()))
+        return self._slips.choice(near) if near and self._slips.random() < self._mistyped else key
+
+    def _additions(self, meant: str) -> list[str]:
+        """What each draft on the screen adds to the text that was meant; a wrong correction adds nothing right."""
+        answer = self._answer
+        if not any(answer.replaced):
+            return answer.drafts
+        return [
+            draft[num:] if meant.endswith(draft[:num]) else "\0"
+            for draft, num in zip(answer.drafts, answer.replaced, strict=True)
+        ]
 
 
 def main(
@@ -196,6 +234,12 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="Seconds of each run.")] = 60.0,
     num_drafts: NumDrafts = 3,
     max_tokens: MaxTokens = 10,
+    mistyped: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.5, help="Share of letters that come out wrong. Above 0: without corrections, and with them."
+        ),
+    ] = 0.0,
     peer: Annotated[
         list[str] | None,
         typer.Option(help="Another running server, as superdraft=URL or llamacpp=URL. Repeatable."),
@@ -211,14 +255,17 @@ def main(
     cases = read_prompts(prompts)
     peers = [parse_peer(one, (SUPERDRAFT, LLAMA_CPP)) for one in peer or ()]
     options = serve_options(model=model, dtype=dtype, num_threads=num_threads)
+    own = superdraft(num_drafts, max_tokens)
+    servers: list[tuple[str, str | None, Ask]] = [("this version", None, own)]
+    if mistyped:
+        servers.append(("with corrections", None, superdraft(num_drafts, max_tokens, corrections=True)))
+    servers += [(one.name, one.url, llama_cpp(max_tokens) if one.kind == LLAMA_CPP else own) for one in peers]
     rows = []
-    for number, one in tracked(list(itertools.product(people, [None, *peers])), "people"):
-        is_peer = one is not None and one.kind == LLAMA_CPP
-        ask = llama_cpp(max_tokens) if is_peer else superdraft(num_drafts, max_tokens)
+    for number, (name, address, ask) in tracked(list(itertools.product(people, servers)), "people"):
         # A server that has seen a text answers faster, so each run has a new one.
-        with local_server(options) if one is None else contextlib.nullcontext(one.url) as url:
-            tally = asyncio.run(run(ask, url, cases, number, seconds, seed))
-        rows.append(tally.row("this version" if one is None else one.name, number))
+        with local_server(options) if address is None else contextlib.nullcontext(address) as url:
+            tally = asyncio.run(run(ask, url, cases, number, seconds, seed, mistyped))
+        rows.append(tally.row(name, number))
     if plot is not None:
         series = {
             name: ([row["people"] for row in own], [row["keys_saved"] for row in own])
@@ -236,11 +283,20 @@ def main(
         "peers": [one.name for one in peers],
         "serve": options,
         "seed": seed,
+        "mistyped": mistyped,
     }
     report(__doc__, settings, as_json, rows=rows)
 
 
-async def run(ask: Ask, url: str, cases: Sequence[Prompt], num_people: int, seconds: float, seed: int = 0) -> Tally:
+async def run(
+    ask: Ask,
+    url: str,
+    cases: Sequence[Prompt],
+    num_people: int,
+    seconds: float,
+    seed: int = 0,
+    mistyped: float = 0.0,
+) -> Tally:
     """Let people type for some time, after a short time that does not count."""
     async with http_client(url) as http:
         chance = random.Random(f"{seed} {num_people}")  # noqa: S311 (the same texts and pauses in every run)
@@ -248,7 +304,7 @@ async def run(ask: Ask, url: str, cases: Sequence[Prompt], num_people: int, seco
         for limit_s in (WARM_UP_S, seconds):
             tally, end_s = Tally(), time.perf_counter() + limit_s
             crowd = [
-                Person(ask, http, order, tally, random.Random(chance.random()))  # noqa: S311
+                Person(ask, http, order, tally, random.Random(chance.random()), mistyped)  # noqa: S311
                 for _ in range(num_people)
             ]
             await asyncio.gather(*(person.type(end_s) for person in crowd))

@@ -87,3 +87,39 @@ def test_people_type_different_texts_at_the_same_time(monkeypatch):
     tally = asyncio.run(run(server.ask, "http://127.0.0.1:9", cases, 3, 0.5))
     assert len({text.split(" some")[0] for text in server.asked}) >= 3
     assert 3 < len(tally.shown) < len(server.asked)
+
+
+def test_what_a_correction_adds_is_accepted_and_a_wrong_one_is_not(monkeypatch):
+    monkeypatch.setattr(Person, "_typed", lambda self, key: "j" if key == "h" else key)
+    asked = []
+
+    async def ask(http, text, person):
+        asked.append(text)
+        if text.endswith("your j"):
+            return Answer(["just then", "help with the"], [1, 1])
+        return Answer(["garage"], [4]) if text.endswith(" gard") else Answer([])
+
+    tally = Tally()
+    person = Person(ask, None, iter([CASE]), tally, random.Random(0), 0.1)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(person.type(time.perf_counter() + 60))
+    assert asked[-1] == CASE.text + CASE.continuation, "the correction took the wrong letter's place"
+    assert tally.num_extra_keys == 1
+    assert tally.num_characters == KEYS
+    assert len(tally.shown) == KEYS - len("elp with the") + 1
+
+
+def test_some_keys_come_out_as_neighbours_and_nobody_corrects_them():
+    asked = []
+
+    async def ask(http, text, person):
+        asked.append(text)
+        return Answer([])
+
+    case = Prompt("1", "mail", "", "the quick brown fox jumps over it" * 3)
+    person = Person(ask, None, iter([case]), Tally(), random.Random(0), 0.2)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(person.type(time.perf_counter() + 60))
+    wrong = [(a, b) for a, b in zip(asked[-1], case.continuation, strict=True) if a != b]
+    assert 5 < len(wrong) < 40
+    assert all(a.isalpha() and b.isalpha() for a, b in wrong)
