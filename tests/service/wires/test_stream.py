@@ -42,7 +42,10 @@ def test_snapshots_then_the_unary_answer(client):
         "id": answer["id"],
         "step": 1,
         "stable_text": " ",
-        "drafts": [{"index": 0, "text": " red0", "score": -0.5}, {"index": 1, "text": " green0", "score": -9999.0}],
+        "drafts": [
+            {"index": 0, "text": " red0", "replaces": None, "score": -0.5},
+            {"index": 1, "text": " green0", "replaces": None, "score": -9999.0},
+        ],
         "rows_by_depth": [],
     }
     assert (second["step"], second["drafts"][0]["text"]) == (2, " red0 red1")
