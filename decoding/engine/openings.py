@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -233,7 +234,7 @@ class Openings:
             ngram = self._step.ngram_logprobs(branch.sequence, roots, token_ids)
         ln_p_f = interpolate(tempered, ngram, params.alpha, params.penalty)
         children = Children.of(roots, token_ids, list(logprobs - covers.log_total), ln_p_f)
-        return select(branch, DraftSet(tuple(roots)), children)
+        return _with_words(select(branch, DraftSet(tuple(roots)), children), covers)
 
     def _sampled(self, branch: Branch, covers: Covers) -> DraftSet:
         """One opening, drawn from all covers; none if none is canonical. At temperature 0 the most probable one."""
@@ -275,6 +276,18 @@ class Openings:
             text = data.decode("utf-8", errors="replace") or self._tokenizer.token_text(opening.token_id)
             alternatives.append((opening.token_id, text, opening.logprob - covers.log_total))
         return tuple(alternatives)
+
+
+def _with_words(drafts: DraftSet, covers: Covers) -> DraftSet:
+    """The drafts; the best behind each corrected word stands for the word, whatever follows it."""
+    alive, seen = list[Draft](), set[tuple[int, ...]]()
+    for draft in drafts.alive:
+        if draft.replaced.endswith(b" ") and draft.stem_ids not in seen:
+            seen.add(draft.stem_ids)
+            stem = next(one for one in covers.stems if one.replaced and one.stem_ids == draft.stem_ids)
+            draft = replace(draft, word_logprob=stem.log_mass - covers.log_total)
+        alive.append(draft)
+    return DraftSet(tuple(alive), drafts.finished)
 
 
 def _is_known(sequence: Sequence, fixes: Corrections) -> bool:

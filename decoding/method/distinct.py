@@ -62,7 +62,11 @@ class Distinct:
 
         Words are separated by white space. If the draft left another one after its first word, the words up to the one
         that differs count too. The value is exact if these tokens were chosen on a row of the draft's own.
+
+        The first word of a draft that corrects a finished word is the corrected one.
         """
+        if draft.word_logprob is not None:
+            return draft.word_logprob
         text = b""
         total = 0.0
         for index, logprob in enumerate(draft.token_logprobs):

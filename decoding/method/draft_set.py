@@ -37,6 +37,7 @@ class Draft:
         pieces: the bytes that each token adds.
         start: with the selection "distinct", the draft's text in the step that began it; empty before that.
         replaced: the typed bytes at the prompt's end that the text takes the place of, as they were mistyped.
+        word_logprob: of the best draft behind a finished word that it corrects, ln of the probability of this word.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -51,6 +52,7 @@ class Draft:
     pieces: tuple[bytes, ...] = ()
     start: bytes = b""
     replaced: bytes = b""
+    word_logprob: float | None = None
 
     @property
     def lm_logprob(self) -> float:
@@ -149,6 +151,7 @@ class TokenAppender:
             pieces,
             draft.start,
             draft.replaced,
+            draft.word_logprob,
         )
 
     def _first_stop(self, text: bytes, start: int) -> int | None:

@@ -345,3 +345,13 @@ def test_exact_distribution_is_that_of_the_text_with_a_longer_tail():
     total = sum(got.values())
     best = max(expected, key=expected.get)
     assert got[best] / total == pytest.approx(expected[best], abs=0.05)
+
+
+@pytest.mark.usefixtures("everything_counts")
+def test_the_best_draft_behind_a_corrected_word_has_the_words_probability():
+    """What follows the word is less sure than the word, and would keep it from being shown."""
+    output, found, _ = run("as tehre ", replace(CORRECTING, num_drafts=8, min_probability=0.0))
+    (stem,) = [one for one in found.stems if one.replaced and TOKENIZER.bytes_of(one.stem_ids) == b" there"]
+    scores = [draft.score for draft in output.drafts if draft.replaces and draft.text.startswith("there ")]
+    assert max(scores) == pytest.approx(stem.log_mass - found.log_total)
+    assert all(score < max(scores) - 1 for score in sorted(scores)[:-1])
