@@ -255,11 +255,11 @@ def main(
     cases = read_prompts(prompts)
     peers = [parse_peer(one, (SUPERDRAFT, LLAMA_CPP)) for one in peer or ()]
     options = serve_options(model=model, dtype=dtype, num_threads=num_threads)
-    own = superdraft(num_drafts, max_tokens)
-    servers: list[tuple[str, str | None, Ask]] = [("this version", None, own)]
+    plain = superdraft(num_drafts, max_tokens)
+    servers: list[tuple[str, str | None, Ask]] = [("this version", None, plain)]
     if mistyped:
         servers.append(("with corrections", None, superdraft(num_drafts, max_tokens, corrections=True)))
-    servers += [(one.name, one.url, llama_cpp(max_tokens) if one.kind == LLAMA_CPP else own) for one in peers]
+    servers += [(one.name, one.url, llama_cpp(max_tokens) if one.kind == LLAMA_CPP else plain) for one in peers]
     rows = []
     for number, (name, address, ask) in tracked(list(itertools.product(people, servers)), "people"):
         # A server that has seen a text answers faster, so each run has a new one.
