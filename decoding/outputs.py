@@ -43,6 +43,11 @@ class Replaced:
         return cls(data.decode()) if data else None
 
 
+def kept(prompt: str, replaces: Replaced | None) -> str:
+    """The part of a prompt that stays before a draft."""
+    return prompt if replaces is None else prompt.removesuffix(replaces.text)
+
+
 @dataclass(frozen=True, slots=True)
 class DraftOutput:
     """One finished draft.
@@ -52,7 +57,7 @@ class DraftOutput:
         text: the continuation, starting right after the prompt's last character, or in the place of `replaces`.
         token_ids: the draft's tokens, without the end-of-text token. With a stop string these are all decoded tokens,
             so their text may be longer than `text`.
-        tokens: the text of each token.
+        tokens: the text of each token; of a correction, the first has the whole corrected word.
         score: the value that drafts are ranked by. With the selection "distinct", ln of the probability that the text
             continues with the draft's first word; otherwise the mean over the tokens, including the end-of-text token,
             of ln p_f, the interpolated score (eq. 6).

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 
-from superdraft.decoding.outputs import DraftOutput, DraftSnapshot, GenerationOutput, Replaced, Snapshot
+from superdraft.decoding.outputs import DraftOutput, GenerationOutput, Replaced, Snapshot, kept
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.fim import Gap
 from superdraft.decoding.text.gap_cut import has_text_after, joins
@@ -49,7 +49,10 @@ class Display:
         elif has_text_after(self.gap):
             drafts = ()
         else:
-            texts = ((draft, tidy(draft.text, self._before(draft), _last_word(draft.text))) for draft in probable)
+            texts = (
+                (draft, tidy(draft.text, kept(self.gap.prefix, draft.replaces), _last_word(draft.text)))
+                for draft in probable
+            )
             drafts = tuple(replace(draft, text=text) for draft, text in texts if text)
         stable_text = commonprefix([snapshot.stable_text, drafts[0].text]) if drafts else ""  # noqa: RUF071 (no paths)
         return replace(snapshot, drafts=drafts, stable_text=stable_text)
@@ -57,13 +60,9 @@ class Display:
     def _is_probable(self, score: float, params: GenerationParams) -> bool:
         return not params.scores_are_probabilities or math.exp(min(score, 0.0)) >= self.min_probability
 
-    def _before(self, draft: DraftOutput | DraftSnapshot) -> str:
-        """The text before a draft, without what it replaces."""
-        return self.gap.prefix.removesuffix(draft.replaces.text if draft.replaces else "")
-
     def _tidied(self, draft: DraftOutput) -> str:
         if not has_text_after(self.gap):
-            return tidy(draft.text, self._before(draft), _last_token(draft))
+            return tidy(draft.text, kept(self.gap.prefix, draft.replaces), _last_token(draft))
         is_fit = draft.finish_reason == "stop" and not _ends_its_line(draft) and joins(draft.text, self.gap)
         return draft.text if is_fit and tidy(draft.text, self.gap.prefix) == draft.text.rstrip() else ""
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from superdraft.decoding.errors import InvalidRequestError
-from superdraft.decoding.outputs import GenerationOutput, StepOutput
+from superdraft.decoding.outputs import GenerationOutput, StepOutput, kept
 from superdraft.decoding.params import DEFAULT_STRATEGY, SELECTIONS, STRATEGIES, GenerationParams
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.request import EngineRequest
@@ -248,7 +248,7 @@ class Service:
         if self.settings.speculate == "off" or not is_typing or not output.drafts or not isinstance(prompt, str):
             return
         first = output.drafts[0]
-        text = type(prompt)(prompt.removesuffix(first.replaces.text if first.replaces else "") + first.text)
+        text = type(prompt)(kept(prompt, first.replaces) + first.text)
         likely = replace(request, prompts={f"{request_id}-ahead": text}, deadline_s=None, draft_timeout_s=None)
         (run,) = self._runs(likely, params, scorer)
         self.engine.look_ahead(run)

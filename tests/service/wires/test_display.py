@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from support import editors
 from support.sse import parsed
 
-from superdraft.decoding.outputs import DraftOutput, DraftSnapshot, Replaced, Snapshot
+from superdraft.decoding.outputs import DraftOutput, DraftSnapshot, Replaced, Snapshot, kept
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.fim import Gap
 from superdraft.evaluation.measures.looks import best_of, effect_of
@@ -352,4 +352,4 @@ def test_a_correction_is_tidied_after_the_text_that_stays():
     display = Display(Gap("We tried agian"), is_tidy=True)
     (shown,) = display.shown_so_far(Snapshot(1, (draft,), ""), GenerationParams(selection="distinct")).drafts
     assert shown.text == "again and again"
-    assert display._before(draft) == "We tried "
+    assert kept("We tried agian", draft.replaces) == "We tried "

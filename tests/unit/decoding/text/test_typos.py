@@ -66,14 +66,17 @@ def test_all_that_may_have_been_meant_is_one_edit_away(word, ends):
     assert all(edits(word, meant.strip().lower()) <= 1 for meant in found)
     assert f" {word}" not in found
     assert all(-20 < logprob < 0 for logprob in found.values())
-    swapped = word[1] + word[0] + word[2:]
-    assert swapped == word or f" {swapped}" in found
+    places = range(len(word))
+    near = {word[:i] + c + word[i + 1 :] for i in places for c in "abeot"}
+    near |= {word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in places[:-1]}
+    near |= {word[:i] + c + word[i:] for i in places for c in "abeot"}
+    near |= {word[:i] + word[i + 1 :] for i in (places if ends else places[:-1])}
+    assert {f" {one}" for one in near - {word}} <= found.keys(), "all of them, at every place"
 
 
 def test_likely_slips_weigh_more():
     found = meant_by("I saw tge ")
     assert found[" the"] > found[" toe"], "g is beside h on the keyboard, and far from o"
-    assert meant_by("see you tomorow ")[" tomorrow"] > found[" tinge"] if " tinge" in found else True
     assert meant_by("She said helo ")[" hello"] > meant_by("She said helo ")[" helot"]
     assert meant_by("The end teh ")[" the"] > meant_by("The end teh ")[" tech"]
 
