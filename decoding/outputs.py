@@ -1,12 +1,36 @@
 """Results of the engine, as plain values: no tensors and nothing specific to HTTP."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from superdraft.decoding.errors import SuperdraftError
 
 FinishReason = Literal["stop", "length", "improbable"]
 """Why a draft ended: end of text or stop string; token limit reached; continuation too unlikely (`min_probability`)."""
+
+OUT_OF_TIME = "The time limit was reached before the drafts were complete: they are cut short."
+"""The warning of an answer whose request reached its time limit."""
+
+
+class Extent(NamedTuple):
+    """A beginning of a draft that ends where a word ends, or where the draft ends.
+
+    Attributes:
+        num_characters: its length in code points.
+        probability: the language model's, that the text continues with it, given the typed text. As exact as the
+            draft's `token_logprobs`.
+    """
+
+    num_characters: int
+    probability: float
+
+
+def extents_within(extents: Sequence[Extent], num_characters: int) -> tuple[Extent, ...]:
+    """The extents of a draft that is cut to a length. A word that the cut parts keeps its probability, as a bound."""
+    within = [extent for extent in extents if extent.num_characters < num_characters]
+    rest = extents[len(within) :]
+    return (*within, Extent(num_characters, rest[0].probability)) if rest and num_characters else tuple(within)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +90,7 @@ class DraftOutput:
         finish_reason: see `FinishReason`.
         exact_logprobs: from the verification pass, if one was requested.
         replaces: the end of the prompt that the text takes the place of; None: the text is only added.
+        extents: how probable the text is up to each of its words, shortest first, as `SelectionRule.extents` has them.
     """
 
     index: int
@@ -77,6 +102,7 @@ class DraftOutput:
     finish_reason: FinishReason
     exact_logprobs: tuple[TokenLogprob, ...] | None = None
     replaces: Replaced | None = None
+    extents: tuple[Extent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +164,13 @@ class DraftSnapshot:
         text: its current text, which a later step may replace.
         score: its current score, see `DraftOutput.score`.
         replaces: see `DraftOutput`.
+        extents: see `DraftOutput`; its last word may be unfinished.
     """
 
     text: str
     score: float
     replaces: Replaced | None = None
+    extents: tuple[Extent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ from superdraft.decoding.engine.sequence import Branch, Sequence
 from superdraft.decoding.engine.verification import Verification, verify
 from superdraft.decoding.method.draft_set import Draft, DraftSet
 from superdraft.decoding.method.ranking import rank
+from superdraft.decoding.method.selection import SelectionRule
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.outputs import (
     DraftOutput,
     DraftSnapshot,
+    Extent,
     FinishReason,
     GenerationOutput,
     Replaced,
@@ -19,6 +21,7 @@ from superdraft.decoding.outputs import (
     Timings,
     TokenLogprob,
     Usage,
+    extents_within,
 )
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.text.tokenizer import Tokenizer, valid_utf8_prefix
@@ -39,6 +42,7 @@ class _Shown:
     finish_reason: FinishReason
     stem_ids: tuple[int, ...]
     replaced: bytes
+    extents: tuple[Extent, ...]
 
 
 def all_drafts(sequence: Sequence) -> DraftSet:
@@ -60,7 +64,9 @@ def snapshot(sequence: Sequence) -> Snapshot:
     return Snapshot(
         num_steps=max(branch.num_steps for branch in sequence.branches),
         drafts=tuple(
-            DraftSnapshot(valid_utf8_prefix(draft.text), rule.score(draft), Replaced.of(draft.replaced))
+            DraftSnapshot(
+                valid_utf8_prefix(draft.text), rule.score(draft), Replaced.of(draft.replaced), rule.extents(draft)
+            )
             for draft in ranked
         ),
         stable_text=_stable_text(sequence),
@@ -161,7 +167,7 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
     by_text: dict[tuple[bytes, str], _Shown] = {}
     for draft in ranked:
         if params.min_score is None or rule.score(draft) >= params.min_score:
-            shown = _cut(draft, rule.score(draft), params)
+            shown = _cut(draft, rule, params)
             # Blanks at the end of a line or a text suggest nothing; but the spared draft has been streamed already.
             ends_blank = shown.finish_reason == "stop" and not shown.text.strip() and draft is not whole
             by_text.setdefault((shown.replaced, "" if ends_blank else rule.as_read(shown.text)), shown)
@@ -170,7 +176,7 @@ def _shown_drafts(sequence: Sequence) -> list[_Shown]:
     return list(by_text.values())[: params.num_shown]
 
 
-def _cut(draft: Draft, score: float, params: GenerationParams) -> _Shown:
+def _cut(draft: Draft, rule: SelectionRule, params: GenerationParams) -> _Shown:
     """A draft trimmed for display, with the tokens of the text that is left."""
     # An end of text has a log-probability, but no piece and no token.
     pieces, token_ids, text = draft.pieces, draft.token_ids, draft.text
@@ -180,7 +186,7 @@ def _cut(draft: Draft, score: float, params: GenerationParams) -> _Shown:
     num_tokens = len(pieces) if shown == whole else tokens_within(pieces, len(shown.encode()))
     logprobs = draft.token_logprobs[: min(num_tokens, len(token_ids))]
     return _Shown(
-        score,
+        rule.score(draft),
         shown,
         token_ids[:num_tokens],
         pieces[:num_tokens],
@@ -188,6 +194,7 @@ def _cut(draft: Draft, score: float, params: GenerationParams) -> _Shown:
         finish_reason,
         draft.stem_ids,
         draft.replaced,
+        extents_within(rule.extents(draft), len(shown)),
     )
 
 
@@ -218,6 +225,7 @@ def _output(sequence: Sequence, index: int, draft: _Shown, verification: Verific
         finish_reason=draft.finish_reason,
         exact_logprobs=exact,
         replaces=Replaced.of(draft.replaced),
+        extents=draft.extents,
     )
 
 

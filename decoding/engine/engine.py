@@ -41,7 +41,7 @@ from superdraft.decoding.errors import InvalidRequestError, SequenceFailedError,
 from superdraft.decoding.method.draft_set import DraftSet
 from superdraft.decoding.model.runner import ModelRunner
 from superdraft.decoding.ngram import NgramScorer
-from superdraft.decoding.outputs import GenerationOutput, StepOutput, StepReport
+from superdraft.decoding.outputs import OUT_OF_TIME, GenerationOutput, StepOutput, StepReport
 from superdraft.decoding.params import GenerationParams
 from superdraft.decoding.prompt import Prompt
 from superdraft.decoding.request import EngineRequest
@@ -302,9 +302,7 @@ class Engine:
         outputs = []
         for sequence in list(self._sequences.values()):
             if sequence.deadline_s is not None and now_s >= sequence.deadline_s:
-                sequence.warnings.append(
-                    "The time limit was reached before the drafts were complete: they are cut short."
-                )
+                sequence.warnings.append(OUT_OF_TIME)
                 for branch in sequence.branches:
                     if branch.num_steps == 0:
                         branch.drafts = DraftSet((), ())

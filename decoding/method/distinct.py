@@ -1,13 +1,22 @@
 """The selection rule "distinct": one draft for each of the k best first tokens. Superdraft's own, not the paper's."""
 
+import codecs
 import math
 from dataclasses import replace
 
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, Extend
-from superdraft.decoding.text.trimming import as_read
+from superdraft.decoding.outputs import Extent, extents_within
+from superdraft.decoding.text.tokenizer import valid_utf8_prefix
+from superdraft.decoding.text.trimming import as_read, ends_word
 
 MIN_START_PROBABILITY = 0.01
 """A new draft must be at least this probable, unless it is the only one."""
+
+MIN_EXTENT_PROBABILITY = 0.01
+"""Less probable beginnings of a draft are not reported."""
+
+_MIN_EXTENT_LOGPROB = math.log(MIN_EXTENT_PROBABILITY)
+_Utf8 = codecs.getincrementaldecoder("utf-8")
 
 MAX_COMMON_WORDS = 3
 """Words within which a new draft must leave the others."""
@@ -76,6 +85,34 @@ class Distinct:
             text += piece
             total += logprob
         return total
+
+    def extents(self, draft: Draft) -> tuple[Extent, ...]:
+        """How probable the text is up to each of its words: the product of its tokens' probabilities.
+
+        A word ends before a token that begins with white space; where a script has no spaces, after each token. Words
+        from the one on with which the text becomes less probable than `MIN_EXTENT_PROBABILITY` have none.
+        """
+        if draft.word_logprob is not None:  # the text begins with the corrected word
+            extents = [Extent(len(draft.text.split()[0].decode()), math.exp(draft.word_logprob))]
+        else:
+            extents = []
+        decoder = _Utf8(errors="replace")
+        num_characters, last, total = 0, "", 0.0
+        for index, logprob in enumerate(draft.token_logprobs):
+            if index == len(draft.pieces):  # end of text: the draft is as probable as its words
+                break
+            is_whole = not decoder.getstate()[0]
+            text = decoder.decode(draft.pieces[index])
+            if is_whole and text and ends_word(last, text):
+                extents.append(Extent(num_characters, math.exp(total)))
+            num_characters += len(text)
+            last = (last + text)[-1:]
+            total += logprob
+            if total < _MIN_EXTENT_LOGPROB:
+                break
+        if total >= _MIN_EXTENT_LOGPROB:
+            extents.append(Extent(num_characters, math.exp(total)))
+        return extents_within(extents, len(valid_utf8_prefix(draft.text)))  # a stop string may have cut the text
 
     def as_read(self, text: str) -> str:
         """The text without blank lines, and without white space at the end of lines, which a reader does not see."""

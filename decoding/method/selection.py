@@ -8,6 +8,7 @@ from typing import Protocol
 
 from superdraft.decoding.method.distinct import Distinct
 from superdraft.decoding.method.draft_set import Children, Draft, DraftSet, Extend
+from superdraft.decoding.outputs import Extent
 
 
 class SelectionRule(Protocol):
@@ -44,6 +45,9 @@ class SelectionRule(Protocol):
 
     def score(self, draft: Draft) -> float:
         """The value by which finished drafts are ranked; higher is better."""
+
+    def extents(self, draft: Draft) -> tuple[Extent, ...]:
+        """How probable the text of a draft is up to each of its words; none if the rule has no probabilities."""
 
     def as_read(self, text: str) -> str:
         """The key by which the drafts of an answer differ: of those with the same, only the best is shown."""
@@ -88,6 +92,10 @@ class Paper:
     def score(self, draft: Draft) -> float:
         """The length-normalised score, by which the reference code ranks drafts."""
         return draft.mean_logprob
+
+    def extents(self, draft: Draft) -> tuple[Extent, ...]:  # noqa: ARG002
+        """None: with tau and an n-gram model, scores are no probabilities of the text."""
+        return ()
 
     def as_read(self, text: str) -> str:
         """The whole text, as in the reference code."""

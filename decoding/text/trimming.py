@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from os.path import commonprefix
 
 from superdraft.decoding.text.tokenizer import valid_utf8_prefix
-from superdraft.decoding.text.words import last_word_start
+from superdraft.decoding.text.words import is_word_character, last_word_start
 
 _BLANK_LINES = re.compile(r"[^\S\n]*\n(?:\s*\n)?")
 _LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
@@ -61,6 +61,17 @@ def without_last_word(text: str) -> str:
     if text and text[-1] in _CONNECTORS and text[-1] not in _HYPHENS_AND_APOSTROPHES:
         return text
     return text[: last_word_start(text, _CONNECTORS)]
+
+
+def ends_word(last: str, following: str) -> bool:
+    """Whether a word ends after a character: before white space, or always in a script without spaces.
+
+    Args:
+        last: the character before the place; "" if there is none.
+        following: the text after it; "" is the end of the text.
+    """
+    is_unspaced = last.isalnum() and not is_word_character(last)
+    return last != "" and not last.isspace() and (not following or following[0].isspace() or is_unspaced)
 
 
 def sentence_ends(text: str) -> list[int]:

@@ -106,3 +106,57 @@ def test_an_end_of_text_ends_the_first_word():
     draft = Draft(token_ids=(CAT,), pieces=(b" cat",), start=b" cat", token_logprobs=(-1.0, -0.7), finish_reason="stop")
     assert RULE.score(draft) == -1.0
     assert math.isfinite(RULE.score(Draft()))
+
+
+def extents(**fields) -> list[tuple[int, float]]:
+    pieces = fields["pieces"]
+    fields.setdefault("text", b"".join(pieces))
+    draft = Draft(token_ids=tuple(range(len(pieces))), start=pieces[0], **fields)
+    return [(extent.num_characters, round(extent.probability, 4)) for extent in RULE.extents(draft)]
+
+
+def test_an_extent_ends_with_each_word_and_is_as_probable_as_its_tokens_together():
+    half, third = math.log(1 / 2), math.log(1 / 3)
+    found = extents(pieces=(b" cat", b"s", b" sat"), token_logprobs=(half, half, third))
+    assert found == [(5, 0.25), (9, 0.0833)]
+    # An end of text ends the word and does not make it less probable.
+    assert extents(pieces=(b" cat", b"s"), token_logprobs=(half, half, third), finish_reason="stop") == [(5, 0.25)]
+
+
+def test_an_improbable_word_and_what_follows_it_have_no_extent():
+    found = extents(pieces=(b" the", b" cat", b" sat"), token_logprobs=(math.log(0.5), math.log(0.01), math.log(0.9)))
+    assert found == [(4, 0.5)]
+
+
+def test_extents_count_characters_and_not_bytes():
+    jour = "à".encode()
+    found = extents(pieces=(jour[:1], jour[1:], b" la"), token_logprobs=(math.log(0.5), 0.0, math.log(0.5)))
+    assert found == [(1, 0.5), (4, 0.25)]
+
+
+def test_where_a_script_has_no_spaces_each_token_ends_a_word():
+    found = extents(pieces=("今日".encode(), "は".encode()), token_logprobs=(math.log(0.5), math.log(0.5)))
+    assert found == [(2, 0.5), (3, 0.25)]
+
+
+def test_a_text_cut_within_a_word_keeps_the_words_probability_as_a_bound():
+    found = extents(pieces=(b" cat", b" sat"), text=b" cat s", token_logprobs=(math.log(0.5), math.log(0.5)))
+    assert found == [(4, 0.5), (6, 0.25)]
+    found = extents(pieces=(b" cat", b" sat"), text=b" ca", token_logprobs=(math.log(0.5), math.log(0.5)))
+    assert found == [(3, 0.5)]
+    assert extents(pieces=(b" cat",), text=b"", token_logprobs=(math.log(0.5),)) == []
+
+
+def test_the_first_extent_of_a_corrected_word_is_the_words():
+    found = extents(
+        pieces=(b"receive the", b" mail"),
+        token_logprobs=(math.log(0.3), math.log(0.5)),
+        replaced=b"recieve ",
+        word_logprob=math.log(0.6),
+    )
+    assert found == [(7, 0.6), (11, 0.3), (16, 0.15)]
+
+
+def test_the_papers_scores_are_no_probabilities_of_a_text():
+    draft = Draft(token_ids=(CAT,), pieces=(b" cat",), text=b" cat", token_logprobs=(-0.5,))
+    assert GenerationParams(selection="paper").ranking_rule.extents(draft) == ()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superdraft.decoding.text.trimming import as_read, stable_prefix, tokens_within, trim_text
+from superdraft.decoding.text.trimming import as_read, ends_word, stable_prefix, tokens_within, trim_text
 
 PROSE = st.text(st.sampled_from("ab I.!?,-'\"\n\r 3。日é)…\u0301"), max_size=25) | st.text(max_size=15)
 
@@ -192,3 +192,21 @@ def test_texts_that_read_the_same(text, other):
 )
 def test_texts_that_read_differently(text, other):
     assert as_read(text) != as_read(other)
+
+
+@pytest.mark.parametrize(
+    ("last", "following", "ends"),
+    [
+        ("t", " sat", True),
+        ("t", "", True),
+        (".", "\n", True),
+        ("t", "s", False),
+        ("t", ".", False),
+        (" ", "sat", False),
+        (" ", " ", False),
+        ("", " sat", False),
+        ("今", "日", True),
+    ],
+)
+def test_a_word_ends_before_white_space_or_after_a_character_that_is_a_word(last, following, ends):
+    assert ends_word(last, following) == ends
